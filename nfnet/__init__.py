@@ -1,0 +1,62 @@
+"""Decide and log packets from Python: Linux NFQUEUE and NFLOG over a raw netlink socket.
+
+    import nfnet
+
+    with nfnet.Queue(1) as queue:
+        for packet in queue:
+            packet.drop() if packet.mark == 7 else packet.accept()
+"""
+
+
+from .errors import (
+    AckTimeoutError,
+    AlreadyDecidedError,
+    ArgumentError,
+    BusyError,
+    BusyReadingError,
+    ClosedError,
+    DecodeError,
+    KernelError,
+    NfnetError,
+    NotPermittedError,
+    NotSupportedError,
+    OverrunError,
+)
+from .packet import Packet, Vlan
+from .protocol.conntrack import Conntrack, CtInfo
+from .protocol.nfnetlink import Family, Hook
+from .protocol.nfqnl import CopyMode, SkbInfo, Verdict
+from .queue import Queue, QueueCounters
+from .transport import NetlinkSocket, Transport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AckTimeoutError",
+    "AlreadyDecidedError",
+    "ArgumentError",
+    "BusyError",
+    "BusyReadingError",
+    "ClosedError",
+    "Conntrack",
+    "CopyMode",
+    "CtInfo",
+    "DecodeError",
+    "Family",
+    "Hook",
+    "KernelError",
+    "NetlinkSocket",
+    "NfnetError",
+    "NotPermittedError",
+    "NotSupportedError",
+    "OverrunError",
+    "Packet",
+    "Queue",
+    "QueueCounters",
+    "SkbInfo",
+    "Transport",
+    "Verdict",
+    "Vlan",
+
+
+]

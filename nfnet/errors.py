@@ -1,0 +1,109 @@
+"""Every error that nfnet raises on purpose.
+
+All of them derive from `NfnetError`, so one ``except`` clause catches what the library says and nothing else.
+An error that the operating system caused is also the `OSError` that fits, with its ``errno``; an argument that
+cannot be right is also a `ValueError`.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+
+# The kernel's internal ENOTSUPP: it leaks to user space from nfnetlink, and no libc has a text for it.
+ENOTSUPP = 524
+
+
+class NfnetError(Exception):
+    """The root of all errors of this package."""
+
+
+class ArgumentError(NfnetError, ValueError):
+    """An argument is outside its range; nothing was sent to the kernel."""
+
+
+class DecodeError(NfnetError, ValueError):
+    """Bytes that are no whole netlink message.
+
+    ``offset`` is where in the datagram the reading failed, in bytes from its start.
+    """
+
+    def __init__(self, what: str, offset: int) -> None:
+        super().__init__(f"{what} (at byte {offset})")
+        self.offset = offset
+
+
+class ClosedError(NfnetError):
+    """The queue, or the binding that a packet came from, is closed."""
+
+
+class BusyReadingError(NfnetError):
+    """The queue is being read by another loop already."""
+
+
+class AlreadyDecidedError(NfnetError):
+    """A second verdict on a packet; the first one stands."""
+
+
+class KernelError(NfnetError, OSError):
+    """The kernel refused a request, or the socket failed.
+
+    ``operation`` is what was being done, ``errno`` the kernel's number, ``message`` the kernel's own text from the
+    extended acknowledgement (None when it gave none), ``hint`` what can be done about it (or None).
+    """
+
+    def __init__(
+        self, operation: str, errno: int, *, message: str | None = None, hint: str | None = None
+    ) -> None:
+        text = "operation not supported" if errno == ENOTSUPP else os.strerror(errno).lower()
+        OSError.__init__(self, errno, text)
+        self.operation = operation
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        assert self.errno is not None
+        name = "ENOTSUPP" if self.errno == ENOTSUPP else _errno.errorcode.get(self.errno, str(self.errno))
+        text = f"{self.operation}: {self.strerror} [{name}]"
+        if self.message:
+            text += f'; the kernel says "{self.message}"'
+        if self.hint:
+            text += f". {self.hint}"
+        return text
+
+
+def kernel_error(operation: str, errno: int, *, message: str | None = None) -> KernelError:
+    """The error that fits an errno, with what can be done about it."""
+    if errno in (_errno.EPERM, _errno.EACCES):
+        hint = (
+            "CAP_NET_ADMIN over this network namespace is needed, for every verdict too: run as root, or give the"
+            " process that capability"
+        )
+        return NotPermittedError(operation, errno, message=message, hint=hint)
+    if errno in (_errno.EOPNOTSUPP, ENOTSUPP, _errno.EPROTONOSUPPORT, _errno.EAFNOSUPPORT):
+        hint = "This kernel, or this container, does not offer it"
+        return NotSupportedError(operation, errno, message=message, hint=hint)
+    if errno == _errno.ENOBUFS:
+        hint = "Packets were lost: handle them faster, or ask for a larger buffer (rcvbuf=)"
+        return OverrunError(operation, errno, message=message, hint=hint)
+    return KernelError(operation, errno, message=message)
+
+
+class NotPermittedError(KernelError, PermissionError):
+    """The process lacks CAP_NET_ADMIN over the network namespace of the socket (EPERM)."""
+
+
+class BusyError(KernelError, PermissionError):
+    """Another socket owns the queue or group. The kernel answers EPERM, as for a missing privilege."""
+
+
+class NotSupportedError(KernelError):
+    """This kernel lacks what was asked for (EOPNOTSUPP, ENOTSUPP, EPROTONOSUPPORT, or EINVAL for a subsystem)."""
+
+
+class AckTimeoutError(KernelError, TimeoutError):
+    """The kernel's answer to a request did not arrive in time (ETIMEDOUT); the request may have been executed."""
+
+
+class OverrunError(KernelError):
+    """The receive buffer was full and the kernel could not deliver packets (ENOBUFS)."""

@@ -1,0 +1,90 @@
+"""Network namespaces: work in another one, or in a new one, without moving anything that is already there."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from .checks import check
+from .errors import ArgumentError, kernel_error
+
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
+
+_T = TypeVar("_T")
+
+
+class _File(Protocol):
+    def fileno(self) -> int: ...
+
+
+Netns = str | os.PathLike[str] | int | _File
+"""The name of a namespace in /run/netns, a path, a process id, or an open file."""
+
+
+def _libc(call: str, *arguments: int) -> None:
+    # os.unshare and os.setns came with Python 3.12.
+    if ctypes.CDLL(None, use_errno=True)[call](*arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def unshare(flags: int) -> None:
+    """Move the calling thread into new namespaces (``unshare(2)``); CLONE_NEWUSER needs a process of one thread.
+
+    Raises NotPermittedError or another KernelError.
+    """
+    try:
+        _libc("unshare", flags)
+    except OSError as error:
+        raise kernel_error("making a namespace of our own", error.errno or errno.EIO) from None
+
+
+def enter(netns: Netns) -> None:
+    """Move the calling thread into a network namespace (``setns(2)``). Raises KernelError."""
+    operation = f"entering network namespace {netns!r}"
+    try:
+        if isinstance(netns, (str, os.PathLike, int)):
+            with open(_path(netns)) as file:
+                _libc("setns", file.fileno(), CLONE_NEWNET)
+        else:
+            _libc("setns", netns.fileno(), CLONE_NEWNET)
+    except OSError as error:
+        raise kernel_error(operation, error.errno or errno.EIO) from None
+
+
+def _path(netns: str | os.PathLike[str] | int) -> str:
+    if isinstance(netns, int):
+        return f"/proc/{check('netns (a process id)', netns, 1, 0x7FFFFFFF)}/ns/net"
+    path = os.fspath(netns)
+    if not path:
+        raise ArgumentError("netns is empty and must be a name, a path, a process id or an open file")
+    return path if "/" in path else f"/run/netns/{path}"
+
+
+def call_in(netns: Netns, function: Callable[[], _T]) -> _T:
+    """Call ``function`` in a network namespace and return its result; the calling thread stays where it is.
+
+    A socket belongs for life to the namespace in which it was made. A namespace belongs to a thread, so this starts
+    one, which ends with the call. Raises KernelError if there is no such namespace or it may not be entered.
+    """
+    outcome: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            enter(netns)
+            outcome["result"] = function()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=work, name="nfnet-netns")
+    thread.start()
+    thread.join()
+    if "error" in outcome:
+        raise outcome["error"]
+    result: _T = outcome["result"]
+    return result

@@ -1,0 +1,407 @@
+"""A packet that the kernel queued, and the verdict on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from construct import Int32ub
+
+from .checks import check
+from .errors import AlreadyDecidedError, ArgumentError
+from .interfaces import interface_name
+from .protocol import conntrack, nfqnl
+from .protocol.layout import Spans, compile_struct
+from .protocol.nfnetlink import BODY, Family, Hook, nfgenmsg, parse_attributes
+from .protocol.nfqnl import MAX_PAYLOAD, MIN_PAYLOAD, NFQA, NFQA_VLAN, QUEUE_BYPASS, SkbInfo, Verdict
+from .verdicts import ACCEPT, DROP, Decision, decision, decision_with
+
+_MIN_IPV6_PAYLOAD = 40  # the kernel wants room up to the transport header
+
+_read_u32 = compile_struct(Int32ub).unpack_from
+_read_header = compile_struct(nfqnl.packet_hdr).unpack_from
+_read_hwaddr = compile_struct(nfqnl.hwaddr).unpack_from
+_read_timestamp = compile_struct(nfqnl.timestamp).unpack_from
+_read_family = compile_struct(nfgenmsg, "family").unpack_from
+
+
+class Vlan(NamedTuple):
+    """A VLAN tag: ``protocol`` is its EtherType (0x8100 or 0x88A8), ``tci`` priority, drop eligibility and id."""
+
+    protocol: int
+    tci: int
+
+
+class Packet:
+    """A packet that waits for a verdict.
+
+    It is cheap: its attributes are read from the message when they are asked for. Its bytes are its own and never
+    change, so it may be kept for as long as one likes and decided later, in any order and from any thread; until
+    then the kernel keeps the packet. Numbers are in host order. Reading an attribute raises DecodeError if the
+    message, from a damaged recording, say, is malformed.
+    """
+
+    __slots__ = ("_decide", "_decision", "_where", "id", "raw")
+
+    # `Queue` fills in a bare instance: a call to __init__ would cost a tenth of all that is done for a packet.
+    id: int
+    """The number of the packet in this binding of the queue: 1, 2, ... (32 bits, wraps). Missing ones were lost."""
+    raw: bytes
+    """The netlink message as the kernel sent it."""
+    _decision: Decision | None
+    _decide: Callable[[Packet], None]
+    _where: Spans | None
+
+    def __repr__(self) -> str:
+        verdict = "undecided" if self._decision is None else Verdict(self._decision.word & 0xFF).name
+        return f"<Packet {self.id}: hook {self.hook!s}, {len(self.payload)} bytes, {verdict}>"
+
+    # --- verdicts
+
+    def accept(
+        self,
+        mark: int | None = None,
+        payload: bytes | None = None,
+        priority: int | None = None,
+        vlan: Vlan | None = None,
+        l2header: bytes | None = None,
+    ) -> None:
+        """Let the packet go on behind the chain that queued it (NF_ACCEPT).
+
+        ``mark`` replaces the packet's mark (0 clears it) and ``priority`` its queueing priority, both 32 bits.
+        ``payload`` replaces the whole packet from its network header on, 20 to 65,531 bytes (at least 40 for IPv6);
+        its lengths and checksums must be right, see `nfnet.inet`. Bytes equal to the payload change nothing, even
+        if the kernel sent only the beginning of the packet. ``vlan`` sets the tag and ``l2header`` overwrites the
+        link-layer header, with the same length, of a packet in the bridge family.
+
+        Raises ArgumentError, AlreadyDecidedError, ClosedError, or KernelError if sending fails. The kernel's own
+        objections to a verdict come later and are counted: see `Queue.counters`.
+        """
+        if (
+            self._decision is not None
+            or mark is not None
+            or payload is not None
+            or priority is not None
+            or vlan is not None
+            or l2header is not None
+        ):
+            self._change(Verdict.ACCEPT, mark, payload, priority, vlan, l2header)
+        else:
+            self._decision = ACCEPT
+            self._decide(self)
+
+    def drop(self) -> None:
+        """Drop the packet (NF_DROP); a local sender is not told. Raises as `accept`."""
+        if self._decision is not None:
+            self._refuse()
+        self._decision = DROP
+        self._decide(self)
+
+    def repeat(
+        self, mark: int | None = None, payload: bytes | None = None, priority: int | None = None
+    ) -> None:
+        """Let the packet pass the same hook again from its first rule (NF_REPEAT); arguments as for `accept`.
+
+        The rule that queued it queues it again, with a new id, unless it looks at the mark, for instance.
+        """
+        self._change(Verdict.REPEAT, mark, payload, priority)
+
+    def requeue(
+        self,
+        number: int,
+        mark: int | None = None,
+        payload: bytes | None = None,
+        priority: int | None = None,
+        bypass: bool = False,
+    ) -> None:
+        """Hand the packet to another queue (NF_QUEUE); it gets a new id there. Other arguments as for `accept`.
+
+        Where nobody listens to that queue the kernel drops it, or with ``bypass`` lets it go on.
+        """
+        number = check("queue number", number, 0, 0xFFFF)
+        self._change(number << 16 | (QUEUE_BYPASS if bypass else 0) | Verdict.QUEUE, mark, payload, priority)
+
+    def verdict(
+        self,
+        code: int,
+        mark: int | None = None,
+        payload: bytes | None = None,
+        priority: int | None = None,
+        vlan: Vlan | None = None,
+        l2header: bytes | None = None,
+    ) -> None:
+        """Give any verdict word that the kernel knows; see `Verdict`. Other arguments as for `accept`.
+
+        The upper 16 bits are for Verdict.QUEUE alone: the kernel would take ACCEPT with stray bits for STOP.
+        """
+        word = check("verdict", code, 0, 0xFFFFFFFF)
+        kind = word & 0xFF
+        if kind not in (Verdict.DROP, Verdict.ACCEPT, Verdict.QUEUE, Verdict.REPEAT, Verdict.STOP):
+            raise ArgumentError(f"verdict {word:#x}: the low byte must be 0, 1, 3, 4 or 5")
+        if word != kind and (kind != Verdict.QUEUE or word & 0x7F00):
+            raise ArgumentError(f"verdict {word:#x}: only QUEUE (3) may have bits above the lowest 8 (queue, bypass)")
+        self._change(word, mark, payload, priority, vlan, l2header)
+
+    def _refuse(self) -> None:
+        raise AlreadyDecidedError(f"packet {self.id} has its verdict already; the first one stands")
+
+    def _change(
+        self,
+        word: int,
+        mark: int | None,
+        payload: bytes | None,
+        priority: int | None,
+        vlan: Vlan | None = None,
+        l2header: bytes | None = None,
+    ) -> None:
+        if self._decision is not None:
+            self._refuse()
+        if mark is not None:
+            mark = check("mark", mark, 0, 0xFFFFFFFF)
+        if priority is not None:
+            priority = check("priority", priority, 0, 0xFFFFFFFF)
+        attributes: list[tuple[int, bytes]] = []
+        if payload is not None and payload != self.payload:
+            attributes.append((NFQA.PAYLOAD, self._check_payload(payload)))
+        if vlan is not None or l2header is not None:
+            attributes += self._link_layer(vlan, l2header)
+        if attributes:
+            self._decision = decision_with(word, mark, priority, *attributes)
+        else:
+            self._decision = decision(word, mark, priority)
+        self._decide(self)
+
+    def _check_payload(self, payload: bytes) -> bytes:
+        data = bytes(memoryview(payload))
+        least = _MIN_IPV6_PAYLOAD if self.family == Family.IPV6 else MIN_PAYLOAD
+        if not least <= len(data) <= MAX_PAYLOAD:
+            raise ArgumentError(
+                f"payload has {len(data)} bytes and must have {least} to {MAX_PAYLOAD:,}, from the network header on"
+            )
+        return data
+
+    def _link_layer(self, vlan: Vlan | None, l2header: bytes | None) -> list[tuple[int, bytes]]:
+        if self.family != Family.BRIDGE:
+            raise ArgumentError("vlan and l2header can be changed in the bridge family alone; elsewhere the kernel ignores them")
+        changes: list[tuple[int, bytes]] = []
+        if vlan is not None:
+            values = {
+                NFQA_VLAN.PROTO: check("vlan protocol", vlan[0], 0, 0xFFFF),
+                NFQA_VLAN.TCI: check("vlan tci", vlan[1], 0, 0xFFFF),
+            }
+            changes.append((NFQA.VLAN, nfqnl.NFQA_TABLE[NFQA.VLAN].build(values)))
+        if l2header is not None:
+            there = self.l2header or b""
+            if len(l2header) != len(there):
+                raise ArgumentError(f"l2header has {len(l2header)} bytes and must have {len(there)}, as it has now")
+            changes.append((NFQA.L2HDR, bytes(memoryview(l2header))))
+        return changes
+
+    # --- attributes
+
+    def _find(self, number: int) -> slice | None:
+        where = self._where
+        if where is None:
+            where = self._where = nfqnl.find(self.raw)
+        return where.get(number)
+
+    def _number(self, number: int) -> int | None:
+        span = self._find(number)
+        if span is None:
+            return None
+        value: int = _read_u32(self.raw, span.start)[0]
+        return value
+
+    def _bytes(self, number: int) -> bytes | None:
+        span = self._find(number)
+        return None if span is None else self.raw[span]
+
+    def _header(self) -> tuple[int, int, int]:
+        span = self._find(NFQA.PACKET_HDR)
+        assert span is not None  # a message without it is no packet: see `Queue`
+        header: tuple[int, int, int] = _read_header(self.raw, span.start)
+        return header
+
+    @property
+    def payload(self) -> bytes:
+        """The packet from its network header on (NFQA_PAYLOAD), as much as the copy range allows; b"" for META.
+
+        A fresh copy each time: keep it in a variable.
+        """
+        where = self._where
+        if where is None:
+            where = self._where = nfqnl.find(self.raw)
+        span = where.get(NFQA.PAYLOAD)
+        return b"" if span is None else self.raw[span]
+
+    @property
+    def cap_len(self) -> int:
+        """The length of the packet in bytes, also where the payload is shorter (NFQA_CAP_LEN); 0 for META."""
+        length = self._number(NFQA.CAP_LEN)
+        return len(self.payload) if length is None else length
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the payload is only the beginning of the packet, or missing (META)."""
+        return self._find(NFQA.CAP_LEN) is not None or self._find(NFQA.PAYLOAD) is None
+
+    @property
+    def family(self) -> Family:
+        """Whose hook queued the packet (``nfgen_family``): IPV4, IPV6 or BRIDGE."""
+        return _enum(Family, _read_family(self.raw, BODY - nfgenmsg.sizeof())[0])
+
+    @property
+    def hook(self) -> Hook:
+        """The hook that queued the packet (``NF_INET_*``)."""
+        return _enum(Hook, self._header()[2])
+
+    @property
+    def hw_protocol(self) -> int:
+        """EtherType: 0x0800 for IPv4, 0x86DD for IPv6."""
+        return self._header()[1]
+
+    @property
+    def mark(self) -> int:
+        """The packet's mark (NFQA_MARK), 32 bits."""
+        return self._number(NFQA.MARK) or 0
+
+    @property
+    def priority(self) -> int:
+        """The queueing priority (NFQA_PRIORITY, ``skb->priority``), 32 bits; always 0 before Linux 5.18."""
+        return self._number(NFQA.PRIORITY) or 0
+
+    @property
+    def timestamp(self) -> float | None:
+        """When the packet arrived (NFQA_TIMESTAMP), in seconds since 1970, to the microsecond.
+
+        None for packets on their way out, and unless something on the machine asked the kernel to stamp packets.
+        """
+        nanoseconds = self.timestamp_ns
+        return None if nanoseconds is None else nanoseconds / 1e9
+
+    @property
+    def timestamp_ns(self) -> int | None:
+        """As `timestamp`, in nanoseconds; a multiple of 1000."""
+        span = self._find(NFQA.TIMESTAMP)
+        if span is None:
+            return None
+        seconds, microseconds = _read_timestamp(self.raw, span.start)
+        return int(seconds * 1_000_000_000 + microseconds * 1000)
+
+    @property
+    def indev(self) -> int | None:
+        """Index of the interface it came in by (NFQA_IFINDEX_INDEV); None for what this machine sends."""
+        return self._number(NFQA.IFINDEX_INDEV)
+
+    @property
+    def outdev(self) -> int | None:
+        """Index of the interface it leaves by (NFQA_IFINDEX_OUTDEV); None before routing and for input."""
+        return self._number(NFQA.IFINDEX_OUTDEV)
+
+    @property
+    def physindev(self) -> int | None:
+        """Index of the bridge port it came in by (NFQA_IFINDEX_PHYSINDEV)."""
+        return self._number(NFQA.IFINDEX_PHYSINDEV)
+
+    @property
+    def physoutdev(self) -> int | None:
+        """Index of the bridge port it leaves by (NFQA_IFINDEX_PHYSOUTDEV)."""
+        return self._number(NFQA.IFINDEX_PHYSOUTDEV)
+
+    @property
+    def indev_name(self) -> str | None:
+        """Name of `indev` in the namespace of the calling thread; None if there is none, or it is gone."""
+        return interface_name(self.indev)
+
+    @property
+    def outdev_name(self) -> str | None:
+        """Name of `outdev`, likewise."""
+        return interface_name(self.outdev)
+
+    @property
+    def physindev_name(self) -> str | None:
+        """Name of `physindev`, likewise."""
+        return interface_name(self.physindev)
+
+    @property
+    def physoutdev_name(self) -> str | None:
+        """Name of `physoutdev`, likewise."""
+        return interface_name(self.physoutdev)
+
+    @property
+    def hwaddr(self) -> bytes | None:
+        """Link-layer source address (NFQA_HWADDR), 6 bytes for Ethernet; None for what this machine sends."""
+        span = self._find(NFQA.HWADDR)
+        if span is None:
+            return None
+        length, address = _read_hwaddr(self.raw, span.start)
+        return bytes(address[:length])
+
+    @property
+    def vlan(self) -> Vlan | None:
+        """The VLAN tag (NFQA_VLAN); bridge family only."""
+        span = self._find(NFQA.VLAN)
+        if span is None:
+            return None
+        values = parse_attributes(self.raw[span], nfqnl.VLAN_TABLE, span.start)
+        return Vlan(values.get(NFQA_VLAN.PROTO, 0), values.get(NFQA_VLAN.TCI, 0))
+
+    @property
+    def l2header(self) -> bytes | None:
+        """The link-layer header (NFQA_L2HDR); bridge family only."""
+        return self._bytes(NFQA.L2HDR)
+
+    @property
+    def skbinfo(self) -> SkbInfo:
+        """The state of checksum and segmentation (NFQA_SKB_INFO)."""
+        return SkbInfo(self._number(NFQA.SKB_INFO) or 0)
+
+    @property
+    def uid(self) -> int | None:
+        """User id of the local sender (NFQA_UID), in the initial user namespace; needs ``Queue(uid_gid=True)``."""
+        return self._number(NFQA.UID)
+
+    @property
+    def gid(self) -> int | None:
+        """Group id of the local sender (NFQA_GID), likewise."""
+        return self._number(NFQA.GID)
+
+    @property
+    def secctx(self) -> str | None:
+        """Security context of the packet (NFQA_SECCTX); needs ``Queue(secctx=True)``."""
+        data = self._bytes(NFQA.SECCTX)
+        return None if data is None else data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+
+    @property
+    def cgroup(self) -> int | None:
+        """net_cls class id of the sender's cgroup (NFQA_CGROUP_CLASSID)."""
+        return self._number(NFQA.CGROUP_CLASSID)
+
+    @property
+    def conntrack(self) -> conntrack.Conntrack | None:
+        """The packet's connection (NFQA_CT), None if it is not tracked; needs ``Queue(conntrack=True)``."""
+        span = self._find(NFQA.CT)
+        return None if span is None else conntrack.parse(self.raw[span], span.start)
+
+    @property
+    def ctinfo(self) -> conntrack.CtInfo | None:
+        """How the packet relates to its connection (NFQA_CT_INFO); needs ``Queue(conntrack=True)``."""
+        number = self._number(NFQA.CT_INFO)
+        return None if number is None else _enum(conntrack.CtInfo, number)
+
+    @property
+    def attributes(self) -> dict[int, Any]:
+        """All attributes of the message, decoded by the schemas; keys are NFQA members where they are known.
+
+        For looking at, not for the hot path: it takes hundreds of microseconds.
+        """
+        values = parse_attributes(self.raw[BODY:], nfqnl.NFQA_TABLE, BODY)
+        return {_enum(NFQA, number): value for number, value in values.items()}
+
+
+def _enum(kind: Any, number: int) -> Any:
+    """The member, or the bare number where a newer kernel knows more than we do."""
+    try:
+        return kind(number)
+    except ValueError:
+        return number

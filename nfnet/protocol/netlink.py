@@ -1,0 +1,170 @@
+"""Netlink framing: message header, attributes, and the kernel's answer to a request.
+
+Everything at this level is in the byte order of the host. What the netfilter subsystems put inside attributes is
+big-endian; see `nfqnl`. The schemas are the reference and are slow; `layout` reads packets.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import Any
+
+from construct import (
+    Bytes,
+    Construct,
+    ConstructError,
+    GreedyBytes,
+    GreedyRange,
+    Int16un,
+    Int32sn,
+    Int32un,
+    NullStripped,
+    Optional,
+    Padding,
+    Rebuild,
+    Struct,
+    this,
+)
+
+from ..errors import DecodeError
+
+HEADER_SIZE = 16  # sizeof(struct nlmsghdr)
+ATTRIBUTE_HEADER_SIZE = 4  # sizeof(struct nlattr)
+MAX_ATTRIBUTE_DATA = 0xFFFF - ATTRIBUTE_HEADER_SIZE  # nla_len is 16 bits wide and counts its own header
+TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: without NLA_F_NESTED (0x8000) and NLA_F_NET_BYTEORDER (0x4000)
+
+NLMSG_NOOP = 1
+NLMSG_ERROR = 2
+NLMSG_DONE = 3
+NLMSG_MIN_TYPE = 0x10  # types below are control messages, the same in all subsystems
+
+
+class Flag(IntFlag):
+    """``nlmsg_flags``; the last two only in answers."""
+
+    REQUEST = 0x1
+    MULTI = 0x2
+    ACK = 0x4
+    ECHO = 0x8
+    CAPPED = 0x100
+    ACK_TLVS = 0x200
+
+
+class ErrorAttribute(IntEnum):
+    """``NLMSGERR_ATTR_*``: what an extended acknowledgement can say."""
+
+    MSG = 1
+    OFFS = 2
+    COOKIE = 3
+    POLICY = 4
+    MISS_TYPE = 5
+    MISS_NEST = 6
+
+
+# struct nlmsghdr. `length` counts the header and, unlike the space a message takes, no padding.
+header = Struct(
+    "length" / Int32un,
+    "type" / Int16un,
+    "flags" / Int16un,
+    "seq" / Int32un,
+    "pid" / Int32un,
+)
+
+# struct nlattr and its data. The padding may be missing behind the last one: NFQUEUE never sends it there.
+attribute = Struct(
+    "length" / Rebuild(Int16un, lambda this: ATTRIBUTE_HEADER_SIZE + len(this.data)),
+    "type" / Int16un,
+    "data" / Bytes(this.length - ATTRIBUTE_HEADER_SIZE),
+    Optional(Padding(-this.length % 4)),
+)
+
+attributes = GreedyRange(attribute)
+
+# struct nlmsgerr, up to the header of the request that it echoes. The rest of the request follows unless
+# Flag.CAPPED is set, then attributes if Flag.ACK_TLVS is.
+nlmsgerr = Struct("error" / Int32sn, "request" / header)
+
+error_attributes: dict[int, Construct[Any, Any]] = {
+    ErrorAttribute.MSG: NullStripped(GreedyBytes),
+    ErrorAttribute.OFFS: Int32un,
+    ErrorAttribute.COOKIE: GreedyBytes,
+    ErrorAttribute.POLICY: attributes,
+    ErrorAttribute.MISS_TYPE: Int32un,
+    ErrorAttribute.MISS_NEST: Int32un,
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The kernel's answer to a request (``NLMSG_ERROR``).
+
+    ``errno`` is 0 for success, ``seq`` and ``type`` are those of the request, ``message`` the kernel's own words
+    and ``offset`` the byte of the request that it complains about, both None when it does not say.
+    """
+
+    errno: int
+    seq: int
+    type: int
+    message: str | None = None
+    offset: int | None = None
+
+
+def build_message(type: int, flags: int, seq: int, body: bytes) -> bytes:
+    """One netlink message; the length of the body must be a multiple of 4 for another one to follow."""
+    fields = {"length": HEADER_SIZE + len(body), "type": type, "flags": flags, "seq": seq, "pid": 0}
+    return header.build(fields) + body
+
+
+def build_attributes(items: Iterable[tuple[int, bytes]]) -> bytes:
+    """The attributes, each padded to a multiple of 4 bytes."""
+    return attributes.build([{"type": type, "data": data} for type, data in items])
+
+
+def split_messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
+    """The messages of a datagram, each as its offset and its ``nlmsg_len`` bytes. Raises DecodeError."""
+    offset = 0
+    while offset < len(datagram):
+        left = len(datagram) - offset
+        if left < HEADER_SIZE:
+            raise DecodeError(f"{left} bytes are too few for a netlink header", offset)
+        length = int.from_bytes(datagram[offset : offset + 4], sys.byteorder)
+        if length < HEADER_SIZE:
+            raise DecodeError(f"netlink message of impossible length {length}", offset)
+        if length > left:
+            raise DecodeError(f"netlink message of {length} bytes where only {left} are left", offset)
+        yield offset, datagram[offset : offset + length]
+        offset += (length + 3) & ~3
+
+
+def is_answer(message: bytes) -> bool:
+    """Whether this is an NLMSG_ERROR, which acknowledges too."""
+    return int.from_bytes(message[4:6], sys.byteorder) == NLMSG_ERROR
+
+
+def parse_answer(message: bytes) -> Answer:
+    """Read one message of type NLMSG_ERROR. Raises DecodeError."""
+    try:
+        head = header.parse(message)
+        body = message[HEADER_SIZE : head.length]
+        error = nlmsgerr.parse(body)
+    except ConstructError:
+        raise DecodeError("answer of the kernel cut short", len(message)) from None
+    text: str | None = None
+    offset: int | None = None
+    if head.flags & Flag.ACK_TLVS:
+        # The echo is the request's header alone if capped, the whole request, padded, if not.
+        echoed = HEADER_SIZE if head.flags & Flag.CAPPED else (error.request.length + 3) & ~3
+        for item in attributes.parse(body[4 + echoed :]):
+            schema = error_attributes.get(item.type & TYPE_MASK)
+            try:
+                value = schema.parse(item.data) if schema else item.data
+            except ConstructError:
+                raise DecodeError(f"extended acknowledgement {item.type} cut short", HEADER_SIZE) from None
+            if item.type == ErrorAttribute.MSG:
+                text = value.decode("utf-8", "replace")
+            elif item.type == ErrorAttribute.OFFS:
+                offset = value
+    return Answer(-error.error, error.request.seq, error.request.type, text, offset)

@@ -1,0 +1,124 @@
+"""What all netfilter subsystems share: struct nfgenmsg, subsystem numbers, attribute tables and requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from construct import Construct, ConstructError, Default, Int8ub, Int16ub, Struct
+
+from ..errors import DecodeError
+from . import layout, netlink
+
+NETLINK_NETFILTER = 12  # not socket.NETLINK_NFLOG, which is the dead ULOG protocol
+BODY = netlink.HEADER_SIZE + 4  # where the attributes of a message begin: behind nlmsghdr and nfgenmsg
+
+
+class Subsystem(IntEnum):
+    """``NFNL_SUBSYS_*``: the upper byte of a message's type."""
+
+    CTNETLINK = 1
+    QUEUE = 3
+    LOG = 4  # the kernel calls it ULOG
+    NFTABLES = 10
+
+
+class Family(IntEnum):
+    """``nfgen_family`` (``NFPROTO_*``): whose hooks the packet passes."""
+
+    UNSPEC = 0
+    IPV4 = 2
+    ARP = 3
+    NETDEV = 5
+    BRIDGE = 7
+    IPV6 = 10
+
+
+class Hook(IntEnum):
+    """The point in the packet's way through the kernel, for the IPv4, IPv6 and bridge families (``NF_INET_*``)."""
+
+    PREROUTING = 0
+    INPUT = 1
+    FORWARD = 2
+    OUTPUT = 3
+    POSTROUTING = 4
+    INGRESS = 5
+
+
+# struct nfgenmsg. `resource` is the number of the queue or group, in network byte order like all that follows it.
+nfgenmsg = Struct("family" / Int8ub, "version" / Default(Int8ub, 0), "resource" / Int16ub)
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One row of an attribute table: the kernel's number and name, the layout of its data, and what it means.
+
+    The data of a nested attribute are attributes again, described by the table ``nested``; its value is a dict.
+    """
+
+    number: int
+    name: str
+    schema: Construct[Any, Any]
+    meaning: str
+    nested: Table | None = None
+
+    def parse(self, data: bytes, offset: int = 0) -> Any:
+        """The value in ``data``, which stands at ``offset`` of its message. Raises DecodeError."""
+        if self.nested is not None:
+            return parse_attributes(data, self.nested, offset)
+        try:
+            return self.schema.parse(data)
+        except ConstructError:
+            raise DecodeError(f"{self.name} of {len(data)} bytes is too short", offset) from None
+
+    def build(self, value: Any) -> bytes:
+        """The data for a value; that of a nested attribute is a dict from number to value."""
+        if self.nested is not None:
+            return build_attributes((self.nested[number], item) for number, item in value.items())
+        return bytes(self.schema.build(value))
+
+
+Table = Mapping[int, Attribute]
+
+
+def table(*rows: Attribute) -> dict[int, Attribute]:
+    """An attribute table, by number."""
+    return {row.number: row for row in rows}
+
+
+def nested(number: int, name: str, rows: Table, meaning: str) -> Attribute:
+    """A row whose data are attributes again."""
+    return Attribute(number, name, netlink.attributes, meaning, rows)
+
+
+def parse_attributes(data: bytes, rows: Table, offset: int = 0) -> dict[int, Any]:
+    """Number to value of all attributes in ``data``, which stands at ``offset`` of its message.
+
+    Where a number comes twice the last one counts, as in the kernel. What the table does not know keeps its bytes.
+    Raises DecodeError.
+    """
+    values: dict[int, Any] = {}
+    for number, start, end in layout.walk(data, 0, len(data), offset):
+        row = rows.get(number)
+        values[number] = row.parse(data[start:end], offset + start) if row else data[start:end]
+    return values
+
+
+def build_attributes(items: Iterable[tuple[Attribute, Any]]) -> bytes:
+    """Attributes from rows and their values, each padded to a multiple of 4 bytes."""
+    return netlink.build_attributes((row.number, row.build(value)) for row, value in items)
+
+
+def message_type(subsystem: int, operation: int) -> int:
+    """``nlmsg_type`` of an operation of a subsystem."""
+    return subsystem << 8 | operation
+
+
+def build_message(
+    type: int, resource: int, attributes: bytes = b"", *, family: int = 0, flags: int = 0, seq: int = 0
+) -> bytes:
+    """A message of a subsystem about the queue or group ``resource``."""
+    body = nfgenmsg.build({"family": family, "resource": resource}) + attributes
+    return netlink.build_message(type, flags, seq, body)

@@ -1,0 +1,288 @@
+"""NFQUEUE (``linux/netfilter/nfnetlink_queue.h``): packets, verdicts, configuration.
+
+Attribute data is big-endian, whatever the host. The schemas here are what everything else is derived from and
+tested against; `layout` holds the readers and writers for the hot path.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from enum import IntEnum, IntFlag
+from typing import Any
+
+from construct import Bytes, Default, GreedyBytes, Int8ub, Int16ub, Int16un, Int32ub, Int64ub, Padding, Struct
+
+from ..errors import DecodeError
+from . import conntrack, netlink
+from .layout import Layouts, Spans, compile_struct, fixed_size
+from .nfnetlink import (
+    BODY,
+    Attribute,
+    Subsystem,
+    build_attributes,
+    build_message,
+    message_type,
+    nested,
+    nfgenmsg,
+    table,
+)
+
+MSG_PACKET = message_type(Subsystem.QUEUE, 0)  # kernel to program; the others go the other way
+MSG_VERDICT = message_type(Subsystem.QUEUE, 1)
+MSG_CONFIG = message_type(Subsystem.QUEUE, 2)
+MSG_VERDICT_BATCH = message_type(Subsystem.QUEUE, 3)
+
+# A replacement for the packet: under 20 bytes the kernel drops it and reports success; over this, it fits nowhere.
+MIN_PAYLOAD = 20
+MAX_PAYLOAD = netlink.MAX_ATTRIBUTE_DATA
+
+
+class Verdict(IntEnum):
+    """``NF_*``: what becomes of a packet; the low byte of the verdict word.
+
+    QUEUE takes the number of another queue in the upper 16 bits and QUEUE_BYPASS beside it. STOP accepts and skips
+    the later chains of the same hook. The kernel refuses 2 (STOLEN).
+    """
+
+    DROP = 0
+    ACCEPT = 1
+    QUEUE = 3
+    REPEAT = 4
+    STOP = 5
+
+
+QUEUE_BYPASS = 0x8000  # NF_VERDICT_FLAG_QUEUE_BYPASS: where the other queue does not exist go on, do not drop
+
+
+class Command(IntEnum):
+    """``NFQNL_CFG_CMD_*``. The PF commands have no effect since Linux 3.8, but need the privilege like the others."""
+
+    NONE = 0
+    BIND = 1
+    UNBIND = 2
+    PF_BIND = 3
+    PF_UNBIND = 4
+
+
+class CopyMode(IntEnum):
+    """``NFQNL_COPY_*``: how much of each packet the kernel hands over.
+
+    NONE: nothing, and the kernel drops every packet that reaches the queue. META: the metadata alone. PACKET: the
+    metadata and as many of the packet's bytes as the copy range allows.
+    """
+
+    NONE = 0
+    META = 1
+    PACKET = 2
+
+
+class QueueFlag(IntFlag):
+    """``NFQA_CFG_F_*``: what a queue can be asked for."""
+
+    FAIL_OPEN = 0x1
+    CONNTRACK = 0x2
+    GSO = 0x4
+    UID_GID = 0x8
+    SECCTX = 0x10
+
+
+class SkbInfo(IntFlag):
+    """``NFQA_SKB_*``: the state of a packet's checksum and segmentation.
+
+    CSUM_NOT_READY: the transport checksum is a partial sum, to be finished on the way out. GSO: a super-packet, to
+    be cut into segments. CSUM_NOT_VERIFIED: nobody has checked the transport checksum yet.
+    """
+
+    CSUM_NOT_READY = 0x1
+    GSO = 0x2
+    CSUM_NOT_VERIFIED = 0x4
+
+
+class NFQA(IntEnum):
+    """``NFQA_*``: attribute numbers of packets and verdicts."""
+
+    PACKET_HDR = 1
+    VERDICT_HDR = 2
+    MARK = 3
+    TIMESTAMP = 4
+    IFINDEX_INDEV = 5
+    IFINDEX_OUTDEV = 6
+    IFINDEX_PHYSINDEV = 7
+    IFINDEX_PHYSOUTDEV = 8
+    HWADDR = 9
+    PAYLOAD = 10
+    CT = 11
+    CT_INFO = 12
+    CAP_LEN = 13
+    SKB_INFO = 14
+    EXP = 15
+    UID = 16
+    GID = 17
+    SECCTX = 18
+    VLAN = 19
+    L2HDR = 20
+    PRIORITY = 21
+    CGROUP_CLASSID = 22
+
+
+class NFQA_VLAN(IntEnum):
+    """``NFQA_VLAN_*``: inside NFQA_VLAN."""
+
+    PROTO = 1
+    TCI = 2
+
+
+class NFQA_CFG(IntEnum):
+    """``NFQA_CFG_*``: attribute numbers of a configuration request."""
+
+    CMD = 1
+    PARAMS = 2
+    QUEUE_MAXLEN = 3
+    MASK = 4
+    FLAGS = 5
+
+
+packet_hdr = Struct("packet_id" / Int32ub, "hw_protocol" / Int16ub, "hook" / Int8ub)
+verdict_hdr = Struct("verdict" / Int32ub, "packet_id" / Int32ub)
+timestamp = Struct("seconds" / Int64ub, "microseconds" / Int64ub)
+hwaddr = Struct("length" / Int16ub, Padding(2), "address" / Bytes(8))
+config_cmd = Struct("command" / Int8ub, Padding(1), "family" / Default(Int16ub, 0))
+config_params = Struct("copy_range" / Int32ub, "copy_mode" / Int8ub)
+
+VLAN_TABLE = table(
+    Attribute(NFQA_VLAN.PROTO, "NFQA_VLAN_PROTO", Int16ub, "EtherType of the tag"),
+    Attribute(NFQA_VLAN.TCI, "NFQA_VLAN_TCI", Int16ub, "priority, drop eligibility and VLAN id"),
+)
+
+# In the order in which the kernel emits them; only the place of the first and the last is sure.
+NFQA_TABLE = table(
+    Attribute(NFQA.PACKET_HDR, "NFQA_PACKET_HDR", packet_hdr, "id in the queue, EtherType, hook; always the first"),
+    Attribute(NFQA.VERDICT_HDR, "NFQA_VERDICT_HDR", verdict_hdr, "verdict word and packet id (to the kernel)"),
+    Attribute(NFQA.IFINDEX_INDEV, "NFQA_IFINDEX_INDEV", Int32ub, "interface it came in by"),
+    Attribute(NFQA.IFINDEX_PHYSINDEV, "NFQA_IFINDEX_PHYSINDEV", Int32ub, "bridge port it came in by"),
+    Attribute(NFQA.IFINDEX_OUTDEV, "NFQA_IFINDEX_OUTDEV", Int32ub, "interface it leaves by"),
+    Attribute(NFQA.IFINDEX_PHYSOUTDEV, "NFQA_IFINDEX_PHYSOUTDEV", Int32ub, "bridge port it leaves by"),
+    Attribute(NFQA.MARK, "NFQA_MARK", Int32ub, "packet mark; absent when 0"),
+    Attribute(NFQA.PRIORITY, "NFQA_PRIORITY", Int32ub, "skb->priority, as tc uses it; absent when 0"),
+    Attribute(NFQA.HWADDR, "NFQA_HWADDR", hwaddr, "link-layer source address"),
+    nested(NFQA.VLAN, "NFQA_VLAN", VLAN_TABLE, "VLAN tag; bridge family only"),
+    Attribute(NFQA.L2HDR, "NFQA_L2HDR", GreedyBytes, "link-layer header; bridge family only"),
+    Attribute(NFQA.TIMESTAMP, "NFQA_TIMESTAMP", timestamp, "arrival (UTC), if something on the machine asked for it"),
+    Attribute(NFQA.UID, "NFQA_UID", Int32ub, "user id of the local sender, in the initial user namespace"),
+    Attribute(NFQA.GID, "NFQA_GID", Int32ub, "group id of the local sender, in the initial user namespace"),
+    Attribute(NFQA.CGROUP_CLASSID, "NFQA_CGROUP_CLASSID", Int32ub, "net_cls class of the sender's cgroup"),
+    Attribute(NFQA.SECCTX, "NFQA_SECCTX", GreedyBytes, "security context (secmark) of the packet"),
+    nested(NFQA.CT, "NFQA_CT", conntrack.CTA_TABLE, "connection tracking entry"),
+    Attribute(NFQA.CT_INFO, "NFQA_CT_INFO", Int32ub, "relation to the connection (enum ip_conntrack_info)"),
+    Attribute(NFQA.CAP_LEN, "NFQA_CAP_LEN", Int32ub, "length of the packet, when the payload is shorter"),
+    Attribute(NFQA.SKB_INFO, "NFQA_SKB_INFO", Int32ub, "state of checksum and segmentation; absent when 0"),
+    Attribute(NFQA.EXP, "NFQA_EXP", netlink.attributes, "expectation to create (to the kernel)"),
+    Attribute(NFQA.PAYLOAD, "NFQA_PAYLOAD", GreedyBytes, "the packet from its network header; last and not padded"),
+)
+
+NFQA_CFG_TABLE = table(
+    Attribute(NFQA_CFG.CMD, "NFQA_CFG_CMD", config_cmd, "bind or unbind the queue"),
+    Attribute(NFQA_CFG.PARAMS, "NFQA_CFG_PARAMS", config_params, "copy range and mode; a bare BIND copies nothing"),
+    Attribute(NFQA_CFG.QUEUE_MAXLEN, "NFQA_CFG_QUEUE_MAXLEN", Int32ub, "packets that may wait; 1024 if never set"),
+    Attribute(NFQA_CFG.MASK, "NFQA_CFG_MASK", Int32ub, "which flags to change"),
+    Attribute(NFQA_CFG.FLAGS, "NFQA_CFG_FLAGS", Int32ub, "their new values"),
+)
+
+TABLES = {
+    MSG_PACKET: NFQA_TABLE,
+    MSG_VERDICT: NFQA_TABLE,
+    MSG_VERDICT_BATCH: NFQA_TABLE,
+    MSG_CONFIG: NFQA_CFG_TABLE,
+}
+
+
+def config(
+    number: int,
+    *,
+    command: Command | None = None,
+    copy_range: int | None = None,
+    copy_mode: CopyMode = CopyMode.PACKET,
+    max_len: int | None = None,
+    flags: QueueFlag | None = None,
+    mask: QueueFlag | None = None,
+    seq: int = 0,
+    ack: bool = False,
+) -> bytes:
+    """A configuration request for queue ``number``; what is None is left as it is.
+
+    The kernel takes everything in one message together with BIND, and creates nothing if it refuses a part.
+    """
+    items: list[tuple[int, Any]] = []
+    if command is not None:
+        items.append((NFQA_CFG.CMD, {"command": command}))
+    if copy_range is not None:
+        items.append((NFQA_CFG.PARAMS, {"copy_range": copy_range, "copy_mode": copy_mode}))
+    if max_len is not None:
+        items.append((NFQA_CFG.QUEUE_MAXLEN, max_len))
+    if flags is not None:
+        items.append((NFQA_CFG.FLAGS, flags))
+        items.append((NFQA_CFG.MASK, flags if mask is None else mask))
+    request_flags = netlink.Flag.REQUEST | (netlink.Flag.ACK if ack else 0)
+    data = build_attributes((NFQA_CFG_TABLE[kind], value) for kind, value in items)
+    return build_message(MSG_CONFIG, number, data, flags=request_flags, seq=seq)
+
+
+def verdict(
+    number: int, packet_id: int, word: int, changes: Iterable[tuple[NFQA, Any]] = (), *, batch: bool = False
+) -> bytes:
+    """A verdict on a packet of queue ``number``, or on all that are queued up to ``packet_id`` (``batch``).
+
+    ``changes`` are MARK, PRIORITY, PAYLOAD and so on; a batch heeds the first two alone. The verdict header comes
+    last, so that messages that differ in the packet id alone differ at their end alone. Sequence number 0 is kept
+    for verdicts: the kernel reports their failures unasked, between the packets.
+    """
+    items = [*changes, (NFQA.VERDICT_HDR, {"verdict": word, "packet_id": packet_id})]
+    data = build_attributes((NFQA_TABLE[kind], value) for kind, value in items)
+    type = MSG_VERDICT_BATCH if batch else MSG_VERDICT
+    return build_message(type, number, data, flags=netlink.Flag.REQUEST)
+
+
+# The beginning of a packet message, up to what the program wants to know of every packet.
+_packet_start = Struct(
+    "header" / netlink.header,
+    "nfgenmsg" / nfgenmsg,
+    "attribute" / Struct("length" / Int16un, "type" / Int16un),
+    "packet" / packet_hdr,
+)
+_read_start = compile_struct(_packet_start, "header.type", "nfgenmsg.resource", "attribute.type", "packet.packet_id")
+
+read_start: Callable[[bytes], tuple[int, int, int, int]] = _read_start.unpack_from
+"""Reads what tells a packet message, which is to be compared with `packet_start`, and the packet id."""
+
+
+def packet_start(number: int) -> tuple[int, int, int]:
+    """What `read_start` finds, before the id, in every packet message of queue ``number``."""
+    attribute = {"length": 11, "type": NFQA.PACKET_HDR}
+    packet = {"packet_id": 0, "hw_protocol": 0, "hook": 0}
+    header = {"length": 0, "type": MSG_PACKET, "flags": 0, "seq": 0, "pid": 0}
+    nfgen = {"family": 0, "resource": number}
+    data = _packet_start.build({"header": header, "nfgenmsg": nfgen, "attribute": attribute, "packet": packet})
+    return read_start(data)[:3]
+
+
+find: Callable[[bytes], Spans] = Layouts(
+    {number: fixed_size(row.schema) for number, row in NFQA_TABLE.items()}, BODY
+).find
+"""Attribute number to the slice of its data, in a packet message. Raises DecodeError."""
+
+
+def is_packet(message: bytes) -> bool:
+    """Whether this is a packet, going by the type of the message."""
+    return int.from_bytes(message[4:6], sys.byteorder) == MSG_PACKET
+
+
+def parse_packet_id(message: bytes) -> tuple[int, int]:
+    """Queue number and packet id of one packet message, wherever its header stands. Raises DecodeError."""
+    where = find(message)
+    if not is_packet(message):
+        raise DecodeError(f"message of type {message[4:6].hex()} where a packet was expected", 4)
+    if NFQA.PACKET_HDR not in where:
+        raise DecodeError("packet without NFQA_PACKET_HDR", BODY)
+    start = where[NFQA.PACKET_HDR].start
+    return int.from_bytes(message[18:20], "big"), int.from_bytes(message[start : start + 4], "big")

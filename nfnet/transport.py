@@ -1,0 +1,222 @@
+"""The way to the kernel and back: a raw AF_NETLINK socket, or anything that behaves like one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from itertools import repeat
+from typing import Protocol
+
+from .errors import AckTimeoutError, ClosedError, KernelError, kernel_error
+from .protocol import netlink
+from .protocol.nfnetlink import NETLINK_NETFILTER
+
+# Python has names for none of these.
+SOL_NETLINK = 270
+NETLINK_NO_ENOBUFS = 5
+NETLINK_CAP_ACK = 10
+NETLINK_EXT_ACK = 11
+SO_SNDBUFFORCE = 32
+SO_RCVBUFFORCE = 33
+
+KERNEL = (0, 0)  # the kernel's port id, and no multicast groups
+
+# The largest datagram: 256 KiB of log messages, where the kernel rounds the 128 KiB that may be asked for up to the
+# size of its allocation. A packet has 65,531 bytes and some hundred of metadata at most. Python shrinks what it did
+# not need in place, so asking for this much costs a packet of 100 bytes nothing measurable.
+MAX_QUEUE_DATAGRAM = 0x10000 + 0x2000
+MAX_DATAGRAM = 0x40000
+
+DEFAULT_RCVBUF = 8 << 20  # the kernel's default, 208 KiB, holds 92 full-size packets
+_SNDBUF = 1 << 18  # room for a datagram of verdicts with a 64 KiB packet in it
+_ACK_TIMEOUT = 5.0  # seconds; the kernel answers at once, unless the receive buffer had no room for the answer
+
+
+def _system_error(operation: str, error: OSError) -> KernelError:
+    return kernel_error(operation, error.errno or errno.EIO)
+
+
+class Transport(Protocol):
+    """What a queue or a log needs of the other side.
+
+    Datagrams are `bytes` and each holds whole netlink messages. ``fileno()`` polls readable when `receive` has
+    something to give. Implementations raise `KernelError` and nothing else for failures of the system.
+    """
+
+    def send(self, datagram: bytes) -> None:
+        """Hand one datagram, of one or more messages, to the kernel; it is executed when this returns."""
+
+    def receive(self, into: deque[bytes], limit: int) -> bool:
+        """Append up to ``limit`` waiting datagrams without blocking; False when no more will ever come.
+
+        What was appended before an exception stays there.
+        """
+
+    def request(self, build: Callable[[int], bytes], operation: str) -> None:
+        """Send the request that ``build`` makes for a sequence number and wait for the kernel to acknowledge it.
+
+        Raises the `KernelError` that fits its refusal, `AckTimeoutError` if no answer came. Packets that arrive
+        in between are kept for `receive`.
+        """
+
+    def fileno(self) -> int:
+        """The file descriptor to wait on."""
+
+    def close(self) -> None:
+        """Let go of the socket; may be called twice."""
+
+
+class NetlinkSocket:
+    """A NETLINK_NETFILTER socket in the network namespace of the calling thread.
+
+    ``rcvbuf`` is the size of the receive buffer in bytes, as the kernel will report it; what was really granted is
+    the attribute of that name. ``overruns`` tells whether a full receive buffer is to be reported (ENOBUFS from
+    `receive`). ``datagram`` is the size of the largest datagram that can come.
+
+    Raises NotSupportedError where the kernel has no nfnetlink, KernelError otherwise.
+    """
+
+    def __init__(
+        self, *, rcvbuf: int | None = None, overruns: bool = False, datagram: int = MAX_DATAGRAM
+    ) -> None:
+        try:
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
+            )
+        except OSError as error:
+            raise _system_error("opening a netfilter netlink socket", error) from None
+        _open_sockets.add(self)
+        self._datagram = datagram
+        self._sequence = 0
+        self._kept: deque[bytes] = deque()
+        try:
+            self._configure(DEFAULT_RCVBUF if rcvbuf is None else rcvbuf, overruns)
+        except OSError as error:
+            self._socket.close()
+            raise _system_error("configuring a netfilter netlink socket", error) from None
+
+    def _configure(self, rcvbuf: int, overruns: bool) -> None:
+        sock = self._socket
+        # Connected to the kernel, a netlink socket refuses datagrams from anybody else, and the kernel assigns the
+        # port id. What came before was not asked for: nobody but a process with privileges can have sent it.
+        sock.connect(KERNEL)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock.recv(1)
+        # NO_ENOBUFS does more than its name says. Without it the kernel, once a message did not fit, drops *all*
+        # further ones, acknowledgements included, until the socket was read empty.
+        sock.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, not overruns)
+        for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK):
+            with contextlib.suppress(OSError):  # before Linux 4.3 and 4.12: answers are longer or say less
+                sock.setsockopt(SOL_NETLINK, option, 1)
+        # The kernel doubles what it is asked for, to allow for its own overhead.
+        for size, forced, option in (
+            (rcvbuf, SO_RCVBUFFORCE, socket.SO_RCVBUF),
+            (_SNDBUF, SO_SNDBUFFORCE, socket.SO_SNDBUF),
+        ):
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, forced, size // 2)
+            except PermissionError:  # outside the initial user namespace; then net.core.[rw]mem_max is the limit
+                sock.setsockopt(socket.SOL_SOCKET, option, size // 2)
+        self.rcvbuf = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        self.port_id: int = sock.getsockname()[0]
+
+    def send(self, datagram: bytes) -> None:
+        try:
+            # With an address the kernel asks only whether this process may; without, also whether the one that
+            # opened the socket might.
+            self._socket.sendto(datagram, KERNEL)
+        except OSError as error:
+            self._check_open()
+            raise _system_error(f"sending {len(datagram)} bytes to the kernel", error) from None
+
+    def receive(self, into: deque[bytes], limit: int) -> bool:
+        while self._kept and limit:
+            into.append(self._kept.popleft())
+            limit -= 1
+        try:
+            # One loop in C. It is the fastest, and no signal handler can raise between taking a packet from the
+            # kernel and storing it.
+            into.extend(map(self._socket.recv, repeat(self._datagram, limit)))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._check_open()
+            raise _system_error("receiving from the kernel", error) from None
+        return True
+
+    def request(self, build: Callable[[int], bytes], operation: str) -> None:
+        self._sequence = self._sequence % 0xFFFFFFFF + 1  # never 0: that is what verdicts carry
+        seq = self._sequence
+        try:
+            self.send(build(seq))
+        except KernelError as error:
+            raise kernel_error(operation, error.errno or 0) from None
+        deadline = time.monotonic() + _ACK_TIMEOUT
+        while True:
+            arrived: deque[bytes] = deque()
+            try:
+                self._socket_receive(arrived)
+            finally:
+                answer = self._sift(arrived, seq)
+            if answer is not None:
+                if answer.errno:
+                    raise kernel_error(operation, answer.errno, message=answer.message)
+                return
+            left = deadline - time.monotonic()
+            if left <= 0:
+                hint = "The answer may have been lost to a full receive buffer: ask for a larger one (rcvbuf=)."
+                raise AckTimeoutError(operation, errno.ETIMEDOUT, hint=hint)
+            if not arrived:
+                poll = select.poll()
+                poll.register(self.fileno(), select.POLLIN)
+                poll.poll(left * 1000)
+
+    def _socket_receive(self, into: deque[bytes]) -> None:
+        try:
+            into.append(self._socket.recv(self._datagram))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._check_open()
+            if error.errno != errno.ENOBUFS:  # some packets were lost; the answer may still come
+                raise _system_error("receiving from the kernel", error) from None
+
+    def _sift(self, arrived: deque[bytes], seq: int) -> netlink.Answer | None:
+        """Keep what is not the answer to request ``seq``, and return that if it is there."""
+        for datagram in arrived:
+            if netlink.is_answer(datagram) and (answer := netlink.parse_answer(datagram)).seq == seq:
+                return answer
+            self._kept.append(datagram)
+        return None
+
+    def fileno(self) -> int:
+        self._check_open()
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _check_open(self) -> None:
+        if self._socket.fileno() < 0:
+            raise ClosedError("the netlink socket is closed")
+
+
+# A queue lives as long as any copy of its socket is open, so a forked child would keep it, full and unread, after
+# its parent has died. exec is no such case: the socket is close-on-exec.
+_open_sockets: weakref.WeakSet[NetlinkSocket] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    for sock in list(_open_sockets):
+        sock.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)

@@ -1,0 +1,267 @@
+"""The way of a verdict from the handler to the kernel.
+
+A system call and a message for each verdict would cost more than all the rest, so verdicts are collected and leave
+together. What the kernel allows is this:
+
+- VERDICT decides one packet; any number of such messages fit into one datagram and are executed in order.
+- VERDICT_BATCH gives one verdict to *everything that is still queued up to an id*, whether this program has decided
+  it, has seen it, or not. Ids grow by one with each packet, so a packet that was read later has a later id.
+
+A batch is therefore right if, and only if, each packet up to that id has either left the queue already or is to get
+just this verdict. Three lists hold what is needed to know that:
+
+``handed``    packets that went to the handler, in the order of their ids, and whose verdict has not left;
+``decided``   those of them that have a verdict, in the order in which they got it;
+``pending``   packets whose handler returned without a verdict, and which may get one at any time, from any thread.
+
+If the decided packets are the first of those handed out, in order, and nothing older is pending, then every packet
+up to the last of them is decided: `_encode` may use batches. Otherwise each verdict goes as a message of its own, in the
+order in which the program gave them, because that is the order in which the kernel lets the packets go.
+
+Drops may overtake: nobody can see when a packet was dropped. So of packets that are accepted or dropped in turn the
+rarer kind goes first, one message each, and one batch takes all the others.
+
+The verdict of a packet is in the hands of its `_decide`: while the loop has more packets at hand that is
+``decided.append``; for the last one, and for pending ones, it is `decide_now`. Whoever sends holds the lock, and takes
+verdicts off the lists only when the kernel has them. An exception in between, say KeyboardInterrupt, makes a verdict
+leave twice, which the kernel answers with ENOENT; it never makes one get lost.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import groupby, islice
+from typing import TYPE_CHECKING
+
+from .errors import ClosedError
+from .protocol import layout, nfqnl
+from .protocol.nfnetlink import BODY
+from .protocol.nfqnl import NFQA, Verdict
+from .transport import Transport
+
+if TYPE_CHECKING:
+    from .packet import Packet
+
+# Datagrams of verdicts are kept below this, plus one packet; the send buffer has room for twice as much.
+_MAX_DATAGRAM = 1 << 16
+
+
+class Decision:
+    """What to do with a packet: the verdict word, and the attributes that change the packet.
+
+    Decisions are compared by identity: `decision` gives the same object for the same arguments.
+    """
+
+    __slots__ = ("batchable", "changes", "word")
+
+    def __init__(self, word: int, changes: bytes = b"", batchable: bool = True) -> None:
+        self.word = word
+        self.changes = changes
+        self.batchable = batchable
+
+
+@lru_cache(1024)
+def decision(word: int, mark: int | None = None, priority: int | None = None) -> Decision:
+    """The decision for a verdict that leaves the packet's bytes alone."""
+    return Decision(word, _changes(mark, priority))
+
+
+def decision_with(word: int, mark: int | None, priority: int | None, *attributes: tuple[int, bytes]) -> Decision:
+    """A decision that also changes what only a single verdict can: payload, VLAN tag, link-layer header."""
+    changes = _changes(mark, priority) + b"".join(layout.build_attribute(*item) for item in attributes)
+    return Decision(word, changes, batchable=False)
+
+
+def _changes(mark: int | None, priority: int | None) -> bytes:
+    changes = b""
+    if mark is not None:
+        changes += layout.build_attribute(NFQA.MARK, mark.to_bytes(4, "big"))
+    if priority is not None:
+        changes += layout.build_attribute(NFQA.PRIORITY, priority.to_bytes(4, "big"))
+    return changes
+
+
+ACCEPT = decision(Verdict.ACCEPT)
+DROP = decision(Verdict.DROP)
+
+
+class Verdicts:
+    """Collects the verdicts of one binding of a queue, and sends them."""
+
+    def __init__(self, number: int, transport: Transport) -> None:
+        self.handed: list[Packet] = []
+        self.decided: list[Packet] = []
+        self.pending: dict[int, Packet] = {}
+        self.counts: dict[int, int] = dict.fromkeys(Verdict, 0)
+        self.closed = False
+        self._number = number
+        self._transport = transport
+        self._lock = threading.RLock()  # a signal handler may decide a packet while this thread is sending
+        self._sending = False
+        self._prefix = lru_cache(1024)(self._build_prefix)
+
+    def decide_now(self, packet: Packet) -> None:
+        """Send the verdict of a packet, and all that were collected before it."""
+        with self._lock:
+            if self.closed:
+                packet._decision = None
+                raise ClosedError(f"packet {packet.id}: queue {self._number} was closed, and the packet dropped with it")
+            self.decided.append(packet)
+            self._send_decided()
+
+    def flush(self) -> None:
+        """Send the verdicts that were collected."""
+        if self.decided:
+            with self._lock:
+                self._send_decided()
+
+    def settle(self) -> None:
+        """Send what was collected; what was handed out and is not decided is pending from now on."""
+        with self._lock:
+            self._send_decided()
+            if self.handed:
+                for packet in self.handed:
+                    if packet._decision is None:
+                        self.pending[packet.id] = packet
+                    packet._decide = self.decide_now
+                self.handed.clear()
+                # Another thread may have decided one of them in the meantime, and found the old `_decide`.
+                self._send_decided()
+
+    def defer(self, packet: Packet) -> None:
+        """The handler is done with the packet, which it handed out last, and did not decide it."""
+        with self._lock:
+            packet._decide = self.decide_now
+            self.pending[packet.id] = packet
+            self.handed.remove(packet)
+            self._send_decided()  # another thread may have decided it just now, and found the old `_decide`
+
+    def forget(self, raw: bytes) -> None:
+        """A packet that went on the list of those handed out, but to no handler."""
+        with self._lock:
+            for packet_id, packet in list(self.pending.items()):
+                if packet.raw is raw:
+                    del self.pending[packet_id]
+
+    def handed_out(self) -> int:
+        """How many packets were handed out so far."""
+        return sum(self.counts.values()) + len(self.handed) + len(self.pending)
+
+    def accept_rest(self, newest: int) -> None:
+        """Accept whatever is queued, read by this program or not; ``newest`` is the last id that was seen."""
+        # The kernel compares ids modulo 2^32: a quarter of that ahead is far enough, and surely ahead.
+        message = nfqnl.verdict(self._number, (newest + 0x40000000) & 0xFFFFFFFF, Verdict.ACCEPT, batch=True)
+        self._transport.send(message)
+
+    def close(self) -> None:
+        """Send what was collected; later verdicts raise ClosedError."""
+        with self._lock:
+            try:
+                self.settle()
+            finally:
+                self.closed = True
+
+    def _send_decided(self) -> None:
+        if self._sending:  # in a signal handler, while this thread is sending: it goes on until nothing is left
+            return
+        self._sending = True
+        try:
+            while self.decided:
+                self._send_some()
+        finally:
+            self._sending = False
+
+    def _send_some(self) -> None:
+        packets = self.decided[:]  # others may append meanwhile
+        in_order = packets == self.handed[: len(packets)] and not self._pending_before(packets[-1])
+        decisions: list[Decision] = [packet._decision for packet in packets]  # type: ignore[misc]
+        first = decisions[0]
+        if in_order and first.batchable and decisions.count(first) == len(decisions):
+            datagram = self._batch(first, packets[-1])
+        else:
+            packets, decisions = _limit(packets, decisions)
+            encode = self._encode_in_order if in_order else self._encode_each
+            datagram = b"".join(encode(packets, decisions))
+        counts = self.counts.copy()
+        for what in set(decisions):
+            counts[what.word & 0xFF] += decisions.count(what)
+        self._transport.send(datagram)
+        # The kernel has them. One statement without a call: no signal handler can raise in the midst of it.
+        count = len(packets)
+        if in_order:
+            self.counts, self.decided[:count], self.handed[:count] = counts, (), ()
+        else:
+            self.counts, self.decided[:count] = counts, ()
+            for packet in packets:
+                if self.pending.pop(packet.id, None) is None and packet in self.handed:
+                    self.handed.remove(packet)
+
+    def _pending_before(self, packet: Packet) -> bool:
+        """Whether a packet with a lower id is undecided: no batch may cover that."""
+        # Packets become pending in the order of their ids, so the first is the oldest.
+        return any((packet.id - oldest) & 0xFFFFFFFF < 0x80000000 for oldest in islice(self.pending, 1))
+
+    def _encode_in_order(self, packets: Sequence[Packet], decisions: Sequence[Decision]) -> Iterator[bytes]:
+        """Messages for packets of which none that is older is undecided."""
+        start = 0
+        for batchable, group in groupby(decisions, lambda decision: decision.batchable):
+            end = start + len(list(group))
+            if batchable:
+                yield from self._encode_run(packets[start:end], decisions[start:end])
+            else:
+                yield from self._encode_each(packets[start:end], decisions[start:end])
+            start = end
+
+    def _encode_run(self, packets: Sequence[Packet], decisions: Sequence[Decision]) -> Iterator[bytes]:
+        others = set(decisions) - {DROP}
+        if len(others) > 1:
+            start = 0
+            for what, group in groupby(decisions):
+                end = start + len(list(group))
+                yield self._batch(what, packets[end - 1])
+                start = end
+            return
+        # Accepted, say, and dropped in turn: the rarer kind one by one, then the other as one batch.
+        rare, common = DROP, next(iter(others), DROP)
+        if decisions.count(DROP) * 2 > len(decisions):
+            rare, common = common, rare
+        if rare is not common:
+            prefix = self._prefix(rare)
+            ids = [packet.id.to_bytes(4, "big") for packet, what in zip(packets, decisions) if what is rare]
+            yield prefix
+            yield prefix.join(ids)
+        last = next(packet for packet, what in zip(reversed(packets), reversed(decisions)) if what is common)
+        yield self._batch(common, last)
+
+    def _encode_each(self, packets: Iterable[Packet], decisions: Iterable[Decision]) -> Iterator[bytes]:
+        for packet, what in zip(packets, decisions):
+            yield self._prefix(what) if what.batchable else self._build_prefix(what)
+            yield packet.id.to_bytes(4, "big")
+
+    def _batch(self, what: Decision, last: Packet) -> bytes:
+        return self._prefix(what, batch=True) + last.id.to_bytes(4, "big")
+
+    def _build_prefix(self, what: Decision, *, batch: bool = False) -> bytes:
+        """A verdict message up to the packet id, which is its end."""
+        frame = _frame(self._number, batch)
+        length = (len(frame) + len(what.changes)).to_bytes(4, sys.byteorder)
+        return b"".join((length, frame[4:BODY], what.changes, frame[BODY:-8], what.word.to_bytes(4, "big")))
+
+
+@lru_cache
+def _frame(number: int, batch: bool) -> bytes:
+    """The message that the schemas build for a verdict without changes."""
+    return nfqnl.verdict(number, 0, 0, batch=batch)
+
+
+def _limit(packets: list[Packet], decisions: list[Decision]) -> tuple[list[Packet], list[Decision]]:
+    """As many of them as one datagram should hold, at least one."""
+    size = 0
+    for count, decision in enumerate(decisions):
+        size += 32 + len(decision.changes)
+        if size > _MAX_DATAGRAM and count:
+            return packets[:count], decisions[:count]
+    return packets, decisions
