@@ -11,9 +11,19 @@ from .checks import check
 from .errors import AlreadyDecidedError, ArgumentError
 from .interfaces import interface_name
 from .protocol import conntrack, nfqnl
-from .protocol.layout import Spans, compile_struct
+from .protocol.layout import Layout, compile_struct
 from .protocol.nfnetlink import BODY, Family, Hook, nfgenmsg, parse_attributes
-from .protocol.nfqnl import MAX_PAYLOAD, MIN_PAYLOAD, NFQA, NFQA_VLAN, QUEUE_BYPASS, SkbInfo, Verdict
+from .protocol.nfqnl import (
+    MAX_PAYLOAD,
+    MIN_PAYLOAD,
+    NFQA,
+    NFQA_VLAN,
+    PACKET_ID,
+    QUEUE_BYPASS,
+    SkbInfo,
+    Verdict,
+    find,
+)
 from .verdicts import ACCEPT, DROP, Decision, decision, decision_with
 
 _MIN_IPV6_PAYLOAD = 40  # the kernel wants room up to the transport header
@@ -41,16 +51,14 @@ class Packet:
     message, from a damaged recording, say, is malformed.
     """
 
-    __slots__ = ("_decide", "_decision", "_where", "id", "raw")
+    __slots__ = ("_decide", "_decision", "_layout", "raw")
 
     # `Queue` fills in a bare instance: a call to __init__ would cost a tenth of all that is done for a packet.
-    id: int
-    """The number of the packet in this binding of the queue: 1, 2, ... (32 bits, wraps). Missing ones were lost."""
     raw: bytes
     """The netlink message as the kernel sent it."""
     _decision: Decision | None
     _decide: Callable[[Packet], None]
-    _where: Spans | None
+    _layout: Layout | None
 
     def __repr__(self) -> str:
         verdict = "undecided" if self._decision is None else Verdict(self._decision.word & 0xFF).name
@@ -200,10 +208,10 @@ class Packet:
     # --- attributes
 
     def _find(self, number: int) -> slice | None:
-        where = self._where
-        if where is None:
-            where = self._where = nfqnl.find(self.raw)
-        return where.get(number)
+        layout = self._layout
+        if layout is None:
+            layout = self._layout = find(self.raw)
+        return layout.spans.get(number)
 
     def _number(self, number: int) -> int | None:
         span = self._find(number)
@@ -217,10 +225,13 @@ class Packet:
         return None if span is None else self.raw[span]
 
     def _header(self) -> tuple[int, int, int]:
-        span = self._find(NFQA.PACKET_HDR)
-        assert span is not None  # a message without it is no packet: see `Queue`
-        header: tuple[int, int, int] = _read_header(self.raw, span.start)
+        header: tuple[int, int, int] = _read_header(self.raw, PACKET_ID.start)
         return header
+
+    @property
+    def id(self) -> int:
+        """The number of the packet in this binding of the queue: 1, 2, ... (32 bits, wraps). Missing ones were lost."""
+        return int.from_bytes(self.raw[PACKET_ID], "big")
 
     @property
     def payload(self) -> bytes:
@@ -228,11 +239,10 @@ class Packet:
 
         A fresh copy each time: keep it in a variable.
         """
-        where = self._where
-        if where is None:
-            where = self._where = nfqnl.find(self.raw)
-        span = where.get(NFQA.PAYLOAD)
-        return b"" if span is None else self.raw[span]
+        layout = self._layout
+        if layout is None:
+            layout = self._layout = find(self.raw)
+        return self.raw[layout.payload]
 
     @property
     def cap_len(self) -> int:

@@ -7,13 +7,14 @@ import logging
 import os
 import select
 import socket
-import struct
+import sys
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
+from operator import length_hint
 from time import monotonic
 from types import TracebackType
 from typing import Literal
@@ -34,18 +35,22 @@ from .errors import (
 from .netns import Netns, call_in
 from .packet import Packet
 from .protocol import netlink, nfqnl
-from .protocol.nfqnl import Command, CopyMode, QueueFlag, Verdict
+from .protocol.nfnetlink import Subsystem
+from .protocol.nfqnl import SUBSYSTEM_BYTE, Command, CopyMode, QueueFlag, Verdict
 from .transport import MAX_QUEUE_DATAGRAM, NetlinkSocket, Transport
 from .verdicts import Verdicts
 
 # So many packets are taken from the kernel before the first of them goes to the handler. Measured: 64 costs 7 % more,
 # 1024 gains nothing.
 _DRAIN = 256
-# A verdict waits for others no longer than this, in seconds, plus the time of the handler that is running.
+# A verdict waits for others no longer than this, in seconds, and the time of at most so many calls of the handler.
 _MAX_DELAY = 0.001
+_MAX_PORTION = 8
 # Warnings about loss, at most one in so many seconds.
 _WARN_EVERY = 10.0
 _SO_TIMESTAMP = 29  # of include/uapi/asm-generic/socket.h; Python does not name it
+
+_END = sys.maxsize  # ``list[_END:] = more`` appends
 
 _log = logging.getLogger("nfnet")
 
@@ -150,7 +155,6 @@ class Queue:
         self._timestamps = timestamps
         self._netns = netns
         self._given_transport = transport
-        self._packet_start = nfqnl.packet_start(self.num)
         self._wake = _Wake()
         self._stopping = False
         self._reader = threading.Lock()  # held by the loop
@@ -247,7 +251,7 @@ class Queue:
         try:
             if self._undecided != "pending":
                 for packet in list(verdicts.pending.values()):
-                    self._apply(self._undecided, packet)
+                    _apply(self._undecided, packet)
             verdicts.close()
             if self._undecided == "accept":
                 verdicts.accept_rest(binding.last_id)
@@ -272,9 +276,16 @@ class Queue:
 
     # --- the loop
 
-    def __iter__(self) -> Iterator[Packet]:
+    def __iter__(self) -> Generator[Packet, None, None]:
         """The packets, as they come, until `stop` or `close`. Raises as `run`, except what handlers raise."""
-        return self._packets(block=True)
+        with closing(self._portions(block=True)) as portions:
+            for portion in portions:
+                for packet in portion:
+                    yield packet
+                    if packet._decision is None:
+                        self._leave_undecided(packet)
+                    if self._stopping:
+                        break
 
     def run(self, handler: Handler) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
@@ -285,7 +296,7 @@ class Queue:
         Raises OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege to decide was dropped,
         DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.
         """
-        self._drive(self._packets(block=True), handler)
+        self._drive(handler, block=True)
 
     def process(self, handler: Handler | None = None) -> int:
         """Take what waits, without blocking, and return how many packets that were; for any event loop.
@@ -294,93 +305,74 @@ class Queue:
         iteration gives that many without blocking. Raises as `run`.
         """
         if handler is not None:
-            return self._drive(self._packets(block=False), handler)
+            return self._drive(handler, block=False)
         binding = self._bound()
-        self._receive(binding)
-        return binding.waiting()
+        with self._reading(binding):
+            self._receive(binding)
+            return length_hint(binding.ready)
 
-    def _drive(self, packets: Generator[Packet, None, None], handler: Handler) -> int:
+    def _drive(self, handler: Handler, block: bool) -> int:
         count = 0
-        try:
-            for packet in packets:
-                count += 1
-                try:
-                    handler(packet)
-                except Exception:
-                    if self._on_error == "raise":
-                        raise
-                    _log.exception("queue %d: the handler failed on packet %d", self.num, packet.id)
-                    if packet._decision is None:
-                        self._apply(self._on_error, packet)
-        finally:
-            packets.close()
-        return count
-
-    def _packets(self, block: bool) -> Generator[Packet, None, None]:
-        """The loop itself; `verdicts` has its theory. What it does for every packet is there because it was measured.
-
-        A packet is in ``received`` until it is in ``handed``, and there until the kernel has its verdict: whatever
-        raises, wherever, a later loop finds it.
-        """
-        binding = self._bound()
-        received, verdicts = binding.received, binding.verdicts
-        handed, collect = verdicts.handed, verdicts.decided.append
-        read_start, (kind, number, attribute) = nfqnl.read_start, self._packet_start
-        self._claim(binding)
-        try:
-            while not self._stopping and (received or self._wait(binding, block)):
-                deadline = monotonic() + _MAX_DELAY
-                while received:
-                    data = received[0]
+        with closing(self._portions(block)) as portions:
+            for portion in portions:
+                for packet in portion:
                     try:
-                        its_kind, its_number, its_attribute, packet_id = read_start(data)
-                    except struct.error:
-                        its_kind = -1
-                    if its_kind != kind or its_number != number or its_attribute != attribute:
-                        unusual = self._look_into(binding)
-                        if unusual is None:
-                            continue
-                        packet_id = unusual
-                    packet = Packet()
-                    packet.id = packet_id
-                    packet.raw = data
-                    packet._decision = packet._where = None
-                    packet._decide = collect
-                    handed.append(packet)
-                    received.popleft()
-                    if not received:  # nothing else waits: why should its verdict?
-                        packet._decide = verdicts.decide_now
-                    yield packet
+                        handler(packet)
+                    except Exception:
+                        if self._on_error == "raise":
+                            raise
+                        self._handler_failed(packet)
                     if packet._decision is None:
-                        self._leave_undecided(verdicts, packet)
+                        self._leave_undecided(packet)
+                    count += 1
                     if self._stopping:
                         break
+        return count
+
+    def _portions(self, block: bool) -> Generator[Iterator[Packet], None, None]:
+        """The loop, in portions of packets between which verdicts may leave; `verdicts` has the theory.
+
+        It, and what is done for every packet, is as it is because that was measured. ``binding.ready`` is one
+        iterator for all loops, so whatever ends a loop, the next one goes on with the packet after.
+        """
+        binding = self._bound()
+        verdicts = binding.verdicts
+        with self._reading(binding):
+            while self._wait(binding, block):
+                size, deadline = 1, monotonic() + _MAX_DELAY
+                while length_hint(binding.ready):
+                    yield islice(binding.ready, size)
+                    if self._stopping:
+                        return
+                    # The clock is asked seldom while the handler is quick: asking costs as much as a verdict.
+                    size = min(2 * size, _MAX_PORTION)
                     if monotonic() > deadline:
                         verdicts.flush()
-                        deadline = monotonic() + _MAX_DELAY
-                if not verdicts.closed:
-                    verdicts.settle()
-                    self._account(binding, packet_id)
+                        size, deadline = 1, monotonic() + _MAX_DELAY
+                verdicts.settle()
+                self._account(binding)
                 if not block:
-                    break
+                    return
+
+    @contextmanager
+    def _reading(self, binding: _Binding) -> Iterator[None]:
+        if not self._reader.acquire(blocking=False):
+            raise BusyReadingError(f"queue {self.num} is being read by another loop; one at a time can")
+        try:
+            yield
         finally:
             self._stopping = False
             self._reader.release()
-            if not verdicts.closed:
-                verdicts.settle()
-
-    def _claim(self, binding: _Binding) -> None:
-        if not self._reader.acquire(blocking=False):
-            raise BusyReadingError(f"queue {self.num} is being read by another loop; one at a time can")
-        # A loop that an exception ended between taking a packet out of one list and putting it into the next.
-        if binding.received:
-            binding.verdicts.forget(binding.received[0])
+            if not binding.verdicts.closed:
+                binding.verdicts.settle(waiting=length_hint(binding.ready))
 
     def _wait(self, binding: _Binding, block: bool) -> bool:
-        """Wait for packets; False if there will be none."""
+        """Wait until packets are ready; False if none are or will be."""
         while not self._stopping:
+            if length_hint(binding.ready):
+                return True
             more = self._receive(binding)
-            if binding.received:
+            if length_hint(binding.ready):
                 return True
             if not more or not block:
                 return False
@@ -389,66 +381,84 @@ class Queue:
         return False
 
     def _receive(self, binding: _Binding) -> bool:
+        """Take datagrams from the transport and make packets of them; False if there will be no more."""
         try:
-            return binding.transport.receive(binding.received, _DRAIN)
+            more = binding.transport.receive(binding.received, _DRAIN)
         except ClosedError:
             return False
         except OverrunError:
             binding.overruns += 1
             raise
+        finally:
+            self._make_packets(binding)
+        return more
 
-    def _look_into(self, binding: _Binding) -> int | None:
-        """Deal with a datagram that does not begin as a packet does; if it is a packet all the same, return its id."""
-        data = binding.received[0]
+    def _make_packets(self, binding: _Binding) -> None:
+        verdicts = binding.verdicts
+        collect = verdicts.decided.append
+        byte, subsystem, trusted = SUBSYSTEM_BYTE, Subsystem.QUEUE, binding.transport.trusted
+        ready = list(binding.ready)
+        new: list[Packet] = []
+        problem: NfnetError | None = None
+        for raw in binding.received:
+            if not trusted or raw[byte] != subsystem:
+                try:
+                    if (whole := self._look_into(binding, raw)) is None:
+                        continue
+                    raw = whole
+                except NfnetError as error:  # the packets behind it come first
+                    problem = problem or error
+                    continue
+            packet = Packet()
+            packet.raw = raw
+            packet._decision = packet._layout = None
+            packet._decide = collect
+            new.append(packet)
+        if new:
+            new[-1]._decide = verdicts.decide_now  # nothing waits behind it: why should its verdict?
+        received: list[bytes] = []
+        iterator = iter(ready + new)
+        # One statement without a call: no signal handler can raise in the midst of it, so no packet is lost or there
+        # twice.
+        binding.received, binding.ready, verdicts.at_hand[_END:] = received, iterator, new
+        if new:
+            step = (new[-1].id - binding.last_id) & 0xFFFFFFFF
+            binding.last_id = new[-1].id
+            if step < 0x80000000:  # else it went back: recordings, one behind the other
+                binding.issued += step
+        if problem is not None:
+            raise problem
+
+    def _look_into(self, binding: _Binding, message: bytes) -> bytes | None:
+        """A datagram that is no packet for sure: the packet that it is after all, or None if it was dealt with."""
         try:
-            messages = list(netlink.split_messages(data))
-            if len(messages) == 1:
-                packet_id = self._read_other(binding, data)
-                if packet_id is not None:
-                    return packet_id
-            binding.received.popleft()
-            if len(messages) > 1:
-                binding.received.extendleft(message for _, message in reversed(messages))
-        except NfnetError as error:
-            binding.received.popleft()
-            if isinstance(error, DecodeError):
-                binding.malformed += 1
+            if not netlink.is_answer(message):
+                return nfqnl.normalized(message, self.num)
+            answer = netlink.parse_answer(message)
+        except DecodeError:
+            binding.malformed += 1
             raise
+        if answer.errno and answer.type in (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH):
+            binding.refused[answer.errno] = binding.refused.get(answer.errno, 0) + 1
+            if answer.errno != errno.ENOENT:  # that one is no surprise: see QueueCounters
+                raise kernel_error(f"deciding packets of queue {self.num}", answer.errno, message=answer.message)
         return None
 
-    def _read_other(self, binding: _Binding, message: bytes) -> int | None:
-        if netlink.is_answer(message):
-            answer = netlink.parse_answer(message)
-            if answer.errno and answer.type in (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH):
-                binding.refused[answer.errno] = binding.refused.get(answer.errno, 0) + 1
-                if answer.errno != errno.ENOENT:  # that one is no surprise: see QueueCounters
-                    raise kernel_error(f"deciding packets of queue {self.num}", answer.errno, message=answer.message)
-            return None
-        number, packet_id = nfqnl.parse_packet_id(message)
-        if number != self.num:
-            raise DecodeError(f"packet of queue {number} where one of queue {self.num} was expected", 18)
-        return packet_id
+    def _handler_failed(self, packet: Packet) -> None:
+        _log.exception("queue %d: the handler failed on packet %d", self.num, packet.id)
+        if packet._decision is None:
+            _apply(self._on_error, packet)
 
-    def _leave_undecided(self, verdicts: Verdicts, packet: Packet) -> None:
-        if self._undecided == "pending":
-            verdicts.defer(packet)
-        else:
-            self._apply(self._undecided, packet)
+    def _leave_undecided(self, packet: Packet) -> None:
+        if self._undecided != "pending":
+            _apply(self._undecided, packet)
+        elif (binding := self._binding) is not None:
+            binding.verdicts.defer(packet)
 
-    @staticmethod
-    def _apply(policy: str, packet: Packet) -> None:
-        if policy == "accept":
-            packet.accept()
-        else:
-            packet.drop()
-
-    def _account(self, binding: _Binding, last_id: int) -> None:
-        """Count the ids that never came; ``last_id`` is that of the newest packet."""
-        step = (last_id - binding.last_id) & 0xFFFFFFFF
-        binding.last_id = last_id
-        if step < 0x80000000:  # else it went back: these are recordings, one behind the other
-            binding.issued += step
-        lost = binding.issued - binding.verdicts.handed_out()
+    def _account(self, binding: _Binding) -> None:
+        """Count the ids that never came."""
+        received = binding.verdicts.received()
+        lost = binding.issued - received
         if lost <= binding.lost:
             return
         binding.overruns += self._on_overrun != "raise"  # there it was counted as it was raised
@@ -491,9 +501,9 @@ class Queue:
 
     @property
     def pending(self) -> list[Packet]:
-        """The packets that were handed out and have no verdict, oldest first."""
+        """The packets that were received and have no verdict, oldest first."""
         verdicts = self._bound().verdicts
-        return [packet for packet in (*verdicts.pending.values(), *verdicts.handed) if packet._decision is None]
+        return [packet for packet in (*verdicts.pending.values(), *verdicts.at_hand) if packet._decision is None]
 
     @property
     def counters(self) -> QueueCounters:
@@ -502,20 +512,26 @@ class Queue:
         if binding is None:
             raise ClosedError(f"queue {self.num} was never open")
         counts = binding.verdicts.counts
-        handed_out = binding.verdicts.handed_out()
-        waiting = binding.waiting()
+        received = binding.verdicts.received()
         return QueueCounters(
-            received=handed_out + waiting,
+            received=received,
             accepted=counts[Verdict.ACCEPT] + counts[Verdict.STOP],
             dropped=counts[Verdict.DROP],
             repeated=counts[Verdict.REPEAT],
             requeued=counts[Verdict.QUEUE],
-            pending=handed_out - sum(counts.values()) + waiting,
+            pending=received - sum(counts.values()),
             lost=binding.lost,
             overruns=binding.overruns,
             refused=dict(binding.refused),
             malformed=binding.malformed,
         )
+
+
+def _apply(policy: str, packet: Packet) -> None:
+    if policy == "accept":
+        packet.accept()
+    else:
+        packet.drop()
 
 
 class _Binding:
@@ -524,20 +540,17 @@ class _Binding:
     def __init__(self, number: int, transport: Transport, stamping: socket.socket | None) -> None:
         self.transport = transport
         self.verdicts = Verdicts(number, transport)
-        self.received: deque[bytes] = deque()
+        self.received: list[bytes] = []  # datagrams
+        self.ready: Iterator[Packet] = iter(())  # packets for the handler
         self.process = os.getpid()
         self.last_id = 0
-        self.issued = 0  # ids that the kernel gave, up to the last one seen
+        self.issued = 0  # how many ids the kernel gave, up to the last one seen
         self.lost = 0
         self.overruns = 0
         self.refused: dict[int, int] = {}
         self.malformed = 0
         self.warned = -_WARN_EVERY
         self._stamping = stamping
-
-    def waiting(self) -> int:
-        """How many packets have been read and not handed out."""
-        return sum(nfqnl.is_packet(data) for data in self.received.copy())
 
     def release(self) -> None:
         self.verdicts.closed = True

@@ -10,12 +10,12 @@ together. What the kernel allows is this:
 A batch is therefore right if, and only if, each packet up to that id has either left the queue already or is to get
 just this verdict. Three lists hold what is needed to know that:
 
-``handed``    packets that went to the handler, in the order of their ids, and whose verdict has not left;
-``decided``   those of them that have a verdict, in the order in which they got it;
+``at_hand``   packets that the loop has received and whose verdict has not left, in the order of their ids;
+``decided``   packets that have a verdict, in the order in which they got it, until it leaves;
 ``pending``   packets whose handler returned without a verdict, and which may get one at any time, from any thread.
 
-If the decided packets are the first of those handed out, in order, and nothing older is pending, then every packet
-up to the last of them is decided: `_encode` may use batches. Otherwise each verdict goes as a message of its own, in the
+If the decided packets are the first of those at hand, in order, and nothing older is pending, then every packet up to
+the last of them is decided: `_encode` may use batches. Otherwise each verdict goes as a message of its own, in the
 order in which the program gave them, because that is the order in which the kernel lets the packets go.
 
 Drops may overtake: nobody can see when a packet was dropped. So of packets that are accepted or dropped in turn the
@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING
 from .errors import ClosedError
 from .protocol import layout, nfqnl
 from .protocol.nfnetlink import BODY
-from .protocol.nfqnl import NFQA, Verdict
+from .protocol.nfqnl import NFQA, PACKET_ID, Verdict
 from .transport import Transport
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Verdicts:
     """Collects the verdicts of one binding of a queue, and sends them."""
 
     def __init__(self, number: int, transport: Transport) -> None:
-        self.handed: list[Packet] = []
+        self.at_hand: list[Packet] = []
         self.decided: list[Packet] = []
         self.pending: dict[int, Packet] = {}
         self.counts: dict[int, int] = dict.fromkeys(Verdict, 0)
@@ -118,37 +118,32 @@ class Verdicts:
             with self._lock:
                 self._send_decided()
 
-    def settle(self) -> None:
-        """Send what was collected; what was handed out and is not decided is pending from now on."""
+    def settle(self, waiting: int = 0) -> None:
+        """Send what was collected; what is at hand and undecided is pending from now on, but for the last ``waiting``."""
         with self._lock:
             self._send_decided()
-            if self.handed:
-                for packet in self.handed:
+            given = self.at_hand[: len(self.at_hand) - waiting]
+            if given:
+                for packet in given:
                     if packet._decision is None:
                         self.pending[packet.id] = packet
                     packet._decide = self.decide_now
-                self.handed.clear()
+                del self.at_hand[: len(given)]
                 # Another thread may have decided one of them in the meantime, and found the old `_decide`.
                 self._send_decided()
 
     def defer(self, packet: Packet) -> None:
-        """The handler is done with the packet, which it handed out last, and did not decide it."""
+        """The handler has returned and left the packet undecided: it is pending from now on."""
         with self._lock:
             packet._decide = self.decide_now
             self.pending[packet.id] = packet
-            self.handed.remove(packet)
-            self._send_decided()  # another thread may have decided it just now, and found the old `_decide`
+            self.at_hand.remove(packet)
+            if packet._decision is not None:  # by another thread, just now: see `settle`
+                self._send_decided()
 
-    def forget(self, raw: bytes) -> None:
-        """A packet that went on the list of those handed out, but to no handler."""
-        with self._lock:
-            for packet_id, packet in list(self.pending.items()):
-                if packet.raw is raw:
-                    del self.pending[packet_id]
-
-    def handed_out(self) -> int:
-        """How many packets were handed out so far."""
-        return sum(self.counts.values()) + len(self.handed) + len(self.pending)
+    def received(self) -> int:
+        """How many packets the loop has received so far."""
+        return sum(self.counts.values()) + len(self.at_hand) + len(self.pending)
 
     def accept_rest(self, newest: int) -> None:
         """Accept whatever is queued, read by this program or not; ``newest`` is the last id that was seen."""
@@ -176,7 +171,7 @@ class Verdicts:
 
     def _send_some(self) -> None:
         packets = self.decided[:]  # others may append meanwhile
-        in_order = packets == self.handed[: len(packets)] and not self._pending_before(packets[-1])
+        in_order = packets == self.at_hand[: len(packets)] and not self._pending_before(packets[-1])
         decisions: list[Decision] = [packet._decision for packet in packets]  # type: ignore[misc]
         first = decisions[0]
         if in_order and first.batchable and decisions.count(first) == len(decisions):
@@ -192,12 +187,12 @@ class Verdicts:
         # The kernel has them. One statement without a call: no signal handler can raise in the midst of it.
         count = len(packets)
         if in_order:
-            self.counts, self.decided[:count], self.handed[:count] = counts, (), ()
+            self.counts, self.decided[:count], self.at_hand[:count] = counts, (), ()
         else:
             self.counts, self.decided[:count] = counts, ()
             for packet in packets:
-                if self.pending.pop(packet.id, None) is None and packet in self.handed:
-                    self.handed.remove(packet)
+                if self.pending.pop(packet.id, None) is None and packet in self.at_hand:
+                    self.at_hand.remove(packet)
 
     def _pending_before(self, packet: Packet) -> bool:
         """Whether a packet with a lower id is undecided: no batch may cover that."""
@@ -230,7 +225,7 @@ class Verdicts:
             rare, common = common, rare
         if rare is not common:
             prefix = self._prefix(rare)
-            ids = [packet.id.to_bytes(4, "big") for packet, what in zip(packets, decisions) if what is rare]
+            ids = [packet.raw[PACKET_ID] for packet, what in zip(packets, decisions) if what is rare]
             yield prefix
             yield prefix.join(ids)
         last = next(packet for packet, what in zip(reversed(packets), reversed(decisions)) if what is common)
@@ -239,10 +234,10 @@ class Verdicts:
     def _encode_each(self, packets: Iterable[Packet], decisions: Iterable[Decision]) -> Iterator[bytes]:
         for packet, what in zip(packets, decisions):
             yield self._prefix(what) if what.batchable else self._build_prefix(what)
-            yield packet.id.to_bytes(4, "big")
+            yield packet.raw[PACKET_ID]
 
     def _batch(self, what: Decision, last: Packet) -> bytes:
-        return self._prefix(what, batch=True) + last.id.to_bytes(4, "big")
+        return self._prefix(what, batch=True) + last.raw[PACKET_ID]
 
     def _build_prefix(self, what: Decision, *, batch: bool = False) -> bytes:
         """A verdict message up to the packet id, which is its end."""

@@ -91,22 +91,20 @@ def walk(data: bytes, start: int, end: int, base: int = 0) -> Iterator[tuple[int
         start += (length + 3) & ~3
 
 
-Spans = Mapping[int, slice]
+class Layout:
+    """Where the attributes of a message stand, and what proves that those of another stand there too."""
 
+    __slots__ = ("expected", "headers", "payload", "spans")
 
-class _Layout:
-    """Where the attributes of one message stood, and what proves that those of another stand there too."""
-
-    __slots__ = ("expected", "headers", "spans")
-
-    def __init__(self, data: bytes, start: int, spans: dict[int, slice], at: list[int]) -> None:
-        self.spans: Spans = spans
-        # nlmsg_len and each attribute header, as one number each; the data between them are skipped.
-        places = [0, *at]
-        gaps = [b - a - 4 for a, b in zip(places, places[1:])]
-        self.headers: Callable[[bytes], tuple[int, ...]] = struct.Struct(
-            "=I" + "".join(f"{gap}xI" for gap in gaps)
-        ).unpack_from
+    def __init__(self, data: bytes, spans: dict[int, slice], payload: int) -> None:
+        self.spans = spans
+        """Attribute number to the slice of the message that is its data."""
+        self.payload = spans.get(payload, slice(0, 0))
+        """The slice that is the payload, an empty one where there is none."""
+        # nlmsg_len and every attribute header, as one number each; the data between them are skipped.
+        places = [0, *(span.start - netlink.ATTRIBUTE_HEADER_SIZE for span in spans.values())]
+        gaps = (f"{later - earlier - 4}xI" for earlier, later in zip(places, places[1:]))
+        self.headers: Callable[[bytes], tuple[int, ...]] = struct.Struct("=I" + "".join(gaps)).unpack_from
         self.expected = self.headers(data)
 
 
@@ -114,23 +112,24 @@ class Layouts:
     """Finds the attributes of messages of one kind.
 
     ``sizes`` are the least sizes of the attributes' data: shorter ones are refused, so that a reader may rely on
-    them. ``start`` is where the attributes begin.
+    them. ``start`` is where the attributes begin, and ``payload`` the number of the one that is asked for most.
     """
 
-    def __init__(self, sizes: Mapping[int, int], start: int) -> None:
+    def __init__(self, sizes: Mapping[int, int], start: int, payload: int) -> None:
         self._sizes = sizes
         self._start = start
-        self._known: dict[int, _Layout] = {}
+        self._payload = payload
+        self._known: dict[int, Layout] = {}
 
-    def find(self, data: bytes) -> Spans:
-        """Attribute number to the slice of its data, in the one message that ``data`` is. Raises DecodeError."""
+    def find(self, data: bytes) -> Layout:
+        """The layout of the one message that ``data`` is. Raises DecodeError."""
         # By length, so that the header of the payload, too, is one that was seen before.
         layout = self._known.get(len(data))
         if layout is not None and layout.headers(data) == layout.expected:
-            return layout.spans
+            return layout
         return self._learn(data)
 
-    def _learn(self, data: bytes) -> Spans:
+    def _learn(self, data: bytes) -> Layout:
         messages = list(netlink.split_messages(data))
         if len(messages) != 1:
             raise DecodeError(f"{len(messages)} messages where one was expected", 0)
@@ -138,13 +137,15 @@ class Layouts:
         if end < self._start:
             raise DecodeError(f"message of {end} bytes has no room for its header", end)
         spans: dict[int, slice] = {}
-        at: list[int] = []
+        repeated = False
         for number, first, last in walk(data, self._start, end):
             if last - first < self._sizes.get(number, 0):
                 raise DecodeError(f"attribute {number} of {last - first} bytes is too short", first)
+            repeated |= spans.pop(number, None) is not None  # the last one counts, as in the kernel
             spans[number] = slice(first, last)
-            at.append(first - netlink.ATTRIBUTE_HEADER_SIZE)
-        if len(self._known) >= _MAX_LAYOUTS:
-            self._known.clear()
-        self._known[len(data)] = _Layout(data, self._start, spans, at)
-        return spans
+        layout = Layout(data, spans, self._payload)
+        if not repeated:  # else `spans` has not every header, and proves nothing
+            if len(self._known) >= _MAX_LAYOUTS:
+                self._known.clear()
+            self._known[len(data)] = layout
+        return layout

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable
 from enum import IntEnum, IntFlag
 from typing import Any
 
-from construct import Bytes, Default, GreedyBytes, Int8ub, Int16ub, Int16un, Int32ub, Int64ub, Padding, Struct
+from construct import Bytes, Default, GreedyBytes, Int8ub, Int16ub, Int32ub, Int64ub, Padding, Struct
 
 from ..errors import DecodeError
 from . import conntrack, netlink
-from .layout import Layouts, Spans, compile_struct, fixed_size
+from .layout import Layout, Layouts, build_attribute, fixed_size
 from .nfnetlink import (
     BODY,
     Attribute,
@@ -24,7 +24,6 @@ from .nfnetlink import (
     build_message,
     message_type,
     nested,
-    nfgenmsg,
     table,
 )
 
@@ -243,33 +242,17 @@ def verdict(
     return build_message(type, number, data, flags=netlink.Flag.REQUEST)
 
 
-# The beginning of a packet message, up to what the program wants to know of every packet.
-_packet_start = Struct(
-    "header" / netlink.header,
-    "nfgenmsg" / nfgenmsg,
-    "attribute" / Struct("length" / Int16un, "type" / Int16un),
-    "packet" / packet_hdr,
-)
-_read_start = compile_struct(_packet_start, "header.type", "nfgenmsg.resource", "attribute.type", "packet.packet_id")
+# Where a packet's id stands: the kernel puts NFQA_PACKET_HDR first, `normalized` does for anybody else.
+PACKET_ID = slice(BODY + netlink.ATTRIBUTE_HEADER_SIZE, BODY + netlink.ATTRIBUTE_HEADER_SIZE + 4)
 
-read_start: Callable[[bytes], tuple[int, int, int, int]] = _read_start.unpack_from
-"""Reads what tells a packet message, which is to be compared with `packet_start`, and the packet id."""
+# The byte of the header that has the subsystem: of all that the kernel sends to a queue's socket only packets have
+# its number there, answers have 0.
+SUBSYSTEM_BYTE = 5 if sys.byteorder == "little" else 4
 
-
-def packet_start(number: int) -> tuple[int, int, int]:
-    """What `read_start` finds, before the id, in every packet message of queue ``number``."""
-    attribute = {"length": 11, "type": NFQA.PACKET_HDR}
-    packet = {"packet_id": 0, "hw_protocol": 0, "hook": 0}
-    header = {"length": 0, "type": MSG_PACKET, "flags": 0, "seq": 0, "pid": 0}
-    nfgen = {"family": 0, "resource": number}
-    data = _packet_start.build({"header": header, "nfgenmsg": nfgen, "attribute": attribute, "packet": packet})
-    return read_start(data)[:3]
-
-
-find: Callable[[bytes], Spans] = Layouts(
-    {number: fixed_size(row.schema) for number, row in NFQA_TABLE.items()}, BODY
+find: Callable[[bytes], Layout] = Layouts(
+    {number: fixed_size(row.schema) for number, row in NFQA_TABLE.items()}, BODY, NFQA.PAYLOAD
 ).find
-"""Attribute number to the slice of its data, in a packet message. Raises DecodeError."""
+"""Where the attributes of a packet message stand. Raises DecodeError."""
 
 
 def is_packet(message: bytes) -> bool:
@@ -277,12 +260,20 @@ def is_packet(message: bytes) -> bool:
     return int.from_bytes(message[4:6], sys.byteorder) == MSG_PACKET
 
 
-def parse_packet_id(message: bytes) -> tuple[int, int]:
-    """Queue number and packet id of one packet message, wherever its header stands. Raises DecodeError."""
-    where = find(message)
-    if not is_packet(message):
-        raise DecodeError(f"message of type {message[4:6].hex()} where a packet was expected", 4)
-    if NFQA.PACKET_HDR not in where:
+def normalized(message: bytes, number: int) -> bytes:
+    """A packet message of queue ``number`` in the form in which the kernel sends it. Raises DecodeError."""
+    if len(message) < BODY or not is_packet(message):
+        raise DecodeError("not a packet message", 4)
+    spans = find(message).spans
+    if NFQA.PACKET_HDR not in spans:
         raise DecodeError("packet without NFQA_PACKET_HDR", BODY)
-    start = where[NFQA.PACKET_HDR].start
-    return int.from_bytes(message[18:20], "big"), int.from_bytes(message[start : start + 4], "big")
+    its_number = int.from_bytes(message[18:20], "big")
+    if its_number != number:
+        raise DecodeError(f"packet of queue {its_number} where one of queue {number} was expected", 18)
+    if spans[NFQA.PACKET_HDR].start == PACKET_ID.start:
+        return message
+    order = sorted(spans, key=lambda kind: (kind != NFQA.PACKET_HDR, kind == NFQA.PAYLOAD))
+    data = b"".join(build_attribute(kind, message[spans[kind]]) for kind in order)
+    header = netlink.header.parse(message)
+    header.length = BODY + len(data)
+    return bytes(netlink.header.build(header)) + message[netlink.HEADER_SIZE : BODY] + data
