@@ -45,7 +45,7 @@ from .verdicts import Verdicts
 _DRAIN = 256
 # A verdict waits for others no longer than this, in seconds, and the time of at most so many calls of the handler.
 _MAX_DELAY = 0.001
-_MAX_PORTION = 8
+_MAX_PORTION = 16
 # Warnings about loss, at most one in so many seconds.
 _WARN_EVERY = 10.0
 _SO_TIMESTAMP = 29  # of include/uapi/asm-generic/socket.h; Python does not name it
@@ -336,20 +336,23 @@ class Queue:
         iterator for all loops, so whatever ends a loop, the next one goes on with the packet after.
         """
         binding = self._bound()
-        verdicts = binding.verdicts
         with self._reading(binding):
             while self._wait(binding, block):
+                ready = binding.ready
+                left = length_hint(ready)
                 size, deadline = 1, monotonic() + _MAX_DELAY
-                while length_hint(binding.ready):
-                    yield islice(binding.ready, size)
+                while left > 0:
+                    yield islice(ready, size)
                     if self._stopping:
                         return
-                    # The clock is asked seldom while the handler is quick: asking costs as much as a verdict.
-                    size = min(2 * size, _MAX_PORTION)
+                    left -= size
+                    # The clock is asked ever less often while the handler is quick: asking costs as much as a verdict.
                     if monotonic() > deadline:
-                        verdicts.flush()
+                        binding.verdicts.flush()
                         size, deadline = 1, monotonic() + _MAX_DELAY
-                verdicts.settle()
+                    elif size < _MAX_PORTION:
+                        size *= 2
+                binding.verdicts.settle()
                 self._account(binding)
                 if not block:
                     return

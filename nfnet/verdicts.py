@@ -34,6 +34,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby, islice
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from .errors import ClosedError
@@ -86,6 +87,9 @@ def _changes(mark: int | None, priority: int | None) -> bytes:
 
 ACCEPT = decision(Verdict.ACCEPT)
 DROP = decision(Verdict.DROP)
+
+
+_decision_of = attrgetter("_decision")
 
 
 class Verdicts:
@@ -172,7 +176,7 @@ class Verdicts:
     def _send_some(self) -> None:
         packets = self.decided[:]  # others may append meanwhile
         in_order = packets == self.at_hand[: len(packets)] and not self._pending_before(packets[-1])
-        decisions: list[Decision] = [packet._decision for packet in packets]  # type: ignore[misc]
+        decisions: list[Decision] = list(map(_decision_of, packets))
         first = decisions[0]
         if in_order and first.batchable and decisions.count(first) == len(decisions):
             datagram = self._batch(first, packets[-1])

@@ -104,7 +104,7 @@ class Layout:
         # nlmsg_len and every attribute header, as one number each; the data between them are skipped.
         places = [0, *(span.start - netlink.ATTRIBUTE_HEADER_SIZE for span in spans.values())]
         gaps = (f"{later - earlier - 4}xI" for earlier, later in zip(places, places[1:]))
-        self.headers: Callable[[bytes], tuple[int, ...]] = struct.Struct("=I" + "".join(gaps)).unpack_from
+        self.headers: Callable[[bytes], tuple[int, ...]] = struct.Struct("@I" + "".join(gaps)).unpack_from
         self.expected = self.headers(data)
 
 
