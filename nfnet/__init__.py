@@ -1,13 +1,14 @@
 """Decide and log packets from Python: Linux NFQUEUE and NFLOG over a raw netlink socket.
 
-    import nfnet
+import nfnet
 
-    with nfnet.Queue(1) as queue:
-        for packet in queue:
-            packet.drop() if packet.mark == 7 else packet.accept()
+with nfnet.Queue(1) as queue:
+    for packet in queue:
+        packet.drop() if packet.mark == 7 else packet.accept()
 """
 
-
+from . import inet, rules
+from .binding import QueueCounters
 from .errors import (
     AckTimeoutError,
     AlreadyDecidedError,
@@ -26,7 +27,7 @@ from .packet import Packet, Vlan
 from .protocol.conntrack import Conntrack, CtInfo
 from .protocol.nfnetlink import Family, Hook
 from .protocol.nfqnl import CopyMode, SkbInfo, Verdict
-from .queue import Queue, QueueCounters
+from .queue import Queue
 from .transport import NetlinkSocket, Transport
 
 __version__ = "0.1.0"
@@ -57,6 +58,6 @@ __all__ = [
     "Transport",
     "Verdict",
     "Vlan",
-
-
+    "inet",
+    "rules",
 ]

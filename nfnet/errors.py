@@ -52,9 +52,7 @@ class KernelError(NfnetError, OSError):
     extended acknowledgement (None when it gave none), ``hint`` what can be done about it (or None).
     """
 
-    def __init__(
-        self, operation: str, errno: int, *, message: str | None = None, hint: str | None = None
-    ) -> None:
+    def __init__(self, operation: str, errno: int, *, message: str | None = None, hint: str | None = None) -> None:
         text = "operation not supported" if errno == ENOTSUPP else os.strerror(errno).lower()
         OSError.__init__(self, errno, text)
         self.operation = operation

@@ -7,7 +7,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from .checks import check
 from .errors import ArgumentError, kernel_error
@@ -66,8 +66,33 @@ def _path(netns: str | os.PathLike[str] | int) -> str:
     return path if "/" in path else f"/run/netns/{path}"
 
 
-def call_in(netns: Netns, function: Callable[[], _T]) -> _T:
+def become_root() -> None:
+    """Move the process, which must have one thread, into a user namespace in which it is root.
+
+    There, an ordinary user may make network namespaces and do anything in them. Raises KernelError where the machine
+    does not allow it.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    unshare(CLONE_NEWUSER)
+    for file, line in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        with open(f"/proc/self/{file}", "w") as stream:
+            stream.write(line)
+
+
+def create() -> BinaryIO:
+    """A new network namespace, as an open file that keeps it alive. Raises KernelError."""
+
+    def make() -> BinaryIO:
+        unshare(CLONE_NEWNET)
+        return open("/proc/thread-self/ns/net", "rb")
+
+    return call_in(None, make)
+
+
+def call_in(netns: Netns | None, function: Callable[[], _T]) -> _T:
     """Call ``function`` in a network namespace and return its result; the calling thread stays where it is.
+
+    None is the namespace of the calling thread.
 
     A socket belongs for life to the namespace in which it was made. A namespace belongs to a thread, so this starts
     one, which ends with the call. Raises KernelError if there is no such namespace or it may not be entered.
@@ -76,7 +101,8 @@ def call_in(netns: Netns, function: Callable[[], _T]) -> _T:
 
     def work() -> None:
         try:
-            enter(netns)
+            if netns is not None:
+                enter(netns)
             outcome["result"] = function()
         except BaseException as error:
             outcome["error"] = error

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from construct import Int32ub
 
 from .checks import check
 from .errors import AlreadyDecidedError, ArgumentError
 from .interfaces import interface_name
-from .protocol import conntrack, nfqnl
+from .protocol import nfqnl
+from .protocol.conntrack import Conntrack, CtInfo
+from .protocol.conntrack import parse as parse_conntrack
 from .protocol.layout import Layout, compile_struct
 from .protocol.nfnetlink import BODY, Family, Hook, nfgenmsg, parse_attributes
 from .protocol.nfqnl import (
@@ -27,6 +29,8 @@ from .protocol.nfqnl import (
 from .verdicts import ACCEPT, DROP, Decision, decision, decision_with
 
 _MIN_IPV6_PAYLOAD = 40  # the kernel wants room up to the transport header
+
+_Enum = TypeVar("_Enum", bound=int)
 
 _read_u32 = compile_struct(Int32ub).unpack_from
 _read_header = compile_struct(nfqnl.packet_hdr).unpack_from
@@ -105,9 +109,7 @@ class Packet:
         self._decision = DROP
         self._decide(self)
 
-    def repeat(
-        self, mark: int | None = None, payload: bytes | None = None, priority: int | None = None
-    ) -> None:
+    def repeat(self, mark: int | None = None, payload: bytes | None = None, priority: int | None = None) -> None:
         """Let the packet pass the same hook again from its first rule (NF_REPEAT); arguments as for `accept`.
 
         The rule that queued it queues it again, with a new id, unless it looks at the mark, for instance.
@@ -190,7 +192,9 @@ class Packet:
 
     def _link_layer(self, vlan: Vlan | None, l2header: bytes | None) -> list[tuple[int, bytes]]:
         if self.family != Family.BRIDGE:
-            raise ArgumentError("vlan and l2header can be changed in the bridge family alone; elsewhere the kernel ignores them")
+            raise ArgumentError(
+                "vlan and l2header can be changed in the bridge family alone; elsewhere the kernel ignores them"
+            )
         changes: list[tuple[int, bytes]] = []
         if vlan is not None:
             values = {
@@ -388,16 +392,16 @@ class Packet:
         return self._number(NFQA.CGROUP_CLASSID)
 
     @property
-    def conntrack(self) -> conntrack.Conntrack | None:
+    def conntrack(self) -> Conntrack | None:
         """The packet's connection (NFQA_CT), None if it is not tracked; needs ``Queue(conntrack=True)``."""
         span = self._find(NFQA.CT)
-        return None if span is None else conntrack.parse(self.raw[span], span.start)
+        return None if span is None else parse_conntrack(self.raw[span], span.start)
 
     @property
-    def ctinfo(self) -> conntrack.CtInfo | None:
+    def ctinfo(self) -> CtInfo | None:
         """How the packet relates to its connection (NFQA_CT_INFO); needs ``Queue(conntrack=True)``."""
         number = self._number(NFQA.CT_INFO)
-        return None if number is None else _enum(conntrack.CtInfo, number)
+        return None if number is None else _enum(CtInfo, number)
 
     @property
     def attributes(self) -> dict[int, Any]:
@@ -409,9 +413,9 @@ class Packet:
         return {_enum(NFQA, number): value for number, value in values.items()}
 
 
-def _enum(kind: Any, number: int) -> Any:
+def _enum(kind: Callable[[int], _Enum], number: int) -> _Enum:
     """The member, or the bare number where a newer kernel knows more than we do."""
     try:
         return kind(number)
     except ValueError:
-        return number
+        return number  # type: ignore[return-value]

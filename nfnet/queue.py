@@ -6,80 +6,40 @@ import errno
 import logging
 import os
 import select
-import socket
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from itertools import islice
 from operator import length_hint
 from time import monotonic
 from types import TracebackType
 from typing import Literal
 
+from .binding import Binding, QueueCounters
 from .checks import check, check_choice
 from .errors import (
     BusyError,
     BusyReadingError,
     ClosedError,
-    DecodeError,
     KernelError,
     NfnetError,
     NotPermittedError,
     NotSupportedError,
-    OverrunError,
-    kernel_error,
 )
 from .netns import Netns, call_in
 from .packet import Packet
-from .protocol import netlink, nfqnl
-from .protocol.nfnetlink import Subsystem
-from .protocol.nfqnl import SUBSYSTEM_BYTE, Command, CopyMode, QueueFlag, Verdict
+from .protocol import nfqnl
+from .protocol.nfqnl import Command, CopyMode, QueueFlag
 from .transport import MAX_QUEUE_DATAGRAM, NetlinkSocket, Transport
-from .verdicts import Verdicts
 
-# So many packets are taken from the kernel before the first of them goes to the handler. Measured: 64 costs 7 % more,
-# 1024 gains nothing.
-_DRAIN = 256
 # A verdict waits for others no longer than this, in seconds, and the time of at most so many calls of the handler.
 _MAX_DELAY = 0.001
 _MAX_PORTION = 16
-# Warnings about loss, at most one in so many seconds.
-_WARN_EVERY = 10.0
-_SO_TIMESTAMP = 29  # of include/uapi/asm-generic/socket.h; Python does not name it
-
-_END = sys.maxsize  # ``list[_END:] = more`` appends
 
 _log = logging.getLogger("nfnet")
 
 Handler = Callable[[Packet], object]
-
-
-@dataclass(frozen=True)
-class QueueCounters:
-    """What happened since the queue was opened, in packets.
-
-    ``received == accepted + dropped + repeated + requeued + pending`` at any moment when nothing is in flight in
-    another thread. Verdicts are counted as they leave; STOP counts as accepted. ``pending`` packets have no verdict
-    yet: they wait for their turn, or their handler left them undecided. ``lost`` are gaps in the packet ids: packets
-    that the kernel could not deliver because the receive buffer was full (dropped, or accepted if the queue is
-    ``fail_open``); ``overruns`` says how often that was noticed. ``refused`` are the errors with which the kernel
-    answered verdicts, by errno: ENOENT where packets were gone already, because somebody removed a rule or took an
-    interface down. ``malformed`` are datagrams that were no packets of this queue.
-    """
-
-    received: int
-    accepted: int
-    dropped: int
-    repeated: int
-    requeued: int
-    pending: int
-    lost: int
-    overruns: int
-    refused: dict[int, int]
-    malformed: int
 
 
 class Queue:
@@ -158,8 +118,8 @@ class Queue:
         self._wake = _Wake()
         self._stopping = False
         self._reader = threading.Lock()  # held by the loop
-        self._binding: _Binding | None = None
-        self._last_binding: _Binding | None = None
+        self._binding: Binding | None = None
+        self._last_binding: Binding | None = None
 
     def __repr__(self) -> str:
         return f"<Queue {self.num}: {'closed' if self._binding is None else 'open'}>"
@@ -180,19 +140,20 @@ class Queue:
         except BaseException:
             binding.release()
             raise
-        self._stopping = False
+        if not self._reader.locked():  # a loop of the previous binding has still to see that it ended
+            self._stopping = False
         self._binding = self._last_binding = binding
 
-    def _connect(self) -> _Binding:
+    def _connect(self) -> Binding:
         """A new socket for each binding: the old one may still hold packets, whose ids would mean new ones."""
         if self._given_transport is not None:
-            return _Binding(self.num, self._given_transport, None)
+            return Binding(self.num, self._given_transport, self._on_overrun)
 
-        def connect() -> _Binding:
+        def connect() -> Binding:
             transport = NetlinkSocket(
                 rcvbuf=self._rcvbuf, overruns=self._on_overrun == "raise", datagram=MAX_QUEUE_DATAGRAM
             )
-            return _Binding(self.num, transport, _stamping_socket() if self._timestamps else None)
+            return Binding(self.num, transport, self._on_overrun, timestamps=self._timestamps)
 
         return connect() if self._netns is None else call_in(self._netns, connect)
 
@@ -214,15 +175,16 @@ class Queue:
             )
         except NotPermittedError as error:
             # The same EPERM for "somebody has it" and "you may not". PF_BIND does nothing but need the privilege.
-            with suppress(KernelError):
+            try:
                 transport.request(lambda seq: nfqnl.config(self.num, command=Command.PF_BIND, seq=seq, ack=True), "")
-                hint = "Another socket has this queue; /proc/net/netfilter/nfnetlink_queue tells its port id"
-                raise BusyError(operation, errno.EPERM, message=error.message, hint=hint) from None
-            raise
+            except KernelError:
+                raise error from None
+            hint = "Another socket has this queue; /proc/net/netfilter/nfnetlink_queue tells its port id"
+            raise BusyError(operation, errno.EPERM, message=error.message, hint=hint) from None
         except NotSupportedError as error:
             names = ", ".join(flag.name or "" for flag in QueueFlag if flag in self._flags)
-            hint = f"This kernel lacks one of the flags asked for: {names}" if names else error.hint
-            raise NotSupportedError(operation, error.errno or 0, message=error.message, hint=hint) from None
+            lacking = f"This kernel lacks one of the flags asked for: {names}" if names else error.hint
+            raise NotSupportedError(operation, error.errno or 0, message=error.message, hint=lacking) from None
         except KernelError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -246,10 +208,11 @@ class Queue:
             binding.release()
             self.stop()
 
-    def _finish(self, binding: _Binding) -> None:
+    def _finish(self, binding: Binding) -> None:
         verdicts = binding.verdicts
         try:
             if self._undecided != "pending":
+                verdicts.settle()
                 for packet in list(verdicts.pending.values()):
                     _apply(self._undecided, packet)
             verdicts.close()
@@ -269,7 +232,7 @@ class Queue:
     ) -> None:
         self.close()
 
-    def _bound(self) -> _Binding:
+    def _bound(self) -> Binding:
         if self._binding is None:
             raise ClosedError(f"queue {self.num} is not open: use it in a with statement, or call open()")
         return self._binding
@@ -278,12 +241,13 @@ class Queue:
 
     def __iter__(self) -> Generator[Packet, None, None]:
         """The packets, as they come, until `stop` or `close`. Raises as `run`, except what handlers raise."""
-        with closing(self._portions(block=True)) as portions:
+        binding = self._bound()
+        with closing(self._portions(binding, block=True)) as portions:
             for portion in portions:
                 for packet in portion:
                     yield packet
                     if packet._decision is None:
-                        self._leave_undecided(packet)
+                        self._leave_undecided(binding, packet)
                     if self._stopping:
                         break
 
@@ -308,12 +272,13 @@ class Queue:
             return self._drive(handler, block=False)
         binding = self._bound()
         with self._reading(binding):
-            self._receive(binding)
+            binding.receive()
             return length_hint(binding.ready)
 
     def _drive(self, handler: Handler, block: bool) -> int:
+        binding = self._bound()
         count = 0
-        with closing(self._portions(block)) as portions:
+        with closing(self._portions(binding, block)) as portions:
             for portion in portions:
                 for packet in portion:
                     try:
@@ -323,19 +288,18 @@ class Queue:
                             raise
                         self._handler_failed(packet)
                     if packet._decision is None:
-                        self._leave_undecided(packet)
+                        self._leave_undecided(binding, packet)
                     count += 1
                     if self._stopping:
                         break
         return count
 
-    def _portions(self, block: bool) -> Generator[Iterator[Packet], None, None]:
+    def _portions(self, binding: Binding, block: bool) -> Generator[Iterator[Packet], None, None]:
         """The loop, in portions of packets between which verdicts may leave; `verdicts` has the theory.
 
         It, and what is done for every packet, is as it is because that was measured. ``binding.ready`` is one
         iterator for all loops, so whatever ends a loop, the next one goes on with the packet after.
         """
-        binding = self._bound()
         with self._reading(binding):
             while self._wait(binding, block):
                 ready = binding.ready
@@ -353,28 +317,30 @@ class Queue:
                     elif size < _MAX_PORTION:
                         size *= 2
                 binding.verdicts.settle()
-                self._account(binding)
+                binding.account()
                 if not block:
                     return
 
     @contextmanager
-    def _reading(self, binding: _Binding) -> Iterator[None]:
+    def _reading(self, binding: Binding) -> Iterator[None]:
         if not self._reader.acquire(blocking=False):
             raise BusyReadingError(f"queue {self.num} is being read by another loop; one at a time can")
         try:
             yield
         finally:
-            self._stopping = False
-            self._reader.release()
-            if not binding.verdicts.closed:
-                binding.verdicts.settle(waiting=length_hint(binding.ready))
+            try:
+                if not binding.verdicts.closed:
+                    binding.verdicts.settle(waiting=length_hint(binding.ready))
+            finally:
+                self._stopping = False
+                self._reader.release()
 
-    def _wait(self, binding: _Binding, block: bool) -> bool:
+    def _wait(self, binding: Binding, block: bool) -> bool:
         """Wait until packets are ready; False if none are or will be."""
         while not self._stopping:
             if length_hint(binding.ready):
                 return True
-            more = self._receive(binding)
+            more = binding.receive()
             if length_hint(binding.ready):
                 return True
             if not more or not block:
@@ -383,98 +349,16 @@ class Queue:
                 self._wake.wait(binding.transport.fileno())
         return False
 
-    def _receive(self, binding: _Binding) -> bool:
-        """Take datagrams from the transport and make packets of them; False if there will be no more."""
-        try:
-            more = binding.transport.receive(binding.received, _DRAIN)
-        except ClosedError:
-            return False
-        except OverrunError:
-            binding.overruns += 1
-            raise
-        finally:
-            self._make_packets(binding)
-        return more
-
-    def _make_packets(self, binding: _Binding) -> None:
-        verdicts = binding.verdicts
-        collect = verdicts.decided.append
-        byte, subsystem, trusted = SUBSYSTEM_BYTE, Subsystem.QUEUE, binding.transport.trusted
-        ready = list(binding.ready)
-        new: list[Packet] = []
-        problem: NfnetError | None = None
-        for raw in binding.received:
-            if not trusted or raw[byte] != subsystem:
-                try:
-                    if (whole := self._look_into(binding, raw)) is None:
-                        continue
-                    raw = whole
-                except NfnetError as error:  # the packets behind it come first
-                    problem = problem or error
-                    continue
-            packet = Packet()
-            packet.raw = raw
-            packet._decision = packet._layout = None
-            packet._decide = collect
-            new.append(packet)
-        if new:
-            new[-1]._decide = verdicts.decide_now  # nothing waits behind it: why should its verdict?
-        received: list[bytes] = []
-        iterator = iter(ready + new)
-        # One statement without a call: no signal handler can raise in the midst of it, so no packet is lost or there
-        # twice.
-        binding.received, binding.ready, verdicts.at_hand[_END:] = received, iterator, new
-        if new:
-            step = (new[-1].id - binding.last_id) & 0xFFFFFFFF
-            binding.last_id = new[-1].id
-            if step < 0x80000000:  # else it went back: recordings, one behind the other
-                binding.issued += step
-        if problem is not None:
-            raise problem
-
-    def _look_into(self, binding: _Binding, message: bytes) -> bytes | None:
-        """A datagram that is no packet for sure: the packet that it is after all, or None if it was dealt with."""
-        try:
-            if not netlink.is_answer(message):
-                return nfqnl.normalized(message, self.num)
-            answer = netlink.parse_answer(message)
-        except DecodeError:
-            binding.malformed += 1
-            raise
-        if answer.errno and answer.type in (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH):
-            binding.refused[answer.errno] = binding.refused.get(answer.errno, 0) + 1
-            if answer.errno != errno.ENOENT:  # that one is no surprise: see QueueCounters
-                raise kernel_error(f"deciding packets of queue {self.num}", answer.errno, message=answer.message)
-        return None
-
     def _handler_failed(self, packet: Packet) -> None:
         _log.exception("queue %d: the handler failed on packet %d", self.num, packet.id)
         if packet._decision is None:
             _apply(self._on_error, packet)
 
-    def _leave_undecided(self, packet: Packet) -> None:
-        if self._undecided != "pending":
-            _apply(self._undecided, packet)
-        elif (binding := self._binding) is not None:
+    def _leave_undecided(self, binding: Binding, packet: Packet) -> None:
+        if self._undecided == "pending":
             binding.verdicts.defer(packet)
-
-    def _account(self, binding: _Binding) -> None:
-        """Count the ids that never came."""
-        received = binding.verdicts.received()
-        lost = binding.issued - received
-        if lost <= binding.lost:
-            return
-        binding.overruns += self._on_overrun != "raise"  # there it was counted as it was raised
-        new, binding.lost = lost - binding.lost, lost
-        if self._on_overrun == "count" and monotonic() > binding.warned + _WARN_EVERY:
-            binding.warned = monotonic()
-            _log.warning(
-                "queue %d: %d packets were lost, %d so far, because the receive buffer of %s bytes was full",
-                self.num,
-                new,
-                lost,
-                self.rcvbuf,
-            )
+        else:
+            _apply(self._undecided, packet)
 
     def stop(self) -> None:
         """End the loop that reads the queue, or the next one if there is none; from any thread or a signal handler.
@@ -500,13 +384,13 @@ class Queue:
     @property
     def rcvbuf(self) -> int | None:
         """The size of the receive buffer that the kernel granted, in bytes; None when there is no socket."""
-        return getattr(self._bound().transport, "rcvbuf", None)
+        size: int | None = getattr(self._bound().transport, "rcvbuf", None)
+        return size
 
     @property
     def pending(self) -> list[Packet]:
-        """The packets that were received and have no verdict, oldest first."""
-        verdicts = self._bound().verdicts
-        return [packet for packet in (*verdicts.pending.values(), *verdicts.at_hand) if packet._decision is None]
+        """The packets that were handed out and have no verdict, oldest first."""
+        return self._bound().pending()
 
     @property
     def counters(self) -> QueueCounters:
@@ -514,20 +398,7 @@ class Queue:
         binding = self._binding or self._last_binding
         if binding is None:
             raise ClosedError(f"queue {self.num} was never open")
-        counts = binding.verdicts.counts
-        received = binding.verdicts.received()
-        return QueueCounters(
-            received=received,
-            accepted=counts[Verdict.ACCEPT] + counts[Verdict.STOP],
-            dropped=counts[Verdict.DROP],
-            repeated=counts[Verdict.REPEAT],
-            requeued=counts[Verdict.QUEUE],
-            pending=received - sum(counts.values()),
-            lost=binding.lost,
-            overruns=binding.overruns,
-            refused=dict(binding.refused),
-            malformed=binding.malformed,
-        )
+        return binding.counters()
 
 
 def _apply(policy: str, packet: Packet) -> None:
@@ -535,31 +406,6 @@ def _apply(policy: str, packet: Packet) -> None:
         packet.accept()
     else:
         packet.drop()
-
-
-class _Binding:
-    """What belongs to one time of being bound: ids begin at 1 again with the next."""
-
-    def __init__(self, number: int, transport: Transport, stamping: socket.socket | None) -> None:
-        self.transport = transport
-        self.verdicts = Verdicts(number, transport)
-        self.received: list[bytes] = []  # datagrams
-        self.ready: Iterator[Packet] = iter(())  # packets for the handler
-        self.process = os.getpid()
-        self.last_id = 0
-        self.issued = 0  # how many ids the kernel gave, up to the last one seen
-        self.lost = 0
-        self.overruns = 0
-        self.refused: dict[int, int] = {}
-        self.malformed = 0
-        self.warned = -_WARN_EVERY
-        self._stamping = stamping
-
-    def release(self) -> None:
-        self.verdicts.closed = True
-        self.transport.close()
-        if self._stamping is not None:
-            self._stamping.close()
 
 
 class _Wake:
@@ -580,14 +426,3 @@ class _Wake:
         poll.poll()
         with suppress(BlockingIOError):
             os.eventfd_read(self._fd)
-
-
-def _stamping_socket() -> socket.socket:
-    """A socket that makes the kernel stamp packets as they arrive.
-
-    Stamping costs time, so the kernel does it only while somebody, anywhere on the machine, wants it: a socket with
-    this option. Otherwise the timestamp of a queued packet is missing. The socket is never used for anything else.
-    """
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-    sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMP, 1)
-    return sock

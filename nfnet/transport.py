@@ -89,9 +89,7 @@ class NetlinkSocket:
 
     trusted = True
 
-    def __init__(
-        self, *, rcvbuf: int | None = None, overruns: bool = False, datagram: int = MAX_DATAGRAM
-    ) -> None:
+    def __init__(self, *, rcvbuf: int | None = None, overruns: bool = False, datagram: int = MAX_DATAGRAM) -> None:
         try:
             self._socket = socket.socket(
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, NETLINK_NETFILTER

@@ -112,7 +112,9 @@ class Verdicts:
         with self._lock:
             if self.closed:
                 packet._decision = None
-                raise ClosedError(f"packet {packet.id}: queue {self._number} was closed, and the packet dropped with it")
+                raise ClosedError(
+                    f"packet {packet.id}: queue {self._number} was closed, and the packet dropped with it"
+                )
             self.decided.append(packet)
             self._send_decided()
 
@@ -123,7 +125,7 @@ class Verdicts:
                 self._send_decided()
 
     def settle(self, waiting: int = 0) -> None:
-        """Send what was collected; what is at hand and undecided is pending from now on, but for the last ``waiting``."""
+        """Send what was collected; what else is at hand is pending from now on, but for the last ``waiting``."""
         with self._lock:
             self._send_decided()
             given = self.at_hand[: len(self.at_hand) - waiting]
@@ -140,8 +142,9 @@ class Verdicts:
         """The handler has returned and left the packet undecided: it is pending from now on."""
         with self._lock:
             packet._decide = self.decide_now
-            self.pending[packet.id] = packet
-            self.at_hand.remove(packet)
+            if packet in self.at_hand:  # not if the handler closed the queue
+                self.pending[packet.id] = packet
+                self.at_hand.remove(packet)
             if packet._decision is not None:  # by another thread, just now: see `settle`
                 self._send_decided()
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import construct
@@ -81,13 +82,13 @@ def walk(data: bytes, start: int, end: int, base: int = 0) -> Iterator[tuple[int
         left = end - start
         if left < netlink.ATTRIBUTE_HEADER_SIZE:
             raise DecodeError(f"{left} bytes are too few for an attribute", base + start)
-        length, type = _attribute_header.unpack_from(data, start)
-        type &= netlink.TYPE_MASK
+        length, number = _attribute_header.unpack_from(data, start)
+        number &= netlink.TYPE_MASK
         if length < netlink.ATTRIBUTE_HEADER_SIZE:
-            raise DecodeError(f"attribute {type} of impossible length {length}", base + start)
+            raise DecodeError(f"attribute {number} of impossible length {length}", base + start)
         if length > left:
-            raise DecodeError(f"attribute {type} of {length} bytes where only {left} are left", base + start)
-        yield type, start + netlink.ATTRIBUTE_HEADER_SIZE, start + length
+            raise DecodeError(f"attribute {number} of {length} bytes where only {left} are left", base + start)
+        yield number, start + netlink.ATTRIBUTE_HEADER_SIZE, start + length
         start += (length + 3) & ~3
 
 
@@ -103,7 +104,7 @@ class Layout:
         """The slice that is the payload, an empty one where there is none."""
         # nlmsg_len and every attribute header, as one number each; the data between them are skipped.
         places = [0, *(span.start - netlink.ATTRIBUTE_HEADER_SIZE for span in spans.values())]
-        gaps = (f"{later - earlier - 4}xI" for earlier, later in zip(places, places[1:]))
+        gaps = (f"{later - earlier - 4}xI" for earlier, later in pairwise(places))
         self.headers: Callable[[bytes], tuple[int, ...]] = struct.Struct("@I" + "".join(gaps)).unpack_from
         self.expected = self.headers(data)
 

@@ -115,12 +115,12 @@ class Answer:
 def build_message(type: int, flags: int, seq: int, body: bytes) -> bytes:
     """One netlink message; the length of the body must be a multiple of 4 for another one to follow."""
     fields = {"length": HEADER_SIZE + len(body), "type": type, "flags": flags, "seq": seq, "pid": 0}
-    return header.build(fields) + body
+    return bytes(header.build(fields)) + body
 
 
 def build_attributes(items: Iterable[tuple[int, bytes]]) -> bytes:
     """The attributes, each padded to a multiple of 4 bytes."""
-    return attributes.build([{"type": type, "data": data} for type, data in items])
+    return bytes(attributes.build([{"type": number, "data": data} for number, data in items]))
 
 
 def split_messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:

@@ -238,8 +238,7 @@ def verdict(
     """
     items = [*changes, (NFQA.VERDICT_HDR, {"verdict": word, "packet_id": packet_id})]
     data = build_attributes((NFQA_TABLE[kind], value) for kind, value in items)
-    type = MSG_VERDICT_BATCH if batch else MSG_VERDICT
-    return build_message(type, number, data, flags=netlink.Flag.REQUEST)
+    return build_message(MSG_VERDICT_BATCH if batch else MSG_VERDICT, number, data, flags=netlink.Flag.REQUEST)
 
 
 # Where a packet's id stands: the kernel puts NFQA_PACKET_HDR first, `normalized` does for anybody else.
