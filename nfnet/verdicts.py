@@ -230,9 +230,9 @@ class Verdicts:
         rare, common = DROP, next(iter(others), DROP)
         if decisions.count(DROP) * 2 > len(decisions):
             rare, common = common, rare
-        if rare is not common:
+        ids = [packet.raw[PACKET_ID] for packet, what in zip(packets, decisions) if what is rare is not common]
+        if ids:
             prefix = self._prefix(rare)
-            ids = [packet.raw[PACKET_ID] for packet, what in zip(packets, decisions) if what is rare]
             yield prefix
             yield prefix.join(ids)
         last = next(packet for packet, what in zip(reversed(packets), reversed(decisions)) if what is common)

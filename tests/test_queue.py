@@ -1,0 +1,787 @@
+"""The queue and its verdicts against a model of the kernel."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nfnet
+from nfnet import Packet, Queue
+from nfnet.protocol import netlink, nfqnl
+from nfnet.protocol.nfqnl import NFQA, Verdict
+
+from .kernel import FakeKernel, error_message, packet_message
+
+
+def opened(kernel: FakeKernel, **options: Any) -> Queue:
+    queue = Queue(1, transport=kernel, **options)
+    queue.open()
+    return queue
+
+
+def verdicts(kernel: FakeKernel) -> list[tuple[int, int]]:
+    return [(packet_id, word) for packet_id, word, _ in kernel.judged]
+
+
+def messages(kernel: FakeKernel) -> list[int]:
+    """The types of the verdict messages sent, one list for all datagrams."""
+    found = [m for datagram in kernel.sent for _, m in netlink.split_messages(datagram)]
+    return [kind for m in found if (kind := netlink.header.parse(m).type) != nfqnl.MSG_CONFIG]
+
+
+def assert_balanced(queue: Queue) -> None:
+    c = queue.counters
+    assert c.received == c.accepted + c.dropped + c.repeated + c.requeued + c.pending
+
+
+# --- configuration
+
+
+def test_binding_asks_for_everything_in_one_request() -> None:
+    kernel = FakeKernel()
+    opened(kernel, copy_range=128, max_len=5000, fail_open=True, uid_gid=True).close()
+    (bind, unbind) = kernel.config
+    assert bind[nfqnl.NFQA_CFG.CMD].command == nfqnl.Command.BIND
+    assert bind[nfqnl.NFQA_CFG.PARAMS] == {"copy_range": 128, "copy_mode": 2}
+    assert bind[nfqnl.NFQA_CFG.QUEUE_MAXLEN] == 5000
+    assert bind[nfqnl.NFQA_CFG.FLAGS] == bind[nfqnl.NFQA_CFG.MASK] == 0x9
+    assert unbind[nfqnl.NFQA_CFG.CMD].command == nfqnl.Command.UNBIND
+    assert kernel.closed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"num": -1}, "queue number is -1 and must be in 0..65535"),
+        ({"num": 65536}, "queue number"),
+        ({"num": 1, "copy_range": 0}, "copy_range is 0 and must be in 1..65535"),
+        ({"num": 1, "copy_range": -5}, "copy_range"),
+        ({"num": 1, "copy_mode": 3}, "copy_mode is 3"),
+        ({"num": 1, "max_len": -1}, "max_len"),
+        ({"num": 1, "max_len": 2**32}, "max_len"),
+        ({"num": 1, "rcvbuf": 0}, "rcvbuf"),
+        ({"num": 1, "on_overrun": "panic"}, "on_overrun is 'panic' and must be one of 'count', 'raise', 'ignore'"),
+        ({"num": 1, "undecided": "maybe"}, "undecided"),
+        ({"num": 1, "on_error": "ignore"}, "on_error"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        Queue(**arguments)
+    assert isinstance(caught.value, nfnet.NfnetError)
+
+
+def test_queue_number_must_be_an_integer() -> None:
+    with pytest.raises(TypeError, match="queue number must be an integer, not str"):
+        Queue("1")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "words"),
+    [
+        (errno.EPERM, nfnet.NotPermittedError, "CAP_NET_ADMIN"),
+        (errno.EOPNOTSUPP, nfnet.NotSupportedError, "flags asked for: SECCTX"),
+        (errno.EINVAL, nfnet.NotSupportedError, "nfnetlink_queue"),
+        (errno.ENOMEM, nfnet.KernelError, "cannot allocate memory"),
+    ],
+)
+def test_refusals_when_binding(number: int, kind: type[nfnet.KernelError], words: str) -> None:
+    kernel = FakeKernel()
+    kernel.refuse_config = number
+    with pytest.raises(kind, match=words) as caught:
+        opened(kernel, secctx=True)
+    assert isinstance(caught.value, OSError)
+    assert caught.value.errno == number
+    assert "binding queue 1" in str(caught.value)
+    assert kernel.closed
+
+
+def test_a_queue_that_is_not_open_says_so() -> None:
+    queue = Queue(1)
+    for use in (lambda: queue.run(print), queue.fileno, queue.process, lambda: next(iter(queue)), queue.flush):
+        with pytest.raises(nfnet.ClosedError, match="queue 1 is not open: use it in a with statement"):
+            use()
+    queue.stop()
+    queue.close()
+
+
+def test_opening_twice_is_refused() -> None:
+    with Queue(1, transport=FakeKernel()) as queue, pytest.raises(nfnet.NfnetError, match="open already"):
+        queue.open()
+
+
+# --- verdicts and how they leave
+
+
+def test_equal_verdicts_leave_as_one_batch() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        ids = kernel.feed(100)
+        assert queue.process(lambda packet: packet.accept()) == 100
+        assert messages(kernel) == [nfqnl.MSG_VERDICT_BATCH]
+        assert verdicts(kernel) == [(i, Verdict.ACCEPT) for i in ids]
+        assert_balanced(queue)
+
+
+def test_the_rarer_of_accept_and_drop_goes_one_by_one() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(9)
+        queue.process(lambda packet: packet.drop() if packet.id % 3 == 0 else packet.accept())
+        assert sorted(messages(kernel)) == [nfqnl.MSG_VERDICT] * 3 + [nfqnl.MSG_VERDICT_BATCH]
+        assert dict(verdicts(kernel)) == {i: 0 if i % 3 == 0 else 1 for i in range(1, 10)}
+        kernel.feed(9)
+        queue.process(lambda packet: packet.accept() if packet.id % 3 == 0 else packet.drop())
+        assert messages(kernel)[4:] == [nfqnl.MSG_VERDICT] * 3 + [nfqnl.MSG_VERDICT_BATCH]
+        accepted = [i for i, word in verdicts(kernel) if word == Verdict.ACCEPT and i > 9]
+        assert accepted == sorted(accepted)
+        assert len(kernel.sent) == 3  # BIND and two datagrams
+
+
+def test_no_batch_covers_a_packet_that_is_kept() -> None:
+    kernel = FakeKernel()
+    kept: list[Packet] = []
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(10)
+        queue.process(lambda packet: kept.append(packet) if packet.id == 4 else packet.accept())
+        assert list(kernel.queued) == [4]
+        assert queue.pending == kept
+        assert queue.counters.pending == 1
+        kernel.feed(3)
+        queue.process(lambda packet: packet.accept())
+        assert list(kernel.queued) == [4]
+        kept[0].drop()
+        assert verdicts(kernel)[-1] == (4, Verdict.DROP)
+        kernel.feed(5)
+        before = len(messages(kernel))
+        queue.process(lambda packet: packet.accept())
+        assert messages(kernel)[before:] == [nfqnl.MSG_VERDICT_BATCH]  # nothing is pending: batches again
+        assert not kernel.queued
+        assert_balanced(queue)
+
+
+def test_kept_packets_leave_in_the_order_of_their_verdicts() -> None:
+    kernel = FakeKernel()
+    kept: list[Packet] = []
+
+    def in_pairs_swapped(packet: Packet) -> None:
+        kept.append(packet)
+        if len(kept) == 2:
+            kept.pop().accept()
+            kept.pop().accept()
+
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(6)
+        queue.process(in_pairs_swapped)
+        assert [i for i, _ in verdicts(kernel)] == [2, 1, 4, 3, 6, 5]
+
+
+def test_the_last_packet_waiting_is_decided_at_once() -> None:
+    """Even while its handler runs on."""
+    kernel = FakeKernel()
+    seen: list[list[tuple[int, int]]] = []
+
+    def handler(packet: Packet) -> None:
+        packet.accept()
+        seen.append(verdicts(kernel))
+
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(2)
+        queue.process(handler)
+    assert seen == [[], [(1, 1), (2, 1)]]
+
+
+def test_verdicts_leave_in_time_under_a_slow_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0, 0.0004)
+    monkeypatch.setattr("nfnet.queue.monotonic", lambda: next(clock))
+    kernel = FakeKernel()
+    waiting: list[int] = []
+
+    def handler(packet: Packet) -> None:
+        packet.accept()
+        waiting.append(packet.id - len(kernel.judged))
+        for _ in range(5):  # two milliseconds
+            next(clock)
+
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(50)
+        queue.process(handler)
+    assert max(waiting) <= 2
+
+
+def test_flush_sends_what_was_decided() -> None:
+    kernel = FakeKernel()
+
+    def handler(packet: Packet) -> None:
+        packet.accept()
+        if packet.id == 3:
+            queue.flush()
+            assert [i for i, _ in verdicts(kernel)] == [1, 2, 3]
+
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(9)
+        assert queue.process(handler) == 9
+
+
+def test_every_kind_of_verdict() -> None:
+    kernel = FakeKernel()
+    payload = b"E" + bytes(30)
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(9)
+        packets = list(itertools.islice(queue, queue.process()))
+        packets[0].accept(mark=7)
+        packets[1].accept(payload=payload, priority=3)
+        packets[2].repeat(mark=1)
+        packets[3].requeue(9)
+        packets[4].requeue(0xFFFF, bypass=True)
+        packets[5].verdict(Verdict.STOP)
+        packets[6].verdict(0x00020003, mark=0xFFFFFFFF)
+        packets[7].drop()
+        packets[8].accept(mark=0)
+        assert kernel.judged == [
+            (1, 1, {NFQA.MARK: 7}),
+            (2, 1, {NFQA.PAYLOAD: payload, NFQA.PRIORITY: 3}),
+            (3, 4, {NFQA.MARK: 1}),
+            (4, 0x00090003, {}),
+            (5, 0xFFFF8003, {}),
+            (6, 5, {}),
+            (7, 0x00020003, {NFQA.MARK: 0xFFFFFFFF}),
+            (8, 0, {}),
+            (9, 1, {NFQA.MARK: 0}),
+        ]
+        c = queue.counters
+        assert (c.accepted, c.dropped, c.repeated, c.requeued, c.pending) == (4, 1, 1, 3, 0)
+
+
+def test_verdicts_with_payload_keep_their_place() -> None:
+    kernel = FakeKernel()
+    new = b"E" + bytes(50)
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(7)
+        queue.process(lambda packet: packet.accept(payload=new) if packet.id == 4 else packet.accept())
+    assert [(i, NFQA.PAYLOAD in changes) for i, _, changes in kernel.judged] == [(i, i == 4) for i in range(1, 8)]
+
+
+def test_large_payloads_are_spread_over_datagrams() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(10)
+        queue.process(lambda packet: packet.accept(payload=b"E" + bytes(60000)))
+    assert len(kernel.judged) == 10
+    assert max(map(len, kernel.sent)) < 2**17
+
+
+def test_an_unchanged_payload_is_not_sent_back() -> None:
+    """The kernel may have sent only its beginning, or with an unfinished checksum."""
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(1, CAP_LEN=1500)
+        queue.process(lambda packet: packet.accept(payload=packet.payload))
+    assert kernel.judged == [(1, 1, {})]
+
+
+BAD_VERDICTS = {
+    "payload has 19 bytes and must have 20 to 65,531": lambda p: p.accept(payload=bytes(19)),
+    "payload has 0 bytes": lambda p: p.accept(payload=b""),
+    "payload has 65532 bytes": lambda p: p.accept(payload=bytes(65532)),
+    "mark is 4294967296 and must be in 0..4294967295": lambda p: p.accept(mark=1 << 32),
+    "mark is -1": lambda p: p.repeat(mark=-1),
+    "priority is": lambda p: p.accept(priority=-1),
+    "queue number is 65536": lambda p: p.requeue(65536),
+    "verdict 0x2: the low byte": lambda p: p.verdict(2),
+    "verdict 0x6": lambda p: p.verdict(6),
+    "verdict 0x10001: only QUEUE": lambda p: p.verdict(0x10001),
+    "verdict 0x101": lambda p: p.verdict(0x101),
+    "verdict 0x4003": lambda p: p.verdict(0x4003),
+    "verdict is -1": lambda p: p.verdict(-1),
+    "bridge family alone": lambda p: p.accept(vlan=nfnet.Vlan(0x8100, 5)),
+}
+
+
+@pytest.mark.parametrize("words", BAD_VERDICTS)
+def test_bad_verdicts_are_refused_and_nothing_is_sent(words: str) -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed()
+        packet = next(iter(queue))
+        with pytest.raises(ValueError, match=words):
+            BAD_VERDICTS[words](packet)
+        assert not kernel.judged
+        packet.accept()
+        assert verdicts(kernel) == [(1, 1)]
+
+
+def test_ipv6_payload_has_room_for_its_header() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(family=10)
+        packet = next(iter(queue))
+        with pytest.raises(ValueError, match="must have 40 to"):
+            packet.accept(payload=bytes(39))
+
+
+def test_bridge_changes() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(family=7, L2HDR=bytes(14), VLAN={1: 0x8100, 2: 7})
+        packet = next(iter(queue))
+        assert packet.vlan == nfnet.Vlan(0x8100, 7)
+        with pytest.raises(ValueError, match="l2header has 10 bytes and must have 14"):
+            packet.accept(l2header=bytes(10))
+        packet.accept(l2header=b"\x01" * 14, vlan=nfnet.Vlan(0x8100, 9))
+        assert kernel.judged == [(1, 1, {NFQA.L2HDR: b"\x01" * 14, NFQA.VLAN: {1: 0x8100, 2: 9}})]
+
+
+def test_the_first_verdict_stands() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed()
+        packet = next(iter(queue))
+        packet.drop()
+        for again in (packet.accept, packet.drop, packet.repeat, lambda: packet.requeue(2), lambda: packet.verdict(1)):
+            with pytest.raises(nfnet.AlreadyDecidedError, match="packet 1 has its verdict already"):
+                again()
+        assert verdicts(kernel) == [(1, 0)]
+
+
+def test_verdict_after_close_is_refused() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(2)
+        first, second = itertools.islice(queue, 2)
+    with pytest.raises(nfnet.ClosedError, match="packet 1: queue 1 was closed"):
+        first.accept()
+    with pytest.raises(nfnet.ClosedError):
+        second.accept(mark=3)
+    assert not kernel.judged
+    assert queue.counters.pending == 2
+
+
+def test_a_failing_send_loses_no_verdict() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(5)
+        kernel.refuse_send = errno.ENOMEM
+        with pytest.raises(OSError, match="refused by the test"):
+            queue.process(lambda packet: packet.accept())
+        assert not kernel.judged
+        kernel.refuse_send = 0
+        queue.flush()
+        assert [i for i, _ in verdicts(kernel)] == [1, 2, 3, 4, 5]
+        assert_balanced(queue)
+
+
+# --- the loop
+
+
+def test_iteration_hands_out_packets_in_order_until_stop() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(5)
+        seen = []
+        for packet in queue:
+            packet.accept()
+            seen.append(packet.id)
+            if packet.id == 3:
+                queue.stop()
+        assert seen == [1, 2, 3]
+        assert [i for i, _ in verdicts(kernel)] == [1, 2, 3]
+        assert queue.counters.pending == 2
+        assert queue.pending == []
+        assert queue.process(lambda packet: packet.drop()) == 2
+        assert not kernel.queued
+
+
+def test_leaving_an_iteration_sends_its_verdicts() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(5)
+        for packet in queue:
+            packet.accept()
+            if packet.id == 2:
+                break
+        assert [i for i, _ in verdicts(kernel)] == [1, 2]
+        assert next(iter(queue)).id == 3
+
+
+def test_run_ends_with_its_transport() -> None:
+    kernel = FakeKernel(ends=True)
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(600)
+        queue.run(lambda packet: packet.accept())
+        assert len(kernel.judged) == 600
+        assert [packet.id for packet in queue] == []
+
+
+def test_stop_ends_a_waiting_run() -> None:
+    with Queue(1, transport=FakeKernel()) as queue:
+        thread = threading.Thread(target=queue.run, args=(print,))
+        thread.start()
+        queue.stop()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_stop_before_run_is_not_forgotten_and_holds_once() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(1)
+        queue.stop()
+        queue.stop()
+        queue.run(lambda packet: packet.accept())
+        assert not kernel.judged
+        assert queue.process(lambda packet: packet.accept()) == 1
+
+
+def test_close_from_another_thread_ends_a_waiting_run() -> None:
+    queue = Queue(1, transport=FakeKernel())
+    queue.open()
+    thread = threading.Thread(target=queue.run, args=(print,))
+    thread.start()
+    queue.close()
+    queue.close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_closing_in_a_handler_ends_the_loop() -> None:
+    kernel = FakeKernel()
+    queue = Queue(1, transport=kernel)
+    queue.open()
+    kernel.feed(9)
+    seen: list[int] = []
+
+    def handler(packet: Packet) -> None:
+        seen.append(packet.id)
+        packet.accept()
+        if packet.id == 2:
+            queue.close()
+
+    queue.run(handler)
+    assert seen == [1, 2]
+    assert [i for i, _ in verdicts(kernel)] == [1, 2]
+
+
+def test_one_loop_at_a_time() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(2)
+        packets = iter(queue)
+        next(packets).accept()
+        for use in (lambda: queue.run(print), lambda: queue.process(print), queue.process, lambda: next(iter(queue))):
+            with pytest.raises(nfnet.BusyReadingError, match="read by another loop"):
+                use()
+        next(packets).accept()
+        packets.close()
+        assert queue.process() == 0
+
+
+def test_process_without_a_handler_keeps_packets_for_the_next_loop() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        assert queue.process() == 0
+        kernel.feed(3)
+        assert queue.process() == 3
+        kernel.feed(2)
+        assert queue.process() == 5
+        assert [packet.id for packet in itertools.islice(queue, 5)] == [1, 2, 3, 4, 5]
+
+
+class Oops(Exception):
+    pass
+
+
+def failing(packet: Packet) -> None:
+    if packet.id == 3:
+        raise Oops
+    packet.accept()
+
+
+def test_an_exception_comes_out_and_its_packet_stays_pending() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(6)
+        with pytest.raises(Oops):
+            queue.run(failing)
+        assert [i for i, _ in verdicts(kernel)] == [1, 2]
+        (at_fault,) = queue.pending
+        assert at_fault.id == 3
+        assert queue.process(failing) == 3
+        assert [i for i, _ in verdicts(kernel)] == [1, 2, 4, 5, 6]
+        at_fault.drop()
+        assert not kernel.queued
+        assert_balanced(queue)
+
+
+@pytest.mark.parametrize(("policy", "word"), [("accept", Verdict.ACCEPT), ("drop", Verdict.DROP)])
+def test_an_exception_may_decide(policy: Any, word: int, caplog: pytest.LogCaptureFixture) -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel, on_error=policy) as queue:
+        kernel.feed(6)
+        assert queue.process(failing) == 6
+        assert dict(verdicts(kernel))[3] == word
+        assert not kernel.queued
+    assert "the handler failed on packet 3" in caplog.text
+    assert "Oops" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_exits_always_come_out(kind: type[BaseException]) -> None:
+    kernel = FakeKernel()
+
+    def handler(packet: Packet) -> None:
+        packet.accept()
+        if packet.id == 2:
+            raise kind
+
+    with Queue(1, transport=kernel, on_error="drop") as queue:
+        kernel.feed(3)
+        with pytest.raises(kind):
+            queue.run(handler)
+        assert [i for i, _ in verdicts(kernel)] == [1, 2]
+        assert queue.process(lambda packet: packet.accept()) == 1
+
+
+@pytest.mark.parametrize(("policy", "word"), [("accept", Verdict.ACCEPT), ("drop", Verdict.DROP)])
+def test_undecided_packets_get_the_verdict_of_the_policy(policy: Any, word: int) -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel, undecided=policy) as queue:
+        kernel.feed(5)
+        queue.process(lambda packet: packet.drop() if packet.id == 2 else None)
+        assert dict(verdicts(kernel)) == {i: 0 if i == 2 else word for i in range(1, 6)}
+        kernel.feed(1)
+        for _ in queue:
+            break
+    if policy == "accept":  # at the end everything that waits is let through, read or not
+        assert not kernel.queued
+    assert_balanced(queue)
+
+
+def test_closing_a_queue_that_accepts_lets_unread_packets_through() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel, undecided="accept"):
+        kernel.feed(7)
+    assert verdicts(kernel) == [(i, Verdict.ACCEPT) for i in range(1, 8)]
+
+
+# --- what comes between the packets
+
+
+def test_gaps_in_the_ids_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(3)
+        kernel.skip(10)
+        kernel.feed(2)
+        kernel.skip(5)
+        kernel.feed(1)
+        queue.process(lambda packet: packet.accept())
+        assert (queue.counters.lost, queue.counters.received) == (15, 6)
+        kernel.skip(1)
+        kernel.feed(1)
+        queue.process(lambda packet: packet.accept())
+        assert (queue.counters.lost, queue.counters.overruns) == (16, 2)
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
+        "queue 1: 15 packets were lost, 15 so far, because the receive buffer of ? bytes was full"
+    ]
+
+
+def test_ids_wrap_around() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(1)
+        queue.process(lambda packet: packet.accept())
+        binding = queue._bound()
+        kernel._next_id, binding.last_id = 0xFFFFFFFE, 0xFFFFFFFD
+        ids = kernel.feed(5)
+        assert ids[1:3] == [0xFFFFFFFF, 0]
+        kept: list[Packet] = []
+        queue.process(lambda packet: kept.append(packet) if packet.id == 0 else packet.accept())
+        assert list(kernel.queued) == [0]
+        kept[0].accept()
+        kernel.feed(3)
+        queue.process(lambda packet: packet.accept())
+        assert not kernel.queued
+        assert (queue.counters.lost, queue.counters.received) == (0, 9)
+
+
+def test_refused_verdicts_are_counted() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(4)
+        kernel.queued.clear()  # somebody changed the rules
+        queue.process(lambda packet: packet.accept(mark=packet.id))
+        queue.process(lambda packet: packet.accept())
+        assert queue.counters.refused == {errno.ENOENT: 4}
+
+
+def test_losing_the_privilege_is_an_error() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(1)
+        kernel.deliver(error_message(errno.EPERM, nfqnl.verdict(1, 1, 1)))
+        kernel.feed(1)
+        with pytest.raises(nfnet.NotPermittedError, match="deciding packets of queue 1"):
+            queue.process(lambda packet: packet.accept())
+        assert queue.process(lambda packet: packet.accept()) == 2  # and no packet was lost over it
+        assert queue.counters.refused == {errno.EPERM: 1}
+
+
+def test_late_acknowledgements_are_ignored() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.deliver(error_message(0, nfqnl.config(1, seq=99)))
+        kernel.feed(1)
+        assert queue.process(lambda packet: packet.accept()) == 1
+        assert queue.counters.refused == {}
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_damaged_datagram_is_an_error_and_the_others_arrive(trusted: bool) -> None:
+    kernel = FakeKernel()
+    kernel.trusted = trusted
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(2)
+        kernel.deliver(b"\x10\0\0\0\x07\x09" + bytes(10))
+        kernel.feed(2)
+        with pytest.raises(nfnet.DecodeError, match="not a packet message"):
+            queue.process(lambda packet: packet.accept())
+        assert queue.process(lambda packet: packet.accept()) == 4
+        assert queue.counters.malformed == 1
+
+
+@given(st.binary(max_size=80), st.integers(0, 79))
+def test_no_recording_raises_anything_but_our_errors(noise: bytes, place: int) -> None:
+    kernel = FakeKernel()
+    kernel.trusted = False
+
+    def handler(packet: Packet) -> None:
+        for name in dir(Packet):
+            if isinstance(getattr(Packet, name), property):
+                try:
+                    getattr(packet, name)
+                except nfnet.NfnetError:
+                    pass
+        packet.accept()
+
+    with Queue(1, transport=kernel) as queue:
+        good = packet_message(5, MARK=1, HWADDR={"length": 6, "address": bytes(8)})
+        kernel.deliver(noise)
+        kernel.deliver(good[:place] + noise + good[place + len(noise) :])
+        for _ in range(3):
+            try:
+                queue.process(handler)
+            except nfnet.NfnetError:
+                pass
+
+
+# --- the rules of coalescing, at large
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> list[tuple[int, list[tuple[str, int]]]]:
+    """Rounds: how many packets come, and what the handler does with each, or later with those that it kept."""
+    action = st.tuples(
+        st.sampled_from(["accept", "accept", "accept", "drop", "drop", "mark", "payload", "keep", "late", "requeue"]),
+        st.integers(0, 5),
+    )
+    return draw(st.lists(st.tuples(st.integers(1, 12), st.lists(action, min_size=12, max_size=12)), max_size=6))
+
+
+@given(programs())
+def test_each_packet_gets_just_the_verdict_that_was_given(program: list[tuple[int, list[tuple[str, int]]]]) -> None:
+    kernel = FakeKernel()
+    given_verdicts: list[tuple[int, int, dict[int, Any]]] = []
+    kept: list[Packet] = []
+    new = b"E" + bytes(33)
+
+    def decide(packet: Packet, what: str, number: int) -> None:
+        if what == "drop":
+            packet.drop()
+            given_verdicts.append((packet.id, 0, {}))
+        elif what == "mark":
+            packet.accept(mark=number)
+            given_verdicts.append((packet.id, 1, {NFQA.MARK: number}))
+        elif what == "payload":
+            packet.accept(payload=new)
+            given_verdicts.append((packet.id, 1, {NFQA.PAYLOAD: new}))
+        elif what == "requeue":
+            packet.requeue(number)
+            given_verdicts.append((packet.id, number << 16 | 3, {}))
+        else:
+            packet.accept()
+            given_verdicts.append((packet.id, 1, {}))
+
+    with Queue(1, transport=kernel) as queue:
+        for count, actions in program:
+            kernel.feed(count)
+            plan = iter(actions)
+
+            def handler(packet: Packet, plan: Any = plan) -> None:
+                what, number = next(plan)
+                if what == "keep":
+                    kept.append(packet)
+                    return
+                if what == "late" and kept:
+                    decide(kept.pop(number % len(kept)), "accept", 0)
+                decide(packet, what, number)
+
+            assert queue.process(handler) == count
+            assert sorted(kernel.queued) == sorted(packet.id for packet in kept)
+            assert_balanced(queue)
+        while kept:
+            decide(kept.pop(), "drop", 0)
+        assert not kernel.queued
+        assert queue.counters.refused == {}
+
+    assert sorted(kernel.judged, key=lambda row: row[0]) == sorted(given_verdicts, key=lambda row: row[0])
+    # Whatever goes on does so in the order in which it was decided; drops may go first.
+    went_on = [row for row in given_verdicts if row[1] != 0]
+    assert [row for row in kernel.judged if row[1] != 0] == went_on
+
+
+def test_ten_threads_decide_what_the_handler_kept() -> None:
+    kernel = FakeKernel(ends=True)
+    handed: Any = __import__("queue").Queue()
+
+    def work() -> None:
+        while (packet := handed.get()) is not None:
+            packet.accept() if packet.id % 2 else packet.drop()
+
+    threads = [threading.Thread(target=work) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(3000)
+        queue.run(lambda packet: handed.put(packet) if packet.id % 3 else packet.accept())
+        for _ in threads:
+            handed.put(None)
+        for thread in threads:
+            thread.join(30)
+        assert not kernel.queued
+        expected = {i: 1 if i % 3 == 0 or i % 2 else 0 for i in range(1, 3001)}
+        assert dict(verdicts(kernel)) == expected
+        assert len(kernel.judged) == 3000
+        assert queue.counters.pending == 0
+        assert_balanced(queue)
+
+
+def test_a_forked_child_has_no_part_in_the_queue() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(1)
+        sent = len(kernel.sent)
+        pid = os.fork()
+        if not pid:
+            queue.close()
+            os._exit(len(kernel.sent) != sent)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert queue.process(lambda packet: packet.accept()) == 1
