@@ -66,7 +66,8 @@ class Packet:
 
     def __repr__(self) -> str:
         verdict = "undecided" if self._decision is None else Verdict(self._decision.word & 0xFF).name
-        return f"<Packet {self.id}: hook {self.hook!s}, {len(self.payload)} bytes, {verdict}>"
+        hook = getattr(self.hook, "name", self.hook)
+        return f"<Packet {self.id}: {hook}, {len(self.payload)} bytes, {verdict}>"
 
     # --- verdicts
 

@@ -20,8 +20,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from .checks import check, check_choice
-from .errors import ArgumentError, KernelError, kernel_error
+from .errors import ArgumentError, KernelError, NotSupportedError, kernel_error
 from .netns import Netns, call_in
+from .protocol.netlink import Flag
+from .protocol.nfnetlink import Subsystem, build_message, message_type
+from .transport import NetlinkSocket
 
 _FAMILIES = {"inet": 1, "ip": 2, "ip6": 10, "bridge": 7}  # NFPROTO_*
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
@@ -40,6 +43,7 @@ _CMP_EQ, _CMP_NEQ = 0, 1
 _REGISTER = 1
 _POLICY_ACCEPT = 1
 _QUEUE_BYPASS = 1
+_MSG_GETGEN = 16
 
 _numbers = itertools.count(1)
 
@@ -132,6 +136,7 @@ def _with_nftables(operation: str, family: int, netns: Netns | None, work: Calla
     from pyroute2.nftables.main import NFTables
 
     def call() -> None:
+        _check_permitted(operation)
         nft = NFTables(nfgen_family=family)
         try:
             work(nft)
@@ -146,6 +151,25 @@ def _with_nftables(operation: str, family: int, netns: Netns | None, work: Calla
         if isinstance(error, KernelError):
             raise
         raise kernel_error(operation, error.errno or errno.EIO) from None
+
+
+def _check_permitted(operation: str) -> None:
+    """Ask something harmless of nf_tables (NFT_MSG_GETGEN), and raise what it answers.
+
+    To a batch without the privilege the kernel answers for its first message alone, and pyroute2 would wait for the
+    others for ever.
+    """
+    kind = message_type(Subsystem.NFTABLES, _MSG_GETGEN)
+    sock = NetlinkSocket()
+    try:
+        sock.request(lambda seq: build_message(kind, 0, flags=Flag.REQUEST | Flag.ACK, seq=seq), operation)
+    except KernelError as error:
+        if error.errno == errno.EINVAL:  # nfnetlink knows no such subsystem
+            hint = "This kernel has no nf_tables: load the module nf_tables"
+            raise NotSupportedError(operation, errno.EINVAL, hint=hint) from None
+        raise
+    finally:
+        sock.close()
 
 
 def _expression(kind: str, /, **values: Any) -> Any:

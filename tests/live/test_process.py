@@ -1,0 +1,266 @@
+"""Threads, signals, forks, privileges, neighbours: on the real kernel."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+import socket
+import struct
+import threading
+from collections.abc import Callable
+
+import pytest
+
+import nfnet
+from nfnet import NetlinkSocket, Queue, netns, rules
+from nfnet.protocol import nfqnl
+
+from .conftest import ADDRESS, TIMEOUT, Net, collect, readable
+from .test_queue import PORT, V4, Path
+
+
+def in_child(function: Callable[[], object]) -> int:
+    """Run a function in a forked child; its exit status, 0 if the function returned."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            function()
+            status = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def drop_capabilities() -> None:
+    """Give up all capabilities of this process, for good."""
+    header = struct.pack("=Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.capset(header, bytes(24)) == 0, os.strerror(ctypes.get_errno())
+
+
+def test_without_privilege(net: Net) -> None:
+    def child() -> None:
+        netns.enter(net.hosts["client"])
+        drop_capabilities()
+        with pytest.raises(nfnet.NotPermittedError, match="binding queue 1: .*CAP_NET_ADMIN") as caught:
+            Queue(1).open()
+        assert caught.value.errno == errno.EPERM
+        assert isinstance(caught.value, PermissionError)
+        assert not isinstance(caught.value, nfnet.BusyError)
+        with pytest.raises(nfnet.NotPermittedError, match="queueing packets to queue 1"), rules.queue(1):
+            pass
+
+    assert in_child(child) == 0
+
+
+def test_privilege_dropped_after_binding(net: Net) -> None:
+    """The kernel asks for it with every verdict."""
+
+    def child() -> None:
+        path = Path(net, "output", V4)
+        with path._rule, path.queue as queue:
+            (packet,) = path.send(b"x")
+            drop_capabilities()
+            packet.accept()
+            with pytest.raises(nfnet.NotPermittedError, match="deciding packets of queue 1"):
+                queue.process()
+            assert queue.counters.refused == {errno.EPERM: 1}
+            os._exit(0)  # the rule cannot be removed any more
+
+    assert in_child(child) == 0
+
+
+def test_stop_from_another_thread_while_waiting(net: Net) -> None:
+    with Queue(1, netns=net.hosts["client"]) as queue:
+        timer = threading.Timer(0.05, queue.stop)
+        timer.start()
+        queue.run(print)
+        timer.join()
+        timer = threading.Timer(0.05, queue.stop)
+        timer.start()
+        assert list(queue) == []
+        timer.join()
+
+
+def test_stop_from_a_signal_handler_while_waiting(net: Net) -> None:
+    with Queue(1, netns=net.hosts["client"]) as queue:
+        before = signal.signal(signal.SIGALRM, lambda *_: queue.stop())
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            queue.run(print)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+
+
+def test_keyboard_interrupt_while_waiting(net: Net) -> None:
+    with Queue(1, netns=net.hosts["client"]) as queue:
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(KeyboardInterrupt):
+                queue.run(print)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+
+
+def test_retained_packets_are_decided_by_another_thread(net: Net) -> None:
+    with Path(net, "output", V4) as path:
+        packets = path.send(*(bytes([number]) for number in range(50)))
+        runner = threading.Thread(target=path.queue.run, args=(lambda packet: packet.accept(),))
+        runner.start()
+        for packet in packets[::2]:
+            packet.drop()
+        for packet in packets[1::2]:
+            packet.accept()
+        path.sender.sendto(b"more", path.destination)
+        assert [path.got() for _ in range(25)] == [bytes([number]) for number in range(1, 50, 2)]
+        assert path.got() == b"more"
+        path.queue.stop()
+        runner.join(TIMEOUT)
+        assert not runner.is_alive()
+        counters = path.queue.counters
+        assert (counters.accepted, counters.dropped, counters.pending, counters.refused) == (26, 25, 0, {})
+
+
+def test_a_forked_child_does_not_keep_the_queue(net: Net) -> None:
+    queue = Queue(1, netns=net.hosts["client"])
+    queue.open()
+    parent_end, child_end = socket.socketpair()
+    pid = os.fork()
+    if not pid:
+        parent_end.close()
+        child_end.recv(1)  # until the parent is done
+        os._exit(0)
+    with parent_end, child_end:
+        queue.close()
+        with Queue(1, netns=net.hosts["client"]):
+            pass
+        parent_end.send(b"x")
+        assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_forked_child_leaves_the_queue_alone(net: Net) -> None:
+    with Path(net, "output", V4) as path:
+        (packet,) = path.send(b"x")
+
+        def child() -> None:
+            with pytest.raises(nfnet.ClosedError):
+                packet.accept()
+            path.queue.close()
+
+        assert in_child(child) == 0
+        packet.accept()
+        assert path.got() == b"x"
+        assert path.queue.counters.refused == {}
+
+
+def test_datagrams_of_others_are_refused(net: Net) -> None:
+    """Somebody with privileges sends a packet message that is not the kernel's."""
+    here = net.hosts["client"]
+    with Queue(1, netns=here) as queue:
+        port_id = queue._bound().transport.port_id  # type: ignore[attr-defined]
+        forged = nfqnl.verdict(1, 1, 1)
+        with netns.call_in(here, lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)) as other:
+            with pytest.raises(OSError, match="refused") as caught:
+                other.sendto(forged, (port_id, 0))
+            assert caught.value.errno == errno.ECONNREFUSED
+        assert not readable(queue, 0)  # type: ignore[arg-type]
+
+
+def test_port_ids_of_several_sockets_differ(net: Net) -> None:
+    def make() -> tuple[NetlinkSocket, NetlinkSocket]:
+        return NetlinkSocket(), NetlinkSocket(rcvbuf=50000)
+
+    first, second = net.at("client", make)
+    assert first.port_id != second.port_id
+    assert second.rcvbuf == 50000
+    assert first.rcvbuf > second.rcvbuf
+    first.close()
+    second.close()
+    first.close()
+
+
+def test_requests_keep_packets_that_arrive_meanwhile(net: Net) -> None:
+    """An acknowledgement comes behind the packets that were delivered before it."""
+    with Path(net, "output", V4) as path:
+        for number in range(20):
+            path.sender.sendto(bytes([number]), path.destination)
+        assert readable(path.queue, TIMEOUT)  # type: ignore[arg-type]
+        transport = path.queue._bound().transport
+        transport.request(lambda seq: nfqnl.config(1, max_len=100, seq=seq, ack=True), "changing the length")
+        with pytest.raises(nfnet.KernelError, match=r"changing the length: .*\[ENODEV\]") as caught:
+            transport.request(lambda seq: nfqnl.config(2, max_len=1, seq=seq, ack=True), "changing the length")
+        assert caught.value.errno == errno.ENODEV
+        packets = collect(path.queue, 20)
+        assert [packet.id for packet in packets] == list(range(1, 21))
+        for packet in packets:
+            packet.accept()
+        assert [path.got()[0] for _ in packets] == list(range(20))
+
+
+def test_the_kernels_own_words_are_in_the_error(net: Net) -> None:
+    transport = net.at("client", NetlinkSocket)
+    try:
+        transport.request(lambda seq: nfqnl.config(1, command=nfqnl.Command.BIND, seq=seq, ack=True), "binding")
+
+        def short(seq: int) -> bytes:
+            whole = bytearray(nfqnl.config(1, max_len=5, seq=seq, ack=True))
+            whole[20:22] = struct.pack("=H", 6)  # an attribute of two bytes where four are wanted
+            return bytes(whole)
+
+        with pytest.raises(nfnet.KernelError, match="Attribute failed policy validation") as caught:
+            transport.request(short, "testing")
+        assert caught.value.errno == errno.ERANGE
+    finally:
+        transport.close()
+
+
+def test_an_answer_that_never_comes(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nfnet.transport._ACK_TIMEOUT", 0.05)
+    transport = net.at("client", NetlinkSocket)
+    try:
+        with pytest.raises(nfnet.AckTimeoutError, match="testing: .*ETIMEDOUT") as caught:
+            transport.request(lambda seq: nfqnl.config(1, command=nfqnl.Command.PF_BIND, seq=seq), "testing")
+        assert isinstance(caught.value, TimeoutError)
+    finally:
+        transport.close()
+
+
+def test_namespaces_that_cannot_be_entered() -> None:
+    with pytest.raises(nfnet.KernelError, match=r"entering network namespace 'no-such-name': .*\[ENOENT\]"):
+        Queue(1, netns="no-such-name").open()
+    with pytest.raises(nfnet.KernelError, match="ENOENT"):
+        Queue(1, netns=0x7FFFFFFF).open()
+
+
+def test_the_calling_thread_stays_where_it_is(net: Net) -> None:
+    before = os.readlink("/proc/thread-self/ns/net")
+    with Queue(1, netns=net.hosts["client"]), rules.queue(1, netns=net.hosts["client"]):
+        assert os.readlink("/proc/thread-self/ns/net") == before
+
+
+def test_namespaces_by_process_id(net: Net) -> None:
+    parent_end, child_end = socket.socketpair()
+    pid = os.fork()
+    if not pid:
+        netns.enter(net.hosts["client"])
+        child_end.send(b"x")
+        child_end.recv(1)
+        os._exit(0)
+    with parent_end, child_end:
+        parent_end.recv(1)
+        with (
+            Queue(1, netns=pid) as queue,
+            rules.queue(1, netns=f"/proc/{pid}/ns/net", destination_port=PORT, protocol="udp"),
+        ):
+            net.open_socket("client").sendto(b"x", (ADDRESS["server", V4], PORT))
+            collect(queue, 1)[0].drop()
+        parent_end.send(b"x")
+        os.waitpid(pid, 0)

@@ -1,0 +1,514 @@
+"""NFQUEUE on the real kernel: verdicts, attributes, modes, limits."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+from typing import Any
+
+import pytest
+
+import nfnet
+from nfnet import CopyMode, Hook, Packet, Queue, SkbInfo, Verdict, inet, rules
+
+from .conftest import ADDRESS, GID, QUIET, UID, Net, collect, readable, wait_for
+
+V4, V6 = socket.AF_INET, socket.AF_INET6
+PORT = 7000
+SO_MARK = 36
+
+# From where to where packets go, and where the rule is.
+PATHS = {
+    "output": ("client", "client", "server"),
+    "forward": ("client", "router", "server"),
+    "input": ("client", "router", "router"),
+    "prerouting": ("client", "router", "server"),
+    "postrouting": ("client", "router", "server"),
+}
+
+
+class Path:
+    """A queue on the way from one host to another."""
+
+    def __init__(self, net: Net, hook: str, family: int, **options: Any) -> None:
+        self.net, self.hook, self.family = net, hook, family
+        sender, self.where, receiver = PATHS[hook]
+        self.sender = net.open_socket(sender, family)
+        self.receiver = net.receiver(receiver, family, PORT)
+        self.destination = (ADDRESS[receiver, family], PORT)
+        self.queue = Queue(1, netns=net.hosts[self.where], **options)
+        self._rule = rules.queue(
+            1, hook=hook, protocol="udp", destination_port=PORT, not_mark=99, netns=net.hosts[self.where]
+        )
+
+    def __enter__(self) -> Path:
+        self._rule.__enter__()
+        self.queue.open()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self.queue.close()
+        self._rule.__exit__(None, None, None)
+
+    def send(self, *data: bytes) -> list[Packet]:
+        """Send datagrams, and return them as queued."""
+        for item in data:
+            self.sender.sendto(item, self.destination)
+        return collect(self.queue, len(data))
+
+    def got(self) -> bytes:
+        return self.receiver.recv(70000)
+
+    def got_nothing(self) -> bool:
+        return not readable(self.receiver, QUIET)
+
+    def row(self) -> list[int] | None:
+        rows = self.net.proc(self.where, "nfnetlink_queue")
+        return None if rows is None else next(row for row in rows if row[0] == 1)
+
+
+@pytest.fixture(params=[V4, V6], ids=["ipv4", "ipv6"])
+def family(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture(params=["output", "forward", "input"])
+def hook(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_accept_and_drop(net: Net, hook: str, family: int) -> None:
+    with Path(net, hook, family) as path:
+        first, second, third = path.send(b"one", b"two", b"three")
+        first.accept()
+        second.drop()
+        third.accept()
+        assert [path.got(), path.got()] == [b"one", b"three"]
+        assert path.got_nothing()
+        counters = path.queue.counters
+        assert (counters.received, counters.accepted, counters.dropped, counters.refused) == (3, 2, 1, {})
+        row = path.row()
+        assert row is None or (row[2], row[7]) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "new", [b"s", b"a good deal longer than it was before" * 9, b""], ids=["shorter", "longer", "none"]
+)
+def test_payload_is_replaced(net: Net, hook: str, family: int, new: bytes) -> None:
+    with Path(net, hook, family) as path:
+        (packet,) = path.send(b"original")
+        assert inet.get_data(packet.payload) == b"original"
+        packet.accept(payload=inet.replace_data(packet.payload, new))
+        assert path.got() == new
+
+
+def test_mark_is_set_and_seen_by_later_rules(net: Net, hook: str, family: int) -> None:
+    with Path(net, hook, family) as path, Queue(2, netns=net.hosts[path.where]) as later:
+        with rules.queue(2, hook=hook, mark=0x12345678, priority=10, netns=net.hosts[path.where]):
+            marked, other = path.send(b"marked", b"other")
+            assert marked.mark == 0
+            marked.accept(mark=0x12345678)
+            other.accept(mark=5)
+            (again,) = collect(later, 1)
+            assert again.mark == 0x12345678
+            assert inet.get_data(again.payload) == b"marked"
+            assert path.got() == b"other"
+            again.accept()
+            assert path.got() == b"marked"
+
+
+def test_received_mark_is_kept_or_cleared(net: Net, family: int) -> None:
+    with Path(net, "output", family) as path, Queue(2, netns=net.hosts["client"]) as later:
+        with rules.queue(2, hook="postrouting", protocol="udp", netns=net.hosts["client"]):
+            path.sender.setsockopt(socket.SOL_SOCKET, SO_MARK, 77)
+            kept, cleared = path.send(b"kept", b"cleared")
+            assert kept.mark == 77
+            kept.accept()
+            cleared.accept(mark=0)
+            assert [packet.mark for packet in collect(later, 2)] == [77, 0]
+
+
+def test_repeat_with_a_mark_passes_and_without_comes_back(net: Net, hook: str, family: int) -> None:
+    with Path(net, hook, family) as path:
+        (packet,) = path.send(b"again")
+        packet.repeat()
+        (back,) = collect(path.queue, 1)
+        assert back.id == 2
+        back.repeat(mark=99)
+        assert path.got() == b"again"
+        assert path.queue.counters.repeated == 2
+
+
+def test_requeue(net: Net, hook: str, family: int) -> None:
+    with Path(net, hook, family) as path, Queue(40000, netns=net.hosts[path.where]) as other:
+        first, second, third = path.send(b"first", b"second", b"third")
+        first.requeue(40000)
+        second.requeue(123)  # nobody is there: dropped
+        third.requeue(123, bypass=True)  # nobody is there: goes on
+        (packet,) = collect(other, 1)
+        assert packet.id == 1
+        assert inet.get_data(packet.payload) == b"first"
+        packet.accept()
+        assert sorted([path.got(), path.got()]) == [b"first", b"third"]
+        assert path.got_nothing()
+
+
+def test_stop_skips_the_later_chains_of_the_hook(net: Net, hook: str, family: int) -> None:
+    with Path(net, hook, family) as path, Queue(2, netns=net.hosts[path.where]) as later:
+        with rules.queue(2, hook=hook, protocol="udp", priority=10, netns=net.hosts[path.where]):
+            accepted, stopped = path.send(b"accepted", b"stopped")
+            stopped.verdict(Verdict.STOP)
+            assert path.got() == b"stopped"
+            accepted.accept()
+            collect(later, 1)[0].accept()
+            assert path.got() == b"accepted"
+
+
+def test_verdicts_in_any_order(net: Net, family: int) -> None:
+    with Path(net, "output", family) as path:
+        packets = path.send(*(str(number).encode() for number in range(20)))
+        for packet in reversed(packets):
+            packet.accept()
+        assert [path.got() for _ in packets] == [str(number).encode() for number in reversed(range(20))]
+
+
+@pytest.mark.parametrize("where", list(PATHS))
+def test_attributes(net: Net, where: str, family: int) -> None:
+    before = time.time()
+    with Path(net, where, family, uid_gid=True, timestamps=True) as path:
+        if where == "output":
+            path.sender.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, 5)
+            path.sender.setsockopt(socket.SOL_SOCKET, SO_MARK, 0xABCD)
+        (packet,) = path.send(b"attributes")
+        size = (20 if family == V4 else 40) + 8 + 10
+        assert (packet.id, packet.hook, packet.family) == (1, Hook[where.upper()], family)
+        assert packet.hw_protocol == (0x0800 if family == V4 else 0x86DD)
+        assert (len(packet.payload), packet.cap_len, packet.truncated) == (size, size, False)
+        source = path.net.at("client", lambda: ADDRESS["client", family])
+        raw = socket.inet_pton(family, source)
+        assert packet.payload[12:16] == raw if family == V4 else packet.payload[8:24] == raw
+
+        incoming = where in ("prerouting", "input", "forward")
+        indev = net.index("router", "to-client")
+        outdev = {"output": "to-router", "forward": "to-server", "postrouting": "to-server"}.get(where)
+        came_in = incoming or where == "postrouting"  # for that hook since Linux 5.7
+        assert packet.indev == (indev if came_in else None)
+        assert packet.outdev == (net.index(path.where, outdev) if outdev else None)
+        assert (packet.physindev, packet.physoutdev) == (None, None)
+        assert net.at(path.where, lambda: packet.outdev_name) == outdev
+        assert packet.hwaddr == (bytes.fromhex(net.mac("client", "router").replace(":", "")) if came_in else None)
+        assert packet.mark == (0xABCD if where == "output" else 0)
+        assert packet.priority in ((5,) if where == "output" else (0,)) or packet.priority == 0  # since Linux 5.18
+        assert packet.uid == (UID if where == "output" else None)
+        assert packet.gid == (GID if where == "output" else None)
+        if incoming:
+            assert packet.timestamp is not None
+            assert before - 1 <= packet.timestamp <= time.time() + 1
+        else:
+            assert packet.timestamp is None
+        assert (packet.vlan, packet.l2header, packet.secctx, packet.conntrack) == (None, None, None, None)
+        assert SkbInfo.GSO not in packet.skbinfo
+        packet.accept()
+        assert path.got() == b"attributes"
+
+
+def test_uid_is_that_of_the_sender(net: Net) -> None:
+    if UID:
+        pytest.skip("an ordinary user has one identity only; test_attributes looks at that")
+    with Path(net, "output", V4, uid_gid=True) as path:
+
+        def as_other_user() -> socket.socket:
+            os.setegid(4321)
+            os.seteuid(1234)
+            try:
+                return socket.socket(V4, socket.SOCK_DGRAM)
+            finally:
+                os.seteuid(0)
+                os.setegid(0)
+
+        with net.at("client", as_other_user) as path.sender:
+            (packet,) = path.send(b"whose")
+            assert (packet.uid, packet.gid) == (1234, 4321)
+
+
+def test_attributes_not_asked_for_are_absent(net: Net) -> None:
+    with Path(net, "output", V4) as path:
+        (packet,) = path.send(b"x")
+        assert (packet.uid, packet.gid, packet.timestamp) == (None, None, None)
+
+
+def test_timestamps_need_to_be_asked_for(net: Net) -> None:
+    with Path(net, "input", V4, timestamps=True) as path:
+        assert path.send(b"x")[0].timestamp is not None
+
+
+# --- copy modes
+
+
+def test_copy_mode_none_drops(net: Net) -> None:
+    with Path(net, "output", V4, copy_mode=CopyMode.NONE) as path:
+        path.sender.sendto(b"x", path.destination)
+        assert path.got_nothing()
+        assert path.queue.process() == 0
+
+
+def test_copy_mode_meta(net: Net, family: int) -> None:
+    with Path(net, "output", family, copy_mode=CopyMode.META) as path:
+        (packet,) = path.send(b"x")
+        assert (packet.payload, packet.cap_len, packet.truncated) == (b"", 0, True)
+        assert packet.outdev == net.index("client", "to-router")
+        packet.accept()
+        assert path.got() == b"x"
+
+
+@pytest.mark.parametrize("copy_range", [1, 40, 100])
+def test_copy_range(net: Net, copy_range: int) -> None:
+    with Path(net, "output", V4, copy_range=copy_range) as path:
+        (packet,) = path.send(bytes(200))
+        assert (len(packet.payload), packet.cap_len, packet.truncated) == (copy_range, 228, True)
+        packet.accept(payload=packet.payload)  # unchanged: the kernel keeps the whole packet
+        assert path.got() == bytes(200)
+
+
+def test_the_largest_packet_arrives_whole(net: Net) -> None:
+    """65,535 bytes, of which the kernel copies 65,531; and a replacement of that size goes the other way."""
+    with Queue(1, netns=net.hosts["server"]) as queue:
+        with rules.queue(1, hook="output", protocol="udp", netns=net.hosts["server"]):
+            receiver = net.receiver("server")
+            sender = net.open_socket("server")
+            data = os.urandom(65507)
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
+            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            for size in (65507, 65503):
+                sender.sendto(data[:size], ("127.0.0.1", PORT))
+            big, fitting = collect(queue, 2)
+            assert (len(big.payload), big.cap_len, big.truncated) == (65531, 65535, True)
+            assert big.payload[28:] == data[:65503]
+            big.accept()
+            assert receiver.recv(70000) == data
+            assert (len(fitting.payload), fitting.truncated) == (65531, False)
+            new = bytes(reversed(data[:65503]))
+            fitting.accept(payload=inet.replace_data(fitting.payload, new))
+            assert receiver.recv(70000) == new
+
+
+def test_gso_packets_come_whole_when_asked_for(net: Net) -> None:
+    with Queue(1, gso=True, netns=net.hosts["client"]) as queue:
+        with rules.queue(1, hook="output", protocol="tcp", destination_port=7001, netns=net.hosts["client"]):
+            listener = net.open_socket("server", kind=socket.SOCK_STREAM)
+            listener.bind(("0.0.0.0", 7001))
+            listener.listen()
+            client = net.open_socket("client", kind=socket.SOCK_STREAM)
+            client.setblocking(False)
+            client.connect_ex((ADDRESS["server", V4], 7001))
+            biggest, infos = 0, SkbInfo(0)
+
+            def handler(packet: Packet) -> None:
+                nonlocal biggest, infos
+                biggest = max(biggest, packet.cap_len)
+                infos |= packet.skbinfo
+                packet.accept(payload=packet.payload)
+
+            def pump(condition: Any) -> bool:
+                def step() -> Any:
+                    queue.process(handler)
+                    return condition()
+
+                return wait_for(step)
+
+            assert pump(lambda: readable(listener, 0))
+            server = listener.accept()[0]
+            sent = client.send(bytes(100_000))
+            got = bytearray()
+
+            def read() -> bool:
+                if readable(server, 0):
+                    got.extend(server.recv(100_000))
+                return len(got) >= sent
+
+            with server:
+                assert pump(read)
+            assert biggest > 1500
+            assert infos & SkbInfo.GSO
+            assert infos & SkbInfo.CSUM_NOT_READY
+
+
+# --- limits
+
+
+@pytest.mark.parametrize("fail_open", [False, True])
+def test_queue_length(net: Net, fail_open: bool) -> None:
+    with Path(net, "output", V4, max_len=5, fail_open=fail_open) as path:
+        for number in range(20):
+            path.sender.sendto(bytes([number]), path.destination)
+        packets = collect(path.queue, 5)
+        passed = [path.got()[0] for _ in range(15)] if fail_open else []
+        assert passed == (list(range(5, 20)) if fail_open else [])
+        assert path.got_nothing()
+        row = path.row()
+        assert row is None or (row[2], row[5], row[7]) == (5, 0 if fail_open else 15, 5)
+        for packet in packets:
+            packet.accept()
+        assert [path.got()[0] for _ in range(5)] == [0, 1, 2, 3, 4]
+        assert path.queue.counters.lost == 0
+
+
+def fill(path: Path, count: int) -> None:
+    """Send more than fits: each socket may have some 200 packets in the queue."""
+    for start in range(0, count, 100):
+        with path.net.at(PATHS[path.hook][0], lambda: socket.socket(V4, socket.SOCK_DGRAM)) as sock:
+            for number in range(start, min(start + 100, count)):
+                sock.sendto(struct.pack("!I", number), path.destination)
+
+
+@pytest.mark.parametrize("policy", ["count", "ignore"])
+def test_overrun_is_counted(net: Net, policy: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with Path(net, "output", V4, rcvbuf=20000, on_overrun=policy) as path:
+        fill(path, 500)
+        got = collect(path.queue, 1)
+        fill(path, 10)
+        while got[-1].id < 510:
+            got += collect(path.queue, 1)
+        counters = path.queue.counters
+        assert counters.received == len(got)
+        assert counters.received + counters.lost == 510
+        assert counters.lost > 400
+        assert counters.overruns >= 1
+        row = path.row()
+        assert row is None or (row[6], row[7]) == (counters.lost, 510)
+    assert ("packets were lost" in caplog.text) == (policy == "count")
+
+
+def test_overrun_can_be_raised(net: Net) -> None:
+    with Path(net, "output", V4, rcvbuf=20000, on_overrun="raise") as path:
+        fill(path, 500)
+        got: list[Packet] = []
+        with pytest.raises(nfnet.OverrunError, match="ENOBUFS") as caught:
+            path.queue.run(got.append)
+        assert isinstance(caught.value, OSError)
+        while path.queue.process(got.append):
+            pass
+        fill(path, 1)
+        got += collect(path.queue, 1)
+        counters = path.queue.counters
+        assert counters.received + counters.lost == 501
+        assert counters.overruns == 1
+
+
+def test_overrun_lets_packets_through_when_open(net: Net) -> None:
+    with Path(net, "output", V4, rcvbuf=20000, fail_open=True) as path:
+        fill(path, 100)
+        path.queue.process(lambda packet: packet.drop())
+        fill(path, 1)
+        collect(path.queue, 1)[0].drop()
+        lost = path.queue.counters.lost
+        assert lost > 0
+        for _ in range(lost):
+            path.got()
+        assert path.got_nothing()
+
+
+# --- several
+
+
+def test_two_queues_in_one_process(net: Net) -> None:
+    here = net.hosts["client"]
+    with Queue(1, netns=here) as first, Queue(65535, netns=here) as second:
+        with (
+            rules.queue(1, protocol="udp", destination_port=7001, netns=here),
+            rules.queue(65535, protocol="udp", destination_port=7002, netns=here),
+        ):
+            one, two = net.receiver(port=7001), net.receiver(port=7002)
+            sender = net.open_socket("client")
+            for port in (7001, 7002, 7002):
+                sender.sendto(str(port).encode(), (ADDRESS["server", V4], port))
+            for packet in collect(first, 1):
+                packet.accept()
+            for packet in collect(second, 2):
+                packet.accept()
+            assert one.recv(100) == b"7001"
+            assert [two.recv(100), two.recv(100)] == [b"7002", b"7002"]
+
+
+def test_a_queue_that_somebody_has(net: Net) -> None:
+    with Queue(7, netns=net.hosts["client"]):
+        other = Queue(7, netns=net.hosts["client"])
+        with pytest.raises(nfnet.BusyError, match="binding queue 7: .*Another socket has this queue") as caught:
+            other.open()
+        assert isinstance(caught.value, PermissionError)
+        assert caught.value.errno == errno.EPERM
+    with other:
+        assert other.counters.received == 0
+
+
+def test_flags_that_the_kernel_lacks(net: Net) -> None:
+    queue = Queue(7, netns=net.hosts["client"], conntrack=True, uid_gid=True)
+    try:
+        queue.open()
+    except nfnet.NotSupportedError as caught:
+        refusal = caught
+        assert not net.proc("client", "nfnetlink_queue")  # nothing is left of the attempt
+    else:
+        queue.close()
+        pytest.skip("this kernel can do it all")
+    assert refusal.errno == errno.EOPNOTSUPP
+    assert "CONNTRACK" in str(refusal)
+
+
+def test_ids_begin_again_and_old_packets_are_refused(net: Net) -> None:
+    with Path(net, "output", V4) as path:
+        old, other = path.send(b"old", b"other")
+        path.queue.close()
+        path.queue.open()
+        (new,) = path.send(b"new")
+        assert (old.id, new.id) == (1, 1)
+        with pytest.raises(nfnet.ClosedError):
+            old.accept()
+        with pytest.raises(nfnet.ClosedError):
+            other.drop()
+        assert path.got_nothing()
+        new.accept()
+        assert path.got() == b"new"
+
+
+def test_closing_an_accepting_queue_lets_everything_through(net: Net) -> None:
+    with Path(net, "output", V4, undecided="accept") as path:
+        for number in range(5):
+            path.sender.sendto(bytes([number]), path.destination)
+        for _ in path.queue:
+            break
+        path.queue.close()
+        assert [path.got()[0] for _ in range(5)] == [0, 1, 2, 3, 4]
+
+
+def test_packets_flushed_by_a_rule_change(net: Net) -> None:
+    """Removing any base chain makes the kernel drop what is queued in the namespace."""
+    with Path(net, "output", V4) as path:
+        packets = path.send(b"one", b"two")
+        with rules.queue(99, hook="input", netns=net.hosts["client"]):
+            pass
+        for packet in packets:
+            packet.accept(mark=packet.id)
+        (after,) = path.send(b"after")
+        after.accept()
+        assert path.got() == b"after"
+        assert path.got_nothing()
+        assert path.queue.counters.refused == {errno.ENOENT: 2}
+
+
+def test_device_taken_down_while_packets_wait(net: Net) -> None:
+    from pyroute2 import IPRoute
+
+    def down() -> None:
+        with IPRoute() as ip:
+            ip.link("set", ifname="to-server", state="down")
+
+    with Path(net, "forward", V4) as path:
+        (packet,) = path.send(b"x")
+        net.at("router", down)
+        packet.accept()
+        path.queue.process()
+        assert path.queue.counters.refused == {errno.ENOENT: 1}

@@ -1,0 +1,136 @@
+"""Rewriting packets: checksums by a second, plainer implementation."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfnet import inet
+from nfnet.errors import ArgumentError
+
+
+def plain_sum(data: bytes) -> int:
+    """RFC 1071 by the letter: add 16-bit words, end-around carry."""
+    total = 0
+    for place in range(0, len(data) - len(data) % 2, 2):
+        total += data[place] << 8 | data[place + 1]
+    if len(data) % 2:
+        total += data[-1] << 8
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+def segment(protocol: int, data: bytes, options: bytes = b"") -> bytes:
+    if protocol == 17:
+        return struct.pack("!HHHH", 1000, 2000, 8 + len(data), 0) + data
+    return struct.pack("!HHIIBBHHH", 1000, 2000, 1, 2, (5 + len(options) // 4) << 4, 0x18, 500, 0, 0) + options + data
+
+
+def ipv4(protocol: int, data: bytes, options: bytes = b"", fragment: int = 0) -> bytes:
+    body = segment(protocol, data)
+    length = 20 + len(options) + len(body)
+    head = struct.pack("!BBHHHBBH", 0x45 + len(options) // 4, 0, length, 1, fragment, 64, protocol, 0)
+    return head + bytes([10, 0, 0, 1, 10, 0, 0, 2]) + options + body
+
+
+def ipv6(protocol: int, data: bytes, extensions: bytes = b"", first: int | None = None) -> bytes:
+    body = extensions + segment(protocol, data)
+    next_header = protocol if first is None else first
+    return struct.pack("!IHBB", 6 << 28, len(body), next_header, 64) + bytes(range(32)) + body
+
+
+def assert_valid(packet: bytes) -> None:
+    """What a receiver checks."""
+    if packet[0] >> 4 == 4:
+        header = (packet[0] & 15) * 4
+        assert plain_sum(packet[:header]) == 0xFFFF
+        assert int.from_bytes(packet[2:4], "big") == len(packet)
+        protocol, addresses = packet[9], packet[12:20]
+    else:
+        header, protocol, addresses = 40, packet[6], packet[8:40]
+        assert int.from_bytes(packet[4:6], "big") == len(packet) - 40
+        while protocol in (0, 60):
+            protocol, header = packet[header], header + 8 * (packet[header + 1] + 1)
+    body = packet[header:]
+    assert plain_sum(addresses + struct.pack("!II", len(body), protocol) + body) == 0xFFFF
+    if protocol == 17:
+        assert int.from_bytes(body[4:6], "big") == len(body)
+        assert body[6:8] != b"\0\0"
+
+
+@given(st.binary(max_size=99))
+def test_checksum(data: bytes) -> None:
+    assert inet.checksum(data) == plain_sum(data) ^ 0xFFFF
+
+
+@given(
+    st.sampled_from([6, 17]),
+    st.binary(max_size=60),
+    st.binary(max_size=200),
+    st.sampled_from(["v4", "v4 options", "v6", "v6 hop-by-hop"]),
+)
+def test_replaced_data_is_valid(protocol: int, old: bytes, new: bytes, kind: str) -> None:
+    packet = {
+        "v4": lambda: ipv4(protocol, old),
+        "v4 options": lambda: ipv4(protocol, old, b"\x01" * 8),
+        "v6": lambda: ipv6(protocol, old),
+        "v6 hop-by-hop": lambda: ipv6(protocol, old, bytes([protocol, 1]) + bytes(14), first=0),
+    }[kind]()
+    assert inet.get_data(packet) == old
+    changed = inet.replace_data(packet, new)
+    assert inet.get_data(changed) == new
+    assert_valid(changed)
+
+
+def test_udp_checksum_zero_is_sent_as_ones() -> None:
+    for number in range(0x10000):
+        packet = inet.replace_data(ipv4(17, b""), number.to_bytes(2, "big"))
+        if packet[26:28] == b"\xff\xff":
+            assert_valid(packet)
+            return
+    pytest.fail("no data gave that checksum")
+
+
+def test_link_layer_padding_is_no_data() -> None:
+    assert inet.get_data(ipv4(17, b"x") + bytes(17)) == b"x"
+
+
+NOT_FOR_US = {
+    "nothing": b"",
+    "no IP": b"\x75" + bytes(60),
+    "cut in the header": ipv4(17, b"abc")[:19],
+    "cut in the data": ipv4(17, b"abc")[:-1],
+    "header length too small": b"\x44" + ipv4(17, b"abc")[1:],
+    "first fragment": ipv4(17, b"abc", fragment=0x2000),
+    "later fragment": ipv4(17, b"abc", fragment=0x0001),
+    "other protocol": ipv4(17, b"abc")[:9] + b"\x01" + ipv4(17, b"abc")[10:],
+    "v6 fragment": ipv6(17, b"abc", bytes([17]) + bytes(7), first=44),
+    "v6 routing header": ipv6(17, b"abc", bytes([17]) + bytes(7), first=43),
+    "v6 cut in an extension": ipv6(17, b"abc", bytes([17]) + bytes(7), first=0)[:44],
+    "TCP with a short offset": ipv4(6, b"")[:32] + b"\xf0" + ipv4(6, b"")[33:],
+}
+
+
+@pytest.mark.parametrize("name", NOT_FOR_US)
+def test_what_cannot_be_right_is_refused(name: str) -> None:
+    with pytest.raises(ArgumentError, match="not a whole, unfragmented"):
+        inet.replace_data(NOT_FOR_US[name], b"new")
+
+
+def test_too_long_a_packet_is_refused() -> None:
+    with pytest.raises(ValueError, match="65536 bytes"):
+        inet.replace_data(ipv4(17, b""), bytes(65536 - 28))
+
+
+@given(st.binary(max_size=90), st.integers(0, 90))
+def test_any_bytes_are_read_or_refused(noise: bytes, place: int) -> None:
+    for good in (ipv4(6, b"abcdef"), ipv6(17, b"abcdef")):
+        for data in (noise, good[:place] + noise + good[place + len(noise) :], good[:place]):
+            inet.get_data(data)
+            with contextlib.suppress(ArgumentError):
+                inet.replace_data(data, b"xyz")

@@ -1,0 +1,92 @@
+"""The shape of the house: imports point down, and importing it is cheap."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nfnet
+
+ROOT = Path(nfnet.__file__).parent
+
+# Each module may import those before it.
+ORDER = [
+    "errors",
+    "checks",
+    "protocol.netlink",
+    "protocol.layout",
+    "protocol.nfnetlink",
+    "protocol.conntrack",
+    "protocol.nfqnl",
+    "protocol",
+    "inet",
+    "interfaces",
+    "netns",
+    "transport",
+    "verdicts",
+    "packet",
+    "binding",
+    "queue",
+    "rules",
+    "",
+    "cli.demo",
+    "cli",
+    "__main__",
+]
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+def imported(name: str, path: Path) -> set[str]:
+    """The modules of the package that one imports when it is imported, not later and not for types alone."""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - (node.level - 1)]
+            target = ".".join([*(part for part in base if part), *([node.module] if node.module else [])])
+            for alias in node.names:
+                deeper = f"{target}.{alias.name}".lstrip(".")
+                found.add(deeper if deeper in modules() else target)
+    return found
+
+
+@pytest.mark.parametrize("name", modules())
+def test_imports_point_down(name: str) -> None:
+    assert name in ORDER, f"say in tests/test_layers.py where nfnet.{name} stands"
+    for other in imported(name, modules()[name]):
+        assert ORDER.index(other) < ORDER.index(name), f"nfnet.{name} imports nfnet.{other}"
+
+
+def test_protocol_needs_construct_and_the_standard_library_alone() -> None:
+    for path in (ROOT / "protocol").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            for module in names:
+                top = module.split(".")[0]
+                assert top == "construct" or top in sys.stdlib_module_names, f"{path.name} imports {module}"
+
+
+def test_importing_loads_neither_pyroute2_nor_asyncio() -> None:
+    code = "import sys, nfnet; print([m for m in ('pyroute2', 'asyncio', 'ssl') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_exported_names_exist_and_are_documented() -> None:
+    for name in nfnet.__all__:
+        assert getattr(nfnet, name).__doc__, name

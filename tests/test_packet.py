@@ -1,0 +1,157 @@
+"""What a packet says of itself."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+
+import nfnet
+from nfnet import Packet, Queue
+from nfnet.protocol.nfqnl import NFQA
+
+from .kernel import FakeKernel, packet_message
+
+
+def read(message: bytes, number: int = 1) -> Packet:
+    kernel = FakeKernel(number=number)
+    with Queue(number, transport=kernel) as queue:
+        kernel.deliver(message)
+        return next(iter(queue))
+
+
+OUTPUT = "RX NFQUEUE OUTPUT mark prio uid gid, odd length payload, queue 1"
+PREROUTING = "RX NFQUEUE PREROUTING hwaddr, timestamp, CAP_LEN, payload cut to 40, queue 2"
+PREROUTING_V6 = "RX NFQUEUE PREROUTING IPv6 queue 2"
+META = "RX NFQUEUE COPY_META OUTPUT (no payload), queue 1"
+
+EXPECTED: dict[str, dict[str, Any]] = {
+    OUTPUT: {
+        "id": 1,
+        "hook": nfnet.Hook.OUTPUT,
+        "family": nfnet.Family.IPV4,
+        "hw_protocol": 0x0800,
+        "mark": 0xDEADBEEF,
+        "priority": 6,
+        "uid": 0,
+        "gid": 0,
+        "indev": None,
+        "outdev": 2,
+        "physindev": None,
+        "physoutdev": None,
+        "indev_name": None,
+        "hwaddr": None,
+        "timestamp": None,
+        "timestamp_ns": None,
+        "cap_len": 33,
+        "truncated": False,
+        "skbinfo": nfnet.SkbInfo.CSUM_NOT_READY,
+        "vlan": None,
+        "l2header": None,
+        "secctx": None,
+        "cgroup": None,
+        "conntrack": None,
+        "ctinfo": None,
+    },
+    PREROUTING: {
+        "id": 1,
+        "hook": nfnet.Hook.PREROUTING,
+        "indev": 2,
+        "outdev": None,
+        "mark": 0,
+        "priority": 0,
+        "hwaddr": bytes.fromhex("020000000002"),
+        "timestamp": 1795287298.624434,
+        "timestamp_ns": 1795287298624434000,
+        "cap_len": 92,
+        "truncated": True,
+        "uid": None,
+        "gid": None,
+        "skbinfo": nfnet.SkbInfo(0),
+    },
+    PREROUTING_V6: {"id": 2, "family": nfnet.Family.IPV6, "hw_protocol": 0x86DD, "cap_len": 51, "truncated": True},
+    META: {"id": 2, "payload": b"", "cap_len": 0, "truncated": True, "mark": 0xDEADBEEF},
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_recorded_packets(name: str, datagrams: dict[str, bytes]) -> None:
+    packet = read(datagrams[name], 2 if "queue 2" in name else 1)
+    assert {key: getattr(packet, key) for key in EXPECTED[name]} == EXPECTED[name]
+    assert packet.raw == datagrams[name]
+
+
+def test_payload_of_a_recorded_packet(datagrams: dict[str, bytes]) -> None:
+    packet = read(datagrams[OUTPUT])
+    assert packet.payload == datagrams[OUTPUT][-33:]
+    assert packet.payload.endswith(b"hello")
+
+
+def test_attributes_show_everything(datagrams: dict[str, bytes]) -> None:
+    attributes = read(datagrams[PREROUTING], 2).attributes
+    assert attributes[NFQA.HWADDR].address[:6] == bytes.fromhex("020000000002")
+    assert attributes[NFQA.CAP_LEN] == 92
+    assert [key.name for key in attributes] == [
+        "PACKET_HDR",
+        "IFINDEX_INDEV",
+        "HWADDR",
+        "TIMESTAMP",
+        "CAP_LEN",
+        "PAYLOAD",
+    ]
+
+
+def test_attributes_that_this_kernel_did_not_send() -> None:
+    packet = read(
+        packet_message(
+            3,
+            family=7,
+            VLAN={1: 0x88A8, 2: 0x6005},
+            L2HDR=b"\x01" * 14,
+            SECCTX=b"system_u:object_r:packet_t:s0\0",
+            CGROUP_CLASSID=0x10001,
+            IFINDEX_PHYSINDEV=4,
+            IFINDEX_PHYSOUTDEV=5,
+            CT={3: 8, 8: 77},
+            CT_INFO=3,
+            SKB_INFO=6,
+        )
+    )
+    assert packet.family == nfnet.Family.BRIDGE
+    assert packet.vlan == nfnet.Vlan(0x88A8, 0x6005)
+    assert packet.l2header == b"\x01" * 14
+    assert packet.secctx == "system_u:object_r:packet_t:s0"
+    assert packet.cgroup == 0x10001
+    assert (packet.physindev, packet.physoutdev) == (4, 5)
+    assert packet.conntrack is not None
+    assert packet.conntrack.mark == 77
+    assert packet.ctinfo == nfnet.CtInfo.ESTABLISHED_REPLY
+    assert packet.skbinfo == nfnet.SkbInfo.GSO | nfnet.SkbInfo.CSUM_NOT_VERIFIED
+
+
+def test_numbers_that_nobody_knows_yet_are_kept() -> None:
+    packet = read(packet_message(3, family=77, hook=9, CT_INFO=99))
+    assert (packet.family, packet.hook, packet.ctinfo) == (77, 9, 99)
+
+
+def test_interface_names() -> None:
+    index, name = socket.if_nameindex()[0]
+    packet = read(packet_message(1, IFINDEX_INDEV=index, IFINDEX_OUTDEV=0x7FFFFFF0))
+    assert packet.indev_name == name
+    assert packet.outdev_name is None
+
+
+def test_repr_is_short() -> None:
+    packet = read(packet_message(3, bytes(60)))
+    assert repr(packet) == "<Packet 3: OUTPUT, 60 bytes, undecided>"
+
+
+def test_a_kept_packet_does_not_change() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.deliver(packet_message(1, b"first" + bytes(30)))
+        kept = next(iter(queue))
+        kernel.deliver(packet_message(2, b"other" + bytes(30)))
+        next(iter(queue)).drop()
+        assert kept.payload.startswith(b"first")
