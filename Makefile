@@ -1,6 +1,7 @@
 # Each command makes what it needs in .venv; nothing is installed outside of it.
 
 PYTHON ?= python3
+ARGS ?=
 VENV ?= .venv
 BIN = $(VENV)/bin
 
@@ -18,8 +19,8 @@ check: $(VENV)/.installed-dev     ## lint, format, types, tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.installed         ## CPU time a packet, beside other packages where they can be built
-	$(PYTHON) benchmarks/run.py --python $(BIN)/python
+bench:                            ## CPU time a packet, beside other packages where they can be built
+	@$(PYTHON) benchmarks/run.py $(ARGS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -99,13 +99,14 @@ class Binding:
     def _make_packets(self) -> None:
         verdicts = self.verdicts
         collect = verdicts.decided.append
-        byte, subsystem, trusted = SUBSYSTEM_BYTE, Subsystem.QUEUE, self.transport.trusted
+        byte, subsystem = SUBSYSTEM_BYTE, int(Subsystem.QUEUE)
+        untrusted = not self.transport.trusted
         waiting = length_hint(self.ready)
         ready = verdicts.at_hand[-waiting:] if waiting else []
         new: list[Packet] = []
         problem: NfnetError | None = None
         for raw in self._received:
-            if not trusted or raw[byte] != subsystem:
+            if untrusted or raw[byte] != subsystem:
                 try:
                     if (whole := self._look_into(raw)) is None:
                         continue
@@ -165,6 +166,10 @@ class Binding:
                 lost,
                 getattr(self.transport, "rcvbuf", "?"),
             )
+
+    def taken(self) -> int:
+        """How many packets the loop has taken so far."""
+        return self.verdicts.received() - length_hint(self.ready)
 
     def pending(self) -> list[Packet]:
         """The packets that went to a handler and have no verdict, oldest first."""

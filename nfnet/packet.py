@@ -25,6 +25,7 @@ from .protocol.nfqnl import (
     SkbInfo,
     Verdict,
     find,
+    known_layout,
 )
 from .verdicts import ACCEPT, DROP, Decision, decision, decision_with
 
@@ -244,10 +245,15 @@ class Packet:
 
         A fresh copy each time: keep it in a variable.
         """
+        raw = self.raw
         layout = self._layout
         if layout is None:
-            layout = self._layout = find(self.raw)
-        return self.raw[layout.payload]
+            # What `find` does, without the call: this is what most handlers ask for, once.
+            layout = known_layout(len(raw))
+            if layout is None or layout.headers(raw) != layout.expected:
+                layout = find(raw)
+            self._layout = layout
+        return raw[layout.payload]
 
     @property
     def cap_len(self) -> int:

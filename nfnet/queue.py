@@ -277,7 +277,7 @@ class Queue:
 
     def _drive(self, handler: Handler, block: bool) -> int:
         binding = self._bound()
-        count = 0
+        before = binding.taken()
         with closing(self._portions(binding, block)) as portions:
             for portion in portions:
                 for packet in portion:
@@ -289,10 +289,9 @@ class Queue:
                         self._handler_failed(packet)
                     if packet._decision is None:
                         self._leave_undecided(binding, packet)
-                    count += 1
                     if self._stopping:
                         break
-        return count
+        return binding.taken() - before
 
     def _portions(self, binding: Binding, block: bool) -> Generator[Iterator[Packet], None, None]:
         """The loop, in portions of packets between which verdicts may leave; `verdicts` has the theory.

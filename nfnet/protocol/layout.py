@@ -121,6 +121,7 @@ class Layouts:
         self._start = start
         self._payload = payload
         self._known: dict[int, Layout] = {}
+        self.known = self._known.get
 
     def find(self, data: bytes) -> Layout:
         """The layout of the one message that ``data`` is. Raises DecodeError."""

@@ -7,7 +7,7 @@ tested against; `layout` holds the readers and writers for the hot path.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from enum import IntEnum, IntFlag
 from typing import Any
 
@@ -15,7 +15,7 @@ from construct import Bytes, Default, GreedyBytes, Int8ub, Int16ub, Int32ub, Int
 
 from ..errors import DecodeError
 from . import conntrack, netlink
-from .layout import Layout, Layouts, build_attribute, fixed_size
+from .layout import Layouts, build_attribute, fixed_size
 from .nfnetlink import (
     BODY,
     Attribute,
@@ -248,10 +248,13 @@ PACKET_ID = slice(BODY + netlink.ATTRIBUTE_HEADER_SIZE, BODY + netlink.ATTRIBUTE
 # its number there, answers have 0.
 SUBSYSTEM_BYTE = 5 if sys.byteorder == "little" else 4
 
-find: Callable[[bytes], Layout] = Layouts(
-    {number: fixed_size(row.schema) for number, row in NFQA_TABLE.items()}, BODY, NFQA.PAYLOAD
-).find
+_layouts = Layouts({number: fixed_size(row.schema) for number, row in NFQA_TABLE.items()}, BODY, NFQA.PAYLOAD)
+
+find = _layouts.find
 """Where the attributes of a packet message stand. Raises DecodeError."""
+
+known_layout = _layouts.known
+"""The layout that messages of a length had last, to be checked as `Layouts.find` does; None if there were none."""
 
 
 def is_packet(message: bytes) -> bool:

@@ -1,0 +1,52 @@
+"""Prepares an environment with the peers that can be built here, and runs the benchmarks in it.
+
+Standard library only: it runs in whatever interpreter is to be measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = ROOT / ".bench"
+PEERS = ("NetfilterQueue==1.1.0", "fnfqueue==1.1.2")
+
+
+def pip(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def prepare() -> Path:
+    """The interpreter of the environment."""
+    python = ENVIRONMENT / "bin" / "python"
+    stamp = ENVIRONMENT / "made-with"
+    if stamp.exists() and stamp.read_text() == sys.base_prefix:
+        return python
+    venv.create(ENVIRONMENT, with_pip=True, clear=True)
+    done = pip(python, "install", "--editable", str(ROOT))
+    if done.returncode:
+        sys.exit(done.stderr)
+    for peer in PEERS:
+        if pip(python, "install", peer).returncode:
+            print(f"{peer} cannot be built here; see benchmarks/README.md", file=sys.stderr)
+    stamp.write_text(sys.base_prefix)
+    return python
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for benchmarks/queue_drain.py")
+    options = parser.parse_args()
+    python = prepare()
+    script = ROOT / "benchmarks" / "queue_drain.py"
+    os.execv(python, [str(python), str(script), *options.arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

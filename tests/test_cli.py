@@ -1,0 +1,50 @@
+"""The command, and what the README promises of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nfnet
+from nfnet.cli import demo, main
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "nfnet", *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_help_names_the_commands() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert "demo" in done.stdout
+    assert "exit status" in run("demo", "--help").stdout
+
+
+def test_unknown_command() -> None:
+    done = run("frobnicate")
+    assert done.returncode == 2
+    assert "invalid choice: 'frobnicate'" in done.stderr
+
+
+def test_demo_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(*_: object) -> None:
+        raise nfnet.NotPermittedError("making a namespace of our own", 1)
+
+    monkeypatch.setattr("nfnet.netns.create", refuse)
+    monkeypatch.setattr("nfnet.netns.become_root", refuse)
+    assert main(["demo"]) == 1
+    captured = capsys.readouterr()
+    assert "this machine refuses" in captured.err
+    assert "making a namespace of our own: operation not permitted [EPERM]" in captured.err
+    assert captured.out == ""
+
+
+def test_the_script_of_the_demo_is_that_of_the_readme() -> None:
+    blocks = (ROOT / "README.md").read_text().split("```python\n")
+    assert blocks[1].split("```")[0] == demo.SCRIPT
+    assert len([line for line in demo.SCRIPT.splitlines() if line]) <= 15
