@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import threading
@@ -27,7 +26,8 @@ Netns = str | os.PathLike[str] | int | _File
 
 
 def _libc(call: str, *arguments: int) -> None:
-    # os.unshare and os.setns came with Python 3.12.
+    import ctypes  # costs a millisecond; and os.unshare and os.setns came with Python 3.12 only
+
     if ctypes.CDLL(None, use_errno=True)[call](*arguments):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -6,7 +6,7 @@ without swapping: it is an opaque hash, to be compared and nothing else.
 
 from __future__ import annotations
 
-import ipaddress
+import socket
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any
@@ -210,11 +210,16 @@ def _endpoints(values: dict[int, Any] | None) -> Endpoints | None:
     if values is None:
         return None
     addresses, protocol = values.get(1, {}), values.get(2, {})
-    source, destination = addresses.get(1) or addresses.get(3), addresses.get(2) or addresses.get(4)
     return Endpoints(
-        source=str(ipaddress.ip_address(source)) if source else None,
-        destination=str(ipaddress.ip_address(destination)) if destination else None,
+        source=_address(addresses.get(1) or addresses.get(3)),
+        destination=_address(addresses.get(2) or addresses.get(4)),
         protocol=protocol.get(1),
         source_port=protocol.get(2),
         destination_port=protocol.get(3),
     )
+
+
+def _address(raw: bytes | None) -> str | None:
+    if raw is None:
+        return None
+    return socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw)
