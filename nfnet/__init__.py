@@ -23,7 +23,8 @@ from .errors import (
     NotSupportedError,
     OverrunError,
 )
-from .packet import Packet, Vlan
+from .message import Vlan
+from .packet import Packet
 from .protocol.conntrack import Conntrack, CtInfo
 from .protocol.nfnetlink import Family, Hook
 from .protocol.nfqnl import CopyMode, SkbInfo, Verdict

@@ -3,51 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
-
-from construct import Int32ub
 
 from .checks import check
 from .errors import AlreadyDecidedError, ArgumentError
-from .interfaces import interface_name
+from .message import Message, Vlan, enum_member
 from .protocol import nfqnl
-from .protocol.conntrack import Conntrack, CtInfo
-from .protocol.conntrack import parse as parse_conntrack
-from .protocol.layout import Layout, compile_struct
-from .protocol.nfnetlink import BODY, Family, Hook, nfgenmsg, parse_attributes
+from .protocol.layout import compile_struct
+from .protocol.nfnetlink import Family, Hook
 from .protocol.nfqnl import (
     MAX_PAYLOAD,
     MIN_PAYLOAD,
     NFQA,
+    NFQA_TABLE,
     NFQA_VLAN,
     PACKET_ID,
     QUEUE_BYPASS,
     SkbInfo,
     Verdict,
-    find,
-    known_layout,
 )
 from .verdicts import ACCEPT, DROP, Decision, decision, decision_with
 
 _MIN_IPV6_PAYLOAD = 40  # the kernel wants room up to the transport header
 
-_Enum = TypeVar("_Enum", bound=int)
-
-_read_u32 = compile_struct(Int32ub).unpack_from
 _read_header = compile_struct(nfqnl.packet_hdr).unpack_from
-_read_hwaddr = compile_struct(nfqnl.hwaddr).unpack_from
-_read_timestamp = compile_struct(nfqnl.timestamp).unpack_from
-_read_family = compile_struct(nfgenmsg, "family").unpack_from
 
 
-class Vlan(NamedTuple):
-    """A VLAN tag: ``protocol`` is its EtherType (0x8100 or 0x88A8), ``tci`` priority, drop eligibility and id."""
-
-    protocol: int
-    tci: int
-
-
-class Packet:
+class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     """A packet that waits for a verdict.
 
     It is cheap: its attributes are read from the message when they are asked for. Its bytes are its own and never
@@ -56,14 +37,10 @@ class Packet:
     message, from a damaged recording, say, is malformed.
     """
 
-    __slots__ = ("_decide", "_decision", "_layout", "raw")
+    __slots__ = ("_decide", "_decision")
 
-    # `Queue` fills in a bare instance: a call to __init__ would cost a tenth of all that is done for a packet.
-    raw: bytes
-    """The netlink message as the kernel sent it."""
     _decision: Decision | None
     _decide: Callable[[Packet], None]
-    _layout: Layout | None
 
     def __repr__(self) -> str:
         verdict = "undecided" if self._decision is None else Verdict(self._decision.word & 0xFF).name
@@ -203,7 +180,7 @@ class Packet:
                 NFQA_VLAN.PROTO: check("vlan protocol", vlan[0], 0, 0xFFFF),
                 NFQA_VLAN.TCI: check("vlan tci", vlan[1], 0, 0xFFFF),
             }
-            changes.append((NFQA.VLAN, nfqnl.NFQA_TABLE[NFQA.VLAN].build(values)))
+            changes.append((NFQA.VLAN, NFQA_TABLE[NFQA.VLAN].build(values)))
         if l2header is not None:
             there = self.l2header or b""
             if len(l2header) != len(there):
@@ -213,23 +190,6 @@ class Packet:
 
     # --- attributes
 
-    def _find(self, number: int) -> slice | None:
-        layout = self._layout
-        if layout is None:
-            layout = self._layout = find(self.raw)
-        return layout.spans.get(number)
-
-    def _number(self, number: int) -> int | None:
-        span = self._find(number)
-        if span is None:
-            return None
-        value: int = _read_u32(self.raw, span.start)[0]
-        return value
-
-    def _bytes(self, number: int) -> bytes | None:
-        span = self._find(number)
-        return None if span is None else self.raw[span]
-
     def _header(self) -> tuple[int, int, int]:
         header: tuple[int, int, int] = _read_header(self.raw, PACKET_ID.start)
         return header
@@ -238,22 +198,6 @@ class Packet:
     def id(self) -> int:
         """The number of the packet in this binding of the queue: 1, 2, ... (32 bits, wraps). Missing ones were lost."""
         return int.from_bytes(self.raw[PACKET_ID], "big")
-
-    @property
-    def payload(self) -> bytes:
-        """The packet from its network header on (NFQA_PAYLOAD), as much as the copy range allows; b"" for META.
-
-        A fresh copy each time: keep it in a variable.
-        """
-        raw = self.raw
-        layout = self._layout
-        if layout is None:
-            # What `find` does, without the call: this is what most handlers ask for, once.
-            layout = known_layout(len(raw))
-            if layout is None or layout.headers(raw) != layout.expected:
-                layout = find(raw)
-            self._layout = layout
-        return raw[layout.payload]
 
     @property
     def cap_len(self) -> int:
@@ -267,14 +211,9 @@ class Packet:
         return self._find(NFQA.CAP_LEN) is not None or self._find(NFQA.PAYLOAD) is None
 
     @property
-    def family(self) -> Family:
-        """Whose hook queued the packet (``nfgen_family``): IPV4, IPV6 or BRIDGE."""
-        return _enum(Family, _read_family(self.raw, BODY - nfgenmsg.sizeof())[0])
-
-    @property
     def hook(self) -> Hook:
         """The hook that queued the packet (``NF_INET_*``)."""
-        return _enum(Hook, self._header()[2])
+        return enum_member(Hook, self._header()[2])
 
     @property
     def hw_protocol(self) -> int:
@@ -282,110 +221,14 @@ class Packet:
         return self._header()[1]
 
     @property
-    def mark(self) -> int:
-        """The packet's mark (NFQA_MARK), 32 bits."""
-        return self._number(NFQA.MARK) or 0
-
-    @property
     def priority(self) -> int:
         """The queueing priority (NFQA_PRIORITY, ``skb->priority``), 32 bits; always 0 before Linux 5.18."""
         return self._number(NFQA.PRIORITY) or 0
 
     @property
-    def timestamp(self) -> float | None:
-        """When the packet arrived (NFQA_TIMESTAMP), in seconds since 1970, to the microsecond.
-
-        None for packets on their way out, and unless something on the machine asked the kernel to stamp packets.
-        """
-        nanoseconds = self.timestamp_ns
-        return None if nanoseconds is None else nanoseconds / 1e9
-
-    @property
-    def timestamp_ns(self) -> int | None:
-        """As `timestamp`, in nanoseconds; a multiple of 1000."""
-        span = self._find(NFQA.TIMESTAMP)
-        if span is None:
-            return None
-        seconds, microseconds = _read_timestamp(self.raw, span.start)
-        return int(seconds * 1_000_000_000 + microseconds * 1000)
-
-    @property
-    def indev(self) -> int | None:
-        """Index of the interface it came in by (NFQA_IFINDEX_INDEV); None for what this machine sends."""
-        return self._number(NFQA.IFINDEX_INDEV)
-
-    @property
-    def outdev(self) -> int | None:
-        """Index of the interface it leaves by (NFQA_IFINDEX_OUTDEV); None before routing and for input."""
-        return self._number(NFQA.IFINDEX_OUTDEV)
-
-    @property
-    def physindev(self) -> int | None:
-        """Index of the bridge port it came in by (NFQA_IFINDEX_PHYSINDEV)."""
-        return self._number(NFQA.IFINDEX_PHYSINDEV)
-
-    @property
-    def physoutdev(self) -> int | None:
-        """Index of the bridge port it leaves by (NFQA_IFINDEX_PHYSOUTDEV)."""
-        return self._number(NFQA.IFINDEX_PHYSOUTDEV)
-
-    @property
-    def indev_name(self) -> str | None:
-        """Name of `indev` in the namespace of the calling thread; None if there is none, or it is gone."""
-        return interface_name(self.indev)
-
-    @property
-    def outdev_name(self) -> str | None:
-        """Name of `outdev`, likewise."""
-        return interface_name(self.outdev)
-
-    @property
-    def physindev_name(self) -> str | None:
-        """Name of `physindev`, likewise."""
-        return interface_name(self.physindev)
-
-    @property
-    def physoutdev_name(self) -> str | None:
-        """Name of `physoutdev`, likewise."""
-        return interface_name(self.physoutdev)
-
-    @property
-    def hwaddr(self) -> bytes | None:
-        """Link-layer source address (NFQA_HWADDR), 6 bytes for Ethernet; None for what this machine sends."""
-        span = self._find(NFQA.HWADDR)
-        if span is None:
-            return None
-        length, address = _read_hwaddr(self.raw, span.start)
-        return bytes(address[:length])
-
-    @property
-    def vlan(self) -> Vlan | None:
-        """The VLAN tag (NFQA_VLAN); bridge family only."""
-        span = self._find(NFQA.VLAN)
-        if span is None:
-            return None
-        values = parse_attributes(self.raw[span], nfqnl.VLAN_TABLE, span.start)
-        return Vlan(values.get(NFQA_VLAN.PROTO, 0), values.get(NFQA_VLAN.TCI, 0))
-
-    @property
-    def l2header(self) -> bytes | None:
-        """The link-layer header (NFQA_L2HDR); bridge family only."""
-        return self._bytes(NFQA.L2HDR)
-
-    @property
     def skbinfo(self) -> SkbInfo:
         """The state of checksum and segmentation (NFQA_SKB_INFO)."""
         return SkbInfo(self._number(NFQA.SKB_INFO) or 0)
-
-    @property
-    def uid(self) -> int | None:
-        """User id of the local sender (NFQA_UID), in the initial user namespace; needs ``Queue(uid_gid=True)``."""
-        return self._number(NFQA.UID)
-
-    @property
-    def gid(self) -> int | None:
-        """Group id of the local sender (NFQA_GID), likewise."""
-        return self._number(NFQA.GID)
 
     @property
     def secctx(self) -> str | None:
@@ -397,32 +240,3 @@ class Packet:
     def cgroup(self) -> int | None:
         """net_cls class id of the sender's cgroup (NFQA_CGROUP_CLASSID)."""
         return self._number(NFQA.CGROUP_CLASSID)
-
-    @property
-    def conntrack(self) -> Conntrack | None:
-        """The packet's connection (NFQA_CT), None if it is not tracked; needs ``Queue(conntrack=True)``."""
-        span = self._find(NFQA.CT)
-        return None if span is None else parse_conntrack(self.raw[span], span.start)
-
-    @property
-    def ctinfo(self) -> CtInfo | None:
-        """How the packet relates to its connection (NFQA_CT_INFO); needs ``Queue(conntrack=True)``."""
-        number = self._number(NFQA.CT_INFO)
-        return None if number is None else _enum(CtInfo, number)
-
-    @property
-    def attributes(self) -> dict[int, Any]:
-        """All attributes of the message, decoded by the schemas; keys are NFQA members where they are known.
-
-        For looking at, not for the hot path: it takes hundreds of microseconds.
-        """
-        values = parse_attributes(self.raw[BODY:], nfqnl.NFQA_TABLE, BODY)
-        return {_enum(NFQA, number): value for number, value in values.items()}
-
-
-def _enum(kind: Callable[[int], _Enum], number: int) -> _Enum:
-    """The member, or the bare number where a newer kernel knows more than we do."""
-    try:
-        return kind(number)
-    except ValueError:
-        return number  # type: ignore[return-value]

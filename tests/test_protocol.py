@@ -123,7 +123,7 @@ def spans_by_schema(message: bytes) -> dict[int, bytes]:
 @given(packets(), packets())
 def test_layouts_find_what_the_schema_finds(first: bytes, second: bytes) -> None:
     for message in (first, second, first):
-        found = nfqnl.find(message)
+        found = nfqnl.layouts.find(message)
         expected = spans_by_schema(message)
         assert {number: message[span] for number, span in found.spans.items()} == expected
         assert message[found.payload] == expected.get(NFQA.PAYLOAD, b"")
@@ -137,13 +137,13 @@ def test_a_payload_cannot_pass_for_a_header(noise: bytes, mark: int) -> None:
     without = packet_message(1, bytes(4) + header + bytes(20) + noise)
     assert len(with_mark) == len(without)
     for message in (with_mark, without, with_mark):
-        assert message[nfqnl.find(message).payload] == spans_by_schema(message)[NFQA.PAYLOAD]
+        assert message[nfqnl.layouts.find(message).payload] == spans_by_schema(message)[NFQA.PAYLOAD]
 
 
 @given(st.binary(max_size=120))
 def test_any_bytes_are_a_message_or_a_decode_error(noise: bytes) -> None:
     for data in (noise, packet_message(1)[:20] + noise, packet_message(7, b"x" * 21)[: len(noise)] + noise):
-        for read in (nfqnl.find, lambda d: nfqnl.normalized(d, 1), netlink.parse_answer, conntrack.parse):
+        for read in (nfqnl.layouts.find, lambda d: nfqnl.normalized(d, 1), netlink.parse_answer, conntrack.parse):
             with contextlib.suppress(NfnetError):
                 read(data)
 
@@ -160,7 +160,7 @@ def test_any_bytes_are_a_message_or_a_decode_error(noise: bytes) -> None:
 @pytest.mark.skipif("sys.byteorder != 'little'", reason="the bytes are a little-endian machine's")
 def test_decode_errors_name_the_offset(attributes: bytes, offset: int) -> None:
     with pytest.raises(DecodeError) as caught:
-        nfqnl.find(nfnetlink.build_message(nfqnl.MSG_PACKET, 1, attributes))
+        nfqnl.layouts.find(nfnetlink.build_message(nfqnl.MSG_PACKET, 1, attributes))
     assert caught.value.offset == offset
     assert f"at byte {offset}" in str(caught.value)
 
@@ -193,7 +193,7 @@ def test_conntrack_entry() -> None:
         conntrack.CTA.LABELS: bytes(15) + b"\x01",
     }
     message = packet_message(1, CT=values, CT_INFO=2)
-    found = nfqnl.find(message).spans
+    found = nfqnl.layouts.find(message).spans
     entry = conntrack.parse(message[found[NFQA.CT]])
     assert entry.original == conntrack.Endpoints("10.0.0.1", "10.0.0.2", 6, 40000, 80)
     assert entry.reply == conntrack.Endpoints("10.0.0.2", "10.0.0.1", 6, 80, 40000)

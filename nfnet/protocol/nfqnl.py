@@ -248,13 +248,8 @@ PACKET_ID = slice(BODY + netlink.ATTRIBUTE_HEADER_SIZE, BODY + netlink.ATTRIBUTE
 # its number there, answers have 0.
 SUBSYSTEM_BYTE = 5 if sys.byteorder == "little" else 4
 
-_layouts = Layouts({number: fixed_size(row.schema) for number, row in NFQA_TABLE.items()}, BODY, NFQA.PAYLOAD)
-
-find = _layouts.find
-"""Where the attributes of a packet message stand. Raises DecodeError."""
-
-known_layout = _layouts.known
-"""The layout that messages of a length had last, to be checked as `Layouts.find` does; None if there were none."""
+layouts = Layouts({number: fixed_size(row.schema) for number, row in NFQA_TABLE.items()}, BODY, NFQA.PAYLOAD)
+"""Where the attributes of packet messages stand."""
 
 
 def is_packet(message: bytes) -> bool:
@@ -266,7 +261,7 @@ def normalized(message: bytes, number: int) -> bytes:
     """A packet message of queue ``number`` in the form in which the kernel sends it. Raises DecodeError."""
     if len(message) < BODY or not is_packet(message):
         raise DecodeError("not a packet message", 4)
-    spans = find(message).spans
+    spans = layouts.find(message).spans
     if NFQA.PACKET_HDR not in spans:
         raise DecodeError("packet without NFQA_PACKET_HDR", BODY)
     its_number = int.from_bytes(message[18:20], "big")

@@ -20,7 +20,7 @@ from nfnet import KernelError, Packet, Queue, netns
 
 REQUIRED = os.environ.get("NFNET_REQUIRE_LIVE") == "1"
 UID, GID = os.geteuid(), os.getegid()  # before the process may become root of a namespace of its own
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 QUIET = 0.2  # how long to wait for what should not come
 
 LINKS = (("client", "router", 1), ("router", "server", 2))

@@ -1,0 +1,238 @@
+"""What queued and logged packets have in common: a netlink message whose attributes are read when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from construct import Int32ub
+
+from .interfaces import interface_name
+from .protocol import nfqnl
+from .protocol.conntrack import Conntrack, CtInfo
+from .protocol.conntrack import parse as parse_conntrack
+from .protocol.layout import Layout, Layouts, compile_struct
+from .protocol.nfnetlink import BODY, Family, Table, nfgenmsg, parse_attributes
+from .protocol.nfqnl import NFQA_VLAN
+
+_Enum = TypeVar("_Enum", bound=int)
+
+_read_u32 = compile_struct(Int32ub).unpack_from
+_read_hwaddr = compile_struct(nfqnl.hwaddr).unpack_from
+_read_timestamp = compile_struct(nfqnl.timestamp).unpack_from
+_read_family = compile_struct(nfgenmsg, "family").unpack_from
+
+
+class Vlan(NamedTuple):
+    """A VLAN tag: ``protocol`` is its EtherType (0x8100 or 0x88A8), ``tci`` priority, drop eligibility and id."""
+
+    protocol: int
+    tci: int
+
+
+def enum_member(kind: Callable[[int], _Enum], number: int) -> _Enum:
+    """The member, or the bare number where a newer kernel knows more than we do."""
+    try:
+        return kind(number)
+    except ValueError:
+        return number  # type: ignore[return-value]
+
+
+class Message:
+    """A packet in a netlink message. Its bytes are its own and never change.
+
+    Numbers are in host order. Names in capitals are the kernel's, with ``NFQA_`` before them for a queue and ``NFULA_``
+    for a log. Reading an attribute raises DecodeError if the message, from a damaged recording, say, is malformed.
+    """
+
+    __slots__ = ("_layout", "raw")
+
+    # `Queue` and `Log` fill in bare instances: a call to __init__ would cost a tenth of all that is done for a packet.
+    raw: bytes
+    """The netlink message as the kernel sent it."""
+    _layout: Layout | None
+
+    # What differs: how to find attributes, and their numbers.
+    _layouts: ClassVar[Layouts]
+    _table: ClassVar[Table]
+    _kind: ClassVar[type[IntEnum]]
+    _MARK: ClassVar[int]
+    _TIMESTAMP: ClassVar[int]
+    _IFINDEX_INDEV: ClassVar[int]
+    _IFINDEX_OUTDEV: ClassVar[int]
+    _IFINDEX_PHYSINDEV: ClassVar[int]
+    _IFINDEX_PHYSOUTDEV: ClassVar[int]
+    _HWADDR: ClassVar[int]
+    _UID: ClassVar[int]
+    _GID: ClassVar[int]
+    _CT: ClassVar[int]
+    _CT_INFO: ClassVar[int]
+    _VLAN: ClassVar[int]
+    _L2HDR: ClassVar[int]
+
+    def __init_subclass__(cls, kind: type[IntEnum], layouts: Layouts, table: Table) -> None:
+        cls._kind, cls._layouts, cls._table = kind, layouts, table
+        for name in Message.__annotations__:
+            if name.isupper():
+                setattr(cls, name, int(kind[name[1:]]))
+
+    def _find(self, number: int) -> slice | None:
+        layout = self._layout
+        if layout is None:
+            layout = self._layout = self._layouts.find(self.raw)
+        return layout.spans.get(number)
+
+    def _number(self, number: int) -> int | None:
+        span = self._find(number)
+        if span is None:
+            return None
+        value: int = _read_u32(self.raw, span.start)[0]
+        return value
+
+    def _bytes(self, number: int) -> bytes | None:
+        span = self._find(number)
+        return None if span is None else self.raw[span]
+
+    @property
+    def payload(self) -> bytes:
+        """The packet (PAYLOAD), from its network header on, as much as the copy range allows; b"" for META.
+
+        A fresh copy each time: keep it in a variable.
+        """
+        raw = self.raw
+        layout = self._layout
+        if layout is None:
+            # What `Layouts.find` does, without the call: this is what most handlers ask for, once.
+            layout = self._layouts.known(len(raw))
+            if layout is None or layout.headers(raw) != layout.expected:
+                layout = self._layouts.find(raw)
+            self._layout = layout
+        return raw[layout.payload]
+
+    @property
+    def family(self) -> Family:
+        """Whose hook the packet was in (``nfgen_family``): IPV4, IPV6, BRIDGE; logs also ARP and NETDEV."""
+        return enum_member(Family, _read_family(self.raw, BODY - nfgenmsg.sizeof())[0])
+
+    @property
+    def mark(self) -> int:
+        """The packet's mark (MARK), 32 bits; 0 if it has none."""
+        return self._number(self._MARK) or 0
+
+    @property
+    def timestamp(self) -> float | None:
+        """When the packet arrived (TIMESTAMP), in seconds since 1970 (UTC), to the microsecond.
+
+        None for packets on their way out. In a queue also None unless something on the machine asked the kernel to
+        stamp packets: see ``Queue(timestamps=True)``. Logged packets that came in always have it.
+        """
+        nanoseconds = self.timestamp_ns
+        return None if nanoseconds is None else nanoseconds / 1e9
+
+    @property
+    def timestamp_ns(self) -> int | None:
+        """As `timestamp`, in nanoseconds; a multiple of 1000."""
+        span = self._find(self._TIMESTAMP)
+        if span is None:
+            return None
+        seconds, microseconds = _read_timestamp(self.raw, span.start)
+        return int(seconds * 1_000_000_000 + microseconds * 1000)
+
+    @property
+    def indev(self) -> int | None:
+        """Index of the interface it came in by (IFINDEX_INDEV); None for what this machine sends."""
+        return self._number(self._IFINDEX_INDEV)
+
+    @property
+    def outdev(self) -> int | None:
+        """Index of the interface it leaves by (IFINDEX_OUTDEV); None before routing and for input."""
+        return self._number(self._IFINDEX_OUTDEV)
+
+    @property
+    def physindev(self) -> int | None:
+        """Index of the bridge port it came in by (IFINDEX_PHYSINDEV)."""
+        return self._number(self._IFINDEX_PHYSINDEV)
+
+    @property
+    def physoutdev(self) -> int | None:
+        """Index of the bridge port it leaves by (IFINDEX_PHYSOUTDEV)."""
+        return self._number(self._IFINDEX_PHYSOUTDEV)
+
+    @property
+    def indev_name(self) -> str | None:
+        """Name of `indev` in the namespace of the calling thread; None if there is none, or it is gone."""
+        return interface_name(self.indev)
+
+    @property
+    def outdev_name(self) -> str | None:
+        """Name of `outdev`, likewise."""
+        return interface_name(self.outdev)
+
+    @property
+    def physindev_name(self) -> str | None:
+        """Name of `physindev`, likewise."""
+        return interface_name(self.physindev)
+
+    @property
+    def physoutdev_name(self) -> str | None:
+        """Name of `physoutdev`, likewise."""
+        return interface_name(self.physoutdev)
+
+    @property
+    def hwaddr(self) -> bytes | None:
+        """Link-layer source address (HWADDR), 6 bytes for Ethernet; None for what this machine sends."""
+        span = self._find(self._HWADDR)
+        if span is None:
+            return None
+        length, address = _read_hwaddr(self.raw, span.start)
+        return bytes(address[:length])
+
+    @property
+    def vlan(self) -> Vlan | None:
+        """The VLAN tag (VLAN); bridge family only, for logs also netdev."""
+        span = self._find(self._VLAN)
+        if span is None:
+            return None
+        values = parse_attributes(self.raw[span], nfqnl.VLAN_TABLE, span.start)
+        return Vlan(values.get(NFQA_VLAN.PROTO, 0), values.get(NFQA_VLAN.TCI, 0))
+
+    @property
+    def l2header(self) -> bytes | None:
+        """The link-layer header (L2HDR); bridge family only, for logs also netdev."""
+        return self._bytes(self._L2HDR)
+
+    @property
+    def uid(self) -> int | None:
+        """User id of the local sender (UID), None for what came in.
+
+        A queue needs ``uid_gid=True`` and gives the number of the initial user namespace, a log that of this program's.
+        """
+        return self._number(self._UID)
+
+    @property
+    def gid(self) -> int | None:
+        """Group id of the local sender (GID), likewise."""
+        return self._number(self._GID)
+
+    @property
+    def conntrack(self) -> Conntrack | None:
+        """The packet's connection (CT), None if it is not tracked; to be asked for with ``conntrack=True``."""
+        span = self._find(self._CT)
+        return None if span is None else parse_conntrack(self.raw[span], span.start)
+
+    @property
+    def ctinfo(self) -> CtInfo | None:
+        """How the packet relates to its connection (CT_INFO); to be asked for with ``conntrack=True``."""
+        number = self._number(self._CT_INFO)
+        return None if number is None else enum_member(CtInfo, number)
+
+    @property
+    def attributes(self) -> dict[int, Any]:
+        """All attributes of the message, decoded by the schemas; keys are members of the kernel's enumeration.
+
+        For looking at, not for the hot path: it takes hundreds of microseconds. Unknown ones have plain numbers as
+        keys and bytes as values.
+        """
+        values = parse_attributes(self.raw[BODY:], self._table, BODY)
+        return {enum_member(self._kind, number): value for number, value in values.items()}

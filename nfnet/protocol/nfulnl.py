@@ -1,0 +1,152 @@
+"""NFLOG (``linux/netfilter/nfnetlink_log.h``): logged packets and configuration. The kernel calls it ULOG too.
+
+Attribute data is big-endian, whatever the host. The numbers differ from those of NFQUEUE, and so does the layout of
+what looks the same there: the packet header, the copy mode, the flags.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from typing import Any
+
+from construct import GreedyBytes, Int8ub, Int16ub, Int32ub, NullStripped, Padding, Struct
+
+from . import conntrack, netlink, nfqnl
+from .layout import Layouts, fixed_size
+from .nfnetlink import BODY, Attribute, Subsystem, build_attributes, build_message, message_type, nested, table
+from .nfqnl import Command, CopyMode
+
+MSG_PACKET = message_type(Subsystem.LOG, 0)  # kernel to program
+MSG_CONFIG = message_type(Subsystem.LOG, 1)
+
+# The kernel takes buffer sizes outside of these bounds for granted, and goes on with what it had. The lower one is
+# the default, a page less what a socket buffer needs for itself.
+MIN_BUFFER_SIZE = 4096
+MAX_BUFFER_SIZE = 131072
+# The kernel computes ``timeout * HZ / 100`` in 32 bits, and HZ is 1000 at most.
+MAX_TIMEOUT = 0xFFFFFFFF // 1000  # in 10 ms
+
+
+class LogFlag(IntFlag):
+    """``NFULNL_CFG_F_*``: what a group can be asked for."""
+
+    SEQ = 0x1
+    SEQ_GLOBAL = 0x2
+    CONNTRACK = 0x4
+
+
+class NFULA(IntEnum):
+    """``NFULA_*``: attribute numbers of logged packets."""
+
+    PACKET_HDR = 1
+    MARK = 2
+    TIMESTAMP = 3
+    IFINDEX_INDEV = 4
+    IFINDEX_OUTDEV = 5
+    IFINDEX_PHYSINDEV = 6
+    IFINDEX_PHYSOUTDEV = 7
+    HWADDR = 8
+    PAYLOAD = 9
+    PREFIX = 10
+    UID = 11
+    SEQ = 12
+    SEQ_GLOBAL = 13
+    GID = 14
+    HWTYPE = 15
+    HWHEADER = 16
+    HWLEN = 17
+    CT = 18
+    CT_INFO = 19
+    VLAN = 20
+    L2HDR = 21
+
+
+class NFULA_CFG(IntEnum):
+    """``NFULA_CFG_*``: attribute numbers of a configuration request."""
+
+    CMD = 1
+    MODE = 2
+    NLBUFSIZ = 3
+    TIMEOUT = 4
+    QTHRESH = 5
+    FLAGS = 6
+
+
+packet_hdr = Struct("hw_protocol" / Int16ub, "hook" / Int8ub, Padding(1))
+config_mode = Struct("copy_range" / Int32ub, "copy_mode" / Int8ub, Padding(1))
+
+# In the order in which the kernel emits them.
+NFULA_TABLE = table(
+    Attribute(NFULA.PACKET_HDR, "NFULA_PACKET_HDR", packet_hdr, "EtherType and hook; always the first"),
+    Attribute(NFULA.PREFIX, "NFULA_PREFIX", NullStripped(GreedyBytes), "what the rule says, with a NUL; always there"),
+    Attribute(NFULA.IFINDEX_INDEV, "NFULA_IFINDEX_INDEV", Int32ub, "interface it came in by"),
+    Attribute(NFULA.IFINDEX_PHYSINDEV, "NFULA_IFINDEX_PHYSINDEV", Int32ub, "bridge port it came in by"),
+    Attribute(NFULA.IFINDEX_OUTDEV, "NFULA_IFINDEX_OUTDEV", Int32ub, "interface it leaves by"),
+    Attribute(NFULA.IFINDEX_PHYSOUTDEV, "NFULA_IFINDEX_PHYSOUTDEV", Int32ub, "bridge port it leaves by"),
+    Attribute(NFULA.MARK, "NFULA_MARK", Int32ub, "packet mark; absent when 0"),
+    Attribute(NFULA.HWADDR, "NFULA_HWADDR", nfqnl.hwaddr, "link-layer source address"),
+    Attribute(NFULA.HWTYPE, "NFULA_HWTYPE", Int16ub, "link-layer type (ARPHRD_*) of the incoming interface"),
+    Attribute(NFULA.HWLEN, "NFULA_HWLEN", Int16ub, "length of the link-layer header"),
+    Attribute(NFULA.HWHEADER, "NFULA_HWHEADER", GreedyBytes, "link-layer header as it came in, without VLAN tag"),
+    Attribute(NFULA.TIMESTAMP, "NFULA_TIMESTAMP", nfqnl.timestamp, "arrival (UTC); not for output and postrouting"),
+    Attribute(NFULA.UID, "NFULA_UID", Int32ub, "user id of the local sender, in this program's user namespace"),
+    Attribute(NFULA.GID, "NFULA_GID", Int32ub, "group id of the local sender, in this program's user namespace"),
+    Attribute(NFULA.SEQ, "NFULA_SEQ", Int32ub, "number in the group, from 0"),
+    Attribute(NFULA.SEQ_GLOBAL, "NFULA_SEQ_GLOBAL", Int32ub, "number among all groups of the namespace, from 1"),
+    nested(NFULA.CT, "NFULA_CT", conntrack.CTA_TABLE, "connection tracking entry"),
+    Attribute(NFULA.CT_INFO, "NFULA_CT_INFO", Int32ub, "relation to the connection (enum ip_conntrack_info)"),
+    nested(NFULA.VLAN, "NFULA_VLAN", nfqnl.VLAN_TABLE, "VLAN tag; bridge and netdev families only"),
+    Attribute(NFULA.L2HDR, "NFULA_L2HDR", GreedyBytes, "link-layer header; bridge and netdev families only"),
+    Attribute(NFULA.PAYLOAD, "NFULA_PAYLOAD", GreedyBytes, "the packet, from its network header as a rule"),
+)
+
+NFULA_CFG_TABLE = table(
+    Attribute(NFULA_CFG.CMD, "NFULA_CFG_CMD", Int8ub, "bind or unbind the group"),
+    Attribute(NFULA_CFG.MODE, "NFULA_CFG_MODE", config_mode, "copy range and mode; whole packets if never set"),
+    Attribute(NFULA_CFG.NLBUFSIZ, "NFULA_CFG_NLBUFSIZ", Int32ub, "size of the buffer in which messages collect"),
+    Attribute(NFULA_CFG.TIMEOUT, "NFULA_CFG_TIMEOUT", Int32ub, "how long they do, in 10 ms; 100 if never set"),
+    Attribute(NFULA_CFG.QTHRESH, "NFULA_CFG_QTHRESH", Int32ub, "how many do; 100 if never set, 0 is 1"),
+    Attribute(NFULA_CFG.FLAGS, "NFULA_CFG_FLAGS", Int16ub, "flags, 16 bits; unlike NFQUEUE's these are all replaced"),
+)
+
+TABLES = {MSG_PACKET: NFULA_TABLE, MSG_CONFIG: NFULA_CFG_TABLE}
+
+
+def config(
+    group: int,
+    *,
+    command: Command | None = None,
+    copy_range: int | None = None,
+    copy_mode: CopyMode = CopyMode.PACKET,
+    buffer_size: int | None = None,
+    timeout: int | None = None,
+    threshold: int | None = None,
+    flags: LogFlag | None = None,
+    seq: int = 0,
+    ack: bool = False,
+) -> bytes:
+    """A configuration request for a group, ``timeout`` in units of 10 ms; what is None is left as it is.
+
+    The kernel takes everything in one message together with BIND. The PF commands, unlike those of NFQUEUE, still
+    change the logging of the whole namespace: they are not for us.
+    """
+    items: list[tuple[int, Any]] = []
+    if command is not None:
+        items.append((NFULA_CFG.CMD, command))
+    if copy_range is not None:
+        items.append((NFULA_CFG.MODE, {"copy_range": copy_range, "copy_mode": copy_mode}))
+    for kind, value in (
+        (NFULA_CFG.TIMEOUT, timeout),
+        (NFULA_CFG.QTHRESH, threshold),
+        (NFULA_CFG.NLBUFSIZ, buffer_size),
+        (NFULA_CFG.FLAGS, flags),
+    ):
+        if value is not None:
+            items.append((kind, value))
+    request_flags = netlink.Flag.REQUEST | (netlink.Flag.ACK if ack else 0)
+    data = build_attributes((NFULA_CFG_TABLE[kind], value) for kind, value in items)
+    return build_message(MSG_CONFIG, group, data, flags=request_flags, seq=seq)
+
+
+layouts = Layouts({number: fixed_size(row.schema) for number, row in NFULA_TABLE.items()}, BODY, NFULA.PAYLOAD)
+"""Where the attributes of log messages stand."""
