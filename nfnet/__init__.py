@@ -7,8 +7,7 @@ with nfnet.Queue(1) as queue:
         packet.drop() if packet.mark == 7 else packet.accept()
 """
 
-from . import inet, rules
-from .binding import QueueCounters
+from . import inet, rules, stats
 from .errors import (
     AckTimeoutError,
     AlreadyDecidedError,
@@ -23,12 +22,14 @@ from .errors import (
     NotSupportedError,
     OverrunError,
 )
+from .log import Log, LogMessage
 from .message import Vlan
 from .packet import Packet
 from .protocol.conntrack import Conntrack, CtInfo
 from .protocol.nfnetlink import Family, Hook
 from .protocol.nfqnl import CopyMode, SkbInfo, Verdict
 from .queue import Queue
+from .stats import LogCounters, LogRow, LogStats, QueueCounters, QueueRow, QueueStats
 from .transport import NetlinkSocket, Transport
 
 __version__ = "0.1.0"
@@ -47,6 +48,11 @@ __all__ = [
     "Family",
     "Hook",
     "KernelError",
+    "Log",
+    "LogCounters",
+    "LogMessage",
+    "LogRow",
+    "LogStats",
     "NetlinkSocket",
     "NfnetError",
     "NotPermittedError",
@@ -55,10 +61,13 @@ __all__ = [
     "Packet",
     "Queue",
     "QueueCounters",
+    "QueueRow",
+    "QueueStats",
     "SkbInfo",
     "Transport",
     "Verdict",
     "Vlan",
     "inet",
     "rules",
+    "stats",
 ]

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import socket
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from operator import length_hint
 from time import monotonic
 
@@ -17,53 +14,26 @@ from .packet import Packet
 from .protocol import netlink, nfqnl
 from .protocol.nfnetlink import Subsystem
 from .protocol.nfqnl import SUBSYSTEM_BYTE, Verdict
+from .reader import WARN_EVERY, Binding
+from .stats import QueueCounters
 from .transport import Transport
 from .verdicts import Verdicts
 
 # So many packets are taken from the kernel before the first of them goes to the handler. Measured: 64 costs 7 % more,
 # 1024 gains nothing.
 _DRAIN = 256
-# Warnings about loss, at most one in so many seconds.
-_WARN_EVERY = 10.0
 _SO_TIMESTAMP = 29  # of include/uapi/asm-generic/socket.h; Python does not name it
 _END = sys.maxsize  # ``list[_END:] = more`` appends
 
 _log = logging.getLogger("nfnet")
 
 
-@dataclass(frozen=True)
-class QueueCounters:
-    """What happened since the queue was opened, in packets.
-
-    ``received == accepted + dropped + repeated + requeued + pending`` at any moment when nothing is in flight in
-    another thread. Verdicts are counted as they leave; STOP counts as accepted. ``pending`` packets have no verdict
-    yet: they wait for their turn, or their handler left them undecided. ``lost`` are gaps in the packet ids: packets
-    that the kernel could not deliver because the receive buffer was full (dropped, or accepted if the queue is
-    ``fail_open``); ``overruns`` says how often that was noticed. ``refused`` are the errors with which the kernel
-    answered verdicts, by errno: ENOENT where packets were gone already, because somebody removed a rule or took an
-    interface down. ``malformed`` are datagrams that were no packets of this queue.
-    """
-
-    received: int
-    accepted: int
-    dropped: int
-    repeated: int
-    requeued: int
-    pending: int
-    lost: int
-    overruns: int
-    refused: dict[int, int]
-    malformed: int
-
-
-class Binding:
+class QueueBinding(Binding[Packet]):
     """A queue while it is bound; with the next binding packet ids begin at 1 again."""
 
     def __init__(self, number: int, transport: Transport, on_overrun: str, *, timestamps: bool = False) -> None:
-        self.transport = transport
+        super().__init__(transport)
         self.verdicts = Verdicts(number, transport)
-        self.ready: Iterator[Packet] = iter(())  # packets for the handler
-        self.process = os.getpid()
         self.last_id = 0
         self._number = number
         self._on_overrun = on_overrun
@@ -73,18 +43,23 @@ class Binding:
         self._overruns = 0
         self._refused: dict[int, int] = {}
         self._malformed = 0
-        self._warned = -_WARN_EVERY
+        self._warned = -WARN_EVERY
         self._stamping = _stamping_socket() if timestamps else None
 
+    def flush(self) -> None:
+        self.verdicts.flush()
+
+    def settle(self, waiting: int = 0) -> None:
+        self.verdicts.settle(waiting)
+        self._account()
+
     def release(self) -> None:
-        """Let go of the sockets."""
         self.verdicts.closed = True
-        self.transport.close()
+        super().release()
         if self._stamping is not None:
             self._stamping.close()
 
     def receive(self) -> bool:
-        """Take datagrams from the transport and make packets of them; False if there will be no more."""
         try:
             more = self.transport.receive(self._received, _DRAIN)
         except ClosedError:
@@ -100,7 +75,7 @@ class Binding:
         verdicts = self.verdicts
         collect = verdicts.decided.append
         byte, subsystem = SUBSYSTEM_BYTE, int(Subsystem.QUEUE)
-        untrusted = not self.transport.trusted
+        untrusted, name_of = not self.transport.trusted, self.transport.interface_name
         waiting = length_hint(self.ready)
         ready = verdicts.at_hand[-waiting:] if waiting else []
         new: list[Packet] = []
@@ -116,6 +91,7 @@ class Binding:
                     continue
             packet = Packet()
             packet.raw = raw
+            packet._name_of = name_of
             packet._decision = packet._layout = None
             packet._decide = collect
             new.append(packet)
@@ -127,6 +103,8 @@ class Binding:
         # twice.
         self._received, self.ready, verdicts.at_hand[_END:] = received, iterator, new
         if new:
+            if not self._issued and untrusted:  # a recording may begin anywhere, the kernel begins at 1
+                self.last_id = new[0].id - 1
             step = (new[-1].id - self.last_id) & 0xFFFFFFFF
             self.last_id = new[-1].id
             if step < 0x80000000:  # else it went back: recordings, one behind the other
@@ -149,7 +127,7 @@ class Binding:
                 raise kernel_error(f"deciding packets of queue {self._number}", answer.errno, message=answer.message)
         return None
 
-    def account(self) -> None:
+    def _account(self) -> None:
         """Count the ids that never came."""
         received = self.verdicts.received()
         lost = self._issued - received
@@ -157,7 +135,7 @@ class Binding:
             return
         self._overruns += self._on_overrun != "raise"  # there it was counted as it was raised
         new, self._lost = lost - self._lost, lost
-        if self._on_overrun == "count" and monotonic() > self._warned + _WARN_EVERY:
+        if self._on_overrun == "count" and monotonic() > self._warned + WARN_EVERY:
             self._warned = monotonic()
             _log.warning(
                 "queue %d: %d packets were lost, %d so far, because the receive buffer of %s bytes was full",

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from construct import Int32ub
 
-from .interfaces import interface_name
 from .protocol import nfqnl
 from .protocol.conntrack import Conntrack, CtInfo
 from .protocol.conntrack import parse as parse_conntrack
@@ -46,12 +45,13 @@ class Message:
     for a log. Reading an attribute raises DecodeError if the message, from a damaged recording, say, is malformed.
     """
 
-    __slots__ = ("_layout", "raw")
+    __slots__ = ("_layout", "_name_of", "raw")
 
     # `Queue` and `Log` fill in bare instances: a call to __init__ would cost a tenth of all that is done for a packet.
     raw: bytes
     """The netlink message as the kernel sent it."""
     _layout: Layout | None
+    _name_of: Callable[[int], str | None]  # interface names, where the message came from
 
     # What differs: how to find attributes, and their numbers.
     _layouts: ClassVar[Layouts]
@@ -93,6 +93,9 @@ class Message:
     def _bytes(self, number: int) -> bytes | None:
         span = self._find(number)
         return None if span is None else self.raw[span]
+
+    def _name(self, index: int | None) -> str | None:
+        return None if index is None else self._name_of(index)
 
     @property
     def payload(self) -> bytes:
@@ -161,23 +164,26 @@ class Message:
 
     @property
     def indev_name(self) -> str | None:
-        """Name of `indev` in the namespace of the calling thread; None if there is none, or it is gone."""
-        return interface_name(self.indev)
+        """Name of `indev`, in the namespace of the queue or log; None if there is none, or it is gone.
+
+        Names are remembered for a second. Ask while the queue or log is open: later only remembered ones are known.
+        """
+        return self._name(self.indev)
 
     @property
     def outdev_name(self) -> str | None:
         """Name of `outdev`, likewise."""
-        return interface_name(self.outdev)
+        return self._name(self.outdev)
 
     @property
     def physindev_name(self) -> str | None:
         """Name of `physindev`, likewise."""
-        return interface_name(self.physindev)
+        return self._name(self.physindev)
 
     @property
     def physoutdev_name(self) -> str | None:
         """Name of `physoutdev`, likewise."""
-        return interface_name(self.physoutdev)
+        return self._name(self.physoutdev)
 
     @property
     def hwaddr(self) -> bytes | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import socket
+import struct
 import threading
 import time
 import weakref
@@ -37,6 +39,8 @@ MAX_DATAGRAM = 0x40000
 
 DEFAULT_RCVBUF = 8 << 20  # the kernel's default, 208 KiB, holds 92 full-size packets
 _SNDBUF = 1 << 18  # room for a datagram of verdicts with a 64 KiB packet in it
+_KEEP_NAME = 1.0  # seconds; interfaces are renamed and their indexes reused, but not often
+_SIOCGIFNAME = 0x8910
 _ACK_TIMEOUT = 5.0  # seconds; the kernel answers at once, unless the receive buffer had no room for the answer
 
 
@@ -70,6 +74,9 @@ class Transport(Protocol):
         in between are kept for `receive`.
         """
 
+    def interface_name(self, index: int) -> str | None:
+        """The name of the interface with that index, None if it is gone or not known here."""
+
     def fileno(self) -> int:
         """The file descriptor to wait on."""
 
@@ -97,6 +104,7 @@ class NetlinkSocket:
         except OSError as error:
             raise _system_error("opening a netfilter netlink socket", error) from None
         self._reading = threading.Lock()
+        self._names: dict[int, tuple[str | None, float]] = {}
         _open_sockets.add(self)
         self._datagram = datagram
         self._sequence = 0
@@ -207,6 +215,22 @@ class NetlinkSocket:
     def fileno(self) -> int:
         self._check_open()
         return self._socket.fileno()
+
+    def interface_name(self, index: int) -> str | None:
+        """The name of an interface in the namespace of the socket, None for one that is gone.
+
+        Remembered for a second, or, once the socket is closed, for ever.
+        """
+        name, until = self._names.get(index, (None, 0.0))
+        now = time.monotonic()
+        if now >= until and self._socket.fileno() >= 0:
+            try:
+                request = fcntl.ioctl(self._socket.fileno(), _SIOCGIFNAME, struct.pack("=16si16x", b"", index))
+                name = os.fsdecode(request[:16].split(b"\0", 1)[0])
+            except (OSError, struct.error):
+                name = None
+            self._names[index] = (name, now + _KEEP_NAME)
+        return name
 
     def close(self) -> None:
         with self._reading:

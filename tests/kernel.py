@@ -106,6 +106,9 @@ class FakeKernel:
     def fileno(self) -> int:
         return self._readable
 
+    def interface_name(self, index: int) -> str | None:
+        return {2: "eth0"}.get(index)
+
     def close(self) -> None:
         if not self.closed:
             os.close(self._readable)

@@ -202,7 +202,7 @@ def test_the_last_packet_waiting_is_decided_at_once() -> None:
 
 def test_verdicts_leave_in_time_under_a_slow_handler(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(0, 0.0004)
-    monkeypatch.setattr("nfnet.queue.monotonic", lambda: next(clock))
+    monkeypatch.setattr("nfnet.reader.monotonic", lambda: next(clock))
     kernel = FakeKernel()
     waiting: list[int] = []
 

@@ -6,6 +6,7 @@ big-endian; see `nfqnl`. The schemas are the reference and are slow; `layout` re
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -72,6 +73,9 @@ header = Struct(
     "seq" / Int32un,
     "pid" / Int32un,
 )
+
+# The first two fields of `header`, for stepping over many messages.
+read_length_and_type = struct.Struct("=IH").unpack_from
 
 # struct nlattr and its data. The padding may be missing behind the last one: NFQUEUE never sends it there.
 attribute = Struct(

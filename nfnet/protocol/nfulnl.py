@@ -6,6 +6,7 @@ what looks the same there: the packet header, the copy mode, the flags.
 
 from __future__ import annotations
 
+import mmap
 from enum import IntEnum, IntFlag
 from typing import Any
 
@@ -19,9 +20,9 @@ from .nfqnl import Command, CopyMode
 MSG_PACKET = message_type(Subsystem.LOG, 0)  # kernel to program
 MSG_CONFIG = message_type(Subsystem.LOG, 1)
 
-# The kernel takes buffer sizes outside of these bounds for granted, and goes on with what it had. The lower one is
-# the default, a page less what a socket buffer needs for itself.
-MIN_BUFFER_SIZE = 4096
+# The kernel takes a buffer size outside of its bounds without a word, and goes on with what it had. The lower one is
+# its default, a page or 8 KiB less what a socket buffer needs for itself.
+MIN_BUFFER_SIZE = min(mmap.PAGESIZE, 8192)
 MAX_BUFFER_SIZE = 131072
 # The kernel computes ``timeout * HZ / 100`` in 32 bits, and HZ is 1000 at most.
 MAX_TIMEOUT = 0xFFFFFFFF // 1000  # in 10 ms

@@ -198,7 +198,8 @@ def test_attributes(net: Net, where: str, family: int) -> None:
         assert packet.indev == (indev if came_in else None)
         assert packet.outdev == (net.index(path.where, outdev) if outdev else None)
         assert (packet.physindev, packet.physoutdev) == (None, None)
-        assert net.at(path.where, lambda: packet.outdev_name) == outdev
+        assert packet.outdev_name == outdev
+        assert packet.indev_name == ("to-client" if came_in else None)
         assert packet.hwaddr == (bytes.fromhex(net.mac("client", "router").replace(":", "")) if came_in else None)
         assert packet.mark == (0xABCD if where == "output" else 0)
         assert packet.priority in ((5,) if where == "output" else (0,)) or packet.priority == 0  # since Linux 5.18
@@ -436,7 +437,7 @@ def test_two_queues_in_one_process(net: Net) -> None:
 def test_a_queue_that_somebody_has(net: Net) -> None:
     with Queue(7, netns=net.hosts["client"]):
         other = Queue(7, netns=net.hosts["client"])
-        with pytest.raises(nfnet.BusyError, match="binding queue 7: .*Another socket has this queue") as caught:
+        with pytest.raises(nfnet.BusyError, match="binding queue 7: .*Another socket has it") as caught:
             other.open()
         assert isinstance(caught.value, PermissionError)
         assert caught.value.errno == errno.EPERM

@@ -1,0 +1,373 @@
+"""What firewall rules log: the kernel tells, the program reads (NFLOG)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator
+from contextlib import closing
+from enum import IntFlag
+from functools import lru_cache
+from operator import length_hint
+from time import monotonic
+from typing import Literal
+
+from construct import Int16ub
+
+from .checks import check, check_choice
+from .errors import ArgumentError, ClosedError, DecodeError, OverrunError
+from .message import Message, enum_member
+from .netns import Netns
+from .protocol import netlink, nfulnl
+from .protocol.layout import compile_struct
+from .protocol.nfnetlink import Family, Hook
+from .protocol.nfqnl import Command, CopyMode
+from .protocol.nfulnl import MAX_BUFFER_SIZE, MAX_TIMEOUT, MIN_BUFFER_SIZE, MSG_PACKET, NFULA, NFULA_TABLE, LogFlag
+from .reader import WARN_EVERY, Binding, Reader
+from .stats import LogCounters, LogStats, log_rows, own_row
+from .transport import MAX_DATAGRAM, Transport
+
+# So many datagrams, of up to 256 KiB each, are taken from the kernel before their messages go to the handler.
+_DRAIN = 16
+
+_log = logging.getLogger("nfnet")
+
+_read_header = compile_struct(nfulnl.packet_hdr).unpack_from
+_read_u16 = compile_struct(Int16ub).unpack_from
+_read_length_and_type = netlink.read_length_and_type
+
+
+@lru_cache(256)
+def _decode_prefix(data: bytes) -> str:
+    return data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+
+
+class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE):
+    """A packet that a rule logged.
+
+    Its attributes are read from the message when they are asked for. Numbers are in host order; names in capitals are
+    the kernel's, with ``NFULA_`` before them. Reading one raises DecodeError if the message is malformed.
+
+    There is none for the length of a packet of which only the beginning was logged; its own header says. Packets on
+    their way out may have checksums that are not finished yet.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        hook = getattr(self.hook, "name", self.hook)
+        return f"<LogMessage {self.prefix!r}: {hook}, {len(self.payload)} bytes>"
+
+    @property
+    def prefix(self) -> str:
+        """What the rule says (PREFIX); bytes that are no UTF-8 survive as surrogates."""
+        span = self._find(NFULA.PREFIX)
+        return "" if span is None else _decode_prefix(self.raw[span])
+
+    @property
+    def hook(self) -> Hook | int:
+        """The hook in which the rule is (PACKET_HDR); for the ARP and netdev families a bare number, they have others.
+
+        ARP: 0 in, 1 out, 2 forward. netdev: 0 ingress, 1 egress.
+        """
+        number = self._header()[1]
+        return number if self.family in (Family.ARP, Family.NETDEV) else enum_member(Hook, number)
+
+    @property
+    def hw_protocol(self) -> int:
+        """EtherType (PACKET_HDR): 0x0800 for IPv4, 0x86DD for IPv6; behind a VLAN tag that of what is inside."""
+        return self._header()[0]
+
+    def _header(self) -> tuple[int, int]:
+        span = self._find(NFULA.PACKET_HDR)
+        if span is None:
+            raise DecodeError("log message without NFULA_PACKET_HDR", len(self.raw))
+        header: tuple[int, int] = _read_header(self.raw, span.start)
+        return header
+
+    @property
+    def hwtype(self) -> int | None:
+        """Link-layer type of the incoming interface (HWTYPE, ``ARPHRD_*``): 1 Ethernet, 772 loopback, 65534 none."""
+        span = self._find(NFULA.HWTYPE)
+        return None if span is None else int(_read_u16(self.raw, span.start)[0])
+
+    @property
+    def hwheader(self) -> bytes | None:
+        """Link-layer header as the packet came in (HWHEADER), without VLAN tag; may be empty; None on the way out."""
+        return self._bytes(NFULA.HWHEADER)
+
+    @property
+    def seq(self) -> int | None:
+        """Number in the group (SEQ), from 0, 32 bits; needs ``Log(sequence=True)``. Missing ones were lost."""
+        return self._number(NFULA.SEQ)
+
+    @property
+    def seq_global(self) -> int | None:
+        """Number among all groups of the namespace (SEQ_GLOBAL), from 1; needs ``Log(global_sequence=True)``."""
+        return self._number(NFULA.SEQ_GLOBAL)
+
+
+Handler = Callable[[LogMessage], object]
+
+
+class LogBinding(Binding[LogMessage]):
+    """A log group while it is bound; with the next binding sequence numbers begin at 0 again."""
+
+    def __init__(self, group: int, transport: Transport, on_overrun: str, sequence: bool) -> None:
+        super().__init__(transport)
+        self._group = group
+        self._on_overrun = on_overrun
+        self._sequence = sequence
+        self._received: list[bytes] = []  # datagrams
+        self._count = 0
+        # They begin at 0 in the kernel, and anywhere in a recording.
+        self._next_seq: int | None = 0 if transport.trusted else None
+        self._lost = 0
+        self._overruns = 0
+        self._malformed = 0
+        self._warned = -WARN_EVERY
+
+    def receive(self) -> bool:
+        try:
+            more = self.transport.receive(self._received, _DRAIN)
+        except ClosedError:
+            return False
+        except OverrunError:
+            self._overruns += 1
+            raise
+        finally:
+            self._make_messages()
+        return more
+
+    def _make_messages(self) -> None:
+        new = list(self.ready) if length_hint(self.ready) else []
+        before = len(new)
+        problem: DecodeError | None = None
+        for datagram in self._received:
+            start = len(new)
+            try:
+                self._split(datagram, new)
+            except DecodeError as error:  # what came before it in the datagram is good, and what comes after it too
+                self._malformed += 1
+                problem = problem or error
+            if self._sequence and len(new) > start:
+                try:
+                    self._check_sequence(new, start)
+                except DecodeError as error:
+                    self._malformed += 1
+                    problem = problem or error
+        received: list[bytes] = []
+        iterator, count = iter(new), self._count + len(new) - before
+        # One statement without a call: no signal handler can raise in the midst of it.
+        self._received, self.ready, self._count = received, iterator, count
+        if problem is not None:
+            raise problem
+
+    def _split(self, datagram: bytes, into: list[LogMessage]) -> None:
+        """Append the messages of a datagram; whatever else is in it is of no interest."""
+        offset, end, name_of = 0, len(datagram), self.transport.interface_name
+        while offset < end:
+            if end - offset < netlink.HEADER_SIZE:
+                raise DecodeError(f"{end - offset} bytes are too few for a netlink header", offset)
+            length, kind = _read_length_and_type(datagram, offset)
+            if not netlink.HEADER_SIZE <= length <= end - offset:
+                raise DecodeError(f"message of {length} bytes where {end - offset} are left", offset)
+            # Several messages end with NLMSG_DONE, a single one does not; late acknowledgements may come too.
+            if kind == MSG_PACKET:
+                message = LogMessage()
+                message.raw = datagram[offset : offset + length]
+                message._layout = None
+                message._name_of = name_of
+                into.append(message)
+            elif kind >= netlink.NLMSG_MIN_TYPE:
+                raise DecodeError(f"message of type {kind:#x} where a log message was expected", offset)
+            offset += (length + 3) & ~3
+
+    def _check_sequence(self, messages: list[LogMessage], start: int) -> None:
+        """Count gaps before and in the messages of one datagram."""
+        first, last, count = messages[start].seq, messages[-1].seq, len(messages) - start
+        if first is None or last is None:
+            return
+        expected = first if self._next_seq is None else self._next_seq
+        lost = (last + 1 - expected - count) & 0xFFFFFFFF
+        self._next_seq = (last + 1) & 0xFFFFFFFF
+        if not 0 < lost < 0x80000000:  # beyond that it went back: recordings, one behind the other
+            return
+        self._lost += lost
+        self._overruns += self._on_overrun != "raise"  # there it was counted as it was raised
+        if self._on_overrun == "count" and monotonic() > self._warned + WARN_EVERY:
+            self._warned = monotonic()
+            _log.warning(
+                "log group %d: %d messages were lost, %d so far, because the receive buffer of %s bytes was full",
+                self._group,
+                lost,
+                self._lost,
+                getattr(self.transport, "rcvbuf", "?"),
+            )
+
+    def taken(self) -> int:
+        """How many messages the loop has taken so far."""
+        return self._count - length_hint(self.ready)
+
+    def counters(self) -> LogCounters:
+        """What happened so far."""
+        return LogCounters(
+            received=self._count,
+            lost=self._lost if self._sequence else None,
+            overruns=self._overruns,
+            malformed=self._malformed,
+        )
+
+
+class Log(Reader[LogBinding]):
+    """What rules log to group ``group``, one message at a time.
+
+    A rule logs packets to the group; see `nfnet.rules.log`. Entering the context, or `open`, binds the group; leaving
+    it, or `close`, unbinds it. Logging never changes what becomes of a packet.
+
+    group: number of the group, 0 to 65535.
+    copy_range: how many bytes of each packet to copy, 1 to 65535; the kernel never copies more than 65,531.
+    copy_mode: PACKET, or META for no payload at all.
+    timeout: how long the kernel may collect messages before it sends them, in seconds, in steps of 0.01 up to
+        42,949.67; its default is 1. With 0 it waits for its next clock tick.
+    threshold: how many messages it may collect, 1 to 2^32-1; its default is 100. With 1 every message comes at once.
+        A rule may lower it.
+    buffer_size: how many bytes it may collect, 4,096 to 131,072; its default is a little less than 4,096. It rounds
+        that up, so datagrams may be twice as large; all of it is read.
+    rcvbuf: size of the socket's receive buffer in bytes, as the kernel counts, 8 MiB if not given. Outside the
+        initial user namespace net.core.rmem_max limits it. What was granted is the attribute ``rcvbuf``.
+    sequence, global_sequence: ask for sequence numbers, within the group and among all groups of the namespace. With
+        ``sequence`` lost messages are counted.
+    conntrack: ask for connection tracking entries.
+    on_overrun: what to do when messages were lost: "count" (which takes ``sequence``) and log a warning now and then,
+        "raise" OverrunError out of the loop, or "ignore": count in silence.
+    netns: the network namespace to work in: the name of one in /run/netns, a path, a process id, or an open file.
+    transport: where to get messages from, instead of the kernel.
+
+    Raises ArgumentError for what cannot be right, and what the kernel would silently change. One thread at a time may
+    read the log. A forked child has no part in it.
+    """
+
+    def __init__(
+        self,
+        group: int,
+        *,
+        copy_range: int = 0xFFFF,
+        copy_mode: CopyMode | int = CopyMode.PACKET,
+        timeout: float | None = None,
+        threshold: int | None = None,
+        buffer_size: int | None = None,
+        rcvbuf: int | None = None,
+        sequence: bool = False,
+        global_sequence: bool = False,
+        conntrack: bool = False,
+        on_overrun: Literal["count", "raise", "ignore"] = "count",
+        netns: Netns | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        self.group = check("log group", group, 0, 0xFFFF)
+        self._copy_range = check("copy_range", copy_range, 1, 0xFFFF)
+        self._copy_mode = CopyMode(check("copy_mode", copy_mode, CopyMode.NONE, CopyMode.PACKET))
+        self._timeout = None if timeout is None else _centiseconds(timeout)
+        self._threshold = None if threshold is None else check("threshold", threshold, 1, 0xFFFFFFFF)
+        self._buffer_size = (
+            None if buffer_size is None else check("buffer_size", buffer_size, MIN_BUFFER_SIZE, MAX_BUFFER_SIZE)
+        )
+        check_choice("on_overrun", on_overrun, ("count", "raise", "ignore"))
+        self._on_overrun = on_overrun
+        self._flags = LogFlag(0)
+        for wanted, flag in (
+            (sequence, LogFlag.SEQ),
+            (global_sequence, LogFlag.SEQ_GLOBAL),
+            (conntrack, LogFlag.CONNTRACK),
+        ):
+            if wanted:
+                self._flags |= flag
+        super().__init__(
+            f"log group {self.group}",
+            rcvbuf=None if rcvbuf is None else check("rcvbuf", rcvbuf, 1, 0x7FFFFFFF),
+            overruns=on_overrun == "raise",
+            datagram=MAX_DATAGRAM,
+            netns=netns,
+            transport=transport,
+        )
+
+    _proc_file = "nfnetlink_log"
+
+    def _make_binding(self, transport: Transport) -> LogBinding:
+        return LogBinding(self.group, transport, self._on_overrun, LogFlag.SEQ in self._flags)
+
+    def _bind_request(self, seq: int) -> bytes:
+        return nfulnl.config(
+            self.group,
+            command=Command.BIND,
+            copy_range=self._copy_range,
+            copy_mode=self._copy_mode,
+            buffer_size=self._buffer_size,
+            timeout=self._timeout,
+            threshold=self._threshold,
+            flags=self._flags,
+            seq=seq,
+            ack=True,
+        )
+
+    def _unbind_request(self) -> bytes:
+        return nfulnl.config(self.group, command=Command.UNBIND)
+
+    def _flags_asked_for(self) -> IntFlag:
+        return self._flags
+
+    def __iter__(self) -> Generator[LogMessage, None, None]:
+        """The messages, as they come, until `stop` or `close`. Raises as `run`, except what handlers raise."""
+        binding = self._bound()
+        with closing(self._portions(binding, block=True)) as portions:
+            for portion in portions:
+                for message in portion:
+                    yield message
+                    if self._stopping:
+                        break
+
+    def run(self, handler: Handler) -> None:
+        """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.
+
+        Then `run` may be called again and goes on with the next message.
+
+        Raises OverrunError (``on_overrun="raise"``), DecodeError for a datagram that is no log message (those after
+        it still come), BusyReadingError, ClosedError, KernelError.
+        """
+        self._drive(handler, block=True)
+
+    def process(self, handler: Handler | None = None) -> int:
+        """Take what waits, without blocking, and return how many messages that were; for any event loop.
+
+        Call it when `fileno` is readable, and once after opening. Without a handler the messages are kept, and an
+        iteration gives that many without blocking. Raises as `run`.
+        """
+        return self._take() if handler is None else self._drive(handler, block=False)
+
+    def _drive(self, handler: Handler, block: bool) -> int:
+        binding = self._bound()
+        before = binding.taken()
+        with closing(self._portions(binding, block)) as portions:
+            for portion in portions:
+                for message in portion:
+                    handler(message)
+                    if self._stopping:
+                        break
+        return binding.taken() - before
+
+    @property
+    def counters(self) -> LogCounters:
+        """What happened since the log was opened; what had happened by the end, after it was closed."""
+        return self._bound_or_last().counters()
+
+    def stats(self) -> LogStats:
+        """The counters beside the kernel's own row about this group, if it is open and the row may be read."""
+        row = None if self._binding is None else own_row(log_rows, self.group, self._netns)
+        return LogStats(self.counters, row)
+
+
+def _centiseconds(timeout: float) -> int:
+    """The kernel's unit; what would be rounded to something else by much, or wrap around there, is refused."""
+    if not 0 <= timeout <= MAX_TIMEOUT / 100:  # also False for NaN
+        raise ArgumentError(f"timeout is {timeout} and must be in 0..{MAX_TIMEOUT / 100} seconds")
+    return round(timeout * 100)

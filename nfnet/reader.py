@@ -1,0 +1,312 @@
+"""What queues and log groups share: being opened and closed, and the loop that reads."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from enum import IntFlag
+from itertools import islice
+from operator import length_hint
+from time import monotonic
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from .errors import (
+    BusyError,
+    BusyReadingError,
+    ClosedError,
+    KernelError,
+    NfnetError,
+    NotPermittedError,
+    NotSupportedError,
+)
+from .netns import Netns, call_in
+from .protocol import nfqnl
+from .protocol.nfqnl import Command
+from .transport import NetlinkSocket, Transport
+
+# A verdict waits for others no longer than this, in seconds, and the time of at most so many calls of the handler.
+_MAX_DELAY = 0.001
+_MAX_PORTION = 16
+# Warnings about loss, at most one in so many seconds.
+WARN_EVERY = 10.0
+
+T = TypeVar("T")
+Self = TypeVar("Self", bound="Reader")  # type: ignore[type-arg]
+
+
+class Binding(ABC, Generic[T]):
+    """A queue or group while it is bound: what came, and is not through yet."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.ready: Iterator[T] = iter(())  # for the handler; one iterator for all loops
+        self.process = os.getpid()
+        self.closed = False
+
+    @abstractmethod
+    def receive(self) -> bool:
+        """Take datagrams from the transport and make `ready` of them; False if there will be no more."""
+
+    def flush(self) -> None:
+        """Send what was collected; called between portions."""
+
+    def settle(self, waiting: int = 0) -> None:
+        """A batch is through, or the loop ends with the last ``waiting`` still to come."""
+
+    def release(self) -> None:
+        """Let go of the sockets."""
+        self.closed = True
+        self.transport.close()
+
+
+B = TypeVar("B", bound=Binding)  # type: ignore[type-arg]
+
+
+class Reader(ABC, Generic[B]):
+    """Reads what the kernel sends for one queue or log group, one thread at a time."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        rcvbuf: int | None,
+        overruns: bool,
+        datagram: int,
+        netns: Netns | None,
+        transport: Transport | None,
+    ) -> None:
+        self._name = name
+        self._rcvbuf = rcvbuf
+        self._overruns = overruns
+        self._datagram = datagram
+        self._netns = netns
+        self._given_transport = transport
+        self._wake = _Wake()
+        self._stopping = False
+        self._reader = threading.Lock()  # held by the loop
+        self._binding: B | None = None
+        self._last_binding: B | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name}: {'closed' if self._binding is None else 'open'}>"
+
+    # --- opening and closing
+
+    @abstractmethod
+    def _make_binding(self, transport: Transport) -> B: ...
+
+    @abstractmethod
+    def _bind_request(self, seq: int) -> bytes: ...
+
+    @abstractmethod
+    def _unbind_request(self) -> bytes: ...
+
+    @abstractmethod
+    def _flags_asked_for(self) -> IntFlag: ...
+
+    def _finish(self, binding: B) -> None:
+        """What is to be done before the binding goes."""
+
+    def open(self) -> None:
+        """Bind: from now on packets come here.
+
+        Raises BusyError if another socket has the queue or group, NotPermittedError without CAP_NET_ADMIN,
+        NotSupportedError where the kernel lacks it or what was asked for, KernelError, or NfnetError if it is open
+        already.
+        """
+        if self._binding is not None:
+            raise NfnetError(f"{self._name} is open already")
+        binding = self._connect()
+        try:
+            self._bind(binding.transport)
+        except BaseException:
+            binding.release()
+            raise
+        if not self._reader.locked():  # a loop of the previous binding has still to see that it ended
+            self._stopping = False
+        self._binding = self._last_binding = binding
+
+    def _connect(self) -> B:
+        """A new socket for each binding: the old one may still hold packets, whose ids would mean new ones."""
+        if self._given_transport is not None:
+            return self._make_binding(self._given_transport)
+
+        def connect() -> B:
+            transport = NetlinkSocket(rcvbuf=self._rcvbuf, overruns=self._overruns, datagram=self._datagram)
+            return self._make_binding(transport)
+
+        return connect() if self._netns is None else call_in(self._netns, connect)
+
+    def _bind(self, transport: Transport) -> None:
+        operation = f"binding {self._name}"
+        try:
+            transport.request(self._bind_request, operation)
+        except NotPermittedError as error:
+            # The same EPERM for "somebody has it" and "you may not". This does nothing but need the privilege, which
+            # is asked for before anything else is looked at.
+            try:
+                transport.request(lambda seq: nfqnl.config(0, command=Command.PF_BIND, seq=seq, ack=True), operation)
+            except NotPermittedError:
+                raise error from None
+            except KernelError:
+                pass
+            hint = f"Another socket has it; /proc/net/netfilter/{self._proc_file} tells its port id"
+            raise BusyError(operation, errno.EPERM, message=error.message, hint=hint) from None
+        except NotSupportedError as error:
+            flags = self._flags_asked_for()
+            names = ", ".join(flag.name or "" for flag in type(flags) if flag in flags)
+            lacking = f"This kernel lacks one of the flags asked for: {names}" if names else error.hint
+            raise NotSupportedError(operation, error.errno or 0, message=error.message, hint=lacking) from None
+        except KernelError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # The request is valid, so this is nfnetlink that knows no such subsystem.
+            hint = f"This kernel cannot do that: load the module {self._proc_file}"
+            raise NotSupportedError(operation, errno.EINVAL, message=error.message, hint=hint) from None
+
+    _proc_file: str  # in /proc/net/netfilter, and the name of the kernel's module
+
+    def close(self) -> None:
+        """Unbind. May be called twice, and from any thread: a loop that is reading then ends."""
+        binding, self._binding = self._binding, None
+        if binding is None:
+            return
+        try:
+            if binding.process == os.getpid():  # a forked child must not touch what its parent goes on using
+                try:
+                    self._finish(binding)
+                finally:
+                    # Closing the socket unbinds too, unless a program started without close-on-exec has it as well.
+                    with suppress(NfnetError):
+                        binding.transport.send(self._unbind_request())
+        finally:
+            binding.release()
+            self.stop()
+
+    def __enter__(self: Self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _bound(self) -> B:
+        if self._binding is None:
+            raise ClosedError(f"{self._name} is not open: use it in a with statement, or call open()")
+        return self._binding
+
+    def _bound_or_last(self) -> B:
+        binding = self._binding or self._last_binding
+        if binding is None:
+            raise ClosedError(f"{self._name} was never open")
+        return binding
+
+    # --- the loop
+
+    def _portions(self, binding: B, block: bool) -> Generator[Iterator[Any], None, None]:
+        """The loop, in portions between which verdicts may leave.
+
+        It, and what is done for every packet, is as it is because that was measured. ``binding.ready`` is one
+        iterator for all loops, so whatever ends a loop, the next one goes on with the packet after.
+        """
+        with self._reading(binding):
+            while self._wait(binding, block):
+                ready = binding.ready
+                left = length_hint(ready)
+                size, deadline = 1, monotonic() + _MAX_DELAY
+                while left > 0:
+                    yield islice(ready, size)
+                    if self._stopping:
+                        return
+                    left -= size
+                    # The clock is asked ever less often while the handler is quick: asking costs as much as a verdict.
+                    if monotonic() > deadline:
+                        binding.flush()
+                        size, deadline = 1, monotonic() + _MAX_DELAY
+                    elif size < _MAX_PORTION:
+                        size *= 2
+                binding.settle()
+                if not block:
+                    return
+
+    @contextmanager
+    def _reading(self, binding: B) -> Iterator[None]:
+        if not self._reader.acquire(blocking=False):
+            raise BusyReadingError(f"{self._name} is being read by another loop; one at a time can")
+        try:
+            yield
+        finally:
+            try:
+                if not binding.closed:
+                    binding.settle(waiting=length_hint(binding.ready))
+            finally:
+                self._stopping = False
+                self._reader.release()
+
+    def _wait(self, binding: B, block: bool) -> bool:
+        """Wait until something is ready; False if nothing is or will be."""
+        while not self._stopping:
+            if length_hint(binding.ready):
+                return True
+            more = binding.receive()
+            if length_hint(binding.ready):
+                return True
+            if not more or not block:
+                return False
+            with suppress(ClosedError):  # meanwhile, by another thread
+                self._wake.wait(binding.transport.fileno())
+        return False
+
+    def _take(self) -> int:
+        """What `process` does without a handler."""
+        binding = self._bound()
+        with self._reading(binding):
+            binding.receive()
+            return length_hint(binding.ready)
+
+    def stop(self) -> None:
+        """End the loop that is reading, or the next one if there is none; from any thread or a signal handler.
+
+        It ends before its next packet. What has been read already waits for the next loop.
+        """
+        self._stopping = True
+        self._wake.set()
+
+    def fileno(self) -> int:
+        """The socket's file descriptor, readable when packets wait. Raises ClosedError."""
+        return self._bound().transport.fileno()
+
+    @property
+    def rcvbuf(self) -> int | None:
+        """The size of the receive buffer that the kernel granted, in bytes; None when there is no socket."""
+        size: int | None = getattr(self._bound().transport, "rcvbuf", None)
+        return size
+
+
+class _Wake:
+    """Ends a wait, from another thread or a signal handler."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        weakref.finalize(self, os.close, self._fd)
+
+    def set(self) -> None:
+        os.eventfd_write(self._fd, 1)
+
+    def wait(self, fd: int) -> None:
+        """Wait until ``fd`` is readable or somebody calls `set`."""
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.register(self._fd, select.POLLIN)
+        poll.poll()
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._fd)

@@ -1,0 +1,150 @@
+"""How much came, went and was lost: a reader's own counters, and the kernel's rows in /proc."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from .errors import DecodeError, KernelError, kernel_error
+from .netns import Netns, call_in
+from .protocol.nfqnl import CopyMode
+
+# /proc/net is that of the process's first thread, which may be in another namespace.
+_DIRECTORY = "/proc/thread-self/net/netfilter"
+
+
+@dataclass(frozen=True)
+class QueueCounters:
+    """What happened since the queue was opened, in packets.
+
+    ``received == accepted + dropped + repeated + requeued + pending`` at any moment when nothing is in flight in
+    another thread. Verdicts are counted as they leave; STOP counts as accepted. ``pending`` packets have no verdict
+    yet: they wait for their turn, or their handler left them undecided. ``lost`` are gaps in the packet ids: packets
+    that the kernel could not deliver because the receive buffer was full (dropped, or accepted if the queue is
+    ``fail_open``); ``overruns`` says how often that was noticed. ``refused`` are the errors with which the kernel
+    answered verdicts, by errno: ENOENT where packets were gone already, because somebody removed a rule or took an
+    interface down. ``malformed`` are datagrams that were no packets of this queue.
+    """
+
+    received: int
+    accepted: int
+    dropped: int
+    repeated: int
+    requeued: int
+    pending: int
+    lost: int
+    overruns: int
+    refused: dict[int, int]
+    malformed: int
+
+
+@dataclass(frozen=True)
+class QueueRow:
+    """What the kernel says of a queue (/proc/net/netfilter/nfnetlink_queue).
+
+    ``port_id`` is the netlink port of the socket that has it; ``waiting`` packets have no verdict yet;
+    ``queue_dropped`` came when ``max_len`` packets were waiting, ``user_dropped`` did not fit into the receive buffer
+    (with fail-open neither counts); ``last_id`` is the id of the newest packet, modulo 2^32.
+    """
+
+    number: int
+    port_id: int
+    waiting: int
+    copy_mode: CopyMode
+    copy_range: int
+    queue_dropped: int
+    user_dropped: int
+    last_id: int
+
+
+@dataclass(frozen=True)
+class QueueStats:
+    """A queue's own counters and the kernel's row; None when that cannot be read (only root of the machine may)."""
+
+    counters: QueueCounters
+    kernel: QueueRow | None
+
+
+@dataclass(frozen=True)
+class LogCounters:
+    """What happened since the log was opened.
+
+    ``received`` messages came; ``lost`` are gaps in their sequence numbers, and None unless ``sequence=True`` asked
+    for these; ``overruns`` says how often loss was noticed; ``malformed`` are datagrams that could not be read.
+    """
+
+    received: int
+    lost: int | None
+    overruns: int
+    malformed: int
+
+
+@dataclass(frozen=True)
+class LogRow:
+    """What the kernel says of a log group (/proc/net/netfilter/nfnetlink_log).
+
+    ``port_id`` is the netlink port of the socket that has it; ``waiting`` messages are in the buffer that collects
+    them; ``timeout`` is in seconds.
+    """
+
+    group: int
+    port_id: int
+    waiting: int
+    copy_mode: CopyMode
+    copy_range: int
+    timeout: float
+
+
+@dataclass(frozen=True)
+class LogStats:
+    """A log's own counters and the kernel's row; None when that cannot be read (only root of the machine may)."""
+
+    counters: LogCounters
+    kernel: LogRow | None
+
+
+def queue_rows(netns: Netns | None = None) -> list[QueueRow]:
+    """All queues of a network namespace, whoever has them. Raises NotPermittedError or another KernelError."""
+    return [
+        QueueRow(number, port_id, waiting, CopyMode(mode), size, queue_dropped, user_dropped, last_id)
+        for number, port_id, waiting, mode, size, queue_dropped, user_dropped, last_id, _ in _rows(
+            "nfnetlink_queue", 9, netns
+        )
+    ]
+
+
+def log_rows(netns: Netns | None = None) -> list[LogRow]:
+    """All log groups of a network namespace, whoever has them. Raises NotPermittedError or another KernelError."""
+    return [
+        LogRow(group, port_id, waiting, CopyMode(mode), size, timeout / 100)
+        for group, port_id, waiting, mode, size, timeout, _ in _rows("nfnetlink_log", 7, netns)
+    ]
+
+
+Row = TypeVar("Row", QueueRow, LogRow)
+
+
+def own_row(rows: Callable[[Netns | None], list[Row]], number: int, netns: Netns | None) -> Row | None:
+    """The row of a queue or group, None where there is none or it may not be read."""
+    try:
+        found = rows(netns)
+    except KernelError:
+        return None
+    return next((row for row in found if (row.number if isinstance(row, QueueRow) else row.group) == number), None)
+
+
+def _rows(name: str, columns: int, netns: Netns | None) -> list[list[int]]:
+    def read() -> str:
+        try:
+            with open(f"{_DIRECTORY}/{name}") as file:
+                return file.read()
+        except OSError as error:
+            raise kernel_error(f"reading /proc/net/netfilter/{name}", error.errno or errno.EIO) from None
+
+    text = read() if netns is None else call_in(netns, read)
+    rows = [[int(word) for word in line.split()] for line in text.splitlines()]
+    if any(len(row) != columns for row in rows):
+        raise DecodeError(f"/proc/net/netfilter/{name} has not {columns} columns on this kernel", 0)
+    return rows
