@@ -130,8 +130,11 @@ class Message:
         None for packets on their way out. In a queue also None unless something on the machine asked the kernel to
         stamp packets: see ``Queue(timestamps=True)``. Logged packets that came in always have it.
         """
-        nanoseconds = self.timestamp_ns
-        return None if nanoseconds is None else nanoseconds / 1e9
+        span = self._find(self._TIMESTAMP)
+        if span is None:
+            return None
+        seconds, microseconds = _read_timestamp(self.raw, span.start)
+        return float(seconds + microseconds / 1e6)
 
     @property
     def timestamp_ns(self) -> int | None:

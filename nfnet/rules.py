@@ -3,9 +3,10 @@
     with nfnet.rules.queue(1, hook="output", protocol="udp", destination_port=53), nfnet.Queue(1) as queue:
         ...
 
-Each rule lives in a table of its own, so nothing of anybody else's is touched. Mind that the kernel, when a base
-chain goes away, drops what waits in *every* queue of the network namespace: leave the block of the rule after that of
-the queue, as above.
+Each rule lives in a table of its own, so nothing of anybody else's is touched. The table belongs to a socket that is
+open while the block runs, so the kernel removes it however the process ends (since Linux 5.12). Mind that the kernel,
+when a base chain goes away, drops what waits in *every* queue of the network namespace: leave the block of the rule
+after that of the queue, as above.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ import itertools
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from .checks import check, check_choice
-from .errors import ArgumentError, KernelError, NotSupportedError, kernel_error
+from .errors import ArgumentError, KernelError
 from .netns import Netns, call_in
 from .protocol.layout import build_attribute
 from .protocol.netlink import Flag
-from .protocol.nfnetlink import Subsystem, build_message, message_type
+from .protocol.nfnetlink import Hook, Subsystem, build_message, message_type
 from .transport import NetlinkSocket
 
 _FAMILIES = {"inet": 1, "ip": 2, "ip6": 10, "bridge": 7}  # NFPROTO_*
@@ -37,7 +38,11 @@ _PROTOCOLS = {
     "sctp": socket.IPPROTO_SCTP,
 }
 
-# linux/netfilter/nf_tables.h
+# linux/netfilter/nf_tables.h and nfnetlink.h
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE = 0, 2, 3, 6
+_CREATE = 0x400  # NLM_F_CREATE
+_TABLE_OWNER = 0x2  # the table goes when the socket does
 _META_MARK, _META_L4PROTO = 3, 16
 _PAYLOAD_TRANSPORT_HEADER = 2
 _CMP_EQ, _CMP_NEQ = 0, 1
@@ -47,7 +52,6 @@ _QUEUE_NUM, _QUEUE_TOTAL, _QUEUE_FLAGS = 1, 2, 3
 _QUEUE_BYPASS = 1
 _LOG_GROUP, _LOG_PREFIX, _LOG_SNAPLEN, _LOG_QTHRESHOLD = 1, 2, 3, 4
 _MAX_PREFIX = 127
-_MSG_GETGEN = 16
 
 _numbers = itertools.count(1)
 
@@ -56,7 +60,7 @@ _numbers = itertools.count(1)
 def queue(
     num: int,
     *,
-    hook: str = "output",
+    hook: str | Hook = "output",
     family: str = "inet",
     protocol: str | int | None = None,
     source_port: int | None = None,
@@ -85,22 +89,12 @@ def queue(
     num = check("queue number", num, 0, 0xFFFF)
     matches = list(_matches(protocol, source_port, destination_port, mark, not_mark))
     flags = _QUEUE_BYPASS if bypass else 0
-    with _table(f"queueing packets to queue {num}", hook, family, priority, netns) as add:
-        try:
-            add(
-                [
-                    *matches,
-                    _raw_expression(
-                        "queue", {_QUEUE_NUM: _be16(num), _QUEUE_TOTAL: _be16(1), _QUEUE_FLAGS: _be16(flags)}
-                    ),
-                ]
-            )
-        except KernelError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            # A kernel without nft's own queue expression may still have the target of iptables.
-            info = struct.pack("=HHHxx", num, 1, flags)  # struct xt_NFQ_info_v3
-            add([*matches, _expression("target", name="NFQUEUE", rev=3, info=info)])
+    native = _raw_expression("queue", {_QUEUE_NUM: _be16(num), _QUEUE_TOTAL: _be16(1), _QUEUE_FLAGS: _be16(flags)})
+    # A kernel without nft's own queue expression may still have the target of iptables.
+    info = struct.pack("=HHHxx", num, 1, flags)  # struct xt_NFQ_info_v3
+    target = _expression("target", name="NFQUEUE", rev=3, info=info)
+    operation = f"queueing packets to queue {num}"
+    with _rule(operation, hook, family, priority, netns, [*matches, native], [*matches, target]):
         yield
 
 
@@ -111,7 +105,7 @@ def log(
     prefix: str = "",
     snaplen: int | None = None,
     threshold: int | None = None,
-    hook: str = "output",
+    hook: str | Hook = "output",
     family: str = "inet",
     protocol: str | int | None = None,
     source_port: int | None = None,
@@ -144,89 +138,90 @@ def log(
     if threshold is not None:
         values[_LOG_QTHRESHOLD] = _be16(check("threshold", threshold, 1, 0xFFFF))
     matches = list(_matches(protocol, source_port, destination_port, mark, not_mark))
-    with _table(f"logging packets to group {group}", hook, family, priority, netns) as add:
-        add([*matches, _raw_expression("log", values)])
+    expressions = [*matches, _raw_expression("log", values)]
+    with _rule(f"logging packets to group {group}", hook, family, priority, netns, expressions):
         yield
 
 
 @contextmanager
-def _table(
-    operation: str, hook: str, family: str, priority: int, netns: Netns | None
-) -> Iterator[Callable[[list[Any]], None]]:
-    """A table with one base chain on the hook; gives a function that adds a rule to it."""
+def _rule(
+    operation: str, hook: str | Hook, family: str, priority: int, netns: Netns | None, *choices: list[Any]
+) -> Iterator[None]:
+    """A rule in a table of its own; of several lists of expressions the first that the kernel knows."""
+    if isinstance(hook, Hook):
+        hook = hook.name.lower()
     check_choice("hook", hook, _HOOKS)
     check_choice("family", family, tuple(_FAMILIES))
     priority = check("priority", priority, -0x80000000, 0x7FFFFFFF)
-    number = _FAMILIES[family]
     name = f"nfnet-{os.getpid()}-{next(_numbers)}"
+    nfproto = _FAMILIES[family]
+    chain = [
+        ("NFTA_CHAIN_TABLE", name),
+        ("NFTA_CHAIN_NAME", "rules"),
+        ("NFTA_CHAIN_TYPE", "filter"),
+        ("NFTA_CHAIN_POLICY", _POLICY_ACCEPT),
+        ("NFTA_CHAIN_HOOK", {"attrs": [("NFTA_HOOK_HOOKNUM", _HOOKS.index(hook)), ("NFTA_HOOK_PRIORITY", priority)]}),
+    ]
 
-    def change(work: Callable[[Any], None]) -> None:
-        _with_nftables(operation, number, netns, work)
+    def install(sock: NetlinkSocket, flags: int, expressions: list[Any]) -> None:
+        batch = [
+            (_NEWTABLE, [("NFTA_TABLE_NAME", name), ("NFTA_TABLE_FLAGS", flags)]),
+            (_NEWCHAIN, chain),
+            (_NEWRULE, [*_in_chain(name), ("NFTA_RULE_EXPRESSIONS", expressions)]),
+        ]
+        sock.request(lambda seq: _batch(nfproto, seq, batch), operation)
 
-    def create(nft: Any) -> None:
-        nft.table("add", name=name)
-        try:
-            nft.chain(
-                "add", table=name, name="rules", hook=hook, type="filter", policy=_POLICY_ACCEPT, priority=priority
-            )
-        except BaseException:
-            nft.table("del", name=name)
-            raise
-
-    change(create)
+    sock = call_in(netns, NetlinkSocket)
     try:
-        yield lambda expressions: change(
-            lambda nft: nft.rule("add", table=name, chain="rules", expressions=[[item] for item in expressions])
-        )
+        for flags, expressions in itertools.product((_TABLE_OWNER, 0), choices):
+            try:
+                install(sock, flags, expressions)
+                break
+            except KernelError as error:
+                # ENOENT: no such expression or target. EOPNOTSUPP, before Linux 5.12: no table can have an owner.
+                if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP) or (flags, expressions) == (0, choices[-1]):
+                    raise
+        yield
     finally:
         try:
-            change(lambda nft: nft.table("del", name=name))
-        except KernelError as error:
-            if error.errno != errno.ENOENT:  # somebody flushed the ruleset
-                raise
-
-
-def _with_nftables(operation: str, family: int, netns: Netns | None, work: Callable[[Any], None]) -> None:
-    # pyroute2 takes over 100 ms to import. It runs an event loop of its own, which it cannot where the caller's
-    # thread runs one already: hence a thread, also where there is no namespace to enter.
-    from pyroute2.netlink.exceptions import NetlinkError
-    from pyroute2.nftables.main import NFTables
-
-    def call() -> None:
-        _check_permitted(operation)
-        nft = NFTables(nfgen_family=family)
-        try:
-            work(nft)
+            with suppress(KernelError):  # ENOENT if somebody flushed the ruleset
+                delete = [(_DELTABLE, [("NFTA_TABLE_NAME", name)])]
+                sock.request(lambda seq: _batch(nfproto, seq, delete), f"removing the rule for {operation}")
         finally:
-            nft.close()
-
-    try:
-        call_in(netns, call)
-    except NetlinkError as error:
-        raise kernel_error(operation, error.code) from None
-    except OSError as error:
-        if isinstance(error, KernelError):
-            raise
-        raise kernel_error(operation, error.errno or errno.EIO) from None
+            sock.close()
 
 
-def _check_permitted(operation: str) -> None:
-    """Ask something harmless of nf_tables (NFT_MSG_GETGEN), and raise what it answers.
+def _in_chain(table: str) -> list[Any]:
+    return [("NFTA_RULE_TABLE", table), ("NFTA_RULE_CHAIN", "rules")]
 
-    To a batch without the privilege the kernel answers for its first message alone, and pyroute2 would wait for the
-    others for ever.
+
+def _batch(family: int, seq: int, messages: list[tuple[int, list[Any]]]) -> bytes:
+    """A transaction. All its messages have one sequence number: the first answer to it is that to the whole.
+
+    pyroute2 encodes them. Its socket would wait for ever where the kernel refuses a batch as a whole, for lack of the
+    privilege: that is answered once, for the message that begins the batch.
     """
-    kind = message_type(Subsystem.NFTABLES, _MSG_GETGEN)
-    sock = NetlinkSocket()
-    try:
-        sock.request(lambda seq: build_message(kind, 0, flags=Flag.REQUEST | Flag.ACK, seq=seq), operation)
-    except KernelError as error:
-        if error.errno == errno.EINVAL:  # nfnetlink knows no such subsystem
-            hint = "This kernel has no nf_tables: load the module nf_tables"
-            raise NotSupportedError(operation, errno.EINVAL, hint=hint) from None
-        raise
-    finally:
-        sock.close()
+    from pyroute2.netlink.nfnetlink import nftsocket
+
+    classes = {
+        _NEWTABLE: nftsocket.nft_table_msg,
+        _DELTABLE: nftsocket.nft_table_msg,
+        _NEWCHAIN: nftsocket.nft_chain_msg,
+        _NEWRULE: nftsocket.nft_rule_msg,
+    }
+    parts = [build_message(_BATCH_BEGIN, Subsystem.NFTABLES, flags=Flag.REQUEST, seq=seq)]
+    for place, (operation, attributes) in enumerate(messages):
+        last = place == len(messages) - 1
+        message = classes[operation]()
+        message["nfgen_family"] = family
+        message["attrs"] = attributes
+        message["header"]["type"] = message_type(Subsystem.NFTABLES, operation)
+        message["header"]["flags"] = Flag.REQUEST | _CREATE | (Flag.ACK if last else 0)
+        message["header"]["sequence_number"] = seq
+        message.encode()
+        parts.append(bytes(message.data))
+    parts.append(build_message(_BATCH_END, Subsystem.NFTABLES, flags=Flag.REQUEST, seq=seq))
+    return b"".join(parts)
 
 
 def _expression(kind: str, /, **values: Any) -> Any:

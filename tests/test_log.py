@@ -32,7 +32,7 @@ def log_message(
     if payload is not None:
         values["PAYLOAD"] = payload
     data = nfnetlink.build_attributes((nfulnl.NFULA_TABLE[NFULA[name]], value) for name, value in values.items())
-    return nfnetlink.build_message(nfulnl.MSG_PACKET, group, data, family=family)
+    return nfnetlink.build_message(nfulnl.MSG_PACKET, 5, data, family=family)
 
 
 DONE = netlink.build_message(netlink.NLMSG_DONE, 0, 0, b"\0\0\0\x05")
@@ -120,8 +120,8 @@ def test_a_recorded_message(datagrams: dict[str, bytes]) -> None:
         "hwaddr": bytes.fromhex("020000000002"),
         "hwtype": 1,
         "hwheader": bytes.fromhex("0200000000010200000000020800"),
-        "timestamp": 1795287298.865668,
-        "timestamp_ns": 1795287298865668000,
+        "timestamp": 1795287298.866180,
+        "timestamp_ns": 1795287298866180000,
         "uid": None,
         "gid": None,
         "seq": 0,

@@ -15,7 +15,7 @@ import pytest
 
 import nfnet
 from nfnet import CopyMode, Hook, Log, LogMessage, inet, rules, stats
-from nfnet.rules import _expression, _table
+from nfnet.rules import _expression, _rule
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, readable
 
@@ -32,11 +32,10 @@ HOSTS = {
 
 
 @contextmanager
-def xtables_log(group: int, *, prefix: str, hook: str, netns: Any) -> Iterator[None]:
+def xtables_log(group: int, *, prefix: str, hook: str, family: str, netns: Any) -> Iterator[None]:
     """A rule with the target of iptables in place of nft's expression."""
     info = struct.pack("=IHHHH64s", 0, group, 0, 0, 0, prefix.encode()) + bytes(4)  # struct xt_nflog_info
-    with _table("logging", hook, "inet", 0, netns) as add:
-        add([_expression("target", name="NFLOG", rev=0, info=info)])
+    with _rule("logging", hook, family, 0, netns, [_expression("target", name="NFLOG", rev=0, info=info)]):
         yield
 
 
@@ -73,7 +72,7 @@ def test_attributes(net: Net, rule: Any, hook: str, family: int) -> None:
     here = net.hosts[where]
     before = time.time()
     with Log(5, netns=here, threshold=1, sequence=True, global_sequence=True) as log:
-        with rule(5, prefix="who goes there: ", hook=hook, netns=here):
+        with rule(5, prefix="who goes there: ", hook=hook, family="ip" if family == V4 else "ip6", netns=here):
             sock = net.open_socket(sender, family)
             if hook == "output":
                 sock.setsockopt(socket.SOL_SOCKET, SO_MARK, 0xABCD)
