@@ -49,11 +49,20 @@ class KernelError(NfnetError, OSError):
     """The kernel refused a request, or the socket failed.
 
     ``operation`` is what was being done, ``errno`` the kernel's number, ``message`` the kernel's own text from the
-    extended acknowledgement (None when it gave none), ``hint`` what can be done about it (or None).
+    extended acknowledgement (None when it gave none), ``hint`` what can be done about it (or None). ``reason``
+    stands in for the usual words for the errno.
     """
 
-    def __init__(self, operation: str, errno: int, *, message: str | None = None, hint: str | None = None) -> None:
-        text = "operation not supported" if errno == ENOTSUPP else os.strerror(errno).lower()
+    def __init__(
+        self,
+        operation: str,
+        errno: int,
+        *,
+        message: str | None = None,
+        hint: str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        text = reason or ("operation not supported" if errno == ENOTSUPP else os.strerror(errno).lower())
         OSError.__init__(self, errno, text)
         self.operation = operation
         self.message = message
@@ -81,6 +90,9 @@ def kernel_error(operation: str, errno: int, *, message: str | None = None) -> K
     if errno in (_errno.EOPNOTSUPP, ENOTSUPP, _errno.EPROTONOSUPPORT, _errno.EAFNOSUPPORT):
         hint = "This kernel, or this container, does not offer it"
         return NotSupportedError(operation, errno, message=message, hint=hint)
+    if errno == _errno.ENOSPC:
+        hint = "A limit of the machine is reached or set to 0: see user.max_user_namespaces and user.max_net_namespaces"
+        return KernelError(operation, errno, message=message, hint=hint)
     if errno == _errno.ENOBUFS:
         hint = "Packets were lost: handle them faster, or ask for a larger buffer (rcvbuf=)"
         return OverrunError(operation, errno, message=message, hint=hint)

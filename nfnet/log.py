@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator
 from contextlib import closing
-from enum import IntFlag
 from functools import lru_cache
 from operator import length_hint
 from time import monotonic
@@ -23,7 +22,7 @@ from .protocol.nfnetlink import Family, Hook
 from .protocol.nfqnl import Command, CopyMode
 from .protocol.nfulnl import MAX_BUFFER_SIZE, MAX_TIMEOUT, MIN_BUFFER_SIZE, MSG_PACKET, NFULA, NFULA_TABLE, LogFlag
 from .reader import WARN_EVERY, Binding, Reader
-from .stats import LogCounters, LogStats, log_rows, own_row
+from .stats import LogCounters, LogRow, LogStats, log_rows, own_row
 from .transport import MAX_DATAGRAM, Transport
 
 # So many datagrams, of up to 256 KiB each, are taken from the kernel before their messages go to the handler.
@@ -313,8 +312,14 @@ class Log(Reader[LogBinding]):
     def _unbind_request(self) -> bytes:
         return nfulnl.config(self.group, command=Command.UNBIND)
 
-    def _flags_asked_for(self) -> IntFlag:
-        return self._flags
+    def _flags_asked_for(self) -> list[tuple[str, int]]:
+        return [("conntrack", LogFlag.CONNTRACK)] if LogFlag.CONNTRACK in self._flags else []
+
+    def _flag_request(self, flag: int, seq: int) -> bytes:
+        return nfulnl.config(self.group, flags=LogFlag(flag), seq=seq, ack=True)
+
+    def _row(self) -> LogRow | None:
+        return own_row(log_rows, self.group, self._netns)
 
     def __iter__(self) -> Generator[LogMessage, None, None]:
         """The messages, as they come, until `stop` or `close`. Raises as `run`, except what handlers raise."""
@@ -345,6 +350,8 @@ class Log(Reader[LogBinding]):
         return self._take() if handler is None else self._drive(handler, block=False)
 
     def _drive(self, handler: Handler, block: bool) -> int:
+        if not callable(handler):
+            raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
         binding = self._bound()
         before = binding.taken()
         with closing(self._portions(binding, block)) as portions:
@@ -362,7 +369,7 @@ class Log(Reader[LogBinding]):
 
     def stats(self) -> LogStats:
         """The counters beside the kernel's own row about this group, if it is open and the row may be read."""
-        row = None if self._binding is None else own_row(log_rows, self.group, self._netns)
+        row = None if self._binding is None else self._row()
         return LogStats(self.counters, row)
 
 

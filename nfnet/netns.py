@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from .checks import check
-from .errors import ArgumentError, kernel_error
+from .errors import ArgumentError, NotPermittedError, kernel_error
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
@@ -46,13 +46,17 @@ def unshare(flags: int) -> None:
 
 def enter(netns: Netns) -> None:
     """Move the calling thread into a network namespace (``setns(2)``). Raises KernelError."""
-    operation = f"entering network namespace {netns!r}"
+    path = _path(netns) if isinstance(netns, (str, os.PathLike, int)) else None
+    operation = f"entering the network namespace {netns!r}" if path is None else f"entering network namespace {path}"
     try:
-        if isinstance(netns, (str, os.PathLike, int)):
-            with open(_path(netns)) as file:
-                _libc("setns", file.fileno(), CLONE_NEWNET)
+        if path is None:
+            _libc("setns", netns.fileno(), CLONE_NEWNET)  # type: ignore[union-attr]
         else:
-            _libc("setns", netns.fileno(), CLONE_NEWNET)
+            with open(path) as file:
+                _libc("setns", file.fileno(), CLONE_NEWNET)
+    except PermissionError as error:
+        hint = "CAP_SYS_ADMIN is needed to enter a namespace, and CAP_NET_ADMIN in it"
+        raise NotPermittedError(operation, error.errno or errno.EPERM, hint=hint) from None
     except OSError as error:
         raise kernel_error(operation, error.errno or errno.EIO) from None
 

@@ -161,7 +161,10 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         self._decide(self)
 
     def _check_payload(self, payload: bytes) -> bytes:
-        data = bytes(memoryview(payload))
+        try:
+            data = bytes(memoryview(payload))
+        except TypeError:
+            raise TypeError(f"payload must be bytes, not {type(payload).__name__}") from None
         least = _MIN_IPV6_PAYLOAD if self.family == Family.IPV6 else MIN_PAYLOAD
         if not least <= len(data) <= MAX_PAYLOAD:
             raise ArgumentError(

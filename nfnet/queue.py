@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator
 from contextlib import closing
-from enum import IntFlag
 from typing import Literal
 
 from .binding import QueueBinding
@@ -15,8 +14,10 @@ from .packet import Packet
 from .protocol import nfqnl
 from .protocol.nfqnl import Command, CopyMode, QueueFlag
 from .reader import Reader
-from .stats import QueueCounters, QueueStats, own_row, queue_rows
+from .stats import QueueCounters, QueueRow, QueueStats, own_row, queue_rows
 from .transport import MAX_QUEUE_DATAGRAM, Transport
+
+_OPTIONAL = (("conntrack", QueueFlag.CONNTRACK), ("secctx", QueueFlag.SECCTX), ("uid_gid", QueueFlag.UID_GID))
 
 _log = logging.getLogger("nfnet")
 
@@ -122,8 +123,14 @@ class Queue(Reader[QueueBinding]):
     def _unbind_request(self) -> bytes:
         return nfqnl.config(self.num, command=Command.UNBIND)
 
-    def _flags_asked_for(self) -> IntFlag:
-        return self._flags
+    def _flags_asked_for(self) -> list[tuple[str, int]]:
+        return [(name, flag) for name, flag in _OPTIONAL if flag in self._flags]
+
+    def _flag_request(self, flag: int, seq: int) -> bytes:
+        return nfqnl.config(self.num, flags=QueueFlag(flag), seq=seq, ack=True)
+
+    def _row(self) -> QueueRow | None:
+        return own_row(queue_rows, self.num, self._netns)
 
     def _finish(self, binding: QueueBinding) -> None:
         verdicts = binding.verdicts
@@ -167,6 +174,8 @@ class Queue(Reader[QueueBinding]):
         return self._take() if handler is None else self._drive(handler, block=False)
 
     def _drive(self, handler: Handler, block: bool) -> int:
+        if not callable(handler):
+            raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
         binding = self._bound()
         before = binding.taken()
         with closing(self._portions(binding, block)) as portions:
@@ -214,7 +223,7 @@ class Queue(Reader[QueueBinding]):
 
     def stats(self) -> QueueStats:
         """The counters beside the kernel's own row about this queue, if it is open and the row may be read."""
-        row = None if self._binding is None else own_row(queue_rows, self.num, self._netns)
+        row = None if self._binding is None else self._row()
         return QueueStats(self.counters, row)
 
 

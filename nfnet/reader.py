@@ -10,7 +10,6 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
-from enum import IntFlag
 from itertools import islice
 from operator import length_hint
 from time import monotonic
@@ -29,6 +28,7 @@ from .errors import (
 from .netns import Netns, call_in
 from .protocol import nfqnl
 from .protocol.nfqnl import Command
+from .stats import LogRow, QueueRow
 from .transport import NetlinkSocket, Transport
 
 # A verdict waits for others no longer than this, in seconds, and the time of at most so many calls of the handler.
@@ -88,7 +88,7 @@ class Reader(ABC, Generic[B]):
         self._datagram = datagram
         self._netns = netns
         self._given_transport = transport
-        self._wake = _Wake()
+        self._waiter = _Waiter()
         self._stopping = False
         self._reader = threading.Lock()  # held by the loop
         self._binding: B | None = None
@@ -109,7 +109,14 @@ class Reader(ABC, Generic[B]):
     def _unbind_request(self) -> bytes: ...
 
     @abstractmethod
-    def _flags_asked_for(self) -> IntFlag: ...
+    def _flags_asked_for(self) -> list[tuple[str, int]]:
+        """Those that a kernel may lack: the name of the option, and the flag."""
+
+    @abstractmethod
+    def _flag_request(self, flag: int, seq: int) -> bytes: ...
+
+    @abstractmethod
+    def _row(self) -> QueueRow | LogRow | None: ...
 
     def _finish(self, binding: B) -> None:
         """What is to be done before the binding goes."""
@@ -129,8 +136,10 @@ class Reader(ABC, Generic[B]):
         except BaseException:
             binding.release()
             raise
+        self._waiter.watch(binding.transport.fileno())
         if not self._reader.locked():  # a loop of the previous binding has still to see that it ended
             self._stopping = False
+            self._waiter.reset()
         self._binding = self._last_binding = binding
 
     def _connect(self) -> B:
@@ -157,19 +166,32 @@ class Reader(ABC, Generic[B]):
                 raise error from None
             except KernelError:
                 pass
-            hint = f"Another socket has it; /proc/net/netfilter/{self._proc_file} tells its port id"
-            raise BusyError(operation, errno.EPERM, message=error.message, hint=hint) from None
+            raise BusyError(operation, errno.EPERM, reason=f"another socket has it{self._owner()}") from None
         except NotSupportedError as error:
-            flags = self._flags_asked_for()
-            names = ", ".join(flag.name or "" for flag in type(flags) if flag in flags)
-            lacking = f"This kernel lacks one of the flags asked for: {names}" if names else error.hint
-            raise NotSupportedError(operation, error.errno or 0, message=error.message, hint=lacking) from None
+            lacking = [name for name, flag in self._flags_asked_for() if not self._supported(transport, flag)]
+            hint = f"This kernel has no support for {' and '.join(lacking)}" if lacking else error.hint
+            raise NotSupportedError(operation, error.errno or 0, message=error.message, hint=hint) from None
         except KernelError as error:
             if error.errno != errno.EINVAL:
                 raise
             # The request is valid, so this is nfnetlink that knows no such subsystem.
             hint = f"This kernel cannot do that: load the module {self._proc_file}"
             raise NotSupportedError(operation, errno.EINVAL, message=error.message, hint=hint) from None
+
+    def _supported(self, transport: Transport, flag: int) -> bool:
+        """Whether the kernel knows a flag; it looks at that before anything else, so this changes nothing."""
+        try:
+            transport.request(lambda seq: self._flag_request(flag, seq), "")
+        except NotSupportedError:
+            return False
+        except KernelError:  # ENODEV: nothing is bound
+            pass
+        return True
+
+    def _owner(self) -> str:
+        """Who has it, where this process may know."""
+        row = self._row()
+        return "" if row is None else f": that with netlink port id {row.port_id}, which as a rule is its process id"
 
     _proc_file: str  # in /proc/net/netfilter, and the name of the kernel's module
 
@@ -250,6 +272,9 @@ class Reader(ABC, Generic[B]):
                     binding.settle(waiting=length_hint(binding.ready))
             finally:
                 self._stopping = False
+                self._waiter.reset()
+                if length_hint(binding.ready):
+                    self._waiter.wake()  # the next `process` has something to do
                 self._reader.release()
 
     def _wait(self, binding: B, block: bool) -> bool:
@@ -262,8 +287,7 @@ class Reader(ABC, Generic[B]):
                 return True
             if not more or not block:
                 return False
-            with suppress(ClosedError):  # meanwhile, by another thread
-                self._wake.wait(binding.transport.fileno())
+            self._waiter.wait()
         return False
 
     def _take(self) -> int:
@@ -279,11 +303,16 @@ class Reader(ABC, Generic[B]):
         It ends before its next packet. What has been read already waits for the next loop.
         """
         self._stopping = True
-        self._wake.set()
+        self._waiter.wake()
 
     def fileno(self) -> int:
-        """The socket's file descriptor, readable when packets wait. Raises ClosedError."""
-        return self._bound().transport.fileno()
+        """A file descriptor that polls readable when `process` has something to do. Raises ClosedError.
+
+        It is not the socket's, which would not tell of packets that were read already and not handed out, because a
+        handler raised, for instance.
+        """
+        self._bound()
+        return self._waiter.fileno()
 
     @property
     def rcvbuf(self) -> int | None:
@@ -292,21 +321,31 @@ class Reader(ABC, Generic[B]):
         return size
 
 
-class _Wake:
-    """Ends a wait, from another thread or a signal handler."""
+class _Waiter:
+    """Waits for a file descriptor, or for `wake` from another thread or a signal handler."""
 
     def __init__(self) -> None:
-        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        weakref.finalize(self, os.close, self._fd)
+        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll = select.epoll()
+        self._epoll.register(self._event, select.EPOLLIN)
+        weakref.finalize(self, os.close, self._event)
 
-    def set(self) -> None:
-        os.eventfd_write(self._fd, 1)
+    def fileno(self) -> int:
+        """Readable when a wait would end."""
+        return self._epoll.fileno()
 
-    def wait(self, fd: int) -> None:
-        """Wait until ``fd`` is readable or somebody calls `set`."""
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        poll.register(self._fd, select.POLLIN)
-        poll.poll()
+    def watch(self, fd: int) -> None:
+        """Wait for this one too, until it is closed."""
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def wake(self) -> None:
+        os.eventfd_write(self._event, 1)
+
+    def reset(self) -> None:
+        """Forget earlier calls of `wake`."""
         with suppress(BlockingIOError):
-            os.eventfd_read(self._fd)
+            os.eventfd_read(self._event)
+
+    def wait(self) -> None:
+        self._epoll.poll()
+        self.reset()

@@ -7,6 +7,7 @@ import errno
 import itertools
 import logging
 import os
+import select
 import threading
 from typing import Any
 
@@ -30,6 +31,10 @@ def opened(kernel: FakeKernel, **options: Any) -> Queue:
 
 def verdicts(kernel: FakeKernel) -> list[tuple[int, int]]:
     return [(packet_id, word) for packet_id, word, _ in kernel.judged]
+
+
+def readable(queue: Queue) -> bool:
+    return bool(select.select([queue], [], [], 0)[0])
 
 
 def messages(kernel: FakeKernel) -> list[int]:
@@ -89,7 +94,7 @@ def test_queue_number_must_be_an_integer() -> None:
     ("number", "kind", "words"),
     [
         (errno.EPERM, nfnet.NotPermittedError, "CAP_NET_ADMIN"),
-        (errno.EOPNOTSUPP, nfnet.NotSupportedError, "flags asked for: SECCTX"),
+        (errno.EOPNOTSUPP, nfnet.NotSupportedError, "no support for secctx"),
         (errno.EINVAL, nfnet.NotSupportedError, "nfnetlink_queue"),
         (errno.ENOMEM, nfnet.KernelError, "cannot allocate memory"),
     ],
@@ -483,6 +488,30 @@ def test_one_loop_at_a_time() -> None:
         next(packets).accept()
         packets.close()
         assert queue.process() == 0
+
+
+def test_the_file_descriptor_tells_of_packets_that_were_read_already() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        assert not readable(queue)
+        kernel.feed(6)
+        assert readable(queue)
+        with pytest.raises(Oops):
+            queue.process(failing)
+        assert readable(queue)
+        assert queue.process(lambda packet: queue.stop()) == 1
+        assert readable(queue)
+        assert queue.process(lambda packet: packet.accept()) == 2
+        assert not readable(queue)
+        queue.stop()
+        assert readable(queue)
+        assert queue.process(print) == 0
+        assert not readable(queue)
+
+
+def test_handlers_must_be_callable() -> None:
+    with Queue(1, transport=FakeKernel()) as queue, pytest.raises(TypeError, match="must be callable, not int"):
+        queue.run(5)  # type: ignore[arg-type]
 
 
 def test_process_without_a_handler_keeps_packets_for_the_next_loop() -> None:

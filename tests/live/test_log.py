@@ -293,7 +293,10 @@ def test_loss_can_be_raised(net: Net) -> None:
 
 def test_a_group_that_somebody_has(net: Net) -> None:
     here = net.hosts["client"]
-    with Log(7, netns=here), pytest.raises(nfnet.BusyError, match=r"binding log group 7: .*nfnetlink_log") as caught:
+    with (
+        Log(7, netns=here),
+        pytest.raises(nfnet.BusyError, match="binding log group 7: another socket has it") as caught,
+    ):
         Log(7, netns=here).open()
     assert isinstance(caught.value, PermissionError)
     with Log(7, netns=here):
@@ -309,7 +312,7 @@ def test_a_flag_that_the_kernel_lacks(net: Net) -> None:
     else:
         log.close()
         pytest.skip("this kernel can do it all")
-    assert "CONNTRACK" in str(refusal)
+    assert str(refusal).endswith("This kernel has no support for conntrack")
 
 
 def test_stop_from_another_thread(net: Net) -> None:

@@ -234,7 +234,7 @@ def test_an_answer_that_never_comes(net: Net, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_namespaces_that_cannot_be_entered() -> None:
-    with pytest.raises(nfnet.KernelError, match=r"entering network namespace 'no-such-name': .*\[ENOENT\]"):
+    with pytest.raises(nfnet.KernelError, match=r"entering network namespace /run/netns/no-such-name: .*\[ENOENT\]"):
         Queue(1, netns="no-such-name").open()
     with pytest.raises(nfnet.KernelError, match="ENOENT"):
         Queue(1, netns=0x7FFFFFFF).open()

@@ -437,7 +437,7 @@ def test_two_queues_in_one_process(net: Net) -> None:
 def test_a_queue_that_somebody_has(net: Net) -> None:
     with Queue(7, netns=net.hosts["client"]):
         other = Queue(7, netns=net.hosts["client"])
-        with pytest.raises(nfnet.BusyError, match="binding queue 7: .*Another socket has it") as caught:
+        with pytest.raises(nfnet.BusyError, match="binding queue 7: another socket has it") as caught:
             other.open()
         assert isinstance(caught.value, PermissionError)
         assert caught.value.errno == errno.EPERM
@@ -456,7 +456,7 @@ def test_flags_that_the_kernel_lacks(net: Net) -> None:
         queue.close()
         pytest.skip("this kernel can do it all")
     assert refusal.errno == errno.EOPNOTSUPP
-    assert "CONNTRACK" in str(refusal)
+    assert str(refusal).endswith("This kernel has no support for conntrack")
 
 
 def test_ids_begin_again_and_old_packets_are_refused(net: Net) -> None:
