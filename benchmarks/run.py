@@ -6,7 +6,6 @@ Standard library only: it runs in whatever interpreter is to be measured.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import venv
@@ -14,7 +13,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".bench"
-PEERS = ("NetfilterQueue==1.1.0", "fnfqueue==1.1.2")
+PEERS = ["NetfilterQueue==1.1.0"]
+if sys.version_info >= (3, 13):
+    PEERS.append("nflogr==0.2.12")  # on 3.10 to 3.12 it crashes
+SCRIPTS = {"queue": "queue_drain.py", "log": "log_drain.py"}
 
 
 def pip(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -41,11 +43,14 @@ def prepare() -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for benchmarks/queue_drain.py")
-    options = parser.parse_args()
+    parser.add_argument("what", nargs="?", choices=SCRIPTS, help="measure this alone")
+    options, arguments = parser.parse_known_args()
     python = prepare()
-    script = ROOT / "benchmarks" / "queue_drain.py"
-    os.execv(python, [str(python), str(script), *options.arguments])
+    for what, script in SCRIPTS.items():
+        if options.what in (None, what):
+            print(f"--- {what}", flush=True)
+            subprocess.run([str(python), str(ROOT / "benchmarks" / script), *arguments], check=True)
+    return 0
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     _decide: Callable[[Packet], None]
 
     def __repr__(self) -> str:
-        verdict = "undecided" if self._decision is None else Verdict(self._decision.word & 0xFF).name
+        verdict = "undecided" if self.decided is None else self.decided.name
         hook = getattr(self.hook, "name", self.hook)
         return f"<Packet {self.id}: {hook}, {len(self.payload)} bytes, {verdict}>"
 
@@ -130,6 +130,16 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         if word != kind and (kind != Verdict.QUEUE or word & 0x7F00):
             raise ArgumentError(f"verdict {word:#x}: only QUEUE (3) may have bits above the lowest 8 (queue, bypass)")
         self._change(word, mark, payload, priority, vlan, l2header)
+
+    @property
+    def decided(self) -> Verdict | None:
+        """The verdict that was given, None as long as there is none."""
+        return None if self._decision is None else Verdict(self._decision.word & 0xFF)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the verdict changes the packet: its bytes, mark, priority or link-layer header."""
+        return self._decision is not None and bool(self._decision.changes)
 
     def _refuse(self) -> None:
         raise AlreadyDecidedError(f"packet {self.id} has its verdict already; the first one stands")

@@ -46,5 +46,5 @@ def test_demo_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 def test_the_script_of_the_demo_is_that_of_the_readme() -> None:
     blocks = (ROOT / "README.md").read_text().split("```python\n")
-    assert blocks[1].split("```")[0] == demo.SCRIPT
-    assert len([line for line in demo.SCRIPT.splitlines() if line]) <= 15
+    assert blocks[1].split("```")[0] == demo.script()
+    assert len([line for line in demo.script().splitlines() if line]) <= 15

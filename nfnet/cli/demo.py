@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import inspect
 import select
 import socket
 import struct
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from .. import Packet, Queue, inet, netns, rules
-from ..errors import KernelError
+import nfnet
+from nfnet import KernelError, Verdict, inet, netns, rules
 
 _SENDER_MAC, _RECEIVER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 _SENDER: dict[int, str] = {socket.AF_INET: "10.77.0.1", socket.AF_INET6: "fd77::1"}
@@ -21,23 +24,35 @@ _PORT = 7777
 _TIMEOUT = 2.0  # seconds, for anything to arrive
 _TCP_FLAGS = ((0x02, "SYN"), (0x10, "ACK"), (0x08, "PSH"), (0x01, "FIN"), (0x04, "RST"))
 
-SCRIPT = """\
-import nfnet
-from nfnet import inet
+_ARRIVED = "arrived: "
 
-def handle(packet):
-    data = inet.get_data(packet.payload)
-    if data and b"secret" in data:
+
+def handle(packet: nfnet.Packet) -> None:
+    data = inet.get_data(packet.payload) or b""
+    if b"secret" in data:
         packet.drop()
-    elif data and b"cat" in data:
+    elif b"cat" in data:
         packet.accept(payload=inet.replace_data(packet.payload, data.replace(b"cat", b"elephant")))
+    elif b"mark me" in data:
+        packet.repeat(mark=1)
     else:
         packet.accept()
 
-with nfnet.rules.queue(1, hook="output", protocol="udp", destination_port=7777):
+
+def script() -> str:
+    """A whole program around the handler."""
+    return f"""\
+import nfnet
+from nfnet import inet
+
+
+{inspect.getsource(handle)}
+
+with nfnet.rules.queue(1, hook="output", protocol="udp", destination_port=7777, not_mark=1):
     with nfnet.Queue(1) as queue:
         queue.run(handle)
 """
+
 
 EPILOG = """\
 Makes two network namespaces of its own, sends a few packets from one to the other, and shows what a short handler
@@ -87,49 +102,35 @@ def _namespaces() -> tuple[BinaryIO, BinaryIO]:
     return first, netns.create()
 
 
-def handle(packet: Packet) -> str:
-    """The handler; says what it did."""
-    data = inet.get_data(packet.payload) or b""
-    if b"secret" in data:
-        packet.drop()
-        return "drop"
-    if b"cat" in data:
-        packet.accept(payload=inet.replace_data(packet.payload, data.replace(b"cat", b"elephant")))
-        return "accept, rewritten"
-    if b"mark me" in data:
-        packet.repeat(mark=1)
-        return "mark 1, repeat"
-    packet.accept()
-    return "accept"
-
-
 class _Demo:
     """Two namespaces with a cable between them, and a queue in the first."""
 
     def __init__(self, sender: BinaryIO, receiver: BinaryIO) -> None:
         self._sender, self._receiver = sender, receiver
-        self._queue = Queue(1, netns=sender)
-        self._rule = rules.queue(1, hook="output", not_mark=1, netns=sender)
+        self._queue = nfnet.Queue(1, netns=sender)
+        self._log = nfnet.Log(5, threshold=1, netns=receiver)
+        self._stack = contextlib.ExitStack()
         self._right = True
+        self._housekeeping = 0
 
     def __enter__(self) -> _Demo:
         netns.call_in(self._sender, lambda: _make_cable(self._receiver))
         netns.call_in(self._receiver, lambda: _configure("right", _RECEIVER, _SENDER, _SENDER_MAC))
-        self._rule.__enter__()
-        try:
-            self._queue.open()
-        except BaseException:
-            self._rule.__exit__(None, None, None)
-            raise
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(rules.queue(1, hook="output", not_mark=1, netns=self._sender))
+            stack.enter_context(rules.log(5, prefix=_ARRIVED, hook="input", netns=self._receiver))
+            stack.enter_context(self._queue)
+            stack.enter_context(self._log)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *details: Any) -> None:
-        self._queue.close()
-        self._rule.__exit__(None, None, None)
+        self._stack.close()
 
     def show(self) -> None:
-        print("Two network namespaces, with a cable between them. In the first, this rule:")
-        print("    output: mark != 1 -> queue 1        (put there without iptables or nft)\n")
+        print("Two network namespaces with a cable between them, and two rules, put there without iptables or nft:")
+        print("    in the first     output: mark != 1 -> queue 1")
+        print(f'    in the second    input: log "{_ARRIVED}" -> group 5\n')
         for family in (socket.AF_INET, socket.AF_INET6):
             self._udp(family, b"hello", b"hello")
             self._udp(family, b"this is secret", None)
@@ -144,16 +145,38 @@ class _Demo:
         verdicts = counters.accepted + counters.dropped + counters.repeated + counters.requeued
         print(f"\nreceived {counters.received} = {counters.accepted} accepted + {counters.dropped} dropped", end="")
         print(f" + {counters.repeated} repeated + {counters.pending} pending; lost {counters.lost}")
+        if self._housekeeping:
+            print(f"(among the accepted, and not shown above: {self._housekeeping} of IPv6's own housekeeping)")
         balanced = counters.received == verdicts + counters.pending and counters.pending == counters.lost == 0
         if not balanced or not self._right:
             print("\nThat is not what should have happened. Please report it.", file=sys.stderr)
             return False
-        print("\nA script to begin with; run it as root:\n")
-        print("".join(f"    {line}\n" if line else "\n" for line in SCRIPT.splitlines()), end="")
+        print("\nThe handler that did it, in a script that you can copy and run as root:\n")
+        print(textwrap.indent(script(), "    "), end="")
         return True
 
-    def _handle(self, packet: Packet) -> None:
-        print(f"{packet.id:3}  {_describe(packet.payload):<58}  {handle(packet)}")
+    def _handle(self, packet: nfnet.Packet) -> None:
+        handle(packet)
+        if not _between_the_two(packet.payload):
+            self._housekeeping += 1
+            return
+        accepted = "accept, rewritten" if packet.changed else "accept"
+        verdict = {Verdict.ACCEPT: accepted, Verdict.DROP: "drop"}.get(packet.decided, "mark 1, repeat")
+        print(f"{packet.id:3}  {_describe(packet.payload):<58}  {verdict}")
+
+    def _show_log(self, expected: bool) -> None:
+        """What the rule at the other end logged, but for packets that carry nothing."""
+        seen = 0
+
+        def show(message: nfnet.LogMessage) -> None:
+            nonlocal seen
+            if _between_the_two(message.payload) and inet.get_data(message.payload) != b"":
+                seen += 1
+                what = " ".join(_describe(message.payload).split())
+                print(f"       log: {message.prefix}{what}, in by {message.indev_name}")
+
+        self._run_until(lambda: self._log.process(show) == 0 and seen > 0, _TIMEOUT if expected else 0)
+        self._right &= bool(seen) == expected
 
     def _run_until(self, done: Callable[[], bool], timeout: float = _TIMEOUT) -> bool:
         """Let the queue work until ``done``; whether that came about in time."""
@@ -187,10 +210,12 @@ class _Demo:
             if expected is None:
                 arrived = self._run_until(lambda: _readable(server), 0.2)
                 self._report("the receiver got nothing", not arrived)
+                self._show_log(False)
                 return
             self._run_until(lambda: _readable(server))
             got = server.recv(100) if _readable(server) else None
             self._report(f"the receiver got {_quote(got)}", got == expected)
+            self._show_log(True)
 
     def _tcp(self, family: int) -> None:
         with (
@@ -209,6 +234,7 @@ class _Demo:
                 self._run_until(lambda: _readable(server))
                 got = server.recv(100) if _readable(server) else None
                 self._report(f"the receiver got {_quote(got)}", got == b"over TCP")
+                self._show_log(True)
 
     def _ping(self, family: int) -> None:
         protocol = socket.IPPROTO_ICMP if family == socket.AF_INET else socket.IPPROTO_ICMPV6
@@ -228,6 +254,7 @@ class _Demo:
 
             right = self._run_until(answered)
             self._report("the receiver answered the ping" if right else "no answer to the ping", right)
+            self._show_log(True)
 
 
 def _make_cable(receiver: BinaryIO) -> None:
@@ -253,6 +280,17 @@ def _configure(name: str, addresses: dict[int, str], others: dict[int, str], oth
             ip.neigh("replace", dst=others[family], lladdr=other_mac, ifindex=index, state=0x80)  # NUD_PERMANENT
 
 
+def _addresses(packet: bytes) -> tuple[str, str]:
+    if packet[0] >> 4 == 4:
+        return socket.inet_ntop(socket.AF_INET, packet[12:16]), socket.inet_ntop(socket.AF_INET, packet[16:20])
+    return socket.inet_ntop(socket.AF_INET6, packet[8:24]), socket.inet_ntop(socket.AF_INET6, packet[24:40])
+
+
+def _between_the_two(packet: bytes) -> bool:
+    source, destination = _addresses(packet)
+    return source in _SENDER.values() and destination in _RECEIVER.values()
+
+
 def _readable(sock: socket.socket) -> bool:
     return bool(select.select([sock], [], [], 0)[0])
 
@@ -262,21 +300,15 @@ def _quote(data: bytes | None) -> str:
 
 
 def _describe(packet: bytes) -> str:
-    family = socket.AF_INET if packet[0] >> 4 == 4 else socket.AF_INET6
-    if family == socket.AF_INET:
-        raw, protocol = (packet[12:16], packet[16:20]), packet[9]
-    else:
-        raw, protocol = (packet[8:24], packet[24:40]), packet[6]
-    source, destination = (socket.inet_ntop(family, address) for address in raw)
+    source, destination = _addresses(packet)
     where = inet.transport(packet)
     if where is None:
-        kind = {socket.IPPROTO_ICMP: "ICMP", socket.IPPROTO_ICMPV6: "ICMPv6"}.get(protocol, "IPv6")
-        return f"{kind:<6} {source} > {destination}"
+        return f"{'ICMP' if packet[0] >> 4 == 4 else 'ICMPv6':<6} {source} > {destination}"
     ports = struct.unpack_from("!HH", packet, where.header)
-    text = f"{ports[0]} > {destination} {ports[1]}"
+    text = f"{source} {ports[0]} > {destination} {ports[1]}"
     data = packet[where.data :]
     if where.protocol == socket.IPPROTO_TCP:
         flags = packet[where.header + 13]
         names = " ".join(name for bit, name in _TCP_FLAGS if flags & bit)
-        return f"TCP    {source} {text} {_quote(data) if data else names}"
-    return f"UDP    {source} {text} {_quote(data)}"
+        return f"TCP    {text} {_quote(data) if data else names}"
+    return f"UDP    {text} {_quote(data)}"

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 
-from nfnet.cli.demo import SCRIPT
+from nfnet.cli.demo import script
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, Net, readable, wait_for
 
@@ -43,7 +43,7 @@ def test_demo(net: Net) -> None:
 
 def test_the_script_that_is_given_away(net: Net) -> None:
     """As its reader would run it: in a file of its own, ended with Ctrl-C."""
-    code = f"from nfnet import netns\nnetns.enter('/proc/self/fd/0')\n{SCRIPT}"
+    code = f"from nfnet import netns\nnetns.enter('/proc/self/fd/0')\n{script()}"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=net.hosts["client"], stderr=subprocess.PIPE, text=True
     )

@@ -1,0 +1,129 @@
+"""What the benchmarks share: a namespace, traffic, measuring in turns, and the table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import resource
+import socket
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import nfnet
+from nfnet import netns
+
+SIZE = 100  # bytes, with IP and UDP headers
+PORT = 9
+SO_SNDBUFFORCE = 32
+BUFFER = 1 << 28
+
+Handler = Callable[[Any], Any]
+Drain = Callable[[], Any]
+# Binds, calls `fill`, and returns what drains and what is to be done afterwards.
+Program = Callable[[Handler, int, Callable[[], None]], tuple[Drain, Callable[[], Any]]]
+
+
+class Draining(nfnet.NetlinkSocket):
+    """Ends when nothing waits."""
+
+    def receive(self, into: list[bytes], limit: int) -> bool:
+        before = len(into)
+        super().receive(into, limit)
+        return len(into) > before
+
+
+def fill(count: int) -> None:
+    """Send packets that the rule queues, from a process of its own, so that its time is not counted."""
+    pid = os.fork()
+    if not pid:
+        data = bytes(SIZE - 28)
+        for start in range(0, count, 20_000):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                try:
+                    sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER)
+                    share = 20_000
+                except PermissionError:
+                    share = 100
+                sock.connect(("127.0.0.1", PORT))
+                for _ in range(min(share, count - start)):
+                    sock.send(data)
+        os._exit(0)
+    if os.waitpid(pid, 0)[1]:
+        sys.exit("the packets could not be sent")
+
+
+def measure(program: Program, handler: Handler, count: int) -> tuple[float, float]:
+    """Processor and wall-clock time a packet, in microseconds."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", PORT))
+        drain, finish = program(handler, count, lambda: fill(count))
+        before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+        drain()
+        took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
+        finish()
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return cpu / count * 1e6, took / count * 1e6
+
+
+def options(description: str | None, packets: list[int]) -> argparse.Namespace:
+    """The command line, a namespace of this process's own, and the head of the table."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--packets", type=int, nargs="+", default=packets, help="how many wait")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", metavar="FILE", help="write all figures")
+    found = parser.parse_args()
+    warnings.simplefilter("ignore", RuntimeWarning)  # NetfilterQueue complains of what the buffer was rounded to
+    try:
+        netns.unshare(netns.CLONE_NEWNET)
+    except nfnet.KernelError:
+        netns.become_root()
+        netns.unshare(netns.CLONE_NEWNET)
+    from pyroute2 import IPRoute
+
+    with IPRoute() as ip:
+        ip.link("set", ifname="lo", state="up")
+    print(f"{platform.python_implementation()} {platform.python_version()}, Linux {platform.release()}")
+    print(f"{SIZE}-byte packets, microseconds a packet, median of {found.rounds} rounds\n", flush=True)
+    return found
+
+
+def run_case(
+    case: str, programs: dict[str, tuple[Program, Handler]], count: int, rounds: int, goals: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Measure the programs in turns, and print and return what came out."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
+    for _ in range(rounds):
+        order = list(programs.items())
+        random.shuffle(order)
+        for name, (program, handler) in order:
+            times[name].append(measure(program, handler, count))
+    print(f"{case}, {count:,} waiting")
+    rows = []
+    ours = [cpu for cpu, _ in times["nfnet"]]
+    for name, measured in times.items():
+        cpus, walls = [cpu for cpu, _ in measured], [wall for _, wall in measured]
+        ratio = statistics.median(a / b for a, b in zip(ours, cpus))
+        text = f"    {name:<15} cpu {statistics.median(cpus):5.2f} (least {min(cpus):5.2f})"
+        text += f"   wall {statistics.median(walls):5.2f}"
+        if name != "nfnet":
+            text += f"   nfnet takes {ratio:.2f} of it"
+        if name in goals:
+            text += f" (goal: {goals[name]})"
+        print(text, flush=True)
+        rows.append({"case": case, "packets": count, "program": name, "cpu": cpus, "wall": walls, "ratio": ratio})
+    print()
+    return rows
+
+
+def write(file: str | None, figures: list[dict[str, Any]]) -> None:
+    """All figures, as JSON."""
+    if file:
+        with open(file, "w") as stream:
+            json.dump(figures, stream, indent=1)
