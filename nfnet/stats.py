@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from .errors import DecodeError, KernelError, kernel_error
 from .netns import Netns, call_in
@@ -15,8 +14,7 @@ from .protocol.nfqnl import CopyMode
 _DIRECTORY = "/proc/thread-self/net/netfilter"
 
 
-@dataclass(frozen=True)
-class QueueCounters:
+class QueueCounters(NamedTuple):
     """What happened since the queue was opened, in packets.
 
     ``received == accepted + dropped + repeated + requeued + pending`` at any moment when nothing is in flight in
@@ -40,8 +38,7 @@ class QueueCounters:
     malformed: int
 
 
-@dataclass(frozen=True)
-class QueueRow:
+class QueueRow(NamedTuple):
     """What the kernel says of a queue (/proc/net/netfilter/nfnetlink_queue).
 
     ``port_id`` is the netlink port of the socket that has it; ``waiting`` packets have no verdict yet;
@@ -59,16 +56,14 @@ class QueueRow:
     last_id: int
 
 
-@dataclass(frozen=True)
-class QueueStats:
+class QueueStats(NamedTuple):
     """A queue's own counters and the kernel's row; None when that cannot be read (only root of the machine may)."""
 
     counters: QueueCounters
     kernel: QueueRow | None
 
 
-@dataclass(frozen=True)
-class LogCounters:
+class LogCounters(NamedTuple):
     """What happened since the log was opened.
 
     ``received`` messages came; ``lost`` are gaps in their sequence numbers, and None unless ``sequence=True`` asked
@@ -81,8 +76,7 @@ class LogCounters:
     malformed: int
 
 
-@dataclass(frozen=True)
-class LogRow:
+class LogRow(NamedTuple):
     """What the kernel says of a log group (/proc/net/netfilter/nfnetlink_log).
 
     ``port_id`` is the netlink port of the socket that has it; ``waiting`` messages are in the buffer that collects
@@ -97,8 +91,7 @@ class LogRow:
     timeout: float
 
 
-@dataclass(frozen=True)
-class LogStats:
+class LogStats(NamedTuple):
     """A log's own counters and the kernel's row; None when that cannot be read (only root of the machine may)."""
 
     counters: LogCounters

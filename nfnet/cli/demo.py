@@ -161,7 +161,13 @@ class _Demo:
             self._housekeeping += 1
             return
         accepted = "accept, rewritten" if packet.changed else "accept"
-        verdict = {Verdict.ACCEPT: accepted, Verdict.DROP: "drop"}.get(packet.decided, "mark 1, repeat")
+        verdict = (
+            accepted
+            if packet.decided == Verdict.ACCEPT
+            else "drop"
+            if packet.decided == Verdict.DROP
+            else "mark 1, repeat"
+        )
         print(f"{packet.id:3}  {_describe(packet.payload):<58}  {verdict}")
 
     def _show_log(self, expected: bool) -> None:

@@ -7,9 +7,8 @@ without swapping: it is an opaque hash, to be compared and nothing else.
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Any
+from typing import Any, NamedTuple
 
 from construct import Bytes, GreedyBytes, Int8ub, Int16ub, Int32ub, Int64ub, NullStripped, Struct
 
@@ -158,8 +157,7 @@ CTA_TABLE = table(
 )
 
 
-@dataclass(frozen=True)
-class Endpoints:
+class Endpoints(NamedTuple):
     """One direction of a connection: addresses and ports; what its protocol does not have is None."""
 
     source: str | None
@@ -169,8 +167,7 @@ class Endpoints:
     destination_port: int | None
 
 
-@dataclass(frozen=True)
-class Conntrack:
+class Conntrack(NamedTuple):
     """A connection tracking entry; what the kernel did not send is None.
 
     ``timeout`` is in seconds, ``id`` opaque, ``values`` everything that came, by CTA number.

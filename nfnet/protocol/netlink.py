@@ -9,9 +9,8 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Any
+from typing import Any, NamedTuple
 
 from construct import (
     Bytes,
@@ -101,8 +100,7 @@ error_attributes: dict[int, Construct[Any, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """The kernel's answer to a request (``NLMSG_ERROR``).
 
     ``errno`` is 0 for success, ``seq`` and ``type`` are those of the request, ``message`` the kernel's own words

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from construct import Construct, ConstructError, Default, Int8ub, Int16ub, Struct
 
@@ -51,8 +50,7 @@ class Hook(IntEnum):
 nfgenmsg = Struct("family" / Int8ub, "version" / Default(Int8ub, 0), "resource" / Int16ub)
 
 
-@dataclass(frozen=True)
-class Attribute:
+class Attribute(NamedTuple):
     """One row of an attribute table: the kernel's number and name, the layout of its data, and what it means.
 
     The data of a nested attribute are attributes again, described by the table ``nested``; its value is a dict.
