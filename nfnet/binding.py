@@ -63,6 +63,8 @@ class QueueBinding(Binding[Packet]):
         try:
             more = self.transport.receive(self._received, _DRAIN)
         except ClosedError:
+            if not self.closed:
+                raise
             return False
         except OverrunError:
             self._overruns += 1
@@ -80,10 +82,11 @@ class QueueBinding(Binding[Packet]):
         ready = verdicts.at_hand[-waiting:] if waiting else []
         new: list[Packet] = []
         problem: NfnetError | None = None
+        refused: list[int] = []
         for raw in self._received:
             if untrusted or raw[byte] != subsystem:
                 try:
-                    if (whole := self._look_into(raw)) is None:
+                    if (whole := self._look_into(raw, refused)) is None:
                         continue
                     raw = whole
                 except NfnetError as error:  # the packets behind it come first
@@ -102,6 +105,8 @@ class QueueBinding(Binding[Packet]):
         # One statement without a call: no signal handler can raise in the midst of it, so no packet is lost or there
         # twice.
         self._received, self.ready, verdicts.at_hand[_END:] = received, iterator, new
+        for number in refused:
+            self._refused[number] = self._refused.get(number, 0) + 1
         if new:
             if not self._issued and untrusted:  # a recording may begin anywhere, the kernel begins at 1
                 self.last_id = new[0].id - 1
@@ -112,7 +117,7 @@ class QueueBinding(Binding[Packet]):
         if problem is not None:
             raise problem
 
-    def _look_into(self, message: bytes) -> bytes | None:
+    def _look_into(self, message: bytes, refused: list[int]) -> bytes | None:
         """A datagram that is no packet for sure: the packet that it is after all, or None if it was dealt with."""
         try:
             if not netlink.is_answer(message):
@@ -122,7 +127,7 @@ class QueueBinding(Binding[Packet]):
             self._malformed += 1
             raise
         if answer.errno and answer.type in (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH):
-            self._refused[answer.errno] = self._refused.get(answer.errno, 0) + 1
+            refused.append(answer.errno)
             if answer.errno != errno.ENOENT:  # that one is no surprise: see QueueCounters
                 raise kernel_error(f"deciding packets of queue {self._number}", answer.errno, message=answer.message)
         return None
@@ -153,7 +158,7 @@ class QueueBinding(Binding[Packet]):
         """The packets that went to a handler and have no verdict, oldest first."""
         verdicts = self.verdicts
         given = verdicts.at_hand[: len(verdicts.at_hand) - length_hint(self.ready)]
-        return [packet for packet in (*verdicts.pending.values(), *given) if packet._decision is None]
+        return [packet for packet in (*verdicts.pending, *given) if packet._decision is None]
 
     def counters(self) -> QueueCounters:
         """What happened so far."""

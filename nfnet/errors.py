@@ -33,6 +33,10 @@ class DecodeError(NfnetError, ValueError):
         self.offset = offset
 
 
+class CaptureError(DecodeError):
+    """A file that is no capture, is damaged, or stops in the middle of a record; ``offset`` is where in the file."""
+
+
 class ClosedError(NfnetError):
     """The queue, or the binding that a packet came from, is closed."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator
-from contextlib import closing
 from functools import lru_cache
 from operator import length_hint
 from time import monotonic
@@ -129,6 +128,8 @@ class LogBinding(Binding[LogMessage]):
         try:
             more = self.transport.receive(self._received, _DRAIN)
         except ClosedError:
+            if not self.closed:
+                raise
             return False
         except OverrunError:
             self._overruns += 1
@@ -323,13 +324,15 @@ class Log(Reader[LogBinding]):
 
     def __iter__(self) -> Generator[LogMessage, None, None]:
         """The messages, as they come, until `stop` or `close`. Raises as `run`, except what handlers raise."""
-        binding = self._bound()
-        with closing(self._portions(binding, block=True)) as portions:
+        portions = self._portions(self._bound(), block=True)
+        try:
             for portion in portions:
                 for message in portion:
                     yield message
                     if self._stopping:
                         break
+        finally:
+            portions.close()
 
     def run(self, handler: Handler) -> None:
         """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.
@@ -354,12 +357,15 @@ class Log(Reader[LogBinding]):
             raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
         binding = self._bound()
         before = binding.taken()
-        with closing(self._portions(binding, block)) as portions:
+        portions = self._portions(binding, block)
+        try:
             for portion in portions:
                 for message in portion:
                     handler(message)
                     if self._stopping:
                         break
+        finally:
+            portions.close()
         return binding.taken() - before
 
     @property

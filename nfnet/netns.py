@@ -78,9 +78,12 @@ def become_root() -> None:
     """
     uid, gid = os.geteuid(), os.getegid()
     unshare(CLONE_NEWUSER)
-    for file, line in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-        with open(f"/proc/self/{file}", "w") as stream:
-            stream.write(line)
+    try:
+        for file, line in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            with open(f"/proc/self/{file}", "w") as stream:
+                stream.write(line)
+    except OSError as error:
+        raise kernel_error("becoming root of a namespace of our own", error.errno or errno.EIO) from None
 
 
 def create() -> BinaryIO:
@@ -113,8 +116,14 @@ def call_in(netns: Netns | None, function: Callable[[], _T]) -> _T:
 
     thread = threading.Thread(target=work, name="nfnet-netns")
     thread.start()
-    thread.join()
-    if "error" in outcome:
-        raise outcome["error"]
-    result: _T = outcome["result"]
-    return result
+    try:
+        thread.join()
+    finally:
+        thread.join()  # also after KeyboardInterrupt: nothing goes on behind the caller's back
+    try:
+        if "error" in outcome:
+            raise outcome["error"]
+        result: _T = outcome["result"]
+        return result
+    finally:
+        outcome.clear()  # else the error keeps what the frames of its traceback hold

@@ -164,10 +164,10 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             attributes.append((NFQA.PAYLOAD, self._check_payload(payload)))
         if vlan is not None or l2header is not None:
             attributes += self._link_layer(vlan, l2header)
-        if attributes:
-            self._decision = decision_with(word, mark, priority, *attributes)
-        else:
-            self._decision = decision(word, mark, priority)
+        what = decision_with(word, mark, priority, *attributes) if attributes else decision(word, mark, priority)
+        if self._decision is not None:  # since the first look, by a signal handler or another thread
+            self._refuse()
+        self._decision = what
         self._decide(self)
 
     def _check_payload(self, payload: bytes) -> bytes:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import suppress
 from typing import Literal
 
 from .binding import QueueBinding
 from .checks import check, check_choice
+from .errors import AlreadyDecidedError, ClosedError
 from .netns import Netns
 from .packet import Packet
 from .protocol import nfqnl
@@ -136,7 +137,7 @@ class Queue(Reader[QueueBinding]):
         verdicts = binding.verdicts
         if self._undecided != "pending":
             verdicts.settle()
-            for packet in list(verdicts.pending.values()):
+            for packet in list(verdicts.pending):
                 _apply(self._undecided, packet)
         verdicts.close()
         if self._undecided == "accept":
@@ -145,7 +146,8 @@ class Queue(Reader[QueueBinding]):
     def __iter__(self) -> Generator[Packet, None, None]:
         """The packets, as they come, until `stop` or `close`. Raises as `run`, except what handlers raise."""
         binding = self._bound()
-        with closing(self._portions(binding, block=True)) as portions:
+        portions = self._portions(binding, block=True)
+        try:
             for portion in portions:
                 for packet in portion:
                     yield packet
@@ -153,6 +155,8 @@ class Queue(Reader[QueueBinding]):
                         self._leave_undecided(binding, packet)
                     if self._stopping:
                         break
+        finally:
+            portions.close()
 
     def run(self, handler: Handler) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
@@ -178,12 +182,15 @@ class Queue(Reader[QueueBinding]):
             raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
         binding = self._bound()
         before = binding.taken()
-        with closing(self._portions(binding, block)) as portions:
+        portions = self._portions(binding, block)
+        try:
             for portion in portions:
                 for packet in portion:
                     try:
                         handler(packet)
-                    except Exception:
+                    except Exception as error:
+                        if binding.closed and isinstance(error, ClosedError):
+                            break  # closed by another thread while the handler was deciding: that ends the loop
                         if self._on_error == "raise":
                             raise
                         self._handler_failed(packet)
@@ -191,12 +198,13 @@ class Queue(Reader[QueueBinding]):
                         self._leave_undecided(binding, packet)
                     if self._stopping:
                         break
+        finally:
+            portions.close()
         return binding.taken() - before
 
     def _handler_failed(self, packet: Packet) -> None:
         _log.exception("queue %d: the handler failed on packet %d", self.num, packet.id)
-        if packet._decision is None:
-            _apply(self._on_error, packet)
+        _apply(self._on_error, packet)
 
     def _leave_undecided(self, binding: QueueBinding, packet: Packet) -> None:
         if self._undecided == "pending":
@@ -228,7 +236,9 @@ class Queue(Reader[QueueBinding]):
 
 
 def _apply(policy: str, packet: Packet) -> None:
-    if policy == "accept":
-        packet.accept()
-    else:
-        packet.drop()
+    """Give an undecided packet its verdict; another thread may do so, or close the queue, at the same time."""
+    with suppress(AlreadyDecidedError, ClosedError):
+        if policy == "accept":
+            packet.accept()
+        else:
+            packet.drop()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import select
-import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import islice
 from operator import length_hint
 from time import monotonic
@@ -48,6 +47,8 @@ class Binding(ABC, Generic[T]):
         self.transport = transport
         self.ready: Iterator[T] = iter(())  # for the handler; one iterator for all loops
         self.process = os.getpid()
+        self.reading = False  # by a loop
+        self.finished = False  # by `Reader.close`
         self.closed = False
 
     @abstractmethod
@@ -90,7 +91,6 @@ class Reader(ABC, Generic[B]):
         self._given_transport = transport
         self._waiter = _Waiter()
         self._stopping = False
-        self._reader = threading.Lock()  # held by the loop
         self._binding: B | None = None
         self._last_binding: B | None = None
 
@@ -133,14 +133,16 @@ class Reader(ABC, Generic[B]):
         binding = self._connect()
         try:
             self._bind(binding.transport)
+            self._waiter.watch(binding.transport.fileno())
+            last = self._last_binding
+            if last is None or not last.reading:  # else a loop of the previous binding has still to see that it ended
+                self._stopping = False
+                self._waiter.reset()
+            self._binding = self._last_binding = binding
         except BaseException:
+            self._binding = None
             binding.release()
             raise
-        self._waiter.watch(binding.transport.fileno())
-        if not self._reader.locked():  # a loop of the previous binding has still to see that it ended
-            self._stopping = False
-            self._waiter.reset()
-        self._binding = self._last_binding = binding
 
     def _connect(self) -> B:
         """A new socket for each binding: the old one may still hold packets, whose ids would mean new ones."""
@@ -197,11 +199,13 @@ class Reader(ABC, Generic[B]):
 
     def close(self) -> None:
         """Unbind. May be called twice, and from any thread: a loop that is reading then ends."""
-        binding, self._binding = self._binding, None
+        binding = self._binding
         if binding is None:
             return
+        finished, binding.finished = binding.finished, True
         try:
-            if binding.process == os.getpid():  # a forked child must not touch what its parent goes on using
+            # Another thread may be about it; and a forked child must not touch what its parent goes on using.
+            if not finished and binding.process == os.getpid():
                 try:
                     self._finish(binding)
                 finally:
@@ -209,8 +213,12 @@ class Reader(ABC, Generic[B]):
                     with suppress(NfnetError):
                         binding.transport.send(self._unbind_request())
         finally:
-            binding.release()
-            self.stop()
+            try:
+                binding.release()
+            finally:
+                if self._binding is binding:
+                    self._binding = None
+                self.stop()
 
     def __enter__(self: Self) -> Self:
         self.open()
@@ -224,6 +232,8 @@ class Reader(ABC, Generic[B]):
     def _bound(self) -> B:
         if self._binding is None:
             raise ClosedError(f"{self._name} is not open: use it in a with statement, or call open()")
+        if self._binding.process != os.getpid():
+            raise ClosedError(f"{self._name} was opened by the process that this one was forked from")
         return self._binding
 
     def _bound_or_last(self) -> B:
@@ -240,7 +250,9 @@ class Reader(ABC, Generic[B]):
         It, and what is done for every packet, is as it is because that was measured. ``binding.ready`` is one
         iterator for all loops, so whatever ends a loop, the next one goes on with the packet after.
         """
-        with self._reading(binding):
+        self._check_reading(binding)
+        binding.reading = True
+        try:
             while self._wait(binding, block):
                 ready = binding.ready
                 left = length_hint(ready)
@@ -259,23 +271,20 @@ class Reader(ABC, Generic[B]):
                 binding.settle()
                 if not block:
                     return
-
-    @contextmanager
-    def _reading(self, binding: B) -> Iterator[None]:
-        if not self._reader.acquire(blocking=False):
-            raise BusyReadingError(f"{self._name} is being read by another loop; one at a time can")
-        try:
-            yield
         finally:
             try:
                 if not binding.closed:
                     binding.settle(waiting=length_hint(binding.ready))
             finally:
-                self._stopping = False
+                self._stopping = binding.reading = False
                 self._waiter.reset()
                 if length_hint(binding.ready):
                     self._waiter.wake()  # the next `process` has something to do
-                self._reader.release()
+
+    def _check_reading(self, binding: B) -> None:
+        # The caller sets the flag at once: no lock, whose holder an exception may end before it can let go.
+        if binding.reading:
+            raise BusyReadingError(f"{self._name} is being read by another loop; one at a time can")
 
     def _wait(self, binding: B, block: bool) -> bool:
         """Wait until something is ready; False if nothing is or will be."""
@@ -293,9 +302,15 @@ class Reader(ABC, Generic[B]):
     def _take(self) -> int:
         """What `process` does without a handler."""
         binding = self._bound()
-        with self._reading(binding):
+        self._check_reading(binding)
+        binding.reading = True
+        try:
             binding.receive()
-            return length_hint(binding.ready)
+        finally:
+            binding.reading = False
+            if length_hint(binding.ready):
+                self._waiter.wake()
+        return length_hint(binding.ready)
 
     def stop(self) -> None:
         """End the loop that is reading, or the next one if there is none; from any thread or a signal handler.

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from .checks import check, check_choice
-from .errors import ArgumentError, KernelError
+from .errors import ArgumentError, ClosedError, KernelError
 from .netns import Netns, call_in
 from .protocol.layout import build_attribute
 from .protocol.netlink import Flag
@@ -52,8 +52,6 @@ _QUEUE_NUM, _QUEUE_TOTAL, _QUEUE_FLAGS = 1, 2, 3
 _QUEUE_BYPASS = 1
 _LOG_GROUP, _LOG_PREFIX, _LOG_SNAPLEN, _LOG_QTHRESHOLD = 1, 2, 3, 4
 _MAX_PREFIX = 127
-
-_numbers = itertools.count(1)
 
 
 @contextmanager
@@ -153,7 +151,8 @@ def _rule(
     check_choice("hook", hook, _HOOKS)
     check_choice("family", family, tuple(_FAMILIES))
     priority = check("priority", priority, -0x80000000, 0x7FFFFFFF)
-    name = f"nfnet-{os.getpid()}-{next(_numbers)}"
+    # Not the process id alone: containers may share the namespace, and each has a process 1.
+    name = f"nfnet-{os.getpid()}-{os.urandom(4).hex()}"
     nfproto = _FAMILIES[family]
     chain = [
         ("NFTA_CHAIN_TABLE", name),
@@ -184,7 +183,8 @@ def _rule(
         yield
     finally:
         try:
-            with suppress(KernelError):  # ENOENT if somebody flushed the ruleset
+            # ENOENT if somebody flushed the ruleset; and in a forked child, where the socket is closed, it stays.
+            with suppress(KernelError, ClosedError):
                 delete = [(_DELTABLE, [("NFTA_TABLE_NAME", name)])]
                 sock.request(lambda seq: _batch(nfproto, seq, delete), f"removing the rule for {operation}")
         finally:

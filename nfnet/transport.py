@@ -9,10 +9,10 @@ import os
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from itertools import repeat
 from typing import Protocol
@@ -29,6 +29,7 @@ NETLINK_EXT_ACK = 11
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
 
+_END = sys.maxsize  # ``list[_END:] = more`` appends
 KERNEL = (0, 0)  # the kernel's port id, and no multicast groups
 
 # The largest datagram: 256 KiB of log messages, where the kernel rounds the 128 KiB that may be asked for up to the
@@ -103,12 +104,12 @@ class NetlinkSocket:
             )
         except OSError as error:
             raise _system_error("opening a netfilter netlink socket", error) from None
-        self._reading = threading.Lock()
+        self._reading = threading.RLock()  # `close` may come in a signal handler
         self._names: dict[int, tuple[str | None, float]] = {}
         _open_sockets.add(self)
         self._datagram = datagram
         self._sequence = 0
-        self._kept: deque[bytes] = deque()
+        self._kept: list[bytes] = []
         try:
             self._configure(DEFAULT_RCVBUF if rcvbuf is None else rcvbuf, overruns)
         except OSError as error:
@@ -151,9 +152,10 @@ class NetlinkSocket:
             raise _system_error(f"sending {len(datagram)} bytes to the kernel", error) from None
 
     def receive(self, into: list[bytes], limit: int) -> bool:
-        while self._kept and limit:
-            into.append(self._kept.popleft())
-            limit -= 1
+        if self._kept:
+            kept = self._kept[:limit]
+            into[_END:], self._kept[:limit] = kept, ()  # one statement, so that none is lost
+            limit -= len(kept)
         with self._reading:
             self._check_open()
             try:
@@ -164,6 +166,7 @@ class NetlinkSocket:
             except BlockingIOError:
                 pass
             except OSError as error:
+                self._check_open()
                 raise _system_error("receiving from the kernel", error) from None
         return True
 
@@ -237,7 +240,8 @@ class NetlinkSocket:
             self._socket.close()
 
     def abandon(self) -> None:
-        """Close this process's copy of the socket, in a forked child: there nobody else is left to hold the lock."""
+        """Close this process's copy of the socket, in a forked child: who held the lock is not there."""
+        self._reading = threading.RLock()
         self._socket.close()
 
     def _check_open(self) -> None:

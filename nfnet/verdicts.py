@@ -22,9 +22,10 @@ Drops may overtake: nobody can see when a packet was dropped. So of packets that
 rarer kind goes first, one message each, and one batch takes all the others.
 
 The verdict of a packet is in the hands of its `_decide`: while the loop has more packets at hand that is
-``decided.append``; for the last one, and for pending ones, it is `decide_now`. Whoever sends holds the lock, and takes
-verdicts off the lists only when the kernel has them. An exception in between, say KeyboardInterrupt, makes a verdict
-leave twice, which the kernel answers with ENOENT; it never makes one get lost.
+``decided.append``; for the last one, and for pending ones, it is `decide_now`. A packet is at hand or pending until the
+kernel has its verdict, whatever happens in between: that is what counts. Whoever sends holds the lock, and takes
+packets off the lists only when the kernel has their verdicts. An exception in between, say KeyboardInterrupt, makes a
+verdict leave twice, which the kernel answers with ENOENT; it never makes one get lost.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Verdicts:
     def __init__(self, number: int, transport: Transport) -> None:
         self.at_hand: list[Packet] = []
         self.decided: list[Packet] = []
-        self.pending: dict[int, Packet] = {}
+        self.pending: dict[Packet, None] = {}  # a set that keeps its order
         self.counts: dict[int, int] = dict.fromkeys(Verdict, 0)
         self.closed = False
         self._number = number
@@ -110,12 +111,14 @@ class Verdicts:
     def decide_now(self, packet: Packet) -> None:
         """Send the verdict of a packet, and all that were collected before it."""
         with self._lock:
-            if self.closed:
-                packet._decision = None
-                raise ClosedError(
-                    f"packet {packet.id}: queue {self._number} was closed, and the packet dropped with it"
-                )
-            self.decided.append(packet)
+            if packet in self.pending or packet in self.at_hand:
+                if self.closed:
+                    packet._decision = None
+                    text = f"packet {packet.id}: queue {self._number} was closed, which dropped the packet"
+                    raise ClosedError(text)
+                if packet not in self.decided:
+                    self.decided.append(packet)
+            # Else `settle` was quicker: it saw the decision, and the verdict has left.
             self._send_decided()
 
     def flush(self) -> None:
@@ -128,29 +131,41 @@ class Verdicts:
         """Send what was collected; what else is at hand is pending from now on, but for the last ``waiting``."""
         with self._lock:
             self._send_decided()
-            given = self.at_hand[: len(self.at_hand) - waiting]
-            if given:
+            # What a signal handler decides from here on waits until the lists are in order again.
+            sending, self._sending = self._sending, True
+            try:
+                given = self.at_hand[: len(self.at_hand) - waiting]
                 for packet in given:
-                    if packet._decision is None:
-                        self.pending[packet.id] = packet
                     packet._decide = self.decide_now
+                    self.pending[packet] = None
                 del self.at_hand[: len(given)]
-                # Another thread may have decided one of them in the meantime, and found the old `_decide`.
-                self._send_decided()
+                # Decisions on the way to `decide_now`, in another thread, or stopped there by an exception.
+                for packet in self.pending:
+                    if packet._decision is not None and packet not in self.decided:
+                        self.decided.append(packet)
+            finally:
+                self._sending = sending
+            self._send_decided()
 
     def defer(self, packet: Packet) -> None:
         """The handler has returned and left the packet undecided: it is pending from now on."""
         with self._lock:
-            packet._decide = self.decide_now
-            if packet in self.at_hand:  # not if the handler closed the queue
-                self.pending[packet.id] = packet
-                self.at_hand.remove(packet)
-            if packet._decision is not None:  # by another thread, just now: see `settle`
+            sending, self._sending = self._sending, True  # see `settle`
+            before = len(self.decided)
+            try:
+                packet._decide = self.decide_now
+                if packet in self.at_hand:  # not if the handler closed the queue
+                    self.pending[packet] = None
+                    self.at_hand.remove(packet)
+            finally:
+                self._sending = sending
+            if packet._decision is not None or len(self.decided) > before:
                 self._send_decided()
 
     def received(self) -> int:
         """How many packets the loop has received so far."""
-        return sum(self.counts.values()) + len(self.at_hand) + len(self.pending)
+        with self._lock:
+            return len(self.at_hand) + len(self.pending) + sum(self.counts.values())
 
     def accept_rest(self, newest: int) -> None:
         """Accept whatever is queued, read by this program or not; ``newest`` is the last id that was seen."""
@@ -191,20 +206,22 @@ class Verdicts:
         for what in set(decisions):
             counts[what.word & 0xFF] += decisions.count(what)
         self._transport.send(datagram)
-        # The kernel has them. One statement without a call: no signal handler can raise in the midst of it.
+        # The kernel has them. The last step is one statement without a call, in the midst of which no signal handler
+        # can raise: until then they would be sent once more.
         count = len(packets)
         if in_order:
             self.counts, self.decided[:count], self.at_hand[:count] = counts, (), ()
-        else:
-            self.counts, self.decided[:count] = counts, ()
-            for packet in packets:
-                if self.pending.pop(packet.id, None) is None and packet in self.at_hand:
-                    self.at_hand.remove(packet)
+            return
+        for packet in packets:
+            self.pending.pop(packet, None)
+            if packet in self.at_hand:
+                self.at_hand.remove(packet)
+        self.counts, self.decided[:count] = counts, ()
 
     def _pending_before(self, packet: Packet) -> bool:
         """Whether a packet with a lower id is undecided: no batch may cover that."""
         # Packets become pending in the order of their ids, so the first is the oldest.
-        return any((packet.id - oldest) & 0xFFFFFFFF < 0x80000000 for oldest in islice(self.pending, 1))
+        return any((packet.id - oldest.id) & 0xFFFFFFFF < 0x80000000 for oldest in islice(self.pending, 1))
 
     def _encode_in_order(self, packets: Sequence[Packet], decisions: Sequence[Decision]) -> Iterator[bytes]:
         """Messages for packets of which none that is older is undecided."""

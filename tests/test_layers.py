@@ -25,6 +25,7 @@ ORDER = [
     "protocol.nfulnl",
     "protocol",
     "inet",
+    "capture",
     "netns",
     "transport",
     "stats",
