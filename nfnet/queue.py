@@ -189,7 +189,7 @@ class Queue(Reader[QueueBinding]):
                     try:
                         handler(packet)
                     except Exception as error:
-                        if binding.closed and isinstance(error, ClosedError):
+                        if binding.finished and isinstance(error, (ClosedError, AlreadyDecidedError)):
                             break  # closed by another thread while the handler was deciding: that ends the loop
                         if self._on_error == "raise":
                             raise

@@ -203,6 +203,7 @@ class Reader(ABC, Generic[B]):
         if binding is None:
             return
         finished, binding.finished = binding.finished, True
+        self.stop()
         try:
             # Another thread may be about it; and a forked child must not touch what its parent goes on using.
             if not finished and binding.process == os.getpid():
@@ -230,11 +231,12 @@ class Reader(ABC, Generic[B]):
         self.close()
 
     def _bound(self) -> B:
-        if self._binding is None:
+        binding = self._binding
+        if binding is None:
             raise ClosedError(f"{self._name} is not open: use it in a with statement, or call open()")
-        if self._binding.process != os.getpid():
+        if binding.process != os.getpid():
             raise ClosedError(f"{self._name} was opened by the process that this one was forked from")
-        return self._binding
+        return binding
 
     def _bound_or_last(self) -> B:
         binding = self._binding or self._last_binding

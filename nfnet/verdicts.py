@@ -34,7 +34,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import groupby, islice
+from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -150,8 +150,8 @@ class Verdicts:
     def defer(self, packet: Packet) -> None:
         """The handler has returned and left the packet undecided: it is pending from now on."""
         with self._lock:
-            sending, self._sending = self._sending, True  # see `settle`
             before = len(self.decided)
+            sending, self._sending = self._sending, True  # see `settle`
             try:
                 packet._decide = self.decide_now
                 if packet in self.at_hand:  # not if the handler closed the queue
@@ -221,7 +221,9 @@ class Verdicts:
     def _pending_before(self, packet: Packet) -> bool:
         """Whether a packet with a lower id is undecided: no batch may cover that."""
         # Packets become pending in the order of their ids, so the first is the oldest.
-        return any((packet.id - oldest.id) & 0xFFFFFFFF < 0x80000000 for oldest in islice(self.pending, 1))
+        for oldest in self.pending:
+            return (packet.id - oldest.id) & 0xFFFFFFFF < 0x80000000
+        return False
 
     def _encode_in_order(self, packets: Sequence[Packet], decisions: Sequence[Decision]) -> Iterator[bytes]:
         """Messages for packets of which none that is older is undecided."""

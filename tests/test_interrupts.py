@@ -1,0 +1,206 @@
+"""Ctrl-C at any moment, and threads at any moment: no packet is lost, none gets a verdict that was not given."""
+
+from __future__ import annotations
+
+import _thread
+import random
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import nfnet
+from nfnet import Packet, Queue
+
+from .kernel import FakeKernel
+
+ROOT = str(Path(nfnet.__file__).parent)
+COUNT = 12
+
+
+class _Signal:
+    """``~signal`` does what Ctrl-C does: the interpreter raises where it looks for signals next.
+
+    It looks after calls, so this is none: it would be noticed in the tracing function here, not in the code traced.
+    """
+
+    __invert__ = staticmethod(_thread.interrupt_main)
+
+
+_signal = _Signal()
+
+
+class Interrupt:
+    """Makes Ctrl-C arrive before the n-th bytecode instruction that the package executes."""
+
+    def __init__(self, moment: int) -> None:
+        self.moment = moment
+        self.seen = 0
+
+    def __enter__(self) -> Interrupt:
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        sys.settrace(None)
+
+    def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if self.seen >= self.moment or not frame.f_code.co_filename.startswith(ROOT):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        return self._instruction
+
+    def _instruction(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "opcode":
+            self.seen += 1
+            if self.seen == self.moment:
+                caller: FrameType | None = frame
+                while caller is not None:
+                    caller.f_trace, caller.f_trace_opcodes = None, False
+                    caller = caller.f_back
+                _ = ~_signal  # type: ignore[operator]
+                return None
+        return self._instruction
+
+
+class Handler:
+    """Decides by id, and keeps some packets, which it decides two packets later."""
+
+    def __init__(self, keep: int) -> None:
+        self.kept: list[Packet] = []
+        self._keep = keep
+
+    def __call__(self, packet: Packet) -> None:
+        if len(self.kept) > 1:
+            self.decide(self.kept.pop(0))
+        if self._keep and packet.id % self._keep == 0:
+            self.kept.append(packet)
+        else:
+            self.decide(packet)
+
+    @staticmethod
+    def decide(packet: Packet) -> None:
+        if packet.decided is None:
+            if packet.id % 5 == 0:
+                packet.drop()
+            elif packet.id % 4 == 0:
+                packet.accept(mark=7)
+            else:
+                packet.accept()
+
+
+def expected(packet_id: int) -> tuple[int, bool]:
+    return (0, False) if packet_id % 5 == 0 else (1, packet_id % 4 == 0)
+
+
+def run(queue: Queue, handler: Handler) -> None:
+    queue.run(handler)
+
+
+def iterate(queue: Queue, handler: Handler) -> None:
+    for packet in queue:
+        handler(packet)
+
+
+def process(queue: Queue, handler: Handler) -> None:
+    while queue.process(handler):
+        pass
+
+
+WAYS: list[Callable[[Queue, Handler], None]] = [run, iterate, process]
+
+
+# An interrupt in a generator that is just being disposed of is printed and forgotten by the interpreter.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("keep", [0, 3])
+@pytest.mark.parametrize("way", WAYS)
+def test_keyboard_interrupt_at_any_moment(way: Callable[[Queue, Handler], None], keep: int) -> None:
+    seed = random.randrange(1 << 30)
+    moment, step, interrupted = 1, 1, 0
+    choose = random.Random(seed)
+    while True:
+        kernel = FakeKernel(ends=True)
+        handler = Handler(keep)
+        with Queue(1, transport=kernel) as queue:
+            kernel.feed(COUNT)
+            interrupt = Interrupt(moment)
+            try:
+                with interrupt:
+                    way(queue, handler)
+                for _ in range(100):  # a signal that came at the very end is noticed here
+                    pass
+            except KeyboardInterrupt:
+                sys.settrace(None)
+                interrupted += 1
+            if interrupt.seen < moment:
+                break  # beyond the end
+            where = f"seed {seed}, instruction {moment}"
+            try:
+                way(queue, handler)
+            except nfnet.BusyReadingError:  # the interrupt came as the iteration was being ended; nothing is lost
+                assert way is iterate, where
+                moment += 1
+                continue
+            for packet in queue.pending:
+                handler.decide(packet)
+            queue.flush()
+            queue.process(handler)
+            assert not kernel.queued, where
+            judged = {packet_id: (word, bool(changes)) for packet_id, word, changes in kernel.judged}
+            assert judged == {number: expected(number) for number in range(1, COUNT + 1)}, where
+            assert len(kernel.judged) == COUNT, where
+            counters = queue.counters
+            assert (counters.received, counters.pending, counters.lost) == (COUNT, 0, 0), where
+        step = choose.randint(1, 24)
+        moment += step
+    assert interrupted > 50
+
+
+def test_threads_that_decide_what_the_loop_just_handed_out() -> None:
+    """The handler gives packets away; a thread accepts them while the loop drops those that follow."""
+    kernel = FakeKernel()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    given: list[Packet] = []
+    wake = threading.Event()
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            wake.wait(10)
+            wake.clear()
+            while given:
+                given.pop().accept()
+
+    def handler(packet: Packet) -> None:
+        if packet.id % 2:
+            given.append(packet)
+            wake.set()
+        else:
+            packet.drop()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        with Queue(1, transport=kernel) as queue:
+            for _ in range(1500):
+                kernel.feed(1)
+                queue.process(handler)
+            done.set()
+            wake.set()
+            thread.join(30)
+            assert not given
+            assert not kernel.queued
+            assert {packet_id: word for packet_id, word, _ in kernel.judged} == {n: n % 2 for n in range(1, 1501)}
+            counters = queue.counters
+            assert (counters.received, counters.lost, counters.pending, counters.refused) == (1500, 0, 0, {})
+    finally:
+        done.set()
+        wake.set()
+        thread.join(30)
+        sys.setswitchinterval(before)
