@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from functools import lru_cache
 from operator import length_hint
 from time import monotonic
@@ -360,13 +360,16 @@ class Log(Reader[LogBinding]):
         portions = self._portions(binding, block)
         try:
             for portion in portions:
-                for message in portion:
-                    handler(message)
-                    if self._stopping:
-                        break
+                self._hand_out(portion, handler)
         finally:
             portions.close()
         return binding.taken() - before
+
+    def _hand_out(self, portion: Iterator[LogMessage], handler: Handler) -> None:
+        for message in portion:
+            handler(message)
+            if self._stopping:
+                return
 
     @property
     def counters(self) -> LogCounters:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Literal
 
@@ -185,22 +185,25 @@ class Queue(Reader[QueueBinding]):
         portions = self._portions(binding, block)
         try:
             for portion in portions:
-                for packet in portion:
-                    try:
-                        handler(packet)
-                    except Exception as error:
-                        if binding.finished and isinstance(error, (ClosedError, AlreadyDecidedError)):
-                            break  # closed by another thread while the handler was deciding: that ends the loop
-                        if self._on_error == "raise":
-                            raise
-                        self._handler_failed(packet)
-                    if packet._decision is None:
-                        self._leave_undecided(binding, packet)
-                    if self._stopping:
-                        break
+                self._hand_out(binding, portion, handler)
         finally:
             portions.close()
         return binding.taken() - before
+
+    def _hand_out(self, binding: QueueBinding, portion: Iterator[Packet], handler: Handler) -> None:
+        for packet in portion:
+            try:
+                handler(packet)
+            except Exception as error:
+                if binding.finished and isinstance(error, (ClosedError, AlreadyDecidedError)):
+                    return  # closed by another thread while the handler was deciding: that ends the loop
+                if self._on_error == "raise":
+                    raise
+                self._handler_failed(packet)
+            if packet._decision is None:
+                self._leave_undecided(binding, packet)
+            if self._stopping:
+                return
 
     def _handler_failed(self, packet: Packet) -> None:
         _log.exception("queue %d: the handler failed on packet %d", self.num, packet.id)

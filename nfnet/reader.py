@@ -254,8 +254,11 @@ class Reader(ABC, Generic[B]):
         """
         self._check_reading(binding)
         binding.reading = True
+        # In CPython 3.13.0 an exception that a signal raises at the jump from a condition back to the top of a loop
+        # leaves without `finally`. So loops under `try` end with statements that are no conditions, where they can.
         try:
-            while self._wait(binding, block):
+            go_on = True
+            while go_on and self._wait(binding, block):
                 ready = binding.ready
                 left = length_hint(ready)
                 size, deadline = 1, monotonic() + _MAX_DELAY
@@ -264,15 +267,9 @@ class Reader(ABC, Generic[B]):
                     if self._stopping:
                         return
                     left -= size
-                    # The clock is asked ever less often while the handler is quick: asking costs as much as a verdict.
-                    if monotonic() > deadline:
-                        binding.flush()
-                        size, deadline = 1, monotonic() + _MAX_DELAY
-                    elif size < _MAX_PORTION:
-                        size *= 2
+                    size, deadline = _pace(binding, size, deadline)
                 binding.settle()
-                if not block:
-                    return
+                go_on = block
         finally:
             try:
                 if not binding.closed:
@@ -336,6 +333,17 @@ class Reader(ABC, Generic[B]):
         """The size of the receive buffer that the kernel granted, in bytes; None when there is no socket."""
         size: int | None = getattr(self._bound().transport, "rcvbuf", None)
         return size
+
+
+def _pace(binding: Binding[Any], size: int, deadline: float) -> tuple[int, float]:
+    """Let verdicts leave if it is time, and say how many packets there may be until the next look at the clock.
+
+    While the handler is quick these are ever more: asking the clock costs as much as a verdict.
+    """
+    if monotonic() <= deadline:
+        return min(2 * size, _MAX_PORTION), deadline
+    binding.flush()
+    return 1, monotonic() + _MAX_DELAY
 
 
 class _Waiter:

@@ -134,18 +134,20 @@ class Verdicts:
             # What a signal handler decides from here on waits until the lists are in order again.
             sending, self._sending = self._sending, True
             try:
-                given = self.at_hand[: len(self.at_hand) - waiting]
-                for packet in given:
-                    packet._decide = self.decide_now
-                    self.pending[packet] = None
-                del self.at_hand[: len(given)]
-                # Decisions on the way to `decide_now`, in another thread, or stopped there by an exception.
-                for packet in self.pending:
-                    if packet._decision is not None and packet not in self.decided:
-                        self.decided.append(packet)
+                self._make_pending(len(self.at_hand) - waiting)
             finally:
                 self._sending = sending
             self._send_decided()
+
+    def _make_pending(self, count: int) -> None:
+        for packet in self.at_hand[:count]:
+            packet._decide = self.decide_now
+            self.pending[packet] = None
+        del self.at_hand[:count]
+        # Decisions on the way to `decide_now`, in another thread, or stopped there by an exception.
+        for packet in self.pending:
+            if packet._decision is not None and packet not in self.decided:
+                self.decided.append(packet)
 
     def defer(self, packet: Packet) -> None:
         """The handler has returned and left the packet undecided: it is pending from now on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import random
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -49,7 +50,7 @@ class Interrupt:
         sys.settrace(None)
 
     def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if self.seen >= self.moment or not frame.f_code.co_filename.startswith(ROOT):
+        if not frame.f_code.co_filename.startswith(ROOT):
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
@@ -63,9 +64,25 @@ class Interrupt:
                 while caller is not None:
                     caller.f_trace, caller.f_trace_opcodes = None, False
                     caller = caller.f_back
+                sys.settrace(None)  # first: raised in a tracing function it would end a generator without its finally
                 _ = ~_signal  # type: ignore[operator]
                 return None
         return self._instruction
+
+
+class AtomicKernel(FakeKernel):
+    """As a system call does, each call happens or does not, whatever signals come."""
+
+    def send(self, datagram: bytes) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+        super().send(datagram)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+
+    def receive(self, into: list[bytes], limit: int) -> bool:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+        more = super().receive(into, limit)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+        return more
 
 
 class Handler:
@@ -115,8 +132,54 @@ def process(queue: Queue, handler: Handler) -> None:
 WAYS: list[Callable[[Queue, Handler], None]] = [run, iterate, process]
 
 
-# An interrupt in a generator that is just being disposed of is printed and forgotten by the interpreter.
+def check_books(queue: Queue, kernel: FakeKernel, handler: Handler, count: int, where: str) -> None:
+    """After an interrupted loop: go on to the end, and see that every packet got its verdict and no other."""
+    queue.process(handler)
+    for packet in queue.pending:
+        handler.decide(packet)
+    queue.flush()
+    queue.process(handler)
+    assert not kernel.queued, where
+    judged = {packet_id: (word, bool(changes)) for packet_id, word, changes in kernel.judged}
+    assert judged == {number: expected(number) for number in range(1, count + 1)}, where
+    assert len(kernel.judged) == count, where
+    counters = queue.counters
+    assert (counters.received, counters.pending, counters.lost) == (count, 0, 0), where
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_real_signal_at_random_moments(way: Callable[[Queue, Handler], None]) -> None:
+    seed = random.randrange(1 << 30)
+    choose = random.Random(seed)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    interrupted = 0
+    try:
+        for attempt in range(300):
+            kernel = AtomicKernel(ends=True)
+            handler = Handler(3)
+            with Queue(1, transport=kernel) as queue:
+                kernel.feed(COUNT)
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, choose.uniform(1e-6, 1e-3))
+                    way(queue, handler)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except KeyboardInterrupt:
+                    interrupted += 1
+                try:
+                    check_books(queue, kernel, handler, COUNT, f"seed {seed}, attempt {attempt}")
+                except nfnet.BusyReadingError:  # see `Reader._portions`
+                    assert sys.version_info[:3] == (3, 13, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 30
+
+
+# Since 3.12 tracing disturbs what it watches: an exception may leave a generator without running its finally clause.
+# Besides, an interrupt in a generator that is just being disposed of is printed and forgotten by the interpreter.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="needs tracing as it was until Python 3.11")
 @pytest.mark.parametrize("keep", [0, 3])
 @pytest.mark.parametrize("way", WAYS)
 def test_keyboard_interrupt_at_any_moment(way: Callable[[Queue, Handler], None], keep: int) -> None:
@@ -146,16 +209,7 @@ def test_keyboard_interrupt_at_any_moment(way: Callable[[Queue, Handler], None],
                 assert way is iterate, where
                 moment += 1
                 continue
-            for packet in queue.pending:
-                handler.decide(packet)
-            queue.flush()
-            queue.process(handler)
-            assert not kernel.queued, where
-            judged = {packet_id: (word, bool(changes)) for packet_id, word, changes in kernel.judged}
-            assert judged == {number: expected(number) for number in range(1, COUNT + 1)}, where
-            assert len(kernel.judged) == COUNT, where
-            counters = queue.counters
-            assert (counters.received, counters.pending, counters.lost) == (COUNT, 0, 0), where
+            check_books(queue, kernel, handler, COUNT, where)
         step = choose.randint(1, 24)
         moment += step
     assert interrupted > 50
