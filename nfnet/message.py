@@ -127,8 +127,8 @@ class Message:
     def timestamp(self) -> float | None:
         """When the packet arrived (TIMESTAMP), in seconds since 1970 (UTC), to the microsecond.
 
-        None for packets on their way out. In a queue also None unless something on the machine asked the kernel to
-        stamp packets: see ``Queue(timestamps=True)``. Logged packets that came in always have it.
+        None for packets on their way out. Else also None unless something on the machine asked the kernel to stamp
+        packets: see ``Queue(timestamps=True)``. Newer kernels (not Linux 6.1) stamp all logged packets that come in.
         """
         span = self._find(self._TIMESTAMP)
         if span is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol, TypeVar
 
@@ -40,6 +41,9 @@ def unshare(flags: int) -> None:
     """
     try:
         _libc("unshare", flags)
+    except PermissionError as error:
+        hint = "CAP_SYS_ADMIN is needed for that, or a machine on which users may make user namespaces"
+        raise NotPermittedError("making a namespace of our own", error.errno or errno.EPERM, hint=hint) from None
     except OSError as error:
         raise kernel_error("making a namespace of our own", error.errno or errno.EIO) from None
 
@@ -77,6 +81,10 @@ def become_root() -> None:
     does not allow it.
     """
     uid, gid = os.geteuid(), os.getegid()
+    # A thread that was joined may still be on its way out of the process, and the kernel counts it.
+    deadline = time.monotonic() + 1
+    while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < deadline:
+        time.sleep(0.001)
     unshare(CLONE_NEWUSER)
     try:
         for file, line in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
