@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
 from operator import attrgetter
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 # Datagrams of verdicts are kept below this, plus one packet; the send buffer has room for twice as much.
 _MAX_DATAGRAM = 1 << 16
+_MAX_MESSAGES = 1024  # of up to 48 bytes each
 
 
 class Decision:
@@ -194,18 +195,23 @@ class Verdicts:
             self._sending = False
 
     def _send_some(self) -> None:
-        packets = self.decided[:]  # others may append meanwhile
+        packets = self.decided[:_MAX_MESSAGES]  # others may append meanwhile
         in_order = packets == self.at_hand[: len(packets)] and not self._pending_before(packets[-1])
         decisions: list[Decision] = list(map(_decision_of, packets))
-        first = decisions[0]
-        if in_order and first.batchable and decisions.count(first) == len(decisions):
-            datagram = self._batch(first, packets[-1])
-        else:
+        kinds = {decisions[0]} if decisions.count(decisions[0]) == len(decisions) else set(decisions)
+        batchable = all(what.batchable for what in kinds)
+        if not batchable:
             packets, decisions = _limit(packets, decisions)
-            encode = self._encode_in_order if in_order else self._encode_each
-            datagram = b"".join(encode(packets, decisions))
+            kinds = set(decisions)
+        if not in_order:
+            encode = self._encode_each
+        elif batchable:
+            encode = self._encode_run
+        else:
+            encode = self._encode_in_order
+        datagram = b"".join(encode(packets, decisions))
         counts = self.counts.copy()
-        for what in set(decisions):
+        for what in kinds:
             counts[what.word & 0xFF] += decisions.count(what)
         self._transport.send(datagram)
         # The kernel has them. The last step is one statement without a call, in the midst of which no signal handler
@@ -239,6 +245,9 @@ class Verdicts:
             start = end
 
     def _encode_run(self, packets: Sequence[Packet], decisions: Sequence[Decision]) -> Iterator[bytes]:
+        if decisions.count(decisions[0]) == len(decisions):
+            yield self._batch(decisions[0], packets[-1])
+            return
         others = set(decisions) - {DROP}
         if len(others) > 1:
             start = 0
@@ -248,18 +257,16 @@ class Verdicts:
                 start = end
             return
         # Accepted, say, and dropped in turn: the rarer kind one by one, then the other as one batch.
-        rare, common = DROP, next(iter(others), DROP)
+        rare, common = DROP, others.pop()
         if decisions.count(DROP) * 2 > len(decisions):
             rare, common = common, rare
-        ids = [packet.raw[PACKET_ID] for packet, what in zip(packets, decisions) if what is rare is not common]
-        if ids:
-            prefix = self._prefix(rare)
-            yield prefix
-            yield prefix.join(ids)
+        prefix = self._prefix(rare)
+        yield prefix
+        yield prefix.join([packet.raw[PACKET_ID] for packet, what in zip(packets, decisions) if what is rare])
         last = next(packet for packet, what in zip(reversed(packets), reversed(decisions)) if what is common)
         yield self._batch(common, last)
 
-    def _encode_each(self, packets: Iterable[Packet], decisions: Iterable[Decision]) -> Iterator[bytes]:
+    def _encode_each(self, packets: Sequence[Packet], decisions: Sequence[Decision]) -> Iterator[bytes]:
         for packet, what in zip(packets, decisions):
             yield self._prefix(what) if what.batchable else self._build_prefix(what)
             yield packet.raw[PACKET_ID]

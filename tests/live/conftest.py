@@ -130,6 +130,7 @@ class Net:
 
     def receiver(self, host: str = "server", family: int = socket.AF_INET, port: int = 7000) -> socket.socket:
         sock = self.open_socket(host, family)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
         return sock
 
