@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,19 +13,19 @@ from common import BUFFER, PORT, Drain, Draining, Handler, Program, options, run
 
 import nfnet
 from nfnet import rules
-from nfnet.transport import MAX_QUEUE_DATAGRAM
+from nfnet.transport import MAX_QUEUE_DATAGRAM, SO_RCVBUFFORCE
 
 
 def accept(packet: Any) -> None:
     packet.accept()
 
 
-def nfnet_payload(packet: Any) -> None:
+def attribute_payload(packet: Any) -> None:
     len(packet.payload)
     packet.accept()
 
 
-def peer_payload(packet: Any) -> None:
+def method_payload(packet: Any) -> None:
     len(packet.get_payload())
     packet.accept()
 
@@ -64,10 +67,32 @@ def run_netfilterqueue(handler: Handler, count: int, fill: Callable[[], None]) -
     return lambda: queue.run(block=False), queue.unbind
 
 
+def run_fnfqueue(handler: Handler, count: int, fill: Callable[[], None]) -> tuple[Drain, Callable[[], Any]]:
+    import fnfqueue
+
+    connection = fnfqueue.Connection()
+    with socket.socket(fileno=os.dup(connection._conn.fd)) as same:  # it offers no way to ask for a larger buffer
+        same.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER // 2)
+    queue = connection.bind(1)
+    queue.set_maxlen(BUFFER)
+    queue.set_mode(0xFFFF, fnfqueue.COPY_PACKET)
+
+    def drain() -> None:
+        fill()  # a thread of its own reads from the start: nobody can keep it waiting
+        for _, packet in zip(range(count), connection):
+            handler(packet)
+
+    def finish() -> None:
+        queue.unbind()
+        connection.close()
+
+    return drain, finish
+
+
 # What is measured, with the goal for the ratio.
 CASES: dict[str, tuple[float, Handler, Handler]] = {
     "accept": (0.9, accept, accept),
-    "read the payload, accept": (1.0, nfnet_payload, peer_payload),
+    "read the payload, accept": (1.0, attribute_payload, method_payload),
     "read the payload, accept or drop in turn": (
         1.2,
         in_turn(lambda packet: packet.payload),
@@ -76,21 +101,27 @@ CASES: dict[str, tuple[float, Handler, Handler]] = {
 }
 
 
+def is_there(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        print(f"{module} is not there to compare with; see benchmarks/README.md\n")
+        return False
+    return True
+
+
 def main() -> int:
     found = options(__doc__, [1000, 20_000])
-    peer = True
-    try:
-        import netfilterqueue  # noqa: F401
-    except ImportError:
-        peer = False
-        print("NetfilterQueue is not there to compare with; see benchmarks/README.md\n")
+    netfilterqueue, fnfqueue = is_there("netfilterqueue"), is_there("fnfqueue")
     figures: list[dict[str, Any]] = []
     with rules.queue(1, hook="output", protocol="udp", destination_port=PORT):
         for count in found.packets:
             for case, (goal, ours, theirs) in CASES.items():
                 programs: dict[str, tuple[Program, Handler]] = {"nfnet": (run_nfnet, ours)}
-                if peer:
+                if netfilterqueue:
                     programs["NetfilterQueue"] = (run_netfilterqueue, theirs)
+                if fnfqueue:
+                    programs["fnfqueue"] = (run_fnfqueue, ours)
                 figures += run_case(case, programs, count, found.rounds, {"NetfilterQueue": goal})
     write(found.json, figures)
     return 0
