@@ -14,6 +14,7 @@ from .errors import (
     ArgumentError,
     BusyError,
     BusyReadingError,
+    CaptureError,
     ClosedError,
     DecodeError,
     KernelError,
@@ -29,6 +30,8 @@ from .protocol.conntrack import Conntrack, CtInfo
 from .protocol.nfnetlink import Family, Hook
 from .protocol.nfqnl import CopyMode, SkbInfo, Verdict
 from .queue import Queue
+from .recorder import Recorder, record
+from .replay import Decided, Replay, replay
 from .stats import LogCounters, LogRow, LogStats, QueueCounters, QueueRow, QueueStats
 from .transport import NetlinkSocket, Transport
 
@@ -40,10 +43,12 @@ __all__ = [
     "ArgumentError",
     "BusyError",
     "BusyReadingError",
+    "CaptureError",
     "ClosedError",
     "Conntrack",
     "CopyMode",
     "CtInfo",
+    "Decided",
     "DecodeError",
     "Family",
     "Hook",
@@ -63,11 +68,15 @@ __all__ = [
     "QueueCounters",
     "QueueRow",
     "QueueStats",
+    "Recorder",
+    "Replay",
     "SkbInfo",
     "Transport",
     "Verdict",
     "Vlan",
     "inet",
+    "record",
+    "replay",
     "rules",
     "stats",
 ]

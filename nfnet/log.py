@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Generator, Iterator
 from functools import lru_cache
 from operator import length_hint
@@ -241,7 +242,8 @@ class Log(Reader[LogBinding]):
     on_overrun: what to do when messages were lost: "count" (which takes ``sequence``) and log a warning now and then,
         "raise" OverrunError out of the loop, or "ignore": count in silence.
     netns: the network namespace to work in: the name of one in /run/netns, a path, a process id, or an open file.
-    transport: where to get messages from, instead of the kernel.
+    transport: where to get messages from, instead of the kernel; see `nfnet.replay`.
+    record: a file to record to what passes between the kernel and this program; see `nfnet.record`.
 
     Raises ArgumentError for what cannot be right, and what the kernel would silently change. One thread at a time may
     read the log. A forked child has no part in it.
@@ -263,6 +265,7 @@ class Log(Reader[LogBinding]):
         on_overrun: Literal["count", "raise", "ignore"] = "count",
         netns: Netns | None = None,
         transport: Transport | None = None,
+        record: str | os.PathLike[str] | None = None,
     ) -> None:
         self.group = check("log group", group, 0, 0xFFFF)
         self._copy_range = check("copy_range", copy_range, 1, 0xFFFF)
@@ -289,6 +292,7 @@ class Log(Reader[LogBinding]):
             datagram=MAX_DATAGRAM,
             netns=netns,
             transport=transport,
+            record=record,
         )
 
     _proc_file = "nfnetlink_log"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Literal
@@ -48,7 +49,8 @@ class Queue(Reader[QueueBinding]):
     on_error: what becomes of a packet whose handler raises an Exception: "raise" it, the packet staying pending, or
         log it and "accept" or "drop" the packet.
     netns: the network namespace to work in: the name of one in /run/netns, a path, a process id, or an open file.
-    transport: where to get packets from, instead of the kernel.
+    transport: where to get packets from, instead of the kernel; see `nfnet.replay`.
+    record: a file to record to what passes between the kernel and this program; see `nfnet.record`.
 
     Raises ArgumentError for what cannot be right. One thread at a time may read the queue; verdicts may come from
     any. A forked child has no part in it.
@@ -73,6 +75,7 @@ class Queue(Reader[QueueBinding]):
         on_error: Literal["raise", "accept", "drop"] = "raise",
         netns: Netns | None = None,
         transport: Transport | None = None,
+        record: str | os.PathLike[str] | None = None,
     ) -> None:
         self.num = check("queue number", num, 0, 0xFFFF)
         self._copy_range = check("copy_range", copy_range, 1, 0xFFFF)
@@ -102,6 +105,7 @@ class Queue(Reader[QueueBinding]):
             datagram=MAX_QUEUE_DATAGRAM,
             netns=netns,
             transport=transport,
+            record=record,
         )
 
     _proc_file = "nfnetlink_queue"

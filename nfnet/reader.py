@@ -27,6 +27,7 @@ from .errors import (
 from .netns import Netns, call_in
 from .protocol import nfqnl
 from .protocol.nfqnl import Command
+from .recorder import Recorder, current
 from .stats import LogRow, QueueRow
 from .transport import NetlinkSocket, Transport
 
@@ -50,6 +51,7 @@ class Binding(ABC, Generic[T]):
         self.reading = False  # by a loop
         self.finished = False  # by `Reader.close`
         self.closed = False
+        self.recorder: Recorder | None = None  # of this binding alone
 
     @abstractmethod
     def receive(self) -> bool:
@@ -65,6 +67,8 @@ class Binding(ABC, Generic[T]):
         """Let go of the sockets."""
         self.closed = True
         self.transport.close()
+        if self.recorder is not None and self.process == os.getpid():
+            self.recorder.close()
 
 
 B = TypeVar("B", bound=Binding)  # type: ignore[type-arg]
@@ -82,8 +86,10 @@ class Reader(ABC, Generic[B]):
         datagram: int,
         netns: Netns | None,
         transport: Transport | None,
+        record: str | os.PathLike[str] | None,
     ) -> None:
         self._name = name
+        self._record = record
         self._rcvbuf = rcvbuf
         self._overruns = overruns
         self._datagram = datagram
@@ -149,11 +155,18 @@ class Reader(ABC, Generic[B]):
         if self._given_transport is not None:
             return self._make_binding(self._given_transport)
 
+        own = None if self._record is None else Recorder(self._record)
+        recorder = own or current()
+
         def connect() -> B:
             transport = NetlinkSocket(rcvbuf=self._rcvbuf, overruns=self._overruns, datagram=self._datagram)
+            if recorder is not None:
+                transport.tap = recorder.tap
             return self._make_binding(transport)
 
-        return connect() if self._netns is None else call_in(self._netns, connect)
+        binding = connect() if self._netns is None else call_in(self._netns, connect)
+        binding.recorder = own
+        return binding
 
     def _bind(self, transport: Transport) -> None:
         operation = f"binding {self._name}"

@@ -96,6 +96,8 @@ class NetlinkSocket:
     """
 
     trusted = True
+    tap: Callable[[bool, bytes], None] | None = None
+    """Is told of every datagram: whether it went to the kernel, and its bytes."""
 
     def __init__(self, *, rcvbuf: int | None = None, overruns: bool = False, datagram: int = MAX_DATAGRAM) -> None:
         try:
@@ -150,12 +152,15 @@ class NetlinkSocket:
         except OSError as error:
             self._check_open()
             raise _system_error(f"sending {len(datagram)} bytes to the kernel", error) from None
+        if self.tap is not None:
+            self.tap(True, datagram)
 
     def receive(self, into: list[bytes], limit: int) -> bool:
         if self._kept:
             kept = self._kept[:limit]
             into[_END:], self._kept[:limit] = kept, ()  # one statement, so that none is lost
             limit -= len(kept)
+        start = len(into)
         with self._reading:
             self._check_open()
             try:
@@ -168,6 +173,10 @@ class NetlinkSocket:
             except OSError as error:
                 self._check_open()
                 raise _system_error("receiving from the kernel", error) from None
+            finally:
+                if self.tap is not None:
+                    for datagram in into[start:]:
+                        self.tap(False, datagram)
         return True
 
     def request(self, build: Callable[[int], bytes], operation: str) -> None:
@@ -200,6 +209,8 @@ class NetlinkSocket:
     def _socket_receive(self, into: list[bytes]) -> None:
         try:
             into.append(self._socket.recv(self._datagram))
+            if self.tap is not None:
+                self.tap(False, into[-1])
         except BlockingIOError:
             pass
         except OSError as error:

@@ -20,6 +20,7 @@ from nfnet import Packet, Queue
 from .kernel import FakeKernel
 
 ROOT = str(Path(nfnet.__file__).parent)
+KERNEL = str(Path(ROOT) / "testing.py")  # its calls happen or do not, as system calls do
 COUNT = 12
 
 
@@ -50,7 +51,8 @@ class Interrupt:
         sys.settrace(None)
 
     def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(ROOT):
+        name = frame.f_code.co_filename
+        if not name.startswith(ROOT) or name == KERNEL:
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False

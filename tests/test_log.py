@@ -18,21 +18,9 @@ from nfnet import Log, LogMessage
 from nfnet.protocol import layout, netlink, nfnetlink, nfulnl
 from nfnet.protocol.nfqnl import Command
 from nfnet.protocol.nfulnl import NFULA, LogFlag
-
-from .kernel import FakeKernel, error_message
+from nfnet.testing import FakeKernel, error_message, log_message
 
 FIXED = {number: row for number, row in nfulnl.NFULA_TABLE.items() if layout.fixed_size(row.schema)}
-
-
-def log_message(
-    payload: bytes | None = b"E" + bytes(19), *, group: int = 5, family: int = 2, **attributes: Any
-) -> bytes:
-    """A logged packet as the kernel sends it, built by the schemas; keywords are names of NFULA members."""
-    values = {"PACKET_HDR": {"hw_protocol": 0x0800, "hook": 1}, "PREFIX": b"test\0", **attributes}
-    if payload is not None:
-        values["PAYLOAD"] = payload
-    data = nfnetlink.build_attributes((nfulnl.NFULA_TABLE[NFULA[name]], value) for name, value in values.items())
-    return nfnetlink.build_message(nfulnl.MSG_PACKET, 5, data, family=family)
 
 
 DONE = netlink.build_message(netlink.NLMSG_DONE, 0, 0, b"\0\0\0\x05")
@@ -49,6 +37,7 @@ class LogKernel(FakeKernel):
 
 def read(*datagrams: bytes, **options: Any) -> list[LogMessage]:
     kernel = LogKernel(ends=True)
+    kernel.interfaces[2] = "eth0"
     with Log(5, transport=kernel, **options) as log:
         for datagram in datagrams:
             kernel.deliver(datagram)
@@ -181,7 +170,7 @@ def test_hooks_of_other_families_are_numbers() -> None:
     ("raw", "text"), [(b"\0", ""), ("grün: ".encode() + b"\0", "grün: "), (b"\xff\xfe!\0", "\udcff\udcfe!")]
 )
 def test_prefixes(raw: bytes, text: str) -> None:
-    (message,) = read(log_message(PREFIX=raw))
+    (message,) = read(log_message(prefix=raw.rstrip(b"\0").decode("utf-8", "surrogateescape")))
     assert message.prefix == text
     assert message.prefix.encode("utf-8", "surrogateescape") == raw.rstrip(b"\0")
 

@@ -1,0 +1,119 @@
+"""Records what passes between the kernel and a queue or log, for `nfnet.replay` and for Wireshark."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from types import TracebackType
+
+from .capture import LinkType, Writer, netlink_header
+from .errors import DecodeError
+from .protocol import netlink, nfnetlink, nfqnl
+from .protocol.nfqnl import NFQA, Verdict
+
+# Whole records are on their way to the disk this many seconds after they were made, if more follow, and at the end.
+_FLUSH_EVERY = 1.0
+
+_log = logging.getLogger("nfnet")
+
+
+class Recorder:
+    """Writes a capture file, pcapng, or pcap if its name ends in ``.pcap``; from any thread.
+
+    It holds every datagram in both directions, with time. In pcapng verdicts have a comment that says what they are.
+    A file that cannot be written any more (a full disk) stops the recording, not the program: the error is logged,
+    and raised by `close`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._writer = Writer(path, LinkType.NETLINK)
+        self._header = bytes(netlink_header.build({"family": nfnetlink.NETLINK_NETFILTER}))
+        self._lock = threading.RLock()
+        self._process = os.getpid()
+        self._error: OSError | None = None
+        self._flushed = time.monotonic()
+
+    def tap(self, outgoing: bool, datagram: bytes) -> None:
+        """Record a datagram; ``outgoing`` ones went to the kernel."""
+        if self._error is not None or self._process != os.getpid():
+            return
+        with self._lock:
+            try:
+                comment = ", ".join(_verdicts(datagram)) if outgoing else ""
+                self._writer.write(time.time_ns(), self._header + datagram, comment=comment)
+                if time.monotonic() - self._flushed > _FLUSH_EVERY:
+                    self.flush()
+            except (OSError, ValueError) as error:  # ValueError: closed by another thread just now
+                self._error = error if isinstance(error, OSError) else OSError(str(error))
+                _log.error("the recording stops here: %s", error)
+
+    def flush(self) -> None:
+        """Put what was recorded on its way to the disk. Raises OSError."""
+        with self._lock:
+            self._flushed = time.monotonic()
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Finish the file. May be called twice. Raises the OSError that ended the recording, if one did."""
+        if self._process != os.getpid():
+            return
+        with self._lock:
+            if self in _current:
+                _current.remove(self)
+            error, self._error = self._error, None
+            self._writer.close()
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> Recorder:
+        _current.append(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+_current: list[Recorder] = []
+
+
+def record(path: str | os.PathLike[str]) -> Recorder:
+    """Record every queue and log that is opened in the block, to ``path``.
+
+        with nfnet.record("session.pcapng"), nfnet.Queue(1) as queue:
+            queue.run(handler)
+
+    Raises OSError if the file cannot be made. It is readable by its owner alone.
+    """
+    return Recorder(path)
+
+
+def current() -> Recorder | None:
+    """The recorder of the innermost block."""
+    return _current[-1] if _current else None
+
+
+def _verdicts(datagram: bytes) -> Iterator[str]:
+    """What the verdicts in a datagram say."""
+    try:
+        for _, message in netlink.split_messages(datagram):
+            kind = netlink.read_length_and_type(message)[1]
+            if kind not in (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH):
+                continue
+            spans = nfqnl.layouts.find(message).spans
+            start = spans[NFQA.VERDICT_HDR].start
+            word = int.from_bytes(message[start : start + 4], "big")
+            packet_id = int.from_bytes(message[start + 4 : start + 8], "big")
+            text = Verdict(word & 0xFF).name
+            text += f" {word >> 16}" if word & 0xFF == Verdict.QUEUE else ""
+            text += f" packets up to {packet_id}" if kind == nfqnl.MSG_VERDICT_BATCH else f" packet {packet_id}"
+            for number, name in ((NFQA.MARK, "mark"), (NFQA.PAYLOAD, "payload")):
+                if number in spans:
+                    text += f" with another {name}"
+            yield text
+    except (DecodeError, KeyError, ValueError):  # a datagram that is not ours
+        return

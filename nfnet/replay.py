@@ -1,0 +1,259 @@
+"""Replays a recording: a transport that behaves as the kernel did, on a machine without privileges."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
+from typing import NamedTuple
+
+from .capture import LinkType, Record, netlink_header, read
+from .errors import CaptureError, ClosedError
+from .protocol import layout, netlink, nfnetlink, nfqnl, nfulnl
+from .protocol.nfnetlink import NETLINK_NETFILTER
+from .protocol.nfqnl import NFQA, Command
+
+_HEADER_SIZE = netlink_header.sizeof()
+_QUEUE_KINDS = (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH)
+
+
+class Decided(NamedTuple):
+    """What was decided about a packet: the verdict word, the new mark and the new payload, None where unchanged."""
+
+    verdict: int
+    mark: int | None
+    payload: bytes | None
+
+
+class Replay:
+    """The recorded datagrams of one queue or log group, as a transport.
+
+        replay = nfnet.replay("session.pcapng")
+        with nfnet.Queue(1, transport=replay) as queue:
+            queue.run(handler)
+        assert replay.verdicts == replay.recorded
+
+    The queue or log that is opened on it gets what was recorded for its number, byte for byte; its requests are
+    acknowledged and its verdicts collected. When all has come, iteration and ``run`` end. Recordings of netlink
+    (LINKTYPE_NETLINK) replay both, those of ``tcpdump -i nflog:N`` (LINKTYPE_NFLOG) a log, and bare IP packets a queue
+    of any number. With ``realtime`` they come at the pace at which they were recorded.
+
+    ``verdicts`` maps the id of each packet to what this program decided, ``recorded`` to what the recording says.
+    Raises OSError if the file cannot be opened; CaptureError comes out of the loop, after the records before it.
+    """
+
+    trusted = False
+
+    def __init__(self, path: str | os.PathLike[str], *, realtime: bool = False) -> None:
+        self.verdicts: dict[int, Decided] = {}
+        self.recorded: dict[int, Decided] = {}
+        self._realtime = realtime
+        self._file = open(path, "rb")  # noqa: SIM115 - as long as the replay
+        self._records = read(self._file)
+        self._next: tuple[int, list[bytes]] | None = None
+        self._began: tuple[int, float] | None = None
+        self._subsystem = 0
+        self._number = 0
+        self._waiting: dict[int, None] = {}  # packets without a verdict, oldest first
+        self._recorded_waiting: dict[int, None] = {}
+        self._ids = count(1)
+        self._ended = False
+        self._timer: threading.Timer | None = None
+        self._readable = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._finalize = weakref.finalize(self, os.close, self._readable)
+
+    # --- the transport
+
+    def request(self, build: Callable[[int], bytes], operation: str) -> None:
+        message = build(1)
+        kind = netlink.read_length_and_type(message)[1]
+        # CMD is attribute 1 of both, and begins with the command.
+        for number, start, _ in layout.walk(message, nfnetlink.BODY, len(message)):
+            if number == 1 and message[start] == Command.BIND:
+                self._subsystem = kind >> 8
+                self._number = int.from_bytes(message[18:20], "big")
+
+    def receive(self, into: list[bytes], limit: int) -> bool:
+        if self._finalize.alive is False:
+            raise ClosedError("the replay is closed")
+        while limit > 0 and not self._ended:
+            if self._next is None and not self._advance():
+                break
+            assert self._next is not None
+            time_ns, datagrams = self._next
+            if self._realtime and not self._due(time_ns):
+                return True
+            self._next = None
+            into += datagrams
+            limit -= len(datagrams)
+        return not self._ended
+
+    def send(self, datagram: bytes) -> None:
+        self._collect(datagram, self.verdicts, self._waiting)
+
+    def interface_name(self, index: int) -> str | None:
+        return None  # the interfaces of this machine are not those of the recording
+
+    def fileno(self) -> int:
+        return self._readable
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._file.close()
+        self._finalize()
+
+    # --- the recording
+
+    def first(self) -> tuple[int | None, int | None]:
+        """The number of the queue, or that of the group, whichever comes first in the file; closes the replay.
+
+        Raises CaptureError if it has neither.
+        """
+        try:
+            for record in self._records:
+                found = _owner(record)
+                if found is not None:
+                    return found
+        finally:
+            self.close()
+        raise CaptureError("no packets of a queue and no messages of a log in it", 0)
+
+    def _advance(self) -> bool:
+        """Find the next record that has something for us."""
+        for record in self._records:
+            datagrams = list(self._datagrams(record))
+            if datagrams:
+                self._next = (record.time_ns, datagrams)
+                return True
+        self._ended = True
+        return False
+
+    def _due(self, time_ns: int) -> bool:
+        now = time.monotonic()
+        if self._began is None:
+            self._began = (time_ns, now)
+        delay = (time_ns - self._began[0]) / 1e9 - (now - self._began[1])
+        if delay <= 0:
+            os.eventfd_write(self._readable, 1)
+            return True
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._readable)
+        self._timer = threading.Timer(delay, self._wake)
+        self._timer.daemon = True
+        self._timer.start()
+        return False
+
+    def _wake(self) -> None:
+        with suppress(OSError):  # closed meanwhile
+            os.eventfd_write(self._readable, 1)
+
+    def _datagrams(self, record: Record) -> Iterator[bytes]:
+        if record.link_type == LinkType.NETLINK:
+            if len(record.data) < _HEADER_SIZE:
+                raise CaptureError("record without the header of netlink captures", record.offset)
+            if netlink_header.parse(record.data).family == NETLINK_NETFILTER:
+                yield from self._netlink(record.data[_HEADER_SIZE:])
+        elif record.link_type == LinkType.NFLOG:
+            if self._subsystem == nfnetlink.Subsystem.LOG and int.from_bytes(record.data[2:4], "big") == self._number:
+                yield _log_message(record)
+        elif record.link_type in (LinkType.RAW, LinkType.IPV4, LinkType.IPV6):
+            if self._subsystem == nfnetlink.Subsystem.QUEUE:
+                yield from self._seen(_packet_message(self._number, next(self._ids), record))
+        else:
+            raise CaptureError(f"records of link type {record.link_type}, which cannot be replayed", record.offset)
+
+    def _netlink(self, datagram: bytes) -> Iterator[bytes]:
+        """What of a datagram the kernel sent to our queue or group; verdicts in it are those recorded."""
+        if len(datagram) < netlink.HEADER_SIZE:
+            yield datagram  # damaged: the reader says so
+            return
+        kind = netlink.read_length_and_type(datagram)[1]
+        number = int.from_bytes(datagram[18:20], "big")
+        if kind in _QUEUE_KINDS:
+            if self._subsystem == nfnetlink.Subsystem.QUEUE and number == self._number:
+                self._collect(datagram, self.recorded, self._recorded_waiting)
+        elif kind == nfqnl.MSG_PACKET:
+            if self._subsystem == nfnetlink.Subsystem.QUEUE and number == self._number:
+                yield from self._seen(datagram)
+        elif kind == nfulnl.MSG_PACKET:
+            if self._subsystem == nfnetlink.Subsystem.LOG and number == self._number:
+                yield datagram
+        elif netlink.is_answer(datagram) and self._subsystem == nfnetlink.Subsystem.QUEUE:
+            answer = netlink.parse_answer(datagram)
+            if answer.type in _QUEUE_KINDS:
+                yield datagram
+
+    def _seen(self, message: bytes) -> Iterator[bytes]:
+        packet_id = int.from_bytes(message[nfqnl.PACKET_ID], "big")
+        self._waiting[packet_id] = self._recorded_waiting[packet_id] = None
+        yield message
+
+    def _collect(self, datagram: bytes, verdicts: dict[int, Decided], waiting: dict[int, None]) -> None:
+        for _, message in netlink.split_messages(datagram):
+            kind = netlink.read_length_and_type(message)[1]
+            if kind not in _QUEUE_KINDS:
+                continue
+            values = nfnetlink.parse_attributes(message[nfnetlink.BODY :], nfqnl.NFQA_TABLE, nfnetlink.BODY)
+            header = values.get(NFQA.VERDICT_HDR)
+            if header is None:
+                continue
+            decided = Decided(header.verdict, values.get(NFQA.MARK), values.get(NFQA.PAYLOAD))
+            if kind == nfqnl.MSG_VERDICT:
+                covered = [header.packet_id] if header.packet_id in waiting else []
+            else:
+                covered = [number for number in waiting if (header.packet_id - number) & 0xFFFFFFFF < 0x80000000]
+            for number in covered:
+                del waiting[number]
+                verdicts[number] = decided
+
+
+def replay(path: str | os.PathLike[str], *, realtime: bool = False) -> Replay:
+    """A transport for a `Queue` or a `Log` that gives what was recorded; see `Replay`."""
+    return Replay(path, realtime=realtime)
+
+
+def _owner(record: Record) -> tuple[int | None, int | None] | None:
+    if record.link_type == LinkType.NFLOG:
+        return None, int.from_bytes(record.data[2:4], "big")
+    if record.link_type in (LinkType.RAW, LinkType.IPV4, LinkType.IPV6):
+        return 0, None
+    message = record.data[_HEADER_SIZE:]
+    if record.link_type == LinkType.NETLINK and len(message) >= nfnetlink.BODY:
+        kind, number = netlink.read_length_and_type(message)[1], int.from_bytes(message[18:20], "big")
+        if kind == nfqnl.MSG_PACKET:
+            return number, None
+        if kind == nfulnl.MSG_PACKET:
+            return None, number
+    return None
+
+
+def _log_message(record: Record) -> bytes:
+    """The netlink message that tcpdump took the header from; its lengths and types are in the order of the file."""
+    byteorder = "little" if record.byteorder == "little" else "big"
+    data, place, parts = record.data, 4, []
+    while place < len(data):
+        length = int.from_bytes(data[place : place + 2], byteorder)  # type: ignore[arg-type]
+        if length < 4 or place + length > len(data):
+            raise CaptureError(f"attribute of impossible length {length}", record.offset)
+        number = int.from_bytes(data[place + 2 : place + 4], byteorder)  # type: ignore[arg-type]
+        parts.append(layout.build_attribute(number, data[place + 4 : place + length]))
+        place += length + 3 & ~3
+    return netlink.build_message(nfulnl.MSG_PACKET, 0, 0, data[:4] + b"".join(parts))
+
+
+def _packet_message(number: int, packet_id: int, record: Record) -> bytes:
+    """A packet message around a bare IP packet."""
+    family = 10 if record.data[:1] and record.data[0] >> 4 == 6 else 2
+    fields = {"packet_id": packet_id, "hw_protocol": 0x86DD if family == 10 else 0x0800, "hook": 0}
+    data = layout.build_attribute(NFQA.PACKET_HDR, bytes(nfqnl.packet_hdr.build(fields)))
+    if record.original_length > len(record.data):
+        data += layout.build_attribute(NFQA.CAP_LEN, record.original_length.to_bytes(4, "big"))
+    payload = record.data[: nfqnl.MAX_PAYLOAD]
+    data += layout.build_attribute(NFQA.PAYLOAD, payload)
+    padding = -len(payload) % 4  # the kernel does not pad the last one
+    return nfnetlink.build_message(nfqnl.MSG_PACKET, number, data[: len(data) - padding], family=family)

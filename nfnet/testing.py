@@ -1,0 +1,295 @@
+"""For tests of programs that decide or read packets: no kernel, no privileges.
+
+    import nfnet.testing
+
+    def test_secrets_are_dropped(nfnet_queue):
+        packet_id = nfnet_queue.feed(nfnet.testing.udp(b"a secret"))
+        nfnet_queue.run(handle)
+        assert nfnet_queue.verdicts[packet_id].verdict == nfnet.Verdict.DROP
+
+The fixtures come with the package, as a plugin of pytest that loads nothing until a test asks for one: `nfnet_queue` is
+a `FedQueue`, and `nfnet_replay` opens a recording, see `open_replay`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from . import inet
+from .errors import kernel_error
+from .log import Log
+from .packet import Packet
+from .protocol import netlink, nfnetlink, nfqnl, nfulnl
+from .protocol.layout import build_attribute
+from .protocol.nfnetlink import Hook
+from .protocol.nfqnl import NFQA, Verdict
+from .protocol.nfulnl import NFULA
+from .queue import Queue
+from .replay import Decided, Replay
+
+# --- packets from plain bytes
+
+
+def udp(
+    data: bytes = b"",
+    *,
+    source: str = "192.0.2.1",
+    destination: str = "192.0.2.2",
+    source_port: int = 40000,
+    destination_port: int = 9,
+) -> bytes:
+    """A UDP packet, IPv4 or IPv6 as the addresses say, with right lengths and checksums."""
+    header = struct.pack("!HHHH", source_port, destination_port, 8, 0)
+    return inet.replace_data(_ip(source, destination, socket.IPPROTO_UDP, header), data)
+
+
+def tcp(
+    data: bytes = b"",
+    *,
+    source: str = "192.0.2.1",
+    destination: str = "192.0.2.2",
+    source_port: int = 40000,
+    destination_port: int = 80,
+    flags: int = 0x18,
+    seq: int = 1,
+    ack: int = 1,
+) -> bytes:
+    """A TCP packet, IPv4 or IPv6 as the addresses say, with right lengths and checksums; ``flags`` are PSH and ACK."""
+    header = struct.pack("!HHIIBBHHH", source_port, destination_port, seq, ack, 0x50, flags, 0xFFFF, 0, 0)
+    return inet.replace_data(_ip(source, destination, socket.IPPROTO_TCP, header), data)
+
+
+def _ip(source: str, destination: str, protocol: int, body: bytes) -> bytes:
+    if ":" in source:
+        addresses = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, destination)
+        return struct.pack("!IHBB", 6 << 28, len(body), protocol, 64) + addresses + body
+    addresses = socket.inet_pton(socket.AF_INET, source) + socket.inet_pton(socket.AF_INET, destination)
+    return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 1, 0, 64, protocol, 0) + addresses + body
+
+
+# --- netlink messages as the kernel sends them, built by the schemas
+
+
+def packet_message(
+    packet_id: int,
+    payload: bytes | None = b"E" + bytes(19),
+    *,
+    number: int = 1,
+    family: int | None = None,
+    hook: int = Hook.OUTPUT,
+    **attributes: Any,
+) -> bytes:
+    """A packet of queue ``number``; keywords are names of NFQA members (``MARK=7``), ``payload`` None is META."""
+    if family is None:
+        family = 10 if payload and payload[0] >> 4 == 6 else 2
+    protocol = {2: 0x0800, 10: 0x86DD}.get(family, 0)
+    values = {"PACKET_HDR": {"packet_id": packet_id, "hw_protocol": protocol, "hook": hook}, **attributes}
+    data = nfnetlink.build_attributes((nfqnl.NFQA_TABLE[NFQA[name]], value) for name, value in values.items())
+    if payload is not None:  # the kernel does not pad the last one
+        data += build_attribute(NFQA.PAYLOAD, payload)[: 4 + len(payload)]
+    return nfnetlink.build_message(nfqnl.MSG_PACKET, number, data, family=family)
+
+
+def log_message(
+    payload: bytes | None = b"E" + bytes(19),
+    *,
+    group: int = 5,
+    prefix: str = "test",
+    family: int | None = None,
+    hook: int = Hook.INPUT,
+    **attributes: Any,
+) -> bytes:
+    """A logged packet of ``group``; keywords are names of NFULA members, ``payload`` None is META."""
+    if family is None:
+        family = 10 if payload and payload[0] >> 4 == 6 else 2
+    text = prefix.encode("utf-8", "surrogateescape") + b"\0"
+    protocol = {2: 0x0800, 10: 0x86DD}.get(family, 0)
+    values = {"PACKET_HDR": {"hw_protocol": protocol, "hook": hook}, "PREFIX": text, **attributes}
+    if payload is not None:
+        values["PAYLOAD"] = payload
+    data = nfnetlink.build_attributes((nfulnl.NFULA_TABLE[NFULA[name]], value) for name, value in values.items())
+    return nfnetlink.build_message(nfulnl.MSG_PACKET, group, data, family=family)
+
+
+def error_message(number: int, request: bytes) -> bytes:
+    """The kernel's answer to a request: errno ``number``, 0 for success."""
+    header = netlink.header.parse(request)
+    body = netlink.nlmsgerr.build({"error": -number, "request": header})
+    return netlink.build_message(netlink.NLMSG_ERROR, netlink.Flag.CAPPED, header.seq, body)
+
+
+# --- the kernel
+
+
+class FakeKernel:
+    """A transport whose other end is a model of the kernel's queue.
+
+    It understands requests by the construct schemas alone, and applies them as net/netfilter/nfnetlink_queue.c does.
+    ``queued`` are the ids of packets without a verdict, ``judged`` what was decided, in order: id, verdict word, and
+    changes by NFQA number. With ``ends`` it comes to an end when all that was fed has been read.
+    """
+
+    trusted = True
+
+    def __init__(self, *, number: int = 1, ends: bool = False) -> None:
+        self.queued: dict[int, None] = {}
+        self.judged: list[tuple[int, int, dict[int, Any]]] = []  # id, verdict word, changes; in the kernel's order
+        self.sent: list[bytes] = []
+        self.config: list[dict[int, Any]] = []
+        self.interfaces: dict[int, str] = {}
+        self.closed = False
+        self.refuse_config = 0
+        self.refuse_send = 0
+        self._number = number
+        self._ends = ends
+        self._waiting: list[bytes] = []
+        self._next_id = 1
+        self._seq = 0
+        self._readable = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def feed(self, count: int = 1, **attributes: Any) -> list[int]:
+        """Queue packets; returns their ids. Keywords as for `packet_message`."""
+        ids = [(self._next_id + index) & 0xFFFFFFFF for index in range(count)]
+        for packet_id in ids:
+            self.queued[packet_id] = None
+            self.deliver(packet_message(packet_id, number=self._number, **attributes))
+        self._next_id = (self._next_id + count) & 0xFFFFFFFF
+        return ids
+
+    def skip(self, count: int) -> None:
+        """Packets that did not fit into the receive buffer: their ids are gone."""
+        self._next_id = (self._next_id + count) & 0xFFFFFFFF
+
+    def deliver(self, datagram: bytes) -> None:
+        """Let the program receive a datagram."""
+        self._waiting.append(datagram)
+        os.eventfd_write(self._readable, 1)
+
+    # --- the transport
+
+    def receive(self, into: list[bytes], limit: int) -> bool:
+        taken, self._waiting = self._waiting[:limit], self._waiting[limit:]
+        into.extend(taken)
+        if not self._waiting and taken:
+            os.eventfd_read(self._readable)
+        return bool(self._waiting) or not self._ends
+
+    def send(self, datagram: bytes) -> None:
+        if self.refuse_send:
+            raise OSError(self.refuse_send, "refused by the test")
+        self.sent.append(datagram)
+        for _, message in netlink.split_messages(datagram):
+            self._execute(message)
+
+    def request(self, build: Callable[[int], bytes], operation: str) -> None:
+        self._seq += 1
+        message = build(self._seq)
+        if self.refuse_config:
+            raise kernel_error(operation, self.refuse_config)
+        self.send(message)
+
+    def fileno(self) -> int:
+        return self._readable
+
+    def interface_name(self, index: int) -> str | None:
+        return self.interfaces.get(index)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._readable)
+        self.closed = True
+
+    # --- the kernel
+
+    def _execute(self, message: bytes) -> None:
+        header = netlink.header.parse(message)
+        assert header.flags & netlink.Flag.REQUEST
+        assert nfnetlink.nfgenmsg.parse(message[16:20]).resource == self._number
+        values = nfnetlink.parse_attributes(message[20:], nfqnl.TABLES[header.type])
+        if header.type == nfqnl.MSG_CONFIG:
+            self.config.append(values)
+            return
+        assert header.seq == 0
+        verdict = values.pop(NFQA.VERDICT_HDR)
+        if verdict.verdict & 0xFF == 2 or verdict.verdict & 0xFF > Verdict.STOP:
+            self.deliver(error_message(errno.EINVAL, message))
+            return
+        if header.type == nfqnl.MSG_VERDICT_BATCH:
+            covered = [i for i in self.queued if (verdict.packet_id - i) & 0xFFFFFFFF < 0x80000000]
+        else:
+            covered = [verdict.packet_id] if verdict.packet_id in self.queued else []
+        if not covered:
+            self.deliver(error_message(errno.ENOENT, message))
+        for packet_id in covered:
+            del self.queued[packet_id]
+            self.judged.append((packet_id, verdict.verdict, values))
+
+
+class FedQueue:
+    """A queue that a test feeds."""
+
+    def __init__(self, number: int = 1, **options: Any) -> None:
+        self.kernel = FakeKernel(number=number, ends=True)
+        self.queue = Queue(number, transport=self.kernel, **options)
+        self.queue.open()
+
+    def feed(self, payload: bytes = b"E" + bytes(19), **attributes: Any) -> int:
+        """Queue a packet, and return its id.
+
+        Keywords are ``mark``, ``indev``, ``outdev``, ``physindev``, ``physoutdev`` (interface indexes, or names that
+        are given one), ``uid``, ``gid``, ``priority``, ``hook``, ``family``; or names of NFQA members.
+        """
+        values = {_NAMES.get(name, name): self._value(value) for name, value in attributes.items()}
+        return self.kernel.feed(1, payload=payload, **values)[0]
+
+    def _value(self, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        known = {name: index for index, name in self.kernel.interfaces.items()}
+        index = known.get(value, len(known) + 1)
+        self.kernel.interfaces[index] = value
+        return index
+
+    def run(self, handler: Callable[[Packet], object]) -> None:
+        """Let the handler decide everything that was fed."""
+        self.queue.run(handler)
+
+    @property
+    def verdicts(self) -> dict[int, Decided]:
+        """What was decided, by packet id."""
+        self.queue.flush()
+        return {
+            packet_id: Decided(word, changes.get(NFQA.MARK), changes.get(NFQA.PAYLOAD))
+            for packet_id, word, changes in self.kernel.judged
+        }
+
+    def close(self) -> None:
+        """Close the queue."""
+        self.queue.close()
+
+
+_NAMES = {
+    "mark": "MARK",
+    "priority": "PRIORITY",
+    "indev": "IFINDEX_INDEV",
+    "outdev": "IFINDEX_OUTDEV",
+    "physindev": "IFINDEX_PHYSINDEV",
+    "physoutdev": "IFINDEX_PHYSOUTDEV",
+    "uid": "UID",
+    "gid": "GID",
+}
+
+
+def open_replay(path: str | os.PathLike[str], *, queue: int | None = None, group: int | None = None) -> Queue | Log:
+    """A queue or a log on a recording, open; its transport is a `Replay`. The first of the file if neither is given."""
+    if queue is None and group is None:
+        queue, group = Replay(path).first()
+    replay = Replay(path)
+    reader: Queue | Log = Log(group, transport=replay) if group is not None else Queue(queue or 0, transport=replay)
+    reader.open()
+    return reader

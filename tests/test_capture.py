@@ -1,0 +1,232 @@
+"""Capture files: written and read back, in every form, and damaged."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nfnet
+from nfnet import inet
+from nfnet.capture import LinkType, Record, Writer, netlink_header, read
+from nfnet.protocol import layout, nfqnl
+from nfnet.testing import log_message, packet_message
+
+from .test_inet import ipv4, ipv6
+
+TIME = 1_795_287_298_123_456_789
+
+
+def pcap(*records: bytes, byteorder: str = "<", magic: int = 0xA1B2C3D4, link_type: int = 101) -> bytes:
+    data = struct.pack(f"{byteorder}IHHiIII", magic, 2, 4, 0, 0, 65535, link_type)
+    for number, record in enumerate(records):
+        data += struct.pack(f"{byteorder}IIII", 1000 + number, 7, len(record), len(record) + 5) + record
+    return data
+
+
+@pytest.mark.parametrize("byteorder", "<>")
+@pytest.mark.parametrize(("magic", "unit"), [(0xA1B2C3D4, 1000), (0xA1B23C4D, 1)])
+def test_pcap(byteorder: str, magic: int, unit: int) -> None:
+    first, second = read(io.BytesIO(pcap(b"abc", b"", byteorder=byteorder, magic=magic)))
+    assert (first.time_ns, first.link_type, first.data, first.original_length) == (
+        1000 * 10**9 + 7 * unit,
+        101,
+        b"abc",
+        8,
+    )
+    assert (second.time_ns, second.data) == (1001 * 10**9 + 7 * unit, b"")
+    assert first.byteorder == {"<": "little", ">": "big"}[byteorder]
+
+
+def block(byteorder: str, kind: int, body: bytes) -> bytes:
+    body += bytes(-len(body) % 4)
+    length = struct.pack(f"{byteorder}I", len(body) + 12)
+    return struct.pack(f"{byteorder}I", kind) + length + body + length
+
+
+def section(byteorder: str) -> bytes:
+    return block(byteorder, 0x0A0D0D0A, struct.pack(f"{byteorder}IHHq", 0x1A2B3C4D, 1, 0, -1))
+
+
+def interface(byteorder: str, link_type: int, *options: tuple[int, bytes]) -> bytes:
+    body = struct.pack(f"{byteorder}HHI", link_type, 0, 0)
+    for code, value in options:
+        body += struct.pack(f"{byteorder}HH", code, len(value)) + value + bytes(-len(value) % 4)
+    return block(byteorder, 1, body)
+
+
+@pytest.mark.parametrize("byteorder", "<>")
+def test_pcapng_of_others(byteorder: str) -> None:
+    """Several interfaces and sections, unknown blocks, other resolutions, simple packets."""
+    packet = struct.pack(f"{byteorder}IIIII", 1, 0, 3 << 10, 3, 9) + b"abc\0"
+    packet += struct.pack(f"{byteorder}HH", 1, 5) + b"hello\0\0\0" + bytes(4)
+    data = section(byteorder) + interface(byteorder, 1) + interface(byteorder, 239, (9, b"\x8a"), (14, bytes(8)))
+    data += block(byteorder, 0xBAD, b"whatever") + block(byteorder, 6, packet)
+    data += (
+        section(byteorder) + interface(byteorder, 101) + block(byteorder, 3, struct.pack(f"{byteorder}I", 2) + b"xy")
+    )
+    first, second = read(io.BytesIO(data))
+    assert (first.link_type, first.data, first.original_length, first.comment) == (239, b"abc", 9, "hello")
+    assert first.time_ns == 3 * 10**9  # in units of 2^-10 seconds
+    assert (second.link_type, second.data) == (101, b"xy")
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2**62), st.binary(max_size=70), st.text(max_size=9)), max_size=5),
+    st.sampled_from([".pcap", ".pcapng"]),
+)
+def test_written_files_read_back(records: list[tuple[int, bytes, str]], suffix: str) -> None:
+    directory = tempfile.TemporaryDirectory()
+    path = Path(directory.name) / f"file{suffix}"
+    writer = Writer(path, LinkType.NETLINK)
+    for time_ns, data, comment in records:
+        writer.write(time_ns % (2**32 * 10**9), data, comment=comment)
+    writer.close()
+    writer.close()
+    found = list(read(path))
+    directory.cleanup()
+    assert [(r.time_ns, r.data, r.link_type) for r in found] == [(t % (2**32 * 10**9), d, 253) for t, d, _ in records]
+    if suffix == ".pcapng":
+        assert [r.comment or "" for r in found] == [c.encode("utf-8", "replace").decode() for _, _, c in records]
+
+
+def whole_files() -> list[bytes]:
+    return [
+        pcap(b"abc", b"defgh"),
+        section("<") + interface("<", 101) + block("<", 6, struct.pack("<IIIII", 0, 0, 0, 3, 3) + b"abc"),
+    ]
+
+
+@pytest.mark.parametrize("file", whole_files(), ids=["pcap", "pcapng"])
+def test_cut_files_give_whole_records_and_then_an_error(file: bytes) -> None:
+    everything = list(read(io.BytesIO(file)))
+    offsets: list[tuple[int, int]] = []
+    for size in range(len(file)):
+        records: list[Record] = []
+        try:
+            for record in read(io.BytesIO(file[:size])):
+                records.append(record)
+        except nfnet.CaptureError as caught:
+            offsets.append((caught.offset, size))
+        assert records == everything[: len(records)]
+    assert offsets
+    assert all(0 <= offset <= size for offset, size in offsets)
+    assert isinstance(nfnet.CaptureError("x", 0), nfnet.DecodeError)
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (b"", "the file is empty"),
+        (b"abcd" * 9, "neither pcap nor pcapng"),
+        (pcap(b"abc")[:-1], "in the middle of a record"),
+        (pcap()[:24] + struct.pack("<IIII", 0, 0, 1 << 30, 0), "record of 1073741824 bytes"),
+        (section("<") + block("<", 6, struct.pack("<IIIII", 3, 0, 0, 0, 0)), "interface 3, which the file does not"),
+        (section("<") + b"\1\0\0\0\xff\xff\xff\xff", "block of 4294967295 bytes"),
+        (section("<") + interface("<", 1, (9, b"\xff")), "resolution"),
+    ],
+)
+def test_damaged_files_are_refused(file: bytes, words: str) -> None:
+    with pytest.raises(nfnet.CaptureError, match=words):
+        list(read(io.BytesIO(file)))
+
+
+@given(st.binary(max_size=120), st.integers(0, 120), st.sampled_from(whole_files()))
+def test_any_bytes_are_records_or_a_capture_error(noise: bytes, place: int, file: bytes) -> None:
+    for data in (noise, file[:place] + noise + file[place + len(noise) :], file[:4] + noise):
+        try:
+            total = sum(len(record.data) for record in read(io.BytesIO(data)))
+            assert total <= len(data)
+        except nfnet.CaptureError:
+            pass
+
+
+# --- replaying
+
+
+def recording(path: Path, *datagrams: bytes, byteorder: str = "<", link_type: int = 253) -> Path:
+    head = netlink_header.build({"family": 12}) if link_type == 253 else b""
+    path.write_bytes(pcap(*(head + datagram for datagram in datagrams), byteorder=byteorder, link_type=link_type))
+    return path
+
+
+def test_a_queue_gets_its_own_packets_and_no_others(tmp_path: Path) -> None:
+    path = recording(
+        tmp_path / "mixed.pcap",
+        packet_message(7, MARK=1),
+        packet_message(1, number=2),
+        log_message(),
+        packet_message(8, MARK=2),
+        nfqnl.verdict(1, 8, 0),
+        nfqnl.verdict(1, 7, 1, [(nfqnl.NFQA.MARK, 5)]),
+        nfqnl.verdict(2, 1, 1),
+        packet_message(9),
+        nfqnl.verdict(1, 9, 1, batch=True),
+    )
+    replay = nfnet.replay(path)
+    with nfnet.Queue(1, transport=replay) as queue:
+        assert [(packet.id, packet.mark) for packet in queue] == [(7, 1), (8, 2), (9, 0)]
+        for packet in queue.pending:
+            packet.accept(mark=packet.id)
+        assert queue.counters.lost == 0
+    assert replay.verdicts == {number: nfnet.Decided(1, number, None) for number in (7, 8, 9)}
+    assert replay.recorded == {
+        7: nfnet.Decided(1, 5, None),
+        8: nfnet.Decided(0, None, None),
+        9: nfnet.Decided(1, None, None),
+    }
+
+
+def test_bare_packets_replay_as_a_queue(tmp_path: Path) -> None:
+    path = recording(tmp_path / "raw.pcap", ipv4(17, b"four"), ipv6(17, b"six"), link_type=101)
+    with nfnet.Queue(9, transport=nfnet.replay(path)) as queue:
+        found = [(packet.id, packet.family, inet.get_data(packet.payload), packet.truncated) for packet in queue]
+    assert found == [(1, 2, b"four", True), (2, 10, b"six", True)]
+
+
+@pytest.mark.parametrize("byteorder", "<>")
+def test_nflog_files_of_either_byte_order_replay_as_a_log(tmp_path: Path, byteorder: str) -> None:
+    message = log_message(b"payload" * 3, MARK=77)
+    attributes = b"".join(
+        struct.pack(f"{byteorder}HH", 4 + end - start, number) + message[start:end] + bytes(-(end - start) % 4)
+        for number, start, end in layout.walk(message, 20, len(message))
+    )
+    path = recording(tmp_path / "log.pcap", message[16:20] + attributes, byteorder=byteorder, link_type=239)
+    with nfnet.Log(5, transport=nfnet.replay(path)) as log:
+        (found,) = list(log)
+    assert (found.mark, found.prefix, found.payload) == (77, "test", b"payload" * 3)
+
+
+def test_a_damaged_recording_gives_what_is_whole_and_then_an_error(tmp_path: Path) -> None:
+    path = recording(tmp_path / "cut.pcap", packet_message(1), packet_message(2))
+    path.write_bytes(path.read_bytes()[:-3])
+    with nfnet.Queue(1, transport=nfnet.replay(path)) as queue:
+        seen: list[int] = []
+        with pytest.raises(nfnet.CaptureError, match="in the middle of a record"):
+            queue.run(lambda packet: seen.append(packet.id))
+        assert queue.process(lambda packet: seen.append(packet.id)) in (0, 1)
+        assert seen == [1]
+
+
+def test_real_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    path = tmp_path / "slow.pcap"
+    writer = Writer(path, LinkType.RAW)
+    for number in range(3):
+        writer.write(TIME + number * 60_000_000, ipv4(17, bytes([number])))
+    writer.close()
+    began = time.monotonic()
+    times = []
+    with nfnet.Queue(1, transport=nfnet.replay(path, realtime=True)) as queue:
+        for packet in queue:
+            packet.accept()
+            times.append(time.monotonic() - began)
+    assert len(times) == 3
+    assert times[1] >= 0.055
+    assert times[2] >= 0.115

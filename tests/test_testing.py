@@ -1,0 +1,82 @@
+"""What `nfnet.testing` and the plugin offer to other people's tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nfnet
+from nfnet import Decided, Packet, Verdict, inet, testing
+from nfnet.capture import LinkType, Writer
+from nfnet.testing import FedQueue
+
+from .test_inet import assert_valid
+
+
+def handle(packet: Packet) -> None:
+    data = inet.get_data(packet.payload)
+    if data and b"secret" in data:
+        packet.drop()
+    elif packet.indev_name == "lan0":
+        packet.accept(mark=packet.mark + 1)
+    else:
+        packet.accept()
+
+
+def test_a_handler_in_three_lines(nfnet_queue: FedQueue) -> None:
+    packet_id = nfnet_queue.feed(testing.udp(b"a secret"))
+    nfnet_queue.run(handle)
+    assert nfnet_queue.verdicts[packet_id].verdict == Verdict.DROP
+
+
+def test_attributes_are_fed(nfnet_queue: FedQueue) -> None:
+    ids = [
+        nfnet_queue.feed(testing.tcp(b"x"), indev="lan0", mark=7, uid=1000),
+        nfnet_queue.feed(testing.udp(b"x", source="2001:db8::1", destination="2001:db8::2"), outdev=4),
+    ]
+    seen: list[Packet] = []
+    nfnet_queue.run(lambda packet: (seen.append(packet), handle(packet)))
+    assert nfnet_queue.verdicts == {ids[0]: Decided(1, 8, None), ids[1]: Decided(1, None, None)}
+    assert (seen[0].uid, seen[0].indev_name, seen[0].family) == (1000, "lan0", nfnet.Family.IPV4)
+    assert (seen[1].outdev, seen[1].family) == (4, nfnet.Family.IPV6)
+    ids.append(nfnet_queue.feed(testing.udp(b"secret")))
+    nfnet_queue.run(handle)
+    assert nfnet_queue.verdicts[ids[2]].verdict == Verdict.DROP
+
+
+@pytest.mark.parametrize("build", [testing.udp, testing.tcp])
+@pytest.mark.parametrize("ends", [{}, {"source": "2001:db8::1", "destination": "2001:db8::2"}])
+def test_built_packets_are_valid(build: Any, ends: dict[str, str]) -> None:
+    packet = build(b"some data", source_port=1, destination_port=2, **ends)
+    assert_valid(packet)
+    assert inet.get_data(packet) == b"some data"
+
+
+def session(path: Path) -> Path:
+    writer = Writer(path, LinkType.NFLOG)
+    writer.write(0, testing.log_message(testing.udp(b"logged"), group=9)[16:])
+    writer.close()
+    return path
+
+
+def test_a_recording_is_opened(nfnet_replay: Callable[..., Any], tmp_path: Path) -> None:
+    log = nfnet_replay(session(tmp_path / "file.pcap"))
+    assert [(message.prefix, inet.get_data(message.payload)) for message in log] == [("test", b"logged")]
+    assert log.group == 9
+    assert list(nfnet_replay(tmp_path / "file.pcap", group=3)) == []
+    assert list(nfnet_replay(tmp_path / "file.pcap", queue=3)) == []
+
+
+def test_the_plugin_costs_nothing_until_it_is_used(tmp_path: Path) -> None:
+    test = (
+        "import sys\ndef test_it():\n    assert 'nfnet' not in sys.modules\n    assert 'construct' not in sys.modules\n"
+    )
+    (tmp_path / "test_it.py").write_text(test)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
