@@ -246,14 +246,14 @@ class Verdicts:
 
     def _encode_run(self, packets: Sequence[Packet], decisions: Sequence[Decision]) -> Iterator[bytes]:
         if decisions.count(decisions[0]) == len(decisions):
-            yield self._batch(decisions[0], packets[-1])
+            yield self._together(decisions[0], packets)
             return
         others = set(decisions) - {DROP}
         if len(others) > 1:
             start = 0
             for what, group in groupby(decisions):
                 end = start + len(list(group))
-                yield self._batch(what, packets[end - 1])
+                yield self._together(what, packets[start:end])
                 start = end
             return
         # Accepted, say, and dropped in turn: the rarer kind one by one, then the other as one batch.
@@ -263,16 +263,16 @@ class Verdicts:
         prefix = self._prefix(rare)
         yield prefix
         yield prefix.join([packet.raw[PACKET_ID] for packet, what in zip(packets, decisions) if what is rare])
-        last = next(packet for packet, what in zip(reversed(packets), reversed(decisions)) if what is common)
-        yield self._batch(common, last)
+        yield self._together(common, [packet for packet, what in zip(packets, decisions) if what is common])
 
     def _encode_each(self, packets: Sequence[Packet], decisions: Sequence[Decision]) -> Iterator[bytes]:
         for packet, what in zip(packets, decisions):
             yield self._prefix(what) if what.batchable else self._build_prefix(what)
             yield packet.raw[PACKET_ID]
 
-    def _batch(self, what: Decision, last: Packet) -> bytes:
-        return self._prefix(what, batch=True) + last.raw[PACKET_ID]
+    def _together(self, what: Decision, packets: Sequence[Packet]) -> bytes:
+        """One message for packets of which all that are older have left, or leave before it."""
+        return self._prefix(what, batch=len(packets) > 1) + packets[-1].raw[PACKET_ID]
 
     def _build_prefix(self, what: Decision, *, batch: bool = False) -> bytes:
         """A verdict message up to the packet id, which is its end."""
