@@ -5,7 +5,7 @@ ARGS ?=
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench fuzz clean
 
 demo: $(VENV)/.installed          ## real packets, in namespaces of its own
 	@$(BIN)/nfnet demo
@@ -21,6 +21,9 @@ check: $(VENV)/.installed-dev     ## lint, format, types, tests
 
 bench:                            ## CPU time a packet, beside other packages where they can be built
 	@$(PYTHON) benchmarks/run.py $(ARGS)
+
+fuzz: $(VENV)/.installed-dev      ## any bytes at all, for some minutes: make fuzz ARGS="1000000"
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import nfnet
@@ -25,6 +26,7 @@ _TIMEOUT = 2.0  # seconds, for anything to arrive
 _TCP_FLAGS = ((0x02, "SYN"), (0x10, "ACK"), (0x08, "PSH"), (0x01, "FIN"), (0x04, "RST"))
 
 _ARRIVED = "arrived: "
+RECORDING = Path(__file__).with_name("demo.pcapng")
 
 
 def handle(packet: nfnet.Packet) -> None:
@@ -56,9 +58,10 @@ with nfnet.rules.queue(1, hook="output", protocol="udp", destination_port=7777, 
 
 EPILOG = """\
 Makes two network namespaces of its own, sends a few packets from one to the other, and shows what a short handler
-does with them. Needs no privileges where users may make namespaces, and touches nothing outside of them.
+does with them. Needs no privileges where users may make namespaces, and touches nothing outside of them. Where that is
+not allowed it says what is missing and replays a recording.
 
-exit status: 0 if all went as it should, 1 if not, or if this machine does not allow it
+exit status: 0 if all went as it should, 1 if not
 """
 
 
@@ -88,9 +91,23 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _not_possible(error: KernelError, what: str) -> int:
-    print(f"nfnet demo needs {what}, and this machine refuses:\n  {error}", file=sys.stderr)
-    print("A recording to show instead does not come with this version.", file=sys.stderr)
-    return 1
+    print(f"nfnet demo needs {what}, and this machine refuses:\n  {error}\n", file=sys.stderr)
+    print("So this is a recording of it, which the same handler decides once more.\n")
+    return _replay()
+
+
+def _replay() -> int:
+    """Show the recording that comes with the package."""
+    replay = nfnet.replay(RECORDING)
+    with nfnet.Queue(1, transport=replay) as queue:
+        queue.run(_handle_and_show)
+        counters = queue.counters
+    print("\nWhat the rule at the other end logged:")
+    with nfnet.Log(5, transport=nfnet.replay(RECORDING)) as log:
+        log.run(_show_message)
+    same = replay.verdicts == replay.recorded
+    print(f"\n{counters.received} packets; the verdicts are {'those' if same else 'NOT those'} of the recording")
+    return 0 if same else 1
 
 
 def _namespaces() -> tuple[BinaryIO, BinaryIO]:
@@ -156,19 +173,7 @@ class _Demo:
         return True
 
     def _handle(self, packet: nfnet.Packet) -> None:
-        handle(packet)
-        if not _between_the_two(packet.payload):
-            self._housekeeping += 1
-            return
-        accepted = "accept, rewritten" if packet.changed else "accept"
-        verdict = (
-            accepted
-            if packet.decided == Verdict.ACCEPT
-            else "drop"
-            if packet.decided == Verdict.DROP
-            else "mark 1, repeat"
-        )
-        print(f"{packet.id:3}  {_describe(packet.payload):<58}  {verdict}")
+        self._housekeeping += not _handle_and_show(packet)
 
     def _show_log(self, expected: bool) -> None:
         """What the rule at the other end logged, but for packets that carry nothing."""
@@ -176,10 +181,7 @@ class _Demo:
 
         def show(message: nfnet.LogMessage) -> None:
             nonlocal seen
-            if _between_the_two(message.payload) and inet.get_data(message.payload) != b"":
-                seen += 1
-                what = " ".join(_describe(message.payload).split())
-                print(f"       log: {message.prefix}{what}, in by {message.indev_name}")
+            seen += _show_message(message)
 
         self._run_until(lambda: self._log.process(show) == 0 and seen > 0, _TIMEOUT if expected else 0)
         self._right &= bool(seen) == expected
@@ -261,6 +263,26 @@ class _Demo:
             right = self._run_until(answered)
             self._report("the receiver answered the ping" if right else "no answer to the ping", right)
             self._show_log(True)
+
+
+def _handle_and_show(packet: nfnet.Packet) -> bool:
+    """Let the handler decide, and print what it did, unless the packet is none of ours."""
+    handle(packet)
+    if not _between_the_two(packet.payload):
+        return False
+    accepted = "accept, rewritten" if packet.changed else "accept"
+    verdict = {Verdict.ACCEPT: accepted, Verdict.DROP: "drop", None: "?"}.get(packet.decided, "mark 1, repeat")
+    print(f"{packet.id:3}  {_describe(packet.payload):<58}  {verdict}")
+    return True
+
+
+def _show_message(message: nfnet.LogMessage) -> bool:
+    """Print what was logged, unless it is none of ours, or carries nothing."""
+    if not _between_the_two(message.payload) or inet.get_data(message.payload) == b"":
+        return False
+    what = " ".join(_describe(message.payload).split())
+    print(f"       log: {message.prefix}{what}, in by {message.indev_name or f'interface {message.indev}'}")
+    return True
 
 
 def _make_cable(receiver: BinaryIO) -> None:
