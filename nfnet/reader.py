@@ -51,7 +51,8 @@ class Binding(ABC, Generic[T]):
         self.reading = False  # by a loop
         self.finished = False  # by `Reader.close`
         self.closed = False
-        self.recorder: Recorder | None = None  # of this binding alone
+        self.recorder: Recorder | None = None
+        self.owns_recorder = False
 
     @abstractmethod
     def receive(self) -> bool:
@@ -67,7 +68,7 @@ class Binding(ABC, Generic[T]):
         """Let go of the sockets."""
         self.closed = True
         self.transport.close()
-        if self.recorder is not None and self.process == os.getpid():
+        if self.recorder is not None and self.owns_recorder:
             self.recorder.close()
 
 
@@ -165,7 +166,7 @@ class Reader(ABC, Generic[B]):
             return self._make_binding(transport)
 
         binding = connect() if self._netns is None else call_in(self._netns, connect)
-        binding.recorder = own
+        binding.recorder, binding.owns_recorder = recorder, own is not None
         return binding
 
     def _bind(self, transport: Transport) -> None:
@@ -308,6 +309,8 @@ class Reader(ABC, Generic[B]):
                 return True
             if not more or not block:
                 return False
+            if binding.recorder is not None:
+                binding.recorder.flush()  # nothing comes for a while: let it be on the disk
             self._waiter.wait()
         return False
 

@@ -14,7 +14,7 @@ from .errors import DecodeError
 from .protocol import netlink, nfnetlink, nfqnl
 from .protocol.nfqnl import NFQA, Verdict
 
-# Whole records are on their way to the disk this many seconds after they were made, if more follow, and at the end.
+# Whole records are on their way to the disk after so many seconds of traffic, and whenever there is none.
 _FLUSH_EVERY = 1.0
 
 _log = logging.getLogger("nfnet")
@@ -47,14 +47,22 @@ class Recorder:
                 if time.monotonic() - self._flushed > _FLUSH_EVERY:
                     self.flush()
             except (OSError, ValueError) as error:  # ValueError: closed by another thread just now
-                self._error = error if isinstance(error, OSError) else OSError(str(error))
-                _log.error("the recording stops here: %s", error)
+                self._stop(error)
+
+    def _stop(self, error: Exception) -> None:
+        self._error = error if isinstance(error, OSError) else OSError(str(error))
+        _log.error("the recording stops here: %s", error)
 
     def flush(self) -> None:
-        """Put what was recorded on its way to the disk. Raises OSError."""
+        """Put what was recorded on its way to the disk."""
+        if self._error is not None or self._process != os.getpid():
+            return
         with self._lock:
             self._flushed = time.monotonic()
-            self._writer.flush()
+            try:
+                self._writer.flush()
+            except (OSError, ValueError) as error:
+                self._stop(error)
 
     def close(self) -> None:
         """Finish the file. May be called twice. Raises the OSError that ended the recording, if one did."""
