@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import nfnet
 from nfnet import Log, Packet, Queue, inet, rules
 
-from .conftest import REQUIRED, Net, readable
+from .conftest import REQUIRED, UID, Net, readable
 from .test_log import collect as collect_messages
 from .test_queue import V4, V6
 from .test_queue import Path as Way
@@ -150,8 +149,8 @@ def test_a_file_of_tcpdump_replays_as_a_log(net: Net, tmp_path: Path) -> None:
         command = [tcpdump, "-Z", "root", "-U", "-i", "nflog:5", "-c", "6", "-w", str(path)]
         return subprocess.Popen(command, stderr=subprocess.PIPE, pass_fds=[fd])
 
-    if os.geteuid():
-        pytest.skip("tcpdump must be root")
+    if UID:
+        pytest.skip("tcpdump wants to be root of the machine")
     process = net.at("client", start)
     try:
         assert b"listening" in process.stderr.readline()
