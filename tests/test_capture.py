@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import tempfile
+import tracemalloc
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -230,3 +232,56 @@ def test_real_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(times) == 3
     assert times[1] >= 0.055
     assert times[2] >= 0.115
+
+
+# --- recording
+
+
+def test_what_was_flushed_is_on_the_disk(tmp_path: Path) -> None:
+    path = tmp_path / "session.pcapng"
+    recorder = nfnet.record(path)
+    recorder.tap(False, packet_message(1))
+    recorder.tap(True, nfqnl.verdict(1, 1, 4, [(nfqnl.NFQA.MARK, 5)]))
+    recorder.flush()
+    packet, verdict = read(path)  # while it is still being written
+    assert packet.data[16:] == packet_message(1)
+    assert verdict.comment == "REPEAT packet 1 with another mark"
+    assert path.stat().st_mode & 0o777 == 0o600
+    recorder.close()
+    recorder.close()
+    assert len(list(read(path))) == 2
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_program(caplog: pytest.LogCaptureFixture) -> None:
+    recorder = nfnet.record("/dev/full")
+    recorder.tap(False, packet_message(1))
+    recorder.flush()
+    assert "the recording stops here" in caplog.text
+    recorder.tap(False, packet_message(2))
+    with pytest.raises(OSError, match="No space left"):
+        recorder.close()
+
+
+def test_large_files_take_constant_memory() -> None:
+    class Endless(io.RawIOBase):
+        """A pcap file of 200 MB, made as it is read."""
+
+        def __init__(self) -> None:
+            self._left = 200_000_000
+            self._data = pcap()
+            self._record = struct.pack("<IIII", 1, 2, 1000, 1000) + bytes(1000)
+
+        def read(self, size: int = -1) -> bytes:
+            while len(self._data) < size and self._left > 0:
+                self._data += self._record
+                self._left -= len(self._record)
+            data, self._data = self._data[:size], self._data[size:]
+            return data
+
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in islice(read(Endless()), 20_000))  # type: ignore[arg-type]
+        assert count == 20_000
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()

@@ -57,7 +57,19 @@ def test_every_attribute_in_the_recordings_decodes() -> None:
         if "group" in facts:
             with Log(facts["group"], transport=nfnet.replay(path)) as log:
                 log.run(lambda message: seen.update(key.name for key in message.attributes))
-    assert {"PAYLOAD", "HWADDR", "TIMESTAMP", "UID", "CAP_LEN", "SEQ", "PREFIX", "HWHEADER"} <= seen
+    assert {
+        "PAYLOAD",
+        "HWADDR",
+        "TIMESTAMP",
+        "UID",
+        "CAP_LEN",
+        "SEQ",
+        "PREFIX",
+        "HWHEADER",
+        "SKB_INFO",
+        "VLAN",
+        "L2HDR",
+    } <= seen
 
 
 def test_the_refusal_has_the_kernels_words() -> None:

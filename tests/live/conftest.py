@@ -193,3 +193,25 @@ def readable(sock: socket.socket, timeout: float) -> bool:
 def kernel_version() -> tuple[int, int]:
     major, minor = os.uname().release.split(".")[:2]
     return int(major), int(minor)
+
+
+def make_bridge() -> tuple[int, int, int]:
+    """Make a bridge of both interfaces of the router; returns its index and those of its ports."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as ip:
+        ip.link("add", ifname="br0", kind="bridge")
+        bridge = ip.link_lookup(ifname="br0")[0]
+        ports = [ip.link_lookup(ifname=name)[0] for name in ("to-client", "to-server")]
+        for port in ports:
+            ip.link("set", index=port, master=bridge, state="up")
+        ip.link("set", index=bridge, state="up")
+        return bridge, ports[0], ports[1]
+
+
+# An Ethernet frame with a VLAN tag and an IPv4 packet of a protocol that nobody speaks.
+TAGGED_FRAME = (
+    bytes.fromhex("02000000aa02 02000000aa01 8100 6005 0800")
+    + bytes.fromhex("45000018 00010000 40fd0000 0a000001 0a000002")
+    + b"data"
+)

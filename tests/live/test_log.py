@@ -17,7 +17,7 @@ import nfnet
 from nfnet import CopyMode, Hook, Log, LogMessage, inet, rules, stats
 from nfnet.rules import _expression, _rule
 
-from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, kernel_version, readable
+from .conftest import ADDRESS, QUIET, TAGGED_FRAME, TIMEOUT, UID, Net, kernel_version, make_bridge, readable
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 PORT = 7000
@@ -407,23 +407,8 @@ def test_stats_of_a_queue_and_of_all(net: Net) -> None:
 
 def test_bridge_and_vlan_attributes(net: Net) -> None:
     """A tagged frame that passes a bridge: what the bridge family alone has."""
-    from pyroute2 import IPRoute
-
-    def make_bridge() -> tuple[int, int, int]:
-        with IPRoute() as ip:
-            ip.link("add", ifname="br0", kind="bridge")
-            bridge = ip.link_lookup(ifname="br0")[0]
-            ports = [ip.link_lookup(ifname=name)[0] for name in ("to-client", "to-server")]
-            for port in ports:
-                ip.link("set", index=port, master=bridge, state="up")
-            ip.link("set", index=bridge, state="up")
-            return bridge, ports[0], ports[1]
-
     here = net.hosts["router"]
     bridge, left, right = net.at("router", make_bridge)
-    source, destination = b"\x02\x00\x00\x00\xaa\x01", b"\x02\x00\x00\x00\xaa\x02"
-    packet = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 24, 1, 0, 64, 253, 0, b"\x0a\0\0\x01", b"\x0a\0\0\x02") + b"data"
-    frame = destination + source + struct.pack("!HHH", 0x8100, 0x6005, 0x0800) + packet
     with Log(5, netns=here, threshold=1) as log, rules.log(5, prefix="br", hook="forward", family="bridge", netns=here):
         raw = net.at("client", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
         with raw:
@@ -432,13 +417,14 @@ def test_bridge_and_vlan_attributes(net: Net) -> None:
             deadline = time.monotonic() + TIMEOUT
             while not found:  # the bridge forwards once its ports are up, which takes a moment
                 assert time.monotonic() < deadline
-                raw.send(frame)
+                raw.send(TAGGED_FRAME)
                 if readable(log, 0.05):  # type: ignore[arg-type]
                     log.process(lambda message: found.append(message) if message.vlan else None)
         message = found[0]
         assert (message.physindev_name, message.physoutdev_name) == ("to-client", "to-server")
     assert (message.family, message.hook, message.prefix) == (nfnet.Family.BRIDGE, Hook.FORWARD, "br")
     assert message.vlan == nfnet.Vlan(0x8100, 0x6005)
+    destination, source, packet = TAGGED_FRAME[:6], TAGGED_FRAME[6:12], TAGGED_FRAME[18:]
     ethernet = destination + source + b"\x08\0"
     assert (message.l2header, message.hwheader) == (ethernet, ethernet)
     assert message.hwaddr == source

@@ -303,45 +303,51 @@ def test_the_largest_packet_arrives_whole(net: Net) -> None:
             assert receiver.recv(70000) == new
 
 
+def send_in_bulk(net: Net, queue: Queue, handler: Any) -> None:
+    """100,000 bytes by TCP from the client to port 7001 of the server, through a queue."""
+    listener = net.open_socket("server", kind=socket.SOCK_STREAM)
+    listener.bind(("0.0.0.0", 7001))
+    listener.listen()
+    client = net.open_socket("client", kind=socket.SOCK_STREAM)
+    client.setblocking(False)
+    client.connect_ex((ADDRESS["server", V4], 7001))
+
+    def pump(condition: Any) -> bool:
+        def step() -> Any:
+            queue.process(handler)
+            return condition()
+
+        return wait_for(step)
+
+    assert pump(lambda: readable(listener, 0))
+    server = listener.accept()[0]
+    sent = client.send(bytes(100_000))
+    got = bytearray()
+
+    def read() -> bool:
+        if readable(server, 0):
+            got.extend(server.recv(100_000))
+        return len(got) >= sent
+
+    with server:
+        assert pump(read)
+
+
 def test_gso_packets_come_whole_when_asked_for(net: Net) -> None:
-    with Queue(1, gso=True, netns=net.hosts["client"]) as queue:
-        with rules.queue(1, hook="output", protocol="tcp", destination_port=7001, netns=net.hosts["client"]):
-            listener = net.open_socket("server", kind=socket.SOCK_STREAM)
-            listener.bind(("0.0.0.0", 7001))
-            listener.listen()
-            client = net.open_socket("client", kind=socket.SOCK_STREAM)
-            client.setblocking(False)
-            client.connect_ex((ADDRESS["server", V4], 7001))
-            biggest, infos = 0, SkbInfo(0)
+    biggest, infos = 0, SkbInfo(0)
 
-            def handler(packet: Packet) -> None:
-                nonlocal biggest, infos
-                biggest = max(biggest, packet.cap_len)
-                infos |= packet.skbinfo
-                packet.accept(payload=packet.payload)
+    def handler(packet: Packet) -> None:
+        nonlocal biggest, infos
+        biggest = max(biggest, packet.cap_len)
+        infos |= packet.skbinfo
+        packet.accept(payload=packet.payload)
 
-            def pump(condition: Any) -> bool:
-                def step() -> Any:
-                    queue.process(handler)
-                    return condition()
-
-                return wait_for(step)
-
-            assert pump(lambda: readable(listener, 0))
-            server = listener.accept()[0]
-            sent = client.send(bytes(100_000))
-            got = bytearray()
-
-            def read() -> bool:
-                if readable(server, 0):
-                    got.extend(server.recv(100_000))
-                return len(got) >= sent
-
-            with server:
-                assert pump(read)
-            assert biggest > 1500
-            assert infos & SkbInfo.GSO
-            assert infos & SkbInfo.CSUM_NOT_READY
+    here = net.hosts["client"]
+    with Queue(1, gso=True, netns=here) as queue, rules.queue(1, protocol="tcp", destination_port=7001, netns=here):
+        send_in_bulk(net, queue, handler)
+    assert biggest > 1500
+    assert infos & SkbInfo.GSO
+    assert infos & SkbInfo.CSUM_NOT_READY
 
 
 # --- limits
