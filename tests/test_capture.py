@@ -264,7 +264,7 @@ def test_a_full_disk_ends_the_recording_and_not_the_program(caplog: pytest.LogCa
 
 def test_large_files_take_constant_memory() -> None:
     class Endless(io.RawIOBase):
-        """A pcap file of 200 MB, made as it is read."""
+        """A pcap file without end, nearly, made as it is read."""
 
         def __init__(self) -> None:
             self._left = 200_000_000
