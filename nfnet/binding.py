@@ -3,47 +3,39 @@
 from __future__ import annotations
 
 import errno
-import logging
 import socket
 import sys
 from operator import length_hint
-from time import monotonic
 
-from .errors import ClosedError, DecodeError, NfnetError, OverrunError, kernel_error
+from .errors import DecodeError, NfnetError, kernel_error
 from .packet import Packet
 from .protocol import netlink, nfqnl
 from .protocol.nfnetlink import Subsystem
 from .protocol.nfqnl import SUBSYSTEM_BYTE, Verdict
-from .reader import WARN_EVERY, Binding
+from .reader import Binding
 from .stats import QueueCounters
 from .transport import Transport
 from .verdicts import Verdicts
 
-# So many packets are taken from the kernel before the first of them goes to the handler. Measured: 256 costs 3 to 7 %
-# more, 1024 gains nothing, and makes Python's garbage collector run, which it does after 700 new objects.
-_DRAIN = 512
 _SO_TIMESTAMP = 29  # of include/uapi/asm-generic/socket.h; Python does not name it
 _END = sys.maxsize  # ``list[_END:] = more`` appends
-
-_log = logging.getLogger("nfnet")
 
 
 class QueueBinding(Binding[Packet]):
     """A queue while it is bound; with the next binding packet ids begin at 1 again."""
 
+    # Measured: 256 costs 3 to 7 % more; 1024 gains nothing, and makes Python's garbage collector run, which it does
+    # after 700 new objects.
+    drain = 512
+    what = "packets"
+
     def __init__(self, number: int, transport: Transport, on_overrun: str, *, timestamps: bool = False) -> None:
-        super().__init__(transport)
+        super().__init__(f"queue {number}", transport, on_overrun)
         self.verdicts = Verdicts(number, transport)
         self.last_id = 0
         self._number = number
-        self._on_overrun = on_overrun
-        self._received: list[bytes] = []  # datagrams
         self._issued = 0  # how many ids the kernel gave, up to the last one seen
-        self._lost = 0
-        self._overruns = 0
         self._refused: dict[int, int] = {}
-        self._malformed = 0
-        self._warned = -WARN_EVERY
         self._stamping = _stamping_socket() if timestamps else None
 
     def flush(self) -> None:
@@ -59,21 +51,7 @@ class QueueBinding(Binding[Packet]):
         if self._stamping is not None:
             self._stamping.close()
 
-    def receive(self) -> bool:
-        try:
-            more = self.transport.receive(self._received, _DRAIN)
-        except ClosedError:
-            if not self.closed:
-                raise
-            return False
-        except OverrunError:
-            self._overruns += 1
-            raise
-        finally:
-            self._make_packets()
-        return more
-
-    def _make_packets(self) -> None:
+    def _make_ready(self) -> None:
         verdicts = self.verdicts
         collect = verdicts.decided.append
         byte, subsystem = SUBSYSTEM_BYTE, int(Subsystem.QUEUE)
@@ -136,22 +114,10 @@ class QueueBinding(Binding[Packet]):
         """Count the ids that never came."""
         received = self.verdicts.received()
         lost = self._issued - received
-        if lost <= self._lost:
-            return
-        self._overruns += self._on_overrun != "raise"  # there it was counted as it was raised
-        new, self._lost = lost - self._lost, lost
-        if self._on_overrun == "count" and monotonic() > self._warned + WARN_EVERY:
-            self._warned = monotonic()
-            _log.warning(
-                "queue %d: %d packets were lost, %d so far, because the receive buffer of %s bytes was full",
-                self._number,
-                new,
-                lost,
-                getattr(self.transport, "rcvbuf", "?"),
-            )
+        if lost > self._lost:
+            self._count_lost(lost - self._lost)
 
     def taken(self) -> int:
-        """How many packets the loop has taken so far."""
         return self.verdicts.received() - length_hint(self.ready)
 
     def pending(self) -> list[Packet]:

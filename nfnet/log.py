@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Generator, Iterator
+from copy import copy
 from functools import lru_cache
 from operator import length_hint
-from time import monotonic
 from typing import Literal
 
 from construct import Int16ub
 
 from .checks import check, check_choice
-from .errors import ArgumentError, ClosedError, DecodeError, OverrunError
+from .errors import ArgumentError, DecodeError
 from .message import Message, enum_member
 from .netns import Netns
 from .protocol import netlink, nfulnl
@@ -21,14 +20,9 @@ from .protocol.layout import compile_struct
 from .protocol.nfnetlink import Family, Hook
 from .protocol.nfqnl import Command, CopyMode
 from .protocol.nfulnl import MAX_BUFFER_SIZE, MAX_TIMEOUT, MIN_BUFFER_SIZE, MSG_PACKET, NFULA, NFULA_TABLE, LogFlag
-from .reader import WARN_EVERY, Binding, Reader
+from .reader import Binding, Reader
 from .stats import LogCounters, LogRow, LogStats, log_rows, own_row
 from .transport import MAX_DATAGRAM, Transport
-
-# So many datagrams, of up to 256 KiB each, are taken from the kernel before their messages go to the handler.
-_DRAIN = 16
-
-_log = logging.getLogger("nfnet")
 
 _read_header = compile_struct(nfulnl.packet_hdr).unpack_from
 _read_u16 = compile_struct(Int16ub).unpack_from
@@ -111,36 +105,18 @@ Handler = Callable[[LogMessage], object]
 class LogBinding(Binding[LogMessage]):
     """A log group while it is bound; with the next binding sequence numbers begin at 0 again."""
 
+    drain = 16  # of up to 256 KiB each
+    what = "messages"
+
     def __init__(self, group: int, transport: Transport, on_overrun: str, sequence: bool) -> None:
-        super().__init__(transport)
-        self._group = group
-        self._on_overrun = on_overrun
+        super().__init__(f"log group {group}", transport, on_overrun)
         self._sequence = sequence
-        self._received: list[bytes] = []  # datagrams
         self._count = 0
         # They begin at 0 in the kernel, and anywhere in a recording.
         self._next_seq: int | None = 0 if transport.trusted else None
-        self._lost = 0
-        self._overruns = 0
-        self._malformed = 0
-        self._warned = -WARN_EVERY
 
-    def receive(self) -> bool:
-        try:
-            more = self.transport.receive(self._received, _DRAIN)
-        except ClosedError:
-            if not self.closed:
-                raise
-            return False
-        except OverrunError:
-            self._overruns += 1
-            raise
-        finally:
-            self._make_messages()
-        return more
-
-    def _make_messages(self) -> None:
-        new = list(self.ready) if length_hint(self.ready) else []
+    def _make_ready(self) -> None:
+        new = list(copy(self.ready))  # a copy: until the statement at the end nothing is taken
         before = len(new)
         problem: DecodeError | None = None
         for datagram in self._received:
@@ -193,20 +169,9 @@ class LogBinding(Binding[LogMessage]):
         self._next_seq = (last + 1) & 0xFFFFFFFF
         if not 0 < lost < 0x80000000:  # beyond that it went back: recordings, one behind the other
             return
-        self._lost += lost
-        self._overruns += self._on_overrun != "raise"  # there it was counted as it was raised
-        if self._on_overrun == "count" and monotonic() > self._warned + WARN_EVERY:
-            self._warned = monotonic()
-            _log.warning(
-                "log group %d: %d messages were lost, %d so far, because the receive buffer of %s bytes was full",
-                self._group,
-                lost,
-                self._lost,
-                getattr(self.transport, "rcvbuf", "?"),
-            )
+        self._count_lost(lost)
 
     def taken(self) -> int:
-        """How many messages the loop has taken so far."""
         return self._count - length_hint(self.ready)
 
     def counters(self) -> LogCounters:
@@ -356,20 +321,7 @@ class Log(Reader[LogBinding]):
         """
         return self._take() if handler is None else self._drive(handler, block=False)
 
-    def _drive(self, handler: Handler, block: bool) -> int:
-        if not callable(handler):
-            raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
-        binding = self._bound()
-        before = binding.taken()
-        portions = self._portions(binding, block)
-        try:
-            for portion in portions:
-                self._hand_out(portion, handler)
-        finally:
-            portions.close()
-        return binding.taken() - before
-
-    def _hand_out(self, portion: Iterator[LogMessage], handler: Handler) -> None:
+    def _hand_out(self, binding: LogBinding, portion: Iterator[LogMessage], handler: Handler) -> None:
         for message in portion:
             handler(message)
             if self._stopping:

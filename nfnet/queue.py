@@ -181,19 +181,6 @@ class Queue(Reader[QueueBinding]):
         """
         return self._take() if handler is None else self._drive(handler, block=False)
 
-    def _drive(self, handler: Handler, block: bool) -> int:
-        if not callable(handler):
-            raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
-        binding = self._bound()
-        before = binding.taken()
-        portions = self._portions(binding, block)
-        try:
-            for portion in portions:
-                self._hand_out(binding, portion, handler)
-        finally:
-            portions.close()
-        return binding.taken() - before
-
     def _hand_out(self, binding: QueueBinding, portion: Iterator[Packet], handler: Handler) -> None:
         for packet in portion:
             try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from itertools import islice
 from operator import length_hint
@@ -23,6 +24,7 @@ from .errors import (
     NfnetError,
     NotPermittedError,
     NotSupportedError,
+    OverrunError,
 )
 from .netns import Netns, call_in
 from .protocol import nfqnl
@@ -35,7 +37,9 @@ from .transport import NetlinkSocket, Transport
 _MAX_DELAY = 0.001
 _MAX_PORTION = 16
 # Warnings about loss, at most one in so many seconds.
-WARN_EVERY = 10.0
+_WARN_EVERY = 10.0
+
+_log = logging.getLogger("nfnet")
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="Reader")  # type: ignore[type-arg]
@@ -44,7 +48,10 @@ Self = TypeVar("Self", bound="Reader")  # type: ignore[type-arg]
 class Binding(ABC, Generic[T]):
     """A queue or group while it is bound: what came, and is not through yet."""
 
-    def __init__(self, transport: Transport) -> None:
+    drain = 0  # how many datagrams to take from the transport at a time
+    what = ""  # what gets lost
+
+    def __init__(self, name: str, transport: Transport, on_overrun: str) -> None:
         self.transport = transport
         self.ready: Iterator[T] = iter(())  # for the handler; one iterator for all loops
         self.process = os.getpid()
@@ -53,10 +60,50 @@ class Binding(ABC, Generic[T]):
         self.closed = False
         self.recorder: Recorder | None = None
         self.owns_recorder = False
+        self._name = name
+        self._on_overrun = on_overrun
+        self._received: list[bytes] = []  # datagrams
+        self._lost = 0
+        self._overruns = 0
+        self._malformed = 0
+        self._warned = -_WARN_EVERY
 
-    @abstractmethod
     def receive(self) -> bool:
         """Take datagrams from the transport and make `ready` of them; False if there will be no more."""
+        try:
+            more = self.transport.receive(self._received, self.drain)
+        except ClosedError:
+            if not self.closed:
+                raise
+            return False
+        except OverrunError:
+            self._overruns += 1
+            raise
+        finally:
+            self._make_ready()
+        return more
+
+    @abstractmethod
+    def _make_ready(self) -> None:
+        """Make `ready` of the datagrams."""
+
+    @abstractmethod
+    def taken(self) -> int:
+        """How many the loop has taken so far."""
+
+    def _count_lost(self, new: int) -> None:
+        self._lost += new
+        self._overruns += self._on_overrun != "raise"  # there it was counted as it was raised
+        if self._on_overrun == "count" and monotonic() > self._warned + _WARN_EVERY:
+            self._warned = monotonic()
+            _log.warning(
+                "%s: %d %s were lost, %d so far, because the receive buffer of %s bytes was full",
+                self._name,
+                new,
+                self.what,
+                self._lost,
+                getattr(self.transport, "rcvbuf", "?"),
+            )
 
     def flush(self) -> None:
         """Send what was collected; called between portions."""
@@ -313,6 +360,24 @@ class Reader(ABC, Generic[B]):
                 binding.recorder.flush()  # nothing comes for a while: let it be on the disk
             self._waiter.wait()
         return False
+
+    def _drive(self, handler: Callable[[Any], object], block: bool) -> int:
+        """Hand out what comes, and return how many that were."""
+        if not callable(handler):
+            raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
+        binding = self._bound()
+        before = binding.taken()
+        portions = self._portions(binding, block)
+        try:
+            for portion in portions:
+                self._hand_out(binding, portion, handler)
+        finally:
+            portions.close()
+        return int(binding.taken() - before)
+
+    @abstractmethod
+    def _hand_out(self, binding: B, portion: Iterator[Any], handler: Callable[[Any], object]) -> None:
+        """Give the handler a portion, until `stop`."""
 
     def _take(self) -> int:
         """What `process` does without a handler."""
