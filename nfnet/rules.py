@@ -162,11 +162,13 @@ def _rule(
         ("NFTA_CHAIN_HOOK", {"attrs": [("NFTA_HOOK_HOOKNUM", _HOOKS.index(hook)), ("NFTA_HOOK_PRIORITY", priority)]}),
     ]
 
+    in_chain = [("NFTA_RULE_TABLE", name), ("NFTA_RULE_CHAIN", "rules")]
+
     def install(sock: NetlinkSocket, flags: int, expressions: list[Any]) -> None:
         batch = [
             (_NEWTABLE, [("NFTA_TABLE_NAME", name), ("NFTA_TABLE_FLAGS", flags)]),
             (_NEWCHAIN, chain),
-            (_NEWRULE, [*_in_chain(name), ("NFTA_RULE_EXPRESSIONS", expressions)]),
+            (_NEWRULE, [*in_chain, ("NFTA_RULE_EXPRESSIONS", expressions)]),
         ]
         sock.request(lambda seq: _batch(nfproto, seq, batch), operation)
 
@@ -189,10 +191,6 @@ def _rule(
                 sock.request(lambda seq: _batch(nfproto, seq, delete), f"removing the rule for {operation}")
         finally:
             sock.close()
-
-
-def _in_chain(table: str) -> list[Any]:
-    return [("NFTA_RULE_TABLE", table), ("NFTA_RULE_CHAIN", "rules")]
 
 
 def _batch(family: int, seq: int, messages: list[tuple[int, list[Any]]]) -> bytes:
