@@ -162,10 +162,10 @@ def _rule(
         ("NFTA_CHAIN_HOOK", {"attrs": [("NFTA_HOOK_HOOKNUM", _HOOKS.index(hook)), ("NFTA_HOOK_PRIORITY", priority)]}),
     ]
 
-    in_chain = [("NFTA_RULE_TABLE", name), ("NFTA_RULE_CHAIN", "rules")]
+    in_chain: list[Any] = [("NFTA_RULE_TABLE", name), ("NFTA_RULE_CHAIN", "rules")]
 
     def install(sock: NetlinkSocket, flags: int, expressions: list[Any]) -> None:
-        batch = [
+        batch: list[tuple[int, list[Any]]] = [
             (_NEWTABLE, [("NFTA_TABLE_NAME", name), ("NFTA_TABLE_FLAGS", flags)]),
             (_NEWCHAIN, chain),
             (_NEWRULE, [*in_chain, ("NFTA_RULE_EXPRESSIONS", expressions)]),
