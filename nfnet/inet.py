@@ -14,6 +14,8 @@ _MAX_PACKET = 0xFFFF
 # IPv6 extension headers that may come before the transport header: hop-by-hop and destination options. Not the
 # routing header, under which the checksum covers another destination than the one in the IP header.
 _EXTENSIONS = (0, 60)
+_FRAGMENT_HEADER = 44
+_EXTENSIONS_WITH_ROUTING = (*_EXTENSIONS, 43, _FRAGMENT_HEADER)
 _FRAGMENT = 0x3FFF  # of IPv4: "more fragments" and the fragment offset
 
 
@@ -34,19 +36,36 @@ def checksum(data: bytes) -> int:
     return ~(total % 0xFFFF or (0xFFFF if total else 0)) & 0xFFFF
 
 
-def transport(packet: bytes) -> Transport | None:
-    """Find the TCP or UDP header of an IP packet; None if it has none, or not the whole of it, or is a fragment."""
+def protocol(packet: bytes) -> int | None:
+    """What an IP packet carries, by its number (6 TCP, 17 UDP, ...), behind IPv6's extension headers; None if unknown.
+
+    It is the header's word: nothing beyond it is looked at, and a fragment may have it without being one's beginning.
+    """
+    found = _upper_layer(packet, _EXTENSIONS_WITH_ROUTING)
+    return None if found is None else found[0]
+
+
+def _upper_layer(packet: bytes, extensions: tuple[int, ...]) -> tuple[int, int] | None:
+    """The protocol that an IP packet carries, and the offset of its header."""
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
-        header = (packet[0] & 0xF) * 4
-        protocol = packet[9]
-        if header < 20 or int.from_bytes(packet[6:8], "big") & _FRAGMENT:
-            return None
-    elif version == 6 and len(packet) >= 40:
-        protocol, header = packet[6], 40
-        while protocol in _EXTENSIONS and len(packet) >= header + 8:
-            protocol, header = packet[header], header + (packet[header + 1] + 1) * 8
-    else:
+        return packet[9], (packet[0] & 0xF) * 4
+    if version != 6 or len(packet) < 40:
+        return None
+    protocol, header = packet[6], 40
+    while protocol in extensions and len(packet) >= header + 8:
+        units = 0 if protocol == _FRAGMENT_HEADER else packet[header + 1]
+        protocol, header = packet[header], header + (units + 1) * 8
+    return protocol, header
+
+
+def transport(packet: bytes) -> Transport | None:
+    """Find the TCP or UDP header of an IP packet; None if it has none, or not the whole of it, or is a fragment."""
+    found = _upper_layer(packet, _EXTENSIONS)
+    if found is None:
+        return None
+    protocol, header = found
+    if packet[0] >> 4 == 4 and (header < 20 or int.from_bytes(packet[6:8], "big") & _FRAGMENT):
         return None
     end = min(len(packet), _end(packet))
     data = header

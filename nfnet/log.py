@@ -46,6 +46,13 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
 
     __slots__ = ()
 
+    @classmethod
+    def from_bytes(cls, raw: bytes, name_of: Callable[[int], str | None] = lambda _: None) -> LogMessage:
+        """What a netlink message of the kernel's says, wherever it is from; ``name_of`` knows names of interfaces."""
+        self = cls()
+        self.raw, self._name_of, self._layout = raw, name_of, None
+        return self
+
     def __repr__(self) -> str:
         hook = getattr(self.hook, "name", self.hook)
         return f"<LogMessage {self.prefix!r}: {hook}, {len(self.payload)} bytes>"
@@ -150,7 +157,7 @@ class LogBinding(Binding[LogMessage]):
                 raise DecodeError(f"message of {length} bytes where {end - offset} are left", offset)
             # Several messages end with NLMSG_DONE, a single one does not; late acknowledgements may come too.
             if kind == MSG_PACKET:
-                message = LogMessage()
+                message = LogMessage()  # as `from_bytes`, without the call
                 message.raw = datagram[offset : offset + length]
                 message._layout = None
                 message._name_of = name_of

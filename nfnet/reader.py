@@ -54,7 +54,7 @@ class Binding(ABC, Generic[T]):
     def __init__(self, name: str, transport: Transport, on_overrun: str) -> None:
         self.transport = transport
         self.ready: Iterator[T] = iter(())  # for the handler; one iterator for all loops
-        self.process = os.getpid()
+        self._process = os.getpid()
         self.reading = False  # by a loop
         self.finished = False  # by `Reader.close`
         self.closed = False
@@ -67,6 +67,10 @@ class Binding(ABC, Generic[T]):
         self._overruns = 0
         self._malformed = 0
         self._warned = -_WARN_EVERY
+
+    def is_ours(self) -> bool:
+        """Whether this process may use it: the one that bound it, and where children inherit the socket any."""
+        return self._process == os.getpid() or getattr(self.transport, "inherit", False)
 
     def receive(self) -> bool:
         """Take datagrams from the transport and make `ready` of them; False if there will be no more."""
@@ -200,15 +204,14 @@ class Reader(ABC, Generic[B]):
 
     def _connect(self) -> B:
         """A new socket for each binding: the old one may still hold packets, whose ids would mean new ones."""
-        if self._given_transport is not None:
-            return self._make_binding(self._given_transport)
-
         own = None if self._record is None else Recorder(self._record)
         recorder = own or current()
 
         def connect() -> B:
-            transport = NetlinkSocket(rcvbuf=self._rcvbuf, overruns=self._overruns, datagram=self._datagram)
-            if recorder is not None:
+            transport = self._given_transport
+            if transport is None:
+                transport = NetlinkSocket(rcvbuf=self._rcvbuf, overruns=self._overruns, datagram=self._datagram)
+            if recorder is not None and hasattr(transport, "tap"):
                 transport.tap = recorder.tap
             return self._make_binding(transport)
 
@@ -267,7 +270,7 @@ class Reader(ABC, Generic[B]):
         self.stop()
         try:
             # Another thread may be about it; and a forked child must not touch what its parent goes on using.
-            if not finished and binding.process == os.getpid():
+            if not finished and binding.is_ours():
                 try:
                     self._finish(binding)
                 finally:
@@ -295,7 +298,7 @@ class Reader(ABC, Generic[B]):
         binding = self._binding
         if binding is None:
             raise ClosedError(f"{self._name} is not open: use it in a with statement, or call open()")
-        if binding.process != os.getpid():
+        if not binding.is_ours():
             raise ClosedError(f"{self._name} was opened by the process that this one was forked from")
         return binding
 
@@ -434,7 +437,8 @@ class _Waiter:
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
         self._epoll.register(self._event, select.EPOLLIN)
-        weakref.finalize(self, os.close, self._event)
+        # Not at the interpreter's exit, when `__del__` of some owner may still close a queue.
+        weakref.finalize(self, os.close, self._event).atexit = False
 
     def fileno(self) -> int:
         """Readable when a wait would end."""

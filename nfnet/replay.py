@@ -65,6 +65,7 @@ class Replay:
         self._timer: threading.Timer | None = None
         self._readable = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._finalize = weakref.finalize(self, os.close, self._readable)
+        self._finalize.atexit = False  # see `reader`
 
     # --- the transport
 

@@ -45,6 +45,24 @@ _SIOCGIFNAME = 0x8910
 _ACK_TIMEOUT = 5.0  # seconds; the kernel answers at once, unless the receive buffer had no room for the answer
 
 
+def _new_socket() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+
+
+def _duplicate(fd: int) -> socket.socket:
+    """The same socket under another number. Raises OSError also if it is of another kind."""
+    number = os.dup(fd)
+    try:
+        copy = socket.socket(fileno=number)  # asks the kernel what it is
+    except OSError:
+        os.close(number)
+        raise
+    if (copy.family, copy.proto) != (socket.AF_NETLINK, NETLINK_NETFILTER):
+        copy.close()
+        raise OSError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
+    return copy
+
+
 def _system_error(operation: str, error: OSError) -> KernelError:
     return kernel_error(operation, error.errno or errno.EIO)
 
@@ -56,8 +74,9 @@ class Transport(Protocol):
     something to give. Implementations raise `KernelError` and nothing else for failures of the system.
     """
 
-    trusted: bool
-    """Whether the datagrams come from the kernel itself. Those of anybody else are checked in every respect."""
+    @property
+    def trusted(self) -> bool:
+        """Whether the datagrams come from the kernel itself. Those of anybody else are checked in every respect."""
 
     def send(self, datagram: bytes) -> None:
         """Hand one datagram, of one or more messages, to the kernel; it is executed when this returns."""
@@ -88,9 +107,13 @@ class Transport(Protocol):
 class NetlinkSocket:
     """A NETLINK_NETFILTER socket in the network namespace of the calling thread.
 
-    ``rcvbuf`` is the size of the receive buffer in bytes, as the kernel will report it; what was really granted is
-    the attribute of that name. ``overruns`` tells whether a full receive buffer is to be reported (ENOBUFS from
-    `receive`). ``datagram`` is the size of the largest datagram that can come.
+    rcvbuf: size of the receive buffer in bytes, as the kernel will report it, 8 MiB if not given, 0 for what the
+        system gives by default; what was granted is the attribute of that name.
+    overruns: whether a full receive buffer is to be reported (ENOBUFS from `receive`).
+    datagram: size of the largest datagram that can come.
+    fd: a socket that was made elsewhere, in another network namespace, say, to be used instead of a new one. It is
+        duplicated: the caller keeps theirs.
+    inherit: whether children that are forked have the socket too. They share it: one process at a time may read.
 
     Raises NotSupportedError where the kernel has no nfnetlink, KernelError otherwise.
     """
@@ -99,16 +122,24 @@ class NetlinkSocket:
     tap: Callable[[bool, bytes], None] | None = None
     """Is told of every datagram: whether it went to the kernel, and its bytes."""
 
-    def __init__(self, *, rcvbuf: int | None = None, overruns: bool = False, datagram: int = MAX_DATAGRAM) -> None:
+    def __init__(
+        self,
+        *,
+        rcvbuf: int | None = None,
+        overruns: bool = False,
+        datagram: int = MAX_DATAGRAM,
+        fd: int | None = None,
+        inherit: bool = False,
+    ) -> None:
         try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
-            )
+            self._socket = _new_socket() if fd is None else _duplicate(fd)
         except OSError as error:
             raise _system_error("opening a netfilter netlink socket", error) from None
         self._reading = threading.RLock()  # `close` may come in a signal handler
         self._names: dict[int, tuple[str | None, float]] = {}
-        _open_sockets.add(self)
+        self.inherit = inherit
+        if not inherit:
+            _open_sockets.add(self)
         self._datagram = datagram
         self._sequence = 0
         self._kept: list[bytes] = []
@@ -125,24 +156,42 @@ class NetlinkSocket:
         sock.connect(KERNEL)
         with contextlib.suppress(BlockingIOError):
             while True:
-                sock.recv(1)
+                sock.recv(1, socket.MSG_DONTWAIT)
         # NO_ENOBUFS does more than its name says. Without it the kernel, once a message did not fit, drops *all*
         # further ones, acknowledgements included, until the socket was read empty.
         sock.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, not overruns)
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK):
             with contextlib.suppress(OSError):  # before Linux 4.3 and 4.12: answers are longer or say less
                 sock.setsockopt(SOL_NETLINK, option, 1)
-        # The kernel doubles what it is asked for, to allow for its own overhead.
-        for size, forced, option in (
-            (rcvbuf, SO_RCVBUFFORCE, socket.SO_RCVBUF),
-            (_SNDBUF, SO_SNDBUFFORCE, socket.SO_SNDBUF),
-        ):
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, forced, size // 2)
-            except PermissionError:  # outside the initial user namespace; then net.core.[rw]mem_max is the limit
-                sock.setsockopt(socket.SOL_SOCKET, option, size // 2)
-        self.rcvbuf = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        self._set_buffer(_SNDBUF, SO_SNDBUFFORCE, socket.SO_SNDBUF)
+        if rcvbuf:
+            self._set_buffer(rcvbuf, SO_RCVBUFFORCE, socket.SO_RCVBUF)
+        self._rcvbuf = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         self.port_id: int = sock.getsockname()[0]
+
+    def _set_buffer(self, size: int, forced: int, option: int) -> None:
+        # The kernel doubles what it is asked for, to allow for its own overhead.
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, forced, size // 2)
+        except PermissionError:  # outside the initial user namespace; then net.core.[rw]mem_max is the limit
+            self._socket.setsockopt(socket.SOL_SOCKET, option, size // 2)
+
+    @property
+    def rcvbuf(self) -> int:
+        """The size of the receive buffer, in bytes as the kernel counts: twice what SO_RCVBUF was set to.
+
+        It may be changed; outside the initial user namespace net.core.rmem_max limits it. Raises KernelError.
+        """
+        return self._rcvbuf
+
+    @rcvbuf.setter
+    def rcvbuf(self, size: int) -> None:
+        self._check_open()
+        try:
+            self._set_buffer(size, SO_RCVBUFFORCE, socket.SO_RCVBUF)
+            self._rcvbuf = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        except OSError as error:
+            raise _system_error(f"setting the receive buffer to {size} bytes", error) from None
 
     def send(self, datagram: bytes) -> None:
         try:
@@ -161,13 +210,13 @@ class NetlinkSocket:
             into[_END:], self._kept[:limit] = kept, ()  # one statement, so that none is lost
             limit -= len(kept)
         start = len(into)
-        with self._reading:
+        with self._reading:  # `close` in another thread waits: else its number might be another file's by now
             self._check_open()
             try:
                 # One loop in C: no signal handler can raise between taking a packet from the kernel and storing it.
-                # And os.read takes 5 % less than socket.recv; the lock is there because it takes a bare number,
-                # which may be another file's once this one is closed.
-                into.extend(map(os.read, repeat(self._socket.fileno(), limit), repeat(self._datagram)))
+                # The flag, because whether a socket blocks is a property of what descriptors share, and who gave us
+                # this one, or got it from us, may have an opinion of their own.
+                into.extend(map(self._socket.recv, repeat(self._datagram, limit), repeat(socket.MSG_DONTWAIT)))
             except BlockingIOError:
                 pass
             except OSError as error:
@@ -208,7 +257,7 @@ class NetlinkSocket:
 
     def _socket_receive(self, into: list[bytes]) -> None:
         try:
-            into.append(self._socket.recv(self._datagram))
+            into.append(self._socket.recv(self._datagram, socket.MSG_DONTWAIT))
             if self.tap is not None:
                 self.tap(False, into[-1])
         except BlockingIOError:

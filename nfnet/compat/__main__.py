@@ -1,0 +1,38 @@
+"""``python -m nfnet.compat script.py arguments ...``."""
+
+from __future__ import annotations
+
+import sys
+
+from ..errors import NfnetError
+from .run import run
+
+_USAGE = """\
+usage: python -m nfnet.compat SCRIPT [ARGUMENT ...]
+       python -m nfnet.compat -m MODULE [ARGUMENT ...]
+       python -m nfnet.compat -c CODE [ARGUMENT ...]
+
+Runs a Python program in which "import netfilterqueue" and "import nflogr" give
+nfnet's modules of these names. Everything else is as if Python had run it.
+"""
+
+
+def main() -> int:
+    """Become the script, or say how to use this."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE, end="", file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    # Python's own options stand before our "-m nfnet.compat".
+    options = sys.orig_argv[1 : len(sys.orig_argv) - len(arguments)]
+    while options and options[-1] in ("-m", __package__, f"-m{__package__}"):
+        options.pop()
+    try:
+        run(arguments, options)
+    except (NfnetError, OSError) as error:
+        print(f"nfnet.compat: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,5 @@
+"""What ``import nflogr`` finds first in a script that runs under `nfnet.compat`."""
+
+import nfnet.compat
+
+nfnet.compat.install()

@@ -1,0 +1,493 @@
+"""The API of NetfilterQueue: of its version 1.1, and of 0.2, in which one subclasses `QueueHandler`.
+
+    from nfnet.compat.netfilterqueue import NetfilterQueue
+
+Scripts that say ``from netfilterqueue import ...`` run unchanged with ``python -m nfnet.compat script.py``. Names,
+defaults and messages are the original's. What is different: docs/netfilterqueue.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import operator
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, Protocol
+
+from .. import inet
+from ..checks import check
+from ..errors import AlreadyDecidedError, ClosedError, NfnetError
+from ..packet import Packet as _Packet
+from ..protocol import nfqnl
+from ..queue import Queue
+from ..transport import MAX_QUEUE_DATAGRAM, NetlinkSocket, Transport
+from .numbers import PROTOCOLS
+
+__all__ = [
+    "COPY_META",
+    "COPY_NONE",
+    "COPY_PACKET",
+    "PROTOCOLS",
+    "VERSION",
+    "NetfilterQueue",
+    "Packet",
+    "QueueHandler",
+    "__version__",
+]
+
+VERSION = (1, 1, 0)
+__version__ = "1.1.0"
+
+COPY_NONE = 0
+COPY_META = 1
+COPY_PACKET = 2
+
+_MAX_COPY = 0xFFFF
+_SOCK_LEN = 1024 * (4096 - 80 + 780) // 2  # so many bytes per packet are what the original expects
+_MAX_SOCK_LEN = 0x3FFFFFFF  # setsockopt(2) takes no more, before it doubles it
+_END = sys.maxsize  # ``list[_END:] = more`` appends
+_HW_SIZE = 8  # of the field in the kernel's struct; the rest is zero
+
+
+class Packet:
+    """A packet that waits for a verdict. Interfaces are indexes, 0 where there is none."""
+
+    __slots__ = ("__weakref__", "_changes", "_kept", "_live", "_packet")
+
+    # Filled in by `_deliver_to`: a call to __init__ for each packet would cost too much.
+    _packet: _Packet
+    _changes: dict[str, Any] | None  # arguments for the verdict
+    _kept: bytes | None  # by `retain`
+    _live: bool  # in its callback
+
+    def __repr__(self) -> str:
+        return f"<netfilterqueue.Packet object at {id(self):#x}>"
+
+    def __str__(self) -> str:
+        length = self.get_payload_len()
+        payload = self._kept or (self._packet.payload if self._live else b"")
+        if not payload:
+            return f"{length} byte packet, contents unretained"
+        number = inet.protocol(payload)
+        name = "Unknown protocol" if number is None else PROTOCOLS.get(number, "Unknown protocol")
+        return f"{name} packet, {length} bytes"
+
+    @property
+    def id(self) -> int:
+        """The packet's number in the queue, from 1."""
+        return self._packet.id
+
+    @property
+    def hw_protocol(self) -> int:
+        """EtherType: 0x0800 for IPv4, 0x86DD for IPv6."""
+        return self._packet.hw_protocol
+
+    @property
+    def hook(self) -> int:
+        """The hook that queued it: 0 PREROUTING, 1 INPUT, 2 FORWARD, 3 OUTPUT, 4 POSTROUTING."""
+        return int(self._packet.hook)
+
+    @property
+    def mark(self) -> int:
+        """The mark with which it came."""
+        return self._packet.mark
+
+    @property
+    def indev(self) -> int:
+        """The interface it came in by."""
+        return self._packet.indev or 0
+
+    @property
+    def outdev(self) -> int:
+        """The interface it leaves by."""
+        return self._packet.outdev or 0
+
+    @property
+    def physindev(self) -> int:
+        """The bridge port it came in by."""
+        return self._packet.physindev or 0
+
+    @property
+    def physoutdev(self) -> int:
+        """The bridge port it leaves by."""
+        return self._packet.physoutdev or 0
+
+    def get_hw(self) -> bytes | None:
+        """Source MAC address and two zero bytes, None for what this machine sends."""
+        address = self._packet.hwaddr
+        return None if address is None else address.ljust(_HW_SIZE, b"\0")
+
+    def get_payload(self) -> bytes:
+        """The packet from its network header on, or what `set_payload` was given.
+
+        Raises RuntimeError if it was not copied (COPY_META), or after the callback without `retain`.
+        """
+        if self._live and self._changes is None:
+            payload = self._packet.payload
+            if payload:
+                return payload
+        return self._any_payload()
+
+    def _any_payload(self) -> bytes:
+        given: bytes | None = (self._changes or {}).get("payload")
+        payload = given or self._kept or self._packet.payload
+        if not payload:
+            raise RuntimeError("Packet has no payload -- perhaps you're using COPY_META mode?")
+        if not (self._live or given or self._kept):
+            raise RuntimeError(
+                "Payload data is no longer available. You must call retain() within the user_callback in order to copy"
+                " the payload if you need to expect it after your callback has returned."
+            )
+        return payload
+
+    def get_payload_len(self) -> int:
+        """The length of the payload that came, in bytes."""
+        return len(self._packet.payload)
+
+    def get_timestamp(self) -> float:
+        """When the packet arrived, in seconds since 1970; 0.0 for OUTPUT and POSTROUTING."""
+        return self._packet.timestamp or 0.0
+
+    def get_mark(self) -> int:
+        """The mark that was set, else the one with which it came."""
+        mark: int = (self._changes or {}).get("mark", self._packet.mark)
+        return mark
+
+    def set_payload(self, payload: bytes) -> None:
+        """Let the packet go on with these bytes, from the network header on; nothing mends its checksums."""
+        if payload is not None and not isinstance(payload, bytes):
+            raise TypeError(f"Expected bytes, got {type(payload).__name__}")
+        self._changes = {**(self._changes or {}), "payload": payload or None}
+
+    def set_mark(self, mark: int) -> None:
+        """Let the packet go on with this mark, 32 bits. Raises OverflowError, TypeError."""
+        mark = operator.index(mark)
+        if not 0 <= mark <= 0xFFFFFFFF:
+            raise OverflowError(f"mark is {mark} and must be in 0..4294967295")
+        self._changes = {**(self._changes or {}), "mark": mark}
+
+    def retain(self) -> None:
+        """Keep the payload for after the callback."""
+        self._kept = self.get_payload()
+
+    def accept(self) -> None:
+        """Let the packet go on.
+
+        Raises RuntimeError for a second verdict or after `NetfilterQueue.unbind`; other errors are nfnet's.
+        """
+        try:
+            if self._changes is None:
+                self._packet.accept()
+            else:
+                self._packet.accept(**self._changes)
+        except (AlreadyDecidedError, ClosedError) as error:
+            raise _in_their_words(error) from None
+
+    def drop(self) -> None:
+        """Drop the packet. Raises as `accept`."""
+        try:
+            self._packet.drop()
+        except (AlreadyDecidedError, ClosedError) as error:
+            raise _in_their_words(error) from None
+
+    def repeat(self) -> None:
+        """Let the packet pass its hook again from the first rule. Raises as `accept`."""
+        try:
+            self._packet.repeat(**(self._changes or {}))
+        except (AlreadyDecidedError, ClosedError) as error:
+            raise _in_their_words(error) from None
+
+
+def _in_their_words(error: NfnetError) -> RuntimeError:
+    if isinstance(error, ClosedError):
+        return RuntimeError("Parent queue has already been unbound")
+    return RuntimeError("Verdict already given for this packet")
+
+
+Callback = Callable[[Packet], object]
+
+
+def _deliver_to(callback: Callback) -> Callable[[_Packet], None]:
+    """What calls the callback, for a `Queue`."""
+
+    def deliver(packet: _Packet) -> None:
+        theirs = Packet()
+        theirs._packet = packet
+        theirs._changes = theirs._kept = None
+        theirs._live = True
+        try:
+            callback(theirs)
+        finally:
+            theirs._live = False
+
+    return deliver
+
+
+class _Receives(Protocol):
+    def recv(self, size: int, /) -> bytes: ...
+
+
+class _Lent:
+    """The transport of one binding, which ends without the socket's being closed.
+
+    It also takes datagrams that the script itself received, in ``given``, and then no others.
+    """
+
+    def __init__(self, lender: Transport) -> None:
+        self._lender = lender
+        self.send, self.request, self.fileno = lender.send, lender.request, lender.fileno
+        self.interface_name = lender.interface_name
+        self.inherit = getattr(lender, "inherit", False)
+        self.given: list[bytes] | None = None
+        self._receiving = threading.RLock()  # `close` may come in a signal handler
+        self._closed = False
+
+    @property
+    def trusted(self) -> bool:
+        return self.given is None and self._lender.trusted
+
+    @property
+    def tap(self) -> Callable[[bool, bytes], None] | None:
+        return getattr(self._lender, "tap", None)
+
+    @tap.setter
+    def tap(self, tap: Callable[[bool, bytes], None]) -> None:
+        if isinstance(self._lender, NetlinkSocket):
+            self._lender.tap = tap
+
+    def receive(self, into: list[bytes], limit: int) -> bool:
+        with self._receiving:
+            if self._closed:
+                raise ClosedError("the queue has been unbound")
+            if self.given is None:
+                return self._lender.receive(into, limit)
+            into[_END:], self.given[:] = self.given, ()  # one statement, so that none is lost
+            return True
+
+    def close(self) -> None:
+        with self._receiving:
+            self._closed = True
+            # What came for this binding must not reach the next one, in which the same ids are others'.
+            left: list[bytes] = []
+            with suppress(NfnetError):
+                while self._lender.receive(left, 64) and left:
+                    left.clear()
+
+
+class _Bound(NamedTuple):
+    queue: Queue
+    transport: _Lent
+    deliver: Callable[[_Packet], None]
+
+
+class NetfilterQueue:
+    """One queue at a time.
+
+    af: the address family, of no consequence since Linux 3.8.
+    sockfd: a socket of the family NETLINK_NETFILTER that was made in another network namespace, to work there. It is
+        duplicated: the caller keeps theirs.
+    transport: where to get packets from instead of the kernel, see `nfnet.replay`; the original has no such thing.
+
+    Raises OSError: "Failed to bind family 2. Are you root?", "dup2 failed", "Failed to open NFQueue.".
+    """
+
+    _transport: Transport
+    _bound: _Bound | None
+    _process: int
+
+    # Not __init__: as with the original, a subclass that has one of its own need not call this.
+    def __new__(cls, *, af: int = 2, sockfd: int = -1, transport: Transport | None = None) -> NetfilterQueue:
+        self = super().__new__(cls)
+        self._bound = None
+        self._process = os.getpid()
+        check("af", af, 0, 0xFFFF)
+        self._transport = _open(sockfd) if transport is None else transport
+        if transport is None:
+            try:
+                self._transport.request(_pf_bind, "asking for permission")
+            except NfnetError as error:
+                self._transport.close()
+                raise _os_error(f"Failed to bind family {af}. Are you root?", error) from error
+        return self
+
+    def __del__(self) -> None:
+        if getattr(self, "_transport", None) is None:
+            return
+        try:
+            if self._process == os.getpid():  # else a child would take the queue away from its parent
+                self.unbind()
+        finally:
+            self._transport.close()
+
+    def bind(
+        self,
+        queue_num: int,
+        user_callback: Callback,
+        max_len: int = 1024,
+        mode: int = COPY_PACKET,
+        range: int = _MAX_COPY,
+        sock_len: int = _SOCK_LEN,
+    ) -> None:
+        """Bind to a queue: packets that come will be given to ``user_callback`` by `run`.
+
+        max_len: how many packets may wait. mode, range: what of each to copy. sock_len: size of the receive buffer.
+
+        Raises RuntimeError if a queue is bound, OSError "Failed to create queue N." or "Failed to set packet copy
+        mode.", ArgumentError for other numbers that cannot be. Warns (RuntimeWarning) if the receive buffer could
+        not be had.
+        """
+        self._bind(queue_num, user_callback, max_len, mode, range)
+        try:
+            self._ask_for_buffer(check("sock_len", sock_len, 0, 0xFFFFFFFF))
+        except BaseException:  # warnings may be errors
+            self.unbind()
+            raise
+
+    def _bind(self, queue_num: int, user_callback: Callback, max_len: int, mode: int, copy_range: int) -> None:
+        if self._bound is not None:
+            raise RuntimeError("A queue is already bound; use unbind() first")
+        if mode not in (COPY_NONE, COPY_META, COPY_PACKET):
+            raise OSError("Failed to set packet copy mode.")
+        lent = _Lent(self._transport)
+        queue = Queue(
+            queue_num,
+            copy_mode=mode,
+            copy_range=min(check("range", copy_range, 0, 0xFFFFFFFF), _MAX_COPY) or _MAX_COPY,
+            max_len=max_len,
+            timestamps=True,
+            transport=lent,
+        )
+        try:
+            queue.open()
+        except NfnetError as error:
+            raise _os_error(f"Failed to create queue {queue_num}.", error) from error
+        self._bound = _Bound(queue, lent, _deliver_to(user_callback))
+
+    def _ask_for_buffer(self, size: int) -> None:
+        sock = self._transport
+        if not isinstance(sock, NetlinkSocket):
+            return
+        sock.rcvbuf = 2 * min(size, _MAX_SOCK_LEN)
+        if sock.rcvbuf != 2 * size:
+            text = f"Socket rcvbuf limit is now {sock.rcvbuf}, requested {size}."
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
+
+    def unbind(self) -> None:
+        """Give up the queue; the kernel drops what waits in it. May be called twice; a `run` elsewhere then returns."""
+        bound, self._bound = self._bound, None
+        if bound is not None:
+            bound.queue.close()
+
+    def get_fd(self) -> int:
+        """The socket. When it is readable, call ``run(block=False)``."""
+        return self._transport.fileno()
+
+    def run(self, block: bool = True) -> None:
+        """Call the callback for each packet; without ``block`` until none waits, else until `unbind`.
+
+        What the callback raises comes out; `run` may be called again and goes on with the next packet.
+        Raises nfnet's errors for what the kernel refuses.
+        """
+        bound = self._bound
+        if bound is None:
+            return
+        bound.transport.given = None
+        with self._staying_readable(bound):
+            if block:
+                bound.queue.run(bound.deliver)
+                return
+            while bound.queue.process(bound.deliver):
+                pass
+
+    def run_socket(self, s: _Receives) -> None:
+        """Call the callback for each packet that ``s.recv`` returns: ``s`` is a copy of the socket, as a rule.
+
+        Returns when that would block, or returns no bytes; goes on when packets were lost (ENOBUFS); lets other
+        exceptions out, ``socket.timeout`` among them.
+        """
+        datagrams: list[bytes] = []
+        while True:
+            if (bound := self._bound) is not None:
+                bound.transport.given = datagrams
+                with self._staying_readable(bound):
+                    while bound.queue.process(bound.deliver):
+                        pass
+            try:
+                datagram = s.recv(MAX_QUEUE_DATAGRAM)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                continue
+            if not datagram:
+                return
+            datagrams.append(datagram)
+
+    @contextmanager
+    def _staying_readable(self, bound: _Bound) -> Iterator[None]:
+        """A loop: if an exception ends it, packets may be left that were received and not handed out.
+
+        The socket tells nothing of those. So it gets something to read: the answer to a request that does nothing.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self._bound is bound:
+                with suppress(NfnetError):
+                    self._transport.send(_pf_bind(0))
+            elif isinstance(error, ClosedError):
+                return  # `unbind` in another thread: that ends the loop
+            raise
+
+
+def _pf_bind(seq: int) -> bytes:
+    """A request that has no effect, but needs the privilege."""
+    return nfqnl.config(0, command=nfqnl.Command.PF_BIND, seq=seq, ack=True)
+
+
+def _open(sockfd: int) -> NetlinkSocket:
+    try:
+        return NetlinkSocket(datagram=MAX_QUEUE_DATAGRAM, fd=sockfd if sockfd >= 0 else None, inherit=True)
+    except NfnetError as error:
+        number = getattr(error, "errno", None)
+        text = "dup2 failed" if number == errno.EBADF else "Failed to open NFQueue."
+        raise OSError(number, text) from error
+
+
+def _os_error(text: str, cause: NfnetError) -> OSError:
+    """What the original would raise, and the errno."""
+    error = OSError(text)
+    error.errno = getattr(cause, "errno", None)
+    return error
+
+
+class QueueHandler:
+    """The API of version 0.2: subclass it, and override `handle`."""
+
+    _queue: NetfilterQueue
+
+    def __new__(cls, *arguments: object, **options: Any) -> QueueHandler:
+        self = super().__new__(cls)
+        self._queue = NetfilterQueue(af=options.get("af", 2))
+        return self
+
+    def bind(self, queue_num: int, max_len: int = 1024, mode: int = COPY_PACKET, range: int = _MAX_COPY) -> None:
+        """Bind to a queue. Arguments and errors as for `NetfilterQueue.bind`."""
+        self._queue._bind(queue_num, lambda packet: self.handle(packet), max_len, mode, range)
+
+    def unbind(self) -> None:
+        """Give up the queue; the kernel drops what waits in it."""
+        self._queue.unbind()
+
+    def run(self) -> None:
+        """Call `handle` for each packet."""
+        self._queue.run()
+
+    def handle(self, packet: Packet) -> None:
+        """Decide one packet; this one accepts it."""
+        packet.accept()

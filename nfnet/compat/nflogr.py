@@ -1,0 +1,524 @@
+"""The API of nflogr 0.2.
+
+    from nfnet.compat import nflogr
+
+Scripts that say ``import nflogr`` run unchanged with ``python -m nfnet.compat script.py``. Names, defaults and messages
+are the original's. What is different: docs/nflogr.md.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..checks import check
+from ..errors import ArgumentError, BusyError, ClosedError, KernelError, OverrunError
+from ..log import Log, LogMessage
+from ..protocol import nfnetlink, nfulnl
+from ..protocol.layout import build_attribute
+from ..protocol.nfulnl import MAX_BUFFER_SIZE, MAX_TIMEOUT, MIN_BUFFER_SIZE, MSG_PACKET, NFULA
+from ..transport import MAX_DATAGRAM, NetlinkSocket, Transport
+from .numbers import ETHERTYPES, HWTYPES
+
+COPY_NONE = 0
+COPY_META = 1
+COPY_PACKET = 2
+ENOBUFS_RAISE = 0
+ENOBUFS_HANDLE = 1
+ENOBUFS_DISABLE = 2
+
+globals().update({f"PROTO_{name}": number for name, number in ETHERTYPES.items()})
+globals().update({f"HWTYPE_{name}": number for name, number in HWTYPES.items()})
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> int: ...
+
+
+__title__ = "nflogr"
+__version__ = "0.2.12"
+
+__all__ = [
+    "COPY_META",
+    "COPY_NONE",
+    "COPY_PACKET",
+    "ENOBUFS_DISABLE",
+    "ENOBUFS_HANDLE",
+    "ENOBUFS_RAISE",
+    "Nflog",
+    "NflogClosedError",
+    "NflogData",
+    "NflogDroppedError",
+    "NflogError",
+    "NflogRetryError",
+    "open",
+    *(f"PROTO_{name}" for name in ETHERTYPES),
+    *(f"HWTYPE_{name}" for name in HWTYPES),
+]
+
+_MAX_RCVBUF = 0x3FFFFFFF
+_PAYLOAD_PADDING = 4  # that the original's raw payloads have
+
+
+class NflogError(Exception):
+    """The root of this module's errors."""
+
+
+class NflogRetryError(NflogError):
+    """Never raised here; the original does where it finds nothing to read, time and again."""
+
+
+class NflogDroppedError(NflogError):
+    """The receive buffer was full and messages were lost (ENOBUFS); reading may go on."""
+
+
+class NflogClosedError(NflogError):
+    """Closed, and nothing is left to read."""
+
+
+class NflogData:
+    """A message: a packet that a rule logged. Iterates as pairs, so that ``dict(data)`` has all of it.
+
+    Made from what `_get_raw` gives: names of interfaces by index, and the bytes of each attribute in the order of their
+    numbers, NFULA_PACKET_HDR first, None for those that are not there.
+    """
+
+    __slots__ = ("_message",)
+
+    _message: LogMessage
+
+    def __init__(self, names: dict[int, str], attributes: Sequence[bytes | None]) -> None:
+        data = b""
+        for number, value in enumerate(attributes, 1):
+            if value is not None:
+                end = -_PAYLOAD_PADDING if number == NFULA.PAYLOAD else None
+                data += build_attribute(number, value[:end])
+        self._message = LogMessage.from_bytes(nfnetlink.build_message(MSG_PACKET, 0, data), names.get)
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        for name in _FIELDS:
+            yield name, getattr(self, name)
+
+    def __repr__(self) -> str:
+        return f"<NflogData {dict(self)}>"
+
+    def __reduce__(self) -> tuple[type[NflogData], tuple[dict[int, str], tuple[bytes | None, ...]]]:
+        return NflogData, self._get_raw()
+
+    def _get_raw(self, useraw: bool | None = None) -> tuple[dict[int, str], tuple[bytes | None, ...]]:
+        message = self._message
+        indexes = (message.indev, message.physindev, message.outdev, message.physoutdev)
+        names = {index: self._name(index) or "" for index in indexes if index}
+        spans = nfulnl.layouts.find(message.raw).spans
+        values = [message.raw[spans[number]] if number in spans else None for number in range(1, max(NFULA) + 1)]
+        payload = values[NFULA.PAYLOAD - 1]
+        if payload is not None:
+            values[NFULA.PAYLOAD - 1] = payload + bytes(_PAYLOAD_PADDING)
+        return names, tuple(values)
+
+    def _name(self, index: int | None) -> str | None:
+        if not index:
+            return None
+        name = self._message._name_of(index)
+        if name is None:  # the log was closed before anybody asked; or the interface is gone
+            with suppress(OSError):
+                name = socket.if_indextoname(index)
+        return name or f"unkn/{index}"
+
+    @property
+    def proto(self) -> int:
+        """EtherType, one of the PROTO_ constants."""
+        return self._message.hw_protocol
+
+    @property
+    def hwtype(self) -> int:
+        """Type of the incoming interface, one of the HWTYPE_ constants; 0 for what this machine sends."""
+        return self._message.hwtype or 0
+
+    @property
+    def nfmark(self) -> int:
+        """The packet's mark."""
+        return self._message.mark
+
+    @property
+    def timestamp(self) -> float:
+        """When the packet arrived, in seconds since 1970; 0.0 where the kernel does not say, as on the way out."""
+        return self._message.timestamp or 0.0
+
+    @property
+    def timestamp_us(self) -> int:
+        """As `timestamp`, in microseconds."""
+        return (self._message.timestamp_ns or 0) // 1000
+
+    @property
+    def indev(self) -> str | None:
+        """Name of the interface it came in by; "unkn/N" for one that has none."""
+        return self._name(self._message.indev)
+
+    @property
+    def physindev(self) -> str | None:
+        """Name of the bridge port it came in by."""
+        return self._name(self._message.physindev)
+
+    @property
+    def outdev(self) -> str | None:
+        """Name of the interface it leaves by."""
+        return self._name(self._message.outdev)
+
+    @property
+    def physoutdev(self) -> str | None:
+        """Name of the bridge port it leaves by."""
+        return self._name(self._message.physoutdev)
+
+    @property
+    def uid(self) -> int | None:
+        """User id of the local sender."""
+        return self._message.uid
+
+    @property
+    def gid(self) -> int | None:
+        """Group id of the local sender."""
+        return self._message.gid
+
+    @property
+    def hwaddr(self) -> bytes | None:
+        """Link-layer source address."""
+        return self._message.hwaddr
+
+    @property
+    def hwhdr(self) -> bytes | None:
+        """Link-layer header."""
+        return self._message.hwheader
+
+    @property
+    def payload(self) -> bytes | None:
+        """The packet from its network header on; None if it was not copied."""
+        return self._message.payload or None
+
+    @property
+    def prefix(self) -> str:
+        """What the rule says."""
+        return self._message.prefix
+
+
+_FIELDS = (
+    *("proto", "hwtype", "nfmark", "timestamp", "timestamp_us", "indev", "physindev", "outdev", "physoutdev"),
+    *("uid", "gid", "hwaddr", "hwhdr", "payload", "prefix"),
+)
+
+
+def _wrap(message: LogMessage) -> NflogData:
+    data = NflogData.__new__(NflogData)
+    data._message = message
+    return data
+
+
+class Nflog:
+    """A log group; made by `open`. Several threads may read it."""
+
+    def __init__(self, log: Log | None, socket: NetlinkSocket | None, enobufs: int, batches: Iterator[Any]) -> None:
+        self._log = log
+        self._socket = socket
+        self._group = None if log is None else log.group
+        self._enobufs = enobufs
+        self._batches = batches  # instead of a log, see `_from_iter`
+        self._closed = False
+        self._raw_wanted = False
+        self._drops = 0
+        self._buffer: deque[LogMessage | NflogData] = deque()
+        self._filling = threading.RLock()  # a signal handler may read, too
+        self._process = os.getpid()
+        # Readable when there is something to read, from the socket or the buffer.
+        self._buffered = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._shown = False
+        self._poll = select.epoll()
+        self._poll.register(self._buffered, select.EPOLLIN)
+        if log is not None:
+            self._poll.register(log.fileno(), select.EPOLLIN)
+
+    def __del__(self) -> None:
+        try:
+            if self._process == os.getpid():  # else a child would take the group away from its parent
+                self.close()
+        finally:
+            self._poll.close()
+            os.close(self._buffered)
+
+    # --- reading
+
+    def queue(self, wait: bool = True) -> int:
+        """Read messages into the buffer and return how many; waits for one only if none is there already.
+
+        Raises NflogDroppedError (ENOBUFS_RAISE).
+        """
+        added = self._fill(wait)
+        self._show_buffered()
+        return added
+
+    def next(self, wait: bool = True) -> NflogData | None:
+        """The next message; None if there is none and ``wait`` is false.
+
+        Raises NflogDroppedError (ENOBUFS_RAISE), NflogClosedError when it is closed and all has been read.
+        """
+        try:
+            while True:
+                try:
+                    message = self._buffer.popleft()
+                except IndexError:
+                    if self._closed and wait:
+                        raise NflogClosedError(f"nflog group {self._group} is closed") from None
+                    if not self._fill(wait) and not wait:
+                        return None
+                else:
+                    return _wrap(message) if isinstance(message, LogMessage) else message
+        finally:
+            self._show_buffered()
+
+    def loop(self, fn: Callable[[NflogData], object], count: int = -1) -> None:
+        """Call ``fn`` with each message, or with so many, until closed. What it raises comes out."""
+        if not callable(fn):
+            raise TypeError("argument must be callable")
+        while count != 0:
+            try:
+                data = self.next()
+            except NflogClosedError:
+                return
+            assert data is not None
+            fn(data)
+            count -= count > 0
+
+    def __iter__(self) -> Nflog:
+        return self
+
+    def __next__(self) -> NflogData:
+        try:
+            data = self.next()
+        except NflogClosedError:
+            raise StopIteration from None
+        assert data is not None
+        return data
+
+    def _fill(self, wait: bool) -> int:
+        if not self._filling.acquire(blocking=wait):
+            return 0  # another thread is waiting for messages already
+        try:
+            before = len(self._buffer)
+            if self._log is None:
+                return self._fill_from_batches()
+            while not self._closed:
+                try:
+                    self._take(self._log, wait and not self._buffer)
+                except OverrunError as error:
+                    if self._enobufs == ENOBUFS_RAISE:
+                        raise NflogDroppedError("packets were dropped (ENOBUFS)") from error
+                    self._drops += 1
+                    continue
+                except ClosedError:
+                    if not self._closed:
+                        raise
+                return len(self._buffer) - before
+            return 0
+        finally:
+            self._filling.release()
+
+    def _take(self, log: Log, wait: bool) -> None:
+        append = self._buffer.append
+        if log.process(append) or not wait:
+            return
+
+        def take_first(message: LogMessage) -> None:
+            append(message)
+            log.stop()
+
+        log.run(take_first)
+
+    def _fill_from_batches(self) -> int:
+        for batch in self._batches:
+            self._buffer.extend(NflogData(*item) for item in batch)
+            return len(batch)
+        self.close()
+        return 0
+
+    def _show_buffered(self) -> None:
+        while self._shown != bool(self._buffer):  # again, where another thread was quicker
+            self._shown = not self._shown
+            if self._shown:
+                os.eventfd_write(self._buffered, 1)
+            else:
+                with suppress(BlockingIOError):
+                    os.eventfd_read(self._buffered)
+
+    # --- the rest
+
+    def close(self) -> None:
+        """Give up the group. What is buffered can still be read."""
+        self._closed = True
+        if self._log is not None:
+            self._log.close()
+
+    def __enter__(self) -> Nflog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """How many messages are buffered."""
+        return len(self._buffer)
+
+    def __bool__(self) -> bool:
+        return True
+
+    @property
+    def queued(self) -> int:
+        """How many messages are buffered."""
+        return len(self._buffer)
+
+    def getfd(self) -> int | None:
+        """A file descriptor that is readable when there is something to read; None if closed."""
+        return None if self._closed or self._log is None else self._poll.fileno()
+
+    def fileno(self) -> int:
+        """As `getfd`; raises ValueError if closed."""
+        fd = self.getfd()
+        if fd is None:
+            raise ValueError("I/O operation on closed handle")
+        return fd
+
+    def getgroup(self) -> int | None:
+        """The number of the group."""
+        return self._group
+
+    @property
+    def rcvbuf(self) -> int | None:
+        """Size of the receive buffer in bytes, as one asks for it: the kernel counts twice that; None if closed."""
+        return None if self._closed or self._socket is None else self._socket.rcvbuf // 2
+
+    @rcvbuf.setter
+    def rcvbuf(self, size: int) -> None:
+        size = _check_range("rcvbuf", size, 0, _MAX_RCVBUF)
+        if self._closed or self._socket is None:
+            raise NflogClosedError("the receive buffer of a closed handle cannot be set")
+        if size:
+            _set_rcvbuf(self._socket, size)
+
+    @property
+    def drops(self) -> int:
+        """How often messages were lost (ENOBUFS_HANDLE); may be set to 0."""
+        return self._drops
+
+    @drops.setter
+    def drops(self, value: int) -> None:
+        if value != 0:
+            raise TypeError("drops can only be set to 0")
+        self._drops = 0
+
+    def _raw(self, value: bool | None = None) -> bool:
+        if value not in (True, False, None):
+            raise ValueError("value must be `True`, `False` or `None`")
+        if value is not None:
+            self._raw_wanted = bool(value)
+        return self._raw_wanted
+
+    def _recv_raw(self) -> list[tuple[dict[int, str], tuple[bytes | None, ...]]]:
+        self._buffer.clear()
+        self.queue()
+        return [data._get_raw() for data in iter(lambda: self.next(False) if self._buffer else None, None)]
+
+
+def open(  # noqa: A001 (the name is the original's)
+    group: int,
+    *,
+    timeout: float = 0.0,
+    qthresh: int = 1,
+    rcvbuf: int = 0,
+    nlbuf: int = 0,
+    enobufs: int = ENOBUFS_RAISE,
+    copymode: int = COPY_PACKET,
+    transport: Transport | None = None,
+) -> Nflog:
+    """Bind to a log group.
+
+    timeout: how long the kernel collects messages, in seconds, to 0.01. qthresh: how many it does.
+    rcvbuf: size of the receive buffer in bytes, 0 for the system's default. nlbuf: of that in which messages collect;
+        what the kernel would not take is the nearest that it does.
+    enobufs: what to do when messages are lost: raise NflogDroppedError, count, or not be told.
+    copymode: how much of each packet to copy.
+    transport: where to get messages from instead of the kernel, see `nfnet.replay`; the original has no such thing.
+
+    Raises ValueError, PermissionError for a group that somebody else has or without CAP_NET_ADMIN, other OSErrors.
+    """
+    _check_range("group", group, 0, 0xFFFF)
+    if not 0 <= timeout <= (MAX_TIMEOUT + 0.1) / 100:
+        raise ValueError(f"timeout must be in range [0.00,{MAX_TIMEOUT / 100:.2f}]")
+    _check_range("qthresh", qthresh, 0, 0xFFFFFFFF)
+    _check_range("rcvbuf", rcvbuf, 0, _MAX_RCVBUF)
+    _check_range("nlbuf", nlbuf, 0, 0xFFFFFFFF)
+    if enobufs not in (ENOBUFS_RAISE, ENOBUFS_HANDLE, ENOBUFS_DISABLE):
+        raise ValueError("enobufs must be ENOBUFS_RAISE, ENOBUFS_HANDLE, or ENOBUFS_DISABLE")
+    if copymode not in (COPY_NONE, COPY_META, COPY_PACKET):
+        raise ValueError("copymode must be COPY_NONE, COPY_META, or COPY_PACKET")
+    sock = None
+    try:
+        if transport is None:
+            sock = NetlinkSocket(rcvbuf=0, overruns=enobufs != ENOBUFS_DISABLE, datagram=MAX_DATAGRAM, inherit=True)
+            if rcvbuf:
+                _set_rcvbuf(sock, rcvbuf)
+        log = Log(
+            group,
+            copy_mode=copymode,
+            timeout=min(timeout, MAX_TIMEOUT / 100),
+            threshold=max(qthresh, 1),
+            buffer_size=min(max(nlbuf, MIN_BUFFER_SIZE), MAX_BUFFER_SIZE) if nlbuf else None,
+            on_overrun="ignore" if enobufs == ENOBUFS_DISABLE else "raise",
+            transport=transport or sock,
+        )
+        log.open()
+    except BaseException as error:
+        if sock is not None:
+            sock.close()
+        if isinstance(error, KernelError):
+            raise _os_error(group, error) from error
+        raise
+    return Nflog(log, sock, enobufs, iter(()))
+
+
+def _from_iter(iterable: Iterable[Sequence[Any]]) -> Nflog:
+    """What reads batches of the arguments of `NflogData` instead of a log, for tests."""
+    return Nflog(None, None, ENOBUFS_RAISE, iter(iterable))
+
+
+def _set_rcvbuf(sock: NetlinkSocket, size: int) -> None:
+    sock.rcvbuf = 2 * size
+    if sock.rcvbuf < 2 * size:
+        raise PermissionError(f"could not set rcvbuf (ENOPERM, {sock.rcvbuf} != {2 * size})")
+
+
+def _check_range(name: str, value: int, least: int, most: int) -> int:
+    try:
+        return check(name, value, least, most)
+    except ArgumentError:
+        raise ValueError(f"{name} must be in range [{least},{most}]") from None
+
+
+def _os_error(group: int, cause: KernelError) -> OSError:
+    """What the original would raise, and the errno."""
+    error: OSError
+    if isinstance(cause, BusyError):
+        text = f"could not bind nflog group {group}, it may be in use, see /proc/net/netfilter/nfnetlink_log"
+        error = PermissionError(text)
+    elif isinstance(cause, PermissionError):
+        error = PermissionError("could not bind protocol family (are you root?)")
+    else:
+        error = OSError(f"could not bind nflog group {group}: {cause.strerror} ({cause.errno})")
+    error.errno = cause.errno
+    return error

@@ -1,0 +1,43 @@
+"""Runs a script with this package's modules in place of NetfilterQueue and nflogr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ..errors import NfnetError
+
+_DROP_IN = Path(__file__).parent / "drop_in"
+_ROOT = Path(__file__).parents[2]
+
+
+def environment(now: Mapping[str, str], path: Sequence[str]) -> dict[str, str]:
+    """The environment variables under which Python finds our modules before any that are installed.
+
+    Programs that the script starts inherit them. ``path`` is where this process finds modules.
+    """
+    places = [str(_DROP_IN)]
+    if "PYTHONPATH" in now:
+        places.append(now["PYTHONPATH"])
+    if str(_ROOT) not in path[1:]:  # the first is where this was started, not where the script is
+        places.append(str(_ROOT))
+    return {**now, "PYTHONPATH": os.pathsep.join(places)}
+
+
+def run(arguments: Sequence[str], options: Sequence[str] = ()) -> NoReturn:
+    """Become ``python arguments``: a script, ``-m module`` or ``-c code``, and what it is to be given.
+
+    Everything is as if Python had been called like this, because it is: this process goes on as that, so that
+    ``sys.argv``, tracebacks, signals and the exit status are the script's. ``options`` are Python's own.
+
+    Raises NfnetError where Python is told to ignore the environment (``-E``, ``-I``).
+    """
+    if sys.flags.ignore_environment:
+        raise NfnetError("python -E and -I hide from the script where the modules are: leave the option out")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    command = [sys.executable, *options, *arguments]
+    os.execve(sys.executable, command, environment(os.environ, sys.path))
