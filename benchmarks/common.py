@@ -97,7 +97,8 @@ def options(description: str | None, packets: list[int]) -> argparse.Namespace:
 def run_case(
     case: str, programs: dict[str, tuple[Program, Handler]], count: int, rounds: int, goals: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """Measure the programs in turns, and print and return what came out."""
+    """Measure the programs, of which the first is ours, in turns, and print and return what came out."""
+    subject = next(iter(programs))
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
     for _ in range(rounds):
         order = list(programs.items())
@@ -106,14 +107,14 @@ def run_case(
             times[name].append(measure(program, handler, count))
     print(f"{case}, {count:,} waiting")
     rows = []
-    ours = [cpu for cpu, _ in times["nfnet"]]
+    ours = [cpu for cpu, _ in times[subject]]
     for name, measured in times.items():
         cpus, walls = [cpu for cpu, _ in measured], [wall for _, wall in measured]
         ratio = statistics.median(a / b for a, b in zip(ours, cpus))
         text = f"    {name:<15} cpu {statistics.median(cpus):5.2f} (least {min(cpus):5.2f})"
         text += f"   wall {statistics.median(walls):5.2f}"
-        if name != "nfnet":
-            text += f"   nfnet takes {ratio:.2f} of it"
+        if name != subject:
+            text += f"   {subject} takes {ratio:.2f} of it"
         if name in goals:
             text += f" (goal: {goals[name]})"
         print(text, flush=True)

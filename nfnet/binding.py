@@ -29,11 +29,20 @@ class QueueBinding(Binding[Packet]):
     drain = 512
     what = "packets"
 
-    def __init__(self, number: int, transport: Transport, on_overrun: str, *, timestamps: bool = False) -> None:
+    def __init__(
+        self,
+        number: int,
+        transport: Transport,
+        on_overrun: str,
+        *,
+        timestamps: bool = False,
+        packet_type: type[Packet] = Packet,
+    ) -> None:
         super().__init__(f"queue {number}", transport, on_overrun)
         self.verdicts = Verdicts(number, transport)
         self.last_id = 0
         self._number = number
+        self._packet_type = packet_type
         self._issued = 0  # how many ids the kernel gave, up to the last one seen
         self._refused: dict[int, int] = {}
         self._stamping = _stamping_socket() if timestamps else None
@@ -54,6 +63,7 @@ class QueueBinding(Binding[Packet]):
     def _make_ready(self) -> None:
         verdicts = self.verdicts
         collect = verdicts.decided.append
+        packet_type = self._packet_type
         byte, subsystem = SUBSYSTEM_BYTE, int(Subsystem.QUEUE)
         untrusted, name_of = not self.transport.trusted, self.transport.interface_name
         waiting = length_hint(self.ready)
@@ -70,7 +80,7 @@ class QueueBinding(Binding[Packet]):
                 except NfnetError as error:  # the packets behind it come first
                     problem = problem or error
                     continue
-            packet = Packet()
+            packet = packet_type()
             packet.raw = raw
             packet._name_of = name_of
             packet._decision = packet._layout = None

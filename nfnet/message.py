@@ -71,7 +71,11 @@ class Message:
     _VLAN: ClassVar[int]
     _L2HDR: ClassVar[int]
 
-    def __init_subclass__(cls, kind: type[IntEnum], layouts: Layouts, table: Table) -> None:
+    def __init_subclass__(
+        cls, kind: type[IntEnum] | None = None, layouts: Layouts | None = None, table: Table | None = None
+    ) -> None:
+        if kind is None or layouts is None or table is None:
+            return  # a subclass of a subclass, which knows
         cls._kind, cls._layouts, cls._table = kind, layouts, table
         for name in Message.__annotations__:
             if name.isupper():

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from typing import Literal
+from typing import ClassVar, Literal
 
 from .binding import QueueBinding
 from .checks import check, check_choice
@@ -108,10 +108,16 @@ class Queue(Reader[QueueBinding]):
             record=record,
         )
 
+    packet_type: ClassVar[type[Packet]] = Packet
+    """The class of its packets. A subclass of the queue may have a subclass of `Packet`, whose __init__ gets nothing:
+    a packet is filled in afterwards."""
+
     _proc_file = "nfnetlink_queue"
 
     def _make_binding(self, transport: Transport) -> QueueBinding:
-        return QueueBinding(self.num, transport, self._on_overrun, timestamps=self._timestamps)
+        return QueueBinding(
+            self.num, transport, self._on_overrun, timestamps=self._timestamps, packet_type=self.packet_type
+        )
 
     def _bind_request(self, seq: int) -> bytes:
         return nfqnl.config(

@@ -437,8 +437,8 @@ class _Waiter:
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
         self._epoll.register(self._event, select.EPOLLIN)
-        # Not at the interpreter's exit, when `__del__` of some owner may still close a queue.
-        weakref.finalize(self, os.close, self._event).atexit = False
+        self._finalizer = weakref.finalize(self, os.close, self._event)
+        self._finalizer.atexit = False  # then `__del__` of an owner may still close a queue
 
     def fileno(self) -> int:
         """Readable when a wait would end."""
@@ -449,7 +449,9 @@ class _Waiter:
         self._epoll.register(fd, select.EPOLLIN)
 
     def wake(self) -> None:
-        os.eventfd_write(self._event, 1)
+        # The garbage collector runs finalizers of a cycle before `__del__` of an owner, which may close a queue.
+        if self._finalizer.alive:
+            os.eventfd_write(self._event, 1)
 
     def reset(self) -> None:
         """Forget earlier calls of `wake`."""

@@ -27,7 +27,7 @@ from .packet import Packet
 from .protocol import netlink, nfnetlink, nfqnl, nfulnl
 from .protocol.layout import build_attribute
 from .protocol.nfnetlink import Hook
-from .protocol.nfqnl import NFQA, Verdict
+from .protocol.nfqnl import NFQA, NFQA_CFG, Command, Verdict
 from .protocol.nfulnl import NFULA
 from .queue import Queue
 from .replay import Decided, Replay
@@ -185,6 +185,9 @@ class FakeKernel:
         self.sent.append(datagram)
         for _, message in netlink.split_messages(datagram):
             self._execute(message)
+            header = netlink.header.parse(message)
+            if header.flags & netlink.Flag.ACK and header.seq != self._seq:  # `request` takes its own answer
+                self.deliver(error_message(0, message))
 
     def request(self, build: Callable[[int], bytes], operation: str) -> None:
         self._seq += 1
@@ -209,8 +212,12 @@ class FakeKernel:
     def _execute(self, message: bytes) -> None:
         header = netlink.header.parse(message)
         assert header.flags & netlink.Flag.REQUEST
-        assert nfnetlink.nfgenmsg.parse(message[16:20]).resource == self._number
         values = nfnetlink.parse_attributes(message[20:], nfqnl.TABLES[header.type])
+        if header.type == nfqnl.MSG_CONFIG:
+            command = values.get(NFQA_CFG.CMD)
+            if command is not None and command.command in (Command.PF_BIND, Command.PF_UNBIND):
+                return  # without effect, for whatever queue
+        assert nfnetlink.nfgenmsg.parse(message[16:20]).resource == self._number
         if header.type == nfqnl.MSG_CONFIG:
             self.config.append(values)
             return

@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Protocol
 
 from .. import inet
+from .. import packet as nfnet_packet
 from ..checks import check
 from ..errors import AlreadyDecidedError, ClosedError, NfnetError
-from ..packet import Packet as _Packet
 from ..protocol import nfqnl
 from ..queue import Queue
 from ..transport import MAX_QUEUE_DATAGRAM, NetlinkSocket, Transport
@@ -49,17 +49,22 @@ COPY_PACKET = 2
 _MAX_COPY = 0xFFFF
 _SOCK_LEN = 1024 * (4096 - 80 + 780) // 2  # so many bytes per packet are what the original expects
 _MAX_SOCK_LEN = 0x3FFFFFFF  # setsockopt(2) takes no more, before it doubles it
+# Called like this they cost less than with super().
+_accept, _drop, _repeat = nfnet_packet.Packet.accept, nfnet_packet.Packet.drop, nfnet_packet.Packet.repeat
+
 _END = sys.maxsize  # ``list[_END:] = more`` appends
 _HW_SIZE = 8  # of the field in the kernel's struct; the rest is zero
 
 
-class Packet:
-    """A packet that waits for a verdict. Interfaces are indexes, 0 where there is none."""
+class Packet(nfnet_packet.Packet):
+    """A packet that waits for a verdict. Interfaces are indexes, 0 where there is none.
 
-    __slots__ = ("__weakref__", "_changes", "_kept", "_live", "_packet")
+    It is a `nfnet.Packet`, too: what a script of old does not know is there for a new one.
+    """
+
+    __slots__ = ("__weakref__", "_changes", "_kept", "_live")
 
     # Filled in by `_deliver_to`: a call to __init__ for each packet would cost too much.
-    _packet: _Packet
     _changes: dict[str, Any] | None  # arguments for the verdict
     _kept: bytes | None  # by `retain`
     _live: bool  # in its callback
@@ -69,7 +74,7 @@ class Packet:
 
     def __str__(self) -> str:
         length = self.get_payload_len()
-        payload = self._kept or (self._packet.payload if self._live else b"")
+        payload = self._kept or (self.payload if self._live else b"")
         if not payload:
             return f"{length} byte packet, contents unretained"
         number = inet.protocol(payload)
@@ -77,48 +82,33 @@ class Packet:
         return f"{name} packet, {length} bytes"
 
     @property
-    def id(self) -> int:
-        """The packet's number in the queue, from 1."""
-        return self._packet.id
-
-    @property
-    def hw_protocol(self) -> int:
-        """EtherType: 0x0800 for IPv4, 0x86DD for IPv6."""
-        return self._packet.hw_protocol
-
-    @property
-    def hook(self) -> int:
+    def hook(self) -> int:  # type: ignore[override]
         """The hook that queued it: 0 PREROUTING, 1 INPUT, 2 FORWARD, 3 OUTPUT, 4 POSTROUTING."""
-        return int(self._packet.hook)
-
-    @property
-    def mark(self) -> int:
-        """The mark with which it came."""
-        return self._packet.mark
+        return int(super().hook)
 
     @property
     def indev(self) -> int:
         """The interface it came in by."""
-        return self._packet.indev or 0
+        return super().indev or 0
 
     @property
     def outdev(self) -> int:
         """The interface it leaves by."""
-        return self._packet.outdev or 0
+        return super().outdev or 0
 
     @property
     def physindev(self) -> int:
         """The bridge port it came in by."""
-        return self._packet.physindev or 0
+        return super().physindev or 0
 
     @property
     def physoutdev(self) -> int:
         """The bridge port it leaves by."""
-        return self._packet.physoutdev or 0
+        return super().physoutdev or 0
 
     def get_hw(self) -> bytes | None:
         """Source MAC address and two zero bytes, None for what this machine sends."""
-        address = self._packet.hwaddr
+        address = self.hwaddr
         return None if address is None else address.ljust(_HW_SIZE, b"\0")
 
     def get_payload(self) -> bytes:
@@ -127,14 +117,14 @@ class Packet:
         Raises RuntimeError if it was not copied (COPY_META), or after the callback without `retain`.
         """
         if self._live and self._changes is None:
-            payload = self._packet.payload
+            payload = self.payload
             if payload:
                 return payload
         return self._any_payload()
 
     def _any_payload(self) -> bytes:
         given: bytes | None = (self._changes or {}).get("payload")
-        payload = given or self._kept or self._packet.payload
+        payload = given or self._kept or self.payload
         if not payload:
             raise RuntimeError("Packet has no payload -- perhaps you're using COPY_META mode?")
         if not (self._live or given or self._kept):
@@ -146,15 +136,15 @@ class Packet:
 
     def get_payload_len(self) -> int:
         """The length of the payload that came, in bytes."""
-        return len(self._packet.payload)
+        return len(self.payload)
 
     def get_timestamp(self) -> float:
         """When the packet arrived, in seconds since 1970; 0.0 for OUTPUT and POSTROUTING."""
-        return self._packet.timestamp or 0.0
+        return self.timestamp or 0.0
 
     def get_mark(self) -> int:
         """The mark that was set, else the one with which it came."""
-        mark: int = (self._changes or {}).get("mark", self._packet.mark)
+        mark: int = (self._changes or {}).get("mark", self.mark)
         return mark
 
     def set_payload(self, payload: bytes) -> None:
@@ -174,30 +164,30 @@ class Packet:
         """Keep the payload for after the callback."""
         self._kept = self.get_payload()
 
-    def accept(self) -> None:
+    def accept(self) -> None:  # type: ignore[override]
         """Let the packet go on.
 
         Raises RuntimeError for a second verdict or after `NetfilterQueue.unbind`; other errors are nfnet's.
         """
         try:
             if self._changes is None:
-                self._packet.accept()
+                _accept(self)
             else:
-                self._packet.accept(**self._changes)
+                _accept(self, **self._changes)
         except (AlreadyDecidedError, ClosedError) as error:
             raise _in_their_words(error) from None
 
     def drop(self) -> None:
         """Drop the packet. Raises as `accept`."""
         try:
-            self._packet.drop()
+            _drop(self)
         except (AlreadyDecidedError, ClosedError) as error:
             raise _in_their_words(error) from None
 
-    def repeat(self) -> None:
+    def repeat(self) -> None:  # type: ignore[override]
         """Let the packet pass its hook again from the first rule. Raises as `accept`."""
         try:
-            self._packet.repeat(**(self._changes or {}))
+            _repeat(self, **(self._changes or {}))
         except (AlreadyDecidedError, ClosedError) as error:
             raise _in_their_words(error) from None
 
@@ -211,18 +201,20 @@ def _in_their_words(error: NfnetError) -> RuntimeError:
 Callback = Callable[[Packet], object]
 
 
-def _deliver_to(callback: Callback) -> Callable[[_Packet], None]:
+class _Queue(Queue):
+    packet_type = Packet
+
+
+def _deliver_to(callback: Callback) -> Callable[[Packet], None]:
     """What calls the callback, for a `Queue`."""
 
-    def deliver(packet: _Packet) -> None:
-        theirs = Packet()
-        theirs._packet = packet
-        theirs._changes = theirs._kept = None
-        theirs._live = True
+    def deliver(packet: Packet) -> None:
+        packet._changes = packet._kept = None
+        packet._live = True
         try:
-            callback(theirs)
+            callback(packet)
         finally:
-            theirs._live = False
+            packet._live = False
 
     return deliver
 
@@ -281,7 +273,7 @@ class _Lent:
 class _Bound(NamedTuple):
     queue: Queue
     transport: _Lent
-    deliver: Callable[[_Packet], None]
+    deliver: Callable[[Any], None]
 
 
 class NetfilterQueue:
@@ -353,7 +345,7 @@ class NetfilterQueue:
         if mode not in (COPY_NONE, COPY_META, COPY_PACKET):
             raise OSError("Failed to set packet copy mode.")
         lent = _Lent(self._transport)
-        queue = Queue(
+        queue = _Queue(
             queue_num,
             copy_mode=mode,
             copy_range=min(check("range", copy_range, 0, 0xFFFFFFFF), _MAX_COPY) or _MAX_COPY,
@@ -439,15 +431,15 @@ class NetfilterQueue:
         except BaseException as error:
             if self._bound is bound:
                 with suppress(NfnetError):
-                    self._transport.send(_pf_bind(0))
+                    self._transport.send(_pf_bind(0, bound.queue.num))
             elif isinstance(error, ClosedError):
                 return  # `unbind` in another thread: that ends the loop
             raise
 
 
-def _pf_bind(seq: int) -> bytes:
+def _pf_bind(seq: int, number: int = 0) -> bytes:
     """A request that has no effect, but needs the privilege."""
-    return nfqnl.config(0, command=nfqnl.Command.PF_BIND, seq=seq, ack=True)
+    return nfqnl.config(number, command=nfqnl.Command.PF_BIND, seq=seq, ack=True)
 
 
 def _open(sockfd: int) -> NetlinkSocket:
