@@ -63,6 +63,7 @@ __all__ = [
     *(f"HWTYPE_{name}" for name in HWTYPES),
 ]
 
+_TIMEOUT_RANGE = 42949672.951  # what the original takes; beyond MAX_TIMEOUT the kernel's timer would wrap around
 _MAX_RCVBUF = 0x3FFFFFFF
 _PAYLOAD_PADDING = 4  # that the original's raw payloads have
 
@@ -458,8 +459,8 @@ def open(  # noqa: A001 (the name is the original's)
     Raises ValueError, PermissionError for a group that somebody else has or without CAP_NET_ADMIN, other OSErrors.
     """
     _check_range("group", group, 0, 0xFFFF)
-    if not 0 <= timeout <= (MAX_TIMEOUT + 0.1) / 100:
-        raise ValueError(f"timeout must be in range [0.00,{MAX_TIMEOUT / 100:.2f}]")
+    if not 0 <= timeout <= _TIMEOUT_RANGE:
+        raise ValueError(f"timeout must be in range [0.00,{_TIMEOUT_RANGE:.2f}]")
     _check_range("qthresh", qthresh, 0, 0xFFFFFFFF)
     _check_range("rcvbuf", rcvbuf, 0, _MAX_RCVBUF)
     _check_range("nlbuf", nlbuf, 0, 0xFFFFFFFF)

@@ -1,0 +1,154 @@
+"""Scripts with the names of the other packages in them, as processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nfnet.compat
+from nfnet.compat.run import environment
+
+WAYS = {"module": ["-m", "nfnet.compat"], "command": ["-m", "nfnet", "run"]}
+
+SCRIPT = """\
+import sys
+from netfilterqueue import NetfilterQueue, COPY_PACKET
+import nflogr
+
+def main():
+    print(__name__, sys.argv[1:], __file__, NetfilterQueue.__module__, nflogr.__name__)
+    if "raise" in sys.argv:
+        raise ValueError("what went wrong")
+    if "exit" in sys.argv:
+        sys.exit(7)
+    if "spawn" in sys.argv:
+        import multiprocessing
+        process = multiprocessing.get_context("spawn").Process(target=child)
+        process.start()
+        process.join()
+        sys.exit(process.exitcode)
+
+def child():
+    import netfilterqueue
+    sys.exit(9 if netfilterqueue.NetfilterQueue is NetfilterQueue else 1)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> list[str]:
+    return [sys.executable, *WAYS[request.param]]
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def run(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+def test_script_sees_itself_as_main_with_its_arguments(way: list[str], script: Path) -> None:
+    done = run([*way, script, "--flag", "two words"])
+    assert done.stderr == ""
+    assert done.stdout.split("\n")[0] == (
+        f"__main__ ['--flag', 'two words'] {script} nfnet.compat.netfilterqueue nfnet.compat.nflogr"
+    )
+    assert done.returncode == 0
+
+
+def test_exit_status_and_traceback_are_the_scripts(way: list[str], script: Path) -> None:
+    assert run([*way, script, "exit"]).returncode == 7
+    done = run([*way, script, "raise"])
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "ValueError: what went wrong"
+    assert all(str(script) in line for line in lines if line.startswith("  File")), "no frame is ours"
+
+
+def test_child_processes_find_the_modules_too(way: list[str], script: Path) -> None:
+    assert run([*way, script, "spawn"]).returncode == 9
+
+
+def test_script_in_another_directory_finds_its_neighbours(way: list[str], script: Path, tmp_path: Path) -> None:
+    (tmp_path / "neighbour.py").write_text("value = 5")
+    script.write_text("import neighbour, netfilterqueue; print(neighbour.value)")
+    assert run([*way, script], cwd="/").stdout == "5\n"
+
+
+def test_interrupt_ends_the_script_as_python_does(way: list[str], script: Path) -> None:
+    script.write_text("import time, sys, nflogr; print('ready', flush=True); time.sleep(60)")
+    with subprocess.Popen([*way, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGINT
+    assert errors.splitlines()[-1] == "KeyboardInterrupt"
+
+
+def test_modules_and_code_run_too(tmp_path: Path) -> None:
+    compat = [sys.executable, *WAYS["module"]]
+    assert run([*compat, "-c", "import nflogr; print(nflogr.PROTO_IP)"]).stdout == "2048\n"
+    (tmp_path / "some_module.py").write_text("import netfilterqueue, sys; print(sys.argv[1:])")
+    assert run([*compat, "-m", "some_module", "x"], cwd=tmp_path).stdout == "['x']\n"
+
+
+def test_options_of_python_are_kept(script: Path) -> None:
+    script.write_text("import sys; print(sys.flags.optimize, sys._xoptions)")
+    done = run([sys.executable, "-O", "-X", "utf8", "-m", "nfnet.compat", script])
+    assert done.stdout == "1 {'utf8': True}\n"
+
+
+def test_an_installed_package_is_left_alone_otherwise(tmp_path: Path, script: Path) -> None:
+    """One that is found on PYTHONPATH is as good as installed."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "netfilterqueue.py").write_text("name = 'the other one'")
+    script.write_text("import netfilterqueue; print(getattr(netfilterqueue, 'name', 'ours'))")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    assert run([sys.executable, script], env=env).stdout == "the other one\n"
+    assert run([sys.executable, *WAYS["module"], script], env=env).stdout == "ours\n"
+    code = "import nfnet.compat; nfnet.compat.install(); import netfilterqueue; print(netfilterqueue.__name__)"
+    assert run([sys.executable, "-c", code], env=env).stdout == "nfnet.compat.netfilterqueue\n"
+
+
+def test_without_a_script() -> None:
+    done = run([sys.executable, "-m", "nfnet.compat"])
+    assert done.returncode == 2
+    assert "usage: python -m nfnet.compat SCRIPT" in done.stderr
+    assert run([sys.executable, "-m", "nfnet.compat", "--help"]).stdout.startswith("usage:")
+    done = run([sys.executable, "-m", "nfnet", "run"])
+    assert done.returncode == 2
+    assert "which script?" in done.stderr
+
+
+def test_script_that_is_not_there(way: list[str]) -> None:
+    done = run([*way, "/nowhere/script.py"])
+    assert done.returncode == 2
+    assert "can't open file '/nowhere/script.py'" in done.stderr
+
+
+def test_python_that_ignores_the_environment(script: Path) -> None:
+    done = run([sys.executable, "-E", "-m", "nfnet.compat", script])
+    assert done.returncode == 2
+    assert "leave the option out" in done.stderr
+
+
+def test_environment_names_our_root_only_where_it_would_not_be_found() -> None:
+    root = str(Path(nfnet.__file__).parents[1])
+    drop_in = str(Path(nfnet.compat.__file__).parent / "drop_in")
+    assert environment({}, ["", root])["PYTHONPATH"] == drop_in
+    assert environment({"PYTHONPATH": "/x"}, [root])["PYTHONPATH"] == os.pathsep.join((drop_in, "/x", root))
