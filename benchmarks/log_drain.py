@@ -48,6 +48,15 @@ def run_nflogr(handler: Handler, count: int, fill: Callable[[], None]) -> tuple[
     return lambda: log.loop(handler, whole), log.close
 
 
+def run_compat(handler: Handler, count: int, fill: Callable[[], None]) -> tuple[Drain, Callable[[], Any]]:
+    from nfnet.compat import nflogr
+
+    log = nflogr.open(GROUP, qthresh=THRESHOLD, nlbuf=BUFFER_SIZE, timeout=0.1, rcvbuf=BUFFER // 2)
+    fill()
+    whole = count - count % THRESHOLD
+    return lambda: log.loop(handler, whole), log.close
+
+
 def main() -> int:
     found = options(__doc__, [50_000])
     programs: dict[str, tuple[Program, Handler]] = {"nfnet": (run_nfnet, read)}
@@ -62,6 +71,10 @@ def main() -> int:
     with rules.log(GROUP, prefix="bench: ", hook="input", protocol="udp", destination_port=PORT):
         for count in found.packets:
             figures += run_case("read payload and prefix", programs, count, found.rounds, {"nflogr": 0.6})
+            if "nflogr" in programs:  # the same script under both
+                same: dict[str, tuple[Program, Handler]] = {"nfnet.compat": (run_compat, read), **programs}
+                del same["nfnet"]
+                figures += run_case("read payload and prefix", same, count, found.rounds, {"nflogr": 1.0})
     write(found.json, figures)
     return 0
 

@@ -230,7 +230,7 @@ def test_no_bytes_change_nothing() -> None:
 def test_bad_payloads_and_marks() -> None:
     def callback(packet: Packet) -> None:
         for wrong in ("text", bytearray(30), 5):
-            with pytest.raises(TypeError, match="Expected bytes"):
+            with pytest.raises(TypeError, match="expected bytes"):
                 packet.set_payload(wrong)  # type: ignore[arg-type]
         for number in (-1, 1 << 32):
             with pytest.raises(OverflowError):

@@ -150,7 +150,7 @@ class Packet(nfnet_packet.Packet):
     def set_payload(self, payload: bytes) -> None:
         """Let the packet go on with these bytes, from the network header on; nothing mends its checksums."""
         if payload is not None and not isinstance(payload, bytes):
-            raise TypeError(f"Expected bytes, got {type(payload).__name__}")
+            raise TypeError(f"Argument 'payload' has incorrect type (expected bytes, got {type(payload).__name__})")
         self._changes = {**(self._changes or {}), "payload": payload or None}
 
     def set_mark(self, mark: int) -> None:
