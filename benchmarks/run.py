@@ -44,8 +44,11 @@ def prepare() -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="?", choices=SCRIPTS, help="measure this alone")
+    parser.add_argument("--prepare", action="store_true", help="make the environment, and measure nothing")
     options, arguments = parser.parse_known_args()
     python = prepare()
+    if options.prepare:
+        return 0
     for what, script in SCRIPTS.items():
         if options.what in (None, what):
             print(f"--- {what}", flush=True)
