@@ -36,6 +36,7 @@ from .transport import NetlinkSocket, Transport
 # A verdict waits for others no longer than this, in seconds, and the time of at most so many calls of the handler.
 _MAX_DELAY = 0.001
 _MAX_PORTION = 16
+_LONGEST_WAIT = 1.0  # seconds
 # Warnings about loss, at most one in so many seconds.
 _WARN_EVERY = 10.0
 
@@ -459,5 +460,7 @@ class _Waiter:
             os.eventfd_read(self._event)
 
     def wait(self) -> None:
-        self._epoll.poll()
+        # Not for ever: a signal that arrives after Python last looked for one, and before the system call, ends neither,
+        # and its handler would have to wait for the next packet.
+        self._epoll.poll(_LONGEST_WAIT)
         self.reset()
