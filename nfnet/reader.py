@@ -460,7 +460,7 @@ class _Waiter:
             os.eventfd_read(self._event)
 
     def wait(self) -> None:
-        # Not for ever: a signal that arrives after Python last looked for one, and before the system call, ends neither,
-        # and its handler would have to wait for the next packet.
+        # Not for ever: a signal that arrives after Python last looked for one, and before the system call, ends
+        # neither, and its handler would have to wait for the next packet.
         self._epoll.poll(_LONGEST_WAIT)
         self.reset()
