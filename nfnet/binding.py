@@ -54,6 +54,10 @@ class QueueBinding(Binding[Packet]):
         self.verdicts.settle(waiting)
         self._account()
 
+    def after_fork(self) -> None:
+        super().after_fork()
+        self.verdicts.after_fork()
+
     def release(self) -> None:
         self.verdicts.closed = True
         super().release()

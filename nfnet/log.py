@@ -17,7 +17,7 @@ from .message import Message, enum_member
 from .netns import Netns
 from .protocol import netlink, nfulnl
 from .protocol.layout import compile_struct
-from .protocol.nfnetlink import Family, Hook
+from .protocol.nfnetlink import BODY, Family, Hook
 from .protocol.nfqnl import Command, CopyMode
 from .protocol.nfulnl import MAX_BUFFER_SIZE, MAX_TIMEOUT, MIN_BUFFER_SIZE, MSG_PACKET, NFULA, NFULA_TABLE, LogFlag
 from .reader import Binding, Reader
@@ -48,7 +48,12 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
 
     @classmethod
     def from_bytes(cls, raw: bytes, name_of: Callable[[int], str | None] = lambda _: None) -> LogMessage:
-        """What a netlink message of the kernel's says, wherever it is from; ``name_of`` knows names of interfaces."""
+        """What a netlink message of the kernel's says, wherever it is from; ``name_of`` knows names of interfaces.
+
+        Raises DecodeError if it is too short to be one.
+        """
+        if len(raw) < BODY:
+            raise DecodeError(f"log message of {len(raw)} bytes has no room for its header", 0)
         self = cls()
         self.raw, self._name_of, self._layout = raw, name_of, None
         return self
@@ -157,6 +162,8 @@ class LogBinding(Binding[LogMessage]):
                 raise DecodeError(f"message of {length} bytes where {end - offset} are left", offset)
             # Several messages end with NLMSG_DONE, a single one does not; late acknowledgements may come too.
             if kind == MSG_PACKET:
+                if length < BODY:
+                    raise DecodeError(f"log message of {length} bytes has no room for its header", offset)
                 message = LogMessage()  # as `from_bytes`, without the call
                 message.raw = datagram[offset : offset + length]
                 message._layout = None

@@ -68,6 +68,12 @@ class Binding(ABC, Generic[T]):
         self._overruns = 0
         self._malformed = 0
         self._warned = -_WARN_EVERY
+        if getattr(transport, "inherit", False):
+            _inherited.add(self)
+
+    def after_fork(self) -> None:
+        """In a child that has the socket too: threads that were at work are not there."""
+        self.reading = False
 
     def is_ours(self) -> bool:
         """Whether this process may use it: the one that bound it, and where children inherit the socket any."""
@@ -123,6 +129,16 @@ class Binding(ABC, Generic[T]):
         if self.recorder is not None and self.owns_recorder:
             self.recorder.close()
 
+
+_inherited: weakref.WeakSet[Binding[Any]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for binding in list(_inherited):
+        binding.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 B = TypeVar("B", bound=Binding)  # type: ignore[type-arg]
 
@@ -436,10 +452,10 @@ class _Waiter:
 
     def __init__(self) -> None:
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll = select.epoll()
-        self._epoll.register(self._event, select.EPOLLIN)
         self._finalizer = weakref.finalize(self, os.close, self._event)
         self._finalizer.atexit = False  # then `__del__` of an owner may still close a queue
+        self._epoll = select.epoll()
+        self._epoll.register(self._event, select.EPOLLIN)
 
     def fileno(self) -> int:
         """Readable when a wait would end."""

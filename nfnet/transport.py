@@ -138,8 +138,7 @@ class NetlinkSocket:
         self._reading = threading.RLock()  # `close` may come in a signal handler
         self._names: dict[int, tuple[str | None, float]] = {}
         self.inherit = inherit
-        if not inherit:
-            _open_sockets.add(self)
+        _open_sockets.add(self)
         self._datagram = datagram
         self._sequence = 0
         self._kept: list[bytes] = []
@@ -275,6 +274,11 @@ class NetlinkSocket:
             self._kept.append(datagram)
         return None
 
+    @property
+    def kept(self) -> bool:
+        """Whether `receive` has something to give of which the socket does not tell: it came before an answer."""
+        return bool(self._kept)
+
     def fileno(self) -> int:
         self._check_open()
         return self._socket.fileno()
@@ -299,10 +303,11 @@ class NetlinkSocket:
         with self._reading:
             self._socket.close()
 
-    def abandon(self) -> None:
-        """Close this process's copy of the socket, in a forked child: who held the lock is not there."""
+    def after_fork(self) -> None:
+        """In a forked child: who held the lock is not there, and the socket, as a rule, is its parent's alone."""
         self._reading = threading.RLock()
-        self._socket.close()
+        if not self.inherit:
+            self._socket.close()
 
     def _check_open(self) -> None:
         if self._socket.fileno() < 0:
@@ -314,9 +319,9 @@ class NetlinkSocket:
 _open_sockets: weakref.WeakSet[NetlinkSocket] = weakref.WeakSet()
 
 
-def _close_in_child() -> None:
+def _after_fork() -> None:
     for sock in list(_open_sockets):
-        sock.abandon()
+        sock.after_fork()
 
 
-os.register_at_fork(after_in_child=_close_in_child)
+os.register_at_fork(after_in_child=_after_fork)

@@ -107,6 +107,7 @@ class Verdicts:
         self._transport = transport
         self._lock = threading.RLock()  # a signal handler may decide a packet while this thread is sending
         self._sending = False
+        self._unseen = 0
         self._prefix = lru_cache(1024)(self._build_prefix)
 
     def decide_now(self, packet: Packet) -> None:
@@ -145,10 +146,14 @@ class Verdicts:
             packet._decide = self.decide_now
             self.pending[packet] = None
         del self.at_hand[:count]
-        # Decisions on the way to `decide_now`, in another thread, or stopped there by an exception.
-        for packet in self.pending:
-            if packet._decision is not None and packet not in self.decided:
-                self.decided.append(packet)
+        # Decisions on the way to `decide_now`, in another thread, or stopped there by an exception. There may be many
+        # pending ones: a look at all of them has to be paid for by as many new packets.
+        self._unseen += count + 1
+        if self._unseen > len(self.pending) or self.closed:
+            self._unseen = 0
+            for packet in self.pending:
+                if packet._decision is not None and packet not in self.decided:
+                    self.decided.append(packet)
 
     def defer(self, packet: Packet) -> None:
         """The handler has returned and left the packet undecided: it is pending from now on."""
@@ -183,6 +188,14 @@ class Verdicts:
                 self.settle()
             finally:
                 self.closed = True
+
+    def after_fork(self) -> None:
+        """In a child that has the queue too: its parent sends what was collected, and gives verdicts of its own."""
+        self._lock = threading.RLock()  # who held the other one is not here
+        self._sending = False
+        self.decided.clear()
+        for packet in (*self.at_hand, *self.pending):
+            packet._decide = self.decide_now
 
     def _send_decided(self) -> None:
         if self._sending:  # in a signal handler, while this thread is sending: it goes on until nothing is left

@@ -424,6 +424,45 @@ def test_unbind_from_another_thread_ends_run() -> None:
     assert not thread.is_alive()
 
 
+def test_run_goes_on_with_what_the_callback_binds() -> None:
+    kernel = FakeKernel()
+    queue = NetfilterQueue(transport=kernel)
+    seen: list[tuple[str, int]] = []
+
+    def second(packet: Packet) -> None:
+        seen.append(("second", packet.id))
+        queue.unbind()
+
+    def first(packet: Packet) -> None:
+        seen.append(("first", packet.id))
+        queue.unbind()
+        queue.bind(1, second)
+        kernel.feed()
+
+    queue.bind(1, first)
+    kernel.feed()
+    queue.run()
+    assert seen == [("first", 1), ("second", 2)]
+
+
+def test_packets_keep_their_queue_bound() -> None:
+    def packets() -> list[Packet]:
+        kept: list[Packet] = []
+        queue = bound(kernel, kept.append)
+        queue.run(block=False)
+        return kept
+
+    kernel = FakeKernel()
+    kernel.feed(2)
+    kept = packets()
+    gc.collect()
+    kept[0].accept()
+    assert list(kernel.queued) == [2]
+    kept.clear()
+    gc.collect()
+    assert kernel.closed
+
+
 class Canned:
     """What a script may give to run_socket."""
 
@@ -449,9 +488,13 @@ def test_run_socket_takes_any_object_with_recv() -> None:
     seen: list[int] = []
     queue = bound(kernel, lambda p: (seen.append(p.id), p.accept()))
     lost = OSError(errno.ENOBUFS, "lost some")
-    canned = Canned(*messages(1), lost, *messages(2), BlockingIOError(errno.EAGAIN, "none"), *messages(3), b"")
+    none = BlockingIOError(errno.EAGAIN, "none")
+    canned = Canned(
+        *messages(1), lost, OSError(errno.ENOBUFS), *messages(2), none, OSError(errno.EAGAIN), *messages(3), b""
+    )
     assert queue.run_socket(canned) is None
     assert seen == [1, 2]
+    assert queue.run_socket(canned) is None
     assert queue.run_socket(canned) is None
     assert seen == [1, 2, 3]
     assert not kernel.queued

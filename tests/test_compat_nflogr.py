@@ -274,6 +274,27 @@ def test_descriptor_is_readable_as_long_as_there_is_something_to_read(kernel: Fa
     assert log.getgroup() == 5
 
 
+def test_descriptor_of_a_forked_child_is_its_own(kernel: FakeLog) -> None:
+    log = nflogr.open(5, transport=kernel)
+    kernel.log("a", "b")
+    assert log.queue() == 2
+    pid = os.fork()
+    if not pid:
+        try:
+            log.next(), log.next()
+            os._exit(len(select.select([log], [], [], 0)[0]))
+        finally:
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert select.select([log], [], [], 0)[0]
+    assert len(log) == 2
+
+
+def test_handle_that_could_not_be_made() -> None:
+    with pytest.raises(TypeError):
+        nflogr.Nflog()  # type: ignore[call-arg]
+
+
 # --- loss
 
 

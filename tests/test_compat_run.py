@@ -111,6 +111,9 @@ def test_options_of_python_are_kept(script: Path) -> None:
     script.write_text("import sys; print(sys.flags.optimize, sys._xoptions)")
     done = run([sys.executable, "-O", "-X", "utf8", "-m", "nfnet.compat", script])
     assert done.stdout == "1 {'utf8': True}\n"
+    script.write_text("import sys; print(sys.flags.dont_write_bytecode, sys.argv[1:])")
+    for options in (["-Bm", "nfnet.compat"], ["-Bmnfnet.compat"], ["-B", "-mnfnet.compat"]):
+        assert run([sys.executable, *options, script, "x"]).stdout == "1 ['x']\n"
 
 
 def test_an_installed_package_is_left_alone_otherwise(tmp_path: Path, script: Path) -> None:
@@ -151,4 +154,5 @@ def test_environment_names_our_root_only_where_it_would_not_be_found() -> None:
     root = str(Path(nfnet.__file__).parents[1])
     drop_in = str(Path(nfnet.compat.__file__).parent / "drop_in")
     assert environment({}, ["", root])["PYTHONPATH"] == drop_in
+    assert environment({"PYTHONPATH": ""}, ["", root])["PYTHONPATH"] == drop_in, "no empty item: that is where one is"
     assert environment({"PYTHONPATH": "/x"}, [root])["PYTHONPATH"] == os.pathsep.join((drop_in, "/x", root))

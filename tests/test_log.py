@@ -10,7 +10,7 @@ import threading
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import nfnet
@@ -380,6 +380,7 @@ def test_reading_a_damaged_message_is_an_error() -> None:
 
 
 @given(st.binary(max_size=120), st.integers(0, 119))
+@example(b"\x10", 0)  # a message that ends behind the netlink header
 def test_any_bytes_raise_nothing_but_our_errors(noise: bytes, place: int) -> None:
     kernel = LogKernel(ends=True)
     kernel.trusted = False

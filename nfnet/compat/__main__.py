@@ -25,8 +25,11 @@ def main() -> int:
         return 0 if arguments else 2
     # Python's own options stand before our "-m nfnet.compat".
     options = sys.orig_argv[1 : len(sys.orig_argv) - len(arguments)]
-    while options and options[-1] in ("-m", __package__, f"-m{__package__}"):
+    if options and options[-1] == __package__:
         options.pop()
+    if options:
+        options[-1] = options[-1].removesuffix(__package__).removesuffix("m").removesuffix("-")  # also of "-um"
+    options = [option for option in options if option]
     try:
         run(arguments, options)
     except (NfnetError, OSError) as error:

@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Protocol
@@ -62,12 +63,13 @@ class Packet(nfnet_packet.Packet):
     It is a `nfnet.Packet`, too: what a script of old does not know is there for a new one.
     """
 
-    __slots__ = ("__weakref__", "_changes", "_kept", "_live")
+    __slots__ = ("__weakref__", "_changes", "_kept", "_live", "_queue")
 
-    # Filled in by `_deliver_to`: a call to __init__ for each packet would cost too much.
+    # Filled in by `_deliver_from`: a call to __init__ for each packet would cost too much.
     _changes: dict[str, Any] | None  # arguments for the verdict
     _kept: bytes | None  # by `retain`
     _live: bool  # in its callback
+    _queue: NetfilterQueue  # which is bound as long as there are packets that may be decided
 
     def __repr__(self) -> str:
         return f"<netfilterqueue.Packet object at {id(self):#x}>"
@@ -205,10 +207,11 @@ class _Queue(Queue):
     packet_type = Packet
 
 
-def _deliver_to(callback: Callback) -> Callable[[Packet], None]:
+def _deliver_from(queue: NetfilterQueue, callback: Callback) -> Callable[[Any], None]:
     """What calls the callback, for a `Queue`."""
 
     def deliver(packet: Packet) -> None:
+        packet._queue = queue
         packet._changes = packet._kept = None
         packet._live = True
         try:
@@ -235,6 +238,7 @@ class _Lent:
         self.interface_name = lender.interface_name
         self.inherit = getattr(lender, "inherit", False)
         self.given: list[bytes] | None = None
+        _lent.add(self)
         self._receiving = threading.RLock()  # `close` may come in a signal handler
         self._closed = False
 
@@ -270,10 +274,21 @@ class _Lent:
                     left.clear()
 
 
+_lent: weakref.WeakSet[_Lent] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for transport in list(_lent):
+        transport._receiving = threading.RLock()  # who held the other one is not in the child
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class _Bound(NamedTuple):
     queue: Queue
     transport: _Lent
-    deliver: Callable[[Any], None]
+    callback: Callback
 
 
 class NetfilterQueue:
@@ -357,7 +372,9 @@ class NetfilterQueue:
             queue.open()
         except NfnetError as error:
             raise _os_error(f"Failed to create queue {queue_num}.", error) from error
-        self._bound = _Bound(queue, lent, _deliver_to(user_callback))
+        if getattr(self._transport, "kept", False):
+            self._make_readable(queue_num)
+        self._bound = _Bound(queue, lent, user_callback)
 
     def _ask_for_buffer(self, size: int) -> None:
         sock = self._transport
@@ -384,16 +401,18 @@ class NetfilterQueue:
         What the callback raises comes out; `run` may be called again and goes on with the next packet.
         Raises nfnet's errors for what the kernel refuses.
         """
-        bound = self._bound
-        if bound is None:
-            return
-        bound.transport.given = None
-        with self._staying_readable(bound):
-            if block:
-                bound.queue.run(bound.deliver)
+        while (bound := self._bound) is not None:
+            bound.transport.given = None
+            deliver = _deliver_from(self, bound.callback)
+            with self._staying_readable(bound):
+                if block:
+                    bound.queue.run(deliver)
+                else:
+                    while bound.queue.process(deliver):
+                        pass
+            if self._bound is bound:
                 return
-            while bound.queue.process(bound.deliver):
-                pass
+            # Else the callback has bound another queue, or the same one anew: that one now.
 
     def run_socket(self, s: _Receives) -> None:
         """Call the callback for each packet that ``s.recv`` returns: ``s`` is a copy of the socket, as a rule.
@@ -405,33 +424,39 @@ class NetfilterQueue:
         while True:
             if (bound := self._bound) is not None:
                 bound.transport.given = datagrams
+                deliver = _deliver_from(self, bound.callback)
                 with self._staying_readable(bound):
-                    while bound.queue.process(bound.deliver):
+                    while bound.queue.process(deliver):
                         pass
             try:
                 datagram = s.recv(MAX_QUEUE_DATAGRAM)
-            except BlockingIOError:
-                return
             except OSError as error:
-                if error.errno != errno.ENOBUFS:
+                number = error.args[0] if error.args else None  # `errno` is None if that is all there is
+                if number in (errno.EAGAIN, errno.EWOULDBLOCK):
+                    return
+                if number != errno.ENOBUFS:
                     raise
                 continue
             if not datagram:
                 return
             datagrams.append(datagram)
 
+    def _make_readable(self, number: int) -> None:
+        """For packets that were received and not handed out, of which the socket tells nothing.
+
+        It gets something to read: the answer to a request that does nothing.
+        """
+        with suppress(NfnetError):
+            self._transport.send(_pf_bind(0, number))
+
     @contextmanager
     def _staying_readable(self, bound: _Bound) -> Iterator[None]:
-        """A loop: if an exception ends it, packets may be left that were received and not handed out.
-
-        The socket tells nothing of those. So it gets something to read: the answer to a request that does nothing.
-        """
+        """A loop: if an exception ends it, packets may be left that were received and not handed out."""
         try:
             yield
         except BaseException as error:
             if self._bound is bound:
-                with suppress(NfnetError):
-                    self._transport.send(_pf_bind(0, bound.queue.num))
+                self._make_readable(bound.queue.num)
             elif isinstance(error, ClosedError):
                 return  # `unbind` in another thread: that ends the loop
             raise

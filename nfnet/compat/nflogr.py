@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -19,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..checks import check
-from ..errors import ArgumentError, BusyError, ClosedError, KernelError, OverrunError
+from ..errors import ArgumentError, BusyError, BusyReadingError, ClosedError, KernelError, OverrunError
 from ..log import Log, LogMessage
 from ..protocol import nfnetlink, nfulnl
 from ..protocol.layout import build_attribute
@@ -73,7 +74,7 @@ class NflogError(Exception):
 
 
 class NflogRetryError(NflogError):
-    """Never raised here; the original does where it finds nothing to read, time and again."""
+    """Reading in a signal handler, while the thread that it interrupted does; nothing was lost."""
 
 
 class NflogDroppedError(NflogError):
@@ -234,23 +235,38 @@ class Nflog:
         self._raw_wanted = False
         self._drops = 0
         self._buffer: deque[LogMessage | NflogData] = deque()
-        self._filling = threading.RLock()  # a signal handler may read, too
+        self._filling = threading.RLock()
+        self._showing = threading.RLock()
         self._process = os.getpid()
-        # Readable when there is something to read, from the socket or the buffer.
-        self._buffered = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._shown = False
+        self._open_poll()
+        _handles.add(self)
+
+    def _open_poll(self) -> None:
+        """What is readable when there is something to read, from the socket or the buffer."""
+        self._buffered = os.eventfd(bool(self._buffer), os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._shown = bool(self._buffer)
         self._poll = select.epoll()
         self._poll.register(self._buffered, select.EPOLLIN)
-        if log is not None:
-            self._poll.register(log.fileno(), select.EPOLLIN)
+        if self._log is not None and not self._closed:
+            self._poll.register(self._log.fileno(), select.EPOLLIN)
+
+    def _close_poll(self) -> None:
+        self._poll.close()
+        os.close(self._buffered)
+
+    def _after_fork(self) -> None:
+        self._showing, self._filling = threading.RLock(), threading.RLock()  # who held the others is not in the child
+        self._close_poll()
+        self._open_poll()
 
     def __del__(self) -> None:
+        if "_shown" not in self.__dict__:  # __init__ failed
+            return
         try:
             if self._process == os.getpid():  # else a child would take the group away from its parent
                 self.close()
         finally:
-            self._poll.close()
-            os.close(self._buffered)
+            self._close_poll()
 
     # --- reading
 
@@ -324,6 +340,8 @@ class Nflog:
                 except ClosedError:
                     if not self._closed:
                         raise
+                except BusyReadingError:  # in a signal handler
+                    raise NflogRetryError("this thread is reading already") from None
                 return len(self._buffer) - before
             return 0
         finally:
@@ -348,13 +366,16 @@ class Nflog:
         return 0
 
     def _show_buffered(self) -> None:
-        while self._shown != bool(self._buffer):  # again, where another thread was quicker
-            self._shown = not self._shown
-            if self._shown:
+        with self._showing:
+            if self._shown == bool(self._buffer):
+                return
+            # The flag comes last: an exception before it lets this happen again, which does no harm.
+            if self._buffer:
                 os.eventfd_write(self._buffered, 1)
             else:
                 with suppress(BlockingIOError):
                     os.eventfd_read(self._buffered)
+            self._shown = bool(self._buffer)
 
     # --- the rest
 
@@ -434,6 +455,17 @@ class Nflog:
         self._buffer.clear()
         self.queue()
         return [data._get_raw() for data in iter(lambda: self.next(False) if self._buffer else None, None)]
+
+
+_handles: weakref.WeakSet[Nflog] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for handle in list(_handles):
+        handle._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def open(  # noqa: A001 (the name is the original's)

@@ -20,7 +20,7 @@ def environment(now: Mapping[str, str], path: Sequence[str]) -> dict[str, str]:
     Programs that the script starts inherit them. ``path`` is where this process finds modules.
     """
     places = [str(_DROP_IN)]
-    if "PYTHONPATH" in now:
+    if now.get("PYTHONPATH"):  # an empty item would be the current directory
         places.append(now["PYTHONPATH"])
     if str(_ROOT) not in path[1:]:  # the first is where this was started, not where the script is
         places.append(str(_ROOT))

@@ -327,6 +327,44 @@ def test_run_in_a_child_process(way: Way) -> None:
     queue.unbind()
 
 
+def test_verdicts_in_children_forked_by_the_callback(way: Way) -> None:
+    def callback(packet: Packet) -> None:
+        if not (pid := os.fork()):
+            try:
+                packet.accept()
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+
+    queue = way.bound(callback)
+    with queueing(way.net):
+        way.send(b"one", b"two", b"three")
+        seen: list[bytes] = []
+        drained(queue, lambda: readable(way.receiver, 0) and (seen.extend(way.received(1)) or len(seen) == 3))
+        assert seen == [b"one", b"two", b"three"]
+        queue.unbind()
+
+
+def test_fork_while_a_thread_reads(way: Way) -> None:
+    """A child has no such thread, and none that could let go of its locks."""
+    queue = way.bound(lambda p: p.accept())
+    thread = threading.Thread(target=queue.run)
+    thread.start()
+    with queueing(way.net):
+        for _ in range(20):
+            way.send(*[b"x"] * 20)
+            if not (pid := os.fork()):
+                signal.alarm(20)
+                try:
+                    queue.run(block=False)
+                finally:
+                    os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        queue.unbind()
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+
+
 # --- nflogr
 
 
