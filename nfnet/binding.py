@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import sys
+import weakref
 from operator import length_hint
 
 from .errors import DecodeError, NfnetError, kernel_error
@@ -45,7 +47,7 @@ class QueueBinding(Binding[Packet]):
         self._packet_type = packet_type
         self._issued = 0  # how many ids the kernel gave, up to the last one seen
         self._refused: dict[int, int] = {}
-        self._stamping = _stamping_socket() if timestamps else None
+        self._stamping = weakref.finalize(self, os.close, _stamping_socket()) if timestamps else None
 
     def flush(self) -> None:
         self.verdicts.flush()
@@ -62,7 +64,7 @@ class QueueBinding(Binding[Packet]):
         self.verdicts.closed = True
         super().release()
         if self._stamping is not None:
-            self._stamping.close()
+            self._stamping()
 
     def _make_ready(self) -> None:
         verdicts = self.verdicts
@@ -158,12 +160,12 @@ class QueueBinding(Binding[Packet]):
         )
 
 
-def _stamping_socket() -> socket.socket:
-    """A socket that makes the kernel stamp packets as they arrive.
+def _stamping_socket() -> int:
+    """The descriptor of a socket that makes the kernel stamp packets as they arrive.
 
     Stamping costs time, so the kernel does it only while somebody, anywhere on the machine, wants it: a socket with
     this option. Otherwise the timestamp of a queued packet is missing. The socket is never used for anything else.
     """
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-    sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMP, 1)
-    return sock
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMP, 1)
+        return sock.detach()
