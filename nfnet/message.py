@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from construct import Int32ub
 
+from . import inet, scapys
 from .protocol import nfqnl
 from .protocol.conntrack import Conntrack, CtInfo
 from .protocol.conntrack import parse as parse_conntrack
@@ -116,6 +117,38 @@ class Message:
                 layout = self._layouts.find(raw)
             self._layout = layout
         return raw[layout.payload]
+
+    @property
+    def ip(self) -> inet.Ip | None:
+        """The IP header of the payload: version, source, destination, protocol, ttl, ...; None if there is none.
+
+        This and those below are read anew each time: keep them in a variable.
+        """
+        return inet.ip(self.payload)
+
+    @property
+    def tcp(self) -> inet.Tcp | None:
+        """The TCP header and what it carries: source_port, destination_port, flags, data, ..."""
+        return inet.tcp(self.payload)
+
+    @property
+    def udp(self) -> inet.Udp | None:
+        """The UDP header and what it carries: source_port, destination_port, data."""
+        return inet.udp(self.payload)
+
+    @property
+    def icmp(self) -> inet.Icmp | None:
+        """The header of ICMP or ICMPv6 and what it carries: type, code, rest, data."""
+        return inet.icmp(self.payload)
+
+    @property
+    def flow(self) -> inet.Flow | None:
+        """The five-tuple: protocol, source, source_port, destination, destination_port."""
+        return inet.flow(self.payload)
+
+    def scapy(self) -> Any:
+        """The payload as a packet of scapy's, which has to be installed (``pip install 'nfnet[scapy]'``)."""
+        return scapys.parse(self.payload)
 
     @property
     def family(self) -> Family:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from . import inet, scapys
 from .checks import check
 from .errors import AlreadyDecidedError, ArgumentError
 from .message import Message, Vlan, enum_member
@@ -52,7 +54,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     def accept(
         self,
         mark: int | None = None,
-        payload: bytes | None = None,
+        payload: bytes | Any | None = None,
         priority: int | None = None,
         vlan: Vlan | None = None,
         l2header: bytes | None = None,
@@ -61,9 +63,9 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
         ``mark`` replaces the packet's mark (0 clears it) and ``priority`` its queueing priority, both 32 bits.
         ``payload`` replaces the whole packet from its network header on, 20 to 65,531 bytes (at least 40 for IPv6);
-        its lengths and checksums must be right, see `nfnet.inet`. Bytes equal to the payload change nothing, even
-        if the kernel sent only the beginning of the packet. ``vlan`` sets the tag and ``l2header`` overwrites the
-        link-layer header, with the same length, of a packet in the bridge family.
+        its lengths and checksums must be right, see `rewrite`; a packet of scapy's is given right ones. Bytes equal to
+        the payload change nothing, even if the kernel sent only the beginning of the packet. ``vlan`` sets the tag and
+        ``l2header`` overwrites the link-layer header, with the same length, of a packet in the bridge family.
 
         Raises ArgumentError, AlreadyDecidedError, ClosedError, or KernelError if sending fails. The kernel's own
         objections to a verdict come later and are counted: see `Queue.counters`.
@@ -160,7 +162,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         if priority is not None:
             priority = check("priority", priority, 0, 0xFFFFFFFF)
         attributes: list[tuple[int, bytes]] = []
-        if payload is not None and payload != self.payload:
+        if payload is not None and (scapys.is_scapy(payload) or payload != self.payload):
             attributes.append((NFQA.PAYLOAD, self._check_payload(payload)))
         if vlan is not None or l2header is not None:
             attributes += self._link_layer(vlan, l2header)
@@ -170,7 +172,49 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         self._decision = what
         self._decide(self)
 
-    def _check_payload(self, payload: bytes) -> bytes:
+    def rewrite(
+        self,
+        *,
+        data: bytes | None = None,
+        source: inet.Address | None = None,
+        destination: inet.Address | None = None,
+        source_port: int | None = None,
+        destination_port: int | None = None,
+        ttl: int | None = None,
+        tos: int | None = None,
+        seq: int | None = None,
+        ack: int | None = None,
+        flags: int | None = None,
+        window: int | None = None,
+    ) -> bytes:
+        """The payload with some things changed and its lengths and checksums mended; see `nfnet.inet.rewrite`.
+
+            packet.accept(payload=packet.rewrite(data=b"other", destination="192.0.2.7"))
+
+        Also where the kernel has not finished the checksum yet (``Queue(gso=True)``).
+        Raises ArgumentError for what cannot be right, also if only the beginning of the packet was copied.
+        """
+        if self.truncated:
+            text = f"only {len(self.payload)} of the packet's {self.cap_len} bytes were copied"
+            raise ArgumentError(f"{text}: what is missing would be cut off")
+        return inet.rewrite(
+            self.payload,
+            data=data,
+            source=source,
+            destination=destination,
+            source_port=source_port,
+            destination_port=destination_port,
+            ttl=ttl,
+            tos=tos,
+            seq=seq,
+            ack=ack,
+            flags=flags,
+            window=window,
+        )
+
+    def _check_payload(self, payload: Any) -> bytes:
+        if scapys.is_scapy(payload):
+            payload = scapys.build(payload)
         try:
             data = bytes(memoryview(payload))
         except TypeError:

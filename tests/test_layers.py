@@ -25,6 +25,7 @@ ORDER = [
     "protocol.nfulnl",
     "protocol",
     "inet",
+    "scapys",
     "capture",
     "netns",
     "transport",

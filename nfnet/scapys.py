@@ -1,0 +1,45 @@
+"""To scapy and back, where it is installed; loading it takes about a second, so only who asks for it pays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .errors import NfnetError
+
+_COMPUTED = ("len", "plen", "ihl", "dataofs", "chksum", "cksum")
+
+
+def is_scapy(value: object) -> bool:
+    """Whether a value is a packet of scapy's, without loading it."""
+    return any(kind.__module__ == "scapy.packet" for kind in type(value).__mro__)
+
+
+def parse(packet: bytes) -> Any:
+    """The packet as scapy sees it: ``IP`` or ``IPv6``, or ``Raw`` for what is neither.
+
+    Raises NfnetError if scapy is not installed.
+    """
+    try:
+        from scapy.layers.inet import IP
+        from scapy.layers.inet6 import IPv6
+        from scapy.packet import Raw
+    except ImportError as error:
+        raise NfnetError(f"scapy is needed for this: pip install 'nfnet[scapy]' ({error})") from error
+    return {4: IP, 6: IPv6}.get(packet[0] >> 4 if packet else 0, Raw)(packet)
+
+
+def build(packet: Any) -> bytes:
+    """The bytes of a packet of scapy's, with lengths and checksums computed anew, whatever they were."""
+    copy = packet.copy()
+    layer = copy
+    while layer:
+        for name in _COMPUTED:
+            if layer.fields.get(name) is not None and _is_computed(layer, name):
+                layer.delfieldval(name)
+        layer = layer.payload
+    return bytes(copy)
+
+
+def _is_computed(layer: Any, name: str) -> bool:
+    """Whether scapy fills the field in where it is missing: its default is None."""
+    return bool(layer.default_fields.get(name, 0) is None)

@@ -1,0 +1,209 @@
+"""Reading and rewriting, with scapy as the second opinion, on packets generated at random."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from nfnet import inet, testing
+from nfnet.errors import ArgumentError
+
+scapy = pytest.importorskip("scapy.all")
+COUNT = 3000
+random_bytes = random.Random(7)
+
+
+def choice(options: Any) -> Any:
+    return random_bytes.choice(options)
+
+
+def data(most: int = 60) -> bytes:
+    return random_bytes.randbytes(random_bytes.randrange(most))
+
+
+def transport(version: int) -> Any:
+    ports = {"sport": random_bytes.randrange(0x10000), "dport": random_bytes.randrange(0x10000)}
+    kind = choice(("tcp", "udp", "icmp"))
+    if kind == "tcp":
+        options = choice(([], [("MSS", 1460)], [("NOP", None), ("Timestamp", (1, 2))]))
+        flags = random_bytes.randrange(0x100)
+        return scapy.TCP(**ports, seq=random_bytes.randrange(1 << 32), flags=flags, options=options)
+    if kind == "udp":
+        return scapy.UDP(**ports)
+    if version == 4:
+        return scapy.ICMP(type=8, id=random_bytes.randrange(0x10000), seq=5)
+    return scapy.ICMPv6EchoRequest(id=random_bytes.randrange(0x10000), seq=5)
+
+
+def address(version: int) -> str:
+    if version == 4:
+        return ".".join(str(random_bytes.randrange(256)) for _ in range(4))
+    return f"fd00::{random_bytes.randrange(1, 0x10000):x}"
+
+
+def generate() -> tuple[Any, bytes]:
+    """A packet as scapy has it, and as bytes."""
+    version = choice((4, 6))
+    ends = {"src": address(version), "dst": address(version)}
+    if version == 4:
+        options = choice(([], [], [scapy.IPOption(b"\x94\x04\x00\x00")], [scapy.IPOption_NOP()] * 4))
+        head = scapy.IP(**ends, ttl=random_bytes.randrange(1, 256), tos=random_bytes.randrange(256), options=options)
+    else:
+        head = scapy.IPv6(**ends, hlim=random_bytes.randrange(1, 256), tc=random_bytes.randrange(256), fl=77)
+        for extension in choice(((), (scapy.IPv6ExtHdrHopByHop,), (scapy.IPv6ExtHdrHopByHop, scapy.IPv6ExtHdrDestOpt))):
+            head = head / extension()
+    packet = head / transport(version) / scapy.Raw(data())
+    raw = bytes(packet)
+    return packet.__class__(raw), raw
+
+
+def checksums_are_right(raw: bytes) -> bool:
+    """Whether scapy, left to compute lengths and checksums, comes to the same bytes."""
+    return from_scapy(raw) == raw
+
+
+def from_scapy(raw: bytes) -> bytes:
+    packet = (scapy.IP if raw[0] >> 4 == 4 else scapy.IPv6)(raw)
+    for layer in (scapy.IP, scapy.IPv6, scapy.TCP, scapy.UDP, scapy.ICMP, scapy.ICMPv6EchoRequest):
+        if layer in packet:
+            for field in ("len", "plen", "chksum", "cksum"):
+                if field in packet[layer].fields:
+                    del packet[layer].fields[field]
+    return bytes(packet)
+
+
+def test_reading() -> None:
+    for _ in range(COUNT):
+        packet, raw = generate()
+        ip, flow = inet.ip(raw), inet.flow(raw)
+        assert ip is not None
+        assert flow is not None
+        if packet.version == 4:
+            assert (ip.version, ip.ttl, ip.tos, ip.length) == (4, packet.ttl, packet.tos, packet.len)
+        else:
+            assert (ip.version, ip.ttl, ip.tos, ip.length) == (6, packet.hlim, packet.tc, packet.plen + 40)
+        assert (ip.source, ip.destination, ip.fragment) == (packet.src, packet.dst, False)
+        assert (flow.protocol, flow.source, flow.destination) == (ip.protocol, packet.src, packet.dst)
+        tcp, udp, icmp = inet.tcp(raw), inet.udp(raw), inet.icmp(raw)
+        assert [tcp, udp, icmp].count(None) == 2
+        if tcp is not None:
+            theirs = packet[scapy.TCP]
+            assert ip.protocol == 6
+            assert (tcp.seq, tcp.flags, tcp.window) == (theirs.seq, int(theirs.flags) & 0xFF, theirs.window)
+            assert (tcp.source_port, tcp.destination_port) == (flow.source_port, flow.destination_port)
+            assert (tcp.source_port, tcp.destination_port) == (theirs.sport, theirs.dport)
+            assert tcp.data == bytes(theirs.payload)
+        elif udp is not None:
+            theirs = packet[scapy.UDP]
+            assert udp == (theirs.sport, theirs.dport, bytes(theirs.payload))
+            assert (flow.source_port, flow.destination_port) == udp[:2]
+        elif icmp is not None:
+            assert (icmp.type, icmp.code) in ((8, 0), (128, 0))
+            assert (flow.source_port, flow.destination_port) == (None, None)
+            assert icmp.rest[2:] == b"\0\5"
+
+
+def random_changes(raw: bytes) -> dict[str, Any]:
+    version = raw[0] >> 4
+    changes: dict[str, Any] = {
+        "data": data(200),
+        "source": address(version),
+        "destination": address(version),
+        "ttl": random_bytes.randrange(256),
+        "tos": random_bytes.randrange(256),
+    }
+    if inet.icmp(raw) is None:
+        changes |= {"source_port": random_bytes.randrange(0x10000), "destination_port": random_bytes.randrange(0x10000)}
+    if inet.tcp(raw) is not None:
+        changes |= {"seq": random_bytes.randrange(1 << 32), "ack": 7, "flags": inet.TcpFlag.SYN, "window": 1000}
+    names = random_bytes.sample(sorted(changes), random_bytes.randrange(1, len(changes) + 1))
+    return {name: changes[name] for name in names}
+
+
+def test_rewriting() -> None:
+    for _ in range(COUNT):
+        _, raw = generate()
+        changes = random_changes(raw)
+        new = inet.rewrite(raw, **changes)
+        assert checksums_are_right(new), (raw.hex(), changes)
+        before, after = inet.ip(raw), inet.ip(new)
+        assert before is not None
+        assert after is not None
+        inner = inet.tcp(new) or inet.udp(new) or inet.icmp(new)
+        for name, value in changes.items():
+            assert getattr(after if hasattr(after, name) else inner, name) == value, name
+        for name in ("source", "destination", "ttl", "tos", "protocol"):
+            assert getattr(after, name) == changes.get(name, getattr(before, name))
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_rewriting_fragments(version: int, kind: str) -> None:
+    """All fragments get another address, the first one other ports: put together again the packet is right."""
+    ends = {"source": address(version), "destination": address(version)}
+    for _ in range(100):
+        body = random_bytes.randbytes(3000)
+        whole = testing.tcp(body, **ends) if kind == "tcp" else testing.udp(body, **ends)
+        changes = {"source": address(version), "destination": address(version), "ttl": 9}
+        parsed = (scapy.IP if version == 4 else scapy.IPv6)(whole)
+        if version == 4:
+            fragments = [bytes(fragment) for fragment in scapy.fragment(parsed, 1200)]
+        else:
+            parts = scapy.IPv6(src=parsed.src, dst=parsed.dst) / scapy.IPv6ExtHdrFragment(id=5) / parsed.payload
+            fragments = [bytes(fragment) for fragment in scapy.fragment6(parts, 1280)]
+        assert len(fragments) > 2
+        new = []
+        for number, fragment in enumerate(fragments):
+            ip = inet.ip(fragment)
+            assert ip is not None
+            assert ip.fragment
+            flow = inet.flow(fragment)
+            assert flow is not None
+            assert (flow.source_port is None) == (number > 0)
+            ports = {} if number else {"source_port": 1234}
+            new.append(inet.rewrite(fragment, **changes, **ports))
+            with pytest.raises(ArgumentError, match="fragment|begins with"):
+                inet.rewrite(fragment, data=b"x")
+            if number:
+                with pytest.raises(ArgumentError, match="begins with"):
+                    inet.rewrite(fragment, source_port=5)
+        if version == 4:
+            (together,) = scapy.defragment([scapy.IP(fragment) for fragment in new])
+        else:
+            together = scapy.defragment6([scapy.IPv6(fragment) for fragment in new])
+        assert checksums_are_right(bytes(together))
+        assert inet.flow(bytes(together))[1:3] == (changes["source"], 1234)  # type: ignore[index]
+
+
+def test_packets_go_to_scapy_and_back(nfnet_queue: Any) -> None:
+    def handler(packet: Any) -> None:
+        theirs = packet.scapy()
+        assert bytes(theirs) == packet.payload
+        theirs[scapy.UDP].dport = 53
+        theirs[scapy.Raw].load = b"longer than before"
+        packet.accept(payload=theirs)
+
+    packet_id = nfnet_queue.feed(testing.udp(b"data"))
+    nfnet_queue.run(handler)
+    new = nfnet_queue.verdicts[packet_id].payload
+    assert checksums_are_right(new)
+    assert inet.udp(new) == (40000, 53, b"longer than before")
+
+
+def test_what_is_no_ip_is_raw(nfnet_queue: Any) -> None:
+    nfnet_queue.feed(b"\0" * 30)
+    seen: list[Any] = []
+    nfnet_queue.run(lambda packet: (seen.append(packet.scapy()), packet.drop()))
+    assert seen == [scapy.Raw(b"\0" * 30)]
+
+
+def test_truncated_packets_are_not_rewritten(nfnet_queue: Any) -> None:
+    def handler(packet: Any) -> None:
+        with pytest.raises(ArgumentError, match="only 60 of the packet's 100 bytes were copied"):
+            packet.rewrite(ttl=1)
+        packet.drop()
+
+    nfnet_queue.kernel.feed(1, payload=testing.udp(bytes(72))[:60], CAP_LEN=100)
+    nfnet_queue.run(handler)
