@@ -1,12 +1,13 @@
-"""The rule that feeds a queue or a log, installed without any program: nf_tables through pyroute2.
+"""The rule that feeds a queue or a log, installed without any program: nf_tables through netlink.
 
     with nfnet.rules.queue(1, hook="output", protocol="udp", destination_port=53), nfnet.Queue(1) as queue:
         ...
 
-Each rule lives in a table of its own, so nothing of anybody else's is touched. The table belongs to a socket that is
-open while the block runs, so the kernel removes it however the process ends (since Linux 5.12). Mind that the kernel,
-when a base chain goes away, drops what waits in *every* queue of the network namespace: leave the block of the rule
-after that of the queue, as above.
+or, where no block fits, `install` and `remove`. Each rule lives in a table of its own, so nothing of anybody else's is
+touched. The table belongs to a socket that is open as long as the rule is installed, so the kernel removes it however
+the process ends (since Linux 5.12; see `clean` for what is left before that). Mind that the kernel, when a base chain
+goes away, drops what waits in *every* queue of the network namespace: leave the block of the rule after that of the
+queue, as above.
 """
 
 from __future__ import annotations
@@ -16,261 +17,428 @@ import itertools
 import os
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
+from . import nftables
 from .checks import check, check_choice
-from .errors import ArgumentError, ClosedError, KernelError
+from .errors import ArgumentError, ClosedError, KernelError, NfnetError, NotSupportedError
+from .match import Expression, Match, be32
 from .netns import Netns, call_in
-from .protocol.layout import build_attribute
-from .protocol.netlink import Flag
-from .protocol.nfnetlink import Hook, Subsystem, build_message, message_type
+from .protocol.nfnetlink import Hook
 from .transport import NetlinkSocket
 
-_FAMILIES = {"inet": 1, "ip": 2, "ip6": 10, "bridge": 7}  # NFPROTO_*
-_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
-_PROTOCOLS = {
-    "icmp": socket.IPPROTO_ICMP,
-    "tcp": socket.IPPROTO_TCP,
-    "udp": socket.IPPROTO_UDP,
-    "icmpv6": socket.IPPROTO_ICMPV6,
-    "sctp": socket.IPPROTO_SCTP,
-}
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-# linux/netfilter/nf_tables.h and nfnetlink.h
-_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE = 0, 2, 3, 6
-_CREATE = 0x400  # NLM_F_CREATE
-_TABLE_OWNER = 0x2  # the table goes when the socket does
-_META_MARK, _META_L4PROTO = 3, 16
-_PAYLOAD_TRANSPORT_HEADER = 2
-_CMP_EQ, _CMP_NEQ = 0, 1
-_REGISTER = 1
+_FAMILIES = {"inet": 1, "ip": 2, "netdev": 5, "bridge": 7, "ip6": 10}  # NFPROTO_*
+_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+_INGRESS = {"inet": 5, "netdev": 0}  # the number of the hook
+_OWNER = 0x2  # NFT_TABLE_F_OWNER: the table goes when the socket does
 _POLICY_ACCEPT = 1
-_QUEUE_NUM, _QUEUE_TOTAL, _QUEUE_FLAGS = 1, 2, 3
-_QUEUE_BYPASS = 1
+_QUEUE_NUM, _QUEUE_TOTAL, _QUEUE_FLAGS, _QUEUE_SREG = 1, 2, 3, 4
+_BYPASS, _CPU_FANOUT = 1, 2
+_HASH_DREG, _HASH_MODULUS, _HASH_OFFSET, _HASH_TYPE = 2, 4, 6, 7
+_SYMMETRIC = 1
+_REGISTER = 1
 _LOG_GROUP, _LOG_PREFIX, _LOG_SNAPLEN, _LOG_QTHRESHOLD = 1, 2, 3, 4
 _MAX_PREFIX = 127
+_NAME = "nfnet-"
+
+Balance = Literal["addresses", "cpu", "flow"]
 
 
-@contextmanager
-def queue(
-    num: int,
-    *,
-    hook: str | Hook = "output",
-    family: str = "inet",
-    protocol: str | int | None = None,
-    source_port: int | None = None,
-    destination_port: int | None = None,
-    mark: int | None = None,
-    not_mark: int | None = None,
-    priority: int = 0,
-    bypass: bool = True,
-    netns: Netns | None = None,
-) -> Iterator[None]:
-    """While the block runs, packets that match go to queue ``num``.
+class Where(TypedDict, total=False):
+    """Which packets, and where; see `queue`."""
 
-    hook: where: "prerouting", "input", "forward", "output" or "postrouting".
-    family: whose packets: "inet" (IPv4 and IPv6), "ip", "ip6" or "bridge".
-    protocol: "tcp", "udp", "icmp", "icmpv6", "sctp" or a number.
-    source_port, destination_port: of TCP, UDP or SCTP, which then must be the protocol.
-    mark, not_mark: only packets with this mark, or with any other one, so that a packet that is marked and repeated
-        does not come back.
-    priority: among the chains of the hook, lower ones first; 0 is that of "filter".
+    hook: str | Hook
+    family: str
+    priority: int
+    netns: Netns | None
+    protocol: str | int | None
+    source: Any
+    destination: Any
+    source_port: int | range | str | None
+    destination_port: int | range | str | None
+    in_interface: str | None
+    out_interface: str | None
+    mark: int | None
+    not_mark: int | None
+    state: str | Iterable[str] | None
+    uid: int | str | None
+
+
+def queue(num: int | range, *, bypass: bool = True, balance: Balance = "addresses", **where: Unpack[Where]) -> Rule:
+    """A rule that puts packets that match into queue ``num``, while its block runs, or from `install` to `remove`.
+
+    num: number of the queue, 0 to 65535; or a range of them, to share the load.
     bypass: let packets pass while nobody listens to the queue, instead of dropping them.
+    balance: how packets are shared among several queues: by their pair of "addresses", both directions of a connection
+        to the same queue (the kernel's own hash, which leaves it to chance whether all queues get some); by the "cpu"
+        that they arrived on; or by "flow", a hash of the five-tuple, the same for both directions (which needs nft's
+        own queue and hash expressions: CONFIG_NFT_QUEUE, CONFIG_NFT_HASH).
+
+    hook: where: "prerouting", "input", "forward", "output" (if not given), "postrouting" or "ingress", where a packet
+        comes in by ``in_interface``; packets cannot be queued in the latter, only logged.
+    family: whose packets: "inet" (IPv4 and IPv6, if not given), "ip", "ip6", "bridge", or "netdev" for ingress.
+    priority: among the chains of the hook, lower ones first; 0, that of "filter", if not given.
     netns: the network namespace to install it in; see `nfnet.Queue`.
 
-    Raises ArgumentError; NotPermittedError without CAP_NET_ADMIN; NotSupportedError where the kernel has no nf_tables
-    or no way to queue from it; KernelError.
+    Packets match if all of this is true of them:
+
+    protocol: "tcp", "udp", "icmp", "icmpv6", "sctp" or a number.
+    source, destination: an address or a network ("192.0.2.0/24"), IPv4 or IPv6.
+    source_port, destination_port: of TCP, UDP or SCTP, which then must be the protocol; a number, or several:
+        ``range(1024, 2048)``, "1024-2047".
+    in_interface, out_interface: the name of an interface, or how it begins: "eth*".
+    mark, not_mark: the packet's mark, or not this one, so that a packet that is marked and repeated does not come back.
+    state: what connection tracking says: "new", "established", "related", "invalid", "untracked", or several of them.
+    uid: user id, or name, of the local sender; for the hooks output and postrouting.
+
+    Raises ArgumentError at once. Installing it raises ArgumentError for an interface that does not exist,
+    NotPermittedError without CAP_NET_ADMIN, NotSupportedError where the kernel has no nf_tables or cannot do what the
+    rule says, KernelError.
     """
-    num = check("queue number", num, 0, 0xFFFF)
-    matches = list(_matches(protocol, source_port, destination_port, mark, not_mark))
-    flags = _QUEUE_BYPASS if bypass else 0
-    native = _raw_expression("queue", {_QUEUE_NUM: _be16(num), _QUEUE_TOTAL: _be16(1), _QUEUE_FLAGS: _be16(flags)})
-    # A kernel without nft's own queue expression may still have the target of iptables.
-    info = struct.pack("=HHHxx", num, 1, flags)  # struct xt_NFQ_info_v3
-    target = _expression("target", name="NFQUEUE", rev=3, info=info)
-    operation = f"queueing packets to queue {num}"
-    with _rule(operation, hook, family, priority, netns, [*matches, native], [*matches, target]):
-        yield
+    if isinstance(num, range):
+        if not num or num.step != 1:
+            raise ArgumentError(f"queue numbers are {num} and must be a range without gaps")
+        numbers = num
+    else:
+        num = check("queue number", num, 0, 0xFFFF)
+        numbers = range(num, num + 1)
+    check("queue number", numbers[0], 0, 0xFFFF)
+    check("queue number", numbers[-1], 0, 0xFFFF)
+    check_choice("balance", balance, ("addresses", "cpu", "flow"))
+    return Rule(_QueueAction(numbers, bypass, balance), **where)
 
 
-@contextmanager
 def log(
     group: int,
     *,
     prefix: str = "",
     snaplen: int | None = None,
     threshold: int | None = None,
-    hook: str | Hook = "output",
-    family: str = "inet",
-    protocol: str | int | None = None,
-    source_port: int | None = None,
-    destination_port: int | None = None,
-    mark: int | None = None,
-    not_mark: int | None = None,
-    priority: int = 0,
-    netns: Netns | None = None,
-) -> Iterator[None]:
-    """While the block runs, packets that match are logged to group ``group`` (see `nfnet.Log`), and go on as ever.
+    **where: Unpack[Where],
+) -> Rule:
+    """A rule that logs packets that match to group ``group`` (see `nfnet.Log`); they go on as ever.
 
     group: number of the group, 0 to 65535.
     prefix: what the messages shall say, at most 127 bytes in UTF-8.
     snaplen: how many bytes of each packet to log, 0 to 2^32-1; all if not given.
     threshold: how many messages the kernel may collect before it sends them, 1 to 65535; the log's if not given or
         higher than that.
-    The others are those of `queue`.
-
-    Raises as `queue`.
+    The others are those of `queue`, and so are errors.
     """
     group = check("log group", group, 0, 0xFFFF)
     text = prefix.encode("utf-8", "surrogateescape")
     if len(text) > _MAX_PREFIX or b"\0" in text:
         raise ArgumentError(f"prefix has {len(text)} bytes and must have at most {_MAX_PREFIX}, none of them 0")
-    values = {_LOG_GROUP: _be16(group)}
-    if text:
-        values[_LOG_PREFIX] = text + b"\0"
     if snaplen is not None:
-        values[_LOG_SNAPLEN] = check("snaplen", snaplen, 0, 0xFFFFFFFF).to_bytes(4, "big")
+        snaplen = check("snaplen", snaplen, 0, 0xFFFFFFFF)
     if threshold is not None:
-        values[_LOG_QTHRESHOLD] = _be16(check("threshold", threshold, 1, 0xFFFF))
-    matches = list(_matches(protocol, source_port, destination_port, mark, not_mark))
-    expressions = [*matches, _raw_expression("log", values)]
-    with _rule(f"logging packets to group {group}", hook, family, priority, netns, expressions):
-        yield
+        threshold = check("threshold", threshold, 1, 0xFFFF)
+    return Rule(_LogAction(group, prefix, snaplen, threshold), **where)
 
 
-@contextmanager
-def _rule(
-    operation: str, hook: str | Hook, family: str, priority: int, netns: Netns | None, *choices: list[Any]
-) -> Iterator[None]:
-    """A rule in a table of its own; of several lists of expressions the first that the kernel knows."""
-    if isinstance(hook, Hook):
-        hook = hook.name.lower()
-    check_choice("hook", hook, _HOOKS)
-    check_choice("family", family, tuple(_FAMILIES))
-    priority = check("priority", priority, -0x80000000, 0x7FFFFFFF)
-    # Not the process id alone: containers may share the namespace, and each has a process 1.
-    name = f"nfnet-{os.getpid()}-{os.urandom(4).hex()}"
-    nfproto = _FAMILIES[family]
-    chain = [
-        ("NFTA_CHAIN_TABLE", name),
-        ("NFTA_CHAIN_NAME", "rules"),
-        ("NFTA_CHAIN_TYPE", "filter"),
-        ("NFTA_CHAIN_POLICY", _POLICY_ACCEPT),
-        ("NFTA_CHAIN_HOOK", {"attrs": [("NFTA_HOOK_HOOKNUM", _HOOKS.index(hook)), ("NFTA_HOOK_PRIORITY", priority)]}),
-    ]
+def install(rule: Rule) -> Rule:
+    """Install a rule for as long as this process lives, or until `remove`. Raises as `queue` says."""
+    rule.install()
+    return rule
 
-    in_chain: list[Any] = [("NFTA_RULE_TABLE", name), ("NFTA_RULE_CHAIN", "rules")]
 
-    def install(sock: NetlinkSocket, flags: int, expressions: list[Any]) -> None:
-        batch: list[tuple[int, list[Any]]] = [
-            (_NEWTABLE, [("NFTA_TABLE_NAME", name), ("NFTA_TABLE_FLAGS", flags)]),
-            (_NEWCHAIN, chain),
-            (_NEWRULE, [*in_chain, ("NFTA_RULE_EXPRESSIONS", expressions)]),
-        ]
-        sock.request(lambda seq: _batch(nfproto, seq, batch), operation)
+def remove(rule: Rule) -> None:
+    """Remove an installed rule; may be called twice."""
+    rule.remove()
 
+
+def describe(rule: Rule) -> str:
+    """The commands of nft, and where there are any of iptables, that install the same rule; one a line."""
+    return rule.describe()
+
+
+class LeftRule(NamedTuple):
+    """The table of a rule that is installed."""
+
+    family: str
+    name: str
+    process: int
+    """The process that installed it."""
+    orphaned: bool
+    """Whether that has ended; then `clean` removes it."""
+
+
+def installed(netns: Netns | None = None) -> list[LeftRule]:
+    """The rules of this library in a network namespace, whoever installed them. Raises KernelError."""
     sock = call_in(netns, NetlinkSocket)
     try:
-        for flags, expressions in itertools.product((_TABLE_OWNER, 0), choices):
-            try:
-                install(sock, flags, expressions)
-                break
-            except KernelError as error:
-                # ENOENT: no such expression or target. EOPNOTSUPP, before Linux 5.12: no table can have an owner.
-                if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP) or (flags, expressions) == (0, choices[-1]):
-                    raise
-        yield
+        return [row for family, name, owner in nftables.tables(sock) if (row := _left(family, name, owner))]
     finally:
-        try:
-            # ENOENT if somebody flushed the ruleset; and in a forked child, where the socket is closed, it stays.
-            with suppress(KernelError, ClosedError):
-                delete = [(_DELTABLE, [("NFTA_TABLE_NAME", name)])]
-                sock.request(lambda seq: _batch(nfproto, seq, delete), f"removing the rule for {operation}")
-        finally:
-            sock.close()
+        sock.close()
 
 
-def _batch(family: int, seq: int, messages: list[tuple[int, list[Any]]]) -> bytes:
-    """A transaction. All its messages have one sequence number: the first answer to it is that to the whole.
+def _left(family: int, name: str, owner: int | None) -> LeftRule | None:
+    if not name.startswith(_NAME):
+        return None
+    process = name[len(_NAME) :].partition("-")[0]
+    if not process.isdecimal():
+        return None
+    names = {number: text for text, number in _FAMILIES.items()}
+    # What has an owner is removed by the kernel, if its process ended.
+    orphaned = owner is None and not os.path.exists(f"/proc/{process}")
+    return LeftRule(names.get(family, str(family)), name, int(process), orphaned)
 
-    pyroute2 encodes them. Its socket would wait for ever where the kernel refuses a batch as a whole, for lack of the
-    privilege: that is answered once, for the message that begins the batch.
+
+def clean(netns: Netns | None = None) -> list[LeftRule]:
+    """Remove the rules of processes that were killed, and return them; since Linux 5.12 there are none.
+
+    A process in another pid namespace, a container, looks like one that has ended. Raises KernelError.
     """
-    from pyroute2.netlink.nfnetlink import nftsocket
-
-    classes = {
-        _NEWTABLE: nftsocket.nft_table_msg,
-        _DELTABLE: nftsocket.nft_table_msg,
-        _NEWCHAIN: nftsocket.nft_chain_msg,
-        _NEWRULE: nftsocket.nft_rule_msg,
-    }
-    parts = [build_message(_BATCH_BEGIN, Subsystem.NFTABLES, flags=Flag.REQUEST, seq=seq)]
-    for place, (operation, attributes) in enumerate(messages):
-        last = place == len(messages) - 1
-        message = classes[operation]()
-        message["nfgen_family"] = family
-        message["attrs"] = attributes
-        message["header"]["type"] = message_type(Subsystem.NFTABLES, operation)
-        message["header"]["flags"] = Flag.REQUEST | _CREATE | (Flag.ACK if last else 0)
-        message["header"]["sequence_number"] = seq
-        message.encode()
-        parts.append(bytes(message.data))
-    parts.append(build_message(_BATCH_END, Subsystem.NFTABLES, flags=Flag.REQUEST, seq=seq))
-    return b"".join(parts)
+    sock = call_in(netns, NetlinkSocket)
+    try:
+        left = [row for family, name, owner in nftables.tables(sock) if (row := _left(family, name, owner))]
+        left = [row for row in left if row.orphaned]
+        for row in left:
+            delete = [(nftables.DELTABLE, [("NFTA_TABLE_NAME", row.name)])]
+            nftables.commit(sock, _FAMILIES[row.family], delete, f"removing table {row.name}")
+        return left
+    finally:
+        sock.close()
 
 
-def _expression(kind: str, /, **values: Any) -> Any:
-    from pyroute2.nftables.expressions import genex
+class _QueueAction(NamedTuple):
+    """The end of a rule that queues packets."""
 
-    return genex(kind, values)
+    numbers: range
+    bypass: bool
+    balance: Balance
+
+    def __str__(self) -> str:
+        if len(self.numbers) == 1:
+            return f"queueing packets to queue {self.numbers[0]}"
+        return f"queueing packets to queues {self.numbers[0]} to {self.numbers[-1]}"
+
+    def choices(self) -> list[list[Expression]]:
+        first, total = self.numbers[0], len(self.numbers)
+        flags = (_BYPASS if self.bypass else 0) | (_CPU_FANOUT if self.balance == "cpu" and total > 1 else 0)
+        if self.balance == "flow" and total > 1:
+            values = {_HASH_DREG: be32(_REGISTER), _HASH_MODULUS: be32(total), _HASH_OFFSET: be32(first)}
+            by_hash = {_QUEUE_SREG: be32(_REGISTER), _QUEUE_FLAGS: _be16(flags)}
+            return [[("hash", {**values, _HASH_TYPE: be32(_SYMMETRIC)}), ("queue", by_hash)]]
+        native = {_QUEUE_NUM: _be16(first), _QUEUE_TOTAL: _be16(total), _QUEUE_FLAGS: _be16(flags)}
+        # A kernel without nft's own queue expression may still have the target of iptables (struct xt_NFQ_info_v3).
+        info = struct.pack("=HHHxx", first, total, flags)
+        target = ("target", {1: b"NFQUEUE\0", 2: be32(3), 3: info})
+        return [[("queue", native)], [target]]
+
+    def nft(self) -> str:
+        if self.balance == "flow" and len(self.numbers) > 1:
+            offset = f" offset {self.numbers[0]}" if self.numbers[0] else ""
+            bypass = "flags bypass " if self.bypass else ""
+            return f"queue {bypass}to symhash mod {len(self.numbers)}{offset}"
+        flags = ["bypass"] * self.bypass + ["fanout"] * (self.balance == "cpu" and len(self.numbers) > 1)
+        return " ".join(["queue num", _span(self.numbers, "-"), *([",".join(flags)] if flags else [])])
+
+    def iptables(self) -> str | None:
+        if len(self.numbers) == 1:
+            words = ["-j NFQUEUE --queue-num", str(self.numbers[0])]
+        elif self.balance == "flow":
+            return None
+        else:
+            words = ["-j NFQUEUE --queue-balance", _span(self.numbers, ":")]
+            words += ["--queue-cpu-fanout"] * (self.balance == "cpu")
+        return " ".join(words + ["--queue-bypass"] * self.bypass)
 
 
-def _raw_expression(kind: str, values: dict[int, bytes]) -> Any:
-    """An expression whose attributes are encoded here.
+class _LogAction(NamedTuple):
+    """The end of a rule that logs packets."""
 
-    pyroute2 (0.9.7) takes be16 attributes of the log expression for be32, which makes every group 0, and the flags of
-    the queue expression have no encoder. It knows no expression by a name of type bytes, and leaves its data alone.
-    """
-    data = b"".join(build_attribute(number, value) for number, value in values.items())
-    return {"attrs": [("NFTA_EXPR_NAME", kind.encode() + b"\0"), ("NFTA_EXPR_DATA", data)]}
+    group: int
+    prefix: str
+    snaplen: int | None
+    threshold: int | None
+
+    def __str__(self) -> str:
+        return f"logging packets to group {self.group}"
+
+    def choices(self) -> list[list[Expression]]:
+        values = {_LOG_GROUP: _be16(self.group)}
+        if self.prefix:
+            values[_LOG_PREFIX] = self.prefix.encode("utf-8", "surrogateescape") + b"\0"
+        if self.snaplen is not None:
+            values[_LOG_SNAPLEN] = be32(self.snaplen)
+        if self.threshold is not None:
+            values[_LOG_QTHRESHOLD] = _be16(self.threshold)
+        return [[("log", values)]]
+
+    def nft(self) -> str:
+        words = ["log", *([f'prefix "{self.prefix}"'] if self.prefix else []), f"group {self.group}"]
+        words += [] if self.snaplen is None else [f"snaplen {self.snaplen}"]
+        words += [] if self.threshold is None else [f"queue-threshold {self.threshold}"]
+        return " ".join(words)
+
+    def iptables(self) -> str | None:
+        words = ["-j NFLOG --nflog-group", str(self.group)]
+        words += ["--nflog-prefix", f'"{self.prefix}"'] if self.prefix else []
+        words += [] if self.snaplen is None else ["--nflog-size", str(self.snaplen)]
+        words += [] if self.threshold is None else ["--nflog-threshold", str(self.threshold)]
+        return " ".join(words)
 
 
 def _be16(value: int) -> bytes:
     return value.to_bytes(2, "big")
 
 
-def _compare(value: bytes, operator: int = _CMP_EQ) -> Any:
-    return _expression("cmp", sreg=_REGISTER, op=operator, data={"attrs": [("NFTA_DATA_VALUE", value)]})
+def _span(numbers: range, separator: str) -> str:
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}{separator}{numbers[-1]}"
 
 
-def _matches(
-    protocol: str | int | None,
-    source_port: int | None,
-    destination_port: int | None,
-    mark: int | None,
-    not_mark: int | None,
-) -> Iterator[Any]:
-    """The expressions that let a packet through to the end of the rule."""
-    if protocol is not None:
-        if isinstance(protocol, str):
-            check_choice("protocol", protocol, tuple(_PROTOCOLS))
-            protocol = _PROTOCOLS[protocol]
-        number = check("protocol", protocol, 0, 0xFF)
-        yield _expression("meta", key=_META_L4PROTO, dreg=_REGISTER)
-        yield _compare(bytes([number]))
-    for name, port, offset in (("source_port", source_port, 0), ("destination_port", destination_port, 2)):
-        if port is None:
-            continue
-        if protocol not in (socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_SCTP):
-            raise ArgumentError(f"{name} needs protocol to be 'tcp', 'udp' or 'sctp'")
-        value = check(name, port, 0, 0xFFFF).to_bytes(2, "big")
-        yield _expression("payload", dreg=_REGISTER, base=_PAYLOAD_TRANSPORT_HEADER, offset=offset, len=2)
-        yield _compare(value)
-    for name, wanted, operator in (("mark", mark, _CMP_EQ), ("not_mark", not_mark, _CMP_NEQ)):
-        if wanted is not None:
-            value = struct.pack("=I", check(name, wanted, 0, 0xFFFFFFFF))  # in a register it is in host order
-            yield _expression("meta", key=_META_MARK, dreg=_REGISTER)
-            yield _compare(value, operator)
+class Rule:
+    """What `queue` and `log` return: a rule, installed while its block runs, or from `install` to `remove`."""
+
+    def __init__(
+        self,
+        action: _QueueAction | _LogAction,
+        *,
+        hook: str | Hook = "output",
+        family: str = "inet",
+        priority: int = 0,
+        netns: Netns | None = None,
+        **match: Any,
+    ) -> None:
+        if isinstance(hook, Hook):
+            hook = hook.name.lower()
+        check_choice("family", family, tuple(_FAMILIES))
+        check_choice("hook", hook, ("ingress",) if family == "netdev" else (*_HOOKS, "ingress"))
+        if hook == "ingress":
+            if family not in _INGRESS:
+                raise ArgumentError(f"hook 'ingress' is there in the families netdev and inet, not in {family!r}")
+            if isinstance(action, _QueueAction):
+                raise ArgumentError("packets cannot be queued at ingress, only logged: use hook='prerouting'")
+            interface = match.get("in_interface")
+            if not isinstance(interface, str) or interface.endswith("*"):
+                raise ArgumentError("hook 'ingress' needs in_interface, the name of one interface")
+        self._action, self._hook, self._family = action, hook, family
+        self._priority = check("priority", priority, -0x80000000, 0x7FFFFFFF)
+        self._netns = netns
+        self._match = Match(**match)
+        list(self._match.expressions(family))  # says what cannot be
+        self._sock: NetlinkSocket | None = None
+        self._name = ""
+
+    def __repr__(self) -> str:
+        return f"<Rule {self._action}: {'installed' if self._sock else 'not installed'}>"
+
+    def install(self) -> None:
+        """Install it. Raises as `queue` says, and NfnetError if it is installed already."""
+        if self._sock is not None:
+            raise NfnetError("the rule is installed already")
+        # Not the process id alone: containers may share the namespace, and each has a process 1.
+        self._name = f"{_NAME}{os.getpid()}-{os.urandom(4).hex()}"
+        sock = call_in(self._netns, self._connect)
+        try:
+            self._install(sock)
+        except BaseException:
+            sock.close()
+            raise
+        self._sock = sock
+
+    def _connect(self) -> NetlinkSocket:
+        """A socket in the namespace of the calling thread, where the interfaces must be, too."""
+        for name in self._match.interfaces():
+            try:
+                socket.if_nametoindex(name)
+            except OSError:
+                known = ", ".join(name for _, name in socket.if_nameindex())
+                raise ArgumentError(f"there is no interface {name!r} in this network namespace, but {known}") from None
+        return NetlinkSocket()
+
+    def _install(self, sock: NetlinkSocket) -> None:
+        matches = list(self._match.expressions(self._family))
+        attempts = list(itertools.product((_OWNER, 0), self._action.choices()))
+        for flags, end in attempts:
+            try:
+                nftables.commit(
+                    sock, _FAMILIES[self._family], self._messages(flags, [*matches, *end]), str(self._action)
+                )
+                return
+            except KernelError as error:
+                # ENOENT: no such expression or target. EOPNOTSUPP, before Linux 5.12: no table can have an owner.
+                if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+                if (flags, end) == attempts[-1]:
+                    if error.errno != errno.ENOENT:
+                        raise
+                    text = f"This kernel knows no expression for {describe(self).splitlines()[-1]!r}"
+                    raise NotSupportedError(str(self._action), errno.ENOENT, message=error.message, hint=text) from None
+
+    def _messages(self, flags: int, expressions: list[Expression]) -> list[nftables.Message]:
+        number = _INGRESS[self._family] if self._hook == "ingress" else _HOOKS.index(self._hook)
+        hook: list[Any] = [("NFTA_HOOK_HOOKNUM", number), ("NFTA_HOOK_PRIORITY", self._priority)]
+        if self._hook == "ingress":
+            hook.append(("NFTA_HOOK_DEV", self._match.in_interface))
+        chain = [
+            ("NFTA_CHAIN_TABLE", self._name),
+            ("NFTA_CHAIN_NAME", "rules"),
+            ("NFTA_CHAIN_TYPE", "filter"),
+            ("NFTA_CHAIN_POLICY", _POLICY_ACCEPT),
+            ("NFTA_CHAIN_HOOK", {"attrs": hook}),
+        ]
+        encoded = [nftables.encode(expression) for expression in expressions]
+        in_chain = [("NFTA_RULE_TABLE", self._name), ("NFTA_RULE_CHAIN", "rules"), ("NFTA_RULE_EXPRESSIONS", encoded)]
+        return [
+            (nftables.NEWTABLE, [("NFTA_TABLE_NAME", self._name), ("NFTA_TABLE_FLAGS", flags)]),
+            (nftables.NEWCHAIN, chain),
+            (nftables.NEWRULE, in_chain),
+        ]
+
+    def remove(self) -> None:
+        """Remove it; may be called twice."""
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        delete = [(nftables.DELTABLE, [("NFTA_TABLE_NAME", self._name)])]
+        try:
+            # ENOENT if somebody flushed the ruleset; and in a forked child, where the socket is closed, it stays.
+            with suppress(KernelError, ClosedError):
+                nftables.commit(sock, _FAMILIES[self._family], delete, f"removing the rule for {self._action}")
+        finally:
+            sock.close()
+
+    def __enter__(self) -> Rule:
+        self.install()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def describe(self) -> str:
+        """The commands of nft and iptables that install the same rule; see `nfnet.rules.describe`."""
+        return "\n".join([*self._nft(), *self._iptables()])
+
+    def _nft(self) -> list[str]:
+        family = self._family
+        device = f' device "{self._match.in_interface}"' if self._hook == "ingress" else ""
+        hook = f"{{ type filter hook {self._hook}{device} priority {self._priority}; }}"
+        words = [*self._match.nft(), self._action.nft()]
+        return [
+            f"nft add table {family} nfnet",
+            f"nft add chain {family} nfnet {self._hook} '{hook}'",
+            f"nft add rule {family} nfnet {self._hook} '{' '.join(words)}'",
+        ]
+
+    def _iptables(self) -> Iterator[str]:
+        end = self._action.iptables()
+        if end is None or self._family in ("bridge", "netdev") or self._hook == "ingress":
+            return
+        table = "-t mangle " if self._hook in ("prerouting", "postrouting") else ""
+        versions = {"ip": [4], "ip6": [6]}.get(self._family, [4, 6])
+        for version in versions:
+            protocols = {4: "icmpv6", 6: "icmp"}
+            if self._match.version not in (None, version) or self._match.protocol == protocols[version]:
+                continue
+            program = "iptables" if version == 4 else "ip6tables"
+            yield f"{program} {table}-A {self._hook.upper()} {' '.join([*self._match.iptables(), end])}"

@@ -39,6 +39,8 @@ ORDER = [
     "queue",
     "log",
     "replay",
+    "match",
+    "nftables",
     "rules",
     "testing",
     "compat.numbers",

@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 import nfnet
 from nfnet import CopyMode, Hook, Log, LogMessage, inet, rules, stats
-from nfnet.rules import _expression, _rule
 
 from .conftest import ADDRESS, QUIET, TAGGED_FRAME, TIMEOUT, UID, Net, kernel_version, make_bridge, readable
 
@@ -35,7 +35,10 @@ HOSTS = {
 def xtables_log(group: int, *, prefix: str, hook: str, family: str, netns: Any) -> Iterator[None]:
     """A rule with the target of iptables in place of nft's expression."""
     info = struct.pack("=IHHHH64s", 0, group, 0, 0, 0, prefix.encode()) + bytes(4)  # struct xt_nflog_info
-    with _rule("logging", hook, family, 0, netns, [_expression("target", name="NFLOG", rev=0, info=info)]):
+    target = ("target", {1: b"NFLOG\0", 2: bytes(4), 3: info})
+    rule = rules.log(group, hook=hook, family=family, netns=netns)
+    rule._action = Mock(choices=lambda: [[target]])
+    with rule:
         yield
 
 
