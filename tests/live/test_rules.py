@@ -1,0 +1,459 @@
+"""Rules on the real kernel: what they do to packets, what nft reads in them, and what is left of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import nfnet
+from nfnet import Log, NetlinkSocket, Queue, inet, nftables, rules, testing
+
+from .conftest import (
+    ADDRESS,
+    QUIET,
+    TAGGED_FRAME,
+    TIMEOUT,
+    UID,
+    Net,
+    collect,
+    kernel_version,
+    make_bridge,
+    readable,
+    wait_for,
+)
+from .test_compat import running
+from .test_log import collect as collect_messages
+
+V4, V6 = socket.AF_INET, socket.AF_INET6
+SO_MARK = 36
+PORT = 7000
+
+# What a rule asks for; how the packet is that it is for, and how those are that it is not for.
+# A packet: IP version, and where it differs from UDP from port 5000 to port 7000 of the server.
+Sent = tuple[int, dict[str, Any]]
+MATCHES: dict[str, tuple[dict[str, Any], Sent, list[Sent]]] = {
+    "protocol": ({"protocol": "udp"}, (V4, {}), [(V4, {"protocol": "icmp"})]),
+    "protocol number": ({"protocol": 17}, (V6, {}), []),
+    "family ip": ({"family": "ip"}, (V4, {}), [(V6, {})]),
+    "family ip6": ({"family": "ip6", "protocol": "udp"}, (V6, {}), [(V4, {})]),
+    "source": ({"source": "10.81.1.1"}, (V4, {}), [(V6, {})]),
+    "other source": ({"source": "10.81.1.7", "family": "ip"}, (V4, {"source": "10.81.1.7"}), [(V4, {})]),
+    "source network": ({"source": "10.81.1.0/30"}, (V4, {}), [(V4, {"source": "10.81.1.7"})]),
+    "odd network": ({"source": "10.81.0.0/23"}, (V4, {}), []),
+    "destination": ({"destination": "10.81.2.2"}, (V4, {}), [(V6, {})]),
+    "destination network": ({"destination": "fd81:2::/64"}, (V6, {}), [(V4, {})]),
+    "destination 6": ({"destination": "fd81:2::2", "protocol": "udp"}, (V6, {}), [(V4, {})]),
+    "source port": ({"protocol": "udp", "source_port": 5001}, (V4, {"source_port": 5001}), [(V4, {})]),
+    "destination port": ({"protocol": "udp", "destination_port": 7001}, (V6, {"port": 7001}), [(V6, {}), (V4, {})]),
+    "ports": (
+        {"protocol": "udp", "destination_port": range(7001, 7003)},
+        (V4, {"port": 7002}),
+        [(V4, {}), (V4, {"port": 7003})],
+    ),
+    "source ports": (
+        {"protocol": "udp", "source_port": "5001-5002"},
+        (V4, {"source_port": 5002}),
+        [(V4, {}), (V4, {"source_port": 5003})],
+    ),
+    "in interface": ({"in_interface": "to-client", "protocol": "udp"}, (V4, {}), []),
+    "not that interface": ({"in_interface": "to-server", "protocol": "udp"}, (V4, {"back": True}), [(V4, {})]),
+    "out interface": ({"out_interface": "to-ser*", "protocol": "udp"}, (V4, {}), [(V4, {"back": True})]),
+    "mark": ({"mark": 7}, (V4, {"mark": 7}), [(V4, {}), (V4, {"mark": 8})]),
+    "not mark": ({"not_mark": 7, "protocol": "udp"}, (V4, {"mark": 8}), [(V4, {"mark": 7})]),
+    "state": ({"state": "new", "protocol": "udp"}, (V4, {}), [(V4, {"again": True})]),
+    "states": ({"state": ["established", "related"]}, (V4, {"again": True}), []),
+    "uid": ({"uid": UID, "protocol": "udp"}, (V4, {}), []),
+    "not that uid": ({"uid": 77, "protocol": "udp"}, (V4, {"uid": 77}), [(V4, {})]),
+}
+LOCAL = ("mark", "not mark", "uid", "not that uid")  # properties that do not travel: the rule is on the client
+
+
+def lacking(rule: rules.Rule) -> nfnet.NotSupportedError | None:
+    """What the kernel has to say against a rule."""
+    try:
+        with rule:
+            return None
+    except nfnet.NotSupportedError as error:
+        return error
+
+
+class Traffic:
+    """Packets of all sorts from the client to the server, or back."""
+
+    def __init__(self, net: Net) -> None:
+        self.net = net
+
+    def send(self, family: int, data: bytes, options: dict[str, Any]) -> None:
+        here, there = ("server", "client") if options.get("back") else ("client", "server")
+        if options.get("protocol") == "icmp":
+            self._ping(here, there, data)
+            return
+        source = options.get("source")
+        if source is not None:
+            self._add_address(here, source)
+        with self.net.at(here, lambda: self._socket_of(family, options.get("uid", UID))) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((source or ("0.0.0.0" if family == V4 else "::"), options.get("source_port", 5000)))
+            if "mark" in options:
+                sock.setsockopt(socket.SOL_SOCKET, SO_MARK, options["mark"])
+            port = options.get("port", PORT)
+            sock.sendto(data, (ADDRESS[there, family], port))
+
+    @staticmethod
+    def _socket_of(family: int, uid: int) -> socket.socket:
+        """A socket that belongs to a user, for whom its maker has to pass."""
+        if uid == UID:
+            return socket.socket(family, socket.SOCK_DGRAM)
+        os.seteuid(uid)
+        try:
+            return socket.socket(family, socket.SOCK_DGRAM)
+        finally:
+            os.seteuid(UID)
+
+    def _ping(self, here: str, there: str, data: bytes) -> None:
+        with self.net.at(here, lambda: socket.socket(V4, socket.SOCK_RAW, socket.IPPROTO_ICMP)) as sock:
+            message = b"\x08\0\0\0\0\1\0\1" + data
+            message = message[:2] + inet.checksum(message).to_bytes(2, "big") + message[4:]
+            sock.sendto(message, (ADDRESS[there, V4], 0))
+
+    def _add_address(self, host: str, address: str) -> None:
+        from pyroute2 import IPRoute
+
+        def add() -> None:
+            with IPRoute() as ip:
+                index = ip.link_lookup(ifname="to-router")[0]
+                ip.addr("replace", index=index, address=address, prefixlen=24)
+
+        self.net.at(host, add)
+
+
+def data_of(payload: bytes) -> bytes | None:
+    icmp = inet.icmp(payload)
+    return inet.get_data(payload) if icmp is None or icmp.type != 8 else icmp.data
+
+
+@pytest.mark.parametrize("case", MATCHES)
+def test_matches(net: Net, case: str) -> None:
+    options, good, bad = MATCHES[case]
+    if "uid" in good[1] and UID:
+        pytest.skip("an ordinary user has no other user's id to send with")
+    where = "client" if case in LOCAL else "router"
+    here = net.hosts[where]
+    hook = "output" if case in LOCAL else "forward"
+    traffic = Traffic(net)
+    with rules.queue(1, hook=hook, netns=here, **options), Queue(1, netns=here) as queue:
+        for number, (family, packet) in enumerate(bad):
+            if not packet.get("again"):
+                traffic.send(family, f"bad {number}".encode(), packet)
+        if good[1].get("again") or any(packet.get("again") for _, packet in bad):
+            # A connection that is answered is established: both ends know the ports.
+            server = net.receiver("server", V4, PORT)
+            client = net.open_socket("client")
+            client.bind(("0.0.0.0", 5000))
+            client.sendto(b"good" if "again" not in good[1] else b"first", (ADDRESS["server", V4], PORT))
+            if "again" in good[1]:
+                _, address = server.recvfrom(100)
+                server.sendto(b"good", address)
+        else:
+            traffic.send(good[0], b"good", good[1])
+        packets = []
+        while b"good" not in [data_of(packet.payload) for packet in packets]:
+            packets += collect(queue, 1)
+        assert [data_of(packet.payload) for packet in packets if data_of(packet.payload)] == [b"good"]
+        for packet in packets:
+            packet.accept()
+        if case == "state":
+            _, address = server.recvfrom(100)
+            server.sendto(b"answer", address)
+            assert client.recv(100) == b"answer", "it did not wait in the queue"
+            assert not readable(queue, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("hook", ["prerouting", "input", "forward", "output", "postrouting"])
+@pytest.mark.parametrize("kind", ["queue", "log"])
+def test_hooks(net: Net, hook: str, kind: str) -> None:
+    host, target = {"input": ("server", "server"), "output": ("client", "server")}.get(hook, ("router", "server"))
+    here = net.hosts[host]
+    receiver = net.receiver(target, V4, PORT)
+    if kind == "queue":
+        with rules.queue(1, hook=hook, protocol="udp", netns=here), Queue(1, netns=here) as queue:
+            Traffic(net).send(V4, b"data", {})
+            (packet,) = collect(queue, 1)
+            assert packet.hook.name.lower() == hook
+            packet.accept()
+            assert receiver.recv(100) == b"data"
+    else:
+        with rules.log(5, hook=hook, protocol="udp", netns=here), Log(5, threshold=1, netns=here) as log:
+            Traffic(net).send(V4, b"data", {})
+            (message,) = collect_messages(log, 1)
+            assert nfnet.Hook(message.hook).name.lower() == hook
+            assert receiver.recv(100) == b"data"
+
+
+@pytest.mark.parametrize("family", ["netdev", "inet"])
+def test_ingress(net: Net, family: str) -> None:
+    here = net.hosts["server"]
+    rule = rules.log(5, hook="ingress", family=family, in_interface="to-router", protocol="udp", netns=here)
+    if lacking(rule):
+        assert family == "inet"
+        pytest.skip("this kernel has no ingress hook in the family inet")
+    with rule, Log(5, threshold=1, netns=here) as log:
+        Traffic(net).send(V4, b"data", {})
+        (message,) = collect_messages(log, 1)
+        assert message.indev_name == "to-router"
+
+
+def send_through_bridge(net: Net, frame: bytes, came: Callable[[], bool]) -> None:
+    """Until something came: a bridge forwards once its ports are up, which takes a moment."""
+    with net.at("client", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sender:
+        sender.bind(("to-router", 0))
+
+        def send() -> bool:
+            sender.send(frame)
+            return came()
+
+        assert wait_for(send)
+
+
+def test_bridge(net: Net) -> None:
+    here = net.hosts["router"]
+    net.at("router", make_bridge)
+    rule = rules.queue(1, hook="forward", family="bridge", netns=here)
+    if lacking(rule):
+        pytest.skip("this kernel lacks nft's queue expression, and iptables has no target for bridges")
+    with rule, Queue(1, netns=here) as queue:
+        seen: list[tuple[int, int]] = []
+        queue_it = queue.process
+        handler = lambda p: (seen.append((p.hw_protocol, p.family)), p.accept())  # noqa: E731
+        send_through_bridge(net, TAGGED_FRAME, lambda: bool(queue_it(handler)) and (0x0800, 7) in seen)
+
+
+def test_addresses_in_a_bridge(net: Net) -> None:
+    here = net.hosts["router"]
+    net.at("router", make_bridge)
+    with (
+        rules.log(5, hook="forward", family="bridge", destination="10.0.0.2", netns=here),
+        rules.log(6, hook="forward", family="bridge", destination="10.0.0.3", netns=here),
+        Log(5, threshold=1, netns=here) as log,
+        Log(6, threshold=1, netns=here) as other,
+    ):
+        seen: list[bytes] = []
+        frame = TAGGED_FRAME[:12] + b"\x08\0" + testing.udp(b"x", source="10.0.0.1", destination="10.0.0.2")
+        send_through_bridge(net, frame, lambda: bool(log.process(lambda m: seen.append(m.payload))))
+        assert seen[0][16:20] == bytes([10, 0, 0, 2])
+        assert not other.process()
+
+
+# --- several queues
+
+
+def test_fan_out_by_addresses_keeps_connections_together(net: Net) -> None:
+    here = net.hosts["client"]
+    traffic = Traffic(net)
+    seen: dict[str, set[int]] = {}
+    with rules.queue(range(3, 5), hook="output", protocol="udp", netns=here):
+        queues = [Queue(number, netns=here) for number in (3, 4)]
+        for queue in queues:
+            queue.open()
+        for number in range(2, 42):
+            source = f"10.81.1.{number + 10}"
+            for _ in range(2):
+                traffic.send(V4, b"x", {"source": source})
+        for queue in queues:
+            queue.process(lambda p, queue=queue: (seen.setdefault(p.ip.source, set()).add(queue.num), p.accept()))
+            queue.close()
+    assert len(seen) == 40
+    assert all(len(numbers) == 1 for numbers in seen.values())
+    assert set.union(*seen.values()) == {3, 4}, "by chance all in one: 2^-39"
+
+
+def test_fan_out_by_cpu(net: Net) -> None:
+    here = net.hosts["client"]
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    with rules.queue(range(3, 5), balance="cpu", hook="output", protocol="udp", netns=here):
+        queues = [Queue(number, netns=here) for number in (3, 4)]
+        for queue in queues:
+            queue.open()
+        before = os.sched_getaffinity(0)
+        try:
+            for cpu in cpus:
+                os.sched_setaffinity(0, {cpu})
+                Traffic(net).send(V4, bytes([cpu]), {})
+        finally:
+            os.sched_setaffinity(0, before)
+        for place, queue in enumerate(queues):
+            seen: list[int] = []
+            queue.process(lambda p, seen=seen: (seen.append(inet.get_data(p.payload)[0]), p.drop()))  # type: ignore[index]
+            assert seen == [cpu for cpu in cpus if cpu % 2 == place]
+            queue.close()
+
+
+def test_fan_out_by_flow(net: Net) -> None:
+    here = net.hosts["client"]
+    rule = rules.queue(range(3, 5), balance="flow", hook="output", protocol="udp", netns=here)
+    if (error := lacking(rule)) is not None:
+        assert "symhash" in str(error)
+        pytest.skip("this kernel lacks nft's queue expression")
+    rule.install()
+    seen: dict[int, set[int]] = {}
+    queues = [Queue(number, netns=here) for number in (3, 4)]
+    for queue in queues:
+        queue.open()
+    for port in range(5000, 5040):
+        for _ in range(2):
+            Traffic(net).send(V4, b"x", {"source_port": port})
+    for queue in queues:
+        queue.process(lambda p, queue=queue: (seen.setdefault(p.flow.source_port, set()).add(queue.num), p.accept()))
+        queue.close()
+    rule.remove()
+    assert len(seen) == 40
+    assert all(len(numbers) == 1 for numbers in seen.values())
+    assert set.union(*seen.values()) == {3, 4}
+
+
+def test_bypass(net: Net) -> None:
+    here = net.hosts["router"]
+    receiver = net.receiver("server", V4, PORT)
+    with rules.queue(1, hook="forward", protocol="udp", netns=here):
+        Traffic(net).send(V4, b"passes", {})
+        assert receiver.recv(100) == b"passes"
+    with rules.queue(1, hook="forward", protocol="udp", bypass=False, netns=here):
+        Traffic(net).send(V4, b"does not", {})
+        assert not readable(receiver, QUIET)
+
+
+# --- installing and removing
+
+
+def tables(net: Net, host: str) -> list[str]:
+    def read() -> list[str]:
+        sock = NetlinkSocket()
+        try:
+            return [name for _, name, _ in nftables.tables(sock)]
+        finally:
+            sock.close()
+
+    return list(net.at(host, read))
+
+
+def test_install_and_remove(net: Net) -> None:
+    here = net.hosts["router"]
+    receiver = net.receiver("server", V4, PORT)
+    rule = rules.install(rules.queue(1, hook="forward", protocol="udp", bypass=False, netns=here))
+    assert repr(rule) == "<Rule queueing packets to queue 1: installed>"
+    assert [row.process for row in rules.installed(here)] == [os.getpid()]
+    with pytest.raises(nfnet.NfnetError, match="installed already"):
+        rule.install()
+    Traffic(net).send(V4, b"dropped", {})
+    rules.remove(rule)
+    rules.remove(rule)
+    assert tables(net, "router") == []
+    Traffic(net).send(V4, b"passes", {})
+    assert receiver.recv(100) == b"passes"
+    with rule:
+        assert len(tables(net, "router")) == 1
+    assert rules.clean(here) == []
+
+
+def test_other_tables_are_not_touched(net: Net) -> None:
+    theirs = [(nftables.NEWTABLE, [("NFTA_TABLE_NAME", name)]) for name in ("mine", "nfnet-of-mine")]
+    sock = net.at("router", NetlinkSocket)
+    nftables.commit(sock, 1, theirs, "making tables")
+    with rules.queue(1, netns=net.hosts["router"]):
+        assert len(tables(net, "router")) == 3
+        assert len(rules.installed(net.hosts["router"])) == 1
+    assert rules.clean(net.hosts["router"]) == []
+    assert sorted(tables(net, "router")) == ["mine", "nfnet-of-mine"]
+    sock.close()
+
+
+def test_what_a_killed_process_left_is_removed(net: Net) -> None:
+    here = net.hosts["router"]
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    name = f"nfnet-{process.pid}-0000"  # as before Linux 5.12: without an owner
+    sock = net.at("router", NetlinkSocket)
+    nftables.commit(sock, 1, [(nftables.NEWTABLE, [("NFTA_TABLE_NAME", name)])], "making a table")
+    sock.close()
+    with rules.queue(1, netns=here):
+        (left,) = rules.clean(here)
+        assert (left.family, left.name, left.process, left.orphaned) == ("inet", name, process.pid, True)
+        assert len(tables(net, "router")) == 1
+
+
+SCRIPT = """\
+import time, nfnet
+with nfnet.rules.queue(1, hook="forward", protocol="udp", bypass=False):
+    print("up", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_rules_end_with_their_process(net: Net, number: signal.Signals) -> None:
+    with running(net, [sys.executable, "-c", SCRIPT]) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        assert len(tables(net, "router")) == 1
+        process.send_signal(number)
+        process.wait(TIMEOUT)
+    if number != signal.SIGINT and kernel_version() < (5, 12):
+        assert len(rules.clean(net.hosts["router"])) == 1
+    assert wait_for(lambda: tables(net, "router") == [])
+
+
+def test_unknown_interface(net: Net) -> None:
+    rule = rules.queue(1, in_interface="nowhere0", netns=net.hosts["router"])
+    with pytest.raises(nfnet.ArgumentError, match="no interface 'nowhere0' in this network namespace, but .*to-client"):
+        rule.install()
+    with rules.queue(1, in_interface="nowhere*", netns=net.hosts["router"]):
+        pass
+
+
+def test_unknown_namespace() -> None:
+    with pytest.raises(nfnet.KernelError, match="/run/netns/no-such-namespace"):
+        rules.queue(1, netns="no-such-namespace").install()
+
+
+def test_nft_reads_what_was_meant(net: Net) -> None:
+    if shutil.which("nft") is None:
+        pytest.skip("nft is not installed")
+    here = net.hosts["router"]
+    rule = rules.log(
+        5,
+        prefix="hi",
+        snaplen=64,
+        threshold=3,
+        hook="input",
+        priority=5,
+        source="192.0.2.0/25",
+        destination="198.51.100.7",
+        protocol="tcp",
+        source_port="1024-65535",
+        destination_port=80,
+        in_interface="to-*",
+        out_interface="lo",
+        mark=7,
+        not_mark=9,
+        state=["new", "established"],
+        uid=5,
+        netns=here,
+    )
+    with rule:
+        output = net.at(
+            "router", lambda: subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True).stdout
+        )
+    assert "type filter hook input priority 5; policy accept;" in " ".join(output.split()).replace("filter + 5", "5")
+    line = next(line for line in output.splitlines() if "log" in line)
+    for text in ("ip saddr 192.0.2.0/25", "ip daddr 198.51.100.7", "sport 1024-65535", "dport 80", 'iifname "to-*"',
+                 'oifname "lo"', "0x00000007", "!= 0x00000009", "ct state established,new", "skuid 5",
+                 'log prefix "hi" group 5 snaplen 64 queue-threshold 3'):  # fmt: skip
+        assert text in line, line
