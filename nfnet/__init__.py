@@ -34,6 +34,7 @@ from .recorder import Recorder, record
 from .replay import Decided, Replay, replay
 from .stats import LogCounters, LogRow, LogStats, QueueCounters, QueueRow, QueueStats
 from .transport import NetlinkSocket, Transport
+from .workers import Workers, run_workers
 
 __version__ = "0.1.0"
 
@@ -74,9 +75,11 @@ __all__ = [
     "Transport",
     "Verdict",
     "Vlan",
+    "Workers",
     "inet",
     "record",
     "replay",
     "rules",
+    "run_workers",
     "stats",
 ]

@@ -10,6 +10,7 @@ from .checks import check
 from .errors import AlreadyDecidedError, ArgumentError
 from .message import Message, Vlan, enum_member
 from .protocol import nfqnl
+from .protocol.conntrack import CTA
 from .protocol.layout import compile_struct
 from .protocol.nfnetlink import Family, Hook
 from .protocol.nfqnl import (
@@ -25,6 +26,7 @@ from .protocol.nfqnl import (
 )
 from .verdicts import ACCEPT, DROP, Decision, decision, decision_with
 
+_LABELS_SIZE = 16
 _MIN_IPV6_PAYLOAD = 40  # the kernel wants room up to the transport header
 
 _read_header = compile_struct(nfqnl.packet_hdr).unpack_from
@@ -58,6 +60,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         priority: int | None = None,
         vlan: Vlan | None = None,
         l2header: bytes | None = None,
+        ct_mark: int | None = None,
+        ct_labels: bytes | None = None,
     ) -> None:
         """Let the packet go on behind the chain that queued it (NF_ACCEPT).
 
@@ -66,6 +70,9 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         its lengths and checksums must be right, see `rewrite`; a packet of scapy's is given right ones. Bytes equal to
         the payload change nothing, even if the kernel sent only the beginning of the packet. ``vlan`` sets the tag and
         ``l2header`` overwrites the link-layer header, with the same length, of a packet in the bridge family.
+
+        ``ct_mark`` (32 bits) and ``ct_labels`` (16 bytes) replace those of the packet's connection, for which the queue
+        must have been opened with ``conntrack=True``. The kernel has room for labels only while some rule sets any.
 
         Raises ArgumentError, AlreadyDecidedError, ClosedError, or KernelError if sending fails. The kernel's own
         objections to a verdict come later and are counted: see `Queue.counters`.
@@ -77,8 +84,10 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             or priority is not None
             or vlan is not None
             or l2header is not None
+            or ct_mark is not None
+            or ct_labels is not None
         ):
-            self._change(Verdict.ACCEPT, mark, payload, priority, vlan, l2header)
+            self._change(Verdict.ACCEPT, mark, payload, priority, vlan, l2header, ct_mark, ct_labels)
         else:
             self._decision = ACCEPT
             self._decide(self)
@@ -120,6 +129,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         priority: int | None = None,
         vlan: Vlan | None = None,
         l2header: bytes | None = None,
+        ct_mark: int | None = None,
+        ct_labels: bytes | None = None,
     ) -> None:
         """Give any verdict word that the kernel knows; see `Verdict`. Other arguments as for `accept`.
 
@@ -131,7 +142,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             raise ArgumentError(f"verdict {word:#x}: the low byte must be 0, 1, 3, 4 or 5")
         if word != kind and (kind != Verdict.QUEUE or word & 0x7F00):
             raise ArgumentError(f"verdict {word:#x}: only QUEUE (3) may have bits above the lowest 8 (queue, bypass)")
-        self._change(word, mark, payload, priority, vlan, l2header)
+        self._change(word, mark, payload, priority, vlan, l2header, ct_mark, ct_labels)
 
     @property
     def decided(self) -> Verdict | None:
@@ -154,6 +165,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         priority: int | None,
         vlan: Vlan | None = None,
         l2header: bytes | None = None,
+        ct_mark: int | None = None,
+        ct_labels: bytes | None = None,
     ) -> None:
         if self._decision is not None:
             self._refuse()
@@ -166,6 +179,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             attributes.append((NFQA.PAYLOAD, self._check_payload(payload)))
         if vlan is not None or l2header is not None:
             attributes += self._link_layer(vlan, l2header)
+        if ct_mark is not None or ct_labels is not None:
+            attributes.append((NFQA.CT, self._connection(ct_mark, ct_labels)))
         what = decision_with(word, mark, priority, *attributes) if attributes else decision(word, mark, priority)
         if self._decision is not None:  # since the first look, by a signal handler or another thread
             self._refuse()
@@ -244,6 +259,19 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
                 raise ArgumentError(f"l2header has {len(l2header)} bytes and must have {len(there)}, as it has now")
             changes.append((NFQA.L2HDR, bytes(memoryview(l2header))))
         return changes
+
+    def _connection(self, mark: int | None, labels: bytes | None) -> bytes:
+        # The kernel says nothing if it cannot do that: what can be known is asked for here.
+        if self._find(NFQA.CT) is None:
+            raise ArgumentError("ct_mark and ct_labels are for packets with a connection: see Queue(conntrack=True)")
+        values: dict[int, Any] = {}
+        if mark is not None:
+            values[CTA.MARK] = check("ct_mark", mark, 0, 0xFFFFFFFF)
+        if labels is not None:
+            values[CTA.LABELS] = bytes(memoryview(labels))
+            if len(values[CTA.LABELS]) != _LABELS_SIZE:
+                raise ArgumentError(f"ct_labels has {len(labels)} bytes and must have {_LABELS_SIZE}")
+        return NFQA_TABLE[NFQA.CT].build(values)
 
     # --- attributes
 

@@ -42,6 +42,7 @@ ORDER = [
     "match",
     "nftables",
     "rules",
+    "workers",
     "testing",
     "compat.numbers",
     "compat.netfilterqueue",

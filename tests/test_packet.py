@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import Packet, Queue
+from nfnet import ArgumentError, Packet, Queue, Verdict
+from nfnet.protocol.conntrack import CTA
 from nfnet.protocol.nfqnl import NFQA
 
 from .kernel import FakeKernel, packet_message
@@ -153,3 +154,24 @@ def test_a_kept_packet_does_not_change() -> None:
         kernel.deliver(packet_message(2, b"other" + bytes(30)))
         next(iter(queue)).drop()
         assert kept.payload.startswith(b"first")
+
+
+def test_a_verdict_may_change_the_connection(nfnet_queue: Any) -> None:
+    def handler(packet: Packet) -> None:
+        if packet.id == 1:
+            for wrong, text in (({"ct_mark": 1 << 32}, "ct_mark"), ({"ct_labels": bytes(15)}, "15 bytes")):
+                with pytest.raises(ArgumentError, match=text):
+                    packet.accept(**wrong)
+            packet.accept(ct_mark=7, ct_labels=bytes(range(16)), mark=1)
+        else:
+            with pytest.raises(ArgumentError, match="conntrack=True"):
+                packet.accept(ct_mark=7)
+            packet.verdict(Verdict.ACCEPT)
+
+    nfnet_queue.feed(CT={CTA.MARK: 1})
+    nfnet_queue.feed()
+    nfnet_queue.run(handler)
+    (_, word, changes), second = nfnet_queue.kernel.judged
+    assert (word, changes[NFQA.MARK]) == (Verdict.ACCEPT, 1)
+    assert changes[NFQA.CT] == {CTA.MARK: 7, CTA.LABELS: bytes(range(16))}
+    assert second == (2, Verdict.ACCEPT, {})

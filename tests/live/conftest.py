@@ -206,6 +206,13 @@ def make_bridge() -> tuple[int, int, int]:
         for port in ports:
             ip.link("set", index=port, master=bridge, state="up")
         ip.link("set", index=bridge, state="up")
+        # Where the module br_netfilter is loaded, bridged packets would take the way of routed ones, too.
+        for name in ("iptables", "ip6tables", "arptables"):
+            with (
+                contextlib.suppress(FileNotFoundError),
+                open(f"/proc/sys/net/bridge/bridge-nf-call-{name}", "w") as file,
+            ):
+                file.write("0")
         return bridge, ports[0], ports[1]
 
 

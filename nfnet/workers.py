@@ -1,0 +1,284 @@
+"""Several queues, each with a process of its own: for handlers that are busier than one core."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from ctypes import c_uint64
+from types import TracebackType
+from typing import Any
+
+from .checks import check
+from .errors import ArgumentError, NfnetError
+from .packet import Packet
+from .queue import Queue
+from .stats import QueueCounters
+
+_GIVE_UP = 5  # times in a row that a worker may end
+_QUICKLY = 1.0  # in so many seconds after it began
+_PATIENCE = 5.0  # seconds for a worker to end when it is asked to
+_REPORT_EVERY = 0.5  # seconds
+_PR_SET_PDEATHSIG = 1
+
+# All counters but `refused`, which is no number.
+_NAMES = tuple(name for name in QueueCounters._fields if name != "refused")
+
+_log = logging.getLogger("nfnet")
+
+
+class Workers:
+    """Processes that run a handler on the packets of several queues.
+
+        with nfnet.rules.queue(range(0, 4), hook="forward"), nfnet.Workers(handler, range(0, 4)) as workers:
+            workers.wait()
+
+    handler: what is called with each packet, in one of the processes: they are forked, and share nothing that changes.
+    queues: numbers of the queues, as in the rule that fans packets out to them.
+    processes: how many processes; one a queue if not given. With fewer, each serves several, a thread a queue.
+    options: those of `Queue`.
+
+    A worker that ends, because its handler raised or it was killed, is started anew; meanwhile its packets pass, if the
+    rule says ``bypass``. Entering the context starts them, leaving it stops them all.
+
+    Raises ArgumentError at once. If a worker keeps ending as soon as it begins, because it may not have its queue, say,
+    `wait` raises NfnetError.
+    """
+
+    def __init__(
+        self,
+        handler: Callable[[Packet], object],
+        queues: Sequence[int] = range(4),
+        processes: int | None = None,
+        **options: Any,
+    ) -> None:
+        if not callable(handler):
+            raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
+        numbers = list(queues)
+        if not numbers or len(set(numbers)) != len(numbers):
+            raise ArgumentError(f"queues are {numbers} and must be at least one, none of them twice")
+        count = len(numbers) if processes is None else check("processes", processes, 1, len(numbers))
+        for number in numbers:
+            Queue(number, **options)  # says what cannot be
+        self._handler, self._options = handler, options
+        self._shares = [numbers[start::count] for start in range(count)]
+        self._workers: list[_Worker] = []
+        self._stopping = threading.Event()
+        self._wake_read, self._wake_write = -1, -1
+
+    def start(self) -> None:
+        """Start the processes. Raises NfnetError if they are running."""
+        if self._workers:
+            raise NfnetError("the workers are running already")
+        self._stopping.clear()
+        self._wake_read, self._wake_write = os.pipe()
+        self._workers = [_Worker(self._handler, share, self._options) for share in self._shares]
+        for worker in self._workers:
+            worker.start()
+
+    def wait(self) -> None:
+        """Start anew what ends, until `stop`. Raises NfnetError if a worker keeps ending as soon as it begins."""
+        from multiprocessing.connection import wait
+
+        while not self._stopping.is_set():
+            ended = wait([self._wake_read, *(worker.sentinel for worker in self._workers)], timeout=1.0)
+            for worker in self._workers:
+                if worker.sentinel in ended and not self._stopping.is_set():
+                    worker.restart()
+
+    def stop(self) -> None:
+        """End `wait`; from any thread or a signal handler."""
+        self._stopping.set()
+        if self._wake_write >= 0:
+            os.write(self._wake_write, b"x")
+
+    def close(self) -> None:
+        """Stop the processes; may be called twice."""
+        self._stopping.set()
+        for worker in self._workers:
+            worker.ask_to_end()
+        for worker in self._workers:
+            worker.end()
+        if self._wake_write >= 0:
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+            self._wake_read = self._wake_write = -1
+
+    def __enter__(self) -> Workers:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def counters(self) -> QueueCounters:
+        """The sum over all queues, of workers that ended, too; half a second old while they run.
+
+        Without what a worker did in the last half second before it was killed. ``refused`` is not added up: {}.
+        """
+        sums = {name: sum(worker.count(name) for worker in self._workers) for name in _NAMES}
+        return QueueCounters(**sums, refused={})
+
+    @property
+    def restarts(self) -> int:
+        """How often a worker was started anew."""
+        return sum(worker.restarts for worker in self._workers)
+
+
+def run_workers(
+    handler: Callable[[Packet], object],
+    queues: Sequence[int] = range(4),
+    processes: int | None = None,
+    **options: Any,
+) -> QueueCounters:
+    """Run `Workers` until SIGINT or SIGTERM, and return what they did in all; to be called in the main thread.
+
+        with nfnet.rules.queue(range(0, 4), hook="forward"):
+            nfnet.run_workers(handler, queues=range(0, 4))
+
+    Arguments as for `Workers`. Raises NfnetError if a worker keeps ending as soon as it begins.
+    """
+    workers = Workers(handler, queues, processes, **options)
+
+    def stop(number: int, frame: object) -> None:
+        workers.stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with workers:
+            workers.wait()
+    finally:
+        for number, handling in before.items():
+            signal.signal(number, handling)
+    return workers.counters
+
+
+class _Worker:
+    """One process, and its successors."""
+
+    def __init__(self, handler: Callable[[Packet], object], numbers: list[int], options: dict[str, Any]) -> None:
+        from multiprocessing import get_context
+        from multiprocessing.sharedctypes import RawArray
+
+        self._handler, self._numbers, self._options = handler, numbers, options
+        self._context = get_context("fork")
+        # Of the process that runs, and of those before it; a child writes, the parent reads.
+        self._now = RawArray(c_uint64, len(_NAMES))
+        self._before = [0] * len(_NAMES)
+        self._quick = 0
+        self.restarts = 0
+
+    def start(self) -> None:
+        self._began = time.monotonic()
+        self._process = self._context.Process(target=self._work, name=f"nfnet-queue-{self._numbers[0]}")
+        self._process.start()
+
+    @property
+    def sentinel(self) -> int:
+        return self._process.sentinel
+
+    def count(self, name: str) -> int:
+        place = _NAMES.index(name)
+        return self._before[place] + self._now[place]
+
+    def restart(self) -> None:
+        """It has ended: start the next one."""
+        self._process.join()
+        status = self._process.exitcode
+        self._quick = self._quick + 1 if time.monotonic() - self._began < _QUICKLY else 0
+        if self._quick >= _GIVE_UP:
+            text = f"the worker of queue {self._numbers[0]} ended as soon as it began, {self._quick} times in a row"
+            raise NfnetError(f"{text}, {_why(status)}")
+        _log.warning("the worker of queue %d ended, %s; starting another", self._numbers[0], _why(status))
+        self._before = [before + now for before, now in zip(self._before, self._now)]
+        self._now[:] = [0] * len(_NAMES)
+        self.restarts += 1
+        self.start()
+
+    def ask_to_end(self) -> None:
+        if self._process.is_alive():
+            self._process.terminate()
+
+    def end(self) -> None:
+        self._process.join(_PATIENCE)
+        if self._process.is_alive():
+            _log.warning("the worker of queue %d did not end when asked to, and was killed", self._numbers[0])
+            self._process.kill()
+        self._process.join()
+
+    # --- in the process
+
+    def _work(self) -> None:
+        parent = os.getppid()
+        # If the parent is killed the worker must not go on: nobody would ever end it.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent sees to it
+        queues = [Queue(number, **self._options) for number in self._numbers]
+
+        stopped = threading.Event()
+
+        def stop(number: int, frame: object) -> None:
+            stopped.set()
+            for queue in queues:
+                queue.stop()
+
+        signal.signal(signal.SIGTERM, stop)
+        if os.getppid() != parent:
+            return
+        done = threading.Event()
+        reporter = threading.Thread(target=self._report_now_and_then, args=(queues, done), daemon=True)
+        reporter.start()
+        try:
+            for queue in queues:
+                queue.open()
+            if not stopped.is_set():  # before it was open
+                self._run(queues)
+        finally:
+            done.set()
+            reporter.join()
+            for queue in queues:
+                queue.close()
+            self._report(queues)
+
+    def _run(self, queues: list[Queue]) -> None:
+        errors: list[BaseException] = []
+
+        def run(queue: Queue) -> None:
+            try:
+                queue.run(self._handler)
+            except BaseException as error:
+                errors.append(error)
+                for other in queues:
+                    other.stop()
+
+        threads = [threading.Thread(target=run, args=(queue,)) for queue in queues[1:]]
+        for thread in threads:
+            thread.start()
+        try:
+            run(queues[0])
+        finally:
+            for thread in threads:
+                thread.join()
+        if errors:
+            raise errors[0]
+
+    def _report_now_and_then(self, queues: list[Queue], done: threading.Event) -> None:
+        while not done.wait(_REPORT_EVERY):
+            self._report(queues)
+
+    def _report(self, queues: list[Queue]) -> None:
+        counters = [queue.counters for queue in queues if queue._last_binding is not None]
+        self._now[:] = [sum(getattr(each, name) for each in counters) for name in _NAMES]
+
+
+def _why(status: int | None) -> str:
+    if status is not None and status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return f"with status {status}"
