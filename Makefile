@@ -5,7 +5,7 @@ ARGS ?=
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check bench fuzz clean
+.PHONY: demo test check test-vm bench fuzz clean
 
 demo: $(VENV)/.installed          ## real packets, in namespaces of its own
 	@$(BIN)/nfnet demo
@@ -18,6 +18,13 @@ check: $(VENV)/.installed-dev     ## lint, format, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# A program that boots the kernel of this version, runs a command as root under it, and sees the same files.
+VMRUN ?= vmrun
+KERNEL ?= 6.1
+
+test-vm: $(VENV)/.installed-dev   ## the tests on the kernel, on another one: make test-vm KERNEL=6.1
+	$(VMRUN) -k $(KERNEL) -- $(BIN)/python -m pytest tests/live -p no:cacheprovider $(ARGS)
 
 bench:                            ## CPU time a packet, beside other packages where they can be built
 	@$(PYTHON) benchmarks/run.py $(ARGS)

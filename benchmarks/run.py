@@ -16,7 +16,7 @@ ENVIRONMENT = ROOT / ".bench"
 PEERS = ["NetfilterQueue==1.1.0", "fnfqueue==1.1.2"]
 if sys.version_info >= (3, 13):
     PEERS.append("nflogr==0.2.12")  # on 3.10 to 3.12 it crashes
-SCRIPTS = {"queue": "queue_drain.py", "log": "log_drain.py"}
+SCRIPTS = {"queue": "queue_drain.py", "log": "log_drain.py", "workers": "workers.py"}
 
 
 def pip(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

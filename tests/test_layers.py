@@ -54,6 +54,7 @@ ORDER = [
     "compat.drop_in.nflogr",
     "",
     "cli.demo",
+    "cli.rules",
     "cli.run",
     "cli",
     "__main__",

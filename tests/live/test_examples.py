@@ -59,7 +59,37 @@ def example(
 
 
 def test_all_are_tested() -> None:
-    assert {path.stem for path in EXAMPLES.rglob("*.py")} == set(TESTED)
+    assert {path.stem for path in EXAMPLES.rglob("*.py")} == {*TESTED, "dns_answers"}
+
+
+def test_our_own_dns_answers(net: Net) -> None:
+    """In another namespace, without any program of netfilter's; and nothing is left of it."""
+    dns = pytest.importorskip("scapy.layers.dns")
+    here = net.hosts["client"]
+    netns = f"/proc/{os.getpid()}/fd/{here.fileno()}"
+    command = [sys.executable, str(EXAMPLES / "dns_answers.py"), netns, "192.0.2.1", "192.0.2.80"]
+    server = net.open_socket("server")
+    server.bind((ADDRESS["server", V4], 53))
+    client = net.open_socket("client")
+    client.connect((ADDRESS["server", V4], 53))
+
+    def ask() -> Any:
+        client.send(bytes(dns.DNS(qd=dns.DNSQR(qname="www.example.com"))))
+        _, address = server.recvfrom(2000)
+        answer = dns.DNSRR(rrname="www.example.com", rdata="192.0.2.1")
+        server.sendto(bytes(dns.DNS(qr=1, qd=dns.DNSQR(qname="www.example.com"), an=[answer])), address)
+        return dns.DNS(client.recv(2000)).an[0].rdata
+
+    with running(net, command, "server", env={**os.environ, "PATH": "/nowhere"}) as process:
+        assert wait_for(lambda: is_bound(net, host="client", queue=1) or process.poll() is not None)
+        assert ask() == "192.0.2.80"
+        assert len(rules.installed(here)) == 1
+        process.send_signal(signal.SIGTERM)
+        process.wait(TIMEOUT)
+    assert process.returncode == -signal.SIGTERM
+    assert wait_for(lambda: rules.installed(here) == [])
+    assert not is_bound(net, host="client", queue=1)
+    assert ask() == "192.0.2.1"
 
 
 @pytest.mark.parametrize("name", ["print_and_accept", "packet_printer", "own_socket"])

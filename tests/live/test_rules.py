@@ -389,6 +389,31 @@ def test_what_a_killed_process_left_is_removed(net: Net) -> None:
         assert len(tables(net, "router")) == 1
 
 
+def test_the_command_lists_and_cleans(net: Net) -> None:
+    here = net.hosts["router"]
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    name = f"nfnet-{process.pid}-0000"
+    sock = net.at("router", NetlinkSocket)
+    nftables.commit(sock, 1, [(nftables.NEWTABLE, [("NFTA_TABLE_NAME", name)])], "making a table")
+    sock.close()
+    path = f"/proc/{os.getpid()}/fd/{here.fileno()}"
+
+    def nfnet_rules(*arguments: str) -> str:
+        command = [sys.executable, "-m", "nfnet", "rules", *arguments]
+        done = net.at("client", lambda: subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT))
+        assert (done.returncode, done.stderr) == (0, "")
+        return str(done.stdout)
+
+    with rules.queue(1, netns=here):
+        listed = nfnet_rules("list", "--netns", path).splitlines()
+        states = {int(line.split()[3]): " ".join(line.split()[4:]) for line in listed}
+        assert states == {os.getpid(): "in use", process.pid: "of a process that ended"}
+        assert nfnet_rules("clean", "--netns", path).split()[-1] == "removed"
+        assert nfnet_rules("clean", "--netns", path) == "nothing to remove\n"
+    assert nfnet_rules("list", "--netns", path) == "no rules\n"
+
+
 SCRIPT = """\
 import time, nfnet
 with nfnet.rules.queue(1, hook="forward", protocol="udp", bypass=False):

@@ -1,0 +1,49 @@
+"""``nfnet rules``: what rules of this library are installed, and removing what is left of killed processes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from .. import rules
+from ..errors import NfnetError
+
+_DESCRIPTION = """\
+Lists the rules that programs installed with nfnet.rules in this network
+namespace, or removes those of processes that were killed. Since Linux 5.12 the
+kernel removes a rule with its process, so there are none to clean.
+
+    nfnet rules list
+    nfnet rules clean --netns blue
+
+exit status: 0; 1 if the kernel refuses, for lack of CAP_NET_ADMIN, say
+"""
+
+
+def add_to(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "rules",
+        help="list rules that programs installed, or clean up after them",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=("list", "clean"))
+    parser.add_argument("--netns", metavar="NAME", help="name, path or process id of another network namespace")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    netns = int(options.netns) if options.netns and options.netns.isdecimal() else options.netns
+    try:
+        found = rules.installed(netns) if options.what == "list" else rules.clean(netns)
+    except NfnetError as error:
+        print(f"nfnet rules: {error}", file=sys.stderr)
+        return 1
+    for row in found:
+        state = "removed" if options.what == "clean" else "of a process that ended" if row.orphaned else "in use"
+        print(f"{row.family:<7} {row.name:<24} process {row.process:<8} {state}")
+    if not found:
+        print("no rules" if options.what == "list" else "nothing to remove")
+    return 0
