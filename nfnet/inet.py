@@ -59,6 +59,7 @@ _tcp = Struct(
     "checksum" / Int16ub,
     "urgent" / Int16ub,
 )
+_ports = Struct("source_port" / Int16ub, "destination_port" / Int16ub)
 _udp = Struct("source_port" / Int16ub, "destination_port" / Int16ub, "length" / Int16ub, "checksum" / Int16ub)
 _icmp = Struct("type" / Int8ub, "code" / Int8ub, "checksum" / Int16ub, "rest" / Bytes(4))
 
@@ -67,7 +68,7 @@ _read_ipv6 = compile_struct(_ipv6).unpack_from
 _read_tcp = compile_struct(_tcp).unpack_from
 _read_udp = compile_struct(_udp).unpack_from
 _read_icmp = compile_struct(_icmp).unpack_from
-_read_ports = compile_struct(_udp, "source_port", "destination_port").unpack_from
+_read_ports = compile_struct(_ports).unpack_from
 _SIZES = {_ICMP: _icmp.sizeof(), _TCP: _tcp.sizeof(), _UDP: _udp.sizeof(), _ICMPV6: _icmp.sizeof()}
 
 _inet_ntop = socket.inet_ntop

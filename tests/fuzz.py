@@ -28,7 +28,16 @@ READERS = (
     lambda data: nfqnl.normalized(data, 1),
     conntrack.parse,
     inet.get_data,
+    inet.protocol,
+    inet.ip,
+    inet.tcp,
+    inet.udp,
+    inet.icmp,
+    inet.flow,
     lambda data: inet.replace_data(data, b"new"),
+    lambda data: inet.rewrite(data, ttl=1, source_port=5, seq=1),
+    lambda data: inet.rewrite(data, source="192.0.2.1", destination="192.0.2.2", tos=1),
+    lambda data: inet.rewrite(data, source="fd00::1", destination_port=9),
     lambda data: list(read(io.BytesIO(data))),
 )
 

@@ -129,6 +129,13 @@ def test_too_long_a_packet_is_refused() -> None:
         inet.replace_data(ipv4(17, b""), bytes(65536 - 28))
 
 
+def test_flow_of_a_packet_that_ends_behind_its_ports() -> None:
+    packet = ipv4(17, b"")
+    assert inet.flow(packet[:24]) == (17, "10.0.0.1", 1000, "10.0.0.2", 2000)
+    assert inet.flow(packet[:23]) == (17, "10.0.0.1", None, "10.0.0.2", None)
+    assert inet.udp(packet[:27]) is None
+
+
 @given(st.binary(max_size=90), st.integers(0, 90))
 def test_any_bytes_are_read_or_refused(noise: bytes, place: int) -> None:
     for good in (ipv4(6, b"abcdef"), ipv6(17, b"abcdef")):

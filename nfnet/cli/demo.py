@@ -30,11 +30,11 @@ RECORDING = Path(__file__).with_name("demo.pcapng")
 
 
 def handle(packet: nfnet.Packet) -> None:
-    data = inet.get_data(packet.payload) or b""
+    data = packet.udp.data if packet.udp else b""
     if b"secret" in data:
         packet.drop()
     elif b"cat" in data:
-        packet.accept(payload=inet.replace_data(packet.payload, data.replace(b"cat", b"elephant")))
+        packet.accept(payload=packet.rewrite(data=data.replace(b"cat", b"elephant")))
     elif b"mark me" in data:
         packet.repeat(mark=1)
     else:
@@ -45,7 +45,6 @@ def script() -> str:
     """A whole program around the handler."""
     return f"""\
 import nfnet
-from nfnet import inet
 
 
 {inspect.getsource(handle)}
