@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from common import BUFFER, PORT, Drain, Draining, Handler, Program, options, run_case, write
@@ -58,6 +60,38 @@ def run_nfnet(handler: Handler, count: int, fill: Callable[[], None]) -> tuple[D
     return lambda: queue.run(handler), finish
 
 
+class Ending(Draining):
+    """Tells when nothing waits any more."""
+
+    on_end: Callable[[], None]
+
+    def receive(self, into: list[bytes], limit: int) -> bool:
+        if not super().receive(into, limit):
+            self.on_end()
+        return True
+
+
+def run_async(iterate: bool, handler: Handler, count: int, fill: Callable[[], None]) -> tuple[Drain, Callable[[], Any]]:
+    transport = Ending(rcvbuf=BUFFER, datagram=MAX_QUEUE_DATAGRAM)
+    queue = nfnet.AsyncQueue(1, max_len=BUFFER, transport=transport)
+    transport.on_end = queue.stop
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(queue.open())
+    fill()
+
+    async def iteration() -> None:
+        async for packet in queue:
+            handler(packet)
+
+    def finish() -> None:
+        counters = queue.counters
+        assert (counters.received, counters.pending, counters.lost) == (count, 0, 0), counters
+        loop.run_until_complete(queue.close())
+        loop.close()
+
+    return lambda: loop.run_until_complete(iteration() if iterate else queue.run(handler)), finish
+
+
 def run_netfilterqueue(handler: Handler, count: int, fill: Callable[[], None]) -> tuple[Drain, Callable[[], Any]]:
     import netfilterqueue
 
@@ -102,6 +136,7 @@ def run_fnfqueue(handler: Handler, count: int, fill: Callable[[], None]) -> tupl
 
 
 COMPAT_GOAL = 1.15
+ASYNC_GOAL = 1.3
 
 # What is measured, with the goal for the ratio.
 CASES: dict[str, tuple[float, Handler, Handler]] = {
@@ -137,6 +172,9 @@ def main() -> int:
                 if fnfqueue:
                     programs["fnfqueue"] = (run_fnfqueue, ours)
                 figures += run_case(case, programs, count, found.rounds, {"NetfilterQueue": goal})
+                for name, iterate in (("asyncio: run", False), ("asyncio: iteration", True)):
+                    both = {name: (partial(run_async, iterate), ours), "nfnet": (run_nfnet, ours)}
+                    figures += run_case(case, both, count, found.rounds, {"nfnet": ASYNC_GOAL})
                 if netfilterqueue:  # the same script under both
                     programs = {"nfnet.compat": (run_compat, theirs), "NetfilterQueue": (run_netfilterqueue, theirs)}
                     figures += run_case(case, programs, count, found.rounds, {"NetfilterQueue": COMPAT_GOAL})

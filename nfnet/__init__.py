@@ -7,6 +7,8 @@ with nfnet.Queue(1) as queue:
         packet.drop() if packet.mark == 7 else packet.accept()
 """
 
+from typing import TYPE_CHECKING, Any
+
 from . import inet, rules, stats
 from .errors import (
     AckTimeoutError,
@@ -36,12 +38,27 @@ from .stats import LogCounters, LogRow, LogStats, QueueCounters, QueueRow, Queue
 from .transport import NetlinkSocket, Transport
 from .workers import Workers, run_workers
 
+if TYPE_CHECKING:
+    from .aio import AsyncLog, AsyncQueue
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """What needs asyncio, which takes longer to load than all the rest."""
+    if name in ("AsyncLog", "AsyncQueue"):
+        from . import aio
+
+        return getattr(aio, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "AckTimeoutError",
     "AlreadyDecidedError",
     "ArgumentError",
+    "AsyncLog",
+    "AsyncQueue",
     "BusyError",
     "BusyReadingError",
     "CaptureError",

@@ -307,7 +307,11 @@ class Log(Reader[LogBinding]):
 
     def __iter__(self) -> Generator[LogMessage, None, None]:
         """The messages, as they come, until `stop` or `close`. Raises as `run`, except what handlers raise."""
-        portions = self._portions(self._bound(), block=True)
+        return self._messages(block=True)
+
+    def _messages(self, block: bool) -> Generator[LogMessage, None, None]:
+        """The messages, or those that wait."""
+        portions = self._portions(self._bound(), block)
         try:
             for portion in portions:
                 for message in portion:

@@ -148,15 +148,19 @@ class Queue(Reader[QueueBinding]):
         if self._undecided != "pending":
             verdicts.settle()
             for packet in list(verdicts.pending):
-                _apply(self._undecided, packet)
+                apply_policy(self._undecided, packet)
         verdicts.close()
         if self._undecided == "accept":
             verdicts.accept_rest(binding.last_id)
 
     def __iter__(self) -> Generator[Packet, None, None]:
         """The packets, as they come, until `stop` or `close`. Raises as `run`, except what handlers raise."""
+        return self._packets(block=True)
+
+    def _packets(self, block: bool) -> Generator[Packet, None, None]:
+        """The packets, or those that wait."""
         binding = self._bound()
-        portions = self._portions(binding, block=True)
+        portions = self._portions(binding, block)
         try:
             for portion in portions:
                 for packet in portion:
@@ -204,13 +208,13 @@ class Queue(Reader[QueueBinding]):
 
     def _handler_failed(self, packet: Packet) -> None:
         _log.exception("queue %d: the handler failed on packet %d", self.num, packet.id)
-        _apply(self._on_error, packet)
+        apply_policy(self._on_error, packet)
 
     def _leave_undecided(self, binding: QueueBinding, packet: Packet) -> None:
         if self._undecided == "pending":
             binding.verdicts.defer(packet)
         else:
-            _apply(self._undecided, packet)
+            apply_policy(self._undecided, packet)
 
     def flush(self) -> None:
         """Send the verdicts given so far, for a handler that is about to block.
@@ -235,7 +239,7 @@ class Queue(Reader[QueueBinding]):
         return QueueStats(self.counters, row)
 
 
-def _apply(policy: str, packet: Packet) -> None:
+def apply_policy(policy: str, packet: Packet) -> None:
     """Give an undecided packet its verdict; another thread may do so, or close the queue, at the same time."""
     with suppress(AlreadyDecidedError, ClosedError):
         if policy == "accept":

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
 from operator import attrgetter
@@ -94,6 +94,10 @@ DROP = decision(Verdict.DROP)
 _decision_of = attrgetter("_decision")
 
 
+def _never() -> bool:
+    return False
+
+
 class Verdicts:
     """Collects the verdicts of one binding of a queue, and sends them."""
 
@@ -109,6 +113,8 @@ class Verdicts:
         self._sending = False
         self._unseen = 0
         self._prefix = lru_cache(1024)(self._build_prefix)
+        self.may_wait: Callable[[], bool] = _never
+        """Whether somebody will call `flush` soon, so that verdicts on pending packets can leave together."""
 
     def decide_now(self, packet: Packet) -> None:
         """Send the verdict of a packet, and all that were collected before it."""
@@ -121,7 +127,8 @@ class Verdicts:
                 if packet not in self.decided:
                     self.decided.append(packet)
             # Else `settle` was quicker: it saw the decision, and the verdict has left.
-            self._send_decided()
+            if not self.may_wait():
+                self._send_decided()
 
     def flush(self) -> None:
         """Send the verdicts that were collected."""

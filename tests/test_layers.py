@@ -38,6 +38,7 @@ ORDER = [
     "binding",
     "queue",
     "log",
+    "aio",
     "replay",
     "match",
     "nftables",

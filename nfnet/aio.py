@@ -1,0 +1,401 @@
+"""Queues and logs in a program with an event loop (asyncio, uvloop): the same drain, woken by the loop.
+
+    async with nfnet.AsyncQueue(1) as queue:
+        async for packet in queue:
+            packet.accept()
+
+For other loops, trio's, say: wait until `Queue.fileno` is readable, and call `Queue.process`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from .binding import QueueBinding
+from .checks import check
+from .errors import BusyReadingError
+from .log import Log, LogMessage
+from .packet import Packet
+from .queue import Queue, apply_policy
+from .reader import Reader
+from .stats import LogCounters, LogStats, QueueCounters, QueueStats
+
+_FLUSH_EVERY = 0.001  # seconds: a verdict waits no longer for the body of an iteration
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Reader[Any])
+Self = TypeVar("Self", bound="_AsyncReader")  # type: ignore[type-arg]
+
+
+class _AsyncReader(Generic[R, T]):
+    """What `AsyncQueue` and `AsyncLog` share."""
+
+    def __init__(self, reader: R) -> None:
+        self._reader = reader
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self._stopped = False
+
+    def _waiting(self) -> Generator[T, None, None]:
+        """What waits, without blocking."""
+        raise NotImplementedError
+
+    def _process(self, handler: Callable[[T], object]) -> int:
+        raise NotImplementedError
+
+    async def open(self) -> None:
+        """Bind. Raises as `Queue.open`."""
+        self._stopped = False
+        self._reader.open()
+        self._loop = asyncio.get_running_loop()
+
+    async def close(self) -> None:
+        """Unbind; iterations and `run` end. May be called twice."""
+        self._end()
+        self._reader.close()
+
+    def stop(self) -> None:
+        """End `run` and iterations before their next item; from the loop's thread."""
+        self._end()
+
+    def _end(self) -> None:
+        self._stopped = True
+        self._wake_up()
+
+    async def __aenter__(self: Self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def fileno(self) -> int:
+        """As `Queue.fileno`."""
+        return self._reader.fileno()
+
+    @property
+    def rcvbuf(self) -> int | None:
+        """As `Queue.rcvbuf`."""
+        return self._reader.rcvbuf
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        """What comes, until `stop` or `close`; what is left when the iteration is left is for the next one.
+
+        Raises as `Queue.run`.
+        """
+        return _Iteration(self)
+
+    def _flush_now_and_then(self) -> _Timer:
+        return _Timer(self._running_loop(), self._flush)
+
+    def _flush(self) -> None:
+        """Let verdicts leave."""
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._reader.fileno()  # says that it is not open
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        return loop
+
+    async def _run(self, handler: Callable[[T], object]) -> None:
+        """`run` with a plain handler."""
+        while not self._stopped:
+            if self._process(handler):
+                await asyncio.sleep(0)
+            elif not self._stopped:
+                await self._readable()
+
+    async def _readable(self) -> None:
+        """Wait until something may be there, or `_wake_up`."""
+        loop, fd = self._running_loop(), self._reader.fileno()
+        if self._wake is not None:
+            raise BusyReadingError(f"{self._reader!r} is being read by another task; one at a time can")
+        # Only while nobody reads: it stays readable until somebody does, and the loop would spin.
+        loop.add_reader(fd, self._wake_up)
+        try:
+            await self._woken()
+        finally:
+            loop.remove_reader(fd)
+
+    async def _woken(self) -> None:
+        """Wait for `_wake_up`."""
+        if self._stopped:
+            return
+        self._wake = self._running_loop().create_future()
+        try:
+            await self._wake
+        finally:
+            self._wake = None
+
+    def _wake_up(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+
+class _Iteration(AsyncIterator[T]):
+    """An iteration. No async generator: when one is left, only the event loop's next turns end it."""
+
+    def __init__(self, owner: _AsyncReader[Any, T]) -> None:
+        self._owner = owner
+        self._items: Generator[T, None, None] | None = None
+        self._timer: _Timer | None = None
+
+    async def __anext__(self) -> T:
+        owner = self._owner
+        while not owner._stopped:
+            none = self._items is None
+            if self._items is None:
+                self._items, self._timer = owner._waiting(), owner._flush_now_and_then()
+            for item in self._items:
+                return item
+            self._end()
+            await (owner._readable() if none else asyncio.sleep(0))
+        self._end()
+        raise StopAsyncIteration
+
+    def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._items is not None:
+            self._items.close()
+        self._items = self._timer = None
+
+    def __del__(self) -> None:
+        self._end()
+
+
+class _Timer:
+    """Calls a function again and again, as long as it is not cancelled."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+        self._loop, self._function = loop, function
+        self._handle = loop.call_later(_FLUSH_EVERY, self._tick)
+
+    def _tick(self) -> None:
+        self._function()
+        self._handle = self._loop.call_later(_FLUSH_EVERY, self._tick)
+
+    def cancel(self) -> None:
+        self._handle.cancel()
+
+
+class _Queue(Queue):
+    """A queue whose packets may be in the hands of tasks."""
+
+    in_tasks = False
+
+    def _leave_undecided(self, binding: QueueBinding, packet: Packet) -> None:
+        if self.in_tasks:  # the policy is for when the task has ended
+            binding.verdicts.defer(packet)
+        else:
+            super()._leave_undecided(binding, packet)
+
+
+AsyncHandler = Callable[[Packet], Awaitable[object]]
+
+
+class AsyncQueue(_AsyncReader[_Queue, Packet]):
+    """A `Queue` for asyncio: the same arguments, attributes and errors.
+
+        async with nfnet.AsyncQueue(1) as queue:
+            await queue.run(handler)                # handler(packet), plain or async
+
+    Packets may be decided at any time while the queue is open; verdicts leave together. One task at a time may read.
+    """
+
+    def __init__(self, num: int, **options: Any) -> None:
+        super().__init__(_Queue(num, **options))
+        self._flushing = False
+
+    def __repr__(self) -> str:
+        return repr(self._reader).replace("_Queue", "AsyncQueue")
+
+    async def open(self) -> None:
+        """Bind. Raises as `Queue.open`."""
+        await super().open()
+        self._thread = threading.get_ident()
+        self._reader._bound().verdicts.may_wait = self._flush_soon
+
+    def _waiting(self) -> Generator[Packet, None, None]:
+        return self._reader._packets(block=False)
+
+    def _process(self, handler: Callable[[Packet], object]) -> int:
+        return self._reader.process(handler)
+
+    async def run(self, handler: AsyncHandler | Callable[[Packet], object], concurrency: int = 100) -> None:
+        """Call ``handler(packet)`` for each packet until `stop` or `close`.
+
+        An async handler runs in a task of its own for each packet, so many at a time, and others wait in the queue; a
+        plain one must not block. What a handler raises is treated as ``on_error`` says, and ``undecided`` says what
+        becomes of packets that it leaves undecided.
+
+        After `stop` tasks that still run may finish. When this is cancelled, or raises, they are cancelled. No packet
+        is lost: those in their hands stay pending, those that were not handed out are for the next `run` or iteration.
+        Raises as `Queue.run`.
+        """
+        check("concurrency", concurrency, 1, 1 << 30)
+        if _is_async(handler):
+            await self._run_tasks(handler, concurrency)
+        else:
+            await self._run(handler)
+
+    async def _run_tasks(self, handler: Callable[[Packet], Any], concurrency: int) -> None:
+        loop = self._running_loop()
+        tasks: set[asyncio.Task[None]] = set()
+        errors: list[BaseException] = []
+
+        def ended(task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                errors.append(error)
+            self._wake_up()
+
+        self._reader.in_tasks = True
+        try:
+            while not self._stopped and not errors:
+                room = concurrency - len(tasks)
+                started = 0
+                if room > 0:
+                    packets = self._waiting()
+                    try:
+                        for packet in packets:
+                            task = _start(loop, self._decide(handler, packet))
+                            if task.done():
+                                ended(task)
+                            else:
+                                tasks.add(task)
+                                task.add_done_callback(ended)
+                            started += 1
+                            if started >= room or errors:
+                                break
+                    finally:
+                        packets.close()
+                if started:
+                    await asyncio.sleep(0)
+                elif room > 0:
+                    await self._readable()
+                else:
+                    await self._woken()
+            while tasks and not errors:  # `stop` lets them finish
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            self._reader.in_tasks = False
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.gather(*tasks, return_exceptions=True)
+        if errors:
+            raise errors[0]
+
+    async def _decide(self, handler: Callable[[Packet], Any], packet: Packet) -> None:
+        try:
+            await handler(packet)
+        except Exception:
+            if self._reader._on_error == "raise":
+                raise
+            self._reader._handler_failed(packet)
+        if packet.decided is None and self._reader._undecided != "pending":
+            apply_policy(self._reader._undecided, packet)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._reader._binding is not None:
+            self._reader.flush()
+
+    def _flush_soon(self) -> bool:
+        """Whether a verdict on a pending packet can wait for others: till the loop has been through once."""
+        if self._loop is None or self._thread != threading.get_ident() or self._loop.is_closed():
+            return False
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+        return True
+
+    def flush(self) -> None:
+        """As `Queue.flush`."""
+        self._reader.flush()
+
+    @property
+    def num(self) -> int:
+        """The number of the queue."""
+        return self._reader.num
+
+    @property
+    def pending(self) -> list[Packet]:
+        """As `Queue.pending`."""
+        return self._reader.pending
+
+    @property
+    def counters(self) -> QueueCounters:
+        """As `Queue.counters`."""
+        return self._reader.counters
+
+    def stats(self) -> QueueStats:
+        """As `Queue.stats`."""
+        return self._reader.stats()
+
+
+def _is_async(handler: Any) -> bool:
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
+
+
+def _start(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task; where Python can (3.12), one that begins at once, and costs little if it ends without waiting."""
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(work, loop=loop, eager_start=True)
+    return loop.create_task(work)
+
+
+class AsyncLog(_AsyncReader[Log, LogMessage]):
+    """A `Log` for asyncio: the same arguments, attributes and errors.
+
+    async with nfnet.AsyncLog(5) as log:
+        async for message in log:
+            print(message.prefix)
+    """
+
+    def __init__(self, group: int, **options: Any) -> None:
+        super().__init__(Log(group, **options))
+
+    def __repr__(self) -> str:
+        return "<Async" + repr(self._reader)[1:]
+
+    def _waiting(self) -> Generator[LogMessage, None, None]:
+        return self._reader._messages(block=False)
+
+    def _process(self, handler: Callable[[LogMessage], object]) -> int:
+        return self._reader.process(handler)
+
+    async def run(self, handler: Callable[[LogMessage], Any]) -> None:
+        """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.
+
+        An async handler is awaited, one message after the other. Raises as `Log.run`.
+        """
+        if not _is_async(handler):
+            await self._run(handler)
+            return
+        async for message in self:
+            await handler(message)
+
+    @property
+    def group(self) -> int:
+        """The number of the group."""
+        return self._reader.group
+
+    @property
+    def counters(self) -> LogCounters:
+        """As `Log.counters`."""
+        return self._reader.counters
+
+    def stats(self) -> LogStats:
+        """As `Log.stats`."""
+        return self._reader.stats()

@@ -1,0 +1,87 @@
+"""asyncio and trio on the real kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from nfnet import AsyncLog, AsyncQueue, LogMessage, Packet, Queue, inet
+
+from .conftest import TIMEOUT, Net
+from .test_compat import Way, logging, queueing
+
+V4 = socket.AF_INET
+
+
+def test_queue(net: Net) -> None:
+    way = Way(net)
+
+    async def delayed(packet: Packet) -> None:
+        number = inet.get_data(packet.payload)[0]  # type: ignore[index]
+        await asyncio.sleep(0.2 if number == 0 else 0.01)
+        packet.accept(mark=number)
+
+    async def main() -> None:
+        async with AsyncQueue(1, netns=way.here) as queue:
+            task = asyncio.ensure_future(queue.run(delayed))
+            loop = asyncio.get_running_loop()
+            way.send(*[bytes([number]) for number in range(50)])
+            got = await loop.run_in_executor(None, way.received, 50)
+            assert got[-1] == b"\0", "the first one was the last to be let go"
+            assert sorted(got) == [bytes([number]) for number in range(50)]
+            queue.stop()
+            await task
+            assert queue.counters.accepted == 50
+            seen = []
+            await queue.close()
+            await queue.open()
+            way.send(b"three")
+            async for packet in queue:
+                seen.append(inet.get_data(packet.payload))
+                packet.accept()
+                if seen[-1] == b"three":
+                    break
+            assert seen[-1] == b"three"
+
+    with queueing(net):
+        asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_log(net: Net) -> None:
+    way = Way(net)
+
+    async def main() -> list[str]:
+        seen = []
+        async with AsyncLog(5, threshold=1, netns=way.here) as log:
+            way.send(b"one", b"two")
+
+            async def handler(message: LogMessage) -> None:
+                await asyncio.sleep(0)
+                seen.append(message.prefix)
+                if len(seen) == 2:
+                    log.stop()
+
+            await log.run(handler)
+        return seen
+
+    with logging(net):
+        assert asyncio.run(asyncio.wait_for(main(), TIMEOUT)) == ["said: ", "said: "]
+
+
+def test_trio(net: Net) -> None:
+    trio = pytest.importorskip("trio")
+    way = Way(net)
+
+    async def main() -> None:
+        with Queue(1, netns=way.here) as queue, trio.fail_after(TIMEOUT):
+            way.send(b"one", b"two")
+            done = 0
+            while done < 2:
+                await trio.lowlevel.wait_readable(queue.fileno())
+                done += queue.process(lambda packet: packet.accept())
+
+    with queueing(net):
+        trio.run(main)
+    assert way.received(2) == [b"one", b"two"]

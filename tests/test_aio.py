@@ -1,0 +1,416 @@
+"""asyncio, on a model of the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+import nfnet
+from nfnet import AsyncLog, AsyncQueue, Packet, Verdict, testing
+from nfnet.protocol import netlink, nfqnl
+
+from .kernel import FakeKernel
+
+TIMEOUT = 20.0
+
+
+def uvloop_runner(work: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        work.close()
+        pytest.skip("uvloop is not installed")
+    loop = uvloop.new_event_loop()
+    try:
+        return loop.run_until_complete(work)
+    finally:
+        loop.close()
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
+    def runner(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        async def bounded() -> None:
+            await asyncio.wait_for(function(), TIMEOUT)
+
+        if request.param == "uvloop":
+            uvloop_runner(bounded())
+        else:
+            asyncio.run(bounded())
+
+    return runner
+
+
+def words(kernel: FakeKernel) -> list[tuple[int, int]]:
+    return [(packet_id, word) for packet_id, word, _ in kernel.judged]
+
+
+def verdict_datagrams(kernel: FakeKernel) -> int:
+    """How many datagrams with verdicts there were."""
+    return sum(netlink.header.parse(d).type != nfqnl.MSG_CONFIG for d in kernel.sent)
+
+
+def test_iteration(run: Any) -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(3)
+        seen = []
+        async with AsyncQueue(1, transport=kernel) as queue:
+            async for packet in queue:
+                seen.append(packet.id)
+                packet.accept() if packet.id % 2 else packet.drop()
+                if packet.id == 3:
+                    asyncio.get_running_loop().call_later(0.01, kernel.feed)
+                if packet.id == 4:
+                    break
+            assert queue.counters.accepted == 2
+        assert seen == [1, 2, 3, 4]
+        assert sorted(words(kernel)) == [(1, 1), (2, 0), (3, 1), (4, 0)]
+        assert verdict_datagrams(kernel) <= 3
+
+    run(main)
+
+
+def test_what_an_iteration_leaves_is_for_the_next(run: Any) -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(4)
+        async with AsyncQueue(1, transport=kernel) as queue:
+            for _ in range(2):
+                async for packet in queue:
+                    packet.accept()
+                    if packet.id % 2 == 0:
+                        break
+            assert words(kernel) == [(1, 1), (2, 1), (3, 1), (4, 1)]
+
+    run(main)
+
+
+def test_verdicts_leave_while_the_body_waits() -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(3)
+        async with AsyncQueue(1, transport=kernel) as queue:
+            async for packet in queue:
+                packet.accept()
+                if packet.id == 2:
+                    while not kernel.judged:
+                        await asyncio.sleep(0.001)
+                    assert words(kernel) == [(1, 1), (2, 1)]
+                    break
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_run_with_a_plain_handler(run: Any) -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(1000)
+        async with AsyncQueue(1, transport=kernel) as queue:
+
+            def handler(packet: Packet) -> None:
+                packet.accept()
+                if packet.id == 1000:
+                    queue.stop()
+
+            await queue.run(handler)
+        assert words(kernel) == [(number, 1) for number in range(1, 1001)]
+        assert verdict_datagrams(kernel) < 50
+
+    run(main)
+
+
+def test_run_with_an_async_handler_and_verdicts_out_of_order(run: Any) -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(4)
+        running, most = 0, 0
+
+        async def handler(packet: Packet) -> None:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.05 if packet.id % 2 else 0.01)
+            packet.accept(mark=packet.id)
+            running -= 1
+            if packet.id == 3:
+                queue.stop()
+
+        async with AsyncQueue(1, transport=kernel) as queue:
+            await queue.run(handler, concurrency=3)
+            assert queue.counters.pending == 0
+        assert most == 3
+        order = [packet_id for packet_id, _ in words(kernel)]
+        assert order[0] == 2
+        assert sorted(order) == [1, 2, 3, 4]
+
+    run(main)
+
+
+def test_verdicts_of_tasks_leave_together() -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(50)
+        go = asyncio.Event()
+
+        async def handler(packet: Packet) -> None:
+            await go.wait()
+            packet.accept()
+
+        async with AsyncQueue(1, transport=kernel) as queue:
+            task = asyncio.ensure_future(queue.run(handler))
+            while len(queue.pending) < 50:
+                await asyncio.sleep(0)
+            go.set()
+            while kernel.queued:
+                await asyncio.sleep(0)
+            assert verdict_datagrams(kernel) == 1
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_cancelling_loses_no_packet(run: Any) -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(10)
+        cancelled = []
+
+        async def forever(packet: Packet) -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.append(packet.id)
+                raise
+
+        async with AsyncQueue(1, transport=kernel) as queue:
+            task = asyncio.ensure_future(queue.run(forever, concurrency=4))
+            while len(queue.pending) < 4:
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert sorted(cancelled) == [1, 2, 3, 4]
+            for packet in queue.pending:
+                packet.drop()
+
+            def rest(packet: Packet) -> None:
+                packet.accept()
+                if packet.id == 10:
+                    queue.stop()
+
+            await queue.run(rest)
+        assert sorted(words(kernel)) == [(i, 0) for i in range(1, 5)] + [(i, 1) for i in range(5, 11)]
+
+    run(main)
+
+
+@pytest.mark.parametrize("policy", ["raise", "accept", "drop"])
+def test_handlers_that_raise(policy: str) -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(2)
+
+        async def handler(packet: Packet) -> None:
+            await asyncio.sleep(0)
+            if packet.id == 1:
+                raise ValueError("test")
+            packet.repeat()
+            queue.stop()
+
+        async with AsyncQueue(1, transport=kernel, on_error=policy) as queue:
+            if policy == "raise":
+                with pytest.raises(ValueError, match="test"):
+                    await queue.run(handler)
+                assert [packet.id for packet in queue.pending][:1] == [1]
+            else:
+                await queue.run(handler)
+                await asyncio.sleep(0)
+                assert sorted(words(kernel)) == [(1, Verdict.ACCEPT if policy == "accept" else 0), (2, Verdict.REPEAT)]
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("accept", [(1, 1)]), ("drop", [(1, 0)]), ("pending", [])])
+def test_undecided_packets(policy: str, expected: list[tuple[int, int]]) -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed()
+
+        async def handler(packet: Packet) -> None:
+            await asyncio.sleep(0.01)
+            assert not kernel.judged, "the policy is for when the handler has ended"
+            queue.stop()
+
+        async with AsyncQueue(1, transport=kernel, undecided=policy) as queue:
+            await queue.run(handler)
+            await asyncio.sleep(0)
+            assert words(kernel) == expected
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_callable_objects_may_be_async() -> None:
+    class Handler:
+        async def __call__(self, packet: Packet) -> None:
+            await asyncio.sleep(0)
+            packet.drop()
+            queue.stop()
+
+    async def main() -> None:
+        global queue
+        kernel = FakeKernel()
+        kernel.feed()
+        async with AsyncQueue(1, transport=kernel) as queue:
+            await queue.run(Handler())
+        assert words(kernel) == [(1, 0)]
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+queue: AsyncQueue
+
+
+def test_close_ends_a_run_elsewhere() -> None:
+    async def main() -> None:
+        queue = AsyncQueue(1, transport=FakeKernel())
+        await queue.open()
+        task = asyncio.ensure_future(queue.run(print))
+        await asyncio.sleep(0.01)
+        with pytest.raises(nfnet.BusyReadingError):
+            await queue.run(print)
+        await queue.close()
+        await queue.close()
+        await task
+        with pytest.raises(nfnet.ClosedError):
+            queue.fileno()
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_verdict_from_another_thread() -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed()
+        async with AsyncQueue(1, transport=kernel) as queue:
+            packet = await anext(aiter(queue))
+            thread = threading.Thread(target=packet.accept)
+            thread.start()
+            thread.join()
+            assert words(kernel) == [(1, 1)], "at once: nobody else would send it"
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+class Counting(FakeKernel):
+    reads = 0
+
+    def receive(self, into: list[bytes], limit: int) -> bool:
+        self.reads += 1
+        return super().receive(into, limit)
+
+
+def test_a_queue_without_room_leaves_the_loop_alone() -> None:
+    async def main() -> None:
+        kernel = Counting()
+        kernel.feed(3)
+        started = asyncio.Event()
+
+        async def busy(packet: Packet) -> None:
+            started.set()
+            await asyncio.Event().wait()
+
+        async with AsyncQueue(1, transport=kernel) as queue:
+            task = asyncio.ensure_future(queue.run(busy, concurrency=1))
+            await started.wait()
+            await asyncio.sleep(0.01)
+            reads = kernel.reads
+            await asyncio.sleep(0.05)
+            assert kernel.reads == reads, "two wait, but there is no room for them"
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_log(run: Any) -> None:
+    class Kernel(FakeKernel):
+        def send(self, datagram: bytes) -> None: ...
+
+    async def main() -> None:
+        kernel = Kernel()
+        seen = []
+        async with AsyncLog(5, transport=kernel) as log:
+            kernel.deliver(testing.log_message(prefix="a") + testing.log_message(prefix="b"))
+            async for message in log:
+                seen.append(message.prefix)
+                if len(seen) == 2:
+                    break
+
+            def plain(message: nfnet.LogMessage) -> None:
+                seen.append(message.prefix)
+                log.stop()
+
+            kernel.deliver(testing.log_message(prefix="c"))
+            await log.run(plain)
+        kernel = Kernel()
+        log = AsyncLog(5, transport=kernel)
+        await log.open()
+
+        async def later(message: nfnet.LogMessage) -> None:
+            await asyncio.sleep(0)
+            seen.append(message.prefix)
+            log.stop()
+
+        kernel.deliver(testing.log_message(prefix="d"))
+        await log.run(later)
+        assert seen == ["a", "b", "c", "d"]
+        assert log.counters.received == 1
+        await log.close()
+
+    run(main)
+
+
+def test_arguments() -> None:
+    with pytest.raises(nfnet.ArgumentError):
+        AsyncQueue(70000)
+    with pytest.raises(TypeError):
+        AsyncQueue(1, colour="red")
+    queue = AsyncQueue(1, transport=FakeKernel())
+    assert repr(queue) == "<AsyncQueue queue 1: closed>"
+    assert repr(AsyncLog(5)) == "<AsyncLog log group 5: closed>"
+
+    async def main() -> None:
+        with pytest.raises(nfnet.ClosedError):
+            await queue.run(print)
+        async with queue:
+            with pytest.raises(nfnet.ArgumentError, match="concurrency"):
+                await queue.run(print, concurrency=0)
+
+    asyncio.run(main())
+
+
+def test_trio() -> None:
+    """As the docs say: any loop that can wait for a descriptor."""
+    trio = pytest.importorskip("trio")
+    kernel = FakeKernel()
+    kernel.feed(3)
+
+    async def main() -> None:
+        with nfnet.Queue(1, transport=kernel) as queue:
+            with trio.fail_after(TIMEOUT):
+                while len(kernel.judged) < 6:
+                    if not queue.process(lambda packet: packet.accept()):
+                        await trio.lowlevel.wait_readable(queue.fileno())
+                    if len(kernel.judged) == 3:
+                        kernel.feed(3)
+
+    trio.run(main)
+    assert words(kernel) == [(number, 1) for number in range(1, 7)]
