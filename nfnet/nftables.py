@@ -21,11 +21,13 @@ from .transport import NetlinkSocket
 
 # linux/netfilter/nf_tables.h and nfnetlink.h
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, NEWRULE = 0, 1, 2, 3, 6
+NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, NEWRULE, GETRULE = 0, 1, 2, 3, 6, 7
 _CREATE, _DUMP = 0x400, 0x300  # NLM_F_*
 _TABLE_NAME, _TABLE_OWNER = 1, 7
+_RULE_EXPRESSIONS = 4
+_EXPR_NAME, _EXPR_DATA = 1, 2
 _DUMP_TIMEOUT = 5000  # milliseconds
-_LISTING = "listing the tables of nf_tables"
+_LISTING = "listing what is in nf_tables"
 
 Message = tuple[int, list[Any]]
 """An operation, and its attributes by pyroute2's names."""
@@ -75,8 +77,26 @@ def encode(expression: Expression) -> Any:
 
 def tables(sock: NetlinkSocket) -> Iterator[tuple[int, str, int | None]]:
     """Family and name of each table, and the port id of its owner if it has one. Raises KernelError."""
-    kind = message_type(Subsystem.NFTABLES, GETTABLE)
-    sock.send(build_message(kind, 0, flags=Flag.REQUEST | _DUMP, seq=1))
+    for family, values in _dump(sock, GETTABLE):
+        owner = values.get(_TABLE_OWNER)
+        name = values.get(_TABLE_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
+        yield family, name, None if owner is None else int.from_bytes(owner, "big")
+
+
+def expressions(sock: NetlinkSocket) -> Iterator[Expression]:
+    """The expressions of all rules. Raises KernelError."""
+    for _, values in _dump(sock, GETRULE):
+        data = values.get(_RULE_EXPRESSIONS, b"")
+        for _, start, end in walk(data, 0, len(data)):
+            parts = {number: data[first:last] for number, first, last in walk(data, start, end)}
+            inner = parts.get(_EXPR_DATA, b"")
+            name = parts.get(_EXPR_NAME, b"").rstrip(b"\0").decode("ascii", "replace")
+            yield name, {number: inner[first:last] for number, first, last in walk(inner, 0, len(inner))}
+
+
+def _dump(sock: NetlinkSocket, operation: int) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """Family and attributes of all objects of a kind."""
+    sock.send(build_message(message_type(Subsystem.NFTABLES, operation), 0, flags=Flag.REQUEST | _DUMP, seq=1))
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLIN)
     while True:
@@ -91,8 +111,6 @@ def tables(sock: NetlinkSocket) -> Iterator[tuple[int, str, int | None]]:
                     answer = netlink.parse_answer(message)
                     raise kernel_error(_LISTING, answer.errno, message=answer.message)
                 values = {number: message[start:end] for number, start, end in walk(message, BODY, len(message))}
-                owner = values.get(_TABLE_OWNER)
-                name = values.get(_TABLE_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
-                yield message[netlink.HEADER_SIZE], name, None if owner is None else int.from_bytes(owner, "big")
+                yield message[netlink.HEADER_SIZE], values
         if not datagrams and not poll.poll(_DUMP_TIMEOUT):
             raise AckTimeoutError(_LISTING, errno.ETIMEDOUT)

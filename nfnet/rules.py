@@ -207,6 +207,21 @@ def clean(netns: Netns | None = None) -> list[LeftRule]:
         sock.close()
 
 
+def queues_of(name: str, values: dict[int, bytes]) -> tuple[range, int]:
+    """The queues that an expression of nf_tables puts packets into, and its flags; none if it is another one."""
+    if name == "queue" and _QUEUE_NUM in values:
+        first = int.from_bytes(values[_QUEUE_NUM], "big")
+        total = int.from_bytes(values.get(_QUEUE_TOTAL, b"\0\1"), "big")
+        return range(first, first + total), int.from_bytes(values.get(_QUEUE_FLAGS, b""), "big")
+    info = values.get(3, b"")
+    if name == "target" and values.get(1, b"").rstrip(b"\0") == b"NFQUEUE" and len(info) >= 2:
+        # struct xt_NFQ_info_v3; revision 0 has the number alone, revision 2 and 1 no other flag than bypass.
+        first, total, flags = struct.unpack("=HHH", info[:6].ljust(6, b"\0"))
+        revision = int.from_bytes(values.get(2, b""), "big")
+        return range(first, first + (total if revision and total else 1)), flags
+    return range(0), 0
+
+
 class _QueueAction(NamedTuple):
     """The end of a rule that queues packets."""
 

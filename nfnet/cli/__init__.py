@@ -1,23 +1,46 @@
 """The ``nfnet`` command."""
 
+# PYTHON_ARGCOMPLETE_OK
+
 from __future__ import annotations
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from .. import __version__
-from . import demo, rules, run
+from ..errors import ArgumentError, NfnetError
+from . import decode, demo, doctor, log, queue, record, rules, run, stats
+
+_COMMANDS = (queue, log, record, decode, rules, stats, doctor, run, demo)
+
+_EPILOG = """\
+nfnet COMMAND --help says more. exit status: 0 if all went well, 1 if something
+failed, 2 for wrong arguments. Completion in bash, zsh and fish: install
+argcomplete (pip install 'nfnet[cli]') and have the shell evaluate the output of
+"register-python-argcomplete nfnet".
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(prog="nfnet", description="Decide and log packets from Python.")
+    parser = argparse.ArgumentParser(
+        prog="nfnet",
+        description="Decide and log packets from Python.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, run, rules):
+    for command in _COMMANDS:
         command.add_to(commands)
+    with suppress(ImportError):
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     options = parser.parse_args(arguments)
     try:
         status: int = options.run(options)
@@ -25,4 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor does the interpreter complain at its end
         return 1
+    except (NfnetError, OSError) as error:
+        if options.debug:
+            raise
+        print(f"nfnet {options.command}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ArgumentError) else 1
     return status

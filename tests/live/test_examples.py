@@ -6,8 +6,10 @@ import contextlib
 import http.client
 import http.server
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -19,7 +21,7 @@ import pytest
 
 from nfnet import rules
 
-from .conftest import ADDRESS, QUIET, TIMEOUT, Net, readable, wait_for
+from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, readable, wait_for
 from .test_compat import Way, is_bound, queueing, running
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -59,7 +61,47 @@ def example(
 
 
 def test_all_are_tested() -> None:
-    assert {path.stem for path in EXAMPLES.rglob("*.py")} == {*TESTED, "dns_answers"}
+    assert {path.stem for path in EXAMPLES.rglob("*.py")} == {*TESTED, "dns_answers", "guard"}
+    assert (EXAMPLES / "systemd" / "guard.py").read_text() == (EXAMPLES / "docker" / "guard.py").read_text()
+
+
+def test_a_service_of_an_ordinary_user_with_one_capability(net: Net) -> None:
+    """As docs/running.md has it, and the systemd unit."""
+    if UID or shutil.which("setpriv") is None:
+        pytest.skip("takes root, and the program setpriv")
+    way = Way(net)
+    places = [str(EXAMPLES.parent), *(path for path in sys.path if path)]
+    environment = {**os.environ, "NOTIFY_SOCKET": "@systemd", "PYTHONPATH": os.pathsep.join(places)}
+
+    def may_run(python: str) -> bool:
+        """Whether another user can run this interpreter, and read what is imported."""
+        command = ["setpriv", "--reuid=65534", python, "-c", f"import nfnet; open({str(script)!r})"]
+        return not subprocess.call(command, env=environment, stderr=subprocess.DEVNULL, cwd="/")
+
+    script = EXAMPLES / "systemd" / "guard.py"
+    python = next(filter(may_run, (sys.executable, "/usr/bin/python3")), None)
+    if python is None:
+        pytest.skip("another user can run no Python here, or not read these files")
+    capability = "-all,+net_admin"
+    command = [
+        *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={capability}"),
+        *(f"--ambient-caps={capability}", f"--bounding-set={capability}", python, str(script), "1"),
+    ]
+    # A name like this belongs to a network namespace, as it happens.
+    with net.at("router", lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as systemd:
+        systemd.bind("\0systemd")
+        systemd.settimeout(TIMEOUT)
+        with running(net, command, env=environment) as process:
+            assert systemd.recv(100).startswith(b"READY=1")
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            assert "Uid:\t65534\t65534\t65534\t65534" in status
+            assert f"CapEff:\t{1 << 12:016x}" in status
+            way.send(b"a secret", b"passes")
+            assert way.received(1) == [b"passes"]
+            process.send_signal(signal.SIGTERM)
+            assert systemd.recv(100) == b"STOPPING=1"
+            assert process.wait(TIMEOUT) == 0
+    assert wait_for(lambda: rules.installed(net.hosts["router"]) == [])
 
 
 def test_our_own_dns_answers(net: Net) -> None:

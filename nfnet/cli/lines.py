@@ -1,0 +1,111 @@
+"""A packet or log message as one line: for people, or as JSON with the field names of the Elastic Common Schema."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import socket
+import time
+from typing import Any
+
+from .. import inet
+from ..log import LogMessage
+from ..packet import Packet
+
+_PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
+
+
+def printable(text: str) -> str:
+    """Text from a packet or a rule, with nothing in it that a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("utf-8", "surrogateescape").hex(" ").join("[]") for c in text)
+
+
+def _when(message: Packet | LogMessage) -> float:
+    return message.timestamp or time.time()
+
+
+def line(message: Packet | LogMessage, note: str = "") -> str:
+    """What a person reads, as tcpdump might put it."""
+    moment = datetime.datetime.fromtimestamp(_when(message)).strftime("%H:%M:%S.%f")
+    way = f"{message.indev_name or message.indev or '-'} > {message.outdev_name or message.outdev or '-'}"
+    words = [moment, way, contents(message.payload)]
+    if isinstance(message, LogMessage) and message.prefix:
+        words.insert(1, printable(message.prefix.rstrip(" :")) + ":")
+    if message.mark:
+        words.append(f"mark {message.mark:#x}")
+    if message.uid is not None:
+        words.append(f"uid {message.uid}")
+    return " ".join([*words, note] if note else words)
+
+
+def contents(payload: bytes) -> str:
+    """What an IP packet is."""
+    ip, flow = inet.ip(payload), inet.flow(payload)
+    if ip is None or flow is None:
+        return f"{len(payload)} bytes that are no IP packet"
+    name = _PROTOCOLS.get(ip.protocol, f"protocol {ip.protocol}")
+    if flow.source_port is None:
+        ends = f"{ip.source} > {ip.destination}"
+    else:
+        ends = f"{ip.source}.{flow.source_port} > {ip.destination}.{flow.destination_port}"
+    text = f"{name} {ends}"
+    tcp, icmp = inet.tcp(payload), inet.icmp(payload)
+    if tcp is not None:
+        text += f" [{'.'.join(flag.name or '' for flag in inet.TcpFlag if flag in tcp.flags)}]"
+    elif icmp is not None:
+        text += f" type {icmp.type} code {icmp.code}"
+    return f"{text} {ip.length} bytes{' (fragment)' if ip.fragment else ''}"
+
+
+def ecs(message: Packet | LogMessage, **more: Any) -> str:
+    """One line of JSON."""
+    ip, flow = inet.ip(message.payload), inet.flow(message.payload)
+    moment = datetime.datetime.fromtimestamp(_when(message), datetime.timezone.utc)
+    found: dict[str, Any] = {"@timestamp": moment.isoformat().replace("+00:00", "Z")}
+    if ip is not None and flow is not None:
+        found["source"] = _present(ip=ip.source, port=flow.source_port, mac=_mac(message.hwaddr))
+        found["destination"] = _present(ip=ip.destination, port=flow.destination_port)
+        try:
+            transport = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 132: "sctp"}.get(ip.protocol)
+        except KeyError:
+            transport = None
+        found["network"] = _present(
+            type=f"ipv{ip.version}", transport=transport, iana_number=str(ip.protocol), bytes=ip.length
+        )
+    observer = _present(ingress=_interface(message, "indev"), egress=_interface(message, "outdev"))
+    if observer:
+        found["observer"] = observer
+    if message.uid is not None:
+        found["user"] = {"id": str(message.uid)}
+    hook = getattr(message.hook, "name", message.hook)
+    nfnet: dict[str, Any] = {"hook": hook.lower() if isinstance(hook, str) else hook, "mark": message.mark, **more}
+    if isinstance(message, LogMessage):
+        nfnet["prefix"] = message.prefix.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    else:
+        nfnet["id"] = message.id
+    found["nfnet"] = nfnet
+    return json.dumps(found)
+
+
+def _interface(message: Packet | LogMessage, which: str) -> dict[str, Any] | None:
+    index = getattr(message, which)
+    name = getattr(message, f"{which}_name")
+    return None if index is None else {"interface": _present(id=str(index), name=name)}
+
+
+def _mac(address: bytes | None) -> str | None:
+    return None if address is None else address.hex("-").upper()
+
+
+def _present(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def protocol_number(text: str) -> int:
+    """ "udp" or "17". Raises ValueError."""
+    if text.isdecimal():
+        return int(text)
+    try:
+        return {"icmpv6": 58}.get(text) or socket.getprotobyname(text)
+    except OSError:
+        raise ValueError(f"unknown protocol {text!r}") from None

@@ -1,0 +1,194 @@
+"""Why does it not work here? What the kernel can do, what this process may, what goes wrong; each with a remedy."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from . import nftables, rules
+from .errors import KernelError, NfnetError, NotPermittedError, NotSupportedError
+from .netns import Netns, call_in, create
+from .protocol import nfqnl, nfulnl
+from .protocol.nfqnl import Command, QueueFlag
+from .protocol.nfulnl import LogFlag
+from .stats import QueueRow, log_rows, queue_rows
+from .transport import DEFAULT_RCVBUF, NetlinkSocket
+
+_CAP_NET_ADMIN = 12
+_FREE = 65535  # a number that hardly anybody has: asking about it changes nothing
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    level: Literal["ok", "warning", "failure"]
+    what: str
+    remedy: str = ""
+
+
+def examine(netns: Netns | None = None) -> Iterator[Finding]:
+    """Look at everything, in a network namespace; nothing there is changed."""
+    yield Finding("ok", f"Linux {platform.release()}, Python {platform.python_version()}")
+    yield _privilege()
+    try:
+        sock = call_in(netns, NetlinkSocket)
+    except NfnetError as error:
+        yield Finding("failure", str(error), "load the module nfnetlink, or use a kernel with CONFIG_NETFILTER_NETLINK")
+        return
+    try:
+        yield from _queue_support(sock)
+        yield from _log_support(sock)
+        yield _buffer(sock)
+    finally:
+        sock.close()
+    yield from _rule_support()
+    yield from _queues(netns)
+    yield Finding("ok", "packets have timestamps only if somebody asks for them: Queue(timestamps=True) does")
+
+
+def _privilege() -> Finding:
+    try:
+        status = Path("/proc/self/status").read_text()
+        effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff")), 16)
+    except (OSError, StopIteration, ValueError) as error:
+        return Finding("warning", f"the capabilities of this process cannot be read: {error}")
+    if effective >> _CAP_NET_ADMIN & 1:
+        return Finding("ok", "this process has CAP_NET_ADMIN")
+    remedy = (
+        "run as root; or, for a service, AmbientCapabilities=CAP_NET_ADMIN in its systemd unit; in a container, docker"
+        " run --cap-add NET_ADMIN; or setcap cap_net_admin+ep on an interpreter of its own"
+    )
+    return Finding("failure", "this process lacks CAP_NET_ADMIN, which binding and every verdict need", remedy)
+
+
+def _ask(sock: NetlinkSocket, build: Callable[[int], bytes]) -> KernelError | None:
+    try:
+        sock.request(build, "asking the kernel")
+    except KernelError as error:
+        return error
+    return None
+
+
+def _queue_support(sock: NetlinkSocket) -> Iterator[Finding]:
+    error = _ask(sock, lambda seq: nfqnl.config(_FREE, command=Command.PF_BIND, seq=seq, ack=True))
+    if isinstance(error, NotPermittedError):
+        yield Finding(
+            "failure", "the kernel does not let this process use NFQUEUE", "CAP_NET_ADMIN is needed, see above"
+        )
+        return
+    if error is not None:
+        yield Finding("failure", f"no NFQUEUE here: {error.strerror}", "modprobe nfnetlink_queue")
+        return
+    yield Finding("ok", "NFQUEUE")
+    for name, flag in (
+        ("fail_open", QueueFlag.FAIL_OPEN),
+        ("gso", QueueFlag.GSO),
+        ("uid_gid", QueueFlag.UID_GID),
+        ("secctx", QueueFlag.SECCTX),
+        ("conntrack", QueueFlag.CONNTRACK),
+    ):
+        error = _ask(sock, lambda seq, flag=flag: nfqnl.config(_FREE, flags=flag, seq=seq, ack=True))  # type: ignore[misc]
+        if isinstance(error, NotSupportedError):
+            remedy = "modprobe nf_conntrack_netlink" if flag == QueueFlag.CONNTRACK else ""
+            yield Finding("warning", f"Queue({name}=True) is not there", remedy or "it takes another kernel")
+        else:
+            yield Finding("ok", f"Queue({name}=True)")
+
+
+def _log_support(sock: NetlinkSocket) -> Iterator[Finding]:
+    # Not PF_BIND, which would change what logs for the kernel itself; without a group this is answered with ENODEV.
+    error = _ask(sock, lambda seq: nfulnl.config(_FREE, flags=LogFlag(0), seq=seq, ack=True))
+    if isinstance(error, NotPermittedError):
+        yield Finding("failure", "the kernel does not let this process use NFLOG", "CAP_NET_ADMIN is needed, see above")
+        return
+    if error is not None and error.errno == errno.EINVAL:
+        yield Finding("failure", "no NFLOG here", "modprobe nfnetlink_log")
+        return
+    yield Finding("ok", "NFLOG")
+
+
+def _buffer(sock: NetlinkSocket) -> Finding:
+    if sock.rcvbuf >= DEFAULT_RCVBUF:
+        return Finding("ok", f"receive buffers of {sock.rcvbuf:,} bytes")
+    most = Path("/proc/sys/net/core/rmem_max")
+    limit = most.read_text().strip() if most.exists() else "?"
+    remedy = f"sysctl net.core.rmem_max={DEFAULT_RCVBUF} (it is {limit}), or root of the machine"
+    return Finding("warning", f"receive buffers have {sock.rcvbuf:,} bytes at most, and overflow early", remedy)
+
+
+def _rule_support() -> Iterator[Finding]:
+    """In a namespace that is made for it."""
+    try:
+        with create() as place:
+            for what, rule in (
+                ("nfnet.rules.queue", rules.queue(1, netns=place)),
+                ("nfnet.rules.log", rules.log(1, netns=place)),
+                (
+                    "rules that fan out by flow",
+                    rules.queue(range(2), balance="flow", netns=place),
+                ),
+                ("rules that look at connections", rules.log(1, state="new", netns=place)),
+            ):
+                try:
+                    with rule:
+                        yield Finding("ok", what)
+                except KernelError as error:
+                    level: Literal["failure", "warning"] = "failure" if what.startswith("nfnet") else "warning"
+                    yield Finding(level, f"{what}: {error.strerror}", "modprobe nf_tables nft_queue nft_ct xt_NFQUEUE")
+    except NfnetError as error:
+        yield Finding("warning", f"rules could not be tried: {error}")
+
+
+def _queues(netns: Netns | None) -> Iterator[Finding]:
+    try:
+        queues, logs = queue_rows(netns), log_rows(netns)
+    except NfnetError as error:
+        yield Finding("warning", f"who has which queue is not known: {error}", "only root of the machine may ask")
+        return
+    for row in queues:
+        yield _queue(row)
+    for group in logs:
+        yield Finding("ok", f"log group {group.group} is read by {process(group.port_id)}")
+    fed = call_in(netns, _fed_queues)
+    for number, bypass in sorted(fed.items()):
+        if number not in {row.number for row in queues}:
+            text = "packets pass, for the rule says bypass" if bypass else "its packets are dropped"
+            remedy = f"start the program that reads queue {number}, or remove the rule"
+            yield Finding("warning", f"a rule feeds queue {number}, which nobody reads: {text}", remedy)
+
+
+def _queue(row: QueueRow) -> Finding:
+    text = f"queue {row.number} is read by {process(row.port_id)}, {row.waiting} packets wait"
+    if row.queue_dropped or row.user_dropped:
+        remedy = "a faster handler, several queues (run_workers), more room (max_len=, rcvbuf=), or fail_open=True"
+        drops = f"{row.queue_dropped} dropped because it was full, {row.user_dropped} because the receive buffer was"
+        return Finding("warning", f"{text}; {drops}", remedy)
+    return Finding("ok", text)
+
+
+def _fed_queues() -> dict[int, bool]:
+    """The queues that rules of nf_tables feed, and whether all of those say bypass; iptables-legacy is not seen."""
+    sock = NetlinkSocket()
+    try:
+        found: dict[int, bool] = {}
+        for name, values in nftables.expressions(sock):
+            numbers, flags = rules.queues_of(name, values)
+            for number in numbers:
+                found[number] = found.get(number, True) and bool(flags & 1)
+        return found
+    except KernelError:
+        return {}
+    finally:
+        sock.close()
+
+
+def process(port_id: int) -> str:
+    """The process that has a netlink port, as far as one can tell: the first socket of a process has its id."""
+    path = f"/proc/{port_id}/comm"
+    if not os.path.exists(path):
+        return f"the socket with port {port_id}"
+    return f"{Path(path).read_text().strip()} (process {port_id})"

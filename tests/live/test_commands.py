@@ -1,0 +1,294 @@
+"""The commands as processes, on real queues and groups."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nfnet
+from nfnet import Queue, doctor, rules
+
+from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, readable, wait_for
+from .test_compat import Way, is_bound, logging, queueing, running
+from .test_process import drop_capabilities, in_child
+
+V4 = socket.AF_INET
+RULE = "hook=forward protocol=udp destination_port=7000"
+
+
+@contextmanager
+def nfnet_command(net: Net, *arguments: str | Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A command on the router that has its queue 1 or group 5."""
+    command = [sys.executable, "-m", "nfnet", *map(str, arguments)]
+    number: dict[str, Any] = {"group": 5} if "log" in arguments or "--group" in arguments else {"queue": 1}
+    with running(net, command, **options) as process:
+        assert wait_for(lambda: is_bound(net, **number) or process.poll() is not None), process
+        yield process
+
+
+def finish(process: subprocess.Popen[str], number: signal.Signals | None = signal.SIGINT) -> tuple[str, str]:
+    if number is not None:
+        process.send_signal(number)
+    output, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, errors
+    return output, errors
+
+
+@pytest.fixture
+def way(net: Net) -> Way:
+    return Way(net)
+
+
+def test_queue_shows_packets_and_lets_them_go(way: Way) -> None:
+    with nfnet_command(way.net, "queue", "1", "--install-rule", RULE) as process:
+        way.send(b"one", b"two")
+        assert way.received(2) == [b"one", b"two"]
+        output, errors = finish(process)
+    first, second = output.splitlines()
+    assert "to-client > to-server UDP 10.81.1.1." in first
+    assert first.endswith("> 10.81.2.2.7000 31 bytes accept")
+    assert second.endswith("accept")
+    assert errors == "2 packets: 2 accepted, 0 dropped\n"
+    assert rules.installed(way.here) == []
+
+
+def test_queue_drops_what_the_filter_chooses(way: Way) -> None:
+    other = way.net.receiver("server", V4, 7001)
+    rule = "hook=forward protocol=udp"
+    arguments = ("queue", "1", "--install-rule", rule, "--drop", "--protocol", "udp", "--port", "7000", "--json")
+    with nfnet_command(way.net, *arguments, "--source", "10.81.1.0/24") as process:
+        way.send(b"dropped")
+        way.sender.sendto(b"passes", (ADDRESS["server", V4], 7001))
+        assert other.recv(100) == b"passes"
+        output, errors = finish(process, signal.SIGTERM)
+    assert not readable(way.receiver, QUIET)
+    (row,) = map(json.loads, output.splitlines())
+    assert row["nfnet"]["verdict"] == "drop"
+    assert row["observer"]["ingress"]["interface"]["name"] == "to-client"
+    assert errors == "2 packets: 1 accepted, 1 dropped\n"
+
+
+def test_queue_delays_and_loses(way: Way) -> None:
+    with nfnet_command(way.net, "queue", "1", "--install-rule", RULE, "--delay", "150", "-q", "-c", "3") as process:
+        began = time.monotonic()
+        way.send(b"one", b"two", b"three")
+        assert way.received(3) == [b"one", b"two", b"three"]
+        # The third one ends it, and what waits is let go.
+        assert process.wait(TIMEOUT) == 0
+    assert time.monotonic() - began < TIMEOUT
+    with nfnet_command(way.net, "queue", "1", "--install-rule", RULE, "--delay", "150", "--jitter", "20") as process:
+        began = time.monotonic()
+        way.send(b"late")
+        assert way.received(1) == [b"late"]
+        assert time.monotonic() - began >= 0.13
+        finish(process)
+    with nfnet_command(way.net, "queue", "1", "--install-rule", RULE, "--loss", "100") as process:
+        way.send(b"lost")
+        output, errors = process.stdout.readline() if process.stdout else "", ""
+        assert output.endswith("lost\n")
+        _, errors = finish(process)
+    assert errors == "1 packets: 0 accepted, 1 dropped\n"
+
+
+def test_queue_with_a_handler_and_a_mark(way: Way, tmp_path: Path) -> None:
+    (tmp_path / "decider.py").write_text(
+        "def decide(packet):\n"
+        "    if packet.udp.data == b'raise': raise ValueError('no')\n"
+        "    packet.accept(payload=packet.rewrite(data=b'changed'))\n"
+    )
+    arguments = ("queue", "1", "--install-rule", RULE, "--handler", "decider:decide")
+    with nfnet_command(way.net, *arguments, cwd=tmp_path) as process:
+        way.send(b"x")
+        assert way.received(1) == [b"changed"]
+        way.send(b"raise")
+        _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1
+    assert "nfnet queue: the handler decider:decide raised ValueError: no on packet 2\n" in errors
+    assert "Traceback" not in errors
+
+
+def test_queue_records_and_serves_metrics(way: Way, tmp_path: Path) -> None:
+    pytest.importorskip("prometheus_client")
+    file = tmp_path / "session.pcapng"
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    arguments = ("queue", "1", "--install-rule", RULE, "--netns", f"/proc/{os.getpid()}/fd/{way.here.fileno()}")
+    command = [sys.executable, "-m", "nfnet", *arguments, "-w", str(file), "--metrics", str(port), "-q"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert wait_for(lambda: is_bound(way.net, queue=1) or process.poll() is not None)
+        way.send(b"one")
+        assert way.received(1) == [b"one"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=TIMEOUT) as answer:
+            text = answer.read().decode()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT) == 0
+    assert 'nfnet_queue_packets_total{event="accepted",queue="1"} 1.0' in text
+    assert 'nfnet_queue_pending{queue="1"} 0.0' in text
+    assert ('reason="queue full"' in text) == (UID == 0)
+    with Queue(1, transport=nfnet.replay(file)) as queue:
+        assert [packet.udp.data for packet in queue if packet.udp] == [b"one"]
+
+
+def test_log_shows_stores_and_writes(way: Way, tmp_path: Path) -> None:
+    database, capture = tmp_path / "log.db", tmp_path / "log.pcap"
+    rule = ("--install-rule", RULE, "--prefix", "said: ")
+    arguments = ("log", "5", *rule, "--sqlite", database, "-w", capture, "-c", "2")
+    with nfnet_command(way.net, *arguments) as process:
+        way.send(b"one", b"two", b"three")
+        output, errors = finish(process, None)
+    first, second = output.splitlines()
+    assert " said: to-client > to-server UDP 10.81.1.1." in first
+    assert second.endswith("> 10.81.2.2.7000 31 bytes")
+    assert errors.startswith("2 messages")
+    with sqlite3.connect(database) as connection:
+        rows = connection.execute("SELECT prefix, indev, protocol, source, destination_port FROM messages").fetchall()
+    assert rows == [("said: ", "to-client", 17, "10.81.1.1", 7000)] * 2
+    with nfnet.Log(5, transport=nfnet.replay(capture)) as log:
+        assert [message.udp.data for message in log if message.udp] == [b"one", b"two"]
+
+
+def test_log_as_json_into_a_pipe_that_closes(way: Way) -> None:
+    with logging(way.net), nfnet_command(way.net, "log", "5", "--json") as process:
+        assert process.stdout is not None
+        way.send(b"one")
+        row = json.loads(process.stdout.readline())
+        assert row["nfnet"]["prefix"] == "said: "
+        process.stdout.close()
+        way.send(b"two")
+        assert process.wait(TIMEOUT) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def test_files_that_cannot_be_written(way: Way) -> None:
+    for arguments in (
+        ("log", "5", "-w", "/nowhere/file.pcap"),
+        ("log", "5", "--sqlite", "/nowhere/file.db"),
+        ("queue", "1", "-w", "/nowhere/file.pcap"),
+        ("record", "/nowhere/file.pcap", "--queue", "1"),
+    ):
+        command = [sys.executable, "-m", "nfnet", *arguments]
+        done = way.net.at("router", lambda command=command: subprocess.run(command, capture_output=True, text=True))
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"nfnet {arguments[0]}: ")
+        assert "/nowhere/file" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_record_and_replay(way: Way, tmp_path: Path) -> None:
+    file = tmp_path / "session.pcapng"
+    with queueing(way.net), nfnet_command(way.net, "record", file, "--queue", "1", "-c", "2") as process:
+        way.send(b"one", b"two")
+        assert way.received(2) == [b"one", b"two"]
+        _, errors = finish(process, None)
+    assert errors == f"2 packets in {file}\n"
+    command = [sys.executable, "-m", "nfnet", "replay", str(file)]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.count("UDP 10.81.1.1.") == 2
+    with logging(way.net), nfnet_command(way.net, "record", file, "--group", "5", "-c", "1") as process:
+        way.send(b"one")
+        finish(process, None)
+    assert subprocess.run(command, capture_output=True, text=True).stdout.count("said: ") == 1
+
+
+def test_a_taken_queue_is_one_line(way: Way) -> None:
+    with Queue(1, netns=way.here):
+        command = [sys.executable, "-m", "nfnet", "queue", "1"]
+        done = way.net.at("router", lambda: subprocess.run(command, capture_output=True, text=True))
+    assert done.returncode == 1
+    assert done.stderr.startswith("nfnet queue: binding queue 1: another socket has it")
+    assert done.stderr.count("\n") == 1
+
+
+def test_stats(way: Way) -> None:
+    if UID:
+        pytest.skip("only root of the machine may read the kernel's rows")
+    path = f"/proc/{os.getpid()}/fd/{way.here.fileno()}"
+
+    def stats(*arguments: str) -> str:
+        command = [sys.executable, "-m", "nfnet", "stats", "--netns", path, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True).stdout
+
+    assert stats() == "no queues\n\nno log groups\n"
+    with nfnet_command(way.net, "queue", "1") as process:
+        lines = stats().splitlines()
+        assert lines[0].split()[:3] == ["queue", "process", "waiting"]
+        assert lines[1].split()[0] == "1"
+        assert f"(process {process.pid})" in lines[1]
+        row = json.loads(stats("--json"))
+        assert (row["number"], row["waiting"]) == (1, 0)
+        finish(process)
+
+
+# --- doctor
+
+
+def findings(net: Net, host: str = "router") -> dict[str, doctor.Finding]:
+    return {finding.what: finding for finding in doctor.examine(net.hosts[host])}
+
+
+def test_doctor_of_a_healthy_namespace(way: Way) -> None:
+    found = findings(way.net)
+    for what in ("NFQUEUE", "NFLOG", "nfnet.rules.queue", "nfnet.rules.log", "Queue(gso=True)"):
+        assert found[what].level == "ok", found[what]
+    try:
+        with Queue(1, conntrack=True, netns=way.here):
+            expected = "Queue(conntrack=True)"
+    except nfnet.NotSupportedError:
+        expected = "Queue(conntrack=True) is not there"
+    assert expected in found
+    assert rules.installed(way.here) == []
+
+
+def test_doctor_sees_rules_that_feed_nobody_and_queues_that_drop(way: Way) -> None:
+    if UID:
+        pytest.skip("only root of the machine may read the kernel's rows")
+    here = way.here
+    with (
+        rules.queue(range(3, 5), hook="forward", protocol="udp", bypass=False, netns=here),
+        rules.queue(1, hook="forward", protocol="tcp", netns=here),
+        Queue(3, max_len=1, netns=here),
+        Queue(4, max_len=1, netns=here),
+    ):
+        way.send(*[b"x"] * 20)
+        text = "\n".join(finding.what for finding in doctor.examine(here) if finding.level == "warning")
+    assert "a rule feeds queue 1, which nobody reads: packets pass, for the rule says bypass" in text
+    assert "dropped because it was full" in text
+    with rules.queue(3, hook="forward", bypass=False, netns=here):
+        text = "\n".join(finding.what for finding in doctor.examine(here) if finding.level == "warning")
+    assert "a rule feeds queue 3, which nobody reads: its packets are dropped" in text
+
+
+def test_doctor_without_privilege(way: Way) -> None:
+    def child() -> None:
+        netns = way.here
+        nfnet.netns.enter(netns)
+        drop_capabilities()
+        found = list(doctor.examine())
+        failures = [finding.what for finding in found if finding.level == "failure"]
+        assert any("CAP_NET_ADMIN" in what for what in failures)
+        assert any("setcap" in finding.remedy for finding in found)
+
+    assert in_child(child) == 0
+
+
+def test_doctor_as_a_command(way: Way) -> None:
+    command = [sys.executable, "-m", "nfnet", "doctor"]
+    done = way.net.at("router", lambda: subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ok       NFQUEUE\n" in done.stdout
+    done = way.net.at("router", lambda: subprocess.run([*command, "--json"], capture_output=True, text=True))
+    assert all(json.loads(line)["level"] in ("ok", "warning") for line in done.stdout.splitlines())

@@ -1,0 +1,183 @@
+"""The commands as processes, on recordings, and what they say about wrong arguments."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfnet import testing
+from nfnet.cli import common, lines
+from nfnet.cli.decode import describe
+from nfnet.log import LogMessage
+
+from .conftest import FIXTURES
+
+COMMANDS = ("queue", "log", "record", "replay", "decode", "rules", "stats", "doctor", "run", "demo")
+QUEUE = FIXTURES / "queue-forward-ipv4.pcapng"
+LOG = FIXTURES / "log-input-ipv6.pcapng"
+
+
+def nfnet(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nfnet", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_a_terminal_and_has_an_exit_status(command: str) -> None:
+    done = nfnet(command, "--help", env={"COLUMNS": "80", "PATH": "/usr/bin:/bin"})
+    assert done.returncode == 0
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if "http" not in line) or command == "demo"
+    assert "exit status" in done.stdout
+    assert f"nfnet {command}" in done.stdout
+
+
+def test_all_commands_are_in_the_help() -> None:
+    done = nfnet("--help")
+    assert all(f"    {command} " in done.stdout for command in COMMANDS)
+
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    "number": (["queue", "x"], "'x' is no number"),
+    "range": (["queue", "70000"], "must be in 0..65535"),
+    "two verdicts": (["queue", "1", "--drop", "--requeue", "2"], "not allowed with"),
+    "mark": (["queue", "1", "--mark", "-1"], "must be in"),
+    "protocol": (["queue", "1", "--protocol", "pigeon"], "unknown protocol 'pigeon'"),
+    "network": (["queue", "1", "--source", "1.2.3.4/8"], "has host bits set"),
+    "loss": (["queue", "1", "--loss", "101"], "must be in 0..100"),
+    "delay": (["queue", "1", "--delay", "-5"], "at least 0"),
+    "handler": (["queue", "1", "--handler", "nothing"], "is not MODULE:FUNCTION"),
+    "no module": (["queue", "1", "--handler", "no_such_module:f"], "the module 'no_such_module' cannot be imported"),
+    "no function": (["queue", "1", "--handler", "json:nothing"], "there is no function 'nothing' in 'json'"),
+    "rule": (["queue", "1", "--install-rule", "colour=red"], "is not name=value with one of the names hook,"),
+    "rule value": (["log", "1", "--install-rule", "hook=outside"], "hook is 'outside' and must be one of"),
+    "port": (["log", "1", "--metrics", "0"], "must be in 1..65535"),
+    "neither": (["record", "x.pcap"], "one of the arguments --queue --group is required"),
+    "what": (["rules", "paint"], "invalid choice"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments(case: str) -> None:
+    arguments, text = WRONG[case]
+    done = nfnet(*arguments)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_module_that_raises_is_one_line_and_with_debug_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("raise RuntimeError('of its own accord')")
+    done = nfnet("queue", "1", "--handler", "broken:f", cwd=tmp_path)
+    assert done.returncode == 2
+    text = "the module 'broken' cannot be imported: RuntimeError: of its own accord\n"
+    assert done.stderr == f"nfnet queue: --handler: {text}"
+    assert "Traceback" in nfnet("--debug", "queue", "1", "--handler", "broken:f", cwd=tmp_path).stderr
+
+
+def test_replay_of_a_queue() -> None:
+    done = nfnet("replay", QUEUE)
+    assert (done.returncode, done.stderr) == (0, "")
+    first = done.stdout.splitlines()[0]
+    assert "2 > 3 UDP 10.81.1.1." in first
+    assert "> 10.81.2.2.7000 29 bytes" in first
+
+
+def test_replay_of_a_log_as_json() -> None:
+    done = nfnet("replay", LOG, "--json")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert rows[0]["source"]["ip"] == "fd81:1::1"
+    assert rows[0]["network"]["transport"] == "udp"
+    assert rows[0]["nfnet"] == {"hook": "input", "mark": 0, "group": 5, "prefix": "input: "}
+    assert rows[0]["@timestamp"].endswith("Z")
+
+
+def test_replay_of_what_is_not_there(tmp_path: Path) -> None:
+    done = nfnet("replay", tmp_path / "nothing.pcap")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("nfnet replay: ")
+    (tmp_path / "bad.pcap").write_bytes(b"no capture at all")
+    done = nfnet("replay", tmp_path / "bad.pcap")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_closed_pipe_ends_it() -> None:
+    command = f"{sys.executable} -m nfnet replay {FIXTURES / 'queue-64k.pcapng'} | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
+def test_decode_of_a_capture_and_of_digits() -> None:
+    done = nfnet("decode", QUEUE)
+    assert done.returncode == 0
+    assert "NFQA_PACKET_HDR: packet_id 1, hw_protocol 2048, hook 2" in done.stdout
+    assert "nlmsghdr: NFQNL_MSG_VERDICT" in done.stdout
+    assert "errno 0: success" in done.stdout
+    message = testing.packet_message(7, testing.udp(b"x"), MARK=9)
+    done = nfnet("decode", message.hex())
+    assert "packet_id 7" in done.stdout
+    assert "NFQA_MARK: 9" in done.stdout
+    assert "29 bytes, UDP 192.0.2.1.40000 > 192.0.2.2.9 29 bytes" in done.stdout
+    done = nfnet("decode", "this is nothing")
+    assert done.returncode == 1
+    assert "neither a file nor hexadecimal digits" in done.stderr
+    assert nfnet("decode", message.hex()[:50]).returncode == 1
+
+
+def test_decode_shows_every_byte_of_every_fixture(datagrams: dict[str, bytes]) -> None:
+    for name, datagram in datagrams.items():
+        shown = list(describe(datagram))
+        assert shown, name
+        offsets = [int(line.split()[0]) for line in shown]
+        assert offsets == sorted(offsets)
+        assert offsets[0] == 0
+
+
+def test_decode_of_a_nested_attribute_and_unknown_ones() -> None:
+    message = testing.packet_message(1, CT={8: 5}, hook=3)
+    text = "\n".join(describe(message))
+    assert "NFQA_CT:" in text
+    assert "CTA_MARK: 5" in text
+
+
+def test_what_a_rule_or_a_packet_says_cannot_command_the_terminal() -> None:
+    message = LogMessage.from_bytes(testing.log_message(testing.udp(), prefix="\x1b[2Jred\x07\udcff"))
+    text = lines.line(message)
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "[1b]" in text
+    text.encode()
+    json.loads(lines.ecs(message))
+
+
+def test_lines_of_other_packets() -> None:
+    assert lines.contents(b"") == "0 bytes that are no IP packet"
+    assert lines.contents(testing.tcp(flags=0x12)) == "TCP 192.0.2.1.40000 > 192.0.2.2.80 [SYN.ACK] 40 bytes"
+    assert lines.contents(testing.udp(source="fd00::1", destination="fd00::2")).startswith(
+        "UDP fd00::1.40000 > fd00::2.9"
+    )
+
+
+def test_rules_in_words() -> None:
+    words = "hook=forward protocol=udp destination_port=1-5 source=192.0.2.0/24 mark=0x7"
+    assert common.rule_words(f"{words} state=new,related uid=0 priority=-5") == {
+        "hook": "forward",
+        "protocol": "udp",
+        "destination_port": "1-5",
+        "source": "192.0.2.0/24",
+        "mark": 7,
+        "state": ["new", "related"],
+        "uid": 0,
+        "priority": -5,
+    }
+    with pytest.raises(argparse.ArgumentTypeError, match="needs protocol"):
+        common.rule_words("destination_port=5")
+    with pytest.raises(argparse.ArgumentTypeError, match="is no number"):
+        common.rule_words("mark=x")
