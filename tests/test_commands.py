@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -181,3 +182,13 @@ def test_rules_in_words() -> None:
         common.rule_words("destination_port=5")
     with pytest.raises(argparse.ArgumentTypeError, match="is no number"):
         common.rule_words("mark=x")
+
+
+def test_the_shell_completes(tmp_path: Path) -> None:
+    """What argcomplete makes of a line; it talks through descriptor 8."""
+    pytest.importorskip("argcomplete")
+    line = "nfnet rec"
+    script = f"exec 8>{tmp_path / 'said'}; {sys.executable} -m nfnet"
+    environment = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "|"}
+    subprocess.run(["bash", "-c", script], env={**os.environ, **environment}, timeout=60)
+    assert (tmp_path / "said").read_text().strip() == "record"

@@ -8,7 +8,7 @@ import textwrap
 from typing import Any
 
 from .. import doctor
-from . import common
+from . import common, lines
 
 _DESCRIPTION = """\
 Asks the kernel what it can do, looks at what this process may, and at queues
@@ -42,7 +42,8 @@ def _run(options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps(finding._asdict()), flush=True)
             continue
-        print(textwrap.fill(f"{finding.level:<8} {finding.what}", 100, subsequent_indent=" " * 9), flush=True)
+        text = lines.printable(finding.what)
+        print(textwrap.fill(f"{finding.level:<8} {text}", 100, subsequent_indent=" " * 9), flush=True)
         if finding.remedy:
             print(textwrap.fill(finding.remedy, 100, initial_indent=" " * 9 + "-> ", subsequent_indent=" " * 12))
     return 1 if failures else 0

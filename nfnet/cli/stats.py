@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..doctor import process
 from ..stats import LogRow, QueueRow, log_rows, queue_rows
-from . import common
+from . import common, lines
 
 _DESCRIPTION = """\
 Shows the kernel's rows about all queues and log groups of this network
@@ -52,7 +53,8 @@ def _run(options: argparse.Namespace) -> int:
         nonlocal stopped
         stopped = True
 
-    with common.until_told(stop):
+    with common.until_told(stop), contextlib.ExitStack() as stack:
+        live = _live(stack) if options.watch and not options.json and sys.stdout.isatty() else None
         while True:
             queues, logs = queue_rows(netns), log_rows(netns)
             if options.json:
@@ -60,7 +62,11 @@ def _run(options: argparse.Namespace) -> int:
                 for row in found:
                     print(json.dumps({**row._asdict(), "process": process(row.port_id)}), flush=True)
             else:
-                _show(queues, logs, before, clear=options.watch and sys.stdout.isatty())
+                text = "\n".join(_tables(queues, logs, before))
+                if live is None:
+                    print(text, flush=True)
+                else:
+                    live(text)
             if not options.watch:
                 return 0
             before = {row.number: row for row in queues}
@@ -71,26 +77,36 @@ def _run(options: argparse.Namespace) -> int:
                 return 0
 
 
-def _show(queues: Sequence[QueueRow], logs: Sequence[LogRow], before: dict[int, QueueRow], *, clear: bool) -> None:
-    if clear:
-        print("\x1b[H\x1b[J", end="")
-    rows = []
+def _live(stack: contextlib.ExitStack) -> Callable[[str], None]:
+    """What shows a text in place of the one before; rich does that without flicker, where it is installed."""
+    try:
+        from rich.live import Live
+        from rich.text import Text
+    except ImportError:
+        return lambda text: print(f"\x1b[H\x1b[J{text}", flush=True)
+    live = stack.enter_context(Live(auto_refresh=False))
+    return lambda text: live.update(Text(text), refresh=True)
+
+
+def _tables(queues: Sequence[QueueRow], logs: Sequence[LogRow], before: dict[int, QueueRow]) -> Iterator[str]:
+    rows: list[list[object]] = []
     for row in queues:
-        rate = (row.last_id - before[row.number].last_id) & 0xFFFFFFFF if row.number in before else None
-        rows.append([row.number, process(row.port_id), row.waiting, row.last_id, "" if rate is None else rate,
-                     row.queue_dropped, row.user_dropped])  # fmt: skip
-    _table(_QUEUES, rows, "no queues")
-    print()
-    _table(_LOGS, [[row.group, process(row.port_id), row.waiting, f"{row.timeout} s"] for row in logs], "no log groups")
-    sys.stdout.flush()
+        rate = (row.last_id - before[row.number].last_id) & 0xFFFFFFFF if row.number in before else ""
+        counts = (row.waiting, row.last_id, rate, row.queue_dropped, row.user_dropped)
+        rows.append([row.number, process(row.port_id), *counts])
+    yield from _table(_QUEUES, rows, "no queues")
+    yield ""
+    rows = [[row.group, process(row.port_id), row.waiting, f"{row.timeout} s"] for row in logs]
+    yield from _table(_LOGS, rows, "no log groups")
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[object]], nothing: str) -> None:
+def _table(names: Sequence[str], rows: Sequence[Sequence[object]], nothing: str) -> Iterator[str]:
     if not rows:
-        print(nothing)
+        yield nothing
         return
-    texts = [list(names), *[[str(cell) for cell in row] for row in rows]]
+    texts = [list(names), *[[lines.printable(str(cell)) for cell in row] for row in rows]]
     widths = [max(len(row[column]) for row in texts) for column in range(len(names))]
     for row in texts:
-        print("  ".join(cell.rjust(width) if column != 1 else cell.ljust(width)
-                        for column, (cell, width) in enumerate(zip(row, widths))).rstrip())  # fmt: skip
+        cells = [cell.rjust(width) for cell, width in zip(row, widths)]
+        cells[1] = row[1].ljust(widths[1])  # the name of the process
+        yield "  ".join(cells).rstrip()

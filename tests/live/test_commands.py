@@ -233,6 +233,27 @@ def test_stats(way: Way) -> None:
         finish(process)
 
 
+def test_stats_on_a_terminal(way: Way) -> None:
+    """Again and again in place, until Ctrl-C."""
+    if UID:
+        pytest.skip("only root of the machine may read the kernel's rows")
+    primary, secondary = os.openpty()
+    path = f"/proc/{os.getpid()}/fd/{way.here.fileno()}"
+    command = [sys.executable, "-m", "nfnet", "stats", "--watch", "--netns", path]
+    with (
+        Queue(1, netns=way.here),
+        subprocess.Popen(command, stdout=secondary, env={**os.environ, "TERM": "xterm"}) as process,
+    ):
+        os.close(secondary)
+        shown = b""
+        while shown.count(b"queue full") < 2:
+            assert readable(primary, TIMEOUT)  # type: ignore[arg-type]
+            shown += os.read(primary, 10_000)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT) == 0
+    os.close(primary)
+
+
 # --- doctor
 
 
