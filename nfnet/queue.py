@@ -41,7 +41,7 @@ class Queue(Reader[QueueBinding]):
     fail_open: when the queue or the receive buffer is full, accept packets instead of dropping them.
     gso: take super-packets and packets with unfinished checksums as they are, not cut up and finished.
     conntrack, uid_gid, secctx: ask for the attributes of these names.
-    timestamps: make the kernel stamp packets as they arrive, as long as the queue is open.
+    timestamps: make the kernel stamp packets as they arrive, from a moment after opening as long as the queue is open.
     on_overrun: what to do when packets were lost: "count" and log a warning now and then, "raise" OverrunError out
         of the loop, or "ignore": count in silence.
     undecided: what becomes of a packet whose handler returns without a verdict: it stays "pending", so that it may

@@ -97,6 +97,7 @@ def drained(queue: NetfilterQueue, done: Any) -> None:
 def test_packets_and_verdicts(net: Net, family: int) -> None:
     way = Way(net, family)
     seen: list[tuple[str, bytes | None]] = []
+    stamps: list[float] = []
 
     def callback(packet: Packet) -> None:
         data = inet.get_data(packet.get_payload())
@@ -105,7 +106,7 @@ def test_packets_and_verdicts(net: Net, family: int) -> None:
         assert (packet.hook, packet.indev) == (2, net.index("router", "to-client"))
         assert (packet.outdev, packet.physindev, packet.physoutdev) == (net.index("router", "to-server"), 0, 0)
         assert packet.hw_protocol == (0x0800 if family == V4 else 0x86DD)
-        assert abs(packet.get_timestamp() - time.time()) < TIMEOUT
+        stamps.append(packet.get_timestamp())
         if data == b"drop":
             packet.drop()
         elif data == b"change":
@@ -122,6 +123,14 @@ def test_packets_and_verdicts(net: Net, family: int) -> None:
         way.send(b"accept", b"drop", b"change", b"repeat")
         drained(queue, lambda: len(seen) == 4)
         assert way.received(3) == [b"accept", b"changed", b"repeat"]
+
+        def is_stamped() -> bool:  # which begins a moment after binding
+            way.send(b"again")
+            drained(queue, lambda: readable(way.receiver, 0))
+            way.received(1)
+            return abs(stamps[-1] - time.time()) < TIMEOUT
+
+        assert wait_for(is_stamped)
         queue.unbind()
     length = 34 if family == V4 else 54
     assert seen[0] == (f"UDP packet, {length} bytes", b"accept")

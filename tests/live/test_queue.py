@@ -7,6 +7,8 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -175,10 +177,20 @@ def test_verdicts_in_any_order(net: Net, family: int) -> None:
         assert [path.got() for _ in packets] == [str(number).encode() for number in reversed(range(20))]
 
 
+@contextmanager
+def stamps(net: Net) -> Iterator[None]:
+    """The kernel stamps packets: it begins a moment after it was asked to."""
+    with net.open_socket("router") as asking:
+        asking.setsockopt(socket.SOL_SOCKET, 29, 1)  # SO_TIMESTAMP
+        with Path(net, "input", V4) as path:
+            assert wait_for(lambda: path.send(b"x")[0].timestamp is not None)
+        yield
+
+
 @pytest.mark.parametrize("where", list(PATHS))
 def test_attributes(net: Net, where: str, family: int) -> None:
     before = time.time()
-    with Path(net, where, family, uid_gid=True, timestamps=True) as path:
+    with stamps(net), Path(net, where, family, uid_gid=True, timestamps=True) as path:
         if where == "output":
             path.sender.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, 5)
             path.sender.setsockopt(socket.SOL_SOCKET, SO_MARK, 0xABCD)
@@ -242,15 +254,15 @@ def test_attributes_not_asked_for_are_absent(net: Net) -> None:
 
 
 def test_timestamps_come_with_a_socket_that_asks_for_them(net: Net) -> None:
-    def stamped(**options: Any) -> bool:
+    def comes_to(expected: bool, **options: Any) -> bool:
         with Path(net, "input", V4, **options) as path:
-            return path.send(b"x")[0].timestamp is not None
+            return wait_for(lambda: (path.send(b"x")[0].timestamp is not None) == expected)
 
-    assert stamped(timestamps=True)
+    assert comes_to(True, timestamps=True)
     # The kernel stops stamping a moment after the last such socket is gone, unless somebody else has one.
-    if not wait_for(lambda: not stamped()):
+    if not comes_to(False):
         pytest.skip("something else on this machine makes the kernel stamp packets")
-    assert stamped(timestamps=True)
+    assert comes_to(True, timestamps=True)
 
 
 # --- copy modes
