@@ -12,14 +12,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from .binding import QueueBinding
 from .checks import check
-from .errors import BusyReadingError
+from .errors import AlreadyDecidedError, BusyReadingError, ClosedError
 from .log import Log, LogMessage
 from .packet import Packet
 from .queue import Queue, apply_policy
@@ -41,6 +41,8 @@ class _AsyncReader(Generic[R, T]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Future[None] | None = None
         self._stopped = False
+        self._running = False  # a `run`
+        self._opened = 0  # how often: a loop belongs to one time
 
     def _waiting(self) -> Generator[T, None, None]:
         """What waits, without blocking."""
@@ -51,8 +53,9 @@ class _AsyncReader(Generic[R, T]):
 
     async def open(self) -> None:
         """Bind. Raises as `Queue.open`."""
-        self._stopped = False
         self._reader.open()
+        self._stopped = False
+        self._opened += 1
         self._loop = asyncio.get_running_loop()
 
     async def close(self) -> None:
@@ -61,8 +64,9 @@ class _AsyncReader(Generic[R, T]):
         self._reader.close()
 
     def stop(self) -> None:
-        """End `run` and iterations before their next item; from the loop's thread."""
+        """End `run` or the iteration before its next item, or the next one if there is none; from the loop's thread."""
         self._end()
+        self._reader.stop()
 
     def _end(self) -> None:
         self._stopped = True
@@ -106,19 +110,35 @@ class _AsyncReader(Generic[R, T]):
         self._loop = loop
         return loop
 
+    @contextmanager
+    def _reading(self) -> Iterator[Callable[[], bool]]:
+        """A `run`, alone; gives what tells whether it may go on."""
+        self._reader.fileno()  # says if it is not open
+        self._check_alone()
+        self._running, opened = True, self._opened
+        try:
+            yield lambda: not self._stopped and opened == self._opened
+        finally:
+            self._running = False
+            if opened == self._opened:
+                self._stopped = False
+
+    def _check_alone(self) -> None:
+        if self._running or self._wake is not None:
+            raise BusyReadingError(f"{self!r} is being read by another task; one at a time can")
+
     async def _run(self, handler: Callable[[T], object]) -> None:
         """`run` with a plain handler."""
-        while not self._stopped:
-            if self._process(handler):
-                await asyncio.sleep(0)
-            elif not self._stopped:
-                await self._readable()
+        with self._reading() as may_go_on:
+            while may_go_on():
+                if self._process(handler):
+                    await asyncio.sleep(0)
+                elif may_go_on():
+                    await self._readable()
 
     async def _readable(self) -> None:
         """Wait until something may be there, or `_wake_up`."""
         loop, fd = self._running_loop(), self._reader.fileno()
-        if self._wake is not None:
-            raise BusyReadingError(f"{self._reader!r} is being read by another task; one at a time can")
         # Only while nobody reads: it stays readable until somebody does, and the loop would spin.
         loop.add_reader(fd, self._wake_up)
         try:
@@ -130,11 +150,12 @@ class _AsyncReader(Generic[R, T]):
         """Wait for `_wake_up`."""
         if self._stopped:
             return
-        self._wake = self._running_loop().create_future()
+        wake = self._wake = self._running_loop().create_future()
         try:
-            await self._wake
+            await wake
         finally:
-            self._wake = None
+            if self._wake is wake:
+                self._wake = None
 
     def _wake_up(self) -> None:
         if self._wake is not None and not self._wake.done():
@@ -148,18 +169,24 @@ class _Iteration(AsyncIterator[T]):
         self._owner = owner
         self._items: Generator[T, None, None] | None = None
         self._timer: _Timer | None = None
+        self._opened: int | None = None
 
     async def __anext__(self) -> T:
         owner = self._owner
-        while not owner._stopped:
+        if self._opened is None:
+            self._opened = owner._opened
+        while not owner._stopped and self._opened == owner._opened:
             none = self._items is None
             if self._items is None:
+                owner._check_alone()
                 self._items, self._timer = owner._waiting(), owner._flush_now_and_then()
             for item in self._items:
                 return item
             self._end()
             await (owner._readable() if none else asyncio.sleep(0))
         self._end()
+        if self._opened == owner._opened:
+            owner._stopped = False
         raise StopAsyncIteration
 
     def _end(self) -> None:
@@ -215,6 +242,7 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
     def __init__(self, num: int, **options: Any) -> None:
         super().__init__(_Queue(num, **options))
         self._flushing = False
+        self._cancelling = False
 
     def __repr__(self) -> str:
         return repr(self._reader).replace("_Queue", "AsyncQueue")
@@ -222,7 +250,6 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
     async def open(self) -> None:
         """Bind. Raises as `Queue.open`."""
         await super().open()
-        self._thread = threading.get_ident()
         self._reader._bound().verdicts.may_wait = self._flush_soon
 
     def _waiting(self) -> Generator[Packet, None, None]:
@@ -252,54 +279,65 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
         loop = self._running_loop()
         tasks: set[asyncio.Task[None]] = set()
         errors: list[BaseException] = []
+        self._cancelling = False
 
         def ended(task: asyncio.Task[None]) -> None:
             tasks.discard(task)
-            if not task.cancelled() and (error := task.exception()) is not None:
+            if task.cancelled():
+                if not self._cancelling:  # the handler did that itself
+                    errors.append(asyncio.CancelledError())
+            elif (error := task.exception()) is not None:
                 errors.append(error)
             self._wake_up()
 
-        self._reader.in_tasks = True
-        try:
-            while not self._stopped and not errors:
-                room = concurrency - len(tasks)
-                started = 0
-                if room > 0:
-                    packets = self._waiting()
-                    try:
-                        for packet in packets:
-                            task = _start(loop, self._decide(handler, packet))
-                            if task.done():
-                                ended(task)
-                            else:
-                                tasks.add(task)
-                                task.add_done_callback(ended)
-                            started += 1
-                            if started >= room or errors:
-                                break
-                    finally:
-                        packets.close()
-                if started:
-                    await asyncio.sleep(0)
-                elif room > 0:
-                    await self._readable()
-                else:
-                    await self._woken()
-            while tasks and not errors:  # `stop` lets them finish
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        finally:
-            self._reader.in_tasks = False
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.gather(*tasks, return_exceptions=True)
+        with self._reading() as may_go_on:
+            self._reader.in_tasks = True
+            try:
+                while may_go_on() and not errors:
+                    room = concurrency - len(tasks)
+                    started = 0
+                    if room > 0:
+                        binding = self._reader._bound()
+                        packets = self._waiting()
+                        try:
+                            for packet in packets:
+                                task = _start(loop, self._decide(handler, packet, binding))
+                                if task.done():
+                                    ended(task)
+                                else:
+                                    tasks.add(task)
+                                    task.add_done_callback(ended)
+                                started += 1
+                                if started >= room or errors or not may_go_on():
+                                    break
+                        finally:
+                            packets.close()
+                    if started:
+                        await asyncio.sleep(0)
+                    elif room > 0:
+                        await self._readable()
+                    else:
+                        await self._woken()
+                while tasks and not errors:  # `stop` lets them finish
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            finally:
+                self._reader.in_tasks = False
+                self._cancelling = True
+                for task in tasks:
+                    task.cancel()
+                if tasks:
+                    await asyncio.gather(*tasks, return_exceptions=True)
         if errors:
             raise errors[0]
 
-    async def _decide(self, handler: Callable[[Packet], Any], packet: Packet) -> None:
+    async def _decide(self, handler: Callable[[Packet], Any], packet: Packet, binding: QueueBinding) -> None:
         try:
             await handler(packet)
-        except Exception:
+        except (Exception, asyncio.CancelledError) as error:
+            if self._cancelling:
+                raise
+            if binding.finished and isinstance(error, (ClosedError, AlreadyDecidedError)):
+                return  # closed while the handler was at work
             if self._reader._on_error == "raise":
                 raise
             self._reader._handler_failed(packet)
@@ -313,7 +351,11 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
 
     def _flush_soon(self) -> bool:
         """Whether a verdict on a pending packet can wait for others: till the loop has been through once."""
-        if self._loop is None or self._thread != threading.get_ident() or self._loop.is_closed():
+        try:
+            # In a task of this loop, which goes on with what is scheduled when the task waits; not in a signal handler.
+            if asyncio.get_running_loop() is not self._loop or asyncio.current_task() is None:
+                return False
+        except RuntimeError:  # no loop runs in this thread
             return False
         if not self._flushing:
             self._flushing = True

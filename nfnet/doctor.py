@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,8 +35,11 @@ def examine(netns: Netns | None = None) -> Iterator[Finding]:
     yield _privilege()
     try:
         sock = call_in(netns, NetlinkSocket)
-    except NfnetError as error:
+    except NotSupportedError as error:
         yield Finding("failure", str(error), "load the module nfnetlink, or use a kernel with CONFIG_NETFILTER_NETLINK")
+        return
+    except NfnetError as error:
+        yield Finding("failure", str(error))
         return
     try:
         yield from _queue_support(sock)
@@ -188,7 +190,8 @@ def _fed_queues() -> dict[int, bool]:
 
 def process(port_id: int) -> str:
     """The process that has a netlink port, as far as one can tell: the first socket of a process has its id."""
-    path = f"/proc/{port_id}/comm"
-    if not os.path.exists(path):
+    try:
+        name = Path(f"/proc/{port_id}/comm").read_bytes().decode("utf-8", "backslashreplace").strip()
+    except OSError:
         return f"the socket with port {port_id}"
-    return f"{Path(path).read_text().strip()} (process {port_id})"
+    return f"{name} (process {port_id})"

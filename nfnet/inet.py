@@ -23,6 +23,7 @@ _ICMP, _TCP, _UDP, _ICMPV6 = 1, 6, 17, 58
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION = 0, 43, 44, 60  # IPv6 extension headers
 _EXTENSIONS = frozenset((_HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION))
 _IPV4_FRAGMENT = 0x3FFF  # "more fragments" and the fragment offset
+_HOME_ADDRESS = 201  # a destination option, under which it covers another source
 _SOURCE_ROUTES = (131, 137)  # IPv4 options under which the checksum covers another destination than the header's
 # What may go to another address although nothing here mends it: addresses are in no checksum of theirs.
 _WITHOUT_ADDRESSES = frozenset((2, 4, 41, 47, 50, 132))  # IGMP, IPv4, IPv6, GRE, ESP, SCTP
@@ -201,7 +202,9 @@ def _upper(packet: bytes) -> _Upper | None:
             field = packet[header + 2] << 8 | packet[header + 3]
             fragment, beginning = field & 0xFFF9, not field & 0xFFF8
         elif protocol == _ROUTING:
-            rerouted = packet[header + 3] != 0  # segments left
+            rerouted |= packet[header + 3] != 0  # segments left
+        elif protocol == _DESTINATION:
+            rerouted |= _has_home_address(packet[header + 2 : header + size])
         protocol, header = packet[header], header + size
     return _Upper(protocol, header, fragment, beginning, rerouted, len(packet) >= header)
 
@@ -212,6 +215,15 @@ def _is_source_routed(options: bytes) -> bool:
         if options[place] in _SOURCE_ROUTES:
             return True
         place += 1 if options[place] == 1 else max(options[place + 1] if place + 1 < len(options) else 2, 2)
+    return False
+
+
+def _has_home_address(options: bytes) -> bool:
+    place = 0
+    while place < len(options):
+        if options[place] == _HOME_ADDRESS:
+            return True
+        place += 1 if options[place] == 0 else 2 + (options[place + 1] if place + 1 < len(options) else 0)
     return False
 
 
@@ -313,7 +325,12 @@ def transport(packet: bytes) -> Transport | None:
 def get_data(packet: bytes) -> bytes | None:
     """What TCP or UDP carries in an IP packet; None if that is not what it is."""
     where = transport(packet)
-    return None if where is None else packet[where.data : _end(packet)]
+    if where is None:
+        return None
+    end = _end(packet)
+    if where.protocol == _UDP and (length := int.from_bytes(packet[where.header + 4 : where.header + 6], "big")):
+        end = min(end, where.header + length)
+    return packet[where.data : end]
 
 
 def _end(packet: bytes) -> int:
@@ -415,7 +432,7 @@ def rewrite(
         if upper.rerouted and changed:
             raise ArgumentError("a packet that is routed by its own header cannot be given a checksum")
         if changed:
-            _set_checksum(new, number, header)
+            _set_checksum(new, number, header, data is not None)
     _finish_ip(new)
     return bytes(new)
 
@@ -456,21 +473,26 @@ def _finish_ip(packet: bytearray) -> None:
         packet[4:6] = (len(packet) - 40).to_bytes(2, "big")
 
 
-def _set_checksum(packet: bytearray, number: int, header: int) -> None:
+def _set_checksum(packet: bytearray, number: int, header: int, resized: bool) -> None:
     """The checksum of the transport layer, and UDP's length."""
     size = len(packet) - header
     if number == _UDP:
+        said = int.from_bytes(packet[header + 4 : header + 6], "big")
+        if not resized and _SIZES[_UDP] <= said < size:
+            size = said  # what is behind it is not UDP's, and stays as it is
         packet[header + 4 : header + 6] = size.to_bytes(2, "big")
     place = header + _CHECKSUM[number]
     packet[place : place + 2] = b"\0\0"
     pseudo_header = b"" if number == _ICMP else _addresses(packet) + size.to_bytes(4, "big") + number.to_bytes(4, "big")
-    _put_checksum(packet, number, place, checksum(pseudo_header + bytes(packet[header:])))
+    _put_checksum(packet, number, place, checksum(pseudo_header + bytes(packet[header : header + size])))
 
 
 def _adjust_checksum(packet: bytearray, number: int, header: int, old: bytes) -> None:
     """The checksum of a first fragment, from what changed (RFC 1624): the rest of what it covers is elsewhere."""
-    if number not in _CHECKSUM:
+    if number not in _CHECKSUM or _addresses(packet) + bytes(packet[header : header + _SIZES[number]]) == old:
         return
+    if len(packet) < header + _SIZES[number]:
+        raise ArgumentError("the fragment has not the whole header that holds the checksum")
     place = header + _CHECKSUM[number]
     before = int.from_bytes(packet[place : place + 2], "big")
     if number == _UDP and not before:

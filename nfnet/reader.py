@@ -274,7 +274,7 @@ class Reader(ABC, Generic[B]):
     def _owner(self) -> str:
         """Who has it, where this process may know."""
         row = self._row()
-        return "" if row is None else f": that with netlink port id {row.port_id}, which as a rule is its process id"
+        return "" if row is None else f": the one with netlink port id {row.port_id}"
 
     _proc_file: str  # in /proc/net/netfilter, and the name of the kernel's module
 

@@ -32,12 +32,19 @@ def build(packet: Any) -> bytes:
     """The bytes of a packet of scapy's, with lengths and checksums computed anew, whatever they were."""
     copy = packet.copy()
     layer = copy
-    while layer:
+    # What an error of ICMP quotes is not ours to mend, nor what is in a fragment: its checksum covers all of them.
+    while layer and not layer.name.endswith("in ICMP") and not layer.name.endswith("in ICMPv6"):
         for name in _COMPUTED:
             if layer.fields.get(name) is not None and _is_computed(layer, name):
                 layer.delfieldval(name)
+        if layer.name == "IPv6 Extension Header - Fragmentation header" or _is_fragment(layer):
+            break
         layer = layer.payload
     return bytes(copy)
+
+
+def _is_fragment(layer: Any) -> bool:
+    return layer.name == "IP" and bool(layer.frag or layer.flags & 1)
 
 
 def _is_computed(layer: Any, name: str) -> bool:

@@ -138,29 +138,34 @@ class Verdicts:
 
     def settle(self, waiting: int = 0) -> None:
         """Send what was collected; what else is at hand is pending from now on, but for the last ``waiting``."""
+        self._settle(waiting)
+
+    def _settle(self, waiting: int = 0, *, final: bool = False) -> None:
         with self._lock:
             self._send_decided()
             # What a signal handler decides from here on waits until the lists are in order again.
             sending, self._sending = self._sending, True
             try:
-                self._make_pending(len(self.at_hand) - waiting)
+                self._make_pending(len(self.at_hand) - waiting, final)
             finally:
                 self._sending = sending
             self._send_decided()
 
-    def _make_pending(self, count: int) -> None:
-        for packet in self.at_hand[:count]:
+    def _make_pending(self, count: int, final: bool) -> None:
+        new = self.at_hand[:count]
+        for packet in new:
             packet._decide = self.decide_now
             self.pending[packet] = None
         del self.at_hand[:count]
         # Decisions on the way to `decide_now`, in another thread, or stopped there by an exception. There may be many
         # pending ones: a look at all of them has to be paid for by as many new packets.
         self._unseen += count + 1
-        if self._unseen > len(self.pending) or self.closed:
+        if self._unseen > len(self.pending) or final:
             self._unseen = 0
-            for packet in self.pending:
-                if packet._decision is not None and packet not in self.decided:
-                    self.decided.append(packet)
+            new = list(self.pending)
+        for packet in new:
+            if packet._decision is not None and packet not in self.decided:
+                self.decided.append(packet)
 
     def defer(self, packet: Packet) -> None:
         """The handler has returned and left the packet undecided: it is pending from now on."""
@@ -192,7 +197,7 @@ class Verdicts:
         """Send what was collected; later verdicts raise ClosedError."""
         with self._lock:
             try:
-                self.settle()
+                self._settle(final=True)
             finally:
                 self.closed = True
 
@@ -200,6 +205,7 @@ class Verdicts:
         """In a child that has the queue too: its parent sends what was collected, and gives verdicts of its own."""
         self._lock = threading.RLock()  # who held the other one is not here
         self._sending = False
+        self.may_wait = _never
         self.decided.clear()
         for packet in (*self.at_hand, *self.pending):
             packet._decide = self.decide_now

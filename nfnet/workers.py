@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -23,7 +22,6 @@ _GIVE_UP = 5  # times in a row that a worker may end
 _QUICKLY = 1.0  # in so many seconds after it began
 _PATIENCE = 5.0  # seconds for a worker to end when it is asked to
 _REPORT_EVERY = 0.5  # seconds
-_PR_SET_PDEATHSIG = 1
 
 # All counters but `refused`, which is no number.
 _NAMES = tuple(name for name in QueueCounters._fields if name != "refused")
@@ -77,8 +75,12 @@ class Workers:
         self._stopping.clear()
         self._wake_read, self._wake_write = os.pipe()
         self._workers = [_Worker(self._handler, share, self._options) for share in self._shares]
-        for worker in self._workers:
-            worker.start()
+        try:
+            for worker in self._workers:
+                worker.start()
+        except BaseException:
+            self.close()
+            raise
 
     def wait(self) -> None:
         """Start anew what ends, until `stop`. Raises NfnetError if a worker keeps ending as soon as it begins."""
@@ -173,16 +175,25 @@ class _Worker:
         self._now = RawArray(c_uint64, len(_NAMES))
         self._before = [0] * len(_NAMES)
         self._quick = 0
+        self._parent = os.getpid()
+        self._process: Any = None
         self.restarts = 0
 
     def start(self) -> None:
         self._began = time.monotonic()
-        self._process = self._context.Process(target=self._work, name=f"nfnet-queue-{self._numbers[0]}")
-        self._process.start()
+        process = self._context.Process(target=self._work, name=f"nfnet-queue-{self._numbers[0]}")
+        # A signal that comes before the child has handlers of its own would be for the parent's.
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._process = process
 
     @property
     def sentinel(self) -> int:
-        return self._process.sentinel
+        return int(self._process.sentinel)
 
     def count(self, name: str) -> int:
         place = _NAMES.index(name)
@@ -203,10 +214,12 @@ class _Worker:
         self.start()
 
     def ask_to_end(self) -> None:
-        if self._process.is_alive():
+        if self._process is not None and self._process.is_alive():
             self._process.terminate()
 
     def end(self) -> None:
+        if self._process is None:
+            return
         self._process.join(_PATIENCE)
         if self._process.is_alive():
             _log.warning("the worker of queue %d did not end when asked to, and was killed", self._numbers[0])
@@ -216,9 +229,7 @@ class _Worker:
     # --- in the process
 
     def _work(self) -> None:
-        parent = os.getppid()
-        # If the parent is killed the worker must not go on: nobody would ever end it.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        parent = self._parent
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent sees to it
         queues = [Queue(number, **self._options) for number in self._numbers]
 
@@ -230,10 +241,11 @@ class _Worker:
                 queue.stop()
 
         signal.signal(signal.SIGTERM, stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
         if os.getppid() != parent:
             return
         done = threading.Event()
-        reporter = threading.Thread(target=self._report_now_and_then, args=(queues, done), daemon=True)
+        reporter = threading.Thread(target=self._report_now_and_then, args=(queues, done, parent), daemon=True)
         reporter.start()
         try:
             for queue in queues:
@@ -269,9 +281,17 @@ class _Worker:
         if errors:
             raise errors[0]
 
-    def _report_now_and_then(self, queues: list[Queue], done: threading.Event) -> None:
+    def _report_now_and_then(self, queues: list[Queue], done: threading.Event, parent: int) -> None:
+        deadline = None
         while not done.wait(_REPORT_EVERY):
             self._report(queues)
+            # If the parent is killed the worker must not go on: nobody would ever end it.
+            if os.getppid() != parent:
+                if deadline is None:
+                    deadline = time.monotonic() + _PATIENCE
+                    os.kill(os.getpid(), signal.SIGTERM)
+                elif time.monotonic() > deadline:  # the handler does not come to an end
+                    os._exit(1)
 
     def _report(self, queues: list[Queue]) -> None:
         counters = [queue.counters for queue in queues if queue._last_binding is not None]
@@ -280,5 +300,5 @@ class _Worker:
 
 def _why(status: int | None) -> str:
     if status is not None and status < 0:
-        return f"killed by {signal.Signals(-status).name}"
+        return f"killed by signal {-status} ({signal.strsignal(-status)})"
     return f"with status {status}"

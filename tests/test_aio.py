@@ -294,6 +294,155 @@ def test_close_ends_a_run_elsewhere() -> None:
     asyncio.run(asyncio.wait_for(main(), TIMEOUT))
 
 
+def test_a_second_run_is_refused_and_does_no_harm() -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(3)
+        go = asyncio.Event()
+
+        async def handler(packet: Packet) -> None:
+            await go.wait()
+            packet.accept()
+
+        async with AsyncQueue(1, transport=kernel, undecided="drop") as queue:
+            task = asyncio.ensure_future(queue.run(handler, concurrency=1))
+            while not queue.pending:
+                await asyncio.sleep(0)
+            for second in (handler, print):
+                with pytest.raises(nfnet.BusyReadingError):
+                    await queue.run(second)
+            with pytest.raises(nfnet.BusyReadingError):
+                await anext(aiter(queue))
+            go.set()
+            while len(kernel.judged) < 3:
+                await asyncio.sleep(0)
+            queue.stop()
+            await task
+        assert words(kernel) == [(1, 1), (2, 1), (3, 1)]
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+@pytest.mark.parametrize("kind", ["plain", "async", "iteration"])
+def test_stop_ends_before_the_next_packet_and_the_next_run_goes_on(kind: str) -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(5)
+        seen: list[int] = []
+
+        def plain(packet: Packet) -> None:
+            seen.append(packet.id)
+            packet.accept()
+            if len(seen) in (2, 5):
+                queue.stop()
+
+        async def handler(packet: Packet) -> None:
+            await asyncio.sleep(0)
+            plain(packet)
+
+        async with AsyncQueue(1, transport=kernel) as queue:
+            for expected in (2, 5):
+                if kind == "plain":
+                    await queue.run(plain)
+                elif kind == "async":
+                    await queue.run(handler, concurrency=1)
+                else:
+                    async for packet in queue:
+                        plain(packet)
+                assert len(seen) == expected
+        assert words(kernel) == [(number, 1) for number in range(1, 6)]
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_a_run_does_not_go_on_with_another_binding() -> None:
+    async def main() -> None:
+        queue = AsyncQueue(1, transport=FakeKernel())
+        await queue.open()
+        task = asyncio.ensure_future(queue.run(lambda packet: packet.drop()))
+        await asyncio.sleep(0.01)
+        await queue.close()
+        kernel = queue._reader._given_transport = FakeKernel()
+        await queue.open()
+        kernel.feed()
+        await asyncio.wait_for(task, TIMEOUT)
+        assert not kernel.judged
+        await queue.close()
+
+    asyncio.run(main())
+
+
+def test_closing_while_tasks_hold_packets_ends_the_run() -> None:
+    async def main(**options: Any) -> None:
+        kernel = FakeKernel()
+        kernel.feed(2)
+        go = asyncio.Event()
+
+        async def handler(packet: Packet) -> None:
+            await go.wait()
+            packet.accept()
+
+        async with AsyncQueue(1, transport=kernel, **options) as queue:
+            task = asyncio.ensure_future(queue.run(handler))
+            while len(queue.pending) < 2:
+                await asyncio.sleep(0)
+            await queue.close()
+            go.set()
+            await task
+
+    for options in ({}, {"undecided": "drop"}, {"on_error": "accept"}):
+        asyncio.run(asyncio.wait_for(main(**options), TIMEOUT))
+
+
+def test_a_handler_that_is_cancelled_from_within() -> None:
+    async def main(policy: str) -> None:
+        kernel = FakeKernel()
+        kernel.feed()
+
+        async def handler(packet: Packet) -> None:
+            future = asyncio.get_running_loop().create_future()
+            future.cancel()
+            queue.stop()
+            await future
+
+        async with AsyncQueue(1, transport=kernel, on_error=policy) as queue:
+            if policy == "raise":
+                with pytest.raises(asyncio.CancelledError):
+                    await queue.run(handler)
+            else:
+                await queue.run(handler)
+                await asyncio.sleep(0)
+                assert words(kernel) == [(1, 0)]
+
+    for policy in ("raise", "drop"):
+        asyncio.run(main(policy))
+
+
+def test_verdicts_outside_of_tasks_leave_at_once() -> None:
+    kernel = FakeKernel()
+    kernel.feed(3)
+    loop = asyncio.new_event_loop()
+    queue = AsyncQueue(1, transport=kernel)
+    kept: list[Packet] = []
+
+    async def take() -> None:
+        await queue.open()
+        await queue.run(lambda packet: (kept.append(packet), len(kept) == 3 and queue.stop()))
+
+    loop.run_until_complete(take())
+    kept[0].accept()
+    assert words(kernel) == [(1, 1)], "no loop runs"
+
+    async def idle() -> None:
+        loop.call_soon(kept[1].accept)
+        await asyncio.sleep(0.01)
+        assert words(kernel) == [(1, 1), (2, 1)]
+
+    loop.run_until_complete(idle())
+    loop.run_until_complete(queue.close())
+    loop.close()
+
+
 def test_verdict_from_another_thread() -> None:
     async def main() -> None:
         kernel = FakeKernel()

@@ -136,6 +136,36 @@ def test_flow_of_a_packet_that_ends_behind_its_ports() -> None:
     assert inet.udp(packet[:27]) is None
 
 
+def test_tiny_first_fragments_keep_their_size() -> None:
+    for packet in (ipv4(6, b"", fragment=0x2000)[:28], ipv6(6, b"", bytes([6, 0, 0, 1]) + bytes(4), first=44)[:56]):
+        packet = (
+            packet[:2] + (28).to_bytes(2, "big") + packet[4:]
+            if packet[0] >> 4 == 4
+            else (packet[:4] + (16).to_bytes(2, "big") + packet[6:])
+        )
+        assert len(inet.rewrite(packet, ttl=9)) == len(packet)
+        with pytest.raises(ArgumentError, match="whole header"):
+            inet.rewrite(packet, source="10.0.0.9" if packet[0] >> 4 == 4 else "fd00::9")
+
+
+def test_what_follows_a_udp_datagram_is_not_its() -> None:
+    packet = bytearray(ipv4(17, b"abcdSURP"))
+    packet[24:26] = (12).to_bytes(2, "big")
+    assert inet.get_data(bytes(packet)) == b"abcd"
+    new = inet.rewrite(bytes(packet), source_port=5)
+    assert inet.udp(new) == (5, 2000, b"abcd")
+    assert new.endswith(b"SURP")
+    body = new[20:32]
+    assert plain_sum(new[12:20] + struct.pack("!II", 12, 17) + body) == 0xFFFF
+
+
+def test_home_addresses_are_in_checksums() -> None:
+    option = bytes([17, 2, 1, 2, 0, 0, 201, 16]) + bytes(16)
+    packet = ipv6(17, b"abc", option, first=60)
+    with pytest.raises(ArgumentError, match="routed by its own header"):
+        inet.rewrite(packet, data=b"x")
+
+
 @given(st.binary(max_size=90), st.integers(0, 90))
 def test_any_bytes_are_read_or_refused(noise: bytes, place: int) -> None:
     for good in (ipv4(6, b"abcdef"), ipv6(17, b"abcdef")):

@@ -811,3 +811,27 @@ def test_a_forked_child_has_no_part_in_the_queue() -> None:
             os._exit(len(kernel.sent) != sent)
         assert os.waitpid(pid, 0)[1] == 0
         assert queue.process(lambda packet: packet.accept()) == 1
+
+
+def test_an_interrupted_verdict_is_not_lost_behind_pending_packets() -> None:
+    """The decision is made, and the signal comes before it is on its way."""
+    kernel = FakeKernel()
+    kernel.feed(12)
+    queue = opened(kernel)
+    kept: list[Packet] = []
+
+    def handler(packet: Packet) -> None:
+        if packet.id < 11:
+            kept.append(packet)
+        elif packet.id == 11:
+            packet._decision = nfnet.packet.ACCEPT
+            raise KeyboardInterrupt
+        else:
+            packet.accept()
+
+    with pytest.raises(KeyboardInterrupt):
+        queue.process(handler)
+    assert 11 not in kernel.queued
+    kept[0]._decision = nfnet.packet.ACCEPT  # likewise, while no loop runs
+    queue.close()
+    assert sorted(verdicts(kernel)) == [(1, 1), (11, 1)]

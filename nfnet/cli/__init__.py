@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor does the interpreter complain at its end
         return 1
+    except KeyboardInterrupt:
+        return 130  # as shells have it; commands that run on end by themselves
     except (NfnetError, OSError) as error:
         if options.debug:
             raise

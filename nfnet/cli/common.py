@@ -69,6 +69,8 @@ def rule_words(text: str) -> dict[str, Any]:
         if not equals or name not in (*WORDS, *_NUMBERS, *_OTHERS):
             known = ", ".join((*WORDS, *_NUMBERS, *_OTHERS))
             raise argparse.ArgumentTypeError(f"{word!r} is not name=value with one of the names {known}")
+        if name in found:
+            raise argparse.ArgumentTypeError(f"{name} is there twice")
         if name in _NUMBERS:
             found[name] = number(-0x80000000)(value)
         elif name == "state":
@@ -76,7 +78,7 @@ def rule_words(text: str) -> dict[str, Any]:
         else:
             found[name] = int(value) if name == "uid" and value.isdecimal() else value
     try:
-        rules.queue(0, **found)
+        rules.log(0, **found)
     except (ArgumentError, TypeError) as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return found

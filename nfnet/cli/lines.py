@@ -24,10 +24,13 @@ def _when(message: Packet | LogMessage) -> float:
     return message.timestamp or time.time()
 
 
-def line(message: Packet | LogMessage, note: str = "") -> str:
-    """What a person reads, as tcpdump might put it."""
-    moment = datetime.datetime.fromtimestamp(_when(message)).strftime("%H:%M:%S.%f")
-    way = f"{message.indev_name or message.indev or '-'} > {message.outdev_name or message.outdev or '-'}"
+def line(message: Packet | LogMessage, note: str = "", *, recorded: bool = False) -> str:
+    """What a person reads, as tcpdump might put it; one from a recording has the time that it says, or none."""
+    if recorded and message.timestamp is None:
+        moment = "--:--:--"
+    else:
+        moment = datetime.datetime.fromtimestamp(_when(message)).strftime("%H:%M:%S.%f")
+    way = printable(f"{message.indev_name or message.indev or '-'} > {message.outdev_name or message.outdev or '-'}")
     words = [moment, way, contents(message.payload)]
     if isinstance(message, LogMessage) and message.prefix:
         words.insert(1, printable(message.prefix.rstrip(" :")) + ":")
@@ -57,18 +60,17 @@ def contents(payload: bytes) -> str:
     return f"{text} {ip.length} bytes{' (fragment)' if ip.fragment else ''}"
 
 
-def ecs(message: Packet | LogMessage, **more: Any) -> str:
+def ecs(message: Packet | LogMessage, *, recorded: bool = False, **more: Any) -> str:
     """One line of JSON."""
     ip, flow = inet.ip(message.payload), inet.flow(message.payload)
-    moment = datetime.datetime.fromtimestamp(_when(message), datetime.timezone.utc)
-    found: dict[str, Any] = {"@timestamp": moment.isoformat().replace("+00:00", "Z")}
+    found: dict[str, Any] = {}
+    if not recorded or message.timestamp is not None:
+        moment = datetime.datetime.fromtimestamp(_when(message), datetime.timezone.utc)
+        found["@timestamp"] = moment.isoformat().replace("+00:00", "Z")
     if ip is not None and flow is not None:
         found["source"] = _present(ip=ip.source, port=flow.source_port, mac=_mac(message.hwaddr))
         found["destination"] = _present(ip=ip.destination, port=flow.destination_port)
-        try:
-            transport = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 132: "sctp"}.get(ip.protocol)
-        except KeyError:
-            transport = None
+        transport = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 132: "sctp"}.get(ip.protocol)
         found["network"] = _present(
             type=f"ipv{ip.version}", transport=transport, iana_number=str(ip.protocol), bytes=ip.length
         )
@@ -90,7 +92,7 @@ def ecs(message: Packet | LogMessage, **more: Any) -> str:
 def _interface(message: Packet | LogMessage, which: str) -> dict[str, Any] | None:
     index = getattr(message, which)
     name = getattr(message, f"{which}_name")
-    return None if index is None else {"interface": _present(id=str(index), name=name)}
+    return None if index is None else {"interface": _present(id=str(index), name=name and printable(name))}
 
 
 def _mac(address: bytes | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sqlite3
 import time
 from typing import Any
@@ -67,13 +68,15 @@ def _run(options: argparse.Namespace) -> int:
 
             stack.callback(serve(options.metrics, log, address=options.metrics_address))
         stack.enter_context(common.until_told(sinks.stop))
-        while not sinks.stopped:
-            if not log.process(sinks.take):
-                sinks.flush()
-                common.wait_readable(log, None)
-        sinks.flush()
-        counters = log.counters
-        common.say(f"{sinks.seen} messages" + (f", {counters.lost} lost" if counters.lost else ""))
+        try:
+            while not sinks.stopped:
+                if not log.process(sinks.take):
+                    sinks.flush()
+                    common.wait_readable(log, None)
+        finally:
+            sinks.flush()
+        lost = log.counters.lost
+        common.say(f"{sinks.seen} message{'' if sinks.seen == 1 else 's'}" + (f", {lost} lost" if lost else ""))
     return 0
 
 
@@ -91,6 +94,8 @@ class _Sinks:
             self._writer = Writer(options.write, LinkType.NFLOG)
             stack.callback(self._writer.close)
         if options.sqlite is not None:
+            with contextlib.suppress(OSError):  # sqlite says what is wrong
+                os.close(os.open(options.sqlite, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))  # may hold secrets
             try:
                 self._database = sqlite3.connect(options.sqlite)
                 stack.callback(self._database.close)
@@ -107,9 +112,6 @@ class _Sinks:
         self.seen += 1
         if self._options.count is not None and self.seen >= self._options.count:
             self.stopped = True
-        if not self._options.quiet:
-            text = lines.ecs(message, group=self._options.group) if self._options.json else lines.line(message)
-            print(text, flush=True)
         if self._writer is not None:
             moment = message.timestamp_ns or time.time_ns()
             self._writer.write(moment, message.raw[HEADER_SIZE:])
@@ -117,6 +119,9 @@ class _Sinks:
             self._rows.append(_row(self._options.group, message))
             if len(self._rows) >= _BATCH:
                 self.flush()
+        if not self._options.quiet:  # last: whoever reads it may be gone
+            text = lines.ecs(message, group=self._options.group) if self._options.json else lines.line(message)
+            print(text, flush=True)
 
     def flush(self) -> None:
         """Nothing comes for a while: let it be on the disk."""

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import heapq
 import importlib
+import inspect
 import ipaddress
 import itertools
 import random
@@ -36,6 +37,9 @@ chooses, a nfnet.Packet, and gives it its verdict.
 exit status: 0 when it was told to stop, or after --count packets; 1 if the
 kernel refuses, or the handler raised; 2 for wrong arguments
 """
+
+
+_LAST_ROUNDS = 20  # of up to 512 packets
 
 
 def add_to(commands: Any) -> None:
@@ -87,8 +91,7 @@ def _run(options: argparse.Namespace) -> int:
         try:
             decider.run(queue)
         finally:
-            decider.finish()
-            queue.flush()
+            decider.finish(queue)
             common.say(_summary(queue))
     return 0
 
@@ -114,10 +117,25 @@ class _Decider:
             while self._waiting and self._waiting[0][0] <= time.monotonic():
                 self._decide(heapq.heappop(self._waiting)[2])
 
-    def finish(self) -> None:
-        """Decide what still waits."""
+    def finish(self, queue: Queue) -> None:
+        """Whatever ended it, what still waits is decided, without showing it; a handler is not asked any more."""
+        self._stopped = True
+        self._handler = None
+        self._options.quiet = True
         while self._waiting:
             self._decide(heapq.heappop(self._waiting)[2])
+        for _ in range(_LAST_ROUNDS):  # what was read, or waits to be; but not for ever
+            if not queue.process(self._decide_unseen):
+                break
+        for packet in queue.pending:
+            self._decide_unseen(packet)
+        queue.flush()
+
+    def _decide_unseen(self, packet: Packet) -> None:
+        if self._is_chosen(packet):
+            self._decide(packet)
+        else:
+            packet.accept()
 
     def _take(self, packet: Packet) -> None:
         options = self._options
@@ -174,7 +192,7 @@ class _Decider:
 
 def _summary(queue: Queue) -> str:
     c = queue.counters
-    text = f"{c.received} packets: {c.accepted} accepted, {c.dropped} dropped"
+    text = f"{c.received} packet{'' if c.received == 1 else 's'}: {c.accepted} accepted, {c.dropped} dropped"
     for name, count in (("repeated", c.repeated), ("requeued", c.requeued), ("pending", c.pending), ("lost", c.lost)):
         text += f", {count} {name}" if count else ""
     return text
@@ -200,21 +218,25 @@ def _load(module: str, function: str) -> Callable[[Packet], object]:
     if not callable(handler):
         raise ArgumentError(f"--handler: there is no function {function!r} in {module!r} ({found.__file__})")
 
+    if inspect.iscoroutinefunction(handler):
+        raise ArgumentError(f"--handler: {module}:{function} is async, and must be a plain function")
+
     def call(packet: Packet) -> object:
         try:
             return handler(packet)
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
-            raise NfnetError(f"the handler {module}:{function} raised {what} on packet {packet.id}") from error
+            raise NfnetError(f"the handler {module}:{function} failed on packet {packet.id}: {what}") from error
 
     return call
 
 
 def _protocol(text: str) -> int:
     try:
-        return lines.protocol_number(text)
+        number = lines.protocol_number(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    return common.number(0, 255)(str(number))
 
 
 def _network(text: str) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..log import Log
+from ..log import Log, LogMessage
+from ..packet import Packet
 from ..queue import Queue
 from ..replay import Replay
 from . import common, lines
@@ -24,7 +25,8 @@ refuses, or the file cannot be written; 2 for wrong arguments
 
 _REPLAY = """\
 Shows the packets or messages of a recording, a line each: what nfnet record,
-an nlmon device, tcpdump -i nflog or a capture of bare IP packets holds.
+an nlmon device, tcpdump -i nflog or a capture of bare IP packets holds. The
+time is that of the packet's arrival, where the kernel said it.
 
     nfnet replay session.pcapng
     nfnet replay session.pcapng --queue 1 --json --realtime
@@ -95,13 +97,26 @@ def _replay(options: argparse.Namespace) -> int:
     if queue is None and group is None:
         queue, group = Replay(options.file).first()
     replay = Replay(options.file, realtime=options.realtime)
+    seen = 0
     if group is not None:
         with Log(group, transport=replay) as log, common.until_told(log.stop):
             for message in log:
-                print(lines.ecs(message, group=group) if options.json else lines.line(message), flush=True)
-        return 0
+                print(_text(message, options.json, group=group), flush=True)
+                seen += 1
+        return _found(seen, f"log group {group}", options.file)
     with Queue(queue or 0, transport=replay) as reader, common.until_told(reader.stop):
         for packet in reader:
-            print(lines.ecs(packet, queue=queue) if options.json else lines.line(packet), flush=True)
+            print(_text(packet, options.json, queue=queue), flush=True)
+            seen += 1
             packet.accept()
-    return 0
+    return _found(seen, f"queue {queue}", options.file)
+
+
+def _text(item: Packet | LogMessage, json: bool, **number: int | None) -> str:
+    return lines.ecs(item, recorded=True, **number) if json else lines.line(item, recorded=True)
+
+
+def _found(count: int, what: str, file: str) -> int:
+    if not count:
+        common.say(f"nfnet replay: nothing of {what} in {file}")
+    return 0 if count else 1

@@ -321,8 +321,9 @@ class NetfilterQueue:
                 raise _os_error(f"Failed to bind family {af}. Are you root?", error) from error
         return self
 
-    def __del__(self) -> None:
-        if getattr(self, "_transport", None) is None:
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At the interpreter's end the modules are empty, and the process's end unbinds.
+        if _is_finalizing() or getattr(self, "_transport", None) is None:
             return
         try:
             if self._process == os.getpid():  # else a child would take the queue away from its parent

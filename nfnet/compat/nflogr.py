@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 import threading
 import weakref
 from collections import deque
@@ -259,8 +260,9 @@ class Nflog:
         self._close_poll()
         self._open_poll()
 
-    def __del__(self) -> None:
-        if "_shown" not in self.__dict__:  # __init__ failed
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At the interpreter's end the modules are empty, and the process's end unbinds.
+        if _is_finalizing() or "_shown" not in self.__dict__:  # or __init__ failed
             return
         try:
             if self._process == os.getpid():  # else a child would take the group away from its parent

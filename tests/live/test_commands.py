@@ -100,7 +100,7 @@ def test_queue_delays_and_loses(way: Way) -> None:
         output, errors = process.stdout.readline() if process.stdout else "", ""
         assert output.endswith("lost\n")
         _, errors = finish(process)
-    assert errors == "1 packets: 0 accepted, 1 dropped\n"
+    assert errors == "1 packet: 0 accepted, 1 dropped\n"
 
 
 def test_queue_with_a_handler_and_a_mark(way: Way, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_queue_with_a_handler_and_a_mark(way: Way, tmp_path: Path) -> None:
         way.send(b"raise")
         _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
-    assert "nfnet queue: the handler decider:decide raised ValueError: no on packet 2\n" in errors
+    assert "nfnet queue: the handler decider:decide failed on packet 2: ValueError: no\n" in errors
     assert "Traceback" not in errors
 
 
