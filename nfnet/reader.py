@@ -214,6 +214,8 @@ class Reader(ABC, Generic[B]):
                 self._stopping = False
                 self._waiter.reset()
             self._binding = self._last_binding = binding
+            if getattr(binding.transport, "kept", False):  # came before the answer to the request
+                self._waiter.wake()
         except BaseException:
             self._binding = None
             binding.release()

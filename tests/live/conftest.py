@@ -181,8 +181,8 @@ def collect(queue: Queue, count: int) -> list[Packet]:
     while len(packets) < count:
         left = deadline - time.monotonic()
         assert left > 0, f"{len(packets)} of {count} packets came"
-        select.select([queue], [], [], left)
-        queue.process(packets.append)
+        if not queue.process(packets.append):
+            select.select([queue], [], [], left)
     return packets
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -154,7 +155,7 @@ def test_log_shows_stores_and_writes(way: Way, tmp_path: Path) -> None:
     assert " said: to-client > to-server UDP 10.81.1.1." in first
     assert second.endswith("> 10.81.2.2.7000 31 bytes")
     assert errors.startswith("2 messages")
-    with sqlite3.connect(database) as connection:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
         rows = connection.execute("SELECT prefix, indev, protocol, source, destination_port FROM messages").fetchall()
     assert rows == [("said: ", "to-client", 17, "10.81.1.1", 7000)] * 2
     with nfnet.Log(5, transport=nfnet.replay(capture)) as log:
