@@ -21,7 +21,7 @@ record, nlmon, Wireshark), a file with the bytes of a datagram, or hexadecimal
 digits.
 
     nfnet decode session.pcapng
-    nfnet decode 1c00000002030500...
+    nfnet decode 1c000000020305000100000000000000000000010800010001000000
 
 exit status: 0; 1 for bytes that are no such messages
 """

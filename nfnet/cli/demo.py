@@ -56,8 +56,9 @@ with nfnet.rules.queue(1, hook="output", protocol="udp", destination_port=7777, 
 
 
 EPILOG = """\
-Makes two network namespaces of its own, sends a few packets from one to the other, and shows what a short handler
-does with them. Needs no privileges where users may make namespaces, and touches nothing outside of them. Where that is
+Makes two network namespaces of its own, sends a few packets from one to the
+other, and shows what a short handler does with them. Needs no privileges where
+users may make namespaces, and touches nothing outside of them. Where that is
 not allowed it says what is missing and replays a recording.
 
 exit status: 0 if all went as it should, 1 if not

@@ -29,7 +29,7 @@ def add_to(commands: Any) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=("list", "clean"))
+    parser.add_argument("what", choices=("list", "clean"), metavar="list|clean")
     parser.add_argument("--netns", metavar="NAME", help="name, path or process id of another network namespace")
     parser.set_defaults(run=_run)
 
