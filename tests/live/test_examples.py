@@ -62,7 +62,6 @@ def example(
 
 def test_all_are_tested() -> None:
     assert {path.stem for path in EXAMPLES.rglob("*.py")} == {*TESTED, "dns_answers", "guard"}
-    assert (EXAMPLES / "systemd" / "guard.py").read_text() == (EXAMPLES / "docker" / "guard.py").read_text()
 
 
 def test_a_service_of_an_ordinary_user_with_one_capability(net: Net) -> None:
