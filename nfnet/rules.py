@@ -95,7 +95,8 @@ def queue(num: int | range, *, bypass: bool = True, balance: Balance = "addresse
     in_interface, out_interface: the name of an interface, or how it begins: "eth*".
     mark, not_mark: the packet's mark, or not this one, so that a packet that is marked and repeated does not come back.
     state: what connection tracking says: "new", "established", "related", "invalid", "untracked", or several of them.
-    uid: user id, or name, of the local sender; for the hooks output and postrouting.
+    uid: user id, or name, of the local sender; for the hooks output and postrouting. The number is that of the user
+        namespace to which the network namespace belongs.
 
     Raises ArgumentError at once. Installing it raises ArgumentError for an interface that does not exist,
     NotPermittedError without CAP_NET_ADMIN, NotSupportedError where the kernel has no nf_tables or cannot do what the
