@@ -15,6 +15,8 @@ from .errors import ArgumentError, NotPermittedError, kernel_error
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 
+_USER_NAMESPACES = "CAP_SYS_ADMIN is needed for that, or a machine on which users may make user namespaces"
+
 _T = TypeVar("_T")
 
 
@@ -42,8 +44,8 @@ def unshare(flags: int) -> None:
     try:
         _libc("unshare", flags)
     except PermissionError as error:
-        hint = "CAP_SYS_ADMIN is needed for that, or a machine on which users may make user namespaces"
-        raise NotPermittedError("making a namespace of our own", error.errno or errno.EPERM, hint=hint) from None
+        operation = "making a namespace of our own"
+        raise NotPermittedError(operation, error.errno or errno.EPERM, hint=_USER_NAMESPACES) from None
     except OSError as error:
         raise kernel_error("making a namespace of our own", error.errno or errno.EIO) from None
 
@@ -90,6 +92,9 @@ def become_root() -> None:
         for file, line in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
             with open(f"/proc/self/{file}", "w") as stream:
                 stream.write(line)
+    except PermissionError as error:
+        operation = "becoming root of a namespace of our own"
+        raise NotPermittedError(operation, error.errno or errno.EPERM, hint=_USER_NAMESPACES) from None
     except OSError as error:
         raise kernel_error("becoming root of a namespace of our own", error.errno or errno.EIO) from None
 
