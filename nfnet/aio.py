@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -33,7 +34,7 @@ R = TypeVar("R", bound=Reader[Any])
 Self = TypeVar("Self", bound="_AsyncReader")  # type: ignore[type-arg]
 
 
-class _AsyncReader(Generic[R, T]):
+class _AsyncReader(ABC, Generic[R, T]):
     """What `AsyncQueue` and `AsyncLog` share."""
 
     def __init__(self, reader: R) -> None:
@@ -44,12 +45,13 @@ class _AsyncReader(Generic[R, T]):
         self._running = False  # a `run`
         self._opened = 0  # how often: a loop belongs to one time
 
+    @abstractmethod
     def _waiting(self) -> Generator[T, None, None]:
         """What waits, without blocking."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _process(self, handler: Callable[[T], object]) -> int:
-        raise NotImplementedError
+        """What `process` of the reader does."""
 
     async def open(self) -> None:
         """Bind. Raises as `Queue.open`."""

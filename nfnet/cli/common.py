@@ -14,7 +14,7 @@ from .. import rules
 from ..errors import ArgumentError
 from ..netns import Netns
 
-WORDS = ("hook", "family", "protocol", "source", "destination", "in_interface", "out_interface", "uid")
+_WORDS = ("hook", "family", "protocol", "source", "destination", "in_interface", "out_interface", "uid")
 _NUMBERS = ("priority", "mark", "not_mark")
 _OTHERS = ("source_port", "destination_port", "state")
 
@@ -66,8 +66,8 @@ def rule_words(text: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for word in text.split():
         name, equals, value = word.partition("=")
-        if not equals or name not in (*WORDS, *_NUMBERS, *_OTHERS):
-            known = ", ".join((*WORDS, *_NUMBERS, *_OTHERS))
+        if not equals or name not in (*_WORDS, *_NUMBERS, *_OTHERS):
+            known = ", ".join((*_WORDS, *_NUMBERS, *_OTHERS))
             raise argparse.ArgumentTypeError(f"{word!r} is not name=value with one of the names {known}")
         if name in found:
             raise argparse.ArgumentTypeError(f"{name} is there twice")

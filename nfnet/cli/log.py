@@ -52,7 +52,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--prefix", default="", help="what the installed rule shall say")
     parser.add_argument("--sqlite", metavar="FILE", help="add rows to the table messages of a database")
     common.describe(parser)
-    parser.set_defaults(run=_run, parser=parser)
+    parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:

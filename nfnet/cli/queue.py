@@ -71,7 +71,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--fail-open", action="store_true", help="let packets go that find the queue full")
     parser.add_argument("--gso", action="store_true", help="take super-packets as they are")
     common.describe(parser)
-    parser.set_defaults(run=_run, verdict="accept", parser=parser)
+    parser.set_defaults(run=_run, verdict="accept")
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import rules
 from ..errors import NfnetError
+from . import common
 
 _DESCRIPTION = """\
 Lists the rules that programs installed with nfnet.rules in this network
@@ -35,7 +36,7 @@ def add_to(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    netns = int(options.netns) if options.netns and options.netns.isdecimal() else options.netns
+    netns = common.netns_of(options)
     try:
         found = rules.installed(netns) if options.what == "list" else rules.clean(netns)
     except NfnetError as error:
