@@ -5,7 +5,7 @@ ARGS ?=
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check test-vm bench fuzz clean
+.PHONY: demo test check test-vm bench fuzz soak clean
 
 demo: $(VENV)/.installed          ## real packets, in namespaces of its own
 	@$(BIN)/nfnet demo
@@ -31,6 +31,9 @@ bench:                            ## CPU time a packet, beside other packages wh
 
 fuzz: $(VENV)/.installed-dev      ## any bytes at all, for some minutes: make fuzz ARGS="1000000"
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+soak: $(VENV)/.installed-dev      ## more packets than can be handled, and the books balance: make soak ARGS="600" (seconds)
+	$(BIN)/python -m tests.soak $(ARGS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -81,8 +81,12 @@ class Binding(ABC, Generic[T]):
 
     def receive(self) -> bool:
         """Take datagrams from the transport and make `ready` of them; False if there will be no more."""
+        more = True
         try:
-            more = self.transport.receive(self._received, self.drain)
+            # Not on top of what an exception left there: signals that come faster than so many can be made ready would
+            # have it grow, and nothing would ever be through.
+            if not self._received:
+                more = self.transport.receive(self._received, self.drain)
         except ClosedError:
             if not self.closed:
                 raise

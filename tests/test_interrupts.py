@@ -16,6 +16,7 @@ import pytest
 
 import nfnet
 from nfnet import Packet, Queue
+from nfnet.binding import QueueBinding
 
 from .kernel import FakeKernel
 
@@ -260,3 +261,26 @@ def test_threads_that_decide_what_the_loop_just_handed_out() -> None:
         wake.set()
         thread.join(30)
         sys.setswitchinterval(before)
+
+
+def test_signals_faster_than_packets_can_be_made_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is received and not through stays bounded: the next try does not take more on top of it."""
+    make_ready, tries = QueueBinding._make_ready, 0
+
+    def interrupted(binding: QueueBinding) -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= 5:
+            raise KeyboardInterrupt
+        make_ready(binding)
+
+    monkeypatch.setattr(QueueBinding, "_make_ready", interrupted)
+    kernel = FakeKernel(ends=True)
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(4000)
+        for _ in range(5):
+            with pytest.raises(KeyboardInterrupt):
+                queue.run(Packet.accept)
+        assert len(kernel._waiting) == 4000 - QueueBinding.drain
+        queue.run(Packet.accept)
+        assert (queue.counters.accepted, kernel.queued) == (4000, {})

@@ -1,0 +1,566 @@
+"""More packets than can be handled, for minutes, and the books balance: `make soak`, for so many seconds.
+
+A sender of its own process floods a router, whose queue hands its packets to every kind of verdict there is; another
+process receives, and a third one reads a log of the same packets. Meanwhile another queue is opened and closed. After
+each phase the flood pauses, and every packet that was sent must be accounted for: by the receiving socket, by a
+verdict, or by a counter of the kernel. Nothing here is timed: a slow machine handles fewer packets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import multiprocessing
+import os
+import queue as queues
+import random
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nfnet
+from nfnet import AlreadyDecidedError, ClosedError, Log, Packet, Queue, inet, rules
+from nfnet.stats import QueueRow, log_rows, queue_rows
+
+from .live.conftest import ADDRESS, Net, wait_for
+
+FLOOD, DOOR = 7000, 7001  # destination ports
+MARK = 99
+DATA = b" of the flood: accept, drop, or what else?"
+NEW = b" was rewritten, and got longer on the way by some bytes more than it had"
+GROWTH = 4 << 20  # bytes of memory that a process may take more than it had after the first round
+
+
+class Phase(NamedTuple):
+    """How the queue is opened, and how it is read."""
+
+    name: str
+    read: Callable[[Queue, Callable[[Packet], None]], None]
+    options: dict[str, Any]
+    interrupted: bool = False
+
+
+def iterate(queue: Queue, handler: Callable[[Packet], None]) -> None:
+    for packet in queue:
+        handler(packet)
+
+
+def process(queue: Queue, handler: Callable[[Packet], None]) -> None:
+    while not _over.is_set():
+        select.select([queue], [], [], 0.1)
+        queue.process(handler)
+
+
+PHASES = (
+    Phase("queue full", Queue.run, {"max_len": 300, "on_error": "drop"}),
+    Phase("buffer full", iterate, {"max_len": 100_000, "rcvbuf": 1 << 18}),
+    Phase("both full", process, {"max_len": 600, "rcvbuf": 1 << 18, "on_error": "accept"}),
+    Phase("open when full", Queue.run, {"max_len": 600, "rcvbuf": 1 << 18, "fail_open": True, "on_error": "drop"}),
+    Phase("errors raised", Queue.run, {"on_overrun": "ignore"}),
+    Phase("interrupted", Queue.run, {"max_len": 5000, "on_error": "drop"}, interrupted=True),
+)
+
+_over = threading.Event()
+
+
+# --- what becomes of packet number n
+
+ACCEPT, MARKED, REPEATED, DROP, REWRITE, LATE, LATE_DROP, LATE_REWRITE, FAIL = range(9)
+FATES = (*[ACCEPT] * 7, MARKED, REPEATED, DROP, DROP, REWRITE, LATE, LATE_DROP, LATE_REWRITE)
+
+
+def fate(number: int) -> int:
+    return FAIL if number % 4096 == 0 else FATES[number % len(FATES)]
+
+
+def number_of(packet: Packet) -> int:
+    return int.from_bytes(packet.payload[28:36], "big")
+
+
+class Failure(Exception):
+    """What the handler raises now and then."""
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises, at any moment."""
+
+
+def decide(packet: Packet) -> None:
+    """Give a packet the verdict that it is to get."""
+    number = number_of(packet)
+    what = fate(number)
+    if what in (DROP, LATE_DROP):
+        packet.drop()
+    elif what == MARKED:
+        packet.accept(mark=number % 7 + 1)
+    elif what == REPEATED:
+        packet.repeat(mark=MARK)
+    elif what in (REWRITE, LATE_REWRITE):
+        packet.accept(payload=inet.replace_data(packet.payload, number.to_bytes(8, "big") + NEW))
+    else:
+        packet.accept()
+
+
+class Deciders:
+    """Threads that decide packets some time after the handler returned, in any order."""
+
+    def __init__(self, count: int) -> None:
+        self.packets: queues.SimpleQueue[Packet | None] = queues.SimpleQueue()
+        self._threads = [threading.Thread(target=self._work) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def handler(self, packet: Packet) -> None:
+        what = fate(number_of(packet))
+        if what == FAIL:
+            raise Failure
+        if what in (LATE, LATE_DROP, LATE_REWRITE):
+            self.packets.put(packet)
+        else:
+            decide(packet)
+
+    def _work(self) -> None:
+        held: list[Packet] = []
+        while True:
+            try:
+                packet = self.packets.get(timeout=0.01)
+                if packet is None:
+                    return
+                held.append(packet)
+                if len(held) < random.randrange(1, 60):
+                    continue
+            except queues.Empty:
+                pass
+            random.shuffle(held)
+            for packet in held:
+                with contextlib.suppress(AlreadyDecidedError, ClosedError):
+                    decide(packet)
+            held.clear()
+
+    def close(self) -> None:
+        for _ in self._threads:
+            self.packets.put(None)
+        for thread in self._threads:
+            thread.join()
+
+
+# --- the other processes: each answers commands
+
+
+class Helper:
+    """A process that does what it is told."""
+
+    def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
+        context = multiprocessing.get_context("fork")
+        self._ours, theirs = context.Pipe()
+        self._process = context.Process(target=work, args=(theirs, *arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def tell(self, command: str, *arguments: Any) -> None:
+        self._ours.send((command, *arguments))
+
+    def answer(self) -> Any:
+        if not self._ours.poll(60):
+            raise TimeoutError("a process does not answer")
+        return self._ours.recv()
+
+    def ask(self, command: str, *arguments: Any) -> Any:
+        self.tell(command, *arguments)
+        return self.answer()
+
+    def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it failed, and said so
+            self.tell("end")
+        self._process.join(10)
+        self._process.kill()
+
+
+def send(commands: Connection, sock: socket.socket) -> None:
+    """ "go" sends until "stop", "one" sends one packet more; both answer how many that were since "go"."""
+    number, first = 1, 1
+    going = False
+    while True:
+        if not going or commands.poll():
+            command, *_ = commands.recv()
+            if command == "end":
+                return
+            going = command == "go"
+            if going:
+                first = number
+            if command == "one":
+                sock.send(number.to_bytes(8, "big") + DATA)
+                number += 1
+            if not going:
+                commands.send(number - first)
+            continue
+        for _ in range(64):
+            sock.send(number.to_bytes(8, "big") + DATA)
+            number += 1
+
+
+class Received(NamedTuple):
+    """What arrived since the last phase: the packets, of them those that were to be dropped, and what is not right."""
+
+    count: int = 0
+    against_verdict: int = 0
+    twice: int = 0
+    wrong: int = 0
+
+
+def receive(commands: Connection, sock: socket.socket) -> None:
+    """ "report" answers what was `Received`, "next" starts anew."""
+    seen: set[int] = set()
+    total = Received()
+    sock.setblocking(False)
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    poll.register(commands, select.POLLIN)
+    while True:
+        poll.poll()
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(1000):
+                data = sock.recv(2000)
+                number = int.from_bytes(data[:8], "big")
+                what = fate(number)
+                rewritten = what in (REWRITE, LATE_REWRITE)
+                total = Received(
+                    total.count + 1,
+                    total.against_verdict + (what in (DROP, LATE_DROP)),
+                    total.twice + (number in seen),
+                    total.wrong + (data[8:] != (NEW if rewritten else DATA)),
+                )
+                seen.add(number)
+        if commands.poll():
+            command, *_ = commands.recv()
+            if command == "end":
+                return
+            if command == "next":
+                seen, total = set(), Received()
+            commands.send(total)
+
+
+def read_log(commands: Connection, where: Any) -> None:
+    """ "expect" reads until so many messages are received or known to be lost; answers the counters."""
+    log = Log(5, sequence=True, rcvbuf=1 << 20, timeout=0.05, netns=where, on_overrun="ignore")
+    expected: int | None = None
+    until = 0.0
+    commands.send(None)
+    log.open()
+    while True:
+        select.select([log, commands], [], [], 0.1)
+        log.process(lambda message: (message.prefix, message.payload))
+        counters = log.counters
+        if expected is not None and (counters.received + (counters.lost or 0) >= expected or time.monotonic() > until):
+            commands.send((counters, memory(), descriptors()))
+            expected = None
+        if commands.poll():
+            command, *arguments = commands.recv()
+            if command == "end":
+                log.close()
+                return
+            expected, until = arguments[0], time.monotonic() + 10
+
+
+# --- witnesses
+
+
+def memory() -> int:
+    """What this process has in memory, in bytes."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def udp_overflow(net: Net) -> int:
+    """Datagrams that reached the server and did not fit into the receiver's buffer."""
+    text = net.at("server", Path("/proc/thread-self/net/snmp").read_text)
+    names, values = (line.split() for line in text.splitlines() if line.startswith("Udp:"))
+    return int(dict(zip(names, values))["RcvbufErrors"])
+
+
+def device_drops(net: Net) -> int:
+    """Packets that an interface dropped, on any host: there may be too many in a processor's backlog."""
+    total = 0
+    for host in net.hosts:
+        for line in net.at(host, Path("/proc/thread-self/net/dev").read_text).splitlines()[2:]:
+            columns = line.split(":")[1].split()
+            total += int(columns[3])  # the same packet may be counted as sent and dropped by the other end
+    return total
+
+
+class Unbalanced(Exception):
+    """A packet is missing, or there twice."""
+
+
+class Soak:
+    """The network, the processes, and the books."""
+
+    def __init__(self, net: Net) -> None:
+        self.net = net
+        self.router = net.hosts["router"]
+        sender = net.open_socket("client")
+        sender.connect((ADDRESS["server", socket.AF_INET], FLOOD))
+        receiver = net.receiver(port=FLOOD)
+        receiver.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE
+        self.door_sender, self.door_receiver = net.open_socket("client"), net.receiver(port=DOOR)
+        self.door_receiver.setblocking(False)
+        self.sender = Helper(send, sender)  # processes first, threads after
+        self.receiver = Helper(receive, receiver)
+        self.log = Helper(read_log, self.router)
+        self.log.answer()
+        self.deciders: Deciders | None = None
+        self.logged = 0  # so far, as are the log's own counters
+        self.sizes: list[tuple[int, int, int, int]] = []
+        self.sent = self.packets = self.doors = 0
+
+    def close(self) -> None:
+        if self.deciders is not None:
+            self.deciders.close()
+        for helper in (self.sender, self.receiver, self.log):
+            helper.close()
+
+    def row(self, number: int) -> QueueRow:
+        return next(row for row in queue_rows(self.router) if row.number == number)
+
+    def run(self, seconds: float, say: Callable[[str], None]) -> None:
+        if not wait_for(lambda: any(row.group == 5 for row in log_rows(self.router))):
+            raise Unbalanced("the log was not opened")
+        self.deciders = Deciders(3)
+        where: dict[str, Any] = {"protocol": "udp", "netns": self.router}
+        with (
+            rules.log(5, hook="prerouting", destination_port=FLOOD, prefix="flood", **where),
+            rules.queue(1, hook="forward", destination_port=FLOOD, not_mark=MARK, bypass=False, **where),
+            rules.queue(2, hook="forward", destination_port=DOOR, **where),
+        ):
+            rounds = max(2, round(seconds / (len(PHASES) * 10)))
+            each = seconds / rounds / len(PHASES)
+            say(
+                f"{'':16}{'sent':>9} ={'delivered':>10} +{'dropped':>8} +{'full queue':>11} +{'full buffer':>12}"
+                f" +{'devices':>8} {'logged':>10} {'log lost':>9} {'memory':>8}"
+            )
+            for number in range(rounds):
+                for phase in PHASES:
+                    self.phase(phase, each, say)
+                gc.collect()
+                if number == 0:
+                    first = self.sizes[-1]
+            self.check_growth(first, self.sizes[-1])
+
+    def check_growth(self, first: tuple[int, ...], last: tuple[int, ...]) -> None:
+        for what, before, after, allowed in zip(
+            ("memory", "memory of the log", "descriptors", "descriptors of the log"),
+            first,
+            last,
+            (GROWTH, GROWTH, 0, 0),
+        ):
+            if after > before + allowed:
+                raise Unbalanced(f"{what} grew from {before:,} to {after:,}")
+
+    def phase(self, phase: Phase, seconds: float, say: Callable[[str], None]) -> None:
+        drops_before, overflow_before = device_drops(self.net), udp_overflow(self.net)
+        self.receiver.ask("next")
+        _over.clear()
+        with Queue(1, netns=self.router, **{"on_overrun": "count", **phase.options}) as queue:
+            trouble: list[BaseException] = []
+            referee = threading.Thread(target=self.referee, args=(queue, seconds, trouble))
+            referee.start()
+            with interrupts(phase.interrupted):
+                while not _over.is_set():
+                    with contextlib.suppress(Failure, Interrupt):
+                        read_until_interrupted(phase, queue, self.deciders)  # type: ignore[arg-type]
+            referee.join()
+            if trouble:
+                raise trouble[0]
+            row, counters = self.row(1), queue.counters
+        books: dict[str, int] = {}
+
+        def balanced() -> bool:
+            received: Received = self.receiver.ask("report")
+            books.update(received._asdict())
+            books["delivered"] = received.count + udp_overflow(self.net) - overflow_before
+            books["devices"] = device_drops(self.net) - drops_before
+            return self.sent == sum(
+                (books["delivered"], counters.dropped, row.queue_dropped, row.user_dropped, books["devices"])
+            )
+
+        problems = [] if wait_for(balanced, 10) else ["packets sent are not packets delivered and dropped"]
+        fail_open = bool(phase.options.get("fail_open"))
+        arrived = self.sent - books["devices"]  # if they were dropped on the way to the router
+        checks = {
+            "the kernel's queue is not empty": row.waiting == 0,
+            "packets are pending": counters.pending == 0,
+            "the counters do not add up": counters.received
+            == counters.accepted + counters.dropped + counters.repeated + counters.requeued,
+            "received and lost are not the ids": counters.received + counters.lost == row.last_id,
+            "lost is not what did not fit": fail_open or counters.lost == row.user_dropped,
+            "ids and a full queue are not what came": fail_open
+            or arrived <= row.last_id + row.queue_dropped <= self.sent,
+            "the kernel refused verdicts": phase.interrupted or not counters.refused,
+            "malformed datagrams": not counters.malformed,
+            "packets arrived in spite of a verdict": fail_open or not books["against_verdict"],
+            "packets arrived twice": not books["twice"],
+            "packets arrived with wrong data": fail_open or not books["wrong"],
+            "the flood was not faster than the handler": counters.received < self.sent,
+        }
+        problems += [problem for problem, right in checks.items() if not right]
+        logged, log_memory, log_descriptors = self.log.ask("expect", self.logged + arrived)
+        self.logged += arrived
+        if logged.received + logged.lost != self.logged:
+            problems.append(f"{self.logged} packets were logged")
+        self.sizes.append((memory(), log_memory, descriptors(), log_descriptors))
+        self.packets += self.sent
+        say(
+            f"{phase.name:16}{self.sent:9,} ={books['delivered']:10,} +{counters.dropped:8,} +{row.queue_dropped:11,}"
+            f" +{row.user_dropped:12,} +{books['devices']:8,} {logged.received:10,} {logged.lost:9,}"
+            f" {self.sizes[-1][0] >> 10:7,}K"
+        )
+        if problems:
+            raise Unbalanced(f"{phase.name}: {'; '.join(problems)}: {self.sent=} {books} {counters} {row} {logged}")
+
+    def referee(self, queue: Queue, seconds: float, trouble: list[BaseException]) -> None:
+        """Let the flood go for so long, see the queue empty, and end the loop that reads it."""
+        try:
+            self.sender.tell("go")
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                self.door()
+            self.sender.ask("stop")
+            self.drain(queue)
+            self.sent = self.sender.ask("one")  # shows whether the last ones before it were lost
+            self.drain(queue)
+        except BaseException as error:
+            trouble.append(error)
+        finally:
+            _over.set()
+            queue.stop()
+
+    def drain(self, queue: Queue) -> None:
+        def drained() -> bool:
+            if not self.row(1).waiting:
+                return True
+            for packet in queue.pending:  # what was interrupted, or failed; the deciders may be quicker
+                with contextlib.suppress(AlreadyDecidedError, ClosedError):
+                    decide(packet)
+            return False
+
+        if not wait_for(drained):
+            raise Unbalanced(f"{self.row(1).waiting} packets stay in the queue: {queue.counters}")
+
+    def door(self) -> None:
+        """Open the other queue, decide some packets, close it with others in it; packets pass when it is closed."""
+        policy: Any = random.choice(("pending", "accept", "drop"))
+        to = (ADDRESS["server", socket.AF_INET], DOOR)
+        with Queue(2, netns=self.router, undecided=policy) as queue:
+            for _ in range(64):
+                self.door_sender.sendto(b"door", to)
+            accepted = dropped = 0
+            for packet in islice(queue, 40):
+                kind = random.randrange(3)
+                if kind == 0:
+                    packet.accept()
+                    accepted += 1
+                elif kind == 1:
+                    packet.drop()
+                    dropped += 1
+            waiting, counters = self.row(2).waiting, queue.counters
+        for _ in range(16):
+            self.door_sender.sendto(b"door", to)
+        expected = accepted + 16 + (64 - accepted - dropped if policy == "accept" else 0)
+        got = 0
+
+        def arrived() -> bool:
+            nonlocal got
+            with contextlib.suppress(BlockingIOError):
+                while self.door_receiver.recv(100, socket.MSG_DONTWAIT):
+                    got += 1
+            return got >= expected
+
+        wait_for(arrived, 10)
+        if got != expected or (policy == "pending" and waiting != 64 - accepted - dropped):
+            raise Unbalanced(f"{got} of {expected} passed, {waiting} waited: {policy=} {counters}")
+        self.doors += 1
+        self.packets += 80
+
+
+def read_until_interrupted(phase: Phase, queue: Queue, deciders: Deciders) -> None:
+    phase.read(queue, deciders.handler)
+
+
+@contextlib.contextmanager
+def interrupts(wanted: bool) -> Iterator[None]:
+    """A signal at random, a hundred times a second, which raises wherever it finds the loop."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        arm()
+        while frame is not None:
+            if frame.f_code is read_until_interrupted.__code__:
+                raise Interrupt
+            frame = frame.f_back
+
+    def arm() -> None:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.02))
+
+    if not wanted:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, interrupt)
+    arm()
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def soak(seconds: float, say: Callable[[str], None] = print) -> None:
+    """Raises `Unbalanced` if it does not come out right."""
+    logger = logging.getLogger("nfnet")
+    quiet, logger.disabled = logger.disabled, True  # failures of the handler, and packets lost, by the thousand
+    net = Net()
+    try:
+        books = Soak(net)
+        try:
+            books.run(seconds, say)
+            say(
+                f"{books.packets:,} packets; {books.doors:,} times a queue was opened and closed; {books.logged:,} logged"
+            )
+        finally:
+            books.close()
+    finally:
+        logger.disabled = quiet
+        net.close()
+
+
+def main() -> int:
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 180.0
+    try:
+        queue_rows()
+    except nfnet.NfnetError as error:
+        print(f"only root of the machine may read the kernel's counters: {error}", file=sys.stderr)
+        return 1
+    began = time.monotonic()
+    try:
+        soak(seconds)
+    except Unbalanced as error:
+        print(f"NOT BALANCED: {error}", file=sys.stderr)
+        return 1
+    print(f"all balanced, {time.monotonic() - began:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
