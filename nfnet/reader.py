@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import select
+import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
@@ -57,6 +58,7 @@ class Binding(ABC, Generic[T]):
         self.ready: Iterator[T] = iter(())  # for the handler; one iterator for all loops
         self._process = os.getpid()
         self.reading = False  # by a loop
+        self.closing = threading.RLock()
         self.finished = False  # by `Reader.close`
         self.closed = False
         self.recorder: Recorder | None = None
@@ -74,6 +76,7 @@ class Binding(ABC, Generic[T]):
     def after_fork(self) -> None:
         """In a child that has the socket too: threads that were at work are not there."""
         self.reading = False
+        self.closing = threading.RLock()
 
     def is_ours(self) -> bool:
         """Whether this process may use it: the one that bound it, and where children inherit the socket any."""
@@ -289,24 +292,31 @@ class Reader(ABC, Generic[B]):
         binding = self._binding
         if binding is None:
             return
-        finished, binding.finished = binding.finished, True
-        self.stop()
-        try:
-            # Another thread may be about it; and a forked child must not touch what its parent goes on using.
-            if not finished and binding.is_ours():
+        if not binding.is_ours():  # a forked child must not touch what its parent goes on using
+            self._let_go(binding)
+            return
+        with binding.closing:  # two threads may be about it: the socket stays until the first one is through
+            if binding.finished:
+                return  # by the other one; or this is a signal handler, and the thread will go on with it
+            try:
+                binding.finished = True
+                self.stop()
                 try:
                     self._finish(binding)
                 finally:
                     # Closing the socket unbinds too, unless a program started without close-on-exec has it as well.
                     with suppress(NfnetError):
                         binding.transport.send(self._unbind_request())
-        finally:
-            try:
-                binding.release()
             finally:
-                if self._binding is binding:
-                    self._binding = None
-                self.stop()
+                self._let_go(binding)
+
+    def _let_go(self, binding: B) -> None:
+        try:
+            binding.release()
+        finally:
+            if self._binding is binding:
+                self._binding = None
+            self.stop()
 
     def __enter__(self: Self) -> Self:
         self.open()

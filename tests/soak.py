@@ -504,6 +504,8 @@ def interrupts(wanted: bool) -> Iterator[None]:
 
     def interrupt(number: int, frame: Any) -> None:
         arm()
+        if frame.f_code.co_name == "_remove":
+            return  # of a weak set: the interpreter would print the exception, and forget it
         while frame is not None:
             if frame.f_code is read_until_interrupted.__code__:
                 raise Interrupt

@@ -458,6 +458,60 @@ def test_close_from_another_thread_ends_a_waiting_run() -> None:
     assert not thread.is_alive()
 
 
+def test_the_second_thread_that_closes_waits_for_the_first() -> None:
+    """It must not take the socket away before the packets that are to be accepted have been."""
+
+    class Kernel(FakeKernel):
+        entered, go = threading.Event(), threading.Event()
+
+        def send(self, datagram: bytes) -> None:
+            if self.queued:
+                self.entered.set()
+                assert self.go.wait(30)
+            super().send(datagram)
+
+        def close(self) -> None:
+            assert not self.queued
+            super().close()
+
+    kernel = Kernel()
+    queue = Queue(1, transport=kernel, undecided="accept")
+    queue.open()
+    kernel.feed(3)
+    threads = [threading.Thread(target=queue.close) for _ in range(2)]
+    threads[0].start()
+    assert kernel.entered.wait(30)
+    threads[1].start()
+    threads[1].join(0.05)
+    assert not kernel.closed
+    kernel.go.set()
+    for thread in threads:
+        thread.join(30)
+    assert kernel.closed
+    assert [word for _, word, _ in kernel.judged] == [Verdict.ACCEPT] * 3
+
+
+def test_a_signal_handler_that_closes_while_its_thread_does() -> None:
+    class Kernel(FakeKernel):
+        def send(self, datagram: bytes) -> None:
+            queue.close()  # as a signal handler would, in the midst of it
+            super().send(datagram)
+
+        def close(self) -> None:
+            assert not self.queued
+            super().close()
+
+    kernel = Kernel()
+    queue = Queue(1, transport=kernel, undecided="accept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Kernel, "send", FakeKernel.send)
+        queue.open()
+    kernel.feed(3)
+    queue.close()
+    assert kernel.closed
+    assert not kernel.queued
+
+
 def test_closing_in_a_handler_ends_the_loop() -> None:
     kernel = FakeKernel()
     queue = Queue(1, transport=kernel)

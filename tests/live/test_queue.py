@@ -53,8 +53,10 @@ class Path:
         return self
 
     def __exit__(self, *details: Any) -> None:
-        self.queue.close()
-        self._rule.__exit__(None, None, None)
+        try:
+            self.queue.close()
+        finally:
+            self._rule.__exit__(None, None, None)
 
     def send(self, *data: bytes) -> list[Packet]:
         """Send datagrams, and return them as queued."""
