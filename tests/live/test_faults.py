@@ -545,12 +545,16 @@ def test_a_pipe_that_is_recorded_to_is_closed(net: Net, tmp_path: FilePath, capl
     fifo = tmp_path / "pipe.pcapng"
     os.mkfifo(fifo)
     reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    with pytest.raises(BrokenPipeError), Path(net, "output", V4, record=fifo) as path:
+    path = Path(net, "output", V4, record=fifo)
+    with path._rule:
+        path.queue.open()
         os.close(reading)
         for _ in range(3):  # more than a buffer
             (packet,) = path.send(bytes(60_000))
             packet.accept()
             assert len(path.got()) == 60_000
+        with pytest.raises(BrokenPipeError):
+            path.queue.close()
     assert "the recording stops here" in caplog.text
     with Path(net, "output", V4) as path:  # and the queue was closed all the same
         pass
