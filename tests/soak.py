@@ -9,6 +9,7 @@ verdict, or by a counter of the kernel. Nothing here is timed: a slow machine ha
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import logging
 import multiprocessing
@@ -163,9 +164,14 @@ class Helper:
     def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
         context = multiprocessing.get_context("fork")
         self._ours, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(theirs, *arguments), daemon=True)
+        self._process = context.Process(target=self._work, args=(work, theirs, *arguments), daemon=True)
         self._process.start()
         theirs.close()
+
+    @staticmethod
+    def _work(work: Callable[..., None], *arguments: Any) -> None:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: whatever becomes of the one that started it
+        work(*arguments)
 
     def tell(self, command: str, *arguments: Any) -> None:
         self._ours.send((command, *arguments))
@@ -500,10 +506,9 @@ def read_until_interrupted(phase: Phase, queue: Queue, deciders: Deciders) -> No
 
 @contextlib.contextmanager
 def interrupts(wanted: bool) -> Iterator[None]:
-    """A signal at random, a hundred times a second, which raises wherever it finds the loop."""
+    """A signal a hundred times a second, which raises wherever it finds the loop."""
 
     def interrupt(number: int, frame: Any) -> None:
-        arm()
         if frame.f_code.co_name == "_remove":
             return  # of a weak set: the interpreter would print the exception, and forget it
         while frame is not None:
@@ -511,14 +516,11 @@ def interrupts(wanted: bool) -> Iterator[None]:
                 raise Interrupt
             frame = frame.f_back
 
-    def arm() -> None:
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.02))
-
     if not wanted:
         yield
         return
     before = signal.signal(signal.SIGALRM, interrupt)
-    arm()
+    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
     try:
         yield
     finally:

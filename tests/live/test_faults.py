@@ -109,7 +109,7 @@ def interrupted_at(moment: int) -> Iterator[Any]:
             sys.settrace(None)
         return
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, moment * 2e-6)
+    signal.setitimer(signal.ITIMER_REAL, moment * 5e-7)
     try:
         yield lambda: moment > 800
     finally:
