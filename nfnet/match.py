@@ -6,7 +6,6 @@ import ipaddress
 import os
 import pwd
 import socket
-import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntFlag
@@ -14,6 +13,7 @@ from typing import Any
 
 from .checks import check, check_choice
 from .errors import ArgumentError
+from .protocol import netlink
 from .protocol.layout import build_attribute
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -62,7 +62,7 @@ def be32(number: int) -> bytes:
 
 def _host32(number: int) -> bytes:
     """Numbers in its registers."""
-    return struct.pack("=I", number)
+    return number.to_bytes(4, netlink.HOST)
 
 
 def _value(data: bytes) -> bytes:

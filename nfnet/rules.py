@@ -27,6 +27,7 @@ from .checks import check, check_choice
 from .errors import ArgumentError, ClosedError, KernelError, NfnetError, NotSupportedError
 from .match import Expression, Match, be32
 from .netns import Netns, call_in
+from .protocol import netlink
 from .protocol.nfnetlink import Hook
 from .transport import NetlinkSocket
 
@@ -46,6 +47,7 @@ _REGISTER = 1
 _LOG_GROUP, _LOG_PREFIX, _LOG_SNAPLEN, _LOG_QTHRESHOLD = 1, 2, 3, 4
 _MAX_PREFIX = 127
 _NAME = "nfnet-"
+_xt_nfq_info = struct.Struct(netlink.PREFIX + "HHHxx")  # struct xt_NFQ_info_v3, of the target of iptables
 
 Balance = Literal["addresses", "cpu", "flow"]
 
@@ -216,8 +218,8 @@ def queues_of(name: str, values: dict[int, bytes]) -> tuple[range, int]:
         return range(first, first + total), int.from_bytes(values.get(_QUEUE_FLAGS, b""), "big")
     info = values.get(3, b"")
     if name == "target" and values.get(1, b"").rstrip(b"\0") == b"NFQUEUE" and len(info) >= 2:
-        # struct xt_NFQ_info_v3; revision 0 has the number alone, revision 2 and 1 no other flag than bypass.
-        first, total, flags = struct.unpack("=HHH", info[:6].ljust(6, b"\0"))
+        # Revision 0 has the number alone, revision 2 and 1 no other flag than bypass.
+        first, total, flags = _xt_nfq_info.unpack(info[:8].ljust(8, b"\0"))
         revision = int.from_bytes(values.get(2, b""), "big")
         return range(first, first + (total if revision and total else 1)), flags
     return range(0), 0
@@ -243,8 +245,8 @@ class _QueueAction(NamedTuple):
             by_hash = {_QUEUE_SREG: be32(_REGISTER), _QUEUE_FLAGS: _be16(flags)}
             return [[("hash", {**values, _HASH_TYPE: be32(_SYMMETRIC)}), ("queue", by_hash)]]
         native = {_QUEUE_NUM: _be16(first), _QUEUE_TOTAL: _be16(total), _QUEUE_FLAGS: _be16(flags)}
-        # A kernel without nft's own queue expression may still have the target of iptables (struct xt_NFQ_info_v3).
-        info = struct.pack("=HHHxx", first, total, flags)
+        # A kernel without nft's own queue expression may still have the target of iptables.
+        info = _xt_nfq_info.pack(first, total, flags)
         target = ("target", {1: b"NFQUEUE\0", 2: be32(3), 3: info})
         return [[("queue", native)], [target]]
 

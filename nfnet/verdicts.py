@@ -30,7 +30,6 @@ verdict leave twice, which the kernel answers with ENOENT; it never makes one ge
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -39,7 +38,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from .errors import ClosedError
-from .protocol import layout, nfqnl
+from .protocol import layout, netlink, nfqnl
 from .protocol.nfnetlink import BODY
 from .protocol.nfqnl import NFQA, PACKET_ID, Verdict
 from .transport import Transport
@@ -303,7 +302,7 @@ class Verdicts:
     def _build_prefix(self, what: Decision, *, batch: bool = False) -> bytes:
         """A verdict message up to the packet id, which is its end."""
         frame = _frame(self._number, batch)
-        length = (len(frame) + len(what.changes)).to_bytes(4, sys.byteorder)
+        length = (len(frame) + len(what.changes)).to_bytes(4, netlink.HOST)
         return b"".join((length, frame[4:BODY], what.changes, frame[BODY:-8], what.word.to_bytes(4, "big")))
 
 

@@ -63,16 +63,18 @@ def fixed_size(schema: Any) -> int:
         return 0
 
 
-_attribute_header = struct.Struct("=HH")  # struct nlattr, the one thing here in host order
+attribute_header = struct.Struct(netlink.PREFIX + "HH")  # struct nlattr, the one thing here in host order
 
 
 def build_attribute(number: int, data: bytes) -> bytes:
     """One attribute, padded to a multiple of 4 bytes."""
     length = netlink.ATTRIBUTE_HEADER_SIZE + len(data)
-    return _attribute_header.pack(length, number) + data + bytes(-length % 4)
+    return attribute_header.pack(length, number) + data + bytes(-length % 4)
 
 
-def walk(data: bytes, start: int, end: int, base: int = 0) -> Iterator[tuple[int, int, int]]:
+def walk(
+    data: bytes | bytearray, start: int, end: int, base: int = 0, header: struct.Struct = attribute_header
+) -> Iterator[tuple[int, int, int]]:
     """The attributes of ``data[start:end]``: number without flags, and where the data of each begins and ends.
 
     The padding of the last one may be missing. Raises DecodeError for one that is too short or overlaps the end,
@@ -82,7 +84,7 @@ def walk(data: bytes, start: int, end: int, base: int = 0) -> Iterator[tuple[int
         left = end - start
         if left < netlink.ATTRIBUTE_HEADER_SIZE:
             raise DecodeError(f"{left} bytes are too few for an attribute", base + start)
-        length, number = _attribute_header.unpack_from(data, start)
+        length, number = header.unpack_from(data, start)
         number &= netlink.TYPE_MASK
         if length < netlink.ATTRIBUTE_HEADER_SIZE:
             raise DecodeError(f"attribute {number} of impossible length {length}", base + start)
@@ -102,10 +104,11 @@ class Layout:
         """Attribute number to the slice of the message that is its data."""
         self.payload = spans.get(payload, slice(0, 0))
         """The slice that is the payload, an empty one where there is none."""
-        # nlmsg_len and every attribute header, as one number each; the data between them are skipped.
+        # nlmsg_len and every attribute header, as one number each; the data between them are skipped. They are compared
+        # and nothing else, so that any byte order would do.
         places = [0, *(span.start - netlink.ATTRIBUTE_HEADER_SIZE for span in spans.values())]
         gaps = (f"{later - earlier - 4}xI" for earlier, later in pairwise(places))
-        self.headers: Callable[[bytes], tuple[int, ...]] = struct.Struct("@I" + "".join(gaps)).unpack_from
+        self.headers: Callable[[bytes], tuple[int, ...]] = struct.Struct("=I" + "".join(gaps)).unpack_from
         self.expected = self.headers(data)
 
 

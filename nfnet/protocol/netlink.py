@@ -1,7 +1,7 @@
 """Netlink framing: message header, attributes, and the kernel's answer to a request.
 
-Everything at this level is in the byte order of the host. What the netfilter subsystems put inside attributes is
-big-endian; see `nfqnl`. The schemas are the reference and are slow; `layout` reads packets.
+Everything at this level is in the byte order of the host, which is said here, once. What the netfilter subsystems put
+inside attributes is big-endian; see `nfqnl`. The schemas are the reference and are slow; `layout` reads packets.
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ import struct
 import sys
 from collections.abc import Iterable, Iterator
 from enum import IntEnum, IntFlag
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from construct import (
     Bytes,
     Construct,
     ConstructError,
+    FormatField,
     GreedyBytes,
     GreedyRange,
-    Int16un,
-    Int32sn,
-    Int32un,
     NullStripped,
     Optional,
     Padding,
@@ -30,6 +28,12 @@ from construct import (
 )
 
 from ..errors import DecodeError
+
+ByteOrder = Literal["little", "big"]
+
+HOST: ByteOrder = sys.byteorder
+"""The byte order of this machine; whatever is not big-endian on all machines derives from this."""
+PREFIX = "<" if HOST == "little" else ">"  # of a struct format: that order, and sizes that are the same everywhere
 
 HEADER_SIZE = 16  # sizeof(struct nlmsghdr)
 ATTRIBUTE_HEADER_SIZE = 4  # sizeof(struct nlattr)
@@ -64,22 +68,24 @@ class ErrorAttribute(IntEnum):
     MISS_NEST = 6
 
 
+_uint16, _uint32, _int32 = (FormatField(PREFIX, code) for code in "HLl")
+
 # struct nlmsghdr. `length` counts the header and, unlike the space a message takes, no padding.
 header = Struct(
-    "length" / Int32un,
-    "type" / Int16un,
-    "flags" / Int16un,
-    "seq" / Int32un,
-    "pid" / Int32un,
+    "length" / _uint32,
+    "type" / _uint16,
+    "flags" / _uint16,
+    "seq" / _uint32,
+    "pid" / _uint32,
 )
 
 # The first two fields of `header`, for stepping over many messages.
-read_length_and_type = struct.Struct("=IH").unpack_from
+read_length_and_type = struct.Struct(PREFIX + "IH").unpack_from
 
 # struct nlattr and its data. The padding may be missing behind the last one: NFQUEUE never sends it there.
 attribute = Struct(
-    "length" / Rebuild(Int16un, lambda this: ATTRIBUTE_HEADER_SIZE + len(this.data)),
-    "type" / Int16un,
+    "length" / Rebuild(_uint16, lambda this: ATTRIBUTE_HEADER_SIZE + len(this.data)),
+    "type" / _uint16,
     "data" / Bytes(this.length - ATTRIBUTE_HEADER_SIZE),
     Optional(Padding(-this.length % 4)),
 )
@@ -88,15 +94,15 @@ attributes = GreedyRange(attribute)
 
 # struct nlmsgerr, up to the header of the request that it echoes. The rest of the request follows unless
 # Flag.CAPPED is set, then attributes if Flag.ACK_TLVS is.
-nlmsgerr = Struct("error" / Int32sn, "request" / header)
+nlmsgerr = Struct("error" / _int32, "request" / header)
 
 error_attributes: dict[int, Construct[Any, Any]] = {
     ErrorAttribute.MSG: NullStripped(GreedyBytes),
-    ErrorAttribute.OFFS: Int32un,
+    ErrorAttribute.OFFS: _uint32,
     ErrorAttribute.COOKIE: GreedyBytes,
     ErrorAttribute.POLICY: attributes,
-    ErrorAttribute.MISS_TYPE: Int32un,
-    ErrorAttribute.MISS_NEST: Int32un,
+    ErrorAttribute.MISS_TYPE: _uint32,
+    ErrorAttribute.MISS_NEST: _uint32,
 }
 
 
@@ -125,14 +131,14 @@ def build_attributes(items: Iterable[tuple[int, bytes]]) -> bytes:
     return bytes(attributes.build([{"type": number, "data": data} for number, data in items]))
 
 
-def split_messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
+def split_messages(datagram: bytes, order: ByteOrder = HOST) -> Iterator[tuple[int, bytes]]:
     """The messages of a datagram, each as its offset and its ``nlmsg_len`` bytes. Raises DecodeError."""
     offset = 0
     while offset < len(datagram):
         left = len(datagram) - offset
         if left < HEADER_SIZE:
             raise DecodeError(f"{left} bytes are too few for a netlink header", offset)
-        length = int.from_bytes(datagram[offset : offset + 4], sys.byteorder)
+        length = int.from_bytes(datagram[offset : offset + 4], order)
         if length < HEADER_SIZE:
             raise DecodeError(f"netlink message of impossible length {length}", offset)
         if length > left:
@@ -143,7 +149,7 @@ def split_messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
 
 def is_answer(message: bytes) -> bool:
     """Whether this is an NLMSG_ERROR, which acknowledges too."""
-    return int.from_bytes(message[4:6], sys.byteorder) == NLMSG_ERROR
+    return int.from_bytes(message[4:6], HOST) == NLMSG_ERROR
 
 
 def parse_answer(message: bytes) -> Answer:

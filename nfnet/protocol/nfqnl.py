@@ -6,7 +6,6 @@ tested against; `layout` holds the readers and writers for the hot path.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from enum import IntEnum, IntFlag
 from typing import Any
@@ -246,7 +245,7 @@ PACKET_ID = slice(BODY + netlink.ATTRIBUTE_HEADER_SIZE, BODY + netlink.ATTRIBUTE
 
 # The byte of the header that has the subsystem: of all that the kernel sends to a queue's socket only packets have
 # its number there, answers have 0.
-SUBSYSTEM_BYTE = 5 if sys.byteorder == "little" else 4
+SUBSYSTEM_BYTE = 5 if netlink.HOST == "little" else 4
 
 layouts = Layouts({number: fixed_size(row.schema) for number, row in NFQA_TABLE.items()}, BODY, NFQA.PAYLOAD)
 """Where the attributes of packet messages stand."""
@@ -254,7 +253,7 @@ layouts = Layouts({number: fixed_size(row.schema) for number, row in NFQA_TABLE.
 
 def is_packet(message: bytes) -> bool:
     """Whether this is a packet, going by the type of the message."""
-    return int.from_bytes(message[4:6], sys.byteorder) == MSG_PACKET
+    return int.from_bytes(message[4:6], netlink.HOST) == MSG_PACKET
 
 
 def normalized(message: bytes, number: int) -> bytes:
