@@ -16,10 +16,9 @@ from .protocol.nfnetlink import Subsystem
 from .protocol.nfqnl import SUBSYSTEM_BYTE, Verdict
 from .reader import Binding
 from .stats import QueueCounters
-from .transport import Transport
+from .transport import SO_TIMESTAMP, Transport
 from .verdicts import Verdicts
 
-_SO_TIMESTAMP = 29  # of include/uapi/asm-generic/socket.h; Python does not name it
 _END = sys.maxsize  # ``list[_END:] = more`` appends
 
 
@@ -167,5 +166,5 @@ def _stamping_socket() -> int:
     this option. Otherwise the timestamp of a queued packet is missing. The socket is never used for anything else.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMP, 1)
+        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
         return sock.detach()

@@ -26,8 +26,26 @@ SOL_NETLINK = 270
 NETLINK_NO_ENOBUFS = 5
 NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
-SO_SNDBUFFORCE = 32
-SO_RCVBUFFORCE = 33
+
+
+def socket_options(machine: str) -> tuple[int, int, int]:
+    """SO_SNDBUFFORCE, SO_RCVBUFFORCE and SO_TIMESTAMP of a machine by that name (``uname -m``).
+
+    They are not the same everywhere, and a wrong one may be the right number of something else.
+    """
+    for architecture, numbers in _SOCKET_OPTIONS.items():
+        if machine.startswith(architecture):
+            return numbers
+    return 32, 33, 29  # include/uapi/asm-generic/socket.h
+
+
+_SOCKET_OPTIONS = {  # arch/*/include/uapi/asm/socket.h
+    "mips": (31, 33, 29),
+    "alpha": (0x100A, 0x100B, 29),
+    "sparc": (0x100A, 0x100B, 29),
+    "parisc": (0x100A, 0x100B, 0x4012),
+}
+SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMP = socket_options(os.uname().machine)
 
 _END = sys.maxsize  # ``list[_END:] = more`` appends
 KERNEL = (0, 0)  # the kernel's port id, and no multicast groups
@@ -42,6 +60,8 @@ DEFAULT_RCVBUF = 8 << 20  # the kernel's default, 208 KiB, holds 92 full-size pa
 _SNDBUF = 1 << 18  # room for a datagram of verdicts with a 64 KiB packet in it
 _KEEP_NAME = 1.0  # seconds; interfaces are renamed and their indexes reused, but not often
 _SIOCGIFNAME = 0x8910
+_IFNAMSIZ = 16
+_ifreq = struct.Struct(f"{netlink.PREFIX}{_IFNAMSIZ}si20x")  # struct ifreq with an index; shorter on 32-bit machines
 _ACK_TIMEOUT = 5.0  # seconds; the kernel answers at once, unless the receive buffer had no room for the answer
 
 
@@ -292,8 +312,8 @@ class NetlinkSocket:
         now = time.monotonic()
         if now >= until and self._socket.fileno() >= 0:
             try:
-                request = fcntl.ioctl(self._socket.fileno(), _SIOCGIFNAME, struct.pack("=16si16x", b"", index))
-                name = os.fsdecode(request[:16].split(b"\0", 1)[0])
+                request = fcntl.ioctl(self._socket.fileno(), _SIOCGIFNAME, _ifreq.pack(b"", index))
+                name = os.fsdecode(request[:_IFNAMSIZ].split(b"\0", 1)[0])
             except (OSError, struct.error):
                 name = None
             self._names[index] = (name, now + _KEEP_NAME)
