@@ -28,6 +28,9 @@ from construct import (
 )
 
 from .errors import CaptureError
+from .protocol import byteorder
+from .protocol.netlink import HOST, ByteOrder
+from .protocol.nfnetlink import NETLINK_NETFILTER
 
 # No record is larger: a datagram of log messages has 256 KiB. Whatever claims to be is no capture of ours, and memory
 # is not taken for it.
@@ -56,7 +59,7 @@ class Record(NamedTuple):
     link_type: int
     data: bytes
     original_length: int
-    byteorder: str
+    byteorder: ByteOrder
     offset: int
     comment: str | None = None
 
@@ -64,7 +67,7 @@ class Record(NamedTuple):
 class _Schemas(NamedTuple):
     """The layouts of one byte order."""
 
-    byteorder: str
+    byteorder: ByteOrder
     pcap_header: Any
     pcap_record: Any
     block_header: Any
@@ -76,12 +79,12 @@ class _Schemas(NamedTuple):
     length: Any
 
 
-def _schemas(byteorder: str) -> _Schemas:
-    little = byteorder == "little"
+def _schemas(order: ByteOrder) -> _Schemas:
+    little = order == "little"
     u16, u32 = (Int16ul, Int32ul) if little else (Int16ub, Int32ub)
     s64 = Int64sl if little else Int64sb
     return _Schemas(
-        byteorder,
+        order,
         pcap_header=Struct(
             "magic" / u32,
             "major" / Default(u16, 2),
@@ -111,7 +114,7 @@ def _schemas(byteorder: str) -> _Schemas:
 _BYTE_ORDER_MAGIC = 0x1A2B3C4D
 _SECTION, _INTERFACE, _SIMPLE, _ENHANCED = 0x0A0D0D0A, 1, 3, 6
 _END, _COMMENT, _FLAGS, _TSRESOL, _TSOFFSET = 0, 1, 2, 9, 14
-_SCHEMAS = {byteorder: _schemas(byteorder) for byteorder in ("little", "big")}
+_SCHEMAS: dict[ByteOrder, _Schemas] = {"little": _schemas("little"), "big": _schemas("big")}
 _MICROSECONDS, _NANOSECONDS = 0xA1B2C3D4, 0xA1B23C4D
 
 # What stands before a netlink datagram (LINKTYPE_NETLINK), in network byte order.
@@ -121,6 +124,24 @@ netlink_header = Struct(
     Padding(10),
     "family" / Int16ub,
 )
+
+
+def netfilter_datagram(record: Record) -> bytes | None:
+    """The datagram in a record of link type NETLINK, in the byte order of this machine; None if it is not netfilter's.
+
+    In the record it is in that of the machine that recorded it, which is that of the file. But programs that copy
+    captures write files of their own order, and leave what is in the records as it was: then the length of the first
+    message tells. Raises CaptureError for a record without the pseudo-header, and DecodeError for a damaged datagram,
+    if it has to be turned.
+    """
+    size = netlink_header.sizeof()
+    if len(record.data) < size:
+        raise CaptureError("record without the header of netlink captures", record.offset)
+    if netlink_header.parse(record.data).family != NETLINK_NETFILTER:
+        return None
+    datagram = record.data[size:]
+    size = max(len(record.data), record.original_length) - size
+    return byteorder.to_host(datagram, byteorder.order_of(datagram, record.byteorder, size))
 
 
 class _Source:
@@ -260,7 +281,7 @@ def _parse_interface(schemas: _Schemas, body: bytes, start: int) -> _Interface:
                 raise CaptureError("time stamps of impossible resolution", start)
             units = int(2**exponent if value[0] & 0x80 else 10**exponent)
         elif code == _TSOFFSET and len(value) == 8:
-            offset = int.from_bytes(value, "little" if schemas.byteorder == "little" else "big", signed=True)
+            offset = int.from_bytes(value, schemas.byteorder, signed=True)
     return _Interface(head.link_type, head.snaplen, units, offset)
 
 
@@ -292,14 +313,15 @@ def _parse_packet(schemas: _Schemas, kind: int, body: bytes, interfaces: list[_I
 class Writer:
     """Writes a capture file of one link type, to ``path``: pcapng, or pcap with nanoseconds if that ends in ``.pcap``.
 
-    The file is made anew, readable by its owner alone, for packets may hold secrets. Raises OSError.
+    It has the byte order of this machine, as what is written to it must have. The file is made anew, readable by its
+    owner alone, for packets may hold secrets. Raises OSError.
     """
 
     def __init__(self, path: str | os.PathLike[str], link_type: LinkType) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         self._stream: BinaryIO = io.BufferedWriter(io.FileIO(fd, "w"), 1 << 16)
         self._pcapng = Path(os.fspath(path)).suffix != ".pcap"
-        self._schemas = _SCHEMAS["little"]
+        self._schemas = _SCHEMAS[HOST]
         if self._pcapng:
             self._block(_SECTION, self._schemas.section_header.build({"magic": _BYTE_ORDER_MAGIC, "major": 1}))
             resolution = self._option(_TSRESOL, b"\x09") + self._option(_END, b"")

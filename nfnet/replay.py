@@ -11,13 +11,11 @@ from contextlib import suppress
 from itertools import count
 from typing import NamedTuple
 
-from .capture import LinkType, Record, netlink_header, read
+from .capture import LinkType, Record, netfilter_datagram, read
 from .errors import CaptureError, ClosedError
-from .protocol import layout, netlink, nfnetlink, nfqnl, nfulnl
-from .protocol.nfnetlink import NETLINK_NETFILTER
+from .protocol import byteorder, layout, netlink, nfnetlink, nfqnl, nfulnl
 from .protocol.nfqnl import NFQA, Command
 
-_HEADER_SIZE = netlink_header.sizeof()
 _QUEUE_KINDS = (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH)
 
 
@@ -37,10 +35,11 @@ class Replay:
             queue.run(handler)
         assert replay.verdicts == replay.recorded
 
-    The queue or log that is opened on it gets what was recorded for its number, byte for byte; its requests are
-    acknowledged and its verdicts collected. When all has come, iteration and ``run`` end. Recordings of netlink
-    (LINKTYPE_NETLINK) replay both, those of ``tcpdump -i nflog:N`` (LINKTYPE_NFLOG) a log, and bare IP packets a queue
-    of any number. With ``realtime`` they come at the pace at which they were recorded.
+    The queue or log that is opened on it gets what was recorded for its number, byte for byte, but for headers from a
+    machine of the other byte order, which are turned; its requests are acknowledged and its verdicts collected. When
+    all has come, iteration and ``run`` end. Recordings of netlink (LINKTYPE_NETLINK) replay both, those of
+    ``tcpdump -i nflog:N`` (LINKTYPE_NFLOG) a log, and bare IP packets a queue of any number. With ``realtime`` they
+    come at the pace at which they were recorded.
 
     ``verdicts`` maps the id of each packet to what this program decided, ``recorded`` to what the recording says.
     Raises OSError if the file cannot be opened; CaptureError comes out of the loop, after the records before it.
@@ -155,10 +154,9 @@ class Replay:
 
     def _datagrams(self, record: Record) -> Iterator[bytes]:
         if record.link_type == LinkType.NETLINK:
-            if len(record.data) < _HEADER_SIZE:
-                raise CaptureError("record without the header of netlink captures", record.offset)
-            if netlink_header.parse(record.data).family == NETLINK_NETFILTER:
-                yield from self._netlink(record.data[_HEADER_SIZE:])
+            datagram = netfilter_datagram(record)
+            if datagram is not None:
+                yield from self._netlink(datagram)
         elif record.link_type == LinkType.NFLOG:
             if self._subsystem == nfnetlink.Subsystem.LOG and int.from_bytes(record.data[2:4], "big") == self._number:
                 yield _log_message(record)
@@ -223,8 +221,8 @@ def _owner(record: Record) -> tuple[int | None, int | None] | None:
         return None, int.from_bytes(record.data[2:4], "big")
     if record.link_type in (LinkType.RAW, LinkType.IPV4, LinkType.IPV6):
         return 0, None
-    message = record.data[_HEADER_SIZE:]
-    if record.link_type == LinkType.NETLINK and len(message) >= nfnetlink.BODY:
+    message = netfilter_datagram(record) if record.link_type == LinkType.NETLINK else None
+    if message is not None and len(message) >= nfnetlink.BODY:
         kind, number = netlink.read_length_and_type(message)[1], int.from_bytes(message[18:20], "big")
         if kind == nfqnl.MSG_PACKET:
             return number, None
@@ -234,17 +232,9 @@ def _owner(record: Record) -> tuple[int | None, int | None] | None:
 
 
 def _log_message(record: Record) -> bytes:
-    """The netlink message that tcpdump took the header from; its lengths and types are in the order of the file."""
-    byteorder = "little" if record.byteorder == "little" else "big"
-    data, place, parts = record.data, 4, []
-    while place < len(data):
-        length = int.from_bytes(data[place : place + 2], byteorder)  # type: ignore[arg-type]
-        if length < 4 or place + length > len(data):
-            raise CaptureError(f"attribute of impossible length {length}", record.offset)
-        number = int.from_bytes(data[place + 2 : place + 4], byteorder)  # type: ignore[arg-type]
-        parts.append(layout.build_attribute(number, data[place + 4 : place + length]))
-        place += length + 3 & ~3
-    return netlink.build_message(nfulnl.MSG_PACKET, 0, 0, data[:4] + b"".join(parts))
+    """The netlink message that tcpdump took the header from; its attributes are in the order of the file."""
+    body = byteorder.attributes_to_host(record.data, nfnetlink.nfgenmsg.sizeof(), record.byteorder, nfulnl.NFULA_TABLE)
+    return netlink.build_message(nfulnl.MSG_PACKET, 0, 0, body)
 
 
 def _packet_message(number: int, packet_id: int, record: Record) -> bytes:

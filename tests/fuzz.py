@@ -15,8 +15,8 @@ from pathlib import Path
 
 import nfnet
 from nfnet import inet
-from nfnet.capture import read
-from nfnet.protocol import conntrack, netlink, nfqnl, nfulnl
+from nfnet.capture import netfilter_datagram, read
+from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl
 from nfnet.testing import FakeKernel
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -39,6 +39,8 @@ READERS = (
     lambda data: inet.rewrite(data, source="192.0.2.1", destination="192.0.2.2", tos=1),
     lambda data: inet.rewrite(data, source="fd00::1", destination_port=9),
     lambda data: list(read(io.BytesIO(data))),
+    lambda data: byteorder.to_host(data, "little"),
+    lambda data: byteorder.to_host(data, "big"),
 )
 
 
@@ -118,7 +120,7 @@ def main() -> int:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 300_000
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(1 << 30)
     files = [path.read_bytes() for path in FIXTURES.glob("*.pcapng") if path.stat().st_size < 5000]
-    datagrams = [record.data[16:] for file in files for record in read(io.BytesIO(file))]
+    datagrams = [netfilter_datagram(record) or b"" for file in files for record in read(io.BytesIO(file))]
     packets = [b for d in datagrams if nfqnl.is_packet(d) and (b := d[nfqnl.layouts.find(d).payload])]
     choose = random.Random(seed)
     began, slowest = time.monotonic(), 0.0

@@ -10,7 +10,7 @@ import pytest
 
 import nfnet
 from nfnet import Log, Packet, Queue
-from nfnet.capture import read
+from nfnet.capture import netfilter_datagram, read
 from nfnet.protocol import netlink
 
 from .conftest import FIXTURES
@@ -73,6 +73,6 @@ def test_every_attribute_in_the_recordings_decodes() -> None:
 
 
 def test_the_refusal_has_the_kernels_words() -> None:
-    answers = [record.data[16:] for record in read(FIXTURES / "queue-refused.pcapng")]
-    texts = [netlink.parse_answer(data).message for data in answers if netlink.is_answer(data)]
+    datagrams = [netfilter_datagram(record) or b"" for record in read(FIXTURES / "queue-refused.pcapng")]
+    texts = [netlink.parse_answer(data).message for data in datagrams if netlink.is_answer(data)]
     assert "Attribute failed policy validation" in texts

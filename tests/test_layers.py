@@ -23,6 +23,7 @@ ORDER = [
     "protocol.conntrack",
     "protocol.nfqnl",
     "protocol.nfulnl",
+    "protocol.byteorder",
     "protocol",
     "inet",
     "scapys",

@@ -16,6 +16,7 @@ from nfnet.protocol import conntrack, layout, netlink, nfnetlink, nfqnl
 from nfnet.protocol.nfqnl import NFQA, Command, QueueFlag
 
 from .kernel import packet_message
+from .swap import HERE
 
 U32 = st.integers(0, 0xFFFFFFFF)
 FIXED = {number: row for number, row in nfqnl.NFQA_TABLE.items() if layout.fixed_size(row.schema)}
@@ -133,7 +134,7 @@ def test_layouts_find_what_the_schema_finds(first: bytes, second: bytes) -> None
 def test_a_payload_cannot_pass_for_a_header(noise: bytes, mark: int) -> None:
     """Same length, other attributes: bytes of the payload lie where a header was learned."""
     with_mark = packet_message(1, bytes(20) + noise, MARK=mark)
-    header = struct.pack("=HH", len(noise) + 24, NFQA.PAYLOAD)
+    header = struct.pack(HERE + "HH", len(noise) + 24, NFQA.PAYLOAD)
     without = packet_message(1, bytes(4) + header + bytes(20) + noise)
     assert len(with_mark) == len(without)
     for message in (with_mark, without, with_mark):
@@ -151,13 +152,12 @@ def test_any_bytes_are_a_message_or_a_decode_error(noise: bytes) -> None:
 @pytest.mark.parametrize(
     ("attributes", "offset"),
     [
-        (b"\x03\x00\x03\x00", 20),  # shorter than its own header
-        (b"\x0c\x00\x03\x00\x00\x00\x00\x01", 20),  # longer than what is left
-        (b"\x06\x00\x03\x00\x00\x01\x00\x00", 24),  # a mark of two bytes
-        (b"\x08\x00\x03\x00\x00\x00\x00\x01\x08\x00", 28),  # half a header behind
+        (struct.pack(HERE + "HH", 3, 3), 20),  # shorter than its own header
+        (struct.pack(HERE + "HHI", 12, 3, 1), 20),  # longer than what is left
+        (struct.pack(HERE + "HHHH", 6, 3, 1, 0), 24),  # a mark of two bytes
+        (struct.pack(HERE + "HHIH", 8, 3, 1, 8), 28),  # half a header behind
     ],
 )
-@pytest.mark.skipif("sys.byteorder != 'little'", reason="the bytes are a little-endian machine's")
 def test_decode_errors_name_the_offset(attributes: bytes, offset: int) -> None:
     with pytest.raises(DecodeError) as caught:
         nfqnl.layouts.find(nfnetlink.build_message(nfqnl.MSG_PACKET, 1, attributes))

@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from ..capture import LinkType, read
+from ..capture import LinkType, netfilter_datagram, read
 from ..errors import CaptureError, DecodeError
-from ..protocol import netlink, nfqnl, nfulnl
+from ..protocol import byteorder, netlink, nfqnl, nfulnl
 from ..protocol.layout import walk
 from ..protocol.nfnetlink import BODY, Attribute, Table, nfgenmsg
 from . import lines
@@ -18,7 +18,7 @@ _DESCRIPTION = """\
 Shows netlink messages of NFQUEUE and NFLOG field by field: where each begins,
 its bytes, its name and what it says. Takes a capture of netlink (nfnet
 record, nlmon, Wireshark), a file with the bytes of a datagram, or hexadecimal
-digits.
+digits. Those of a machine of the other byte order are turned first.
 
     nfnet decode session.pcapng
     nfnet decode 1c000000020305000100000000000000000000010800010001000000
@@ -26,7 +26,6 @@ digits.
 exit status: 0; 1 for bytes that are no such messages
 """
 
-_HEADER_SIZE = 16  # of the pseudo-header of LINKTYPE_NETLINK
 _WIDTH = 16  # bytes shown of a field
 
 _TABLES: dict[int, tuple[str, Table]] = {
@@ -65,19 +64,24 @@ def _datagrams(what: str) -> Iterator[bytes]:
     if not os.path.exists(what):
         digits = "".join(what.replace(":", " ").split())
         try:
-            yield bytes.fromhex(digits)
+            datagram = bytes.fromhex(digits)
         except ValueError:
             raise DecodeError(f"{what[:40]!r} is neither a file nor hexadecimal digits", 0) from None
+        yield _turned(datagram)
         return
     try:
         for record in read(what):
-            if record.link_type == LinkType.NETLINK:
-                yield record.data[_HEADER_SIZE:]
+            if record.link_type == LinkType.NETLINK and (found := netfilter_datagram(record)) is not None:
+                yield found
     except CaptureError as error:
         if error.offset:
             raise
         with open(what, "rb") as file:  # no capture: a bare datagram, then
-            yield file.read()
+            yield _turned(file.read())
+
+
+def _turned(datagram: bytes) -> bytes:
+    return byteorder.to_host(datagram, byteorder.order_of(datagram, netlink.HOST))
 
 
 def describe(datagram: bytes) -> Iterator[str]:

@@ -1,0 +1,132 @@
+"""Datagrams from a machine of the other byte order, which a recording may hold, turned into those of this one.
+
+Only what `netlink` describes is in the order of a machine: the headers of messages and attributes, at all depths, and
+what the kernel says of an error. What NFQUEUE and NFLOG put into attributes is big-endian anyway.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+
+from ..errors import DecodeError
+from . import layout, netlink, nfqnl, nfulnl
+from .netlink import HOST, PREFIX, ByteOrder, ErrorAttribute
+from .nfnetlink import BODY, Table
+
+_TABLES = {**nfqnl.TABLES, **nfulnl.TABLES}
+_NESTED = 0x8000  # NLA_F_NESTED
+_MAX_DEPTH = 32  # nf_tables has less than ten
+_ERROR_NUMBERS = (ErrorAttribute.OFFS, ErrorAttribute.MISS_TYPE, ErrorAttribute.MISS_NEST)
+
+_OTHER_PREFIX = ">" if PREFIX == "<" else "<"
+_other_attribute_header = struct.Struct(_OTHER_PREFIX + layout.attribute_header.format[1:])
+
+
+def order_of(datagram: bytes, expected: ByteOrder, size: int | None = None) -> ByteOrder:
+    """The byte order of a datagram: ``expected``, unless the length in its first header makes sense in the other alone.
+
+    ``size`` is that of the whole datagram, if this is only its beginning.
+    """
+    size = len(datagram) if size is None else size
+    other: ByteOrder = "big" if expected == "little" else "little"
+    for order in (expected, other):
+        if netlink.HEADER_SIZE <= int.from_bytes(datagram[:4], order) <= size:
+            return order
+    return expected
+
+
+def to_host(datagram: bytes, order: ByteOrder) -> bytes:
+    """A datagram of that byte order, as this machine would have it. Raises DecodeError if it is damaged.
+
+    Its messages may be those of any netfilter subsystem: our tables say which attributes hold attributes, and
+    NLA_F_NESTED does where they know nothing.
+    """
+    if order == HOST:
+        return datagram
+    data = bytearray(datagram)
+    for start, message in netlink.split_messages(datagram, order):
+        end = start + len(message)
+        _turn_header(data, start)
+        head = netlink.header.parse(data[start:end])
+        if head.type == netlink.NLMSG_ERROR:
+            _turn_answer(data, start, end, head.flags)
+        else:
+            _turn_body(data, start, end, head.type)
+    return bytes(data)
+
+
+def attributes_to_host(data: bytes, start: int, order: ByteOrder, table: Table) -> bytes:
+    """The same for attributes that begin at ``start`` and which ``table`` describes; what is before them stays."""
+    if order == HOST:
+        return data
+    turned = bytearray(data)
+    _turn_attributes(turned, start, len(data), table)
+    return bytes(turned)
+
+
+def _turner(format: str) -> Callable[[bytearray, int], None]:
+    """What turns the numbers of a structure, at an offset."""
+    theirs, ours = struct.Struct(_OTHER_PREFIX + format), struct.Struct(PREFIX + format)
+
+    def turn(data: bytearray, offset: int) -> None:
+        ours.pack_into(data, offset, *theirs.unpack_from(data, offset))
+
+    return turn
+
+
+_turn_header = _turner(layout.compile_struct(netlink.header).format[1:])
+_turn_nlmsgerr = _turner(layout.compile_struct(netlink.nlmsgerr).format[1:])
+_turn_attribute_header = _turner(layout.attribute_header.format[1:])
+
+
+def _turn_body(data: bytearray, start: int, end: int, type: int) -> None:
+    """What is behind the header of a message; control messages have nothing there."""
+    if type >= netlink.NLMSG_MIN_TYPE:
+        _turn_attributes(data, start + BODY, end, _TABLES.get(type, {}))
+
+
+def _turn_answer(data: bytearray, start: int, end: int, flags: int) -> None:
+    place = start + netlink.HEADER_SIZE
+    if end - place < netlink.nlmsgerr.sizeof():
+        raise DecodeError("answer of the kernel cut short", end)
+    _turn_nlmsgerr(data, place)
+    place += 4
+    request = netlink.header.parse(data[place:end])
+    echoed = netlink.HEADER_SIZE if flags & netlink.Flag.CAPPED else request.length
+    if echoed <= end - place:  # old kernels echo the header alone of what they acknowledge, and do not say so
+        _turn_body(data, place, place + echoed, request.type)
+    if flags & netlink.Flag.ACK_TLVS:
+        _turn_error_attributes(data, place + (echoed + 3 & ~3), end)
+
+
+def _turn_error_attributes(data: bytearray, start: int, end: int) -> None:
+    for number, first, last in _turning(data, start, end):
+        if number in _ERROR_NUMBERS:
+            _turn_number(data, first, last)
+        elif number == ErrorAttribute.POLICY:
+            for _, low, high in _turning(data, first, last):  # NL_POLICY_TYPE_ATTR_*: all are one number
+                _turn_number(data, low, high)
+
+
+def _turn_attributes(data: bytearray, start: int, end: int, table: Table, depth: int = 0) -> None:
+    if depth > _MAX_DEPTH:
+        raise DecodeError(f"attributes nested more than {_MAX_DEPTH} deep", start)
+    for number, first, last in _turning(data, start, end):
+        row = table.get(number)
+        flagged = layout.attribute_header.unpack_from(data, first - netlink.ATTRIBUTE_HEADER_SIZE)[1] & _NESTED
+        if row is not None and row.nested is not None:
+            _turn_attributes(data, first, last, row.nested, depth + 1)
+        elif (row is None and flagged) or (row is not None and row.schema is netlink.attributes):
+            _turn_attributes(data, first, last, {}, depth + 1)
+
+
+def _turning(data: bytearray, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The attributes, as `layout.walk` has them, each with its header turned."""
+    for attribute in layout.walk(data, start, end, header=_other_attribute_header):
+        _turn_attribute_header(data, attribute[1] - netlink.ATTRIBUTE_HEADER_SIZE)
+        yield attribute
+
+
+def _turn_number(data: bytearray, start: int, end: int) -> None:
+    data[start:end] = data[start:end][::-1]
