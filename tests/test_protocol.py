@@ -82,6 +82,27 @@ def test_answers(name: str, expected: tuple[Any, ...], datagrams: dict[str, byte
     assert (answer.errno, answer.seq, answer.message, answer.offset) == expected
 
 
+def test_answers_are_read_as_their_schemas_read_them(datagrams: dict[str, bytes]) -> None:
+    for name in ANSWERS:
+        message = datagrams[name]
+        echo = netlink.nlmsgerr.parse(message[netlink.HEADER_SIZE :])
+        answer = netlink.parse_answer(message)
+        assert (answer.errno, answer.seq, answer.type) == (-echo.error, echo.request.seq, echo.request.type)
+        for length in range(36):
+            with pytest.raises(DecodeError, match="cut short"):
+                netlink.parse_answer(message[:length])
+    short = bytearray(message)
+    short[:4] = (35).to_bytes(4, netlink.HOST)  # its own length counts, not that of what is there
+    with pytest.raises(DecodeError, match="cut short"):
+        netlink.parse_answer(bytes(short))
+
+
+def test_reading_a_refusal_is_cheap(datagrams: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be one for every packet; the schemas take a hundred times as long."""
+    monkeypatch.setattr(construct.Construct, "_parsereport", None)
+    assert netlink.parse_answer(datagrams["RX NLMSG_ERROR ENOENT for it"]).errno == 2
+
+
 def test_fast_structs_read_what_their_schemas_read() -> None:
     checked = 0
     for row in FIXED.values():

@@ -96,6 +96,10 @@ attributes = GreedyRange(attribute)
 # Flag.CAPPED is set, then attributes if Flag.ACK_TLVS is.
 nlmsgerr = Struct("error" / _int32, "request" / header)
 
+# Of a whole answer, `header` and `nlmsgerr`: its length and flags, the error, and length, type and seq of the request.
+_read_answer = struct.Struct(PREFIX + "I2xH8xiIH2xI4x").unpack_from
+_ANSWER_SIZE = 36
+
 error_attributes: dict[int, Construct[Any, Any]] = {
     ErrorAttribute.MSG: NullStripped(GreedyBytes),
     ErrorAttribute.OFFS: _uint32,
@@ -154,18 +158,20 @@ def is_answer(message: bytes) -> bool:
 
 def parse_answer(message: bytes) -> Answer:
     """Read one message of type NLMSG_ERROR. Raises DecodeError."""
+    # Not by the schemas: when somebody changes rules the kernel drops what is queued, and there may be as many
+    # refusals as there were packets.
     try:
-        head = header.parse(message)
-        body = message[HEADER_SIZE : head.length]
-        error = nlmsgerr.parse(body)
-    except ConstructError:
-        raise DecodeError("answer of the kernel cut short", len(message)) from None
+        length, flags, error, request_length, request_type, request_seq = _read_answer(message)
+    except struct.error:
+        length = 0
+    if length < _ANSWER_SIZE:
+        raise DecodeError("answer of the kernel cut short", len(message))
     text: str | None = None
     offset: int | None = None
-    if head.flags & Flag.ACK_TLVS:
+    if flags & Flag.ACK_TLVS:
         # The echo is the request's header alone if capped, the whole request, padded, if not.
-        echoed = HEADER_SIZE if head.flags & Flag.CAPPED else (error.request.length + 3) & ~3
-        for item in attributes.parse(body[4 + echoed :]):
+        echoed = HEADER_SIZE if flags & Flag.CAPPED else (request_length + 3) & ~3
+        for item in attributes.parse(message[HEADER_SIZE + 4 + echoed : length]):
             schema = error_attributes.get(item.type & TYPE_MASK)
             try:
                 value = schema.parse(item.data) if schema else item.data
@@ -175,4 +181,4 @@ def parse_answer(message: bytes) -> Answer:
                 text = value.decode("utf-8", "replace")
             elif item.type == ErrorAttribute.OFFS:
                 offset = value
-    return Answer(-error.error, error.request.seq, error.request.type, text, offset)
+    return Answer(-error, request_seq, request_type, text, offset)
