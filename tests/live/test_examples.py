@@ -133,6 +133,26 @@ def test_our_own_dns_answers(net: Net) -> None:
     assert ask() == "192.0.2.1"
 
 
+def test_the_first_example_of_the_readme(net: Net, tmp_path: Path) -> None:
+    """With NFNET_PYTHON by that interpreter, in which nothing but nfnet is installed, say."""
+    text = (EXAMPLES.parent / "README.md").read_text()
+    script = tmp_path / "script.py"
+    script.write_text(text.split("```python\n", 1)[1].split("```", 1)[0])
+    command = [os.environ.get("NFNET_PYTHON", sys.executable), "-X", "dev", str(script)]
+    sender, receiver = net.open_socket("client"), net.receiver(port=7777)
+    destination = (ADDRESS["server", V4], 7777)
+    with running(net, command, "client", env={**os.environ, "PATH": "/nowhere"}, cwd=tmp_path) as process:
+        assert wait_for(lambda: is_bound(net, host="client", queue=1) or process.poll() is not None)
+        for data in (b"a secret", b"the cat", b"mark me", b"plain"):
+            sender.sendto(data, destination)
+        assert [receiver.recv(100) for _ in range(3)] == [b"the elephant", b"mark me", b"plain"]
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=TIMEOUT)
+    assert errors.endswith("KeyboardInterrupt\n")
+    assert wait_for(lambda: rules.installed(net.hosts["client"]) == [])
+    assert not readable(receiver, 0)
+
+
 @pytest.mark.parametrize("name", ["print_and_accept", "packet_printer", "own_socket"])
 def test_printing(net: Net, name: str) -> None:
     way = Way(net)
