@@ -73,7 +73,7 @@ def package(session: nox.Session) -> None:
     if not wheel.name.endswith("-py3-none-any.whl"):
         session.error(f"{wheel.name} is not for every machine")
 
-    clean = Path(session.create_tmp()) / "clean"
+    clean = Path(session.create_tmp()).resolve() / "clean"
     session.run("python", "-m", "venv", "--clear", str(clean))
     python = str(clean / "bin" / "python")
     no_compiler = {"PATH": str(clean / "bin"), "CC": "/nowhere"}
