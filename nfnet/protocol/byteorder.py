@@ -47,12 +47,11 @@ def to_host(datagram: bytes, order: ByteOrder) -> bytes:
     data = bytearray(datagram)
     for start, message in netlink.split_messages(datagram, order):
         end = start + len(message)
-        _turn_header(data, start)
-        head = netlink.header.parse(data[start:end])
-        if head.type == netlink.NLMSG_ERROR:
-            _turn_answer(data, start, end, head.flags)
+        _, kind, flags, _, _ = _turn_header(data, start)
+        if kind == netlink.NLMSG_ERROR:
+            _turn_answer(data, start, end, flags)
         else:
-            _turn_body(data, start, end, head.type)
+            _turn_body(data, start, end, kind)
     return bytes(data)
 
 
@@ -65,12 +64,14 @@ def attributes_to_host(data: bytes, start: int, order: ByteOrder, table: Table) 
     return bytes(turned)
 
 
-def _turner(format: str) -> Callable[[bytearray, int], None]:
-    """What turns the numbers of a structure, at an offset."""
+def _turner(format: str) -> Callable[[bytearray, int], tuple[int, ...]]:
+    """What turns the numbers of a structure, at an offset, and returns them."""
     theirs, ours = struct.Struct(_OTHER_PREFIX + format), struct.Struct(PREFIX + format)
 
-    def turn(data: bytearray, offset: int) -> None:
-        ours.pack_into(data, offset, *theirs.unpack_from(data, offset))
+    def turn(data: bytearray, offset: int) -> tuple[int, ...]:
+        numbers = theirs.unpack_from(data, offset)
+        ours.pack_into(data, offset, *numbers)
+        return numbers
 
     return turn
 
@@ -80,52 +81,50 @@ _turn_nlmsgerr = _turner(layout.compile_struct(netlink.nlmsgerr).format[1:])
 _turn_attribute_header = _turner(layout.attribute_header.format[1:])
 
 
-def _turn_body(data: bytearray, start: int, end: int, type: int) -> None:
+def _turn_body(data: bytearray, start: int, end: int, kind: int) -> None:
     """What is behind the header of a message; control messages have nothing there."""
-    if type >= netlink.NLMSG_MIN_TYPE:
-        _turn_attributes(data, start + BODY, end, _TABLES.get(type, {}))
+    if kind >= netlink.NLMSG_MIN_TYPE:
+        _turn_attributes(data, start + BODY, end, _TABLES.get(kind, {}))
 
 
 def _turn_answer(data: bytearray, start: int, end: int, flags: int) -> None:
     place = start + netlink.HEADER_SIZE
     if end - place < netlink.nlmsgerr.sizeof():
         raise DecodeError("answer of the kernel cut short", end)
-    _turn_nlmsgerr(data, place)
+    _, length, kind, *_ = _turn_nlmsgerr(data, place)
     place += 4
-    request = netlink.header.parse(data[place:end])
-    echoed = netlink.HEADER_SIZE if flags & netlink.Flag.CAPPED else request.length
+    echoed = netlink.HEADER_SIZE if flags & netlink.Flag.CAPPED else length
     if echoed <= end - place:  # old kernels echo the header alone of what they acknowledge, and do not say so
-        _turn_body(data, place, place + echoed, request.type)
+        _turn_body(data, place, place + echoed, kind)
     if flags & netlink.Flag.ACK_TLVS:
         _turn_error_attributes(data, place + (echoed + 3 & ~3), end)
 
 
 def _turn_error_attributes(data: bytearray, start: int, end: int) -> None:
-    for number, first, last in _turning(data, start, end):
+    for number, _, first, last in _turning(data, start, end):
         if number in _ERROR_NUMBERS:
             _turn_number(data, first, last)
         elif number == ErrorAttribute.POLICY:
-            for _, low, high in _turning(data, first, last):  # NL_POLICY_TYPE_ATTR_*: all are one number
+            for _, _, low, high in _turning(data, first, last):  # NL_POLICY_TYPE_ATTR_*: all are one number
                 _turn_number(data, low, high)
 
 
 def _turn_attributes(data: bytearray, start: int, end: int, table: Table, depth: int = 0) -> None:
     if depth > _MAX_DEPTH:
         raise DecodeError(f"attributes nested more than {_MAX_DEPTH} deep", start)
-    for number, first, last in _turning(data, start, end):
+    for number, flagged, first, last in _turning(data, start, end):
         row = table.get(number)
-        flagged = layout.attribute_header.unpack_from(data, first - netlink.ATTRIBUTE_HEADER_SIZE)[1] & _NESTED
         if row is not None and row.nested is not None:
             _turn_attributes(data, first, last, row.nested, depth + 1)
         elif (row is None and flagged) or (row is not None and row.schema is netlink.attributes):
             _turn_attributes(data, first, last, {}, depth + 1)
 
 
-def _turning(data: bytearray, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The attributes, as `layout.walk` has them, each with its header turned."""
-    for attribute in layout.walk(data, start, end, header=_other_attribute_header):
-        _turn_attribute_header(data, attribute[1] - netlink.ATTRIBUTE_HEADER_SIZE)
-        yield attribute
+def _turning(data: bytearray, start: int, end: int) -> Iterator[tuple[int, bool, int, int]]:
+    """The attributes, each with its header turned: number, whether NLA_F_NESTED is set, and where its data are."""
+    for number, first, last in layout.walk(data, start, end, header=_other_attribute_header):
+        _, kind = _turn_attribute_header(data, first - netlink.ATTRIBUTE_HEADER_SIZE)
+        yield number, bool(kind & _NESTED), first, last
 
 
 def _turn_number(data: bytearray, start: int, end: int) -> None:
