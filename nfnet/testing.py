@@ -18,6 +18,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from . import inet
@@ -173,10 +174,14 @@ class FakeKernel:
     # --- the transport
 
     def receive(self, into: list[bytes], limit: int) -> bool:
-        taken, self._waiting = self._waiting[:limit], self._waiting[limit:]
-        into.extend(taken)
-        if not self._waiting and taken:
+        # Another thread may be delivering: what it appends in between must neither be lost nor go unnoticed.
+        with suppress(BlockingIOError):
             os.eventfd_read(self._readable)
+        taken = self._waiting[:limit]
+        del self._waiting[: len(taken)]
+        into.extend(taken)
+        if self._waiting:
+            os.eventfd_write(self._readable, 1)
         return bool(self._waiting) or not self._ends
 
     def send(self, datagram: bytes) -> None:

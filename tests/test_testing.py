@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,6 +48,22 @@ def test_attributes_are_fed(nfnet_queue: FedQueue) -> None:
     ids.append(nfnet_queue.feed(testing.udp(b"secret")))
     nfnet_queue.run(handle)
     assert nfnet_queue.verdicts[ids[2]].verdict == Verdict.DROP
+
+
+def test_another_thread_may_receive_what_is_just_being_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = testing.FakeKernel()
+    received: list[bytes] = []
+    write = os.eventfd_write
+
+    def faster(fd: int, value: int) -> None:
+        kernel.receive(received, 8)
+        write(fd, value)
+
+    monkeypatch.setattr(os, "eventfd_write", faster)
+    kernel.deliver(b"one")
+    kernel.deliver(b"two")
+    assert received == [b"one", b"two"]
+    kernel.close()
 
 
 @pytest.mark.parametrize("build", [testing.udp, testing.tcp])
