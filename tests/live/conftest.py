@@ -7,16 +7,23 @@ client 10.81.1.1 fd81:1::1 -- router 10.81.1.2 fd81:1::2
 from __future__ import annotations
 
 import contextlib
+import functools
+import gzip
 import os
+import re
 import select
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+from unittest.mock import Mock
 
 import pytest
 
-from nfnet import KernelError, Packet, Queue, netns
+from nfnet import KernelError, Log, NotSupportedError, Packet, Queue, netns, rules
+
+from . import matrix
 
 REQUIRED = os.environ.get("NFNET_REQUIRE_LIVE") == "1"
 UID, GID = os.geteuid(), os.getegid()  # before the process may become root of a namespace of its own
@@ -26,10 +33,49 @@ QUIET = 0.2  # how long to wait for what should not come
 LINKS = (("client", "router", 1), ("router", "server", 2))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "write to a JSON file which features the kernel has, by the tests that are marked with them"
+    parser.addoption("--features", metavar="FILE", type=Path, help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if path := config.getoption("--features", None):
+        config.pluginmanager.register(FeatureRecorder(path))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "/live/" in str(item.path):
             item.add_marker(pytest.mark.live)
+            for name in (name for mark in item.iter_markers("feature") for name in mark.args):
+                if name not in matrix.names():
+                    raise pytest.UsageError(f"{item.nodeid}: {name!r} is no feature of tests/live/matrix.py")
+                item.user_properties.append(("feature", name))
+
+
+class FeatureRecorder:
+    """Sees how the tests end that are marked with features, and writes that down."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._results: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name in (str(value) for key, value in report.user_properties if key == "feature"):
+            if report.failed:
+                self._results[name] = f"fails: {report.nodeid}"
+            elif report.skipped:
+                reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+                text = reason.removeprefix("Skipped: ").removeprefix(LACKS)
+                if LACKS in reason and not self._results.get(name, "").startswith("fails"):
+                    self._results[name] = text
+            elif report.when == "call":
+                self._results.setdefault(name, matrix.WORKS)
+
+    def pytest_sessionfinish(self) -> None:
+        debian = re.search(r"Debian (\d+\.\d+\.\d+)", os.uname().version)
+        version = f"{debian[1]} (Debian)" if debian else os.uname().release.partition("-")[0]
+        matrix.store(self._path, version, self._results)
 
 
 def cannot_run(reason: str) -> None:
@@ -37,6 +83,57 @@ def cannot_run(reason: str) -> None:
     if REQUIRED:
         pytest.fail(f"NFNET_REQUIRE_LIVE=1, and this test cannot run: {reason}")
     pytest.skip(reason)
+
+
+def featured(feature: str, *values: Any, id: str | None = None) -> Any:
+    """Values of parameters with which a test is about a feature."""
+    return pytest.param(*values, marks=pytest.mark.feature(feature), id=id)
+
+
+LACKS = "this kernel lacks "
+
+
+def kernel_lacks(what: str, *, option: str | None = None, since: tuple[int, int] | None = None) -> NoReturn:
+    """Skip the rest of a test, or fail where that cannot be the reason.
+
+    option: what the kernel must have been built with; where it shows its configuration it must not have that.
+    since: the version from which on every kernel has it.
+    """
+    if since and kernel_version() >= since:
+        pytest.fail(f"Linux {since[0]}.{since[1]} has {what}, and so should this one")
+    if option and any(f"{option}={value}" in kernel_configuration() for value in "ym"):
+        pytest.fail(f"this kernel was built with {option}, and {what} is not there all the same")
+    details = ([option] if option else []) + ([f"Linux {since[0]}.{since[1]} has it"] if since else [])
+    pytest.skip(f"{LACKS}{what}" + (f" ({', '.join(details)})" if details else ""))
+
+
+@functools.cache
+def kernel_configuration() -> set[str]:
+    """The lines of the kernel's configuration; none if it does not show it."""
+    try:
+        return set(gzip.decompress(Path("/proc/config.gz").read_bytes()).decode().splitlines())
+    except FileNotFoundError:
+        return set()
+
+
+NFT_QUEUE = {"what": "nft's queue expression", "option": "CONFIG_NFT_QUEUE"}
+GLUE = {"what": "the glue between queues, logs and connection tracking", "option": "CONFIG_NETFILTER_NETLINK_GLUE_CT"}
+
+
+def lacking(what: rules.Rule | Queue | Log) -> NotSupportedError | None:
+    """What the kernel has to say against it."""
+    try:
+        with what:
+            return None
+    except NotSupportedError as error:
+        return error
+
+
+def only(way: str, rule: rules.Rule) -> rules.Rule:
+    """A rule with nft's own expression alone, or with the target of iptables alone."""
+    native, target = rule._action.choices()
+    rule._action = Mock(wraps=rule._action, choices=lambda: [native if way == "nft" else target])
+    return rule
 
 
 @pytest.fixture(scope="session")
@@ -190,6 +287,23 @@ def readable(sock: socket.socket, timeout: float) -> bool:
     return bool(select.select([sock], [], [], timeout)[0])
 
 
+def in_child(function: Callable[[], object]) -> int:
+    """Run a function in a forked child; its exit status, 0 if the function returned."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            function()
+            status = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def kernel_version() -> tuple[int, int]:
     major, minor = os.uname().release.split(".")[:2]
     return int(major), int(minor)
@@ -214,6 +328,18 @@ def make_bridge() -> tuple[int, int, int]:
             ):
                 file.write("0")
         return bridge, ports[0], ports[1]
+
+
+def send_through_bridge(net: Net, frame: bytes, came: Callable[[], bool], host: str = "client") -> None:
+    """Until something came: a bridge forwards once its ports are up, which takes a moment."""
+    with net.at(host, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sender:
+        sender.bind(("to-router" if host == "client" else "br0", 0))
+
+        def send() -> bool:
+            sender.send(frame)
+            return came()
+
+        assert wait_for(send)
 
 
 # An Ethernet frame with a VLAN tag and an IPv4 packet of a protocol that nobody speaks.

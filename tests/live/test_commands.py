@@ -22,9 +22,9 @@ import pytest
 import nfnet
 from nfnet import Queue, doctor, rules
 
-from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, readable, wait_for
+from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, in_child, readable, wait_for
 from .test_compat import Way, is_bound, logging, queueing, running
-from .test_process import drop_capabilities, in_child
+from .test_process import drop_capabilities
 
 V4 = socket.AF_INET
 RULE = "hook=forward protocol=udp destination_port=7000"

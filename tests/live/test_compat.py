@@ -25,8 +25,8 @@ from nfnet.compat.netfilterqueue import NetfilterQueue, Packet, QueueHandler
 from nfnet.protocol import nfqnl, nfulnl
 from nfnet.protocol.nfnetlink import NETLINK_NETFILTER
 
-from .conftest import ADDRESS, TIMEOUT, Net, readable, wait_for
-from .test_process import drop_capabilities, in_child
+from .conftest import ADDRESS, TIMEOUT, Net, in_child, readable, wait_for
+from .test_process import drop_capabilities
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 PORT = 7000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +10,13 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import CtInfo, NetlinkSocket, Packet, Queue, nftables, rules
+from nfnet import CtInfo, Log, NetlinkSocket, Packet, Queue, nftables, rules
 from nfnet.match import be32
 from nfnet.protocol.conntrack import Status
 from nfnet.protocol.layout import build_attribute
 
-from .conftest import ADDRESS, Net, collect
+from .conftest import ADDRESS, GLUE, Net, collect, kernel_lacks, lacking
+from .test_log import collect as collect_messages
 
 V4 = socket.AF_INET
 PORT = 7000
@@ -28,11 +28,11 @@ def tracked(net: Net) -> Iterator[Queue]:
     """A queue on the router, where connections are tracked because a rule asks for their state."""
     here = net.hosts["router"]
     rule = rules.queue(1, hook="forward", protocol="udp", state=["new", "established"], netns=here)
-    with rule, contextlib.ExitStack() as stack:
-        try:
-            queue = stack.enter_context(Queue(1, conntrack=True, netns=here))
-        except nfnet.NotSupportedError:
-            pytest.skip("this kernel has no glue between queues and connection tracking")
+    queue = Queue(1, conntrack=True, netns=here)
+    if error := lacking(queue):
+        assert str(error).endswith("This kernel has no support for conntrack")
+        kernel_lacks(**GLUE)
+    with rule, queue:
         yield queue
 
 
@@ -57,6 +57,7 @@ class Pair:
         return packet
 
 
+@pytest.mark.feature("conntrack")
 def test_connections_are_described(net: Net) -> None:
     pair = Pair(net)
     with tracked(net) as queue:
@@ -78,6 +79,7 @@ def test_connections_are_described(net: Net) -> None:
         packet.accept()
 
 
+@pytest.mark.feature("ct_mark")
 def test_a_verdict_marks_the_connection(net: Net) -> None:
     pair = Pair(net)
     with tracked(net) as queue:
@@ -94,6 +96,7 @@ def test_a_verdict_marks_the_connection(net: Net) -> None:
         assert queue.counters.refused == {}
 
 
+@pytest.mark.feature("ct_labels")
 def test_a_verdict_labels_the_connection(net: Net) -> None:
     pair = Pair(net)
     # Only if some rule sets labels does the kernel give connections room for any: this one sets none of them.
@@ -116,6 +119,28 @@ def test_a_verdict_labels_the_connection(net: Net) -> None:
         assert packet.conntrack is not None
         assert packet.conntrack.labels == LABELS
         packet.accept()
+
+
+@pytest.mark.feature("log: conntrack")
+def test_connections_of_logged_packets(net: Net) -> None:
+    here = net.hosts["router"]
+    pair = Pair(net)
+    rule = rules.log(5, hook="forward", protocol="udp", state=["new", "established"], netns=here)
+    log = Log(5, conntrack=True, threshold=1, netns=here)
+    if error := lacking(log):
+        assert str(error).endswith("This kernel has no support for conntrack")
+        kernel_lacks(**GLUE)
+    with rule, log:
+        pair.client.send(b"question")
+        (question,) = collect_messages(log, 1)
+        _, address = pair.server.recvfrom(100)
+        pair.server.sendto(b"answer", address)
+        (answer,) = collect_messages(log, 1)
+    assert (question.ctinfo, answer.ctinfo) == (CtInfo.NEW, CtInfo.ESTABLISHED_REPLY)
+    assert question.conntrack is not None
+    assert question.conntrack.original == ("10.81.1.1", "10.81.2.2", 17, 5000, PORT)
+    assert answer.conntrack is not None
+    assert answer.conntrack.id == question.conntrack.id
 
 
 def test_without_connection(net: Net) -> None:

@@ -9,7 +9,6 @@ import signal
 import socket
 import struct
 import threading
-from collections.abc import Callable
 
 import pytest
 
@@ -17,25 +16,8 @@ import nfnet
 from nfnet import NetlinkSocket, Queue, netns, rules
 from nfnet.protocol import nfqnl
 
-from .conftest import ADDRESS, TIMEOUT, Net, collect, readable
+from .conftest import ADDRESS, TIMEOUT, Net, collect, in_child, readable
 from .test_queue import PORT, V4, Path
-
-
-def in_child(function: Callable[[], object]) -> int:
-    """Run a function in a forked child; its exit status, 0 if the function returned."""
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            function()
-            status = 0
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def drop_capabilities() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import os
+import pathlib
 import socket
 import struct
 import time
@@ -15,9 +17,23 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import CopyMode, Hook, Packet, Queue, SkbInfo, Verdict, inet, rules
+from nfnet import CopyMode, Hook, Packet, Queue, SkbInfo, Verdict, inet, netns, rules
 
-from .conftest import ADDRESS, GID, QUIET, UID, Net, collect, readable, wait_for
+from .conftest import (
+    ADDRESS,
+    GID,
+    QUIET,
+    UID,
+    Net,
+    collect,
+    featured,
+    in_child,
+    kernel_lacks,
+    kernel_version,
+    lacking,
+    readable,
+    wait_for,
+)
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 PORT = 7000
@@ -85,6 +101,7 @@ def hook(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.mark.feature("accept, drop, repeat, requeue, stop")
 def test_accept_and_drop(net: Net, hook: str, family: int) -> None:
     with Path(net, hook, family) as path:
         first, second, third = path.send(b"one", b"two", b"three")
@@ -99,6 +116,7 @@ def test_accept_and_drop(net: Net, hook: str, family: int) -> None:
         assert row is None or (row[2], row[7]) == (0, 3)
 
 
+@pytest.mark.feature("another payload")
 @pytest.mark.parametrize(
     "new", [b"s", b"a good deal longer than it was before" * 9, b""], ids=["shorter", "longer", "none"]
 )
@@ -110,6 +128,7 @@ def test_payload_is_replaced(net: Net, hook: str, family: int, new: bytes) -> No
         assert path.got() == new
 
 
+@pytest.mark.feature("another mark")
 def test_mark_is_set_and_seen_by_later_rules(net: Net, hook: str, family: int) -> None:
     with Path(net, hook, family) as path, Queue(2, netns=net.hosts[path.where]) as later:
         with rules.queue(2, hook=hook, mark=0x12345678, priority=10, netns=net.hosts[path.where]):
@@ -125,6 +144,7 @@ def test_mark_is_set_and_seen_by_later_rules(net: Net, hook: str, family: int) -
             assert path.got() == b"marked"
 
 
+@pytest.mark.feature("another mark")
 def test_received_mark_is_kept_or_cleared(net: Net, family: int) -> None:
     with Path(net, "output", family) as path, Queue(2, netns=net.hosts["client"]) as later:
         with rules.queue(2, hook="postrouting", protocol="udp", netns=net.hosts["client"]):
@@ -136,6 +156,7 @@ def test_received_mark_is_kept_or_cleared(net: Net, family: int) -> None:
             assert [packet.mark for packet in collect(later, 2)] == [77, 0]
 
 
+@pytest.mark.feature("accept, drop, repeat, requeue, stop")
 def test_repeat_with_a_mark_passes_and_without_comes_back(net: Net, hook: str, family: int) -> None:
     with Path(net, hook, family) as path:
         (packet,) = path.send(b"again")
@@ -147,6 +168,7 @@ def test_repeat_with_a_mark_passes_and_without_comes_back(net: Net, hook: str, f
         assert path.queue.counters.repeated == 2
 
 
+@pytest.mark.feature("accept, drop, repeat, requeue, stop")
 def test_requeue(net: Net, hook: str, family: int) -> None:
     with Path(net, hook, family) as path, Queue(40000, netns=net.hosts[path.where]) as other:
         first, second, third = path.send(b"first", b"second", b"third")
@@ -161,6 +183,7 @@ def test_requeue(net: Net, hook: str, family: int) -> None:
         assert path.got_nothing()
 
 
+@pytest.mark.feature("accept, drop, repeat, requeue, stop")
 def test_stop_skips_the_later_chains_of_the_hook(net: Net, hook: str, family: int) -> None:
     with Path(net, hook, family) as path, Queue(2, netns=net.hosts[path.where]) as later:
         with rules.queue(2, hook=hook, protocol="udp", priority=10, netns=net.hosts[path.where]):
@@ -224,7 +247,7 @@ def test_attributes(net: Net, where: str, family: int) -> None:
         assert packet.indev_name == ("to-client" if came_in else None)
         assert packet.hwaddr == (bytes.fromhex(net.mac("client", "router").replace(":", "")) if came_in else None)
         assert packet.mark == (0xABCD if where == "output" else 0)
-        assert packet.priority in ((5,) if where == "output" else (0,)) or packet.priority == 0  # since Linux 5.18
+        assert packet.priority in ((0, 5) if where == "output" else (0,))  # see test_priority
         assert packet.uid == (UID if where == "output" else None)
         assert packet.gid == (GID if where == "output" else None)
         if incoming:
@@ -238,6 +261,7 @@ def test_attributes(net: Net, where: str, family: int) -> None:
         assert path.got() == b"attributes"
 
 
+@pytest.mark.feature("uid_gid")
 def test_uid_is_that_of_the_sender(net: Net) -> None:
     if UID:
         pytest.skip("an ordinary user has one identity only; test_attributes looks at that")
@@ -257,12 +281,90 @@ def test_uid_is_that_of_the_sender(net: Net) -> None:
             assert (packet.uid, packet.gid) == (1234, 4321)
 
 
+@pytest.mark.feature("priority")
+@pytest.mark.feature("priority set by a verdict")
+def test_priority(net: Net, family: int) -> None:
+    with Path(net, "output", family) as path, Queue(2, netns=net.hosts["client"]) as later:
+        with rules.queue(2, hook="postrouting", protocol="udp", netns=net.hosts["client"]):
+            path.sender.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, 5)
+            kept, changed = path.send(b"kept", b"changed")
+            kept.accept()
+            changed.accept(priority=0x10003)
+            after = [packet.priority for packet in collect(later, 2)]
+    if (kept.priority, after) == (0, [0, 0]):
+        kernel_lacks("NFQA_PRIORITY", since=(5, 18))
+    assert (kept.priority, changed.priority) == (5, 5)
+    assert after == [5, 0x10003]
+
+
+def mount_classes(place: str) -> bool:
+    """Mount the cgroups that classify packets, for this process alone; whether the kernel has them."""
+    netns.unshare(0x20000)  # CLONE_NEWNS
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mount(b"none", b"/", None, 0x44000, None) == 0, os.strerror(ctypes.get_errno())  # MS_REC, MS_PRIVATE
+    for controllers in (b"net_cls", b"net_cls,net_prio"):
+        if libc.mount(b"none", place.encode(), b"cgroup", 0, controllers) == 0:
+            return True
+        assert ctypes.get_errno() in (errno.EINVAL, errno.ENODEV, errno.ENOENT, errno.EBUSY)
+    return False
+
+
+@pytest.mark.feature("cgroup")
+def test_cgroup_of_the_sender(net: Net, tmp_path: pathlib.Path) -> None:
+    attribute: dict[str, Any] = {"what": "NFQA_CGROUP_CLASSID", "since": (6, 12)}
+    if UID:
+        pytest.skip("only root of the machine can make cgroups that classify packets")
+    if kernel_version() < (5, 16):
+        kernel_lacks(**attribute)  # not tried: there, a class turns cgroups of version 2 off for sockets, for good
+    group = tmp_path / f"nfnet-{os.getpid()}"
+
+    def child() -> None:
+        if not mount_classes(str(tmp_path)):
+            os._exit(77)
+        group.mkdir()
+        try:
+            (group / "net_cls.classid").write_text(str(0x10002))
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+            netns.enter(net.hosts["client"])
+            with socket.socket(V4, socket.SOCK_DGRAM) as sock:
+                sock.sendto(b"classified", (ADDRESS["server", V4], PORT))
+        finally:
+            (tmp_path / "cgroup.procs").write_text(str(os.getpid()))
+            group.rmdir()
+
+    with Path(net, "output", V4) as path:
+        status = in_child(child)
+        if status == 77:
+            kernel_lacks("cgroups that classify packets", option="CONFIG_CGROUP_NET_CLASSID")
+        assert status == 0
+        classified, other = *collect(path.queue, 1), *path.send(b"other")
+    assert inet.get_data(classified.payload) == b"classified"
+    assert other.cgroup is None
+    if classified.cgroup is None:
+        kernel_lacks(**attribute)
+    assert classified.cgroup == 0x10002
+
+
+@pytest.mark.feature("secctx: the flag")
+def test_security_context(net: Net) -> None:
+    """Only the kernel's consent: it takes a security module, with labels for packets, to give one to some."""
+    if error := lacking(Queue(1, secctx=True, netns=net.hosts["client"])):
+        assert str(error).endswith("This kernel has no support for secctx")
+        kernel_lacks("security marks", option="CONFIG_NETWORK_SECMARK")
+    with Path(net, "output", V4, secctx=True) as path:
+        (packet,) = path.send(b"x")
+        assert packet.secctx is None or packet.secctx.isprintable()
+        packet.accept()
+        assert path.got() == b"x"
+
+
 def test_attributes_not_asked_for_are_absent(net: Net) -> None:
     with Path(net, "output", V4) as path:
         (packet,) = path.send(b"x")
         assert (packet.uid, packet.gid, packet.timestamp) == (None, None, None)
 
 
+@pytest.mark.feature("timestamps")
 def test_timestamps_come_with_a_socket_that_asks_for_them(net: Net) -> None:
     def comes_to(expected: bool, **options: Any) -> bool:
         with Path(net, "input", V4, **options) as path:
@@ -356,6 +458,7 @@ def send_in_bulk(net: Net, queue: Queue, handler: Any) -> None:
         assert pump(read)
 
 
+@pytest.mark.feature("gso")
 def test_gso_packets_come_whole_when_asked_for(net: Net) -> None:
     biggest, infos = 0, SkbInfo(0)
 
@@ -376,7 +479,7 @@ def test_gso_packets_come_whole_when_asked_for(net: Net) -> None:
 # --- limits
 
 
-@pytest.mark.parametrize("fail_open", [False, True])
+@pytest.mark.parametrize("fail_open", [False, featured("fail_open", True)])
 def test_queue_length(net: Net, fail_open: bool) -> None:
     with Path(net, "output", V4, max_len=5, fail_open=fail_open) as path:
         for number in range(20):
@@ -435,6 +538,7 @@ def test_overrun_can_be_raised(net: Net) -> None:
         assert counters.overruns == 1
 
 
+@pytest.mark.feature("fail_open")
 def test_overrun_lets_packets_through_when_open(net: Net) -> None:
     with Path(net, "output", V4, rcvbuf=20000, fail_open=True) as path:
         fill(path, 100)
@@ -482,15 +586,10 @@ def test_a_queue_that_somebody_has(net: Net) -> None:
 
 
 def test_flags_that_the_kernel_lacks(net: Net) -> None:
-    queue = Queue(7, netns=net.hosts["client"], conntrack=True, uid_gid=True)
-    try:
-        queue.open()
-    except nfnet.NotSupportedError as caught:
-        refusal = caught
-        assert not net.proc("client", "nfnetlink_queue")  # nothing is left of the attempt
-    else:
-        queue.close()
+    refusal = lacking(Queue(7, netns=net.hosts["client"], conntrack=True, uid_gid=True))
+    if refusal is None:
         pytest.skip("this kernel can do it all")
+    assert not net.proc("client", "nfnetlink_queue")  # nothing is left of the attempt
     assert refusal.errno == errno.EOPNOTSUPP
     assert str(refusal).endswith("This kernel has no support for conntrack")
 
@@ -511,6 +610,7 @@ def test_ids_begin_again_and_old_packets_are_refused(net: Net) -> None:
         assert path.got() == b"new"
 
 
+@pytest.mark.feature('undecided="accept" on closing')
 def test_closing_an_accepting_queue_lets_everything_through(net: Net) -> None:
     with Path(net, "output", V4, undecided="accept") as path:
         for number in range(5):

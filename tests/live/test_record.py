@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import shutil
+import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,9 @@ import pytest
 
 import nfnet
 from nfnet import Log, Packet, Queue, inet, rules
+from nfnet.capture import LinkType, Writer, netlink_header
 
-from .conftest import REQUIRED, UID, Net, readable
+from .conftest import REQUIRED, UID, Net, kernel_lacks, readable
 from .test_log import collect as collect_messages
 from .test_queue import V4, V6
 from .test_queue import Path as Way
@@ -78,6 +83,45 @@ def test_a_recorded_log_replays(net: Net, tmp_path: Path) -> None:
         assert log.counters.lost == 0
     with Log(6, transport=nfnet.replay(path)) as other:
         assert list(other) == []
+
+
+@pytest.mark.feature("nlmon")
+def test_what_an_nlmon_device_sees_replays(net: Net, tmp_path: Path) -> None:
+    from pyroute2 import IPRoute, NetlinkError
+
+    def listen() -> socket.socket:
+        with IPRoute() as ip:
+            ip.link("add", ifname="nlmon0", kind="nlmon")
+            ip.link("set", index=ip.link_lookup(ifname="nlmon0")[0], state="up")
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        sock.bind(("nlmon0", 3))
+        return sock
+
+    try:
+        monitor = net.at("client", listen)
+    except NetlinkError as error:
+        if error.code != errno.EOPNOTSUPP:
+            raise
+        kernel_lacks("nlmon", option="CONFIG_NLMON")
+    path = tmp_path / "nlmon.pcapng"
+    with monitor, contextlib.closing(Writer(path, LinkType.NETLINK)) as writer:
+        with Way(net, "output", V4) as way:
+            for number in range(5):
+                way.sender.sendto(bytes([number]), way.destination)
+            while way.queue.counters.received < 5:
+                readable(way.queue, 10)  # type: ignore[arg-type]
+                way.queue.process(handler)
+            live = way.queue.counters
+        while readable(monitor, 0):
+            frame, address = monitor.recvfrom(70000)
+            header = netlink_header.build({"packet_type": address[2], "family": socket.ntohs(address[1])})
+            writer.write(time.time_ns(), header + frame)
+    replay = nfnet.replay(path)
+    with Queue(1, transport=replay) as queue:
+        queue.run(handler)
+        assert queue.counters == live
+    assert len(replay.verdicts) == 5
+    assert replay.verdicts == replay.recorded
 
 
 def need(program: str) -> str:

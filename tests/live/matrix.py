@@ -1,0 +1,160 @@
+"""What runs of the live tests found on several kernels, as a page: docs/kernels/*.json to docs/kernels.md.
+
+    python -m tests.live.matrix
+
+`pytest tests/live --features FILE` writes such a JSON file; see conftest.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+RUNS = DOCS / "kernels"
+PAGE = DOCS / "kernels.md"
+
+WORKS = "works"
+
+# What tests may be marked with (pytest.mark.feature), in the order of the page.
+FEATURES: dict[str, list[str]] = {
+    "Rules that queue": [
+        "queue: nft, family ip",
+        "queue: nft, family ip6",
+        "queue: nft, family inet",
+        "queue: nft, family bridge",
+        "queue: xt_NFQUEUE",
+        "fan-out by addresses: nft",
+        "fan-out by addresses: xt_NFQUEUE",
+        "fan-out by CPU: nft",
+        "fan-out by CPU: xt_NFQUEUE",
+        "fan-out by flow: nft",
+        "bypass",
+    ],
+    "Queues": [
+        "accept, drop, repeat, requeue, stop",
+        "another payload",
+        "another mark",
+        "fail_open",
+        "gso",
+        "uid_gid",
+        "secctx: the flag",
+        "timestamps",
+        "cgroup",
+        "priority",
+        "priority set by a verdict",
+        "conntrack",
+        "ct_mark",
+        "ct_labels",
+        'undecided="accept" on closing',
+    ],
+    "Queues in the bridge family": [
+        "queue in a bridge: prerouting",
+        "queue in a bridge: input",
+        "queue in a bridge: forward",
+        "queue in a bridge: output",
+        "queue in a bridge: postrouting",
+        "queue in a bridge: vlan, l2header",
+        "queue in a bridge: vlan set by a verdict",
+        "queue in a bridge: l2header set by a verdict",
+    ],
+    "Logs": [
+        "log: nft, families ip, ip6",
+        "log: nft, family inet",
+        "log: xt_NFLOG",
+        "log: ingress, family netdev",
+        "log: ingress, family inet",
+        "log in a bridge: prerouting",
+        "log in a bridge: input",
+        "log in a bridge: forward",
+        "log in a bridge: output",
+        "log in a bridge: postrouting",
+        "log in a bridge: vlan, l2header",
+        "log: sequence",
+        "log: global_sequence",
+        "log: conntrack",
+        "log: timestamps that nobody asked for",
+    ],
+    "Rules, and the rest": [
+        "state (connection tracking)",
+        "rules that end with a killed process",
+        "the kernel's words in errors",
+        "nlmon",
+    ],
+}
+
+
+class Run(NamedTuple):
+    """What one kernel can do."""
+
+    version: tuple[int, ...]
+    kernel: str
+    """As people call it."""
+    features: dict[str, str]
+    """`WORKS`, or why not."""
+
+
+def names() -> list[str]:
+    return [name for group in FEATURES.values() for name in group]
+
+
+def load(path: Path) -> Run:
+    data = json.loads(path.read_text())
+    return Run(tuple(map(int, path.stem.split("."))), data["kernel"], data["features"])
+
+
+def store(path: Path, kernel: str, features: dict[str, str]) -> None:
+    """In the order of the page, so that two runs with the same result give the same file."""
+    ordered = {name: features[name] for name in names() if name in features}
+    path.write_text(json.dumps({"kernel": kernel, "features": ordered}, indent=2, ensure_ascii=False) + "\n")
+
+
+HEAD = """\
+# Which kernel can do what
+
+Found out by running the tests of `tests/live` on these kernels, not read anywhere. nfnet itself asks no kernel for its
+version: what is refused raises `NotSupportedError`, and `nfnet doctor` says what the kernel at hand can do. What a
+kernel lacks is said below the tables.
+
+"""
+
+FOOT = """\
+## How to repeat it
+
+    make test-vm KERNEL=6.1 VMRUN=...       # writes docs/kernels/6.1.json
+    python -m tests.live.matrix             # makes this page of docs/kernels/*.json
+
+VMRUN is a program that boots a kernel and runs a command under it; see [contributing](../CONTRIBUTING.md). For the
+kernel that runs: `python -m pytest tests/live --features docs/kernels/6.18.json`, as root. A test says which feature it
+is about with `@pytest.mark.feature("...")`; one works where all tests that are about it pass. Where they are skipped
+because the kernel lacks it, they make sure of that first: the kernel's own configuration, if it shows it, must not have
+the option, and a kernel that is new enough to have it fails.
+"""
+
+
+def page(runs: list[Run]) -> str:
+    """The page as Markdown."""
+    runs = sorted(runs)
+    reasons: dict[str, int] = {}  # in the order in which they appear, with the number of their note
+
+    def cell(result: str) -> str:
+        if result == WORKS:
+            return "yes"
+        return f"no ({reasons.setdefault(result, len(reasons) + 1)})"
+
+    parts = [HEAD]
+    for title, features in FEATURES.items():
+        rows = [["", *(run.kernel for run in runs)], ["---"] * (len(runs) + 1)]
+        rows += [[name, *(cell(run.features[name]) for run in runs)] for name in features]
+        parts.append(f"## {title}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n")
+    parts.append("## What is missing\n\n" + "".join(f"{number}. {text}\n" for text, number in reasons.items()) + "\n")
+    return "".join([*parts, FOOT])
+
+
+def main() -> None:
+    PAGE.write_text(page([load(path) for path in RUNS.glob("*.json")]))
+
+
+if __name__ == "__main__":
+    main()
