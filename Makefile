@@ -22,9 +22,12 @@ check: $(VENV)/.installed-dev     ## lint, format, types, tests
 # A program that boots the kernel of this version, runs a command as root under it, and sees the same files.
 VMRUN ?= vmrun
 KERNEL ?= 6.1
+RECORD ?=
 
-test-vm: $(VENV)/.installed-dev   ## the tests on the kernel, on another one: make test-vm KERNEL=6.1
-	$(VMRUN) -k $(KERNEL) -- $(BIN)/python -m pytest tests/live -p no:cacheprovider $(ARGS)
+test-vm: $(VENV)/.installed-dev   ## the tests on the kernel, on another one: make test-vm KERNEL=6.1; RECORD=1 for the docs
+	$(VMRUN) -k $(KERNEL) $(if $(RECORD),-w docs/kernels) -- $(BIN)/python -m pytest tests/live -p no:cacheprovider \
+		$(if $(RECORD),--features docs/kernels/$(KERNEL).json) $(ARGS)
+	$(if $(RECORD),$(BIN)/python -m tests.live.matrix)
 
 bench:                            ## CPU time a packet, beside other packages where they can be built
 	@$(PYTHON) benchmarks/run.py $(ARGS)

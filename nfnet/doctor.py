@@ -12,7 +12,10 @@ from . import nftables, rules
 from .errors import KernelError, NfnetError, NotPermittedError, NotSupportedError
 from .netns import Netns, call_in, create
 from .protocol import nfqnl, nfulnl
-from .protocol.nfqnl import Command, QueueFlag
+from .protocol.layout import build_attribute
+from .protocol.netlink import Flag
+from .protocol.nfnetlink import build_message
+from .protocol.nfqnl import NFQA, Command, QueueFlag
 from .protocol.nfulnl import LogFlag
 from .stats import QueueRow, log_rows, queue_rows
 from .transport import DEFAULT_RCVBUF, NetlinkSocket
@@ -99,6 +102,18 @@ def _queue_support(sock: NetlinkSocket) -> Iterator[Finding]:
             yield Finding("warning", f"Queue({name}=True) is not there", remedy or "it takes another kernel")
         else:
             yield Finding("ok", f"Queue({name}=True)")
+    error = _ask(sock, _short_priority)
+    if error is not None and error.errno == errno.ERANGE:
+        yield Finding("ok", "packet.priority")
+    else:
+        text = "packet.priority is not there, and a verdict with a priority does not change it"
+        yield Finding("warning", text, "it takes Linux 5.18")
+
+
+def _short_priority(seq: int) -> bytes:
+    """A verdict of which a kernel says ERANGE if it knows NFQA_PRIORITY: of attributes it looks at the size first."""
+    flags = Flag.REQUEST | Flag.ACK
+    return build_message(nfqnl.MSG_VERDICT, _FREE, build_attribute(NFQA.PRIORITY, b"\0\0"), flags=flags, seq=seq)
 
 
 def _log_support(sock: NetlinkSocket) -> Iterator[Finding]:

@@ -65,7 +65,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     ) -> None:
         """Let the packet go on behind the chain that queued it (NF_ACCEPT).
 
-        ``mark`` replaces the packet's mark (0 clears it) and ``priority`` its queueing priority, both 32 bits.
+        ``mark`` replaces the packet's mark (0 clears it) and ``priority`` its queueing priority, both 32 bits. Before
+        Linux 5.18 the kernel passes over the latter in silence.
         ``payload`` replaces the whole packet from its network header on, 20 to 65,531 bytes (at least 40 for IPv6);
         its lengths and checksums must be right, see `rewrite`; a packet of scapy's is given right ones. Bytes equal to
         the payload change nothing, even if the kernel sent only the beginning of the packet. ``vlan`` sets the tag and
@@ -323,5 +324,5 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     @property
     def cgroup(self) -> int | None:
-        """net_cls class id of the sender's cgroup (NFQA_CGROUP_CLASSID)."""
+        """net_cls class id of the sender's cgroup (NFQA_CGROUP_CLASSID); always None in Linux 6.1 and before."""
         return self._number(NFQA.CGROUP_CLASSID)

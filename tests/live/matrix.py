@@ -113,23 +113,27 @@ def store(path: Path, kernel: str, features: dict[str, str]) -> None:
 HEAD = """\
 # Which kernel can do what
 
-Found out by running the tests of `tests/live` on these kernels, not read anywhere. nfnet itself asks no kernel for its
-version: what is refused raises `NotSupportedError`, and `nfnet doctor` says what the kernel at hand can do. What a
-kernel lacks is said below the tables.
+As found by running the tests in `tests/live` on these kernels. Those of Debian are as Debian builds them; the other one
+is that of a small virtual machine, built with less. Where a kernel lacks what a queue, a log or a rule is asked for,
+opening or installing it raises `NotSupportedError`; attributes that it lacks are None or 0. `nfnet doctor` says what
+the kernel at hand can do.
 
 """
 
 FOOT = """\
 ## How to repeat it
 
-    make test-vm KERNEL=6.1 VMRUN=...       # writes docs/kernels/6.1.json
-    python -m tests.live.matrix             # makes this page of docs/kernels/*.json
+    make test-vm KERNEL=6.1 VMRUN="vmrun --cpus 2" RECORD=1
 
-VMRUN is a program that boots a kernel and runs a command under it; see [contributing](../CONTRIBUTING.md). For the
-kernel that runs: `python -m pytest tests/live --features docs/kernels/6.18.json`, as root. A test says which feature it
-is about with `@pytest.mark.feature("...")`; one works where all tests that are about it pass. Where they are skipped
-because the kernel lacks it, they make sure of that first: the kernel's own configuration, if it shows it, must not have
-the option, and a kernel that is new enough to have it fails.
+writes docs/kernels/6.1.json, and this page anew. VMRUN is a program that boots a kernel and runs a command under it:
+see [contributing](../CONTRIBUTING.md). It takes two CPUs to try the fan-out by CPU. For the kernel that runs, as root:
+
+    .venv/bin/python -m pytest tests/live --features docs/kernels/6.18.json
+    .venv/bin/python -m tests.live.matrix
+
+A test says which feature it is about with `@pytest.mark.feature("...")`. "yes" says that all tests of a feature passed,
+"no" that one was skipped because the kernel lacks it. A test makes sure of that before: it fails where the kernel's
+configuration, if the kernel shows that, has the option, or where the kernel is new enough to have the feature.
 """
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import CopyMode, Hook, Packet, Queue, SkbInfo, Verdict, inet, netns, rules
+from nfnet import CopyMode, Hook, Packet, Queue, SkbInfo, Verdict, doctor, inet, netns, rules
 
 from .conftest import (
     ADDRESS,
@@ -291,8 +291,11 @@ def test_priority(net: Net, family: int) -> None:
             kept.accept()
             changed.accept(priority=0x10003)
             after = [packet.priority for packet in collect(later, 2)]
+    diagnosis = {finding.what for finding in doctor.examine(net.hosts["client"])}
     if (kept.priority, after) == (0, [0, 0]):
+        assert "packet.priority is not there, and a verdict with a priority does not change it" in diagnosis
         kernel_lacks("NFQA_PRIORITY", since=(5, 18))
+    assert "packet.priority" in diagnosis
     assert (kept.priority, changed.priority) == (5, 5)
     assert after == [5, 0x10003]
 

@@ -1,0 +1,66 @@
+"""docs/kernels.md says what the runs found, and how runs are written down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from .live import matrix
+from .live.conftest import LACKS, FeatureRecorder
+
+RUNS = sorted(matrix.RUNS.glob("*.json"))
+
+
+def test_the_page_is_made_of_the_runs() -> None:
+    page = matrix.page([matrix.load(path) for path in RUNS])
+    assert matrix.PAGE.read_text() == page, "python -m tests.live.matrix makes it anew"
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_every_run_is_whole(path: Path) -> None:
+    run = matrix.load(path)
+    assert sorted(run.features) == sorted(matrix.names())
+    assert [name for name, result in run.features.items() if result.startswith("fails")] == []
+    assert run.kernel.startswith(path.stem + ".")
+
+
+def test_page() -> None:
+    everything = dict.fromkeys(matrix.names(), matrix.WORKS)
+    new = matrix.Run((6, 12), "6.12.1", everything)
+    old = matrix.Run((6, 1), "6.1.1", {**everything, "gso": "this", "nlmon": "that", "uid_gid": "this"})
+    text = matrix.page([new, old])
+    assert "|  | 6.1.1 | 6.12.1 |\n| --- | --- | --- |\n" in text
+    assert "| gso | no (1) | yes |\n| uid_gid | no (1) | yes |\n" in text
+    assert "| nlmon | no (2) | yes |\n" in text
+    assert "1. this\n2. that\n" in text
+
+
+def test_outcomes(tmp_path: Path) -> None:
+    def report(feature: str, outcome: str, when: str = "call", reason: str = "") -> Any:
+        longrepr = ("file", 1, f"Skipped: {reason}") if reason else None
+        flags = {name: name == outcome for name in ("passed", "failed", "skipped")}
+        return SimpleNamespace(
+            user_properties=[("other", 1), ("feature", feature)], nodeid="x", when=when, longrepr=longrepr, **flags
+        )
+
+    recorder = FeatureRecorder(tmp_path / "6.1.json")
+    for seen in (
+        report("gso", "passed"),
+        report("priority", "passed"),
+        report("priority", "skipped", reason=LACKS + "it"),  # one of its tests is enough
+        report("priority", "passed"),
+        report("cgroup", "skipped", reason="no pytest here"),  # which says nothing of the kernel
+        report("bypass", "failed", "setup"),
+        report("bypass", "passed"),
+        report("bypass", "skipped", reason=LACKS + "it"),
+        report("nlmon", "passed", "setup"),
+    ):
+        recorder.pytest_runtest_logreport(seen)
+    recorder.pytest_sessionfinish()
+    run = matrix.load(tmp_path / "6.1.json")
+    assert run.version == (6, 1)
+    assert run.features == {"bypass": "fails: x", "gso": "works", "priority": "it"}
+    assert list(run.features) == ["bypass", "gso", "priority"]
