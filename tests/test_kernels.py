@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .live import matrix
+from .live import conftest, matrix
 from .live.conftest import LACKS, FeatureRecorder
 
 RUNS = sorted(matrix.RUNS.glob("*.json"))
@@ -64,3 +64,24 @@ def test_outcomes(tmp_path: Path) -> None:
     assert run.version == (6, 1)
     assert run.features == {"bypass": "fails: x", "gso": "works", "priority": "it"}
     assert list(run.features) == ["bypass", "gso", "priority"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "outcome"),
+    [
+        ({}, pytest.skip.Exception),
+        ({"option": "CONFIG_NFT"}, pytest.skip.Exception),  # though CONFIG_NFT_LOG is there
+        ({"option": "CONFIG_NFT_LOG"}, pytest.fail.Exception),
+        ({"option": "CONFIG_VETH"}, pytest.fail.Exception),
+        ({"option": "CONFIG_NLMON"}, pytest.skip.Exception),
+        ({"since": (6, 2)}, pytest.skip.Exception),
+        ({"since": (6, 1)}, pytest.fail.Exception),
+        ({"since": (5, 18)}, pytest.fail.Exception),
+    ],
+)
+def test_no_excuses(monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], outcome: Any) -> None:
+    configuration = {"CONFIG_NFT_LOG=y", "CONFIG_VETH=m", "# CONFIG_NLMON is not set"}
+    monkeypatch.setattr(conftest, "kernel_version", lambda: (6, 1))
+    monkeypatch.setattr(conftest, "kernel_configuration", lambda: configuration)
+    with pytest.raises(outcome, match="something"):
+        conftest.kernel_lacks("something", **arguments)
