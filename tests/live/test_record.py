@@ -114,7 +114,7 @@ def test_what_an_nlmon_device_sees_replays(net: Net, tmp_path: Path) -> None:
             live = way.queue.counters
         while readable(monitor, 0):
             frame, address = monitor.recvfrom(70000)
-            header = netlink_header.build({"packet_type": address[2], "family": socket.ntohs(address[1])})
+            header = netlink_header.build({"packet_type": address[2], "family": address[1]})
             writer.write(time.time_ns(), header + frame)
     replay = nfnet.replay(path)
     with Queue(1, transport=replay) as queue:
