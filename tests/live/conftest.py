@@ -184,6 +184,24 @@ class Net:
             ip.link("add", ifname=f"to-{right}", kind="veth", address=self.mac(left, right), peer=peer)
         self._configure(left, right, number, 1)
         self.at(right, lambda: self._configure(right, left, number, 2))
+        self._wait(left, right, number, 1)
+        self.at(right, lambda: self._wait(right, left, number, 2))
+
+    def _wait(self, host: str, peer: str, number: int, mine: int) -> None:
+        """Until no packet is lost: both of these happen a moment after the kernel was asked for them."""
+        from pyroute2 import IPRoute, NetlinkError
+
+        def knows_its_address() -> bool:
+            try:
+                (route,) = ip.route("get", dst=f"fd81:{number}::{mine}", family=socket.AF_INET6)
+            except NetlinkError:
+                return False
+            return bool(route["type"] == 2)  # RTN_LOCAL
+
+        with IPRoute() as ip:
+            index = ip.link_lookup(ifname=f"to-{peer}")[0]
+            assert wait_for(lambda: ip.link("get", index=index)[0].get_attr("IFLA_QDISC") != "noop"), host
+            assert wait_for(knows_its_address), host
 
     def _configure(self, host: str, peer: str, number: int, mine: int) -> None:
         from pyroute2 import IPRoute
