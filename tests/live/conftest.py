@@ -27,7 +27,7 @@ from . import matrix
 
 REQUIRED = os.environ.get("NFNET_REQUIRE_LIVE") == "1"
 UID, GID = os.geteuid(), os.getegid()  # before the process may become root of a namespace of its own
-TIMEOUT = 30.0
+TIMEOUT = 120.0  # in an emulated machine all takes twelve times as long; importing scapy, half a minute
 QUIET = 0.2  # how long to wait for what should not come
 
 LINKS = (("client", "router", 1), ("router", "server", 2))

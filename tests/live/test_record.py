@@ -18,7 +18,7 @@ import nfnet
 from nfnet import Log, Packet, Queue, inet, rules
 from nfnet.capture import LinkType, Writer, netlink_header
 
-from .conftest import REQUIRED, UID, Net, kernel_lacks, readable
+from .conftest import REQUIRED, TIMEOUT, UID, Net, kernel_lacks, readable
 from .test_log import collect as collect_messages
 from .test_queue import V4, V6
 from .test_queue import Path as Way
@@ -202,7 +202,7 @@ def test_a_file_of_tcpdump_replays_as_a_log(net: Net, tmp_path: Path) -> None:
             sock = net.open_socket("client")
             for number in range(6):
                 sock.sendto(bytes([number]), ("10.81.2.2", 7000))
-            assert process.wait(30) == 0, process.stderr.read()
+            assert process.wait(TIMEOUT) == 0, process.stderr.read()
     finally:
         process.kill()
         process.wait()
