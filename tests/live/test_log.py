@@ -145,7 +145,7 @@ def test_timestamps_that_nobody_asked_for(net: Net) -> None:
             found.append(stamps(queue, log))
             return found[-1][0] is None
 
-        if not wait_for(quiet):
+        if not wait_for(quiet, 10):
             pytest.skip("something else on this machine makes the kernel stamp packets")
     if found[-1][1] is None:
         kernel_lacks("timestamps of logged packets unless somebody wants timestamps", since=(6, 12))
