@@ -38,6 +38,15 @@ def test_page() -> None:
     assert "1. this\n2. that\n" in text
 
 
+def test_runs_add_up(tmp_path: Path) -> None:
+    path = tmp_path / "6.1.json"
+    matrix.store(path, "6.1.1", {"nlmon": "fails", "gso": "works"})
+    matrix.store(path, "6.1.1", {"nlmon": "works"})
+    assert matrix.load(path) == matrix.Run((6, 1), "6.1.1", {"gso": "works", "nlmon": "works"})
+    matrix.store(path, "6.1.2", {"bypass": "works"})
+    assert matrix.load(path).features == {"bypass": "works"}
+
+
 def test_outcomes(tmp_path: Path) -> None:
     def report(feature: str, outcome: str, when: str = "call", reason: str = "") -> Any:
         longrepr = ("file", 1, f"Skipped: {reason}") if reason else None

@@ -23,7 +23,6 @@ FEATURES: dict[str, list[str]] = {
         "queue: nft, family ip",
         "queue: nft, family ip6",
         "queue: nft, family inet",
-        "queue: nft, family bridge",
         "queue: xt_NFQUEUE",
         "fan-out by addresses: nft",
         "fan-out by addresses: xt_NFQUEUE",
@@ -49,7 +48,7 @@ FEATURES: dict[str, list[str]] = {
         "ct_labels",
         'undecided="accept" on closing',
     ],
-    "Queues in the bridge family": [
+    "Queues in the bridge family (nft)": [
         "queue in a bridge: prerouting",
         "queue in a bridge: input",
         "queue in a bridge: forward",
@@ -105,7 +104,12 @@ def load(path: Path) -> Run:
 
 
 def store(path: Path, kernel: str, features: dict[str, str]) -> None:
-    """In the order of the page, so that two runs with the same result give the same file."""
+    """In the order of the page, so that two runs with the same result give the same file.
+
+    What an earlier run on the same kernel found stays, unless this one tried it.
+    """
+    if path.exists() and (earlier := load(path)).kernel == kernel:
+        features = {**earlier.features, **features}
     ordered = {name: features[name] for name in names() if name in features}
     path.write_text(json.dumps({"kernel": kernel, "features": ordered}, indent=2, ensure_ascii=False) + "\n")
 
@@ -142,15 +146,15 @@ def page(runs: list[Run]) -> str:
     runs = sorted(runs)
     reasons: dict[str, int] = {}  # in the order in which they appear, with the number of their note
 
-    def cell(result: str) -> str:
-        if result == WORKS:
-            return "yes"
+    def cell(result: str | None) -> str:
+        if result is None or result == WORKS:
+            return "yes" if result else "not tried"
         return f"no ({reasons.setdefault(result, len(reasons) + 1)})"
 
     parts = [HEAD]
     for title, features in FEATURES.items():
         rows = [["", *(run.kernel for run in runs)], ["---"] * (len(runs) + 1)]
-        rows += [[name, *(cell(run.features[name]) for run in runs)] for name in features]
+        rows += [[name, *(cell(run.features.get(name)) for run in runs)] for name in features]
         parts.append(f"## {title}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n")
     parts.append("## What is missing\n\n" + "".join(f"{number}. {text}\n" for text, number in reasons.items()) + "\n")
     return "".join([*parts, FOOT])
