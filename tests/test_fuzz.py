@@ -1,15 +1,32 @@
-"""A short run of `make fuzz`."""
+"""A short run of `make fuzz`, and what longer ones have found."""
 
 from __future__ import annotations
 
 import random
+import struct
 
 import pytest
 
 from . import fuzz
 
 
-def test_damaged_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["fuzz", "4000", str(random.randrange(1 << 30))])
-    assert fuzz.main() == 0
+def test_damaged_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fuzz.main(["4000", "--seed", str(random.randrange(1 << 30))]) == 0
     assert "4,000 inputs" in capsys.readouterr().out
+
+
+def netlink_record(message: bytes, arphrd: int = 824) -> bytes:
+    return struct.pack("!HH10xH", 4, arphrd, 12) + message
+
+
+STAMPED = {"seconds": 1 << 40, "microseconds": 0}
+FOUND = {
+    "many digits": ("rule", b"uid=" + b"9" * 5000),
+    "an argument with control characters": ("arguments", "doctor\0\x1b[2J\udcff".encode("utf-8", "surrogateescape")),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_found(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    target, data = FOUND[name]
+    assert fuzz.main(["--repeat", target, data.hex()]) == 0

@@ -9,10 +9,13 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import NoReturn
 
 from .. import __version__
 from ..errors import ArgumentError, NfnetError
 from . import decode, demo, doctor, log, queue, record, rules, run, stats
+from .common import say
+from .lines import printable
 
 _COMMANDS = (queue, log, record, decode, rules, stats, doctor, run, demo)
 
@@ -24,9 +27,16 @@ argcomplete (pip install 'nfnet[cli]') and have the shell evaluate the output of
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """Also of the commands: what is wrong is said with nothing in it that a terminal would obey."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
+def build() -> argparse.ArgumentParser:
+    """The parser of the command line; what it gives has the function ``run``."""
+    parser = _Parser(
         prog="nfnet",
         description="Decide and log packets from Python.",
         epilog=_EPILOG,
@@ -37,11 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_to(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    parser = build()
     with suppress(ImportError):
         import argcomplete
 
         argcomplete.autocomplete(parser)
-    options = parser.parse_args(arguments)
+    return execute(parser.parse_args(arguments))
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Do what the options say and return the exit status; errors become a line on standard error."""
     try:
         status: int = options.run(options)
         sys.stdout.flush()
@@ -53,6 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (NfnetError, OSError) as error:
         if options.debug:
             raise
-        print(f"nfnet {options.command}: {error}", file=sys.stderr)
+        say(f"nfnet {options.command}: {error}")
         return 2 if isinstance(error, ArgumentError) else 1
     return status

@@ -13,6 +13,7 @@ from typing import Any
 from .. import rules
 from ..errors import ArgumentError
 from ..netns import Netns
+from .lines import printable
 
 _WORDS = ("hook", "family", "protocol", "source", "destination", "in_interface", "out_interface", "uid")
 _NUMBERS = ("priority", "mark", "not_mark")
@@ -21,7 +22,9 @@ _OTHERS = ("source_port", "destination_port", "state")
 
 def describe(parser: argparse.ArgumentParser) -> None:
     """Options of all commands that read from the kernel."""
-    parser.add_argument("--netns", metavar="NAME", help="work in another network namespace: a name, path or process id")
+    parser.add_argument(
+        "--netns", type=netns, metavar="NAME", help="work in another network namespace: a name, path or process id"
+    )
     parser.add_argument("-c", "--count", type=number(1), metavar="N", help="stop after so many")
     parser.add_argument("--json", action="store_true", help="JSON Lines with field names of the Elastic Common Schema")
     parser.add_argument("-q", "--quiet", action="store_true", help="no line for each packet")
@@ -55,10 +58,9 @@ def number(least: int, most: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def netns_of(options: argparse.Namespace) -> Netns | None:
-    """The namespace that the options name."""
-    name: str | None = options.netns
-    return int(name) if name and name.isdecimal() else name
+def netns(text: str) -> Netns:
+    """An argument that names a network namespace."""
+    return number(1, 0x7FFFFFFF)(text) if text.isdecimal() else text
 
 
 def rule_words(text: str) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def rule_words(text: str) -> dict[str, Any]:
         elif name == "state":
             found[name] = value.split(",")
         else:
-            found[name] = int(value) if name == "uid" and value.isdecimal() else value
+            found[name] = number(0)(value) if name == "uid" and value.isdecimal() else value
     try:
         rules.log(0, **found)
     except (ArgumentError, TypeError) as error:
@@ -101,5 +103,5 @@ def wait_readable(file: Any, timeout: float | None) -> bool:
 
 
 def say(text: str) -> None:
-    """What is not the output proper."""
-    print(text, file=sys.stderr, flush=True)
+    """What is not the output proper; file names in it may be anybody's."""
+    print(printable(text), file=sys.stderr, flush=True)

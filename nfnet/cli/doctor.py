@@ -30,14 +30,14 @@ def add_to(commands: Any) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--netns", metavar="NAME", help="of another network namespace")
+    parser.add_argument("--netns", type=common.netns, metavar="NAME", help="of another network namespace")
     parser.add_argument("--json", action="store_true", help="JSON Lines")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     failures = 0
-    for finding in doctor.examine(common.netns_of(options)):
+    for finding in doctor.examine(options.netns):
         failures += finding.level == "failure"
         if options.json:
             print(json.dumps(finding._asdict()), flush=True)

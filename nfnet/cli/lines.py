@@ -17,19 +17,31 @@ _PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 
 def printable(text: str) -> str:
     """Text from a packet or a rule, with nothing in it that a terminal would obey."""
-    return "".join(c if c.isprintable() else c.encode("utf-8", "surrogateescape").hex(" ").join("[]") for c in text)
+    return "".join(c if c.isprintable() else _bytes_of(c).hex(" ").join("[]") for c in text)
 
 
-def _when(message: Packet | LogMessage) -> float:
-    return message.timestamp or time.time()
+def _bytes_of(character: str) -> bytes:
+    try:
+        return character.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return character.encode("utf-8", "surrogatepass")
+
+
+def _when(message: Packet | LogMessage, recorded: bool) -> datetime.datetime | None:
+    """When it arrived, UTC; None for a recorded one that does not say, or says what no calendar has."""
+    moment = message.timestamp
+    if moment is None and not recorded:
+        moment = time.time()
+    try:
+        return None if moment is None else datetime.datetime.fromtimestamp(moment, datetime.timezone.utc)
+    except (OverflowError, ValueError, OSError):  # a damaged recording
+        return None
 
 
 def line(message: Packet | LogMessage, note: str = "", *, recorded: bool = False) -> str:
     """What a person reads, as tcpdump might put it; one from a recording has the time that it says, or none."""
-    if recorded and message.timestamp is None:
-        moment = "--:--:--"
-    else:
-        moment = datetime.datetime.fromtimestamp(_when(message)).strftime("%H:%M:%S.%f")
+    when = _when(message, recorded)
+    moment = "--:--:--" if when is None else when.astimezone().strftime("%H:%M:%S.%f")
     way = printable(f"{message.indev_name or message.indev or '-'} > {message.outdev_name or message.outdev or '-'}")
     words = [moment, way, contents(message.payload)]
     if isinstance(message, LogMessage) and message.prefix:
@@ -64,9 +76,8 @@ def ecs(message: Packet | LogMessage, *, recorded: bool = False, **more: Any) ->
     """One line of JSON."""
     ip, flow = inet.ip(message.payload), inet.flow(message.payload)
     found: dict[str, Any] = {}
-    if not recorded or message.timestamp is not None:
-        moment = datetime.datetime.fromtimestamp(_when(message), datetime.timezone.utc)
-        found["@timestamp"] = moment.isoformat().replace("+00:00", "Z")
+    if (when := _when(message, recorded)) is not None:
+        found["@timestamp"] = when.isoformat().replace("+00:00", "Z")
     if ip is not None and flow is not None:
         found["source"] = _present(ip=ip.source, port=flow.source_port, mac=_mac(message.hwaddr))
         found["destination"] = _present(ip=ip.destination, port=flow.destination_port)

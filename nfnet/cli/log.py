@@ -56,7 +56,7 @@ def add_to(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    netns = common.netns_of(options)
+    netns = options.netns
     log = Log(options.group, threshold=1, sequence=True, netns=netns)
     with contextlib.ExitStack() as stack:
         sinks = _Sinks(options, stack)

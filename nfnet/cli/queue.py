@@ -76,7 +76,7 @@ def add_to(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     handler = None if options.handler is None else _load(*options.handler)
-    netns = common.netns_of(options)
+    netns = options.netns
     queue = Queue(options.number, fail_open=options.fail_open, gso=options.gso, netns=netns, record=options.write)
     with contextlib.ExitStack() as stack:
         if options.install_rule is not None:

@@ -49,7 +49,7 @@ def add_to(commands: Any) -> None:
     which.add_argument("--queue", type=common.number(0, 65535), metavar="NUM", help="number of a queue")
     which.add_argument("--group", type=common.number(0, 65535), metavar="GROUP", help="number of a log group")
     record.add_argument("-c", "--count", type=common.number(1), metavar="N", help="stop after so many")
-    record.add_argument("--netns", metavar="NAME", help="work in another network namespace")
+    record.add_argument("--netns", type=common.netns, metavar="NAME", help="work in another network namespace")
     record.set_defaults(run=_record)
 
     replay = commands.add_parser(
@@ -70,7 +70,7 @@ def add_to(commands: Any) -> None:
 
 
 def _record(options: argparse.Namespace) -> int:
-    netns = common.netns_of(options)
+    netns = options.netns
     seen = 0
     reader: Queue | Log
     if options.queue is not None:

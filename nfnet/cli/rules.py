@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from .. import rules
 from ..errors import NfnetError
-from . import common
+from . import common, lines
 
 _DESCRIPTION = """\
 Lists the rules that programs installed with nfnet.rules in this network
@@ -31,20 +30,22 @@ def add_to(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=("list", "clean"), metavar="list|clean")
-    parser.add_argument("--netns", metavar="NAME", help="name, path or process id of another network namespace")
+    parser.add_argument(
+        "--netns", type=common.netns, metavar="NAME", help="name, path or process id of another network namespace"
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    netns = common.netns_of(options)
+    netns = options.netns
     try:
         found = rules.installed(netns) if options.what == "list" else rules.clean(netns)
     except NfnetError as error:
-        print(f"nfnet rules: {error}", file=sys.stderr)
+        common.say(f"nfnet rules: {error}")
         return 1
     for row in found:
         state = "removed" if options.what == "clean" else "of a process that ended" if row.orphaned else "in use"
-        print(f"{row.family:<7} {row.name:<24} process {row.process:<8} {state}")
+        print(f"{row.family:<7} {lines.printable(row.name):<24} process {row.process:<8} {state}")
     if not found:
         print("no rules" if options.what == "list" else "nothing to remove")
     return 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from ..compat import run
 from ..errors import NfnetError
+from . import common
 
 _DESCRIPTION = """\
 Runs a Python script in which "import netfilterqueue" and "import nflogr" give
@@ -37,5 +37,5 @@ def _run(options: argparse.Namespace) -> int:
     try:
         run.run(options.script)
     except (NfnetError, OSError) as error:
-        print(f"nfnet run: {error}", file=sys.stderr)
+        common.say(f"nfnet run: {error}")
         return 2

@@ -40,12 +40,12 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument("--watch", action="store_true", help="again every second, until told to stop")
     parser.add_argument("--json", action="store_true", help="JSON Lines")
-    parser.add_argument("--netns", metavar="NAME", help="of another network namespace")
+    parser.add_argument("--netns", type=common.netns, metavar="NAME", help="of another network namespace")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    netns = common.netns_of(options)
+    netns = options.netns
     before: dict[int, QueueRow] = {}
     stopped = False
 
