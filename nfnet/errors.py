@@ -14,6 +14,16 @@ import os
 ENOTSUPP = 524
 
 
+def strerror(errno: int) -> str:
+    """What an errno means, in the C library's words; also of what is no errno at all, as a damaged answer has it."""
+    if errno == ENOTSUPP:
+        return "Operation not supported"
+    try:
+        return os.strerror(errno)
+    except OverflowError:
+        return f"Unknown error {errno}"
+
+
 class NfnetError(Exception):
     """The root of all errors of this package."""
 
@@ -66,7 +76,7 @@ class KernelError(NfnetError, OSError):
         hint: str | None = None,
         reason: str | None = None,
     ) -> None:
-        text = reason or ("operation not supported" if errno == ENOTSUPP else os.strerror(errno).lower())
+        text = reason or strerror(errno).lower()
         OSError.__init__(self, errno, text)
         self.operation = operation
         self.message = message

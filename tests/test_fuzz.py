@@ -7,7 +7,11 @@ import struct
 
 import pytest
 
+from nfnet.protocol import netlink
+from nfnet.testing import log_message, packet_message
+
 from . import fuzz
+from .test_capture import pcap
 
 
 def test_damaged_input(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,6 +25,15 @@ def netlink_record(message: bytes, arphrd: int = 824) -> bytes:
 
 STAMPED = {"seconds": 1 << 40, "microseconds": 0}
 FOUND = {
+    "an errno that is none": (
+        "answer",
+        netlink.build_message(netlink.NLMSG_ERROR, 0x100, 1, struct.pack("=i16x", -(1 << 31))),
+    ),
+    "the time of a packet": ("nfnet replay", pcap(netlink_record(packet_message(1, TIMESTAMP=STAMPED)), link_type=253)),
+    "the time of a message": (
+        "nfnet replay --json",
+        pcap(netlink_record(log_message(TIMESTAMP=STAMPED)), link_type=253),
+    ),
     "many digits": ("rule", b"uid=" + b"9" * 5000),
     "an argument with control characters": ("arguments", "doctor\0\x1b[2J\udcff".encode("utf-8", "surrogateescape")),
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..capture import LinkType, netfilter_datagram, read
-from ..errors import CaptureError, DecodeError
+from ..errors import CaptureError, DecodeError, strerror
 from ..protocol import byteorder, netlink, nfqnl, nfulnl
 from ..protocol.layout import walk
 from ..protocol.nfnetlink import BODY, Attribute, Table, nfgenmsg
@@ -95,7 +95,7 @@ def describe(datagram: bytes) -> Iterator[str]:
                      f" {header.flags:#x}, seq {header.seq}, pid {header.pid}")  # fmt: skip
         if header.type == netlink.NLMSG_ERROR:
             answer = netlink.parse_answer(message)
-            text = os.strerror(answer.errno) if answer.errno else "success"
+            text = strerror(answer.errno) if answer.errno else "success"
             said = f', the kernel says "{lines.printable(answer.message)}"' if answer.message else ""
             yield _field(
                 start + netlink.HEADER_SIZE, message[netlink.HEADER_SIZE :], f"errno {answer.errno}: {text}{said}"
