@@ -135,9 +135,11 @@ def netfilter_datagram(record: Record) -> bytes | None:
     if it has to be turned.
     """
     size = netlink_header.sizeof()
-    if len(record.data) < size:
-        raise CaptureError("record without the header of netlink captures", record.offset)
-    if netlink_header.parse(record.data).family != NETLINK_NETFILTER:
+    try:
+        header = netlink_header.parse(record.data)
+    except ConstructError:
+        raise CaptureError("record without the header of netlink captures", record.offset) from None
+    if header.family != NETLINK_NETFILTER:
         return None
     datagram = record.data[size:]
     size = max(len(record.data), record.original_length) - size

@@ -143,7 +143,9 @@ class Replay:
             return True
         with suppress(BlockingIOError):
             os.eventfd_read(self._readable)
-        self._timer = threading.Timer(delay, self._wake)
+        if self._timer is not None:
+            self._timer.cancel()  # this may be asked more often than something is due
+        self._timer = threading.Timer(min(delay, threading.TIMEOUT_MAX), self._wake)
         self._timer.daemon = True
         self._timer.start()
         return False

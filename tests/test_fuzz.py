@@ -29,6 +29,7 @@ FOUND = {
         "answer",
         netlink.build_message(netlink.NLMSG_ERROR, 0x100, 1, struct.pack("=i16x", -(1 << 31))),
     ),
+    "a record of another link layer": ("replay", pcap(netlink_record(packet_message(1), 1), link_type=253)),
     "the time of a packet": ("nfnet replay", pcap(netlink_record(packet_message(1, TIMESTAMP=STAMPED)), link_type=253)),
     "the time of a message": (
         "nfnet replay --json",
