@@ -11,7 +11,7 @@ import select
 from collections.abc import Iterator
 from typing import Any
 
-from .errors import AckTimeoutError, kernel_error
+from .errors import AckTimeoutError, DecodeError, kernel_error
 from .match import Expression
 from .protocol import netlink
 from .protocol.layout import build_attribute, walk
@@ -110,6 +110,8 @@ def _dump(sock: NetlinkSocket, operation: int) -> Iterator[tuple[int, dict[int, 
                 if header.type == netlink.NLMSG_ERROR:
                     answer = netlink.parse_answer(message)
                     raise kernel_error(_LISTING, answer.errno, message=answer.message)
+                if len(message) < BODY:
+                    raise DecodeError(f"message of {len(message)} bytes has no room for struct nfgenmsg", 0)
                 values = {number: message[start:end] for number, start, end in walk(message, BODY, len(message))}
                 yield message[netlink.HEADER_SIZE], values
         if not datagrams and not poll.poll(_DUMP_TIMEOUT):

@@ -35,6 +35,7 @@ FOUND = {
         "nfnet replay --json",
         pcap(netlink_record(log_message(TIMESTAMP=STAMPED)), link_type=253),
     ),
+    "a message of nf_tables without its header": ("dump", netlink.build_message(0x0A00, 0, 1, b"")),
     "many digits": ("rule", b"uid=" + b"9" * 5000),
     "an argument with control characters": ("arguments", "doctor\0\x1b[2J\udcff".encode("utf-8", "surrogateescape")),
 }
