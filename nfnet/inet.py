@@ -27,7 +27,8 @@ _HOME_ADDRESS = 201  # a destination option, under which it covers another sourc
 _SOURCE_ROUTES = (131, 137)  # IPv4 options under which the checksum covers another destination than the header's
 # What may go to another address although nothing here mends it: addresses are in no checksum of theirs.
 _WITHOUT_ADDRESSES = frozenset((2, 4, 41, 47, 50, 132))  # IGMP, IPv4, IPv6, GRE, ESP, SCTP
-_CHECKSUM = {_ICMP: 2, _TCP: 16, _UDP: 6, _ICMPV6: 2}  # its place in the header
+# By IP version, whose checksums are known here, and where they are in the header.
+_CHECKSUM = {4: {_ICMP: 2, _TCP: 16, _UDP: 6}, 6: {_ICMPV6: 2, _TCP: 16, _UDP: 6}}
 
 _ipv4 = Struct(
     "version" / Int8ub,  # and the header's length, in 4 bytes
@@ -380,7 +381,9 @@ def rewrite(
     upper = _upper(packet)
     if upper is None or not upper.whole or _end(packet) > len(packet) or _end(packet) < upper.header:
         raise ArgumentError("not a whole IPv4 or IPv6 packet")
-    number, header = upper.protocol, upper.header
+    if data is not None:
+        data = bytes(memoryview(data))
+    number, header, checksums = upper.protocol, upper.header, _CHECKSUM[packet[0] >> 4]
     new = bytearray(packet[: _end(packet)])
     _set_ip(new, ttl, tos)
     old_addresses = _addresses(new)
@@ -390,7 +393,7 @@ def rewrite(
     if source is not None or destination is not None:
         if upper.rerouted:
             raise ArgumentError("addresses of a packet that is routed by its own header cannot be changed")
-        if number not in _CHECKSUM and number not in _WITHOUT_ADDRESSES:
+        if number not in checksums and number not in _WITHOUT_ADDRESSES:
             raise ArgumentError(
                 f"addresses cannot be changed in packets of protocol {number}, whose checksum is unknown"
             )
@@ -408,7 +411,7 @@ def rewrite(
     ]
     where = None
     if data is not None or wanted:
-        where = _where(packet, *_CHECKSUM)
+        where = _where(packet, *checksums)
         if where is None:
             raise ArgumentError("not a packet that begins with a whole TCP, UDP or ICMP header")
     old_header = bytes(new[header : header + _SIZES.get(number, 0)])
@@ -427,7 +430,7 @@ def rewrite(
     if upper.fragment:
         if upper.beginning:
             _adjust_checksum(new, number, header, old_addresses + old_header)
-    elif number in _CHECKSUM and len(new) >= header + _SIZES[number]:
+    elif number in checksums and len(new) >= header + _SIZES[number]:
         changed = where is not None or _addresses(new) != old_addresses
         if upper.rerouted and changed:
             raise ArgumentError("a packet that is routed by its own header cannot be given a checksum")
@@ -451,9 +454,11 @@ def _set_ip(packet: bytearray, ttl: int | None, tos: int | None) -> None:
 
 def _set_address(packet: bytearray, name: str, address: Address, low: bool) -> None:
     family, start, size = (_AF_INET, 12, 4) if packet[0] >> 4 == 4 else (_AF_INET6, 8, 16)
+    if not isinstance(address, (str, IPv4Address, IPv6Address)):
+        raise TypeError(f"{name} must be an address, not {type(address).__name__}")
     try:
         value = socket.inet_pton(family, str(address))
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL or a surrogate in it
         raise ArgumentError(f"{name} is {str(address)!r} and must be an IPv{packet[0] >> 4} address") from None
     start += 0 if low else size
     packet[start : start + size] = value
@@ -481,7 +486,7 @@ def _set_checksum(packet: bytearray, number: int, header: int, resized: bool) ->
         if not resized and _SIZES[_UDP] <= said < size:
             size = said  # what is behind it is not UDP's, and stays as it is
         packet[header + 4 : header + 6] = size.to_bytes(2, "big")
-    place = header + _CHECKSUM[number]
+    place = header + _CHECKSUM[packet[0] >> 4][number]
     packet[place : place + 2] = b"\0\0"
     pseudo_header = b"" if number == _ICMP else _addresses(packet) + size.to_bytes(4, "big") + number.to_bytes(4, "big")
     _put_checksum(packet, number, place, checksum(pseudo_header + bytes(packet[header : header + size])))
@@ -489,11 +494,14 @@ def _set_checksum(packet: bytearray, number: int, header: int, resized: bool) ->
 
 def _adjust_checksum(packet: bytearray, number: int, header: int, old: bytes) -> None:
     """The checksum of a first fragment, from what changed (RFC 1624): the rest of what it covers is elsewhere."""
-    if number not in _CHECKSUM or _addresses(packet) + bytes(packet[header : header + _SIZES[number]]) == old:
+    if (
+        number not in _CHECKSUM[packet[0] >> 4]
+        or _addresses(packet) + bytes(packet[header : header + _SIZES[number]]) == old
+    ):
         return
     if len(packet) < header + _SIZES[number]:
         raise ArgumentError("the fragment has not the whole header that holds the checksum")
-    place = header + _CHECKSUM[number]
+    place = header + _CHECKSUM[packet[0] >> 4][number]
     before = int.from_bytes(packet[place : place + 2], "big")
     if number == _UDP and not before:
         return  # it has none

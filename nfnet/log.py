@@ -11,7 +11,7 @@ from typing import Literal
 
 from construct import Int16ub
 
-from .checks import check, check_choice
+from .checks import check, check_choice, shown
 from .errors import ArgumentError, DecodeError
 from .message import Message, enum_member
 from .netns import Netns
@@ -359,5 +359,5 @@ class Log(Reader[LogBinding]):
 def _centiseconds(timeout: float) -> int:
     """The kernel's unit; what would be rounded to something else by much, or wrap around there, is refused."""
     if not 0 <= timeout <= MAX_TIMEOUT / 100:  # also False for NaN
-        raise ArgumentError(f"timeout is {timeout} and must be in 0..{MAX_TIMEOUT / 100} seconds")
+        raise ArgumentError(f"timeout is {shown(timeout)} and must be in 0..{MAX_TIMEOUT / 100} seconds")
     return round(timeout * 100)

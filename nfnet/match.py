@@ -263,7 +263,7 @@ def _network(name: str, value: Any) -> Network | None:
         return None
     try:
         return ipaddress.ip_network(value)
-    except ValueError as error:
+    except (ValueError, IndexError) as error:  # IndexError: of an empty tuple
         raise ArgumentError(f"{name} must be an address or a network: {error}") from None
 
 
@@ -272,7 +272,7 @@ def _ports(name: str, value: int | range | str | None) -> range | None:
         return None
     if isinstance(value, str):
         first, dash, last = value.partition("-")
-        if not first.isdecimal() or not (last if dash else first).isdecimal():
+        if not _is_number(first) or not _is_number(last if dash else first):
             raise ArgumentError(f"{name} is {value!r} and must be a port, or two like 1024-2047")
         value = range(int(first), int(last if dash else first) + 1)
     if not isinstance(value, range):
@@ -285,12 +285,20 @@ def _ports(name: str, value: int | range | str | None) -> range | None:
     return value
 
 
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 20  # Python refuses to read numbers of more than 4,300 digits
+
+
 def _check_interface(name: str, value: str | None) -> None:
     if value is None:
         return
     if not isinstance(value, str):
         raise TypeError(f"{name} must be the name of an interface, not {type(value).__name__}")
-    if not 0 < len(os.fsencode(value)) < _IFNAMSIZ or value == "*" or any(c in value for c in '/ \t\n"\0'):
+    try:
+        size = len(os.fsencode(value))
+    except UnicodeEncodeError:  # surrogates that no file name gives
+        size = 0
+    if not 0 < size < _IFNAMSIZ or value == "*" or any(c in value for c in '/ \t\n"\0'):
         raise ArgumentError(
             f"{name} is {value!r} and must be the name of an interface, at most 15 bytes, or begin one: eth*"
         )
@@ -312,7 +320,7 @@ def _uid(value: int | str | None) -> int | None:
     if isinstance(value, str):
         try:
             return pwd.getpwnam(value).pw_uid
-        except KeyError:
+        except (KeyError, ValueError):  # ValueError: a NUL or a surrogate in it
             raise ArgumentError(f"uid is {value!r}, and there is no user of that name") from None
     return None if value is None else check("uid", value, 0, 0xFFFFFFFE)
 

@@ -249,16 +249,20 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             )
         changes: list[tuple[int, bytes]] = []
         if vlan is not None:
+            try:
+                protocol, tci = vlan
+            except ValueError:
+                raise ArgumentError("vlan must be a Vlan, or a protocol and a tci") from None
             values = {
-                NFQA_VLAN.PROTO: check("vlan protocol", vlan[0], 0, 0xFFFF),
-                NFQA_VLAN.TCI: check("vlan tci", vlan[1], 0, 0xFFFF),
+                NFQA_VLAN.PROTO: check("vlan protocol", protocol, 0, 0xFFFF),
+                NFQA_VLAN.TCI: check("vlan tci", tci, 0, 0xFFFF),
             }
             changes.append((NFQA.VLAN, NFQA_TABLE[NFQA.VLAN].build(values)))
         if l2header is not None:
-            there = self.l2header or b""
+            there, l2header = self.l2header or b"", bytes(memoryview(l2header))
             if len(l2header) != len(there):
                 raise ArgumentError(f"l2header has {len(l2header)} bytes and must have {len(there)}, as it has now")
-            changes.append((NFQA.L2HDR, bytes(memoryview(l2header))))
+            changes.append((NFQA.L2HDR, l2header))
         return changes
 
     def _connection(self, mark: int | None, labels: bytes | None) -> bytes:

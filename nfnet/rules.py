@@ -114,7 +114,7 @@ def queue(num: int | range, *, bypass: bool = True, balance: Balance = "addresse
     check("queue number", numbers[0], 0, 0xFFFF)
     check("queue number", numbers[-1], 0, 0xFFFF)
     check_choice("balance", balance, ("addresses", "cpu", "flow"))
-    return Rule(_QueueAction(numbers, bypass, balance), **where)
+    return Rule(_QueueAction(numbers, bool(bypass), balance), **where)
 
 
 def log(
@@ -135,7 +135,12 @@ def log(
     The others are those of `queue`, and so are errors.
     """
     group = check("log group", group, 0, 0xFFFF)
-    text = prefix.encode("utf-8", "surrogateescape")
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be a string, not {type(prefix).__name__}")
+    try:
+        text = prefix.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ArgumentError(f"prefix is {prefix!r} and must be text") from None
     if len(text) > _MAX_PREFIX or b"\0" in text:
         raise ArgumentError(f"prefix has {len(text)} bytes and must have at most {_MAX_PREFIX}, none of them 0")
     if snaplen is not None:
