@@ -173,6 +173,8 @@ class NetlinkSocket:
         # Connected to the kernel, a netlink socket refuses datagrams from anybody else, and the kernel assigns the
         # port id. What came before was not asked for: nobody but a process with privileges can have sent it.
         sock.connect(KERNEL)
+        # But for what goes to a multicast group, which a socket that was made elsewhere may have joined.
+        sock.bind(sock.getsockname()[:1] + KERNEL[1:])
         with contextlib.suppress(BlockingIOError):
             while True:
                 sock.recv(1, socket.MSG_DONTWAIT)

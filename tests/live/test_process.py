@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ctypes
 import errno
 import os
@@ -9,12 +11,15 @@ import signal
 import socket
 import struct
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 import nfnet
-from nfnet import NetlinkSocket, Queue, netns, rules
+from nfnet import AsyncQueue, Log, NetlinkSocket, Queue, netns, rules, testing
 from nfnet.protocol import nfqnl
+from nfnet.protocol.nfnetlink import NETLINK_NETFILTER
+from nfnet.testing import error_message, packet_message
 
 from .conftest import ADDRESS, TIMEOUT, Net, collect, in_child, readable
 from .test_queue import PORT, V4, Path
@@ -143,17 +148,67 @@ def test_a_forked_child_leaves_the_queue_alone(net: Net) -> None:
         assert path.queue.counters.refused == {}
 
 
-def test_datagrams_of_others_are_refused(net: Net) -> None:
+@contextlib.contextmanager
+def stranger(net: Net) -> Iterator[socket.socket]:
+    """A netlink socket of somebody with privileges, who may send to others."""
+    with net.at("client", lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)) as other:
+        yield other
+
+
+def is_refused(other: socket.socket, datagram: bytes, port_id: int) -> bool:
+    with pytest.raises(OSError, match="refused") as caught:
+        other.sendto(datagram, (port_id, 0))
+    return caught.value.errno == errno.ECONNREFUSED
+
+
+FORGED = packet_message(1, testing.udp(b"forged"))
+
+
+@pytest.mark.parametrize("kind", [Queue, Log])
+def test_datagrams_of_others_are_refused(net: Net, kind: type[Queue | Log]) -> None:
     """Somebody with privileges sends a packet message that is not the kernel's."""
-    here = net.hosts["client"]
-    with Queue(1, netns=here) as queue:
-        port_id = queue._bound().transport.port_id  # type: ignore[attr-defined]
-        forged = nfqnl.verdict(1, 1, 1)
-        with netns.call_in(here, lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)) as other:
-            with pytest.raises(OSError, match="refused") as caught:
-                other.sendto(forged, (port_id, 0))
-            assert caught.value.errno == errno.ECONNREFUSED
-        assert not readable(queue, 0)  # type: ignore[arg-type]
+    with kind(1, netns=net.hosts["client"]) as reader, stranger(net) as other:
+        assert is_refused(other, FORGED, reader._bound().transport.port_id)  # type: ignore[attr-defined]
+        assert not readable(reader, 0)  # type: ignore[arg-type]
+
+
+def test_datagrams_of_others_are_refused_under_asyncio(net: Net) -> None:
+    async def main() -> None:
+        async with AsyncQueue(1, netns=net.hosts["client"]) as queue:
+            with stranger(net) as other:
+                assert is_refused(other, FORGED, queue._reader._bound().transport.port_id)  # type: ignore[attr-defined]
+
+    asyncio.run(main())
+
+
+def test_nobody_else_answers_a_request(net: Net) -> None:
+    transport = net.at("client", NetlinkSocket)
+    with stranger(net) as other:
+
+        def build(seq: int) -> bytes:
+            request = nfqnl.config(2, max_len=1, seq=seq, ack=True)
+            assert is_refused(other, error_message(0, request), transport.port_id)
+            return request
+
+        with pytest.raises(nfnet.KernelError, match="ENODEV"):
+            transport.request(build, "asking about a queue that is not there")
+    transport.close()
+
+
+def test_a_given_socket_hears_the_kernel_alone(net: Net) -> None:
+    """Also if it had joined a multicast group, to which others may send."""
+    own = net.at("client", lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER))
+    with own, stranger(net) as other:
+        own.bind((0, 1))
+        other.sendto(FORGED, own.getsockname())  # before it is ours: is thrown away
+        transport = NetlinkSocket(fd=own.fileno())
+        assert is_refused(other, FORGED, transport.port_id)
+        with contextlib.suppress(ConnectionRefusedError):  # no member is left
+            other.sendto(FORGED, (0, 1))
+        received: list[bytes] = []
+        transport.receive(received, 10)
+        assert received == []
+        transport.close()
 
 
 def test_port_ids_of_several_sockets_differ(net: Net) -> None:
