@@ -55,10 +55,11 @@ def oldest(session: nox.Session) -> None:
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """What is in the distributions; the wheel in an environment of its own, without a compiler, and its first example."""
+    """What is in the distributions; the wheel in a clean environment without a compiler, and the first example there."""
     sdist, wheel = build(session)
     in_wheel = set(zipfile.ZipFile(wheel).namelist())
-    in_sdist = {name.split("/", 1)[1] for name in tarfile.open(sdist).getnames() if "/" in name}
+    with tarfile.open(sdist) as archive:
+        in_sdist = {name.split("/", 1)[1] for name in archive.getnames()}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "nfnet").rglob("*") if path.suffix in (".py", ".typed")}
     info = {name for name in in_wheel if ".dist-info/" in name}
     expected = sources | {"pytest_nfnet.py", "nfnet/cli/demo.pcapng"}
