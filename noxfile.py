@@ -55,7 +55,7 @@ def oldest(session: nox.Session) -> None:
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """What is in the distributions; the wheel in a clean environment without a compiler, and the first example there."""
+    """What is in the distributions; the wheel in a clean environment without a compiler, and an example there."""
     sdist, wheel = build(session)
     in_wheel = set(zipfile.ZipFile(wheel).namelist())
     with tarfile.open(sdist) as archive:
