@@ -6,7 +6,10 @@ REGISTRY.register(nfnet.metrics.Collector(queue, log))
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from .errors import NfnetError
@@ -14,6 +17,8 @@ from .log import Log
 from .queue import Queue
 
 _QUEUE = ("received", "accepted", "dropped", "repeated", "requeued", "lost", "overruns", "malformed")
+_MOST_CLIENTS = 8
+_PATIENCE = 5.0
 _LOG = ("received", "lost", "overruns", "malformed")
 
 
@@ -58,14 +63,50 @@ class Collector:
 
 
 def serve(port: int, *readers: Queue | Log, address: str = "127.0.0.1") -> Callable[[], None]:
-    """Serve the metrics over HTTP, from a thread; returns what ends that. Raises NfnetError, OSError."""
+    """Serve the metrics over HTTP, from threads; returns what ends that. Raises NfnetError, OSError.
+
+    Who may reach the address may read them: there is no password. Clients that are slow keep nobody else from it for
+    long: there are `_MOST_CLIENTS` at a time, and each has `_PATIENCE` seconds for a request.
+    """
     try:
-        from prometheus_client import CollectorRegistry, start_http_server
+        from prometheus_client import CollectorRegistry, make_wsgi_app
     except ImportError as error:
         raise NfnetError(f"metrics need prometheus-client: pip install 'nfnet[prometheus]' ({error})") from error
+    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+    class Handler(WSGIRequestHandler):
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    class Server(WSGIServer):
+        address_family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
+        slots = threading.BoundedSemaphore(_MOST_CLIENTS)
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            if not self.slots.acquire(blocking=False):
+                self.shutdown_request(request)
+                return
+            threading.Thread(target=self.answer, args=(request, client_address), daemon=True).start()
+
+        def answer(self, request: Any, client_address: Any) -> None:
+            # Not the socket's timeout: a client that sends a byte now and then would never reach it.
+            impatience = threading.Timer(_PATIENCE, _hang_up, (request,))
+            impatience.daemon = True
+            impatience.start()
+            try:
+                with suppress(OSError):  # the client is gone
+                    self.finish_request(request, client_address)
+            finally:
+                impatience.cancel()
+                self.shutdown_request(request)
+                self.slots.release()
+
     registry = CollectorRegistry()
     registry.register(Collector(*readers))
-    server, thread = start_http_server(port, addr=address, registry=registry)
+    server = Server((address, port), Handler)
+    server.set_app(make_wsgi_app(registry))
+    thread = threading.Thread(target=server.serve_forever, name="nfnet-metrics", daemon=True)
+    thread.start()
 
     def end() -> None:
         server.shutdown()
@@ -73,3 +114,8 @@ def serve(port: int, *readers: Queue | Log, address: str = "127.0.0.1") -> Calla
         thread.join()
 
     return end
+
+
+def _hang_up(request: socket.socket) -> None:
+    with suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)
