@@ -28,6 +28,7 @@ from construct import (
 )
 
 from .errors import CaptureError
+from .files import create
 from .protocol import byteorder
 from .protocol.netlink import HOST, ByteOrder
 from .protocol.nfnetlink import NETLINK_NETFILTER
@@ -315,13 +316,12 @@ def _parse_packet(schemas: _Schemas, kind: int, body: bytes, interfaces: list[_I
 class Writer:
     """Writes a capture file of one link type, to ``path``: pcapng, or pcap with nanoseconds if that ends in ``.pcap``.
 
-    It has the byte order of this machine, as what is written to it must have. The file is made anew, readable by its
-    owner alone, for packets may hold secrets. Raises OSError.
+    It has the byte order of this machine, as what is written to it must have. The file is made anew, whatever was in
+    it, readable by its owner alone, for packets may hold secrets; see `files.create`. Raises OSError.
     """
 
     def __init__(self, path: str | os.PathLike[str], link_type: LinkType) -> None:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        self._stream: BinaryIO = io.BufferedWriter(io.FileIO(fd, "w"), 1 << 16)
+        self._stream: BinaryIO = io.BufferedWriter(io.FileIO(create(path), "w"), 1 << 16)
         self._pcapng = Path(os.fspath(path)).suffix != ".pcap"
         self._schemas = _SCHEMAS[HOST]
         if self._pcapng:

@@ -15,6 +15,7 @@ ROOT = Path(nfnet.__file__).parent
 
 # Each module may import those before it.
 ORDER = [
+    "text",
     "errors",
     "checks",
     "protocol.netlink",
@@ -27,6 +28,7 @@ ORDER = [
     "protocol",
     "inet",
     "scapys",
+    "files",
     "capture",
     "netns",
     "transport",

@@ -13,7 +13,7 @@ from typing import Any
 from .. import rules
 from ..errors import ArgumentError
 from ..netns import Netns
-from .lines import printable
+from ..text import printable
 
 _WORDS = ("hook", "family", "protocol", "source", "destination", "in_interface", "out_interface", "uid")
 _NUMBERS = ("priority", "mark", "not_mark")
@@ -28,7 +28,9 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--count", type=number(1), metavar="N", help="stop after so many")
     parser.add_argument("--json", action="store_true", help="JSON Lines with field names of the Elastic Common Schema")
     parser.add_argument("-q", "--quiet", action="store_true", help="no line for each packet")
-    parser.add_argument("-w", dest="write", metavar="FILE", help="also write a capture: pcapng, or pcap if it ends so")
+    parser.add_argument(
+        "-w", dest="write", metavar="FILE", help="also write a capture, anew: pcapng, or pcap if it ends so"
+    )
     parser.add_argument(
         "--install-rule",
         metavar="WORDS",

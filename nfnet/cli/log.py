@@ -12,6 +12,7 @@ from typing import Any
 from .. import rules
 from ..capture import LinkType, Writer
 from ..errors import NfnetError
+from ..files import create
 from ..log import Log, LogMessage
 from ..protocol.netlink import HEADER_SIZE
 from . import common, lines
@@ -94,8 +95,7 @@ class _Sinks:
             self._writer = Writer(options.write, LinkType.NFLOG)
             stack.callback(self._writer.close)
         if options.sqlite is not None:
-            with contextlib.suppress(OSError):  # sqlite says what is wrong
-                os.close(os.open(options.sqlite, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))  # may hold secrets
+            os.close(create(options.sqlite, truncate=False))
             try:
                 self._database = sqlite3.connect(options.sqlite)
                 stack.callback(self._database.close)
@@ -136,16 +136,20 @@ class _Sinks:
             self._rows.clear()
 
 
+def _text(value: str | None) -> str | None:
+    """SQLite has no text that is no UTF-8."""
+    return None if value is None else value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _row(group: int, message: LogMessage) -> tuple[Any, ...]:
     flow = message.flow
-    prefix = message.prefix.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return (
         message.timestamp or time.time(),
         group,
-        prefix,
+        _text(message.prefix),
         int(message.hook),
-        message.indev_name,
-        message.outdev_name,
+        _text(message.indev_name),
+        _text(message.outdev_name),
         message.mark,
         message.uid,
         message.hwaddr,

@@ -44,7 +44,7 @@ def add_to(commands: Any) -> None:
         description=_RECORD,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    record.add_argument("file", metavar="FILE", help="pcapng, or pcap if it ends so")
+    record.add_argument("file", metavar="FILE", help="pcapng, or pcap if it ends so; what was in it is gone")
     which = record.add_mutually_exclusive_group(required=True)
     which.add_argument("--queue", type=common.number(0, 65535), metavar="NUM", help="number of a queue")
     which.add_argument("--group", type=common.number(0, 65535), metavar="GROUP", help="number of a log group")
