@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno as _errno
 import os
 
+from .text import printable
+
 # The kernel's internal ENOTSUPP: it leaks to user space from nfnetlink, and no libc has a text for it.
 ENOTSUPP = 524
 
@@ -87,7 +89,7 @@ class KernelError(NfnetError, OSError):
         name = "ENOTSUPP" if self.errno == ENOTSUPP else _errno.errorcode.get(self.errno, str(self.errno))
         text = f"{self.operation}: {self.strerror} [{name}]"
         if self.message:
-            text += f'; the kernel says "{self.message}"'
+            text += f'; the kernel says "{printable(self.message)}"'
         if self.hint:
             text += f". {self.hint}"
         return text

@@ -29,6 +29,7 @@ from .match import Expression, Match, be32
 from .netns import Netns, call_in
 from .protocol import netlink
 from .protocol.nfnetlink import Hook
+from .text import printable
 from .transport import NetlinkSocket
 
 if TYPE_CHECKING:
@@ -373,7 +374,7 @@ class Rule:
             try:
                 socket.if_nametoindex(name)
             except OSError:
-                known = ", ".join(name for _, name in socket.if_nameindex())
+                known = ", ".join(printable(name) for _, name in socket.if_nameindex())
                 raise ArgumentError(f"there is no interface {name!r} in this network namespace, but {known}") from None
         return NetlinkSocket()
 

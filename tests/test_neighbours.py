@@ -43,6 +43,200 @@ def is_harmless(text: str) -> bool:
     return all(c == "\n" or c.isprintable() for c in text)
 
 
+# --- terminals
+
+
+@pytest.mark.parametrize(
+    "character",
+    [*sorted({c for c in NASTY if not c.isprintable()}), "\ud800", "\x7f", "\x85", "\u2028", "\u200b", "\U000e0001"],
+)
+def test_printable(character: str) -> None:
+    text = printable(f"a{character}b")
+    assert text.isprintable()
+    assert text.startswith("a[")
+    assert text.endswith("]b")
+    text.encode()
+
+
+def test_what_people_write_is_left_alone() -> None:
+    assert printable("eth0: é 漢字 ok") == "eth0: é 漢字 ok"
+
+
+def hostile_message() -> LogMessage:
+    payload = testing.udp(NASTY_BYTES)
+    raw = testing.log_message(payload, prefix=NASTY.rstrip("\0"), IFINDEX_INDEV=1, IFINDEX_OUTDEV=2)
+    return LogMessage.from_bytes(raw, lambda index: NASTY)
+
+
+def hostile_packet() -> nfnet.Packet:
+    fed = testing.FedQueue()
+    fed.kernel.interfaces = {1: NASTY, 2: NASTY}
+    fed.feed(testing.tcp(NASTY_BYTES), indev=1, outdev=2, SECCTX=NASTY_BYTES)
+    packets: list[nfnet.Packet] = []
+    fed.run(packets.append)
+    packets[0].indev_name  # noqa: B018 - while it is known
+    return packets[0]
+
+
+def test_lines() -> None:
+    for item in (hostile_message(), hostile_packet()):
+        for text in (lines.line(item, recorded=True), lines.ecs(item), repr(item)):
+            assert text.isprintable()
+            text.encode()
+
+
+def test_reprs_of_the_other_packages_apis() -> None:
+    from nfnet.compat import nflogr
+
+    assert repr(nflogr._wrap(hostile_message())).isprintable()
+
+
+def test_decode_of_all_that_has_text() -> None:
+    values: dict[str, Any] = {"SECCTX": NASTY_BYTES, "CT": {5: {1: NASTY_BYTES}, 19: {1: NASTY_BYTES}}, "EXP": []}
+    for datagram in (
+        testing.packet_message(1, testing.udp(NASTY_BYTES), **values),
+        testing.log_message(testing.udp(NASTY_BYTES), prefix=NASTY),
+        testing.packet_message(1, EXP=[{"type": 1, "data": NASTY_BYTES}, {"type": 2, "data": b""}]),
+    ):
+        for line in decode.describe(datagram):
+            assert line.isprintable(), line
+
+
+def answer_that_says(text: bytes) -> bytes:
+    request = nfqnl.verdict(1, 1, 1)
+    message = struct.pack("=HH", 4 + len(text), 1) + text + bytes(-len(text) % 4)
+    body = struct.pack("=i", -34) + request[:16] + message
+    return struct.pack("=IHHII", 16 + len(body), 2, 0x300, 0, 0) + body
+
+
+def test_errors_that_a_recording_puts_into_the_kernels_mouth() -> None:
+    fed = testing.FedQueue()
+    fed.kernel.deliver(answer_that_says(NASTY_BYTES))
+    with pytest.raises(nfnet.KernelError, match="the kernel says") as caught:
+        fed.run(print)
+    assert str(caught.value).isprintable()
+    text = "\n".join(decode.describe(answer_that_says(NASTY_BYTES)))
+    assert "the kernel says" in text
+    assert is_harmless(text)
+
+
+def test_interfaces_in_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.if_nameindex", lambda: [(1, NASTY)])
+    with pytest.raises(nfnet.ArgumentError, match="there is no interface") as caught:
+        rules.queue(1, in_interface="no-such")._connect()
+    assert str(caught.value).isprintable()
+
+
+@pytest.fixture
+def hostile_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A process with an unpleasant name: the kernel keeps 15 bytes."""
+    name = b"\x1b[2J\x9b\n\xe2\x80\xae\xff" + b"x"
+    code = f"import sys; open('/proc/self/comm', 'wb').write({name!r}); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert Path(f"/proc/{process.pid}/comm").read_bytes().rstrip(b"\n") == name
+        yield process.pid
+        process.stdin.close()
+
+
+def screen(*arguments: str) -> tuple[int, str]:
+    """What a command writes to either."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        try:
+            status = cli.main(arguments)
+        except SystemExit as end:
+            status = int(end.code or 0)
+    return status, text.getvalue()
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_stats_and_doctor(hostile_process: int, monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
+    def queue_rows(_: Netns | None) -> list[QueueRow]:
+        return [QueueRow(1, hostile_process, 0, nfnet.CopyMode.PACKET, 65535, 5, 0, 9)]
+
+    def log_rows(_: Netns | None) -> list[LogRow]:
+        return [LogRow(1, hostile_process, 0, nfnet.CopyMode.PACKET, 65535, 1.0)]
+
+    for module in ("cli.stats", "doctor"):
+        monkeypatch.setattr(f"nfnet.{module}.queue_rows", queue_rows)
+        monkeypatch.setattr(f"nfnet.{module}.log_rows", log_rows)
+    status, text = screen("stats", *more)
+    assert (status, is_harmless(text)) == (0, True)
+    assert str(hostile_process) in text
+
+    monkeypatch.setattr(doctor, "_fed_queues", dict)
+    monkeypatch.setattr(doctor, "examine", doctor._queues)
+    status, text = screen("doctor", *more)
+    assert is_harmless(text)
+    assert str(hostile_process) in text
+
+
+def test_names_of_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = rules.LeftRule("inet", f"nfnet-1-{NASTY}", 1, False)
+    monkeypatch.setattr("nfnet.rules.installed", lambda _: [row])
+    assert is_harmless(screen("rules", "list")[1])
+
+
+@pytest.mark.parametrize("command", ["replay", "decode", "record", "queue", "log"])
+def test_names_of_files_and_namespaces(command: str, tmp_path: Path) -> None:
+    name = tmp_path / NASTY.replace("\0", "")
+    arguments = {
+        "record": [str(name / "none"), "--queue", "1"],
+        "queue": ["1", "--netns", str(name)],
+        "log": ["1", "-w", str(name / "none")],
+    }
+    status, text = screen(command, *arguments.get(command, [str(name)]))
+    assert status == 1
+    assert text.count("\n") == 1
+    assert is_harmless(text)
+    status, text = screen(command, "1", NASTY, f"--{NASTY}")
+    assert status == 2
+    assert is_harmless(text)
+
+
+def test_a_terminal_that_cannot_show_it(tmp_path: Path) -> None:
+    file = tmp_path / "log.pcap"
+    with contextlib.closing(Writer(file, LinkType.NFLOG)) as writer:
+        writer.write(0, testing.log_message(testing.udp(), prefix="é")[16:])
+    command = [sys.executable, "-m", "nfnet", "replay", str(file)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"\xe9:" in done.stdout
+
+
+def test_names_that_are_no_text_in_a_database(tmp_path: Path) -> None:
+    row = log_command._row(5, hostile_message())
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.execute(log_command._SCHEMA)
+        database.execute(log_command._ROW, row)
+        assert database.execute("SELECT indev FROM messages").fetchone()[0].startswith("\x1b[2J")
+
+
+def test_metrics_have_labels_of_ours_alone() -> None:
+    pytest.importorskip("prometheus_client")
+    packet = hostile_packet()
+    queue = testing.FedQueue()
+    found = metrics.Collector(queue.queue).collect()
+    labels = {value for family in found for sample in family.samples for value in sample.labels.values()}
+    assert labels <= {"1", *metrics._QUEUE, "queue full", "receive buffer full"}
+    assert packet.indev_name == NASTY
+
+
+def test_warnings_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    fed = testing.FedQueue(on_error="accept")
+    with caplog.at_level(logging.DEBUG, "nfnet"):
+        fed.feed(testing.udp(NASTY_BYTES), SECCTX=NASTY_BYTES)
+        fed.kernel.skip(3)
+        fed.feed()
+        fed.run(nfnet.Packet.accept)
+    assert caplog.messages
+    assert all(message.isprintable() for message in caplog.messages)
+
+
 # --- files
 
 
@@ -114,3 +308,29 @@ def test_a_database_keeps_what_is_in_it(tmp_path: Path) -> None:
     assert file.read_bytes() == b"x"
     os.close(files.create(tmp_path / "new.db", truncate=False))
     assert stat.S_IMODE((tmp_path / "new.db").stat().st_mode) == 0o600
+
+
+# --- captures are data
+
+ROOT = Path(nfnet.__file__).parent
+CODE = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "yaml", "jsonpickle", "code", "runpy", "imp"}
+CALLS = {"eval", "exec", "compile", "__import__"}
+# A handler that the user names, the modules of `nfnet.compat`, and the interpreter that becomes the user's script.
+IMPORTERS = {"cli/queue.py", "compat/__init__.py"}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_data_become_code(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(alias.name for alias in node.names)]
+        assert not CODE & {name.split(".")[0] for name in names}
+        if isinstance(node, ast.Call):
+            called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            assert called not in CALLS, f"line {node.lineno}"
+            assert (
+                called not in ("import_module", "loads", "system", "popen") or str(path.relative_to(ROOT)) in IMPORTERS
+            )

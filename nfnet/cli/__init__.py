@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -13,9 +14,9 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import ArgumentError, NfnetError
+from ..text import printable
 from . import decode, demo, doctor, log, queue, record, rules, run, stats
 from .common import say
-from .lines import printable
 
 _COMMANDS = (queue, log, record, decode, rules, stats, doctor, run, demo)
 
@@ -57,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import argcomplete
 
         argcomplete.autocomplete(parser)
-    return execute(parser.parse_args(arguments))
+    options = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what the encoding of a terminal lacks is no reason to stop
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return execute(options)
 
 
 def execute(options: argparse.Namespace) -> int:

@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from ..capture import LinkType, netfilter_datagram, read
+from ..capture import MAX_RECORD, LinkType, netfilter_datagram, read
 from ..errors import CaptureError, DecodeError, strerror
 from ..protocol import byteorder, netlink, nfqnl, nfulnl
 from ..protocol.layout import walk
 from ..protocol.nfnetlink import BODY, Attribute, Table, nfgenmsg
+from ..text import printable
 from . import lines
 
 _DESCRIPTION = """\
@@ -77,7 +78,10 @@ def _datagrams(what: str) -> Iterator[bytes]:
         if error.offset:
             raise
         with open(what, "rb") as file:  # no capture: a bare datagram, then
-            yield _turned(file.read())
+            datagram = file.read(MAX_RECORD + 1)
+        if len(datagram) > MAX_RECORD:
+            raise DecodeError("neither a capture nor a datagram: too long for one", MAX_RECORD) from None
+        yield _turned(datagram)
 
 
 def _turned(datagram: bytes) -> bytes:
@@ -96,7 +100,7 @@ def describe(datagram: bytes) -> Iterator[str]:
         if header.type == netlink.NLMSG_ERROR:
             answer = netlink.parse_answer(message)
             text = strerror(answer.errno) if answer.errno else "success"
-            said = f', the kernel says "{lines.printable(answer.message)}"' if answer.message else ""
+            said = f', the kernel says "{printable(answer.message)}"' if answer.message else ""
             yield _field(
                 start + netlink.HEADER_SIZE, message[netlink.HEADER_SIZE :], f"errno {answer.errno}: {text}{said}"
             )
@@ -137,6 +141,8 @@ def _said(row: Attribute | None, value: bytes, offset: int) -> str:
         return f"{len(value)} bytes, {lines.contents(value)}"
     if isinstance(parsed, bytes):
         return repr(parsed) if len(parsed) <= 2 * _WIDTH else f"{len(parsed)} bytes"
+    if isinstance(parsed, list):
+        return f"{len(value)} bytes of attributes"
     if isinstance(parsed, dict):
         return ", ".join(f"{key} {item!r}" for key, item in parsed.items() if not key.startswith("_"))
     return f"{parsed}, {parsed:#x}" if isinstance(parsed, int) and parsed > 9 else str(parsed)

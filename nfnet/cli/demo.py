@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import nfnet
 from nfnet import KernelError, Verdict, inet, netns, rules
+from nfnet.text import printable
 
 _SENDER_MAC, _RECEIVER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 _SENDER: dict[int, str] = {socket.AF_INET: "10.77.0.1", socket.AF_INET6: "fd77::1"}
@@ -281,7 +282,7 @@ def _show_message(message: nfnet.LogMessage) -> bool:
     if not _between_the_two(message.payload) or inet.get_data(message.payload) == b"":
         return False
     what = " ".join(_describe(message.payload).split())
-    print(f"       log: {message.prefix}{what}, in by {message.indev_name or f'interface {message.indev}'}")
+    print(f"       log: {printable(message.prefix)}{what}, in by {message.indev_name or f'interface {message.indev}'}")
     return True
 
 

@@ -8,7 +8,8 @@ import textwrap
 from typing import Any
 
 from .. import doctor
-from . import common, lines
+from ..text import printable
+from . import common
 
 _DESCRIPTION = """\
 Asks the kernel what it can do, looks at what this process may, and at queues
@@ -42,8 +43,12 @@ def _run(options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps(finding._asdict()), flush=True)
             continue
-        text = lines.printable(finding.what)
+        text = printable(finding.what)
         print(textwrap.fill(f"{finding.level:<8} {text}", 100, subsequent_indent=" " * 9), flush=True)
         if finding.remedy:
-            print(textwrap.fill(finding.remedy, 100, initial_indent=" " * 9 + "-> ", subsequent_indent=" " * 12))
+            print(
+                textwrap.fill(
+                    printable(finding.remedy), 100, initial_indent=" " * 9 + "-> ", subsequent_indent=" " * 12
+                )
+            )
     return 1 if failures else 0

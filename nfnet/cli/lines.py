@@ -11,20 +11,9 @@ from typing import Any
 from .. import inet
 from ..log import LogMessage
 from ..packet import Packet
+from ..text import printable
 
 _PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
-
-
-def printable(text: str) -> str:
-    """Text from a packet or a rule, with nothing in it that a terminal would obey."""
-    return "".join(c if c.isprintable() else _bytes_of(c).hex(" ").join("[]") for c in text)
-
-
-def _bytes_of(character: str) -> bytes:
-    try:
-        return character.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte
-        return character.encode("utf-8", "surrogatepass")
 
 
 def _when(message: Packet | LogMessage, recorded: bool) -> datetime.datetime | None:

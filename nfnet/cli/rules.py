@@ -7,7 +7,8 @@ from typing import Any
 
 from .. import rules
 from ..errors import NfnetError
-from . import common, lines
+from ..text import printable
+from . import common
 
 _DESCRIPTION = """\
 Lists the rules that programs installed with nfnet.rules in this network
@@ -45,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
         return 1
     for row in found:
         state = "removed" if options.what == "clean" else "of a process that ended" if row.orphaned else "in use"
-        print(f"{row.family:<7} {lines.printable(row.name):<24} process {row.process:<8} {state}")
+        print(f"{row.family:<7} {printable(row.name):<24} process {row.process:<8} {state}")
     if not found:
         print("no rules" if options.what == "list" else "nothing to remove")
     return 0

@@ -12,7 +12,8 @@ from typing import Any
 
 from ..doctor import process
 from ..stats import LogRow, QueueRow, log_rows, queue_rows
-from . import common, lines
+from ..text import printable
+from . import common
 
 _DESCRIPTION = """\
 Shows the kernel's rows about all queues and log groups of this network
@@ -104,7 +105,7 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[object]], nothing: str)
     if not rows:
         yield nothing
         return
-    texts = [list(names), *[[lines.printable(str(cell)) for cell in row] for row in rows]]
+    texts = [list(names), *[[printable(str(cell)) for cell in row] for row in rows]]
     widths = [max(len(row[column]) for row in texts) for column in range(len(names))]
     for row in texts:
         cells = [cell.rjust(width) for cell, width in zip(row, widths)]
