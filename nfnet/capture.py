@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
@@ -30,12 +31,15 @@ from construct import (
 from .errors import CaptureError
 from .files import create
 from .protocol import byteorder
+from .protocol.layout import compile_struct
 from .protocol.netlink import HOST, ByteOrder
 from .protocol.nfnetlink import NETLINK_NETFILTER
 
 # No record is larger: a datagram of log messages has 256 KiB. Whatever claims to be is no capture of ours, and memory
 # is not taken for it.
 MAX_RECORD = 1 << 20
+# All that grows with a file are the interfaces of a section of pcapng.
+MAX_INTERFACES = 1 << 12
 
 
 class LinkType(IntEnum):
@@ -77,6 +81,7 @@ class _Schemas(NamedTuple):
     enhanced_packet: Any
     simple_packet: Any
     option: Any
+    read_option: Any  # the same, fast
     length: Any
 
 
@@ -84,6 +89,7 @@ def _schemas(order: ByteOrder) -> _Schemas:
     little = order == "little"
     u16, u32 = (Int16ul, Int32ul) if little else (Int16ub, Int32ub)
     s64 = Int64sl if little else Int64sb
+    option = Struct("code" / u16, "length" / u16)
     return _Schemas(
         order,
         pcap_header=Struct(
@@ -107,7 +113,8 @@ def _schemas(order: ByteOrder) -> _Schemas:
             "interface" / u32, "time_high" / u32, "time_low" / u32, "length" / u32, "original_length" / u32
         ),
         simple_packet=Struct("original_length" / u32),
-        option=Struct("code" / u16, "length" / u16),
+        option=option,
+        read_option=struct.Struct(("<" if little else ">") + compile_struct(option).format[1:]).unpack_from,
         length=u32,
     )
 
@@ -248,6 +255,8 @@ def _read_pcapng(file: _Source, head: bytes) -> Iterator[Record]:
             raise CaptureError("block whose two lengths differ", start)
         kind = schemas.length.parse(head)
         if kind == _INTERFACE:
+            if len(interfaces) >= MAX_INTERFACES:
+                raise CaptureError(f"section of more than {MAX_INTERFACES} interfaces", start)
             interfaces.append(_parse_interface(schemas, body, start))
         elif kind in (_ENHANCED, _SIMPLE):
             yield _parse_packet(schemas, kind, body, interfaces, start)
@@ -265,13 +274,13 @@ def _parse(schema: Any, data: bytes, what: str, offset: int) -> Any:
 def _options(schemas: _Schemas, data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
     place = 0
     while place + 4 <= len(data):
-        option = schemas.option.parse(data[place:])
-        if option.code == _END:
+        code, length = schemas.read_option(data, place)  # a block has room for 260,000 of them
+        if code == _END:
             return
-        if place + 4 + option.length > len(data):
-            raise CaptureError(f"option {option.code} that is longer than its block", offset)
-        yield option.code, data[place + 4 : place + 4 + option.length]
-        place += 4 + (option.length + 3 & ~3)
+        if place + 4 + length > len(data):
+            raise CaptureError(f"option {code} that is longer than its block", offset)
+        yield code, data[place + 4 : place + 4 + length]
+        place += 4 + (length + 3 & ~3)
 
 
 def _parse_interface(schemas: _Schemas, body: bytes, start: int) -> _Interface:

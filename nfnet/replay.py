@@ -207,7 +207,12 @@ class Replay:
             if kind == nfqnl.MSG_VERDICT:
                 covered = [header.packet_id] if header.packet_id in waiting else []
             else:
-                covered = [number for number in waiting if (header.packet_id - number) & 0xFFFFFFFF < 0x80000000]
+                # As the kernel does, up to the first that is newer: not to look at all of them for each verdict.
+                covered = []
+                for number in waiting:
+                    if (header.packet_id - number) & 0xFFFFFFFF >= 0x80000000:
+                        break
+                    covered.append(number)
             for number in covered:
                 del waiting[number]
                 verdicts[number] = decided

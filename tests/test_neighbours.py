@@ -334,3 +334,90 @@ def test_no_data_become_code(path: Path) -> None:
             assert (
                 called not in ("import_module", "loads", "system", "popen") or str(path.relative_to(ROOT)) in IMPORTERS
             )
+
+
+# --- captures are small in memory, and quick
+
+
+def peak(data: bytes) -> int:
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(nfnet.CaptureError):
+            for _ in read(io.BytesIO(data)):
+                pass
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def lies() -> dict[str, bytes]:
+    head = section("<") + interface("<", 101)
+    huge = [0xFFFFFFF0, 0x7FFFFFFC, 1 << 30]
+    found = {f"block of {n}": head + struct.pack("<II", 6, n) + bytes(100) for n in huge}
+    found |= {f"section of {n}": struct.pack("<III", 0x0A0D0D0A, n, 0x1A2B3C4D) + bytes(100) for n in huge}
+    found |= {f"packet of {n}": head + block("<", 6, struct.pack("<IIIII", 0, 0, 0, n, n)) for n in huge}
+    found |= {f"record of {n}": pcap()[:24] + struct.pack("<IIII", 0, 0, n, n) for n in huge}
+    found["largest block there may be"] = head + struct.pack("<II", 6, capture.MAX_RECORD + 4096) + bytes(100)
+    found["interfaces"] = section("<") + interface("<", 101) * (capture.MAX_INTERFACES + 1)
+    found["names"] = head + block("<", 4, bytes(60_000)) * 200
+    return found
+
+
+@pytest.mark.parametrize("name", lies())
+def test_lengths_that_lie_take_no_memory(name: str) -> None:
+    assert peak(lies()[name]) < 20_000_000
+
+
+def test_interfaces_are_bounded() -> None:
+    with pytest.raises(nfnet.CaptureError, match="interfaces"):
+        list(read(io.BytesIO(lies()["interfaces"])))
+
+
+def test_many_options_take_time_in_proportion() -> None:
+    options = struct.pack("<HH", 0x7000, 0) * 260_000
+    data = section("<") + interface("<", 101) + block("<", 6, struct.pack("<IIIII", 0, 0, 0, 0, 0) + options)
+    start = time.process_time()
+    assert len(list(read(io.BytesIO(data)))) == 1
+    assert time.process_time() - start < 5  # it was minutes
+
+
+def test_batches_of_a_recording_look_at_what_they_cover() -> None:
+    """Not at everything that waits, for each verdict: on everything up to an id that is older than all of it."""
+
+    class Counted(dict[int, None]):
+        looked_at = 0
+
+        def __iter__(self) -> Iterator[int]:
+            for number in super().__iter__():
+                self.looked_at += 1
+                yield number
+
+    replay = nfnet.replay(FIXTURES / "queue-late.pcapng")
+    waiting, decided = Counted.fromkeys(range(10, 1010)), {}  # type: ignore[var-annotated]
+    replay._collect(nfqnl.verdict(1, 5, 1, batch=True) * 100, decided, waiting)
+    assert (decided, waiting.looked_at) == ({}, 100)
+    replay._collect(nfqnl.verdict(1, 12, 1, batch=True), decided, waiting)
+    assert (list(decided), waiting.looked_at) == ([10, 11, 12], 104)
+    replay.close()
+
+
+def test_decode_of_endless_files() -> None:
+    status, text = screen("decode", "/dev/zero")
+    assert status == 1
+    assert "too long" in text
+
+
+def test_times_far_apart_in_real_time(tmp_path: Path) -> None:
+    """No thread for each look at the clock, and none that fails."""
+    data = section("<") + interface("<", 101, (9, b"\0"))
+    for high in (0, 0xFFFFFFFF):
+        data += block("<", 6, struct.pack("<IIIII", 0, high, 0, 28, 28) + testing.udp())
+    (tmp_path / "x.pcapng").write_bytes(data)
+    replay = nfnet.replay(tmp_path / "x.pcapng", realtime=True)
+    with nfnet.Queue(1, transport=replay) as queue:
+        before = threading.active_count()
+        assert sum(queue.process(nfnet.Packet.accept) for _ in range(50)) == 1
+        deadline = time.monotonic() + 10
+        while threading.active_count() > before + 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
