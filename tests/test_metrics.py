@@ -61,8 +61,7 @@ def wait_for(condition: object) -> bool:
 def test_nothing_but_this_machine_by_default() -> None:
     with served() as port:
         assert 'nfnet_queue_packets_total{event="received",queue="1"} 0.0' in read("127.0.0.1", port)
-        others = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)} if socket.gethostname() else ()
-        for address in {"127.0.0.2", "::1", *others} - {"127.0.0.1"}:
+        for address in ("127.0.0.2", "::1"):
             with pytest.raises(OSError):  # noqa: PT011 - refused, or no such address here
                 socket.create_connection((address, port), SOON)
     for command in ("queue", "log"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from ..errors import NfnetError
+from ..text import printable
 from .run import run
 
 _USAGE = """\
@@ -33,7 +34,7 @@ def main() -> int:
     try:
         run(arguments, options)
     except (NfnetError, OSError) as error:
-        print(f"nfnet.compat: {error}", file=sys.stderr)
+        print(f"nfnet.compat: {printable(str(error))}", file=sys.stderr)
         return 2
 
 
