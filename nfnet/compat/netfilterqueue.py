@@ -12,9 +12,7 @@ import errno
 import operator
 import os
 import sys
-import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Protocol
@@ -26,6 +24,7 @@ from ..errors import AlreadyDecidedError, ClosedError, NfnetError
 from ..protocol import nfqnl
 from ..queue import Queue
 from ..transport import MAX_QUEUE_DATAGRAM, NetlinkSocket, Transport
+from .lent import Lent
 from .numbers import PROTOCOLS
 
 __all__ = [
@@ -53,7 +52,6 @@ _MAX_SOCK_LEN = 0x3FFFFFFF  # setsockopt(2) takes no more, before it doubles it
 # Called like this they cost less than with super().
 _accept, _drop, _repeat = nfnet_packet.Packet.accept, nfnet_packet.Packet.drop, nfnet_packet.Packet.repeat
 
-_END = sys.maxsize  # ``list[_END:] = more`` appends
 _HW_SIZE = 8  # of the field in the kernel's struct; the rest is zero
 
 
@@ -226,68 +224,9 @@ class _Receives(Protocol):
     def recv(self, size: int, /) -> bytes: ...
 
 
-class _Lent:
-    """The transport of one binding, which ends without the socket's being closed.
-
-    It also takes datagrams that the script itself received, in ``given``, and then no others.
-    """
-
-    def __init__(self, lender: Transport) -> None:
-        self._lender = lender
-        self.send, self.request, self.fileno = lender.send, lender.request, lender.fileno
-        self.interface_name = lender.interface_name
-        self.inherit = getattr(lender, "inherit", False)
-        self.given: list[bytes] | None = None
-        _lent.add(self)
-        self._receiving = threading.RLock()  # `close` may come in a signal handler
-        self._closed = False
-
-    @property
-    def trusted(self) -> bool:
-        return self.given is None and self._lender.trusted
-
-    @property
-    def tap(self) -> Callable[[bool, bytes], None] | None:
-        return getattr(self._lender, "tap", None)
-
-    @tap.setter
-    def tap(self, tap: Callable[[bool, bytes], None]) -> None:
-        if isinstance(self._lender, NetlinkSocket):
-            self._lender.tap = tap
-
-    def receive(self, into: list[bytes], limit: int) -> bool:
-        with self._receiving:
-            if self._closed:
-                raise ClosedError("the queue has been unbound")
-            if self.given is None:
-                return self._lender.receive(into, limit)
-            into[_END:], self.given[:] = self.given, ()  # one statement, so that none is lost
-            return True
-
-    def close(self) -> None:
-        with self._receiving:
-            self._closed = True
-            # What came for this binding must not reach the next one, in which the same ids are others'.
-            left: list[bytes] = []
-            with suppress(NfnetError):
-                while self._lender.receive(left, 64) and left:
-                    left.clear()
-
-
-_lent: weakref.WeakSet[_Lent] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for transport in list(_lent):
-        transport._receiving = threading.RLock()  # who held the other one is not in the child
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
 class _Bound(NamedTuple):
     queue: Queue
-    transport: _Lent
+    transport: Lent
     callback: Callback
 
 
@@ -360,7 +299,7 @@ class NetfilterQueue:
             raise RuntimeError("A queue is already bound; use unbind() first")
         if mode not in (COPY_NONE, COPY_META, COPY_PACKET):
             raise OSError("Failed to set packet copy mode.")
-        lent = _Lent(self._transport)
+        lent = Lent(self._transport)
         queue = _Queue(
             queue_num,
             copy_mode=mode,
