@@ -246,7 +246,7 @@ class Log(Reader[LogBinding]):
         transport: Transport | None = None,
         record: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.group = check("log group", group, 0, 0xFFFF)
+        self.group: int = check("log group", group, 0, 0xFFFF)
         self._copy_range = check("copy_range", copy_range, 1, 0xFFFF)
         self._copy_mode = CopyMode(check("copy_mode", copy_mode, CopyMode.NONE, CopyMode.PACKET))
         self._timeout = None if timeout is None else _centiseconds(timeout)

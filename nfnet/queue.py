@@ -77,7 +77,7 @@ class Queue(Reader[QueueBinding]):
         transport: Transport | None = None,
         record: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.num = check("queue number", num, 0, 0xFFFF)
+        self.num: int = check("queue number", num, 0, 0xFFFF)
         self._copy_range = check("copy_range", copy_range, 1, 0xFFFF)
         self._copy_mode = CopyMode(check("copy_mode", copy_mode, CopyMode.NONE, CopyMode.PACKET))
         self._max_len = None if max_len is None else check("max_len", max_len, 0, 0xFFFFFFFF)

@@ -15,6 +15,7 @@ from .capture import LinkType, Record, netfilter_datagram, read
 from .errors import CaptureError, ClosedError
 from .protocol import byteorder, layout, netlink, nfnetlink, nfqnl, nfulnl
 from .protocol.nfqnl import NFQA, Command
+from .transport import Transport
 
 _QUEUE_KINDS = (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH)
 
@@ -27,7 +28,7 @@ class Decided(NamedTuple):
     payload: bytes | None
 
 
-class Replay:
+class Replay(Transport):
     """The recorded datagrams of one queue or log group, as a transport.
 
         replay = nfnet.replay("session.pcapng")

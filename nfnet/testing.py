@@ -32,6 +32,7 @@ from .protocol.nfqnl import NFQA, NFQA_CFG, Command, Verdict
 from .protocol.nfulnl import NFULA
 from .queue import Queue
 from .replay import Decided, Replay
+from .transport import Transport
 
 # --- packets from plain bytes
 
@@ -127,7 +128,7 @@ def error_message(number: int, request: bytes) -> bytes:
 # --- the kernel
 
 
-class FakeKernel:
+class FakeKernel(Transport):
     """A transport whose other end is a model of the kernel's queue.
 
     It understands requests by the construct schemas alone, and applies them as net/netfilter/nfnetlink_queue.c does.

@@ -124,7 +124,7 @@ class Transport(Protocol):
         """Let go of the socket; may be called twice."""
 
 
-class NetlinkSocket:
+class NetlinkSocket(Transport):
     """A NETLINK_NETFILTER socket in the network namespace of the calling thread.
 
     rcvbuf: size of the receive buffer in bytes, as the kernel will report it, 8 MiB if not given, 0 for what the

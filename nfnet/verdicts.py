@@ -60,9 +60,9 @@ class Decision:
     __slots__ = ("batchable", "changes", "word")
 
     def __init__(self, word: int, changes: bytes = b"", batchable: bool = True) -> None:
-        self.word = word
-        self.changes = changes
-        self.batchable = batchable
+        self.word: int = word
+        self.changes: bytes = changes
+        self.batchable: bool = batchable
 
 
 @lru_cache(1024)

@@ -100,16 +100,16 @@ class Layout:
     __slots__ = ("expected", "headers", "payload", "spans")
 
     def __init__(self, data: bytes, spans: dict[int, slice], payload: int) -> None:
-        self.spans = spans
+        self.spans: dict[int, slice] = spans
         """Attribute number to the slice of the message that is its data."""
-        self.payload = spans.get(payload, slice(0, 0))
+        self.payload: slice = spans.get(payload, slice(0, 0))
         """The slice that is the payload, an empty one where there is none."""
         # nlmsg_len and every attribute header, as one number each; the data between them are skipped. They are compared
         # and nothing else, so that any byte order would do.
         places = [0, *(span.start - netlink.ATTRIBUTE_HEADER_SIZE for span in spans.values())]
         gaps = (f"{later - earlier - 4}xI" for earlier, later in pairwise(places))
         self.headers: Callable[[bytes], tuple[int, ...]] = struct.Struct("=I" + "".join(gaps)).unpack_from
-        self.expected = self.headers(data)
+        self.expected: tuple[int, ...] = self.headers(data)
 
 
 class Layouts:
@@ -124,7 +124,7 @@ class Layouts:
         self._start = start
         self._payload = payload
         self._known: dict[int, Layout] = {}
-        self.known = self._known.get
+        self.known: Callable[[int], Layout | None] = self._known.get
 
     def find(self, data: bytes) -> Layout:
         """The layout of the one message that ``data`` is. Raises DecodeError."""

@@ -247,7 +247,7 @@ PACKET_ID = slice(BODY + netlink.ATTRIBUTE_HEADER_SIZE, BODY + netlink.ATTRIBUTE
 # its number there, answers have 0.
 SUBSYSTEM_BYTE = 5 if netlink.HOST == "little" else 4
 
-layouts = Layouts({number: fixed_size(row.schema) for number, row in NFQA_TABLE.items()}, BODY, NFQA.PAYLOAD)
+layouts: Layouts = Layouts({number: fixed_size(row.schema) for number, row in NFQA_TABLE.items()}, BODY, NFQA.PAYLOAD)
 """Where the attributes of packet messages stand."""
 
 

@@ -149,5 +149,5 @@ def config(
     return build_message(MSG_CONFIG, group, data, flags=request_flags, seq=seq)
 
 
-layouts = Layouts({number: fixed_size(row.schema) for number, row in NFULA_TABLE.items()}, BODY, NFULA.PAYLOAD)
+layouts: Layouts = Layouts({number: fixed_size(row.schema) for number, row in NFULA_TABLE.items()}, BODY, NFULA.PAYLOAD)
 """Where the attributes of log messages stand."""

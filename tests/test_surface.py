@@ -1,0 +1,65 @@
+"""What users see of the package: every name has a docstring, and types that a checker understands."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import nfnet
+
+PUBLIC = (
+    *("nfnet", "nfnet.capture", "nfnet.compat", "nfnet.compat.netfilterqueue", "nfnet.compat.nflogr", "nfnet.doctor"),
+    *("nfnet.errors", "nfnet.inet", "nfnet.log", "nfnet.metrics", "nfnet.netns", "nfnet.packet", "nfnet.protocol"),
+    *("nfnet.protocol.conntrack", "nfnet.protocol.nfnetlink", "nfnet.protocol.nfqnl", "nfnet.protocol.nfulnl"),
+    *("nfnet.queue", "nfnet.recorder", "nfnet.replay", "nfnet.rules", "nfnet.scapys", "nfnet.stats", "nfnet.testing"),
+    *("nfnet.transport", "nfnet.workers"),
+)
+
+
+def public(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    """The classes and functions that a module offers."""
+    own = [name for name, item in vars(module).items() if getattr(item, "__module__", "") == module.__name__]
+    for name in getattr(module, "__all__", own):
+        item = getattr(module, name)
+        if not name.startswith("_") and (inspect.isclass(item) or inspect.isfunction(item)):
+            yield name, item
+
+
+def members(kind: type) -> Iterator[str]:
+    for name in dir(kind):
+        what = inspect.getattr_static(kind, name)
+        if not name.startswith("_") and (inspect.isfunction(what) or isinstance(what, (property, classmethod))):
+            yield name
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_everything_public_has_a_docstring(module: str) -> None:
+    lacking = []
+    for name, item in public(importlib.import_module(module)):
+        if not inspect.getdoc(item):
+            lacking.append(name)
+        if inspect.isclass(item):
+            lacking += [f"{name}.{member}" for member in members(item) if not inspect.getdoc(getattr(item, member))]
+    assert lacking == []
+
+
+def test_exported_names_are_there() -> None:
+    assert sorted(set(nfnet.__all__)) == sorted(nfnet.__all__)
+    for name in nfnet.__all__:
+        assert getattr(nfnet, name) is not None
+
+
+def test_a_typed_script_of_a_user_has_no_errors(tmp_path: Path) -> None:
+    """Strictly, with nothing but what is exported."""
+    script = Path(__file__).parent / "typed_script.py"
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--cache-dir", str(tmp_path), str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.startswith("Success"), done.stdout + done.stderr

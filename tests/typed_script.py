@@ -1,0 +1,56 @@
+"""A script as users write it, for the type checkers: it is never run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import nfnet
+from nfnet import inet, rules
+
+seen: Counter[str] = Counter()
+
+
+def handle(packet: nfnet.Packet) -> None:
+    if packet.udp and b"x" in packet.udp.data:
+        packet.accept(payload=packet.rewrite(data=b"y"), mark=7)
+    elif packet.flow is not None:
+        seen[packet.flow.source] += 1
+        packet.drop()
+    else:
+        packet.accept()
+
+
+with rules.queue(1, hook="forward", protocol="udp", destination_port=range(1, 5)) as rule:
+    with nfnet.Queue(1, undecided="drop", on_error="accept") as queue:
+        for packet in queue:
+            handle(packet)
+            x = packet.indev_name
+        queue.run(handle)
+        n: int = queue.process(handle)
+        c = queue.counters
+        total = c.received + c.lost
+        row = queue.stats().kernel
+        if row is not None:
+            print(row.queue_dropped)
+
+with nfnet.Log(5, sequence=True) as log:
+    for message in log:
+        print(message.prefix.upper(), message.timestamp, message.payload[:4])
+
+
+async def main() -> None:
+    async with nfnet.AsyncQueue(1) as aq:
+        async for p in aq:
+            p.accept()
+        await aq.run(handle)
+
+
+asyncio.run(main())
+new: bytes = inet.replace_data(b"", b"x")
+with nfnet.record("x.pcapng"), nfnet.Queue(2) as q:
+    q.run(lambda packet: packet.accept())
+replayed = nfnet.replay("x.pcapng")
+with nfnet.Queue(2, transport=replayed) as q:
+    q.run(handle)
+print(replayed.verdicts == replayed.recorded)
