@@ -449,10 +449,13 @@ def test_stop_before_run_is_not_forgotten_and_holds_once() -> None:
 
 
 def test_close_from_another_thread_ends_a_waiting_run() -> None:
-    queue = Queue(1, transport=FakeKernel())
+    kernel, running = FakeKernel(), threading.Event()
+    queue = Queue(1, transport=kernel)
     queue.open()
-    thread = threading.Thread(target=queue.run, args=(print,))
+    kernel.feed(1)
+    thread = threading.Thread(target=queue.run, args=(lambda packet: running.set(),))
     thread.start()
+    assert running.wait(10)
     queue.close()
     queue.close()
     thread.join(10)
