@@ -17,12 +17,13 @@ import errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from . import inet
-from .errors import kernel_error
+from .errors import ClosedError, kernel_error
 from .log import Log
 from .packet import Packet
 from .protocol import netlink, nfnetlink, nfqnl, nfulnl
@@ -152,6 +153,7 @@ class FakeKernel(Transport):
         self._waiting: list[bytes] = []
         self._next_id = 1
         self._seq = 0
+        self._reading = threading.RLock()
         self._readable = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def feed(self, count: int = 1, **attributes: Any) -> list[int]:
@@ -175,15 +177,18 @@ class FakeKernel(Transport):
     # --- the transport
 
     def receive(self, into: list[bytes], limit: int) -> bool:
-        # Another thread may be delivering: what it appends in between must neither be lost nor go unnoticed.
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._readable)
-        taken = self._waiting[:limit]
-        del self._waiting[: len(taken)]
-        into.extend(taken)
-        if self._waiting:
-            os.eventfd_write(self._readable, 1)
-        return bool(self._waiting) or not self._ends
+        with self._reading:  # `close` in another thread waits
+            if self.closed:
+                raise ClosedError("the model of the kernel is closed")
+            # Another thread may be delivering: what it appends in between must neither be lost nor go unnoticed.
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._readable)
+            taken = self._waiting[:limit]
+            del self._waiting[: len(taken)]
+            into.extend(taken)
+            if self._waiting:
+                os.eventfd_write(self._readable, 1)
+            return bool(self._waiting) or not self._ends
 
     def send(self, datagram: bytes) -> None:
         if self.refuse_send:
@@ -209,9 +214,10 @@ class FakeKernel(Transport):
         return self.interfaces.get(index)
 
     def close(self) -> None:
-        if not self.closed:
-            os.close(self._readable)
-        self.closed = True
+        with self._reading:
+            if not self.closed:
+                os.close(self._readable)
+            self.closed = True
 
     # --- the kernel
 

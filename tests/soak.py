@@ -97,19 +97,20 @@ class Interrupt(BaseException):
 
 
 def decide(packet: Packet) -> None:
-    """Give a packet the verdict that it is to get."""
+    """Give a packet the verdict that it is to get, unless another thread, or the end of the phase, was quicker."""
     number = number_of(packet)
     what = fate(number)
-    if what in (DROP, LATE_DROP):
-        packet.drop()
-    elif what == MARKED:
-        packet.accept(mark=number % 7 + 1)
-    elif what == REPEATED:
-        packet.repeat(mark=MARK)
-    elif what in (REWRITE, LATE_REWRITE):
-        packet.accept(payload=inet.replace_data(packet.payload, number.to_bytes(8, "big") + NEW))
-    else:
-        packet.accept()
+    with contextlib.suppress(AlreadyDecidedError, ClosedError):
+        if what in (DROP, LATE_DROP):
+            packet.drop()
+        elif what == MARKED:
+            packet.accept(mark=number % 7 + 1)
+        elif what == REPEATED:
+            packet.repeat(mark=MARK)
+        elif what in (REWRITE, LATE_REWRITE):
+            packet.accept(payload=inet.replace_data(packet.payload, number.to_bytes(8, "big") + NEW))
+        else:
+            packet.accept()
 
 
 class Deciders:
@@ -144,8 +145,7 @@ class Deciders:
                 pass
             random.shuffle(held)
             for packet in held:
-                with contextlib.suppress(AlreadyDecidedError, ClosedError):
-                    decide(packet)
+                decide(packet)
             held.clear()
 
     def close(self) -> None:
@@ -457,8 +457,7 @@ class Soak:
             if not self.row(1).waiting:
                 return True
             for packet in queue.pending:  # what was interrupted, or failed; the deciders may be quicker
-                with contextlib.suppress(AlreadyDecidedError, ClosedError):
-                    decide(packet)
+                decide(packet)
             return False
 
         if not wait_for(drained):
