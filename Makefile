@@ -5,7 +5,7 @@ ARGS ?=
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check test-vm bench fuzz soak clean
+.PHONY: demo test check test-vm bench bench-report fuzz soak clean
 
 demo: $(VENV)/.installed          ## real packets, in namespaces of its own
 	@$(BIN)/nfnet demo
@@ -31,6 +31,9 @@ test-vm: $(VENV)/.installed-dev   ## the tests on the kernel, on another one: ma
 
 bench:                            ## CPU time a packet, beside other packages where they can be built
 	@$(PYTHON) benchmarks/run.py $(ARGS)
+
+bench-report:                     ## the same, written to docs/figures: make bench-report ARGS=queue
+	@$(PYTHON) benchmarks/report.py $(ARGS)
 
 fuzz: $(VENV)/.installed-dev      ## any bytes at all, for some minutes: make fuzz ARGS="1000000"
 	$(BIN)/python -m tests.fuzz $(ARGS)

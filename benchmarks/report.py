@@ -1,0 +1,120 @@
+"""Measures, and writes what came out to docs/figures: `make bench-report`, `make bench-report ARGS=log`.
+
+For each benchmark a table with the machine and the date, and a drawing of the same figures. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import tempfile
+from html import escape
+from typing import Any, NamedTuple
+
+from run import ROOT, SCRIPTS, prepare
+
+FIGURES = ROOT / "docs" / "figures"
+NAMES = {"queue": "Verdicts on queued packets", "log": "Logged packets"}
+STYLE = """
+text { font: 13px system-ui, sans-serif; fill: #24292f }
+.small { font-size: 12px; fill: #57606a }
+.ours { fill: #1a7f64 } .peer { fill: #a5adb8 }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e6edf3 } .small { fill: #9da7b3 } .ours { fill: #3fb996 } .peer { fill: #6b7480 }
+}
+"""
+
+
+class Bar(NamedTuple):
+    """What one program took in one case: processor time a packet in µs, and nfnet's as a share of it."""
+
+    case: str
+    packets: int
+    program: str
+    cpu: float
+    ratio: float
+
+
+def measure(what: str, arguments: list[str]) -> list[Bar]:
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        command = [str(prepare()), str(ROOT / "benchmarks" / SCRIPTS[what]), "--json", file.name, *arguments]
+        subprocess.run(command, check=True)
+        rows: list[dict[str, Any]] = json.load(open(file.name))
+    return [
+        Bar(
+            row["case"], row["packets"], row["program"], round(statistics.median(row["cpu"]), 2), round(row["ratio"], 2)
+        )
+        for row in rows
+    ]
+
+
+def machine() -> str:
+    """Processor, kernel, interpreter, date."""
+    with open("/proc/cpuinfo") as file:
+        models = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    processor = models[0] if models else platform.machine()
+    script = "import platform as p; print(p.python_implementation(), p.python_version())"
+    python = subprocess.run([str(prepare()), "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    today = datetime.date.today()
+    kernel = ".".join(platform.release().split(".")[:2])
+    return f"{python}, Linux {kernel}, {len(models)} x {processor}, {today:%d %B %Y}"
+
+
+def table(bars: list[Bar], where: str) -> str:
+    lines = ["| | waiting | program | µs a packet | nfnet's share |", "| --- | ---: | --- | ---: | ---: |"]
+    before = None
+    for bar in bars:
+        case = bar.case if bar.case != before else ""
+        before = bar.case
+        share = "" if bar is bars[0] or bar.program == bars[0].program else f"{bar.ratio:.2f}"
+        lines.append(f"| {case} | {bar.packets:,} | {bar.program} | {bar.cpu:.2f} | {share} |")
+    return "\n".join([*lines, "", f"Measured with {where}.", ""])
+
+
+def drawing(bars: list[Bar], title: str, where: str) -> str:
+    """Bars for the largest number of waiting packets."""
+    most = max(bar.packets for bar in bars)
+    bars = [bar for bar in bars if bar.packets == most]
+    scale = 330 / max(bar.cpu for bar in bars)
+    subject = bars[0].program
+    parts, y, before = [], 44, None
+    for bar in bars:
+        if bar.case != before:
+            before = bar.case
+            y += 12
+            parts.append(f'<text x="0" y="{y + 12}">{escape(bar.case)}</text>')
+            y += 20
+        kind = "ours" if bar.program == subject else "peer"
+        parts.append(f'<text class="small" x="130" y="{y + 12}" text-anchor="end">{escape(bar.program)}</text>')
+        parts.append(f'<rect class="{kind}" x="140" y="{y}" width="{bar.cpu * scale:.1f}" height="15" rx="2"/>')
+        parts.append(f'<text class="small" x="{146 + bar.cpu * scale:.1f}" y="{y + 12}">{bar.cpu:.2f} µs</text>')
+        y += 20
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 560 {y + 30}" role="img" aria-label="{escape(title)}">'
+        f"<style>{STYLE}</style>"
+        f'<text x="0" y="16">{escape(title)}: processor time a packet, {most:,} waiting</text>'
+        f'<text class="small" x="0" y="34">less is better</text>'
+    )
+    foot = f'<text class="small" x="0" y="{y + 22}">{escape(where)}</text></svg>'
+    return "\n".join([head, *parts, foot, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="?", choices=NAMES, help="measure this alone")
+    options, arguments = parser.parse_known_args()
+    FIGURES.mkdir(exist_ok=True)
+    for what, title in NAMES.items():
+        if options.what in (None, what):
+            bars, where = measure(what, arguments), machine()
+            (FIGURES / f"{what}.md").write_text(table(bars, where))
+            (FIGURES / f"{what}.svg").write_text(drawing(bars, title, where))
+            print(f"written: {FIGURES / what}.md, .svg")
+
+
+if __name__ == "__main__":
+    main()
