@@ -37,16 +37,17 @@ from typing import Any, NamedTuple
 
 import nfnet
 from nfnet import cli, inet, nftables, rules
-from nfnet.capture import Record, read
+from nfnet.capture import Record, netfilter_datagram, read
 from nfnet.cli import common, decode
 from nfnet.compat import netfilterqueue, nflogr
-from nfnet.protocol import conntrack, netlink, nfqnl, nfulnl
+from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl
 from nfnet.protocol.nfnetlink import BODY, Attribute, Table
 from nfnet.protocol.nfqnl import NFQA, NFQA_TABLE
 from nfnet.protocol.nfulnl import NFULA, NFULA_TABLE
 from nfnet.recorder import _verdicts
 from nfnet.testing import FakeKernel, FedQueue, packet_message, tcp, udp
 
+from .swap import turn
 from .test_capture import block, interface, pcap, section
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -234,8 +235,9 @@ def read_answer(data: bytes, look: bool) -> None:
     answer = netlink.parse_answer(data)
     str(nfnet.errors.kernel_error("reading", answer.errno, message=answer.message))
     if look:
-        error, seq = struct.unpack_from("=i", data, 16)[0], struct.unpack_from("=I", data, 28)[0]
-        assert (answer.errno, answer.seq) == (-error, seq)
+        body = data[netlink.HEADER_SIZE : netlink.header.parse(data).length]
+        said = netlink.nlmsgerr.parse(body)
+        assert (answer.errno, answer.seq, answer.type) == (-said.error, said.request.seq, said.request.type)
 
 
 def read_messages(data: bytes, look: bool) -> None:
@@ -246,6 +248,17 @@ def read_messages(data: bytes, look: bool) -> None:
         assert offset == (end + 3) & ~3
         end = offset + netlink.header.parse(message).length
         assert message == data[offset:end]
+
+
+def turn_messages(data: bytes, look: bool) -> None:
+    """To the other byte order and back, in effect: what can be turned can be turned again, and is what it was."""
+    other: netlink.ByteOrder = "big" if netlink.HOST == "little" else "little"
+    byteorder.order_of(data, other)
+    turned = byteorder.to_host(data, other)
+    assert len(turned) == len(data)
+    if look:
+        ends = [offset + len(message) for offset, message in netlink.split_messages(data, other)]
+        assert ends == [offset + len(message) for offset, message in netlink.split_messages(turned)]
 
 
 def read_conntrack(data: bytes, look: bool) -> None:
@@ -702,8 +715,9 @@ def recordings() -> Iterator[list[Record]]:
 
 
 FILES = [list(records) for records in recordings()]
-DATAGRAMS = [record.data[16:] for records in FILES for record in records]
-DATAGRAMS += [bytes.fromhex(row[2]) for row in json.loads((FIXTURES / "datagrams.json").read_text())]
+DATAGRAMS = [netfilter_datagram(record) or b"" for records in FILES for record in records]
+_RAW = [bytes.fromhex(row[2]) for row in json.loads((FIXTURES / "datagrams.json").read_text())]
+DATAGRAMS += _RAW if netlink.HOST == "little" else [turn(datagram, "<") for datagram in _RAW]
 
 
 def of_type(*types: int) -> list[bytes]:
@@ -727,13 +741,17 @@ def several(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if len(record.data) < 400][:3]
 
 
+def is_logged(record: Record) -> bool:
+    return netlink.read_length_and_type(netfilter_datagram(record) or bytes(8))[1] == nfulnl.MSG_PACKET
+
+
 def captures(make: Callable[[Sequence[Record], str, int, int], bytes]) -> list[bytes]:
     """Small files in both byte orders: of netlink, of tcpdump's NFLOG, and of bare packets."""
     found = []
     for order in (LITTLE, BIG):
         for records in FILES:
             found.append(make(several(records), order, 253, 0))
-            messages = [r for r in several(records) if netlink.read_length_and_type(r.data, 16)[1] == nfulnl.MSG_PACKET]
+            messages = [r for r in several(records) if is_logged(r)]
             if messages and order == LITTLE:
                 found.append(make(messages, order, 239, 32))
         found.append(make([Record(1 << 60, 101, packet, 0, "", 0) for packet in PACKETS[:3]], order, 101, 0))
@@ -790,6 +808,7 @@ ARGUMENTS = [
         b"--debug demo",
     )
 ]
+TURNED = [turn(datagram, netlink.PREFIX) for datagram in DATAGRAMS]
 READABLE = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
 
@@ -807,10 +826,11 @@ class Target(NamedTuple):
 
 
 TARGETS = (
-    Target("packet", 177, QUEUED, read_packet),
+    Target("packet", 157, QUEUED, read_packet),
     Target("message", 150, LOGGED, read_message),
-    Target("messages", 60, DATAGRAMS, read_messages),
+    Target("messages", 40, DATAGRAMS, read_messages),
     Target("answer", 60, of_type(netlink.NLMSG_ERROR), read_answer),
+    Target("other order", 40, TURNED, turn_messages),
     Target("conntrack", 50, [m[nfqnl.layouts.find(m).spans[11]] for m in QUEUED[-3:-2]], read_conntrack),
     Target("dump", 30, [*DATAGRAMS], read_dump),
     Target("queue", 8, QUEUED, run_queue),

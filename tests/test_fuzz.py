@@ -29,7 +29,7 @@ STAMPED = {"seconds": 1 << 40, "microseconds": 0}
 FOUND = {
     "an errno that is none": (
         "answer",
-        netlink.build_message(netlink.NLMSG_ERROR, 0x100, 1, struct.pack("=i16x", -(1 << 31))),
+        netlink.build_message(netlink.NLMSG_ERROR, 0x100, 1, struct.pack(netlink.PREFIX + "i16x", -(1 << 31))),
     ),
     "a record of another link layer": ("replay", pcap(netlink_record(packet_message(1), 1), link_type=253)),
     "the time of a packet": ("nfnet replay", pcap(netlink_record(packet_message(1, TIMESTAMP=STAMPED)), link_type=253)),

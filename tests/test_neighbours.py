@@ -29,6 +29,7 @@ from nfnet.cli import log as log_command
 from nfnet.log import LogMessage
 from nfnet.netns import Netns
 from nfnet.protocol import nfqnl
+from nfnet.protocol.netlink import PREFIX
 from nfnet.stats import LogRow, QueueRow
 from nfnet.text import printable
 
@@ -104,9 +105,9 @@ def test_decode_of_all_that_has_text() -> None:
 
 def answer_that_says(text: bytes) -> bytes:
     request = nfqnl.verdict(1, 1, 1)
-    message = struct.pack("=HH", 4 + len(text), 1) + text + bytes(-len(text) % 4)
-    body = struct.pack("=i", -34) + request[:16] + message
-    return struct.pack("=IHHII", 16 + len(body), 2, 0x300, 0, 0) + body
+    message = struct.pack(PREFIX + "HH", 4 + len(text), 1) + text + bytes(-len(text) % 4)
+    body = struct.pack(PREFIX + "i", -34) + request[:16] + message
+    return struct.pack(PREFIX + "IHHII", 16 + len(body), 2, 0x300, 0, 0) + body
 
 
 def test_errors_that_a_recording_puts_into_the_kernels_mouth() -> None:
