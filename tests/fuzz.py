@@ -39,7 +39,7 @@ import nfnet
 from nfnet import cli, inet, nftables, rules
 from nfnet.capture import Record, netfilter_datagram, read
 from nfnet.cli import common, decode
-from nfnet.compat import netfilterqueue, nflogr
+from nfnet.compat import netfilterqueue, nflogdata
 from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl
 from nfnet.protocol.nfnetlink import BODY, Attribute, Table
 from nfnet.protocol.nfqnl import NFQA, NFQA_TABLE
@@ -125,7 +125,7 @@ def properties(kind: type) -> list[str]:
 NESTED = {"vlan", "conntrack", "attributes"}  # read by themselves: may be damaged where the rest is not
 PACKET = [name for name in properties(nfnet.Packet) if name not in ("attributes", "conntrack")]
 MESSAGE = [name for name in properties(nfnet.LogMessage) if name not in ("attributes", "conntrack")]
-NFLOGR = [*properties(nflogr.NflogData)]
+NFLOGR = [*properties(nflogdata.NflogData)]
 EXPECTED: dict[str, Callable[[Callable[[str], Any]], Any]] = {
     "mark": lambda value: value("MARK") or 0,
     "indev": lambda value: value("IFINDEX_INDEV"),
@@ -226,7 +226,7 @@ def read_message(data: bytes, look: bool) -> None:
     message = nfnet.LogMessage.from_bytes(data, str)
     nfulnl.layouts.find(data)
     touch(message, MESSAGE)
-    touch(nflogr._wrap(message), NFLOGR)
+    touch(nflogdata.wrap(message), NFLOGR)
     if look:
         compare(message, NFULA_TABLE, NFULA, EXPECTED_MESSAGE)
 

@@ -87,9 +87,9 @@ def test_lines() -> None:
 
 
 def test_reprs_of_the_other_packages_apis() -> None:
-    from nfnet.compat import nflogr
+    from nfnet.compat import nflogdata
 
-    assert repr(nflogr._wrap(hostile_message())).isprintable()
+    assert repr(nflogdata.wrap(hostile_message())).isprintable()
 
 
 def test_decode_of_all_that_has_text() -> None:
