@@ -296,7 +296,6 @@ class _Requests:
 
     def __init__(self, data: bytes) -> None:
         self._data = [data]
-        self._readable = os.dup(READABLE)
 
     def receive(self, into: list[bytes], limit: int) -> bool:
         into += self._data
@@ -309,14 +308,12 @@ class _Requests:
         build(1)
 
     def fileno(self) -> int:
-        return self._readable
+        return READABLE
 
     def interface_name(self, index: int) -> str | None:
         return None
 
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # may be called twice
-            os.close(self._readable)
+    def close(self) -> None: ...
 
 
 def run_queue(data: bytes, look: bool) -> None:
@@ -897,7 +894,7 @@ def run(count: int, seed: int, targets: Sequence[Target], progress: bool = False
     room = resource.getrlimit(resource.RLIMIT_AS)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + ROOM, room[1]))
-    began, largest = time.monotonic(), 0
+    began, largest, before_files = time.monotonic(), 0, _open_files()
     try:
         for number in range(count):
             target = plan[int(chance() * len(plan))]
@@ -922,6 +919,8 @@ def run(count: int, seed: int, targets: Sequence[Target], progress: bool = False
                     raise Failure(f"{took:.3f} s: " + _repeat(seed, number, target, data))
             if not number % WEIGH_EVERY:
                 gc.collect()
+                if (files := _open_files()) > before_files + 16:
+                    raise Failure(f"{files} files are open: seed {seed}, one of the inputs before {number}")
                 peak = peak_of(lambda: target.read(data, False))  # noqa: B023 - called at once
                 largest = max(largest, peak)
                 if peak > 4_000_000 + 100 * len(data):
@@ -943,6 +942,10 @@ def run(count: int, seed: int, targets: Sequence[Target], progress: bool = False
         f"{count:,} inputs in {time.monotonic() - began:.0f} s, seed {seed}; slowest {slowest * 1e3:.1f} ms,"
         f" most memory for one {largest:,} bytes, peak memory of the process {peak:,} KiB"
     )
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 def _repeat(seed: int, number: int, target: Target, data: bytes) -> str:
