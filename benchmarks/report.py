@@ -43,12 +43,9 @@ def measure(what: str, arguments: list[str]) -> list[Bar]:
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [str(prepare()), str(ROOT / "benchmarks" / SCRIPTS[what]), "--json", file.name, *arguments]
         subprocess.run(command, check=True)
-        rows: list[dict[str, Any]] = json.load(open(file.name))
+        rows: list[dict[str, Any]] = json.loads(Path(file.name).read_text())
     return [
-        Bar(
-            row["case"], row["packets"], row["program"], round(statistics.median(row["cpu"]), 2), round(row["ratio"], 2)
-        )
-        for row in rows
+        Bar(row["case"], row["packets"], row["program"], statistics.median(row["cpu"]), row["ratio"]) for row in rows
     ]
 
 
