@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import tempfile
 from html import escape
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from run import ROOT, SCRIPTS, prepare

@@ -26,6 +26,8 @@ ORDER = [
     "protocol.nfulnl",
     "protocol.byteorder",
     "protocol",
+    "inet.headers",
+    "inet.rewriting",
     "inet",
     "scapys",
     "files",

@@ -1,0 +1,47 @@
+"""What is inside a packet: IPv4 and IPv6, TCP, UDP and ICMP; read it, and change it so that a receiver takes it.
+
+For handlers that look and change: the kernel takes a replacement as it is, and mends neither lengths nor checksums.
+All of this works on plain bytes, from the IP header on: ``packet.payload`` of a queue or a log. Readers return None for
+bytes that are no such packet, or have not the whole header of it.
+"""
+
+from .headers import (
+    Flow,
+    Icmp,
+    Ip,
+    Tcp,
+    TcpFlag,
+    Transport,
+    Udp,
+    flow,
+    get_data,
+    icmp,
+    ip,
+    protocol,
+    tcp,
+    transport,
+    udp,
+)
+from .rewriting import Address, checksum, replace_data, rewrite
+
+__all__ = [
+    "Address",
+    "Flow",
+    "Icmp",
+    "Ip",
+    "Tcp",
+    "TcpFlag",
+    "Transport",
+    "Udp",
+    "checksum",
+    "flow",
+    "get_data",
+    "icmp",
+    "ip",
+    "protocol",
+    "replace_data",
+    "rewrite",
+    "tcp",
+    "transport",
+    "udp",
+]

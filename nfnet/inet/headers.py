@@ -1,0 +1,316 @@
+"""Reading IPv4 and IPv6, TCP, UDP and ICMP headers."""
+
+from __future__ import annotations
+
+import socket
+from enum import IntFlag
+from typing import NamedTuple
+
+from construct import Bytes, Int8ub, Int16ub, Int32ub, Struct
+
+from ..protocol.layout import compile_struct
+
+ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
+_HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION = 0, 43, 44, 60  # IPv6 extension headers
+_EXTENSIONS = frozenset((_HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION))
+_IPV4_FRAGMENT = 0x3FFF  # "more fragments" and the fragment offset
+_HOME_ADDRESS = 201  # a destination option, under which it covers another source
+_SOURCE_ROUTES = (131, 137)  # IPv4 options under which the checksum covers another destination than the header's
+# By IP version, whose checksums are known here, and where they are in the header.
+CHECKSUM = {4: {ICMP: 2, TCP: 16, UDP: 6}, 6: {ICMPV6: 2, TCP: 16, UDP: 6}}
+
+_ipv4 = Struct(
+    "version" / Int8ub,  # and the header's length, in 4 bytes
+    "tos" / Int8ub,
+    "length" / Int16ub,
+    "id" / Int16ub,
+    "fragment" / Int16ub,
+    "ttl" / Int8ub,
+    "protocol" / Int8ub,
+    "checksum" / Int16ub,
+    "source" / Bytes(4),
+    "destination" / Bytes(4),
+)
+_ipv6 = Struct(
+    "version" / Int32ub,  # and traffic class and flow label
+    "length" / Int16ub,
+    "protocol" / Int8ub,
+    "ttl" / Int8ub,
+    "source" / Bytes(16),
+    "destination" / Bytes(16),
+)
+_tcp = Struct(
+    "source_port" / Int16ub,
+    "destination_port" / Int16ub,
+    "seq" / Int32ub,
+    "ack" / Int32ub,
+    "offset" / Int8ub,
+    "flags" / Int8ub,
+    "window" / Int16ub,
+    "checksum" / Int16ub,
+    "urgent" / Int16ub,
+)
+_ports = Struct("source_port" / Int16ub, "destination_port" / Int16ub)
+_udp = Struct("source_port" / Int16ub, "destination_port" / Int16ub, "length" / Int16ub, "checksum" / Int16ub)
+_icmp = Struct("type" / Int8ub, "code" / Int8ub, "checksum" / Int16ub, "rest" / Bytes(4))
+
+_read_ipv4 = compile_struct(_ipv4).unpack_from
+_read_ipv6 = compile_struct(_ipv6).unpack_from
+_read_tcp = compile_struct(_tcp).unpack_from
+_read_udp = compile_struct(_udp).unpack_from
+_read_icmp = compile_struct(_icmp).unpack_from
+_read_ports = compile_struct(_ports).unpack_from
+SIZES = {ICMP: _icmp.sizeof(), TCP: _tcp.sizeof(), UDP: _udp.sizeof(), ICMPV6: _icmp.sizeof()}
+
+_inet_ntop = socket.inet_ntop
+_AF_INET, _AF_INET6 = socket.AF_INET, socket.AF_INET6
+
+
+class TcpFlag(IntFlag):
+    """The control bits of TCP."""
+
+    FIN = 0x01
+    SYN = 0x02
+    RST = 0x04
+    PSH = 0x08
+    ACK = 0x10
+    URG = 0x20
+    ECE = 0x40
+    CWR = 0x80
+
+
+class Ip(NamedTuple):
+    """An IPv4 or IPv6 header. ``protocol`` is that behind IPv6's extension headers, and ``header`` where it begins."""
+
+    version: int
+    source: str
+    destination: str
+    protocol: int
+    ttl: int
+    """Time to live, the hop limit of IPv6."""
+    tos: int
+    """Type of service, the traffic class of IPv6: DSCP and ECN."""
+    length: int
+    """Of the whole packet in bytes, as the header says."""
+    header: int
+    fragment: bool
+    """Whether it is a fragment; only the first one has the header of TCP, say."""
+
+
+class Tcp(NamedTuple):
+    """A TCP header, and what it carries, as far as it was copied."""
+
+    source_port: int
+    destination_port: int
+    seq: int
+    ack: int
+    flags: TcpFlag
+    window: int
+    options: bytes
+    data: bytes
+
+
+class Udp(NamedTuple):
+    """A UDP header, and what it carries, as far as it was copied."""
+
+    source_port: int
+    destination_port: int
+    data: bytes
+
+
+class Icmp(NamedTuple):
+    """An ICMP or ICMPv6 header: ``rest`` are its last four bytes, identifier and sequence number of an echo."""
+
+    type: int
+    code: int
+    rest: bytes
+    data: bytes
+
+
+class Flow(NamedTuple):
+    """The five-tuple; ports are None for other protocols than TCP, UDP, UDP-Lite, SCTP and DCCP, and for fragments."""
+
+    protocol: int
+    source: str
+    source_port: int | None
+    destination: str
+    destination_port: int | None
+
+
+class Transport(NamedTuple):
+    """Where the transport layer of a packet is: ``protocol`` (6 TCP, 17 UDP), offsets of its header and its data."""
+
+    protocol: int
+    header: int
+    data: int
+
+
+class Upper(NamedTuple):
+    """What is behind the IP header."""
+
+    protocol: int
+    header: int
+    fragment: int  # 0 for none, else the field: whether more follow, and the offset
+    beginning: bool  # whether the transport header is here: not in a later fragment
+    rerouted: bool  # whether the checksum covers another destination than the header has
+    whole: bool  # whether all headers before it are here
+
+
+def upper_of(packet: bytes) -> Upper | None:
+    version = packet[0] >> 4 if packet else 0
+    if version == 4 and len(packet) >= 20:
+        header = (packet[0] & 0xF) * 4
+        if header < 20:
+            return None
+        fragment = (packet[6] << 8 | packet[7]) & _IPV4_FRAGMENT
+        rerouted = header > 20 and _is_source_routed(packet[20:header])
+        return Upper(packet[9], header, fragment, not fragment & 0x1FFF, rerouted, len(packet) >= header)
+    if version != 6 or len(packet) < 40:
+        return None
+    protocol, header = packet[6], 40
+    fragment, beginning, rerouted = 0, True, False
+    while protocol in _EXTENSIONS and beginning:
+        if len(packet) < header + 8:
+            return Upper(protocol, header, fragment, beginning, rerouted, False)
+        size = (packet[header + 1] + 1) * 8
+        if protocol == _FRAGMENT:
+            size = 8
+            field = packet[header + 2] << 8 | packet[header + 3]
+            fragment, beginning = field & 0xFFF9, not field & 0xFFF8
+        elif protocol == _ROUTING:
+            rerouted |= packet[header + 3] != 0  # segments left
+        elif protocol == _DESTINATION:
+            rerouted |= _has_home_address(packet[header + 2 : header + size])
+        protocol, header = packet[header], header + size
+    return Upper(protocol, header, fragment, beginning, rerouted, len(packet) >= header)
+
+
+def _is_source_routed(options: bytes) -> bool:
+    place = 0
+    while place < len(options) and options[place]:
+        if options[place] in _SOURCE_ROUTES:
+            return True
+        place += 1 if options[place] == 1 else max(options[place + 1] if place + 1 < len(options) else 2, 2)
+    return False
+
+
+def _has_home_address(options: bytes) -> bool:
+    place = 0
+    while place < len(options):
+        if options[place] == _HOME_ADDRESS:
+            return True
+        place += 1 if options[place] == 0 else 2 + (options[place + 1] if place + 1 < len(options) else 0)
+    return False
+
+
+def protocol(packet: bytes) -> int | None:
+    """What an IP packet carries, by its number (6 TCP, 17 UDP, ...), behind IPv6's extension headers; None if unknown.
+
+    It is the header's word: nothing beyond it is looked at, and a fragment may have it without being one's beginning.
+    """
+    upper = upper_of(packet)
+    return None if upper is None or (upper.protocol in _EXTENSIONS and packet[0] >> 4 == 6) else upper.protocol
+
+
+def ip(packet: bytes) -> Ip | None:
+    """The IP header."""
+    upper = upper_of(packet)
+    if upper is None or not upper.whole:
+        return None
+    if packet[0] >> 4 == 4:
+        _, tos, length, _, _, ttl, number, _, source, destination = _read_ipv4(packet)
+        addresses = _inet_ntop(_AF_INET, source), _inet_ntop(_AF_INET, destination)
+        return Ip(4, *addresses, number, ttl, tos, length, upper.header, bool(upper.fragment))
+    first, length, _, ttl, source, destination = _read_ipv6(packet)
+    addresses = _inet_ntop(_AF_INET6, source), _inet_ntop(_AF_INET6, destination)
+    tos = first >> 20 & 0xFF
+    return Ip(6, *addresses, upper.protocol, ttl, tos, 40 + length, upper.header, bool(upper.fragment))
+
+
+_WITH_PORTS = frozenset((TCP, UDP, 33, 132, 136))
+
+
+def flow(packet: bytes) -> Flow | None:
+    """The five-tuple of an IP packet."""
+    size = len(packet)
+    if size >= 24 and packet[0] == 0x45 and not (packet[6] << 8 | packet[7]) & 0x1FFF:
+        number, header = packet[9], 20  # what most packets are, without the calls
+    else:
+        upper = upper_of(packet)
+        if upper is None or not upper.whole:
+            return None
+        number, header = upper.protocol, upper.header
+        if not upper.beginning:
+            size = 0
+    ports = _read_ports(packet, header) if number in _WITH_PORTS and size >= header + 4 else (None, None)
+    if packet[0] >> 4 == 4:
+        source, destination = _inet_ntop(_AF_INET, packet[12:16]), _inet_ntop(_AF_INET, packet[16:20])
+    else:
+        source, destination = _inet_ntop(_AF_INET6, packet[8:24]), _inet_ntop(_AF_INET6, packet[24:40])
+    return Flow(number, source, ports[0], destination, ports[1])
+
+
+def where_is(packet: bytes, *protocols: int) -> Transport | None:
+    """Where header and data of one of the protocols are, if the whole header is there."""
+    upper = upper_of(packet)
+    if upper is None or upper.protocol not in protocols or not upper.beginning:
+        return None
+    header = upper.header
+    end = min(len(packet), end_of(packet))
+    data = header + SIZES[upper.protocol]
+    if upper.protocol == TCP and data <= end:
+        data = header + max(packet[header + 12] >> 4, 5) * 4
+    return Transport(upper.protocol, header, data) if data <= end else None
+
+
+def tcp(packet: bytes) -> Tcp | None:
+    """The TCP header of an IP packet; also of a first fragment."""
+    where = where_is(packet, TCP)
+    if where is None:
+        return None
+    source, destination, seq, ack, _, flags, window, _, _ = _read_tcp(packet, where.header)
+    options = packet[where.header + SIZES[TCP] : where.data]
+    return Tcp(source, destination, seq, ack, TcpFlag(flags), window, options, packet[where.data : end_of(packet)])
+
+
+def udp(packet: bytes) -> Udp | None:
+    """The UDP header of an IP packet; also of a first fragment."""
+    where = where_is(packet, UDP)
+    if where is None:
+        return None
+    source, destination, length, _ = _read_udp(packet, where.header)
+    end = min(end_of(packet), where.header + length) if length else end_of(packet)
+    return Udp(source, destination, packet[where.data : end])
+
+
+def icmp(packet: bytes) -> Icmp | None:
+    """The ICMP header of an IPv4 packet, or the ICMPv6 header of an IPv6 packet; also of a first fragment."""
+    where = where_is(packet, ICMP if packet and packet[0] >> 4 == 4 else ICMPV6)
+    if where is None:
+        return None
+    kind, code, _, rest = _read_icmp(packet, where.header)
+    return Icmp(kind, code, rest, packet[where.data : end_of(packet)])
+
+
+def transport(packet: bytes) -> Transport | None:
+    """Find the TCP or UDP header of an IP packet; None if it has none, or not the whole of it, or is a fragment."""
+    upper = upper_of(packet)
+    return None if upper is None or upper.fragment else where_is(packet, TCP, UDP)
+
+
+def get_data(packet: bytes) -> bytes | None:
+    """What TCP or UDP carries in an IP packet; None if that is not what it is."""
+    where = transport(packet)
+    if where is None:
+        return None
+    end = end_of(packet)
+    if where.protocol == UDP and (length := int.from_bytes(packet[where.header + 4 : where.header + 6], "big")):
+        end = min(end, where.header + length)
+    return packet[where.data : end]
+
+
+def end_of(packet: bytes) -> int:
+    """Where the packet ends by its own header; link layers may have padded it."""
+    if packet[0] >> 4 == 4:
+        return int.from_bytes(packet[2:4], "big")
+    return 40 + int.from_bytes(packet[4:6], "big")

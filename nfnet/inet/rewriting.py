@@ -1,0 +1,201 @@
+"""Changing packets so that a receiver takes them: lengths and checksums are mended."""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import IPv4Address, IPv6Address
+
+from ..checks import check
+from ..errors import ArgumentError
+from .headers import CHECKSUM, ICMP, SIZES, TCP, UDP, TcpFlag, end_of, upper_of, where_is
+
+Address = str | IPv4Address | IPv6Address
+
+_MAX_PACKET = 0xFFFF
+# What may go to another address although nothing here mends it: addresses are in no checksum of theirs.
+_WITHOUT_ADDRESSES = frozenset((2, 4, 41, 47, 50, 132))  # IGMP, IPv4, IPv6, GRE, ESP, SCTP
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071) of the bytes, 16 bits, as it goes into a header in network byte order."""
+    if len(data) % 2:
+        data += b"\0"
+    # Read as one long number: 2^16 is 1 modulo 2^16-1, so the remainder is the one's complement sum of its words.
+    total = int.from_bytes(data, "big")
+    return ~(total % 0xFFFF or (0xFFFF if total else 0)) & 0xFFFF
+
+
+def replace_data(packet: bytes, data: bytes) -> bytes:
+    """The same IP packet with other TCP or UDP data: `rewrite` with nothing else."""
+    return rewrite(packet, data=data)
+
+
+def rewrite(
+    packet: bytes,
+    *,
+    data: bytes | None = None,
+    source: Address | None = None,
+    destination: Address | None = None,
+    source_port: int | None = None,
+    destination_port: int | None = None,
+    ttl: int | None = None,
+    tos: int | None = None,
+    seq: int | None = None,
+    ack: int | None = None,
+    flags: TcpFlag | int | None = None,
+    window: int | None = None,
+) -> bytes:
+    """The same IP packet with some things changed; lengths and checksums are right, whatever they were before.
+
+    data: what TCP, UDP or ICMP carries, behind its header.
+    source, destination: addresses, of the packet's family.
+    source_port, destination_port: of TCP and UDP. seq, ack, flags, window: of TCP.
+    ttl, tos: of IP; hop limit and traffic class of IPv6.
+
+    Of a fragment only what is in the IP header can be changed, and ports in the first one; addresses have to be changed
+    in all of them. Mind TCP: a peer that gets more or fewer bytes than were sent will disagree about sequence numbers.
+
+    Raises ArgumentError for what is no such packet, or not the whole of it, and for what cannot be made right: data of
+    a fragment, addresses under a routing header or a protocol whose checksum is not known here, a packet of more than
+    65,535 bytes.
+    """
+    upper = upper_of(packet)
+    if upper is None or not upper.whole or end_of(packet) > len(packet) or end_of(packet) < upper.header:
+        raise ArgumentError("not a whole IPv4 or IPv6 packet")
+    if data is not None:
+        data = bytes(memoryview(data))
+    number, header, checksums = upper.protocol, upper.header, CHECKSUM[packet[0] >> 4]
+    new = bytearray(packet[: end_of(packet)])
+    _set_ip(new, ttl, tos)
+    old_addresses = _addresses(new)
+    for name, address, low in (("source", source, True), ("destination", destination, False)):
+        if address is not None:
+            _set_address(new, name, address, low)
+    if source is not None or destination is not None:
+        if upper.rerouted:
+            raise ArgumentError("addresses of a packet that is routed by its own header cannot be changed")
+        if number not in checksums and number not in _WITHOUT_ADDRESSES:
+            raise ArgumentError(
+                f"addresses cannot be changed in packets of protocol {number}, whose checksum is unknown"
+            )
+
+    fields = (
+        ("source_port", source_port, 0, 2, (TCP, UDP)),
+        ("destination_port", destination_port, 2, 2, (TCP, UDP)),
+        ("seq", seq, 4, 4, (TCP,)),
+        ("ack", ack, 8, 4, (TCP,)),
+        ("flags", flags, 13, 1, (TCP,)),
+        ("window", window, 14, 2, (TCP,)),
+    )
+    wanted = [
+        (name, value, place, size, protocols) for name, value, place, size, protocols in fields if value is not None
+    ]
+    where = None
+    if data is not None or wanted:
+        where = where_is(packet, *checksums)
+        if where is None:
+            raise ArgumentError("not a packet that begins with a whole TCP, UDP or ICMP header")
+    old_header = bytes(new[header : header + SIZES.get(number, 0)])
+    for name, value, place, size, protocols in wanted:
+        if number not in protocols:
+            raise ArgumentError(f"{name} cannot be changed in packets of protocol {number}")
+        limit = (1 << 8 * size) - 1
+        new[header + place : header + place + size] = check(name, value or 0, 0, limit).to_bytes(size, "big")
+    if data is not None and where is not None:
+        if upper.fragment:
+            raise ArgumentError("the data of a fragment cannot be replaced: its checksum covers all fragments")
+        if where.data + len(data) > _MAX_PACKET + (40 if new[0] >> 4 == 6 else 0):
+            raise ArgumentError(f"the packet would have {where.data + len(data)} bytes and may have {_MAX_PACKET}")
+        new[where.data :] = data
+
+    if upper.fragment:
+        if upper.beginning:
+            _adjust_checksum(new, number, header, old_addresses + old_header)
+    elif number in checksums and len(new) >= header + SIZES[number]:
+        changed = where is not None or _addresses(new) != old_addresses
+        if upper.rerouted and changed:
+            raise ArgumentError("a packet that is routed by its own header cannot be given a checksum")
+        if changed:
+            _set_checksum(new, number, header, data is not None)
+    _finish_ip(new)
+    return bytes(new)
+
+
+def _set_ip(packet: bytearray, ttl: int | None, tos: int | None) -> None:
+    version = packet[0] >> 4
+    if ttl is not None:
+        packet[8 if version == 4 else 7] = check("ttl", ttl, 0, 0xFF)
+    if tos is not None:
+        tos = check("tos", tos, 0, 0xFF)
+        if version == 4:
+            packet[1] = tos
+        else:
+            packet[0], packet[1] = 0x60 | tos >> 4, (tos & 0xF) << 4 | packet[1] & 0xF
+
+
+def _set_address(packet: bytearray, name: str, address: Address, low: bool) -> None:
+    family, start, size = (socket.AF_INET, 12, 4) if packet[0] >> 4 == 4 else (socket.AF_INET6, 8, 16)
+    if not isinstance(address, (str, IPv4Address, IPv6Address)):
+        raise TypeError(f"{name} must be an address, not {type(address).__name__}")
+    try:
+        value = socket.inet_pton(family, str(address))
+    except (OSError, ValueError):  # ValueError: a NUL or a surrogate in it
+        raise ArgumentError(f"{name} is {str(address)!r} and must be an IPv{packet[0] >> 4} address") from None
+    start += 0 if low else size
+    packet[start : start + size] = value
+
+
+def _addresses(packet: bytearray) -> bytes:
+    return bytes(packet[12:20] if packet[0] >> 4 == 4 else packet[8:40])
+
+
+def _finish_ip(packet: bytearray) -> None:
+    """Length, and IPv4's own checksum."""
+    if packet[0] >> 4 == 4:
+        packet[2:4] = len(packet).to_bytes(2, "big")
+        packet[10:12] = b"\0\0"
+        packet[10:12] = checksum(bytes(packet[: (packet[0] & 0xF) * 4])).to_bytes(2, "big")
+    else:
+        packet[4:6] = (len(packet) - 40).to_bytes(2, "big")
+
+
+def _set_checksum(packet: bytearray, number: int, header: int, resized: bool) -> None:
+    """The checksum of the transport layer, and UDP's length."""
+    size = len(packet) - header
+    if number == UDP:
+        said = int.from_bytes(packet[header + 4 : header + 6], "big")
+        if not resized and SIZES[UDP] <= said < size:
+            size = said  # what is behind it is not UDP's, and stays as it is
+        packet[header + 4 : header + 6] = size.to_bytes(2, "big")
+    place = header + CHECKSUM[packet[0] >> 4][number]
+    packet[place : place + 2] = b"\0\0"
+    pseudo_header = b"" if number == ICMP else _addresses(packet) + size.to_bytes(4, "big") + number.to_bytes(4, "big")
+    _put_checksum(packet, number, place, checksum(pseudo_header + bytes(packet[header : header + size])))
+
+
+def _adjust_checksum(packet: bytearray, number: int, header: int, old: bytes) -> None:
+    """The checksum of a first fragment, from what changed (RFC 1624): the rest of what it covers is elsewhere."""
+    if (
+        number not in CHECKSUM[packet[0] >> 4]
+        or _addresses(packet) + bytes(packet[header : header + SIZES[number]]) == old
+    ):
+        return
+    if len(packet) < header + SIZES[number]:
+        raise ArgumentError("the fragment has not the whole header that holds the checksum")
+    place = header + CHECKSUM[packet[0] >> 4][number]
+    before = int.from_bytes(packet[place : place + 2], "big")
+    if number == UDP and not before:
+        return  # it has none
+    new = _addresses(packet) + bytes(packet[header : header + SIZES[number]])
+    if number == ICMP:  # does not cover addresses
+        skip = len(_addresses(packet))
+        old, new = old[skip:], new[skip:]
+    # ~(~before + ~old + new), where `checksum` is the complement of a sum.
+    total = (~before & 0xFFFF) + checksum(old) + (~checksum(new) & 0xFFFF)
+    _put_checksum(packet, number, place, ~(total % 0xFFFF or (0xFFFF if total else 0)) & 0xFFFF)
+
+
+def _put_checksum(packet: bytearray, number: int, place: int, value: int) -> None:
+    if number == UDP and not value:
+        value = 0xFFFF  # 0 stands for "no checksum"
+    packet[place : place + 2] = value.to_bytes(2, "big")
