@@ -24,7 +24,6 @@ _SENDER: dict[int, str] = {socket.AF_INET: "10.77.0.1", socket.AF_INET6: "fd77::
 _RECEIVER: dict[int, str] = {socket.AF_INET: "10.77.0.2", socket.AF_INET6: "fd77::2"}
 _PORT = 7777
 _TIMEOUT = 2.0  # seconds, for anything to arrive
-_TCP_FLAGS = ((0x02, "SYN"), (0x10, "ACK"), (0x08, "PSH"), (0x01, "FIN"), (0x04, "RST"))
 
 _ARRIVED = "arrived: "
 RECORDING = Path(__file__).with_name("demo.pcapng")
@@ -309,15 +308,9 @@ def _configure(name: str, addresses: dict[int, str], others: dict[int, str], oth
             ip.neigh("replace", dst=others[family], lladdr=other_mac, ifindex=index, state=0x80)  # NUD_PERMANENT
 
 
-def _addresses(packet: bytes) -> tuple[str, str]:
-    if packet[0] >> 4 == 4:
-        return socket.inet_ntop(socket.AF_INET, packet[12:16]), socket.inet_ntop(socket.AF_INET, packet[16:20])
-    return socket.inet_ntop(socket.AF_INET6, packet[8:24]), socket.inet_ntop(socket.AF_INET6, packet[24:40])
-
-
 def _between_the_two(packet: bytes) -> bool:
-    source, destination = _addresses(packet)
-    return source in _SENDER.values() and destination in _RECEIVER.values()
+    ip = inet.ip(packet)
+    return ip is not None and ip.source in _SENDER.values() and ip.destination in _RECEIVER.values()
 
 
 def _readable(sock: socket.socket) -> bool:
@@ -329,15 +322,14 @@ def _quote(data: bytes | None) -> str:
 
 
 def _describe(packet: bytes) -> str:
-    source, destination = _addresses(packet)
-    where = inet.transport(packet)
-    if where is None:
-        return f"{'ICMP' if packet[0] >> 4 == 4 else 'ICMPv6':<6} {source} > {destination}"
-    ports = struct.unpack_from("!HH", packet, where.header)
-    text = f"{source} {ports[0]} > {destination} {ports[1]}"
-    data = packet[where.data :]
-    if where.protocol == socket.IPPROTO_TCP:
-        flags = packet[where.header + 13]
-        names = " ".join(name for bit, name in _TCP_FLAGS if flags & bit)
-        return f"TCP    {text} {_quote(data) if data else names}"
-    return f"UDP    {text} {_quote(data)}"
+    ip, tcp, udp = inet.ip(packet), inet.tcp(packet), inet.udp(packet)
+    if ip is None:
+        return "?"
+    upper = tcp or udp
+    if upper is None:
+        return f"{'ICMP' if ip.version == 4 else 'ICMPv6':<6} {ip.source} > {ip.destination}"
+    name, content = "UDP", _quote(upper.data)
+    if tcp is not None:
+        name = "TCP"
+        content = content if tcp.data else " ".join(flag.name or "" for flag in inet.TcpFlag if flag in tcp.flags)
+    return f"{name:<6} {ip.source} {upper.source_port} > {ip.destination} {upper.destination_port} {content}"
