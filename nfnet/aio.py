@@ -135,8 +135,15 @@ class _AsyncReader(ABC, Generic[R, T]):
             while may_go_on():
                 if self._process(handler):
                     await asyncio.sleep(0)
+                elif self._is_over():
+                    break
                 elif may_go_on():
                     await self._readable()
+
+    def _is_over(self) -> bool:
+        """Whether nothing will come any more, as at the end of a recording."""
+        binding = self._reader._binding
+        return binding is not None and binding.ended
 
     async def _readable(self) -> None:
         """Wait until something may be there, or `_wake_up`."""
@@ -185,6 +192,8 @@ class _Iteration(AsyncIterator[T]):
             for item in self._items:
                 return item
             self._end()
+            if none and owner._is_over():
+                break
             await (owner._readable() if none else asyncio.sleep(0))
         self._end()
         if self._opened == owner._opened:
@@ -316,6 +325,8 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
                             packets.close()
                     if started:
                         await asyncio.sleep(0)
+                    elif room > 0 and self._is_over():
+                        break
                     elif room > 0:
                         await self._readable()
                     else:

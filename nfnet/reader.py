@@ -61,6 +61,7 @@ class Binding(ABC, Generic[T]):
         self.closing = threading.RLock()
         self.finished = False  # by `Reader.close`
         self.closed = False
+        self.ended = False  # no more will come: the end of a recording
         self.recorder: Recorder | None = None
         self.owns_recorder = False
         self._name = name
@@ -99,6 +100,7 @@ class Binding(ABC, Generic[T]):
             raise
         finally:
             self._make_ready()
+        self.ended = not more
         return more
 
     @abstractmethod

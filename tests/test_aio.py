@@ -13,6 +13,7 @@ import nfnet
 from nfnet import AsyncLog, AsyncQueue, Packet, Verdict, testing
 from nfnet.protocol import netlink, nfqnl
 
+from .conftest import FIXTURES
 from .kernel import FakeKernel
 
 TIMEOUT = 20.0
@@ -563,3 +564,42 @@ def test_trio() -> None:
 
     trio.run(main)
     assert words(kernel) == [(number, 1) for number in range(1, 7)]
+
+
+@pytest.mark.parametrize("kind", ["iteration", "plain", "async"])
+def test_a_recording_ends(run: Any, kind: str) -> None:
+    async def main() -> None:
+        replay = nfnet.replay(FIXTURES / "queue-output-ipv4.pcapng")
+        async with AsyncQueue(1, transport=replay) as queue:
+
+            async def later(packet: Packet) -> None:
+                await asyncio.sleep(0.001)
+                packet.accept()
+
+            if kind == "iteration":
+                async for packet in queue:
+                    packet.accept()
+            else:
+                await queue.run(later if kind == "async" else Packet.accept, concurrency=3)
+            assert queue.counters.accepted == 8
+        assert len(replay.verdicts) == 8
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", ["iteration", "plain", "async"])
+def test_a_recording_of_a_log_ends(run: Any, kind: str) -> None:
+    async def main() -> None:
+        found: list[Any] = []
+
+        async def later(message: nfnet.LogMessage) -> None:
+            found.append(message)
+
+        async with AsyncLog(5, transport=nfnet.replay(FIXTURES / "log-input-ipv4.pcapng")) as log:
+            if kind == "iteration":
+                found += [message async for message in log]
+            else:
+                await log.run(later if kind == "async" else found.append)
+        assert len(found) == 6
+
+    run(main)
