@@ -5,7 +5,7 @@ ARGS ?=
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check test-vm bench bench-report fuzz soak clean
+.PHONY: demo test check test-vm bench bench-report fuzz soak docs clean
 
 demo: $(VENV)/.installed          ## real packets, in namespaces of its own
 	@$(BIN)/nfnet demo
@@ -41,6 +41,10 @@ fuzz: $(VENV)/.installed-dev      ## any bytes at all, for some minutes: make fu
 soak: $(VENV)/.installed-dev      ## more packets than can be handled, and the books balance: make soak ARGS="600" (seconds)
 	$(BIN)/python -m tests.soak $(ARGS)
 
+docs: $(VENV)/.installed-docs     ## the documentation, in build/docs/html; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/docs/trees $(ARGS) docs build/docs/html
+	@echo "the documentation is build/docs/html/index.html"
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -52,6 +56,11 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
 	@echo "installing nfnet and what its tests need into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml
+	@echo "installing nfnet and what its documentation needs into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 clean:                            ## remove what the other commands made

@@ -66,7 +66,7 @@ def serve(port: int, *readers: Queue | Log, address: str = "127.0.0.1") -> Calla
     """Serve the metrics over HTTP, from threads; returns what ends that. Raises NfnetError, OSError.
 
     Who may reach the address may read them: there is no password. Clients that are slow keep nobody else from it for
-    long: there are `_MOST_CLIENTS` at a time, and each has `_PATIENCE` seconds for a request.
+    long: there are eight at a time, and each has five seconds for a request.
     """
     try:
         from prometheus_client import CollectorRegistry, make_wsgi_app

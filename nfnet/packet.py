@@ -101,7 +101,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         self._decide(self)
 
     def repeat(self, mark: int | None = None, payload: bytes | None = None, priority: int | None = None) -> None:
-        """Let the packet pass the same hook again from its first rule (NF_REPEAT); arguments as for `accept`.
+        """Let the packet pass its chain again from the first rule (NF_REPEAT); arguments as for `accept`.
 
         The rule that queued it queues it again, with a new id, unless it looks at the mark, for instance.
         """

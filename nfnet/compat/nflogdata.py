@@ -18,8 +18,8 @@ _PAYLOAD_PADDING = 4  # that the original's raw payloads have
 class NflogData:
     """A message: a packet that a rule logged. Iterates as pairs, so that ``dict(data)`` has all of it.
 
-    Made from what `_get_raw` gives: names of interfaces by index, and the bytes of each attribute in the order of their
-    numbers, NFULA_PACKET_HDR first, None for those that are not there.
+    Made from what ``_get_raw`` gives: names of interfaces by index, and the bytes of each attribute in the order of
+    their numbers, NFULA_PACKET_HDR first, None for those that are not there.
     """
 
     __slots__ = ("_message",)
@@ -66,12 +66,12 @@ class NflogData:
 
     @property
     def proto(self) -> int:
-        """EtherType, one of the PROTO_ constants."""
+        """EtherType, one of the constants ``PROTO_*``."""
         return self._message.hw_protocol
 
     @property
     def hwtype(self) -> int:
-        """Type of the incoming interface, one of the HWTYPE_ constants; 0 for what this machine sends."""
+        """Type of the incoming interface, one of the constants ``HWTYPE_*``; 0 for what this machine sends."""
         return self._message.hwtype or 0
 
     @property

@@ -127,13 +127,17 @@ the kernel at hand can do.
 FOOT = """\
 ## How to repeat it
 
-    make test-vm KERNEL=6.1 VMRUN="vmrun --cpus 2" RECORD=1
+```sh
+make test-vm KERNEL=6.1 VMRUN="vmrun --cpus 2" RECORD=1
+```
 
 writes docs/kernels/6.1.json, and this page anew. VMRUN is a program that boots a kernel and runs a command under it:
-see [contributing](../CONTRIBUTING.md). It takes two CPUs to try the fan-out by CPU. For the kernel that runs, as root:
+see [contributing](contributing.md). It takes two CPUs to try the fan-out by CPU. For the kernel that runs, as root:
 
-    .venv/bin/python -m pytest tests/live --features docs/kernels/6.18.json
-    .venv/bin/python -m tests.live.matrix
+```sh
+.venv/bin/python -m pytest tests/live --features docs/kernels/6.18.json
+.venv/bin/python -m tests.live.matrix
+```
 
 A test says which feature it is about with `@pytest.mark.feature("...")`. "yes" says that all tests of a feature passed,
 "no" that one was skipped because the kernel lacks it. A test makes sure of that before: it fails where the kernel's

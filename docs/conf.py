@@ -1,0 +1,142 @@
+"""How Sphinx builds the documentation: make docs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.nodes import make_refnode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ["COLUMNS"] = "88"  # the width of help texts
+
+import nfnet
+from nfnet.cli import build
+
+project = "nfnet"
+author = "The nfnet developers"
+project_copyright = "The nfnet developers, MIT licence"
+version = release = nfnet.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["deflist", "colon_fence"]
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_title = f"nfnet {version}"
+html_static_path = ["_static"]
+html_css_files = ["nfnet.css"]
+html_copy_source = False
+html_show_sphinx = False
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+autodoc_type_aliases = {"Netns": "nfnet.netns.Netns"}
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 100
+toc_object_entries_show_parents = "hide"
+default_role = "py:obj"  # what docstrings have in single backticks
+# What docstrings refer to must exist; annotations also name what has no page here, the standard library for one.
+nitpicky = True
+nitpick_ignore_regex = [("py:class", ".*"), ("py:data", "typing.*")]
+
+
+# --- docstrings, which are prose with few conventions, to reStructuredText
+
+_PARAMETER = re.compile(r"(\w+(?:, \w+)*): (.+)")
+
+
+def convert_docstring(app: Sphinx, what: str, name: str, subject: object, options: object, lines: list[str]) -> None:
+    """``name: text`` becomes a definition, and an indented block after an empty line becomes code."""
+    out: list[str] = []
+    in_definition = in_code = False
+    for before, line in zip(["", *lines], lines):
+        if in_code and line and not line.startswith(" "):
+            in_code = False
+        found = _PARAMETER.fullmatch(line)
+        if found and what in ("class", "function", "method") and (in_definition or not before):
+            in_definition = True
+            names = ", ".join(f"``{word}``" for word in found[1].split(", "))
+            out += ["" if before else out.pop() if out else "", names, f"    {found[2]}"]
+            continue
+        if line and not line.startswith(" ") and in_definition:
+            in_definition = False
+            out += [""] if before else []
+        if not in_code and not in_definition and line.startswith("    ") and not before:
+            if out and len(out) > 1 and out[-2].endswith("::"):
+                pass  # says so itself
+            else:
+                out += [".. code-block:: python", ""]
+            in_code = True
+        out.append(line)
+    lines[:] = out
+
+
+def name_aliases(
+    app: Sphinx, what: str, name: str, subject: object, options: object, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Type aliases by their names."""
+    return tuple(
+        text and re.sub(r"TypeAliasForwardRef\('[\w.]*?(\w+)'\)", r"\1", text) for text in (signature, returns)
+    )
+
+
+def skip_bare_field(app: Sphinx, what: str, name: str, subject: Any, skip: bool, options: object) -> bool | None:
+    """Fields of named tuples that have no text of their own; their class says what they are."""
+    return True if (getattr(subject, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
+def find_object(app: Sphinx, env: Any, node: Any, child: Any) -> Any:
+    """A name as a docstring writes it, `Queue.open` or `inet.rewrite`, wherever that docstring is."""
+    if node.get("refdomain") != "py":
+        return None
+    domain = env.get_domain("py")
+    target = node["reftarget"]
+    names = [f"nfnet.{target}"] if f"nfnet.{target}" in domain.objects else []
+    names = names or [name for name in domain.objects if name.endswith(f".{target}")]
+    if len(names) != 1:
+        return None
+    found = domain.objects[names[0]]
+    return make_refnode(app.builder, node["refdoc"], found.docname, found.node_id, child, names[0])
+
+
+# --- help texts of the command
+
+
+class HelpText(SphinxDirective):
+    """``{nfnet-help} queue``: what ``nfnet queue --help`` says."""
+
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        parser: argparse.ArgumentParser = build()
+        if self.arguments:
+            parser = subcommands(parser)[self.arguments[0]]
+        text = parser.format_help()
+        block = nodes.literal_block(text, text, language="text")
+        return [block]
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the commands, by name."""
+    action = next(item for item in parser._actions if isinstance(item, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Tell Sphinx of the above."""
+    app.add_directive("nfnet-help", HelpText)
+    app.connect("autodoc-process-docstring", convert_docstring)
+    app.connect("autodoc-process-signature", name_aliases)
+    app.connect("autodoc-skip-member", skip_bare_field)
+    app.connect("missing-reference", find_object)
+    return {"parallel_read_safe": True}
