@@ -108,7 +108,7 @@ def attributes(table: Table) -> str:
     lines = [row("number", "kernel's name", "layout", "bytes", "meaning"), row(*["---"] * 5)]
     for number, item in sorted(table.items()):
         text = NESTED.link(item.nested) if item.nested else layout(item.schema)
-        lines.append(row(number, f"`{item.name}`", text, size(item.schema), item.meaning))
+        lines.append(row(int(number), f"`{item.name}`", text, size(item.schema), item.meaning))
     return "\n".join(lines)
 
 
