@@ -26,7 +26,7 @@ project_copyright = "The nfnet developers, MIT licence"
 version = release = nfnet.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["figures"]  # parts of pages, to be included
 myst_enable_extensions = ["deflist", "colon_fence"]
 myst_heading_anchors = 3
 
