@@ -130,9 +130,12 @@ def run_fnfqueue(handler: Handler, count: int, fill: Callable[[], None]) -> tupl
 
     def finish() -> None:
         queue.unbind()
-        connection.close()
+        _kept.append(connection)  # closed, its thread would read from whatever socket gets the number next
 
     return drain, finish
+
+
+_kept: list[Any] = []
 
 
 COMPAT_GOAL = 1.15
