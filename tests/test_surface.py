@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,3 +64,24 @@ def test_a_typed_script_of_a_user_has_no_errors(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--cache-dir", str(tmp_path), str(script)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.startswith("Success"), done.stdout + done.stderr
+
+
+DIRECTIVE = re.compile(
+    r"^\.\. (?:(currentmodule)|auto(?:class|function|exception|data|module)):: ([\w.]+)", re.MULTILINE
+)
+
+
+def test_exported_names_are_the_documented_ones() -> None:
+    documented = set()
+    for page in (Path(__file__).parent.parent / "docs" / "reference").glob("*.md"):
+        module = ""
+        for current, name in DIRECTIVE.findall(page.read_text()):
+            if current:
+                module = f"{name}."
+            else:
+                documented.add(name if name.startswith("nfnet.") else module + name)
+    own = {name.removeprefix("nfnet.") for name in documented}
+    modules = {name for name in nfnet.__all__ if inspect.ismodule(getattr(nfnet, name))}
+    lacking = {name for name in nfnet.__all__ if not name.startswith("__")} - own
+    assert {name for name in lacking if name not in modules or not any(n.startswith(f"{name}.") for n in own)} == set()
+    assert {name for name in own if "." not in name} - set(nfnet.__all__) - {"inet", "rules", "stats"} == set()
