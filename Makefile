@@ -25,7 +25,7 @@ KERNEL ?= 6.1
 RECORD ?=
 
 test-vm: $(VENV)/.installed-dev   ## the tests on the kernel, on another one: make test-vm KERNEL=6.1; RECORD=1 for the docs
-	$(VMRUN) -k $(KERNEL) $(if $(RECORD),-w docs/kernels) -- $(BIN)/python -m pytest tests/live -p no:cacheprovider \
+	$(VMRUN) -k $(KERNEL) $(if $(RECORD),-w docs/kernels) -- env NFNET_SET_CLOCK=1 $(BIN)/python -m pytest tests/live -p no:cacheprovider \
 		$(if $(RECORD),--features docs/kernels/$(KERNEL).json) $(ARGS)
 	$(if $(RECORD),$(BIN)/python -m tests.live.matrix)
 

@@ -118,7 +118,8 @@ def run_case(
         if name in goals:
             text += f" (goal: {goals[name]})"
         print(text, flush=True)
-        rows.append({"case": case, "packets": count, "program": name, "cpu": cpus, "wall": walls, "ratio": ratio})
+        row = {"case": case, "packets": count, "program": name, "subject": subject, "ratio": ratio}
+        rows.append({**row, "cpu": cpus, "wall": walls})
     print()
     return rows
 
