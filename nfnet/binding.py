@@ -55,6 +55,10 @@ class QueueBinding(Binding[Packet]):
         self.verdicts.settle(waiting)
         self._account()
 
+    def before_fork(self) -> None:
+        super().before_fork()
+        self.verdicts.shared = True
+
     def after_fork(self) -> None:
         super().after_fork()
         self.verdicts.after_fork()

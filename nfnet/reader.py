@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import select
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -33,11 +32,11 @@ from .protocol.nfqnl import Command
 from .recorder import Recorder, current
 from .stats import LogRow, QueueRow
 from .transport import NetlinkSocket, Transport
+from .waiter import Waiter
 
 # A verdict waits for others no longer than this, in seconds, and the time of at most so many calls of the handler.
 _MAX_DELAY = 0.001
 _MAX_PORTION = 16
-_LONGEST_WAIT = 1.0  # seconds
 # Warnings about loss, at most one in so many seconds.
 _WARN_EVERY = 10.0
 
@@ -71,8 +70,13 @@ class Binding(ABC, Generic[T]):
         self._overruns = 0
         self._malformed = 0
         self._warned = -_WARN_EVERY
+        self.shared = False  # with another process: one that was forked from this one, or the one it was forked from
         if getattr(transport, "inherit", False):
             _inherited.add(self)
+
+    def before_fork(self) -> None:
+        """There will be a child that has the socket too, and reads a part of what comes."""
+        self.shared = True
 
     def after_fork(self) -> None:
         """In a child that has the socket too: threads that were at work are not there."""
@@ -112,6 +116,8 @@ class Binding(ABC, Generic[T]):
         """How many the loop has taken so far."""
 
     def _count_lost(self, new: int) -> None:
+        if self.shared:
+            return  # the other process may have read them
         self._lost += new
         self._overruns += self._on_overrun != "raise"  # there it was counted as it was raised
         if self._on_overrun == "count" and monotonic() > self._warned + _WARN_EVERY:
@@ -142,12 +148,17 @@ class Binding(ABC, Generic[T]):
 _inherited: weakref.WeakSet[Binding[Any]] = weakref.WeakSet()
 
 
+def _before_fork() -> None:
+    for binding in list(_inherited):
+        binding.before_fork()
+
+
 def _after_fork() -> None:
     for binding in list(_inherited):
         binding.after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
 B = TypeVar("B", bound=Binding)  # type: ignore[type-arg]
 
@@ -173,7 +184,7 @@ class Reader(ABC, Generic[B]):
         self._datagram = datagram
         self._netns = netns
         self._given_transport = transport
-        self._waiter = _Waiter()
+        self._waiter = Waiter()
         self._stopping = False
         self._binding: B | None = None
         self._last_binding: B | None = None
@@ -217,7 +228,7 @@ class Reader(ABC, Generic[B]):
         binding = self._connect()
         try:
             self._bind(binding.transport)
-            self._waiter.watch(binding.transport.fileno())
+            self._waiter.watch(binding.transport.fileno(), inherit=getattr(binding.transport, "inherit", False))
             last = self._last_binding
             if last is None or not last.reading:  # else a loop of the previous binding has still to see that it ended
                 self._stopping = False
@@ -463,38 +474,3 @@ def _pace(binding: Binding[Any], size: int, deadline: float) -> tuple[int, float
         return min(2 * size, _MAX_PORTION), deadline
     binding.flush()
     return 1, monotonic() + _MAX_DELAY
-
-
-class _Waiter:
-    """Waits for a file descriptor, or for `wake` from another thread or a signal handler."""
-
-    def __init__(self) -> None:
-        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._finalizer = weakref.finalize(self, os.close, self._event)
-        self._finalizer.atexit = False  # then `__del__` of an owner may still close a queue
-        self._epoll = select.epoll()
-        self._epoll.register(self._event, select.EPOLLIN)
-
-    def fileno(self) -> int:
-        """Readable when a wait would end."""
-        return self._epoll.fileno()
-
-    def watch(self, fd: int) -> None:
-        """Wait for this one too, until it is closed."""
-        self._epoll.register(fd, select.EPOLLIN)
-
-    def wake(self) -> None:
-        # The garbage collector runs finalizers of a cycle before `__del__` of an owner, which may close a queue.
-        if self._finalizer.alive:
-            os.eventfd_write(self._event, 1)
-
-    def reset(self) -> None:
-        """Forget earlier calls of `wake`."""
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._event)
-
-    def wait(self) -> None:
-        # Not for ever: a signal that arrives after Python last looked for one, and before the system call, ends
-        # neither, and its handler would have to wait for the next packet.
-        self._epoll.poll(_LONGEST_WAIT)
-        self.reset()

@@ -18,6 +18,9 @@ If the decided packets are the first of those at hand, in order, and nothing old
 the last of them is decided: `_encode` may use batches. Otherwise each verdict goes as a message of its own, in the
 order in which the program gave them, because that is the order in which the kernel lets the packets go.
 
+Where a forked child reads from the same socket, which the API of NetfilterQueue allows, the packets that it has at hand
+are on none of these lists, so there are no batches at all.
+
 Drops may overtake: nobody can see when a packet was dropped. So of packets that are accepted or dropped in turn the
 rarer kind goes first, one message each, and one batch takes all the others.
 
@@ -106,6 +109,8 @@ class Verdicts:
         self.pending: dict[Packet, None] = {}  # a set that keeps its order
         self.counts: dict[int, int] = dict.fromkeys(Verdict, 0)
         self.closed = False
+        self.shared = False
+        """Whether another process reads from the same socket: a batch would decide what that one has at hand."""
         self._number = number
         self._transport = transport
         self._lock = threading.RLock()  # a signal handler may decide a packet while this thread is sending
@@ -221,7 +226,7 @@ class Verdicts:
 
     def _send_some(self) -> None:
         packets = self.decided[:_MAX_MESSAGES]  # others may append meanwhile
-        in_order = packets == self.at_hand[: len(packets)] and not self._pending_before(packets[-1])
+        in_order = packets == self.at_hand[: len(packets)] and not self._pending_before(packets[-1]) and not self.shared
         decisions: list[Decision] = list(map(_decision_of, packets))
         kinds = {decisions[0]} if decisions.count(decisions[0]) == len(decisions) else set(decisions)
         batchable = all(what.batchable for what in kinds)

@@ -36,6 +36,7 @@ ORDER = [
     "transport",
     "recorder",
     "stats",
+    "waiter",
     "reader",
     "verdicts",
     "message",

@@ -878,6 +878,16 @@ def test_a_forked_child_has_no_part_in_the_queue() -> None:
         assert queue.process(lambda packet: packet.accept()) == 1
 
 
+def test_a_forked_child_wakes_nobody_but_itself() -> None:
+    queue = Queue(1, transport=FakeKernel())
+    pid = os.fork()
+    if not pid:
+        queue.stop()
+        os._exit(0 if select.select([queue._waiter], [], [], 0)[0] else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert select.select([queue._waiter], [], [], 0)[0] == []
+
+
 def test_an_interrupted_verdict_is_not_lost_behind_pending_packets() -> None:
     """The decision is made, and the signal comes before it is on its way."""
     kernel = FakeKernel()

@@ -354,6 +354,40 @@ def test_verdicts_in_children_forked_by_the_callback(way: Way) -> None:
         queue.unbind()
 
 
+def test_parent_and_child_read_the_same_queue(way: Way) -> None:
+    """The verdicts of one do not decide what the other has at hand, with lower ids."""
+    held, released = socket.socketpair()
+    decided = []
+
+    def callback(packet: Packet) -> None:
+        if packet.get_payload().endswith(b"evil"):
+            if not decided:
+                held.send(b"x")
+                held.recv(1)  # meanwhile the parent accepts later ones
+            decided.append(packet)
+            packet.drop()
+        else:
+            packet.accept()
+
+    with queueing(way.net):
+        queue = way.bound(callback)
+        way.send(b"evil", b"evil", b"evil")
+        if not (pid := os.fork()):
+            queue.run(block=False)
+            os._exit(len(decided) != 3)
+        with held, released:
+            assert released.recv(1) == b"x"
+            way.send(b"fine", b"fine", b"fine")
+            queue.run(block=False)
+            assert way.received(3) == [b"fine"] * 3
+            released.send(b"x")
+            assert os.waitpid(pid, 0)[1] == 0
+        way.send(b"fine")
+        queue.run(block=False)
+        assert way.received(1) == [b"fine"]
+        queue.unbind()
+
+
 def test_fork_while_a_thread_reads(way: Way) -> None:
     """A child has no such thread, and none that could let go of its locks."""
     queue = way.bound(lambda p: p.accept())

@@ -1,0 +1,75 @@
+"""Waiting for a file descriptor, or for a call from another thread or a signal handler."""
+
+from __future__ import annotations
+
+import os
+import select
+import weakref
+from contextlib import suppress
+
+_LONGEST_WAIT = 1.0  # seconds
+
+
+class Waiter:
+    """Waits for a file descriptor, or for `wake`."""
+
+    def __init__(self) -> None:
+        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._finalizer = weakref.finalize(self, os.close, self._event)
+        self._finalizer.atexit = False  # then `__del__` of an owner may still close a queue
+        self._epoll = select.epoll()
+        self._epoll.register(self._event, select.EPOLLIN)
+        self._inherited: int | None = None
+        _all.add(self)
+
+    def fileno(self) -> int:
+        """Readable when a wait would end."""
+        return self._epoll.fileno()
+
+    def watch(self, fd: int, *, inherit: bool = False) -> None:
+        """Wait for this one too, until it is closed; in forked children only if they ``inherit`` it."""
+        self._epoll.register(fd, select.EPOLLIN)
+        self._inherited = fd if inherit else None
+
+    def wake(self) -> None:
+        """End a wait, or the next one."""
+        # The garbage collector runs finalizers of a cycle before `__del__` of an owner, which may close a queue.
+        if self._finalizer.alive:
+            os.eventfd_write(self._event, 1)
+
+    def reset(self) -> None:
+        """Forget earlier calls of `wake`."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._event)
+
+    def wait(self) -> None:
+        """Wait, at most a second."""
+        # Not for ever: a signal that arrives after Python last looked for one, and before the system call, ends
+        # neither, and its handler would have to wait for the next packet.
+        self._epoll.poll(_LONGEST_WAIT)
+        self.reset()
+
+    def after_fork(self) -> None:
+        """In a child: what both would share, and wake each other by, is replaced under the same numbers."""
+        if not self._finalizer.alive:
+            return
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        os.dup2(event, self._event, inheritable=False)
+        os.close(event)
+        with select.epoll() as epoll:
+            epoll.register(self._event, select.EPOLLIN)
+            if self._inherited is not None:
+                with suppress(OSError):  # it was closed
+                    epoll.register(self._inherited, select.EPOLLIN)
+            os.dup2(epoll.fileno(), self._epoll.fileno(), inheritable=False)
+
+
+_all: weakref.WeakSet[Waiter] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for waiter in list(_all):
+        waiter.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
