@@ -17,10 +17,12 @@ from .protocol.netlink import Flag
 from .protocol.nfnetlink import build_message
 from .protocol.nfqnl import NFQA, Command, QueueFlag
 from .protocol.nfulnl import LogFlag
-from .stats import QueueRow, log_rows, queue_rows
+from .stats import QueueRow, log_rows, process, queue_rows
 from .transport import DEFAULT_RCVBUF, NetlinkSocket
 
 _CAP_NET_ADMIN = 12
+_CAP_NEEDED = "CAP_NET_ADMIN is needed, see above"
+_GLUE = "modprobe nf_conntrack_netlink, or a kernel with CONFIG_NETFILTER_NETLINK_GLUE_CT"
 _FREE = 65535  # a number that hardly anybody has: asking about it changes nothing
 
 
@@ -81,9 +83,7 @@ def _ask(sock: NetlinkSocket, build: Callable[[int], bytes]) -> KernelError | No
 def _queue_support(sock: NetlinkSocket) -> Iterator[Finding]:
     error = _ask(sock, lambda seq: nfqnl.config(_FREE, command=Command.PF_BIND, seq=seq, ack=True))
     if isinstance(error, NotPermittedError):
-        yield Finding(
-            "failure", "the kernel does not let this process use NFQUEUE", "CAP_NET_ADMIN is needed, see above"
-        )
+        yield Finding("failure", "the kernel does not let this process use NFQUEUE", _CAP_NEEDED)
         return
     if error is not None:
         yield Finding("failure", f"no NFQUEUE here: {error.strerror}", "modprobe nfnetlink_queue")
@@ -98,7 +98,7 @@ def _queue_support(sock: NetlinkSocket) -> Iterator[Finding]:
     ):
         error = _ask(sock, lambda seq, flag=flag: nfqnl.config(_FREE, flags=flag, seq=seq, ack=True))  # type: ignore[misc]
         if isinstance(error, NotSupportedError):
-            remedy = "modprobe nf_conntrack_netlink" if flag == QueueFlag.CONNTRACK else ""
+            remedy = _GLUE if flag == QueueFlag.CONNTRACK else ""
             yield Finding("warning", f"Queue({name}=True) is not there", remedy or "it takes another kernel")
         else:
             yield Finding("ok", f"Queue({name}=True)")
@@ -120,7 +120,7 @@ def _log_support(sock: NetlinkSocket) -> Iterator[Finding]:
     # Not PF_BIND, which would change what logs for the kernel itself; without a group this is answered with ENODEV.
     error = _ask(sock, lambda seq: nfulnl.config(_FREE, flags=LogFlag(0), seq=seq, ack=True))
     if isinstance(error, NotPermittedError):
-        yield Finding("failure", "the kernel does not let this process use NFLOG", "CAP_NET_ADMIN is needed, see above")
+        yield Finding("failure", "the kernel does not let this process use NFLOG", _CAP_NEEDED)
         return
     if error is not None and error.errno == errno.EINVAL:
         yield Finding("failure", "no NFLOG here", "modprobe nfnetlink_log")
@@ -141,21 +141,28 @@ def _rule_support() -> Iterator[Finding]:
     """In a namespace that is made for it."""
     try:
         with create() as place:
-            for what, rule in (
-                ("nfnet.rules.queue", rules.queue(1, netns=place)),
-                ("nfnet.rules.log", rules.log(1, netns=place)),
+            for what, rule, remedy in (
+                (
+                    "nfnet.rules.queue",
+                    rules.queue(1, netns=place),
+                    "modprobe -a nf_tables nft_queue nft_compat xt_NFQUEUE",
+                ),
+                ("nfnet.rules.log", rules.log(1, netns=place), "modprobe -a nf_tables nft_log nft_compat xt_NFLOG"),
                 (
                     "rules that fan out by flow",
                     rules.queue(range(2), balance="flow", netns=place),
+                    "modprobe -a nft_queue nft_hash, or a kernel with CONFIG_NFT_QUEUE and CONFIG_NFT_HASH",
                 ),
-                ("rules that look at connections", rules.log(1, state="new", netns=place)),
+                ("rules that look at connections", rules.log(1, state="new", netns=place), "modprobe nft_ct"),
             ):
                 try:
                     with rule:
                         yield Finding("ok", what)
+                except NotPermittedError:
+                    yield Finding("failure", f"{what}: not permitted", _CAP_NEEDED)
                 except KernelError as error:
                     level: Literal["failure", "warning"] = "failure" if what.startswith("nfnet") else "warning"
-                    yield Finding(level, f"{what}: {error.strerror}", "modprobe nf_tables nft_queue nft_ct xt_NFQUEUE")
+                    yield Finding(level, f"{what}: this kernel cannot do it ({error.strerror})", remedy)
     except NfnetError as error:
         yield Finding("warning", f"rules could not be tried: {error}")
 
@@ -164,12 +171,12 @@ def _queues(netns: Netns | None) -> Iterator[Finding]:
     try:
         queues, logs = queue_rows(netns), log_rows(netns)
     except NfnetError as error:
-        yield Finding("warning", f"who has which queue is not known: {error}", "only root of the machine may ask")
+        yield Finding("warning", f"who has which queue is not known: {error}")
         return
     for row in queues:
-        yield _queue(row)
+        yield _queue(row, netns)
     for group in logs:
-        yield Finding("ok", f"log group {group.group} is read by {process(group.port_id)}")
+        yield Finding("ok", f"log group {group.group} is read by {process(group.port_id, netns)}")
     fed = call_in(netns, _fed_queues)
     for number, bypass in sorted(fed.items()):
         if number not in {row.number for row in queues}:
@@ -178,8 +185,8 @@ def _queues(netns: Netns | None) -> Iterator[Finding]:
             yield Finding("warning", f"a rule feeds queue {number}, which nobody reads: {text}", remedy)
 
 
-def _queue(row: QueueRow) -> Finding:
-    text = f"queue {row.number} is read by {process(row.port_id)}, {row.waiting} packets wait"
+def _queue(row: QueueRow, netns: Netns | None) -> Finding:
+    text = f"queue {row.number} is read by {process(row.port_id, netns)}, {row.waiting} packets wait"
     if row.queue_dropped or row.user_dropped:
         remedy = "a faster handler, several queues (run_workers), more room (max_len=, rcvbuf=), or fail_open=True"
         drops = f"{row.queue_dropped} dropped because it was full, {row.user_dropped} because the receive buffer was"
@@ -201,12 +208,3 @@ def _fed_queues() -> dict[int, bool]:
         return {}
     finally:
         sock.close()
-
-
-def process(port_id: int) -> str:
-    """The process that has a netlink port, as far as one can tell: the first socket of a process has its id."""
-    try:
-        name = Path(f"/proc/{port_id}/comm").read_bytes().decode("utf-8", "backslashreplace").strip()
-    except OSError:
-        return f"the socket with port {port_id}"
-    return f"{name} (process {port_id})"

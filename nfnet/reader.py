@@ -30,7 +30,7 @@ from .netns import Netns, call_in
 from .protocol import nfqnl
 from .protocol.nfqnl import Command
 from .recorder import Recorder, current
-from .stats import LogRow, QueueRow
+from .stats import LogRow, QueueRow, process
 from .transport import NetlinkSocket, Transport
 from .waiter import Waiter
 
@@ -217,7 +217,7 @@ class Reader(ABC, Generic[B]):
         """What is to be done before the binding goes."""
 
     def open(self) -> None:
-        """Bind: from now on packets come here.
+        """Bind; from now on packets come here.
 
         Raises BusyError if another socket has the queue or group, NotPermittedError without CAP_NET_ADMIN,
         NotSupportedError where the kernel lacks it or what was asked for, KernelError, or NfnetError if it is open
@@ -296,7 +296,7 @@ class Reader(ABC, Generic[B]):
     def _owner(self) -> str:
         """Who has it, where this process may know."""
         row = self._row()
-        return "" if row is None else f": the one with netlink port id {row.port_id}"
+        return "" if row is None else f": {process(row.port_id, self._netns)}"
 
     _proc_file: str  # in /proc/net/netfilter, and the name of the kernel's module
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from .errors import DecodeError, KernelError, kernel_error
+from .errors import DecodeError, KernelError, NotPermittedError, kernel_error
 from .netns import Netns, call_in
+from .protocol.nfnetlink import NETLINK_NETFILTER
 from .protocol.nfqnl import CopyMode
 
 # /proc/net is that of the process's first thread, which may be in another namespace.
@@ -134,10 +138,37 @@ def _rows(name: str, columns: int, netns: Netns | None) -> list[list[int]]:
             with open(f"{_DIRECTORY}/{name}") as file:
                 return file.read()
         except OSError as error:
-            raise kernel_error(f"reading /proc/net/netfilter/{name}", error.errno or errno.EIO) from None
+            operation, number = f"reading /proc/net/netfilter/{name}", error.errno or errno.EIO
+            if isinstance(error, PermissionError):
+                raise NotPermittedError(operation, number, hint="Only root of the machine may do that") from None
+            raise kernel_error(operation, number) from None
 
     text = read() if netns is None else call_in(netns, read)
     rows = [[int(word) for word in line.split()] for line in text.splitlines()]
     if any(len(row) != columns for row in rows):
         raise DecodeError(f"/proc/net/netfilter/{name} has not {columns} columns on this kernel", 0)
     return rows
+
+
+def process(port_id: int, netns: Netns | None = None) -> str:
+    """The process that has a netfilter netlink port of a network namespace, as far as this one may see."""
+    # The first socket of a process has its id for a port, others have any number.
+    for number in (*_holders(port_id, netns), port_id):
+        with suppress(OSError):
+            name = Path(f"/proc/{number}/comm").read_bytes().decode("utf-8", "backslashreplace").strip()
+            return f"{name} (process {number})"
+    return f"the socket with netlink port {port_id}"
+
+
+def _holders(port_id: int, netns: Netns | None) -> Iterator[int]:
+    """The processes that have the socket open."""
+    try:
+        table = call_in(netns, Path("/proc/thread-self/net/netlink").read_text)
+    except (KernelError, OSError):
+        return
+    rows = (line.split() for line in table.splitlines()[1:])
+    inodes = [row[9] for row in rows if row[1:3] == [str(NETLINK_NETFILTER), str(port_id)]]
+    for directory in Path("/proc").glob("[0-9]*/fd") if inodes else ():
+        with suppress(OSError):  # gone, or somebody else's
+            if any(os.readlink(file) == f"socket:[{inodes[0]}]" for file in directory.iterdir()):
+                yield int(directory.parent.name)

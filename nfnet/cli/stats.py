@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..doctor import process
-from ..stats import LogRow, QueueRow, log_rows, queue_rows
+from ..netns import Netns
+from ..stats import LogRow, QueueRow, log_rows, process, queue_rows
 from ..text import printable
 from . import common
 
@@ -61,9 +61,9 @@ def _run(options: argparse.Namespace) -> int:
             if options.json:
                 found: list[QueueRow | LogRow] = [*queues, *logs]
                 for row in found:
-                    print(json.dumps({**row._asdict(), "process": process(row.port_id)}), flush=True)
+                    print(json.dumps({**row._asdict(), "process": process(row.port_id, netns)}), flush=True)
             else:
-                text = "\n".join(_tables(queues, logs, before))
+                text = "\n".join(_tables(queues, logs, before, netns))
                 if live is None:
                     print(text, flush=True)
                 else:
@@ -89,15 +89,17 @@ def _live(stack: contextlib.ExitStack) -> Callable[[str], None]:
     return lambda text: live.update(Text(text), refresh=True)
 
 
-def _tables(queues: Sequence[QueueRow], logs: Sequence[LogRow], before: dict[int, QueueRow]) -> Iterator[str]:
+def _tables(
+    queues: Sequence[QueueRow], logs: Sequence[LogRow], before: dict[int, QueueRow], netns: Netns | None
+) -> Iterator[str]:
     rows: list[list[object]] = []
     for row in queues:
         rate = (row.last_id - before[row.number].last_id) & 0xFFFFFFFF if row.number in before else ""
         counts = (row.waiting, row.last_id, rate, row.queue_dropped, row.user_dropped)
-        rows.append([row.number, process(row.port_id), *counts])
+        rows.append([row.number, process(row.port_id, netns), *counts])
     yield from _table(_QUEUES, rows, "no queues")
     yield ""
-    rows = [[row.group, process(row.port_id), row.waiting, f"{row.timeout} s"] for row in logs]
+    rows = [[row.group, process(row.port_id, netns), row.waiting, f"{row.timeout} s"] for row in logs]
     yield from _table(_LOGS, rows, "no log groups")
 
 
