@@ -65,9 +65,11 @@ class QueueBinding(Binding[Packet]):
 
     def release(self) -> None:
         self.verdicts.closed = True
-        super().release()
-        if self._stamping is not None:
-            self._stamping()
+        try:
+            super().release()
+        finally:
+            if self._stamping is not None:
+                self._stamping()
 
     def _make_ready(self) -> None:
         verdicts = self.verdicts
