@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import weakref
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
@@ -29,7 +30,7 @@ from construct import (
 )
 
 from .errors import CaptureError
-from .files import create
+from .files import create, empty, unlock
 from .protocol import byteorder
 from .protocol.layout import compile_struct
 from .protocol.netlink import HOST, ByteOrder
@@ -326,13 +327,28 @@ class Writer:
     """Writes a capture file of one link type, to ``path``: pcapng, or pcap with nanoseconds if that ends in ``.pcap``.
 
     It has the byte order of this machine, as what is written to it must have. The file is made anew, whatever was in
-    it, readable by its owner alone, for packets may hold secrets; see `files.create`. Raises OSError.
+    it, readable by its owner alone, for packets may hold secrets; see `files.create`. Without ``begin`` that happens
+    only when `begin` is called. Raises OSError, EBUSY if there is another writer of the same file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], link_type: LinkType) -> None:
-        self._stream: BinaryIO = io.BufferedWriter(io.FileIO(create(path), "w"), 1 << 16)
+    def __init__(self, path: str | os.PathLike[str], link_type: LinkType, *, begin: bool = True) -> None:
+        self._file = _LockedFile(create(path, lock=True), "w")
+        self._stream: BinaryIO = io.BufferedWriter(self._file, 1 << 16)
         self._pcapng = Path(os.fspath(path)).suffix != ".pcap"
         self._schemas = _SCHEMAS[HOST]
+        self._link_type = link_type
+        _open_files.add(self._file)
+        try:
+            if begin:
+                self.begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def begin(self) -> None:
+        """Remove what is in the file, and write its header. Once, and before everything else. Raises OSError."""
+        link_type = self._link_type
+        empty(self._file.fileno())
         if self._pcapng:
             self._block(_SECTION, self._schemas.section_header.build({"magic": _BYTE_ORDER_MAGIC, "major": 1}))
             resolution = self._option(_TSRESOL, b"\x09") + self._option(_END, b"")
@@ -375,6 +391,27 @@ class Writer:
         length = len(body) + 12
         head = self._schemas.block_header.build({"type": kind, "length": length})
         self._stream.write(head + body + self._schemas.length.build(length))
+
+
+class _LockedFile(io.FileIO):
+    """A file of which this process is the only writer."""
+
+    def close(self) -> None:
+        if not self.closed:
+            unlock(self.fileno())
+        super().close()
+
+
+_open_files: weakref.WeakSet[_LockedFile] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A child neither keeps the lock nor writes, as it ends, what its parent has in its buffer and will write."""
+    for file in list(_open_files):
+        io.FileIO.close(file)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _padded(data: bytes) -> bytes:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from contextlib import suppress
 
 
-def create(path: str | os.PathLike[str], *, truncate: bool = True) -> int:
-    """Open a file for writing, made if it is not there, and return its descriptor. Raises OSError.
+def create(path: str | os.PathLike[str], *, lock: bool = False) -> int:
+    """Open a file for writing, made with mode 0600 if it is not there, and return its descriptor. Raises OSError.
 
-    What is made has mode 0600; with ``truncate`` what was there is gone, and the mode is 0600 then, too.
+    What was in it stays until `empty`. With ``lock`` a regular file is for one writer at a time, in whatever process:
+    the next one gets EBUSY, until `unlock`.
 
     Links are followed, as by tcpdump: /dev/stdout is one. But in a directory in which everybody may make files, /tmp
     say, somebody else's link is refused, which might lead anywhere, and so is somebody else's file, which they could go
@@ -31,14 +33,35 @@ def create(path: str | os.PathLike[str], *, truncate: bool = True) -> int:
         status = os.fstat(fd)
         if stat.S_ISREG(status.st_mode):
             _refuse_others(path, status.st_uid, "file")
-            if truncate:
-                with suppress(PermissionError):  # it may be somebody else's who lets us write to it
-                    os.fchmod(fd, 0o600)
-                os.ftruncate(fd, 0)
+            if lock:
+                _lock(fd, path)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def empty(fd: int) -> None:
+    """What was in a regular file is gone, and the mode is 0600. Raises OSError."""
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        with suppress(PermissionError):  # it may be somebody else's who lets us write to it
+            os.fchmod(fd, 0o600)
+        os.ftruncate(fd, 0)
+
+
+def _lock(fd: int, path: str | os.PathLike[str]) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError(errno.EBUSY, "it is being recorded to by another", os.fspath(path)) from None
+    except OSError:  # some file systems have no locks: then there is nobody to be kept out by one
+        pass
+
+
+def unlock(fd: int) -> None:
+    """Let others write, also while a child that is just being started still has the descriptor, and the lock."""
+    with suppress(OSError):  # no lock was to be had
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def _refuse_others(path: str | os.PathLike[str], owner: int, what: str) -> None:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from .errors import (
+    ArgumentError,
     BusyError,
     BusyReadingError,
     ClosedError,
@@ -140,9 +141,13 @@ class Binding(ABC, Generic[T]):
     def release(self) -> None:
         """Let go of the sockets."""
         self.closed = True
-        self.transport.close()
-        if self.recorder is not None and self.owns_recorder:
-            self.recorder.close()
+        try:
+            self.transport.close()
+        finally:
+            if self.recorder is not None:
+                self.transport.tap = None  # type: ignore[attr-defined]  # it may be lent to the next binding
+                if self.owns_recorder:
+                    self.recorder.close()
 
 
 _inherited: weakref.WeakSet[Binding[Any]] = weakref.WeakSet()
@@ -221,7 +226,8 @@ class Reader(ABC, Generic[B]):
 
         Raises BusyError if another socket has the queue or group, NotPermittedError without CAP_NET_ADMIN,
         NotSupportedError where the kernel lacks it or what was asked for, KernelError, or NfnetError if it is open
-        already.
+        already; ArgumentError if it is to be recorded and its transport cannot be, and OSError if the file cannot be
+        written, EBUSY if another is recording to it. What is in that file goes when nothing can be refused any more.
         """
         if self._binding is not None:
             raise NfnetError(f"{self._name} is open already")
@@ -229,6 +235,8 @@ class Reader(ABC, Generic[B]):
         try:
             self._bind(binding.transport)
             self._waiter.watch(binding.transport.fileno(), inherit=getattr(binding.transport, "inherit", False))
+            if binding.recorder is not None and binding.owns_recorder:
+                binding.recorder.begin()
             last = self._last_binding
             if last is None or not last.reading:  # else a loop of the previous binding has still to see that it ended
                 self._stopping = False
@@ -243,19 +251,28 @@ class Reader(ABC, Generic[B]):
 
     def _connect(self) -> B:
         """A new socket for each binding: the old one may still hold packets, whose ids would mean new ones."""
-        own = None if self._record is None else Recorder(self._record)
+        given = self._given_transport
+        recorded = self._record is not None or current() is not None
+        if recorded and given is not None and not hasattr(given, "tap"):
+            raise ArgumentError(f"{self._name} cannot be recorded: its transport, a {type(given).__name__}, has no tap")
+        own = None if self._record is None else Recorder(self._record, begin=False)
         recorder = own or current()
 
         def connect() -> B:
-            transport = self._given_transport
+            transport = given
             if transport is None:
                 transport = NetlinkSocket(rcvbuf=self._rcvbuf, overruns=self._overruns, datagram=self._datagram)
-            if recorder is not None and hasattr(transport, "tap"):
-                transport.tap = recorder.tap
             return self._make_binding(transport)
 
-        binding = connect() if self._netns is None else call_in(self._netns, connect)
-        binding.recorder, binding.owns_recorder = recorder, own is not None
+        try:
+            binding = connect() if self._netns is None else call_in(self._netns, connect)
+        except BaseException:
+            if own is not None:
+                own.close()
+            raise
+        if recorder is not None:
+            binding.transport.tap = recorder.tap  # type: ignore[attr-defined]
+            binding.recorder, binding.owns_recorder = recorder, own is not None
         return binding
 
     def _bind(self, transport: Transport) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
 
@@ -25,44 +26,74 @@ class Recorder:
 
     It holds every datagram in both directions, with time. In pcapng verdicts have a comment that says what they are.
     A file that cannot be written any more (a full disk) stops the recording, not the program: the error is logged,
-    and raised by `close`.
+    and raised by `close`. Raises OSError, EBUSY if somebody else is recording to the same file.
+
+    Without ``begin`` what was in the file stays, and what comes is kept, until `begin` is called.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._writer = Writer(path, LinkType.NETLINK)
+    def __init__(self, path: str | os.PathLike[str], *, begin: bool = True) -> None:
+        self._writer = Writer(path, LinkType.NETLINK, begin=begin)
+        self._begun = begin
+        self._waiting: deque[tuple[int, bool, bytes]] = deque()  # to be written: time, outgoing, datagram
+        self._writing = False
+        self._closed = False
         self._header = bytes(netlink_header.build({"family": nfnetlink.NETLINK_NETFILTER}))
         self._lock = threading.RLock()
         self._process = os.getpid()
         self._error: OSError | None = None
         self._flushed = time.monotonic()
 
+    def begin(self) -> None:
+        """Remove what was in the file, and write what was kept. Raises OSError."""
+        with self._lock:
+            self._writer.begin()
+            self._begun = True
+        self._write()
+
     def tap(self, outgoing: bool, datagram: bytes) -> None:
         """Record a datagram; ``outgoing`` ones went to the kernel."""
-        if self._error is not None or self._process != os.getpid():
+        if self._error is not None or self._closed or self._process != os.getpid():
             return
-        with self._lock:
-            try:
-                comment = ", ".join(_verdicts(datagram)) if outgoing else ""
-                self._writer.write(time.time_ns(), self._header + datagram, comment=comment)
-                if time.monotonic() - self._flushed > _FLUSH_EVERY:
-                    self.flush()
-            except (OSError, ValueError) as error:  # ValueError: closed by another thread just now
-                self._stop(error)
-
-    def _stop(self, error: Exception) -> None:
-        self._error = error if isinstance(error, OSError) else OSError(str(error))
-        _log.error("the recording stops here: %s", error)
+        self._waiting.append((time.time_ns(), outgoing, datagram))
+        self._write()
 
     def flush(self) -> None:
         """Put what was recorded on its way to the disk."""
+        self._write(flush=True)
+
+    def _write(self, *, flush: bool = False) -> None:
         if self._error is not None or self._process != os.getpid():
             return
         with self._lock:
-            self._flushed = time.monotonic()
+            # If this thread is writing already this is a signal handler: then it is written once that is done.
+            if self._writing or self._closed or not self._begun:
+                return
             try:
-                self._writer.flush()
-            except (OSError, ValueError) as error:
+                self._writing = True
+                while self._waiting:
+                    time_ns, outgoing, datagram = self._waiting.popleft()
+                    comment = ", ".join(_verdicts(datagram)) if outgoing else ""
+                    self._writer.write(time_ns, self._header + datagram, comment=comment)
+                if flush or time.monotonic() - self._flushed > _FLUSH_EVERY:
+                    self._flushed = time.monotonic()
+                    self._writer.flush()
+            except OSError as error:
                 self._stop(error)
+            finally:
+                self._writing = False
+                if self._closed:  # by a signal handler
+                    self._close_late()
+
+    def _stop(self, error: OSError) -> None:
+        self._error = error
+        self._waiting.clear()
+        _log.error("the recording stops here: %s", error)
+
+    def _close_late(self) -> None:
+        try:
+            self._writer.close()
+        except OSError as error:
+            self._stop(error)
 
     def close(self) -> None:
         """Finish the file. May be called twice. Raises the OSError that ended the recording, if one did."""
@@ -71,6 +102,10 @@ class Recorder:
         with self._lock:
             if self in _current:
                 _current.remove(self)
+            self._write()
+            self._closed = True
+            if self._writing:  # this is a signal handler
+                return
             error, self._error = self._error, None
             self._writer.close()
         if error is not None:

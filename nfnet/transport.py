@@ -222,8 +222,9 @@ class NetlinkSocket(Transport):
         except OSError as error:
             self._check_open()
             raise _system_error(f"sending {len(datagram)} bytes to the kernel", error) from None
-        if self.tap is not None:
-            self.tap(True, datagram)
+        tap = self.tap  # which `close` in another thread may take away
+        if tap is not None:
+            tap(True, datagram)
 
     def receive(self, into: list[bytes], limit: int) -> bool:
         if self._kept:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import signal
 import struct
 import tempfile
+import threading
 import tracemalloc
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,7 +23,7 @@ import nfnet
 from nfnet import inet
 from nfnet.capture import LinkType, Record, Writer, netlink_header, read
 from nfnet.protocol import layout, nfqnl
-from nfnet.testing import log_message, packet_message
+from nfnet.testing import FakeKernel, log_message, packet_message
 
 from .test_inet import ipv4, ipv6
 
@@ -260,6 +266,161 @@ def test_a_full_disk_ends_the_recording_and_not_the_program(caplog: pytest.LogCa
     recorder.tap(False, packet_message(2))
     with pytest.raises(OSError, match="No space left"):
         recorder.close()
+
+
+class TappedKernel(FakeKernel):
+    tap: Callable[[bool, bytes], None] | None = None
+
+    def send(self, datagram: bytes) -> None:
+        super().send(datagram)
+        if self.tap is not None:
+            self.tap(True, datagram)
+
+
+def test_a_refused_open_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "session.pcapng"
+    path.write_bytes(b"precious")
+    path.chmod(0o640)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    kernel = TappedKernel()
+    kernel.refuse_config = errno.ENOMEM
+    with pytest.raises(nfnet.KernelError):
+        nfnet.Queue(1, transport=kernel, record=path).open()
+    with pytest.raises(nfnet.NfnetError):
+        nfnet.Queue(1, netns=tmp_path / "no-such-namespace", record=path).open()
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"precious", 0o640)
+    del kernel
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + 2  # those of the waiters
+    with nfnet.Queue(1, transport=TappedKernel(), record=path) as queue:
+        sent = queue._bound().transport.sent[:]  # type: ignore[attr-defined]
+    recorded = [record.data[16:] for record in read(path)]
+    assert sent
+    assert recorded[: len(sent)] == sent  # what made it open is there, too
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_two_cannot_record_to_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "session.pcapng"
+    second = nfnet.Queue(2, transport=TappedKernel(number=2), record=path)
+    with nfnet.Queue(1, transport=TappedKernel(), record=path):
+        with pytest.raises(OSError, match="recorded to by another") as caught:
+            second.open()
+        assert caught.value.errno == errno.EBUSY
+        child = os.fork()  # it inherits the lock, and what is in the buffer
+        if not child:
+            try:
+                with pytest.raises(OSError, match="recorded to by another"):
+                    nfnet.record(path)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+    whole = path.read_bytes()
+    assert len(list(read(path))) >= 2
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(writing)
+        os.read(reading, 1)  # until the parent is through
+        os._exit(0)
+    try:
+        assert path.read_bytes() == whole
+        with second:
+            pass
+    finally:
+        os.close(reading)
+        os.close(writing)
+        os.waitpid(child, 0)
+
+
+def test_a_child_does_not_write_what_its_parent_will(tmp_path: Path) -> None:
+    path = tmp_path / "session.pcapng"
+    recorder = nfnet.record(path)
+    recorder.tap(False, packet_message(1))
+    child = os.fork()
+    if not child:
+        recorder._writer._stream.close()  # as the interpreter does at its end
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert path.stat().st_size == 0
+    recorder.close()
+    assert len(list(read(path))) == 1
+
+
+def test_a_transport_is_recorded_as_long_as_the_queue_is_open(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kernel = TappedKernel()
+    with nfnet.record(tmp_path / "session.pcapng"), nfnet.Queue(1, transport=kernel):
+        assert kernel.tap is not None
+    assert kernel.tap is None
+    with nfnet.Queue(1, transport=TappedKernel()) as queue:
+        assert queue._bound().transport.tap is None  # type: ignore[attr-defined]
+    with nfnet.record(tmp_path / "another.pcapng"):
+        queue = nfnet.Queue(1, transport=TappedKernel())
+        queue.open()
+    queue.close()  # the recording has ended before
+    assert not caplog.text
+
+
+def test_a_transport_that_cannot_be_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "session.pcapng"
+    with pytest.raises(nfnet.ArgumentError, match="FakeKernel, has no tap"):
+        nfnet.Queue(1, transport=FakeKernel(), record=path).open()
+    assert not path.exists()
+    with nfnet.record(path), pytest.raises(nfnet.ArgumentError, match="has no tap"):
+        nfnet.Queue(1, transport=FakeKernel()).open()
+
+
+def test_a_full_disk_does_not_keep_sockets_open() -> None:
+    queue = nfnet.Queue(1, transport=TappedKernel(), timestamps=True, record="/dev/full")
+    queue.open()
+    stamping = queue._bound()._stamping
+    assert stamping is not None
+    with pytest.raises(OSError, match="No space left"):
+        queue.close()
+    assert not stamping.alive
+
+
+@pytest.mark.parametrize("close", [False, True])
+def test_a_signal_handler_records_while_its_thread_is_writing(tmp_path: Path, close: bool) -> None:
+    fifo = tmp_path / "pipe.pcapng"
+    os.mkfifo(fifo)
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(reading, True)
+    recorder = nfnet.record(fifo)
+    written: list[bytes] = []
+    errors: list[Exception] = []
+
+    def read_all() -> None:
+        while data := os.read(reading, 1 << 16):
+            written.append(data)
+
+    thread = threading.Thread(target=read_all)
+
+    def handler(*_: Any) -> None:
+        try:
+            recorder.tap(True, packet_message(99))
+            recorder.flush()
+            if close:
+                recorder.close()
+        except Exception as error:
+            errors.append(error)
+        thread.start()
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)  # by then the pipe is full, and nobody reads it
+        for number in range(6):
+            recorder.tap(False, packet_message(number, bytes(60_000)))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    recorder.close()
+    thread.join(10)
+    os.close(reading)
+    assert not errors
+    records = [record.data[16:] for record in read(io.BytesIO(b"".join(written)))]
+    assert packet_message(99) in records
+    assert close or len(records) == 7
 
 
 def test_large_files_take_constant_memory() -> None:

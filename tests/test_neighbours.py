@@ -305,9 +305,9 @@ def test_links_and_files_of_others_are_refused_where_everybody_may_make_them(eve
 def test_a_database_keeps_what_is_in_it(tmp_path: Path) -> None:
     file = tmp_path / "log.db"
     file.write_bytes(b"x")
-    os.close(files.create(file, truncate=False))
+    os.close(files.create(file))
     assert file.read_bytes() == b"x"
-    os.close(files.create(tmp_path / "new.db", truncate=False))
+    os.close(files.create(tmp_path / "new.db"))
     assert stat.S_IMODE((tmp_path / "new.db").stat().st_mode) == 0o600
 
 

@@ -95,7 +95,7 @@ class _Sinks:
             self._writer = Writer(options.write, LinkType.NFLOG)
             stack.callback(self._writer.close)
         if options.sqlite is not None:
-            os.close(create(options.sqlite, truncate=False))
+            os.close(create(options.sqlite))
             try:
                 self._database = sqlite3.connect(options.sqlite)
                 stack.callback(self._database.close)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from ..errors import ClosedError, NfnetError
-from ..transport import NetlinkSocket, Transport
+from ..transport import Transport
 
 _END = sys.maxsize  # ``list[_END:] = more`` appends
 
@@ -37,12 +37,12 @@ class Lent:
 
     @property
     def tap(self) -> Callable[[bool, bytes], None] | None:
-        return getattr(self._lender, "tap", None)
+        tap: Callable[[bool, bytes], None] | None = self._lender.tap  # type: ignore[attr-defined]
+        return tap
 
     @tap.setter
-    def tap(self, tap: Callable[[bool, bytes], None]) -> None:
-        if isinstance(self._lender, NetlinkSocket):
-            self._lender.tap = tap
+    def tap(self, tap: Callable[[bool, bytes], None] | None) -> None:
+        self._lender.tap = tap  # type: ignore[attr-defined]
 
     def receive(self, into: list[bytes], limit: int) -> bool:
         with self._receiving:
