@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import count
+from itertools import islice
 from typing import NamedTuple
 
 from .capture import LinkType, Record, netfilter_datagram, read
-from .errors import CaptureError, ClosedError
+from .errors import CaptureError, ClosedError, DecodeError
 from .protocol import byteorder, layout, netlink, nfnetlink, nfqnl, nfulnl
 from .protocol.nfqnl import NFQA, Command
 from .transport import Transport
 
+_END = sys.maxsize  # ``list[_END:] = more`` appends
 _QUEUE_KINDS = (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH)
+_BARE = (LinkType.RAW, LinkType.IPV4, LinkType.IPV6)
 
 
 class Decided(NamedTuple):
@@ -44,33 +47,42 @@ class Replay(Transport):
 
     ``verdicts`` maps the id of each packet to what this program decided, ``recorded`` to what the recording says.
     Raises OSError if the file cannot be opened; CaptureError comes out of the loop, after the records before it.
+    A replay is opened once: after that it raises ClosedError.
     """
 
     trusted = False
+    tap: Callable[[bool, bytes], None] | None = None
 
     def __init__(self, path: str | os.PathLike[str], *, realtime: bool = False) -> None:
         self.verdicts: dict[int, Decided] = {}
         self.recorded: dict[int, Decided] = {}
         self._realtime = realtime
         self._file = open(path, "rb")  # noqa: SIM115 - as long as the replay
-        self._records = read(self._file)
+        # With the number of each; None if an exception came in between, see `_advance`.
+        self._records: Iterator[tuple[int, Record]] | None = enumerate(read(self._file), 1)
+        self._taken = 0  # the number of the last that is through
         self._next: tuple[int, list[bytes]] | None = None
         self._began: tuple[int, float] | None = None
         self._subsystem = 0
         self._number = 0
         self._waiting: dict[int, None] = {}  # packets without a verdict, oldest first
         self._recorded_waiting: dict[int, None] = {}
-        self._ids = count(1)
+        self._bare = 0  # how many bare packets were given an id
         self._ended = False
+        self._closed = False
+        self._lock = threading.RLock()  # `close` may come from another thread, or in a signal handler
         self._timer: threading.Timer | None = None
         self._readable = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._finalize = weakref.finalize(self, os.close, self._readable)
         self._finalize.atexit = False  # see `reader`
+        _all.add(self)
 
     # --- the transport
 
     def request(self, build: Callable[[int], bytes], operation: str) -> None:
+        self._check_open()
         message = build(1)
+        self._tell(True, [message])
         kind = netlink.read_length_and_type(message)[1]
         # CMD is attribute 1 of both, and begins with the command.
         for number, start, _ in layout.walk(message, nfnetlink.BODY, len(message)):
@@ -79,34 +91,59 @@ class Replay(Transport):
                 self._number = int.from_bytes(message[18:20], "big")
 
     def receive(self, into: list[bytes], limit: int) -> bool:
-        if self._finalize.alive is False:
-            raise ClosedError("the replay is closed")
-        while limit > 0 and not self._ended:
-            if self._next is None and not self._advance():
-                break
-            assert self._next is not None
-            time_ns, datagrams = self._next
-            if self._realtime and not self._due(time_ns):
-                return True
-            self._next = None
-            into += datagrams
-            limit -= len(datagrams)
-        return not self._ended
+        start = len(into)
+        with self._lock:
+            self._check_open()
+            try:
+                while limit > 0 and not self._ended:
+                    if self._next is None and not self._advance():
+                        break
+                    assert self._next is not None
+                    time_ns, datagrams = self._next
+                    if self._realtime and not self._due(time_ns):
+                        return True
+                    into[_END:], self._next = datagrams, None  # one statement, so that none is lost or there twice
+                    limit -= len(datagrams)
+                return not self._ended
+            except ValueError:  # in a signal handler the file was closed as it was being read
+                self._check_open()
+                raise
+            finally:
+                self._tell(False, into[start:])
 
     def send(self, datagram: bytes) -> None:
+        self._check_open()
         self._collect(datagram, self.verdicts, self._waiting)
+        self._tell(True, [datagram])
+
+    def _tell(self, outgoing: bool, datagrams: list[bytes]) -> None:
+        tap = self.tap
+        if tap is not None:
+            for datagram in datagrams:
+                tap(outgoing, datagram)
 
     def interface_name(self, index: int) -> str | None:
         return None  # the interfaces of this machine are not those of the recording
 
     def fileno(self) -> int:
+        self._check_open()
         return self._readable
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._file.close()
-        self._finalize()
+        with self._lock:
+            self._closed = True
+            if self._timer is not None:
+                self._timer.cancel()
+            self._file.close()
+            self._finalize()
+
+    def after_fork(self) -> None:
+        """In a forked child: who held the lock is not there."""
+        self._lock = threading.RLock()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the replay is closed")
 
     # --- the recording
 
@@ -116,7 +153,7 @@ class Replay(Transport):
         Raises CaptureError if it has neither.
         """
         try:
-            for record in self._records:
+            for record in read(self._file):
                 found = _owner(record)
                 if found is not None:
                     return found
@@ -126,11 +163,26 @@ class Replay(Transport):
 
     def _advance(self) -> bool:
         """Find the next record that has something for us."""
-        for record in self._records:
-            datagrams = list(self._datagrams(record))
-            if datagrams:
-                self._next = (record.time_ns, datagrams)
-                return True
+        records, self._records = self._records, None
+        if records is None:
+            # Ctrl-C, say, came out of the generator, which has ended with that: read again what is through already.
+            if not self._file.seekable():
+                raise CaptureError("the replay was interrupted, and what is no regular file cannot be read again", 0)
+            self._file.seek(0)
+            records = islice(enumerate(read(self._file), 1), self._taken, None)
+        try:
+            for number, record in records:
+                datagrams = list(self._datagrams(record))
+                found = (record.time_ns, datagrams) if datagrams else None
+                bare = self._bare + (found is not None and record.link_type in _BARE)
+                # One statement without a call, as in `receive`. What was done before may be done twice.
+                self._next, self._taken, self._bare = found, number, bare
+                if found is not None:
+                    self._records = records
+                    return True
+        except DecodeError:
+            self._records = records  # that record was damaged, there may be others; or the file, and they are at an end
+            raise
         self._ended = True
         return False
 
@@ -140,10 +192,11 @@ class Replay(Transport):
             self._began = (time_ns, now)
         delay = (time_ns - self._began[0]) / 1e9 - (now - self._began[1])
         if delay <= 0:
-            os.eventfd_write(self._readable, 1)
+            self._wake()
             return True
         with suppress(BlockingIOError):
-            os.eventfd_read(self._readable)
+            if not self._closed:  # in a signal handler, just now
+                os.eventfd_read(self._readable)
         if self._timer is not None:
             self._timer.cancel()  # this may be asked more often than something is due
         self._timer = threading.Timer(min(delay, threading.TIMEOUT_MAX), self._wake)
@@ -152,8 +205,9 @@ class Replay(Transport):
         return False
 
     def _wake(self) -> None:
-        with suppress(OSError):  # closed meanwhile
-            os.eventfd_write(self._readable, 1)
+        with self._lock:
+            if not self._closed:  # else the number may be another file's by now
+                os.eventfd_write(self._readable, 1)
 
     def _datagrams(self, record: Record) -> Iterator[bytes]:
         if record.link_type == LinkType.NETLINK:
@@ -163,9 +217,9 @@ class Replay(Transport):
         elif record.link_type == LinkType.NFLOG:
             if self._subsystem == nfnetlink.Subsystem.LOG and int.from_bytes(record.data[2:4], "big") == self._number:
                 yield _log_message(record)
-        elif record.link_type in (LinkType.RAW, LinkType.IPV4, LinkType.IPV6):
+        elif record.link_type in _BARE:
             if self._subsystem == nfnetlink.Subsystem.QUEUE:
-                yield from self._seen(_packet_message(self._number, next(self._ids), record))
+                yield from self._seen(_packet_message(self._number, self._bare + 1, record))
         else:
             raise CaptureError(f"records of link type {record.link_type}, which cannot be replayed", record.offset)
 
@@ -215,8 +269,19 @@ class Replay(Transport):
                         break
                     covered.append(number)
             for number in covered:
-                del waiting[number]
                 verdicts[number] = decided
+                del waiting[number]
+
+
+_all: weakref.WeakSet[Replay] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for transport in list(_all):
+        transport.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def replay(path: str | os.PathLike[str], *, realtime: bool = False) -> Replay:
@@ -227,7 +292,7 @@ def replay(path: str | os.PathLike[str], *, realtime: bool = False) -> Replay:
 def _owner(record: Record) -> tuple[int | None, int | None] | None:
     if record.link_type == LinkType.NFLOG:
         return None, int.from_bytes(record.data[2:4], "big")
-    if record.link_type in (LinkType.RAW, LinkType.IPV4, LinkType.IPV6):
+    if record.link_type in _BARE:
         return 0, None
     message = netfilter_datagram(record) if record.link_type == LinkType.NETLINK else None
     if message is not None and len(message) >= nfnetlink.BODY:

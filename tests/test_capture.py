@@ -240,6 +240,122 @@ def test_real_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert times[2] >= 0.115
 
 
+class Interrupted(io.RawIOBase):
+    """A file, and a Ctrl-C in the n-th call of its `read`."""
+
+    def __init__(self, file: Any, moment: int) -> None:
+        self._file = file
+        self._left = moment
+
+    def read(self, size: int = -1) -> bytes:
+        self._left -= 1
+        if not self._left:
+            raise KeyboardInterrupt
+        return bytes(self._file.read(size))
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def interrupted_replay(path: Path, moment: int, monkeypatch: pytest.MonkeyPatch) -> nfnet.Replay:
+    file = path.open("rb")
+    with monkeypatch.context() as patches:
+        patches.setattr("builtins.open", lambda *_: Interrupted(file, moment))
+        return nfnet.replay(path)
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_an_interrupted_replay_goes_on(tmp_path: Path, bare: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if bare:
+        path = recording(tmp_path / "bare.pcap", *[ipv4(17, b"12345678")] * 4, link_type=101)
+    else:
+        packets = [packet_message(number, MARK=number) for number in range(1, 5)]
+        path = recording(tmp_path / "queue.pcap", *packets, nfqnl.verdict(1, 4, 1, batch=True))
+    moment, interrupted = 1, True
+    while interrupted:
+        replay, interrupted = interrupted_replay(path, moment, monkeypatch), False
+        with nfnet.Queue(1, transport=replay) as queue:
+            got: list[int] = []
+            for _ in range(2):
+                try:
+                    queue.run(lambda packet: (got.append(packet.id), packet.accept()))  # noqa: B023
+                except KeyboardInterrupt:
+                    interrupted = True
+            assert got == [1, 2, 3, 4], moment
+            assert queue.counters.lost == 0
+        assert list(replay.recorded) == ([] if bare else [1, 2, 3, 4])
+        moment += 1
+    assert moment > 8
+
+
+def test_an_interrupted_replay_of_a_pipe_says_that_it_cannot_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = recording(tmp_path / "queue.pcap", packet_message(1), packet_message(2)).read_bytes()
+    reading, writing = os.pipe()
+    os.write(writing, whole)
+    os.close(writing)
+    with nfnet.Queue(1, transport=interrupted_replay(Path(f"/dev/fd/{reading}"), 5, monkeypatch)) as queue:
+        with pytest.raises(KeyboardInterrupt):
+            queue.run(nfnet.Packet.accept)
+        with pytest.raises(nfnet.CaptureError, match="cannot be read again"):
+            queue.run(nfnet.Packet.accept)
+    os.close(reading)
+
+
+def test_a_damaged_record_is_reported_and_those_behind_it_come(tmp_path: Path) -> None:
+    path = tmp_path / "queue.pcap"
+    head = netlink_header.build({"family": 12})
+    path.write_bytes(pcap(head + packet_message(1), b"short", head + packet_message(2), link_type=253) + b"end")
+    got: list[int] = []
+
+    def handler(packet: nfnet.Packet) -> None:
+        got.append(packet.id)
+        packet.accept()
+
+    with nfnet.Queue(1, transport=nfnet.replay(path)) as queue:
+        with pytest.raises(nfnet.CaptureError, match="without the header"):
+            queue.run(handler)
+        with pytest.raises(nfnet.CaptureError, match="in the middle"):
+            queue.run(handler)
+        queue.run(handler)
+    assert got == [1, 2]
+
+
+def test_a_closed_replay_leaves_its_descriptor_alone(tmp_path: Path) -> None:
+    replay = nfnet.replay(recording(tmp_path / "queue.pcap", packet_message(1)), realtime=True)
+    queue = nfnet.Queue(1, transport=replay)
+    queue.open()
+    number = replay.fileno()
+    queue.close()
+    with open(tmp_path / "another", "w+b", buffering=0) as another:
+        os.dup2(another.fileno(), number)  # somebody gets its number
+        try:
+            replay._wake()  # as the thread of a timer does that has just passed its wait
+            assert another.tell() == 0
+        finally:
+            os.close(number)
+    for use in (queue.open, replay.fileno, lambda: replay.send(nfqnl.verdict(1, 1, 1))):
+        with pytest.raises(nfnet.ClosedError, match="the replay is closed"):
+            use()
+
+
+def test_a_replay_can_be_recorded(tmp_path: Path) -> None:
+    path = recording(tmp_path / "queue.pcap", packet_message(1), packet_message(2))
+    with nfnet.Queue(1, transport=nfnet.replay(path), record=tmp_path / "again.pcapng") as queue:
+        queue.run(nfnet.Packet.drop)
+    replay = nfnet.replay(tmp_path / "again.pcapng")
+    with nfnet.Queue(1, transport=replay) as queue:
+        queue.run(nfnet.Packet.drop)
+    assert replay.recorded == replay.verdicts == {number: nfnet.Decided(0, None, None) for number in (1, 2)}
+
+
 # --- recording
 
 

@@ -17,8 +17,9 @@ import pytest
 import nfnet
 from nfnet import Packet, Queue
 from nfnet.binding import QueueBinding
+from nfnet.protocol import nfqnl
 
-from .kernel import FakeKernel
+from .kernel import FakeKernel, packet_message
 
 ROOT = str(Path(nfnet.__file__).parent)
 KERNEL = str(Path(ROOT) / "testing.py")  # its calls happen or do not, as system calls do
@@ -215,6 +216,41 @@ def test_keyboard_interrupt_at_any_moment(way: Callable[[Queue, Handler], None],
             check_books(queue, kernel, handler, COUNT, where)
         step = choose.randint(1, 24)
         moment += step
+    assert interrupted > 50
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="needs tracing as it was until Python 3.11")
+def test_keyboard_interrupt_at_any_moment_of_a_replay(tmp_path: Path) -> None:
+    path = tmp_path / "session.pcapng"
+    with nfnet.record(path) as recorder:
+        for number in range(1, 5):
+            recorder.tap(False, packet_message(number))
+            recorder.tap(True, nfqnl.verdict(1, number, 1))
+    seed = random.randrange(1 << 30)
+    choose = random.Random(seed)
+    moment, interrupted = 1, 0
+    while True:
+        replay = nfnet.replay(path)
+        with Queue(1, transport=replay) as queue:
+            interrupt = Interrupt(moment)
+            try:
+                with interrupt:
+                    queue.run(Packet.accept)
+                for _ in range(100):  # a signal that came at the very end is noticed here
+                    pass
+            except KeyboardInterrupt:
+                sys.settrace(None)
+                interrupted += 1
+            if interrupt.seen < moment:
+                break  # beyond the end
+            where = f"seed {seed}, instruction {moment}"
+            queue.run(Packet.accept)
+            for packet in queue.pending:
+                packet.accept()
+            assert (queue.counters.received, queue.counters.lost) == (4, 0), where
+            assert replay.recorded == {number: nfnet.Decided(1, None, None) for number in range(1, 5)}, where
+        moment += choose.randint(1, 24)
     assert interrupted > 50
 
 
