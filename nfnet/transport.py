@@ -92,6 +92,7 @@ class Transport(Protocol):
 
     Datagrams are `bytes` and each holds whole netlink messages. ``fileno()`` polls readable when `receive` has
     something to give. Implementations raise `KernelError` and nothing else for failures of the system.
+    One that can be recorded has an attribute ``tap`` besides, as `NetlinkSocket` has.
     """
 
     @property
