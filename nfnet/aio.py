@@ -290,7 +290,6 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
         loop = self._running_loop()
         tasks: set[asyncio.Task[None]] = set()
         errors: list[BaseException] = []
-        self._cancelling = False
 
         def ended(task: asyncio.Task[None]) -> None:
             tasks.discard(task)
@@ -302,7 +301,7 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
             self._wake_up()
 
         with self._reading() as may_go_on:
-            self._reader.in_tasks = True
+            self._reader.in_tasks, self._cancelling = True, False
             try:
                 while may_go_on() and not errors:
                     room = concurrency - len(tasks)

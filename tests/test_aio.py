@@ -324,6 +324,38 @@ def test_a_second_run_is_refused_and_does_no_harm() -> None:
     asyncio.run(asyncio.wait_for(main(), TIMEOUT))
 
 
+def test_a_second_run_does_not_touch_the_packets_of_one_that_is_being_cancelled() -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(3)
+        cancelled, cleaned_up = asyncio.Event(), asyncio.Event()
+
+        async def handler(packet: Packet) -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.set()
+                await cleaned_up.wait()
+                raise
+
+        async with AsyncQueue(1, transport=kernel, on_error="drop") as queue:
+            task = asyncio.ensure_future(queue.run(handler))
+            while len(queue.pending) < 3:
+                await asyncio.sleep(0)
+            task.cancel()
+            await cancelled.wait()
+            with pytest.raises(nfnet.BusyReadingError):
+                await queue.run(handler)
+            cleaned_up.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            queue.flush()
+            assert not kernel.judged
+            assert len(queue.pending) == 3
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
 @pytest.mark.parametrize("kind", ["plain", "async", "iteration"])
 def test_stop_ends_before_the_next_packet_and_the_next_run_goes_on(kind: str) -> None:
     async def main() -> None:
