@@ -27,7 +27,7 @@ class Collector:
 
     ``nfnet_queue_packets_total{queue, event}``, ``nfnet_queue_pending{queue}``,
     ``nfnet_queue_kernel_dropped_total{queue, reason}``, ``nfnet_log_messages_total{group, event}``. ``event`` has the
-    names of `QueueCounters` and `LogCounters`.
+    names of `QueueCounters` and `LogCounters`. A queue or log that has never been open has no metrics yet.
     """
 
     def __init__(self, *readers: Queue | Log) -> None:
@@ -46,6 +46,8 @@ class Collector:
         )
         messages = CounterMetricFamily("nfnet_log_messages", "Messages of a log group", labels=["group", "event"])
         for reader in self._readers:
+            if reader._last_binding is None:  # never open
+                continue
             if isinstance(reader, Queue):
                 counters, row = reader.stats()
                 number = str(reader.num)

@@ -16,6 +16,7 @@ from nfnet.cli import build
 from nfnet.testing import FedQueue
 
 pytest.importorskip("prometheus_client")
+from prometheus_client import REGISTRY
 
 from nfnet import metrics
 
@@ -109,4 +110,20 @@ def test_the_queue_goes_on_under_slow_clients() -> None:
             assert fed.queue.counters.accepted == 1
     finally:
         end()
+        fed.close()
+
+
+def test_queues_and_logs_may_be_registered_before_they_are_open() -> None:
+    fed = FedQueue()
+    collector = metrics.Collector(nfnet.Queue(2), nfnet.Log(5), fed.queue)
+    REGISTRY.register(collector)  # which collects at once, to know the names
+    try:
+        assert REGISTRY.get_sample_value("nfnet_queue_pending", {"queue": "1"}) == 0.0
+        assert REGISTRY.get_sample_value("nfnet_queue_pending", {"queue": "2"}) is None
+        fed.close()
+        assert REGISTRY.get_sample_value("nfnet_queue_pending", {"queue": "1"}) == 0.0, "it was open"
+        with pytest.raises(ValueError, match="Duplicated"):
+            REGISTRY.register(metrics.Collector(nfnet.Queue(3)))
+    finally:
+        REGISTRY.unregister(collector)
         fed.close()
