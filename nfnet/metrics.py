@@ -88,14 +88,18 @@ def serve(port: int, *readers: Queue | Log, address: str = "127.0.0.1") -> Calla
             if not self.slots.acquire(blocking=False):
                 self.shutdown_request(request)
                 return
-            threading.Thread(target=self.answer, args=(request, client_address), daemon=True).start()
+            try:
+                threading.Thread(target=self.answer, args=(request, client_address), daemon=True).start()
+            except BaseException:  # no thread to be had: the caller says so, and hangs up
+                self.slots.release()
+                raise
 
         def answer(self, request: Any, client_address: Any) -> None:
             # Not the socket's timeout: a client that sends a byte now and then would never reach it.
             impatience = threading.Timer(_PATIENCE, _hang_up, (request,))
             impatience.daemon = True
-            impatience.start()
             try:
+                impatience.start()
                 with suppress(OSError):  # the client is gone
                     self.finish_request(request, client_address)
             finally:

@@ -97,6 +97,35 @@ def test_slow_clients_are_few_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wait_for(lambda: threads() <= before)
 
 
+@pytest.mark.parametrize("which", [threading.Thread, threading.Timer])
+def test_threads_that_cannot_start_do_not_use_it_up(
+    which: type[threading.Thread], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if type(thread) is which:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    said: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda details: said.append(details.exc_value))
+    with served() as port:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            for _ in range(metrics._MOST_CLIENTS):
+                with pytest.raises(OSError):  # noqa: PT011 - hung up on, in one way or another
+                    read("127.0.0.1", port)
+
+        def answers() -> bool:  # not at once: a client sees that it was hung up on before the next may come
+            with contextlib.suppress(OSError):
+                return "nfnet_queue_pending" in read("127.0.0.1", port)
+            return False
+
+        assert wait_for(answers)
+    assert "can't start new thread" in capsys.readouterr().err + str(said), "not in silence"
+
+
 def test_the_queue_goes_on_under_slow_clients() -> None:
     fed = FedQueue()
     port = free_port()
