@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
@@ -26,6 +27,8 @@ from .packet import Packet
 from .queue import Queue, apply_policy
 from .reader import Reader
 from .stats import LogCounters, LogStats, QueueCounters, QueueStats
+
+_log = logging.getLogger("nfnet")
 
 _FLUSH_EVERY = 0.001  # seconds: a verdict waits no longer for the body of an iteration
 
@@ -274,7 +277,8 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
 
         An async handler runs in a task of its own for each packet, so many at a time, and others wait in the queue; a
         plain one must not block. What a handler raises is treated as ``on_error`` says, and ``undecided`` says what
-        becomes of packets that it leaves undecided.
+        becomes of packets that it leaves undecided. Where several raise, the first error comes out, and the others are
+        logged.
 
         After `stop` tasks that still run may finish. When this is cancelled, or raises, they are cancelled. No packet
         is lost: those in their hands stay pending, those that were not handed out are for the next `run` or iteration.
@@ -288,16 +292,16 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
 
     async def _run_tasks(self, handler: Callable[[Packet], Any], concurrency: int) -> None:
         loop = self._running_loop()
-        tasks: set[asyncio.Task[None]] = set()
-        errors: list[BaseException] = []
+        tasks: dict[asyncio.Task[None], Packet] = {}
+        errors: list[tuple[Packet, BaseException]] = []
 
         def ended(task: asyncio.Task[None]) -> None:
-            tasks.discard(task)
+            packet = tasks.pop(task)
             if task.cancelled():
                 if not self._cancelling:  # the handler did that itself
-                    errors.append(asyncio.CancelledError())
+                    errors.append((packet, asyncio.CancelledError()))
             elif (error := task.exception()) is not None:
-                errors.append(error)
+                errors.append((packet, error))
             self._wake_up()
 
         with self._reading() as may_go_on:
@@ -312,10 +316,10 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
                         try:
                             for packet in packets:
                                 task = _start(loop, self._decide(handler, packet, binding))
+                                tasks[task] = packet
                                 if task.done():
                                     ended(task)
                                 else:
-                                    tasks.add(task)
                                     task.add_done_callback(ended)
                                 started += 1
                                 if started >= room or errors or not may_go_on():
@@ -332,15 +336,20 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
                         await self._woken()
                 while tasks and not errors:  # `stop` lets them finish
                     await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+                if errors:
+                    raise errors[0][1]
             finally:
+                coming_out = sys.exc_info()[1]
                 self._reader.in_tasks = False
                 self._cancelling = True
                 for task in tasks:
                     task.cancel()
                 if tasks:
                     await asyncio.gather(*tasks, return_exceptions=True)
-        if errors:
-            raise errors[0]
+                for packet, error in errors:
+                    if error is not coming_out:
+                        text = "queue %d: the handler failed on packet %d, too"
+                        _log.error(text, self.num, packet.id, exc_info=error)
 
     async def _decide(self, handler: Callable[[Packet], Any], packet: Packet, binding: QueueBinding) -> None:
         try:

@@ -238,6 +238,37 @@ def test_handlers_that_raise(policy: str) -> None:
     asyncio.run(asyncio.wait_for(main(), TIMEOUT))
 
 
+def test_of_several_handlers_that_raise_none_is_silent(caplog: pytest.LogCaptureFixture) -> None:
+    async def main(cancel: bool) -> None:
+        kernel = FakeKernel()
+        kernel.feed(4)
+        go = asyncio.Event()
+
+        async def handler(packet: Packet) -> None:
+            try:
+                await (asyncio.Event() if cancel or packet.id == 4 else go).wait()
+            finally:
+                raise ValueError(f"test {packet.id}")
+
+        async with AsyncQueue(1, transport=kernel) as queue:
+            task = asyncio.ensure_future(queue.run(handler))
+            while len(queue.pending) < 4:
+                await asyncio.sleep(0)
+            go.set()
+            if cancel:
+                task.cancel()
+            with pytest.raises(asyncio.CancelledError if cancel else ValueError) as raised:
+                await task
+        logged = {str(record.exc_info[1]) for record in caplog.records if record.exc_info}
+        assert logged | ({str(raised.value)} - {""}) == {f"test {number}" for number in range(1, 5)}
+        assert len(caplog.records) == (4 if cancel else 3)
+        assert all("the handler failed on packet" in record.getMessage() for record in caplog.records)
+        caplog.clear()
+
+    for cancel in (False, True):
+        asyncio.run(asyncio.wait_for(main(cancel), TIMEOUT))
+
+
 @pytest.mark.parametrize(("policy", "expected"), [("accept", [(1, 1)]), ("drop", [(1, 0)]), ("pending", [])])
 def test_undecided_packets(policy: str, expected: list[tuple[int, int]]) -> None:
     async def main() -> None:
