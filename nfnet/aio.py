@@ -13,6 +13,7 @@ import asyncio
 import inspect
 import logging
 import sys
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
@@ -102,11 +103,10 @@ class _AsyncReader(ABC, Generic[R, T]):
         """
         return _Iteration(self)
 
-    def _flush_now_and_then(self) -> _Timer:
-        return _Timer(self._running_loop(), self._flush)
+    _has_verdicts = False
 
-    def _flush(self) -> None:
-        """Let verdicts leave."""
+    def _body_waits(self, item: T) -> None:
+        """The body of an iteration waits for something: see to it that no verdict has to wait, too."""
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
@@ -180,7 +180,8 @@ class _Iteration(AsyncIterator[T]):
     def __init__(self, owner: _AsyncReader[Any, T]) -> None:
         self._owner = owner
         self._items: Generator[T, None, None] | None = None
-        self._timer: _Timer | None = None
+        self._item: T | None = None  # in the hands of the body
+        self._timer: asyncio.TimerHandle | None = None
         self._opened: int | None = None
 
     async def __anext__(self) -> T:
@@ -191,9 +192,16 @@ class _Iteration(AsyncIterator[T]):
             none = self._items is None
             if self._items is None:
                 owner._check_alone()
-                self._items, self._timer = owner._waiting(), owner._flush_now_and_then()
-            for item in self._items:
-                return item
+                self._items = owner._waiting()
+            try:
+                for item in self._items:
+                    self._item = item
+                    if self._timer is None and owner._has_verdicts:
+                        self._set_timer()
+                    return item
+            except BaseException:
+                self._end()
+                raise
             self._end()
             if none and owner._is_over():
                 break
@@ -203,30 +211,32 @@ class _Iteration(AsyncIterator[T]):
             owner._stopped = False
         raise StopAsyncIteration
 
+    def _set_timer(self) -> None:
+        """Once for all items that wait: it comes only if the body lets the loop go on."""
+        loop = self._owner._running_loop()
+        # The loop must not hold the iteration, which ends when the program lets go of it.
+        self._timer = loop.call_later(_FLUSH_EVERY, _body_waits, weakref.ref(self))
+
+    def _body_waits(self) -> None:
+        self._timer = None
+        if self._item is not None and self._opened == self._owner._opened:
+            self._owner._body_waits(self._item)
+
     def _end(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._items is not None:
-            self._items.close()
-        self._items = self._timer = None
+        timer, items = self._timer, self._items
+        self._timer = self._items = self._item = None
+        if timer is not None:
+            timer.cancel()
+        if items is not None:
+            items.close()
 
     def __del__(self) -> None:
         self._end()
 
 
-class _Timer:
-    """Calls a function again and again, as long as it is not cancelled."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
-        self._loop, self._function = loop, function
-        self._handle = loop.call_later(_FLUSH_EVERY, self._tick)
-
-    def _tick(self) -> None:
-        self._function()
-        self._handle = self._loop.call_later(_FLUSH_EVERY, self._tick)
-
-    def cancel(self) -> None:
-        self._handle.cancel()
+def _body_waits(reference: weakref.ref[_Iteration[Any]]) -> None:
+    if (iteration := reference()) is not None:
+        iteration._body_waits()
 
 
 class _Queue(Queue):
@@ -265,6 +275,14 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
         """Bind. Raises as `Queue.open`."""
         await super().open()
         self._reader._bound().verdicts.may_wait = self._flush_soon
+
+    _has_verdicts = True
+
+    def _body_waits(self, packet: Packet) -> None:
+        if (binding := self._reader._binding) is not None:
+            # Those given so far leave now; that of this packet, if it has none yet, by itself. So nothing need tick.
+            packet._decide = binding.verdicts.decide_now
+            self._flush()
 
     def _waiting(self) -> Generator[Packet, None, None]:
         return self._reader._packets(block=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -103,6 +104,101 @@ def test_verdicts_leave_while_the_body_waits() -> None:
                         await asyncio.sleep(0.001)
                     assert words(kernel) == [(1, 1), (2, 1)]
                     break
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+class Timers:
+    """Those that the package sets in the running loop, and whether they were due."""
+
+    def __init__(self) -> None:
+        self.handles: list[asyncio.TimerHandle] = []
+        self.due = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        call_later = loop.call_later
+
+        def watched(delay: float, function: Callable[..., object], *arguments: Any, **options: Any) -> Any:
+            if function.__module__ != "nfnet.aio":
+                return call_later(delay, function, *arguments, **options)
+
+            def call() -> None:
+                function(*arguments)
+                self.due.set()
+
+            self.handles.append(call_later(delay, call, **options))
+            return self.handles[-1]
+
+        loop.call_later = watched  # type: ignore[method-assign]
+
+
+def test_no_timer_ticks_while_the_body_waits() -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(4)
+        timers = Timers()
+        async with AsyncQueue(1, transport=kernel) as queue:
+            async for packet in queue:
+                if packet.id == 2:
+                    await timers.due.wait()
+                    assert words(kernel) == [(1, 1)]
+                    assert len(timers.handles) == 1, "nothing waits to be sent any more"
+                    packet.drop()
+                    while len(kernel.judged) < 2:
+                        await asyncio.sleep(0)
+                elif packet.id == 3:
+                    timers.due.clear()
+                    packet.accept()
+                    await timers.due.wait()
+                    assert words(kernel) == [(1, 1), (2, 0), (3, 1)]
+                else:
+                    packet.accept()
+                if packet.id == 4:
+                    break
+            assert queue.counters.pending == 0
+        assert words(kernel) == [(1, 1), (2, 0), (3, 1), (4, 1)]
+        assert len(timers.handles) == 3
+        assert timers.handles[-1].cancelled()
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_a_log_needs_no_timer() -> None:
+    class Kernel(FakeKernel):
+        def send(self, datagram: bytes) -> None: ...
+
+    async def main() -> None:
+        kernel = Kernel()
+        timers = Timers()
+        async with AsyncLog(5, transport=kernel) as log:
+            kernel.deliver(testing.log_message())
+            async for _ in log:
+                break
+        assert not timers.handles
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_no_timer_outlives_an_iteration_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(2)
+        timers = Timers()
+        async with AsyncQueue(1, transport=kernel) as queue:
+            first, second = aiter(queue), aiter(queue)
+            (await anext(first)).accept()
+            with pytest.raises(nfnet.BusyReadingError):
+                await anext(second)
+            assert [timer.cancelled() for timer in timers.handles] == [False], "the first goes on"
+            await anext(first)
+
+            def fail(datagram: bytes) -> None:
+                raise nfnet.KernelError("test", errno.ENOBUFS)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(kernel, "send", fail)
+                with pytest.raises(nfnet.KernelError):
+                    await anext(first)
+            assert [timer.cancelled() for timer in timers.handles] == [True]
 
     asyncio.run(asyncio.wait_for(main(), TIMEOUT))
 
