@@ -7,7 +7,9 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from ctypes import c_uint64
 from types import TracebackType
 from typing import Any
@@ -38,7 +40,7 @@ class Workers:
     handler: what is called with each packet, in one of the processes: they are forked, and share nothing that changes.
     queues: numbers of the queues, as in the rule that fans packets out to them.
     processes: how many processes; one a queue if not given. With fewer, each serves several, a thread a queue.
-    options: those of `Queue`.
+    options: those of `Queue`, but for ``transport`` and ``record``: processes cannot share one, or write one file.
 
     A worker that ends, because its handler raised or it was killed, is started anew; meanwhile its packets pass, if the
     rule says ``bypass``. Entering the context starts them, leaving it stops them all.
@@ -60,20 +62,28 @@ class Workers:
         if not numbers or len(set(numbers)) != len(numbers):
             raise ArgumentError(f"queues are {numbers} and must be at least one, none of them twice")
         count = len(numbers) if processes is None else check("processes", processes, 1, len(numbers))
+        for name in ("transport", "record"):
+            if options.get(name) is not None:
+                raise ArgumentError(f"{name} is not for workers: each is a process of its own")
         for number in numbers:
             Queue(number, **options)  # says what cannot be
         self._handler, self._options = handler, options
         self._shares = [numbers[start::count] for start in range(count)]
         self._workers: list[_Worker] = []
         self._stopping = threading.Event()
-        self._wake_read, self._wake_write = -1, -1
+        # As long as this object lives: `stop` may come at any time, even while `close` is at work.
+        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        weakref.finalize(self, os.close, self._event).atexit = False
+        self._running = False
 
     def start(self) -> None:
-        """Start the processes. Raises NfnetError if they are running."""
-        if self._workers:
+        """Start the processes, and count from 0. Raises NfnetError if they are running; after `close` they are not."""
+        if self._running:
             raise NfnetError("the workers are running already")
+        self._running = True
         self._stopping.clear()
-        self._wake_read, self._wake_write = os.pipe()
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._event)
         self._workers = [_Worker(self._handler, share, self._options) for share in self._shares]
         try:
             for worker in self._workers:
@@ -87,7 +97,7 @@ class Workers:
         from multiprocessing.connection import wait
 
         while not self._stopping.is_set():
-            ended = wait([self._wake_read, *(worker.sentinel for worker in self._workers)], timeout=1.0)
+            ended = wait([self._event, *(worker.sentinel for worker in self._workers)], timeout=1.0)
             for worker in self._workers:
                 if worker.sentinel in ended and not self._stopping.is_set():
                     worker.restart()
@@ -95,8 +105,7 @@ class Workers:
     def stop(self) -> None:
         """End `wait`; from any thread or a signal handler."""
         self._stopping.set()
-        if self._wake_write >= 0:
-            os.write(self._wake_write, b"x")
+        os.eventfd_write(self._event, 1)
 
     def close(self) -> None:
         """Stop the processes; may be called twice."""
@@ -105,10 +114,7 @@ class Workers:
             worker.ask_to_end()
         for worker in self._workers:
             worker.end()
-        if self._wake_write >= 0:
-            os.close(self._wake_read)
-            os.close(self._wake_write)
-            self._wake_read = self._wake_write = -1
+        self._running = False
 
     def __enter__(self) -> Workers:
         self.start()

@@ -1,0 +1,80 @@
+"""What Workers do without a kernel; the rest is in live/test_workers.py."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from typing import Any
+
+import pytest
+
+import nfnet
+from nfnet import Workers, workers
+
+from .kernel import FakeKernel
+
+SOON = 10.0
+
+
+class Idle(workers._Worker):
+    """Has a pipe instead of a process."""
+
+    def start(self) -> None:
+        self.ended, self.life = os.pipe()
+
+    @property
+    def sentinel(self) -> int:
+        return self.ended
+
+    def end(self) -> None:
+        for fd in {self.ended, self.life} - {-1}:
+            os.close(fd)
+        self.ended = self.life = -1
+
+
+@pytest.fixture(autouse=True)
+def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_Worker", Idle)
+
+
+def test_they_may_be_started_again() -> None:
+    several = Workers(print, [1, 2])
+    for _ in range(2):
+        with several:
+            with pytest.raises(nfnet.NfnetError, match="running already"):
+                several.start()
+            assert select.select([several._event], [], [], 0)[0] == [], "nothing is left of an earlier stop"
+            several._workers[0]._now[0] += 1
+            waiting = threading.Thread(target=several.wait)
+            waiting.start()
+            several.stop()
+            waiting.join(SOON)
+            assert not waiting.is_alive()
+        assert several.counters.received == 1
+
+
+def test_stop_at_any_moment_of_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = Workers(print, [1])
+    several.stop()  # does no harm
+    several.start()
+    close = os.close
+
+    def close_and_stop(fd: int) -> None:  # as a second Ctrl-C does
+        close(fd)
+        several.stop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close_and_stop)
+        several.close()
+    several.stop()
+    several.close()
+
+
+@pytest.mark.parametrize("options", [{"record": "x.pcapng"}, {"transport": FakeKernel()}])
+def test_what_processes_cannot_share_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(nfnet.ArgumentError, match="not for workers"):
+        Workers(print, [1], **options)
+    with pytest.raises(nfnet.ArgumentError, match="not for workers"):
+        nfnet.run_workers(print, [1], **options)
+    Workers(print, [1], **dict.fromkeys(options))
