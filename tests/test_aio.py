@@ -56,6 +56,12 @@ def verdict_datagrams(kernel: FakeKernel) -> int:
     return sum(netlink.header.parse(d).type != nfqnl.MSG_CONFIG for d in kernel.sent)
 
 
+async def at_rest(queue: AsyncQueue) -> None:
+    """Wait until its `run` waits for something to happen."""
+    while queue._wake is None:
+        await asyncio.sleep(0)
+
+
 def test_iteration(run: Any) -> None:
     async def main() -> None:
         kernel = FakeKernel()
@@ -410,7 +416,7 @@ def test_close_ends_a_run_elsewhere() -> None:
         queue = AsyncQueue(1, transport=FakeKernel())
         await queue.open()
         task = asyncio.ensure_future(queue.run(print))
-        await asyncio.sleep(0.01)
+        await at_rest(queue)
         with pytest.raises(nfnet.BusyReadingError):
             await queue.run(print)
         await queue.close()
@@ -520,16 +526,16 @@ def test_a_run_does_not_go_on_with_another_binding() -> None:
         queue = AsyncQueue(1, transport=FakeKernel())
         await queue.open()
         task = asyncio.ensure_future(queue.run(lambda packet: packet.drop()))
-        await asyncio.sleep(0.01)
+        await at_rest(queue)
         await queue.close()
         kernel = queue._reader._given_transport = FakeKernel()
         await queue.open()
         kernel.feed()
-        await asyncio.wait_for(task, TIMEOUT)
+        await task
         assert not kernel.judged
         await queue.close()
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
 
 
 def test_closing_while_tasks_hold_packets_ends_the_run() -> None:
@@ -575,7 +581,7 @@ def test_a_handler_that_is_cancelled_from_within() -> None:
                 assert words(kernel) == [(1, 0)]
 
     for policy in ("raise", "drop"):
-        asyncio.run(main(policy))
+        asyncio.run(asyncio.wait_for(main(policy), TIMEOUT))
 
 
 def test_verdicts_outside_of_tasks_leave_at_once() -> None:
@@ -595,10 +601,11 @@ def test_verdicts_outside_of_tasks_leave_at_once() -> None:
 
     async def idle() -> None:
         loop.call_soon(kept[1].accept)
-        await asyncio.sleep(0.01)
+        while len(kernel.judged) < 2:
+            await asyncio.sleep(0)
         assert words(kernel) == [(1, 1), (2, 1)]
 
-    loop.run_until_complete(idle())
+    loop.run_until_complete(asyncio.wait_for(idle(), TIMEOUT))
     loop.run_until_complete(queue.close())
     loop.close()
 
@@ -638,9 +645,10 @@ def test_a_queue_without_room_leaves_the_loop_alone() -> None:
         async with AsyncQueue(1, transport=kernel) as queue:
             task = asyncio.ensure_future(queue.run(busy, concurrency=1))
             await started.wait()
-            await asyncio.sleep(0.01)
+            await at_rest(queue)
             reads = kernel.reads
-            await asyncio.sleep(0.05)
+            for _ in range(100):  # turns of the loop, in each of which it could read
+                await asyncio.sleep(0)
             assert kernel.reads == reads, "two wait, but there is no room for them"
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
