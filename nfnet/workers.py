@@ -7,9 +7,7 @@ import os
 import signal
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from ctypes import c_uint64
 from types import TracebackType
 from typing import Any
@@ -19,6 +17,7 @@ from .errors import ArgumentError, NfnetError
 from .packet import Packet
 from .queue import Queue
 from .stats import QueueCounters
+from .waiter import Waiter
 
 _GIVE_UP = 5  # times in a row that a worker may end
 _QUICKLY = 1.0  # in so many seconds after it began
@@ -72,8 +71,7 @@ class Workers:
         self._workers: list[_Worker] = []
         self._stopping = threading.Event()
         # As long as this object lives: `stop` may come at any time, even while `close` is at work.
-        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        weakref.finalize(self, os.close, self._event).atexit = False
+        self._waiter = Waiter()
         self._running = False
 
     def start(self) -> None:
@@ -82,8 +80,7 @@ class Workers:
             raise NfnetError("the workers are running already")
         self._running = True
         self._stopping.clear()
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._event)
+        self._waiter.reset()
         self._workers = [_Worker(self._handler, share, self._options) for share in self._shares]
         try:
             for worker in self._workers:
@@ -97,7 +94,7 @@ class Workers:
         from multiprocessing.connection import wait
 
         while not self._stopping.is_set():
-            ended = wait([self._event, *(worker.sentinel for worker in self._workers)], timeout=1.0)
+            ended = wait([self._waiter.fileno(), *(worker.sentinel for worker in self._workers)], timeout=1.0)
             for worker in self._workers:
                 if worker.sentinel in ended and not self._stopping.is_set():
                     worker.restart()
@@ -105,7 +102,7 @@ class Workers:
     def stop(self) -> None:
         """End `wait`; from any thread or a signal handler."""
         self._stopping.set()
-        os.eventfd_write(self._event, 1)
+        self._waiter.wake()
 
     def close(self) -> None:
         """Stop the processes; may be called twice."""

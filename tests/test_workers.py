@@ -44,7 +44,7 @@ def test_they_may_be_started_again() -> None:
         with several:
             with pytest.raises(nfnet.NfnetError, match="running already"):
                 several.start()
-            assert select.select([several._event], [], [], 0)[0] == [], "nothing is left of an earlier stop"
+            assert select.select([several._waiter], [], [], 0)[0] == [], "nothing is left of an earlier stop"
             several._workers[0]._now[0] += 1
             waiting = threading.Thread(target=several.wait)
             waiting.start()
