@@ -274,6 +274,8 @@ def _ports(name: str, value: int | range | str | None) -> range | None:
         first, dash, last = value.partition("-")
         if not _is_number(first) or not _is_number(last if dash else first):
             raise ArgumentError(f"{name} is {value!r} and must be a port, or two like 1024-2047")
+        if dash and int(first) > int(last):
+            raise ArgumentError(f"{name} is {value!r}, which ends before it begins")
         value = range(int(first), int(last if dash else first) + 1)
     if not isinstance(value, range):
         port = check(name, value, 0, 0xFFFF)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import shlex
 import socket
 import struct
 from collections.abc import Iterable, Iterator
@@ -209,8 +210,9 @@ def clean(netns: Netns | None = None) -> list[LeftRule]:
         left = [row for family, name, owner in nftables.tables(sock) if (row := _left(family, name, owner))]
         left = [row for row in left if row.orphaned]
         for row in left:
+            family = _FAMILIES[row.family] if row.family in _FAMILIES else int(row.family)
             delete = [(nftables.DELTABLE, [("NFTA_TABLE_NAME", row.name)])]
-            nftables.commit(sock, _FAMILIES[row.family], delete, f"removing table {row.name}")
+            nftables.commit(sock, family, delete, f"removing table {row.name}")
         return left
     finally:
         sock.close()
@@ -304,7 +306,7 @@ class _LogAction(NamedTuple):
 
     def iptables(self) -> str | None:
         words = ["-j NFLOG --nflog-group", str(self.group)]
-        words += ["--nflog-prefix", f'"{self.prefix}"'] if self.prefix else []
+        words += ["--nflog-prefix", shlex.quote(self.prefix)] if self.prefix else []
         words += [] if self.snaplen is None else ["--nflog-size", str(self.snaplen)]
         words += [] if self.threshold is None else ["--nflog-threshold", str(self.threshold)]
         return " ".join(words)
@@ -331,6 +333,9 @@ class Rule:
         netns: Netns | None = None,
         **match: Any,
     ) -> None:
+        for name in match:
+            if name not in Where.__annotations__:
+                raise TypeError(f"a rule knows no {name!r}; there are {', '.join(sorted(Where.__annotations__))}")
         if isinstance(hook, Hook):
             hook = hook.name.lower()
         check_choice("family", family, tuple(_FAMILIES))
@@ -445,13 +450,15 @@ class Rule:
 
     def _nft(self) -> list[str]:
         family = self._family
+        if isinstance(self._action, _LogAction) and '"' in self._action.prefix:
+            return ["# nft has no way to write this prefix, for the quotation mark in it"]
         device = f' device "{self._match.in_interface}"' if self._hook == "ingress" else ""
         hook = f"{{ type filter hook {self._hook}{device} priority {self._priority}; }}"
         words = [*self._match.nft(), self._action.nft()]
         return [
             f"nft add table {family} nfnet",
-            f"nft add chain {family} nfnet {self._hook} '{hook}'",
-            f"nft add rule {family} nfnet {self._hook} '{' '.join(words)}'",
+            f"nft add chain {family} nfnet {self._hook} {shlex.quote(hook)}",
+            f"nft add rule {family} nfnet {self._hook} {shlex.quote(' '.join(words))}",
         ]
 
     def _iptables(self) -> Iterator[str]:

@@ -23,14 +23,13 @@ from contextlib import suppress
 from typing import Any
 
 from . import inet
-from .errors import ClosedError, kernel_error
+from .errors import ArgumentError, ClosedError, kernel_error
 from .log import Log
 from .packet import Packet
 from .protocol import netlink, nfnetlink, nfqnl, nfulnl
 from .protocol.layout import build_attribute
 from .protocol.nfnetlink import Hook
 from .protocol.nfqnl import NFQA, NFQA_CFG, Command, Verdict
-from .protocol.nfulnl import NFULA
 from .queue import Queue
 from .replay import Decided, Replay
 from .transport import Transport
@@ -47,8 +46,14 @@ def udp(
     destination_port: int = 9,
 ) -> bytes:
     """A UDP packet, IPv4 or IPv6 as the addresses say, with right lengths and checksums."""
-    header = struct.pack("!HHHH", source_port, destination_port, 8, 0)
-    return inet.replace_data(_ip(source, destination, socket.IPPROTO_UDP, header), data)
+    return inet.rewrite(
+        _blank(source, socket.IPPROTO_UDP, bytes(8)),
+        data=data,
+        source=source,
+        destination=destination,
+        source_port=source_port,
+        destination_port=destination_port,
+    )
 
 
 def tcp(
@@ -63,16 +68,25 @@ def tcp(
     ack: int = 1,
 ) -> bytes:
     """A TCP packet, IPv4 or IPv6 as the addresses say, with right lengths and checksums; ``flags`` are PSH and ACK."""
-    header = struct.pack("!HHIIBBHHH", source_port, destination_port, seq, ack, 0x50, flags, 0xFFFF, 0, 0)
-    return inet.replace_data(_ip(source, destination, socket.IPPROTO_TCP, header), data)
+    return inet.rewrite(
+        _blank(source, socket.IPPROTO_TCP, bytes(12) + b"\x50" + bytes(7)),
+        data=data,
+        source=source,
+        destination=destination,
+        source_port=source_port,
+        destination_port=destination_port,
+        flags=flags,
+        seq=seq,
+        ack=ack,
+        window=0xFFFF,
+    )
 
 
-def _ip(source: str, destination: str, protocol: int, body: bytes) -> bytes:
-    if ":" in source:
-        addresses = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, destination)
-        return struct.pack("!IHBB", 6 << 28, len(body), protocol, 64) + addresses + body
-    addresses = socket.inet_pton(socket.AF_INET, source) + socket.inet_pton(socket.AF_INET, destination)
-    return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 1, 0, 64, protocol, 0) + addresses + body
+def _blank(source: str, protocol: int, header: bytes) -> bytes:
+    """A packet of the family of an address, to be filled in."""
+    if ":" in str(source):
+        return struct.pack("!IHBB32x", 6 << 28, len(header), protocol, 64) + header
+    return struct.pack("!BBHHHBBH8x", 0x45, 0, 20 + len(header), 1, 0, 64, protocol, 0) + header
 
 
 # --- netlink messages as the kernel sends them, built by the schemas
@@ -88,14 +102,23 @@ def packet_message(
     **attributes: Any,
 ) -> bytes:
     """A packet of queue ``number``; keywords are names of NFQA members (``MARK=7``), ``payload`` None is META."""
+    payload = None if payload is None else bytes(memoryview(payload))
     if family is None:
         family = 10 if payload and payload[0] >> 4 == 6 else 2
     protocol = {2: 0x0800, 10: 0x86DD}.get(family, 0)
     values = {"PACKET_HDR": {"packet_id": packet_id, "hw_protocol": protocol, "hook": hook}, **attributes}
-    data = nfnetlink.build_attributes((nfqnl.NFQA_TABLE[NFQA[name]], value) for name, value in values.items())
+    data = _attributes(nfqnl.NFQA_TABLE, values)
     if payload is not None:  # the kernel does not pad the last one
         data += build_attribute(NFQA.PAYLOAD, payload)[: 4 + len(payload)]
     return nfnetlink.build_message(nfqnl.MSG_PACKET, number, data, family=family)
+
+
+def _attributes(table: nfnetlink.Table, values: dict[str, Any]) -> bytes:
+    rows = {row.name.partition("_")[2]: row for row in table.values()}
+    for name in values:
+        if name not in rows:
+            raise ArgumentError(f"no attribute is called {name!r}; there are {', '.join(sorted(rows))}")
+    return nfnetlink.build_attributes((rows[name], value) for name, value in values.items())
 
 
 def log_message(
@@ -115,7 +138,7 @@ def log_message(
     values = {"PACKET_HDR": {"hw_protocol": protocol, "hook": hook}, "PREFIX": text, **attributes}
     if payload is not None:
         values["PAYLOAD"] = payload
-    data = nfnetlink.build_attributes((nfulnl.NFULA_TABLE[NFULA[name]], value) for name, value in values.items())
+    data = _attributes(nfulnl.NFULA_TABLE, values)
     return nfnetlink.build_message(nfulnl.MSG_PACKET, group, data, family=family)
 
 
@@ -192,7 +215,7 @@ class FakeKernel(Transport):
 
     def send(self, datagram: bytes) -> None:
         if self.refuse_send:
-            raise OSError(self.refuse_send, "refused by the test")
+            raise kernel_error("sending", self.refuse_send)
         self.sent.append(datagram)
         for _, message in netlink.split_messages(datagram):
             self._execute(message)

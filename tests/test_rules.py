@@ -117,7 +117,7 @@ DESCRIBED: dict[str, tuple[rules.Rule, str, list[str]]] = {
         'meta l4proto ipv6-icmp log prefix "web: " group 5 snaplen 60 queue-threshold 20',
         [
             "ip6tables -A INPUT -p icmpv6 -j NFLOG --nflog-group 5"
-            ' --nflog-prefix "web: " --nflog-size 60 --nflog-threshold 20'
+            " --nflog-prefix 'web: ' --nflog-size 60 --nflog-threshold 20"
         ],
     ),
     "ingress": (
@@ -170,3 +170,23 @@ def test_unknown_option() -> None:
     options: dict[str, Any] = {"colour": "red"}
     with pytest.raises(TypeError, match="colour"):
         rules.queue(1, **options)
+
+
+def test_unknown_keywords_are_named() -> None:
+    with pytest.raises(TypeError, match="a rule knows no 'dport'; there are destination, destination_port"):
+        rules.queue(1, dport=53)  # type: ignore[call-arg]
+
+
+def test_a_range_that_ends_before_it_begins() -> None:
+    with pytest.raises(ArgumentError, match="'53-20', which ends before it begins"):
+        rules.queue(1, protocol="udp", destination_port="53-20")
+
+
+def test_prefixes_are_quoted_for_the_shell() -> None:
+    text = rules.describe(rules.log(5, prefix="$(id) it's"))
+    rules_alone = [line for line in text.splitlines() if "log" in line.lower()]
+    assert len(rules_alone) == 3
+    for line in rules_alone:
+        done = subprocess.run(["sh", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True)
+        assert "$(id) it's" in done.stdout, line
+    assert rules.describe(rules.log(5, prefix='"')).startswith("# nft has no way")

@@ -97,3 +97,19 @@ def test_the_plugin_costs_nothing_until_it_is_used(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "words"),
+    [
+        (lambda: testing.udp(b"x", source="nope"), nfnet.ArgumentError, "source"),
+        (lambda: testing.udp(b"x", source="::1"), nfnet.ArgumentError, "destination is '192.0.2.2'"),
+        (lambda: testing.tcp(b"x", destination_port=70000), nfnet.ArgumentError, "destination_port"),
+        (lambda: testing.packet_message(1, MARC=1), nfnet.ArgumentError, "no attribute is called 'MARC'"),
+        (lambda: testing.log_message(marc=1), nfnet.ArgumentError, "no attribute is called 'marc'"),
+        (lambda: testing.packet_message(1, "text"), TypeError, "bytes-like"),
+    ],
+)
+def test_wrong_input_is_named(call: Any, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        call()

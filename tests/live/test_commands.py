@@ -133,11 +133,17 @@ def test_queue_records_and_serves_metrics(way: Way, tmp_path: Path) -> None:
         assert wait_for(lambda: is_bound(way.net, queue=1) or process.poll() is not None)
         way.send(b"one")
         assert way.received(1) == [b"one"]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=TIMEOUT) as answer:
-            text = answer.read().decode()
+        text = ""
+
+        def is_counted() -> bool:  # the packet may be here before its verdict is
+            nonlocal text
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=TIMEOUT) as answer:
+                text = answer.read().decode()
+            return 'nfnet_queue_packets_total{event="accepted",queue="1"} 1.0' in text
+
+        assert wait_for(is_counted)
         process.send_signal(signal.SIGTERM)
         assert process.wait(TIMEOUT) == 0
-    assert 'nfnet_queue_packets_total{event="accepted",queue="1"} 1.0' in text
     assert 'nfnet_queue_pending{queue="1"} 0.0' in text
     if way.net.proc("router", "nfnetlink_queue") is not None:  # else only root of the machine may read that
         assert 'nfnet_queue_kernel_dropped_total{queue="1",reason="queue full"} 0.0' in text
