@@ -5,7 +5,7 @@ ARGS ?=
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check test-vm bench bench-report fuzz soak docs clean
+.PHONY: demo test lint check test-vm bench bench-report fuzz soak docs clean
 
 demo: $(VENV)/.installed          ## real packets, in namespaces of its own
 	@$(BIN)/nfnet demo
@@ -13,11 +13,12 @@ demo: $(VENV)/.installed          ## real packets, in namespaces of its own
 test: $(VENV)/.installed-dev      ## all tests that this machine allows
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.installed-dev     ## lint, format, types, tests
+lint: $(VENV)/.installed-dev      ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+check: lint test                  ## what must pass
 
 # A program that boots the kernel of this version, runs a command as root under it, and sees the same files.
 VMRUN ?= vmrun

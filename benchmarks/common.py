@@ -18,10 +18,10 @@ from typing import Any
 
 import nfnet
 from nfnet import netns
+from nfnet.transport import SO_SNDBUFFORCE
 
 SIZE = 100  # bytes, with IP and UDP headers
 PORT = 9
-SO_SNDBUFFORCE = 32
 BUFFER = 1 << 28
 
 Handler = Callable[[Any], Any]
@@ -44,19 +44,25 @@ def fill(count: int) -> None:
     pid = os.fork()
     if not pid:
         data = bytes(SIZE - 28)
-        for start in range(0, count, 20_000):
+        share = 20_000 if _may_have_large_buffers() else 100  # packets, of each socket
+        for start in range(0, count, share):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                try:
-                    sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER)
-                    share = 20_000
-                except PermissionError:
-                    share = 100
+                sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE if share > 100 else socket.SO_SNDBUF, BUFFER)
                 sock.connect(("127.0.0.1", PORT))
                 for _ in range(min(share, count - start)):
                     sock.send(data)
         os._exit(0)
     if os.waitpid(pid, 0)[1]:
         sys.exit("the packets could not be sent")
+
+
+def _may_have_large_buffers() -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER)
+        except PermissionError:
+            return False
+    return True
 
 
 def measure(program: Program, handler: Handler, count: int) -> tuple[float, float]:

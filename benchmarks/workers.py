@@ -14,6 +14,7 @@ from common import PORT, options, write
 
 import nfnet
 from nfnet import rules
+from nfnet.transport import SO_SNDBUFFORCE
 
 ROUNDS_OF_WORK = 200  # about 20 microseconds a packet
 
@@ -31,7 +32,7 @@ def fill(count: int) -> None:
     data = bytes(72)
     for last in range(2, 52):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, 32, 1 << 28)  # SO_SNDBUFFORCE
+            sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 1 << 28)
             sock.bind((f"127.0.0.{last}", 0))
             for _ in range(count // 50):
                 sock.sendto(data, ("127.0.0.1", PORT))

@@ -106,7 +106,7 @@ def create() -> BinaryIO:
         unshare(CLONE_NEWNET)
         return open("/proc/thread-self/ns/net", "rb")
 
-    return call_in(None, make)
+    return _in_thread(make)
 
 
 def call_in(netns: Netns | None, function: Callable[[], _T]) -> _T:
@@ -117,12 +117,22 @@ def call_in(netns: Netns | None, function: Callable[[], _T]) -> _T:
     A socket belongs for life to the namespace in which it was made. A namespace belongs to a thread, so this starts
     one, which ends with the call. Raises KernelError if there is no such namespace or it may not be entered.
     """
+    if netns is None:
+        return function()
+
+    def work() -> _T:
+        enter(netns)
+        return function()
+
+    return _in_thread(work)
+
+
+def _in_thread(function: Callable[[], _T]) -> _T:
+    """Call a function in a thread of its own, whose namespace it may change."""
     outcome: dict[str, Any] = {}
 
     def work() -> None:
         try:
-            if netns is not None:
-                enter(netns)
             outcome["result"] = function()
         except BaseException as error:
             outcome["error"] = error

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import nfnet
 from nfnet import AlreadyDecidedError, ClosedError, Log, Packet, Queue, inet, rules
 from nfnet.stats import QueueRow, queue_rows
+from nfnet.transport import SO_RCVBUFFORCE
 
 from .live.conftest import ADDRESS, Net, wait_for
 
@@ -321,7 +322,7 @@ class Soak:
         sender = net.open_socket("client")
         sender.connect((ADDRESS["server", socket.AF_INET], FLOOD))
         receiver = net.receiver(port=FLOOD)
-        receiver.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE
+        receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
         self.door_sender, self.door_receiver = net.open_socket("client"), net.receiver(port=DOOR)
         self.door_receiver.setblocking(False)
         self.sender = Helper(send, sender)  # processes first, threads after

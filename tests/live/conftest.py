@@ -160,10 +160,6 @@ def wait_for(condition: Callable[[], Any], timeout: float = TIMEOUT) -> bool:
     return True
 
 
-def mac(side: str, number: int) -> str:
-    return f"02:00:00:00:{number:02x}:{1 if side in ('client', 'router-server') else 2:02x}"
-
-
 class Net:
     """Three hosts in a row."""
 
