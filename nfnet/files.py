@@ -12,8 +12,8 @@ from contextlib import suppress
 def create(path: str | os.PathLike[str], *, lock: bool = False) -> int:
     """Open a file for writing, made with mode 0600 if it is not there, and return its descriptor. Raises OSError.
 
-    What was in it stays until `empty`. With ``lock`` a regular file is for one writer at a time, in whatever process:
-    the next one gets EBUSY, until `unlock`.
+    What was in it stays until ``empty``. With ``lock`` a regular file is for one writer at a time, in whatever process:
+    the next one gets EBUSY, until ``unlock``.
 
     Links are followed, as by tcpdump: /dev/stdout is one. But in a directory in which everybody may make files, /tmp
     say, somebody else's link is refused, which might lead anywhere, and so is somebody else's file, which they could go

@@ -23,7 +23,7 @@ _COMMANDS = (queue, log, record, decode, rules, stats, doctor, run, demo)
 _EPILOG = """\
 nfnet COMMAND --help says more. exit status: 0 if all went well, 1 if something
 failed, 2 for wrong arguments. Completion in bash, zsh and fish: install
-argcomplete (pip install 'nfnet[cli]') and have the shell evaluate the output of
+argcomplete and have the shell evaluate the output of
 "register-python-argcomplete nfnet".
 """
 
