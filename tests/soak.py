@@ -8,6 +8,7 @@ verdict, or by a counter of the kernel. Nothing here is timed: a slow machine ha
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import gc
@@ -30,8 +31,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import nfnet
-from nfnet import AlreadyDecidedError, ClosedError, Log, Packet, Queue, inet, rules
-from nfnet.stats import QueueRow, queue_rows
+from nfnet import AlreadyDecidedError, AsyncQueue, ClosedError, Log, Packet, Queue, inet, rules
+from nfnet.stats import QueueCounters, QueueRow, queue_rows
 from nfnet.transport import SO_RCVBUFFORCE
 
 from .live.conftest import ADDRESS, Net, wait_for
@@ -48,7 +49,7 @@ class Phase(NamedTuple):
     """How the queue is opened, and how it is read."""
 
     name: str
-    read: Callable[[Queue, Callable[[Packet], None]], None]
+    read: Callable[[Queue, Callable[[Packet], None]], None] | None  # None: with asyncio
     options: dict[str, Any]
     interrupted: bool = False
 
@@ -70,6 +71,7 @@ PHASES = (
     Phase("both full", process, {"max_len": 600, "rcvbuf": 1 << 18, "on_error": "accept"}),
     Phase("open when full", Queue.run, {"max_len": 600, "rcvbuf": 1 << 18, "fail_open": True, "on_error": "drop"}),
     Phase("errors raised", Queue.run, {"on_overrun": "ignore"}),
+    Phase("asyncio", None, {"max_len": 3000, "on_error": "drop"}),
     Phase("interrupted", Queue.run, {"max_len": 5000, "on_error": "drop"}, interrupted=True),
 )
 
@@ -118,8 +120,11 @@ def decide(packet: Packet) -> None:
 class Deciders:
     """Threads that decide packets some time after the handler returned, in any order."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self) -> None:
         self.packets: queues.SimpleQueue[Packet | None] = queues.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def start(self, count: int) -> None:
         self._threads = [threading.Thread(target=self._work) for _ in range(count)]
         for thread in self._threads:
             thread.start()
@@ -330,14 +335,14 @@ class Soak:
         self.receiver = Helper(receive, receiver)
         self.log = Helper(read_log, self.router)
         self.log.answer()
-        self.deciders: Deciders | None = None
+        self.deciders = Deciders()
+        self.end_of_flood = threading.Event()
         self.logged = 0  # so far, as are the log's own counters
         self.sizes: list[tuple[int, int, int, int]] = []
         self.sent = self.packets = self.handled = self.doors = 0
 
     def close(self) -> None:
-        if self.deciders is not None:
-            self.deciders.close()
+        self.deciders.close()
         for helper in (self.sender, self.receiver, self.log):
             helper.close()
 
@@ -345,7 +350,7 @@ class Soak:
         return next(row for row in queue_rows(self.router) if row.number == number)
 
     def run(self, seconds: float, say: Callable[[str], None]) -> None:
-        self.deciders = Deciders(3)
+        self.deciders.start(3)
         where: dict[str, Any] = {"protocol": "udp", "netns": self.router}
         with (
             rules.log(5, hook="prerouting", destination_port=FLOOD, prefix="flood", **where),
@@ -382,18 +387,10 @@ class Soak:
         drops_before, overflow_before = device_drops(self.net), udp_overflow(self.net)
         self.receiver.ask("next")
         _over.clear()
-        with Queue(1, netns=self.router, **{"on_overrun": "count", **phase.options}) as queue:
-            trouble: list[BaseException] = []
-            referee = threading.Thread(target=self.referee, args=(queue, seconds, trouble))
-            referee.start()
-            with interrupts(phase.interrupted):
-                while not _over.is_set():
-                    with contextlib.suppress(Failure, Interrupt):
-                        read_until_interrupted(phase, queue, self.deciders)  # type: ignore[arg-type]
-            referee.join()
-            if trouble:
-                raise trouble[0]
-            row, counters = self.row(1), queue.counters
+        if phase.read is None:
+            row, counters = asyncio.run(self.flood_async(phase, seconds))
+        else:
+            row, counters = self.flood(phase, seconds)
         books: dict[str, int] = {}
 
         def balanced() -> bool:
@@ -439,7 +436,50 @@ class Soak:
         if problems:
             raise Unbalanced(f"{phase.name}: {'; '.join(problems)}: {self.sent=} {books} {counters} {row} {logged}")
 
-    def referee(self, queue: Queue, seconds: float, trouble: list[BaseException]) -> None:
+    def flood(self, phase: Phase, seconds: float) -> tuple[QueueRow, QueueCounters]:
+        """Read a queue until the referee ends it; what the kernel and it say then."""
+        with Queue(1, netns=self.router, **phase.options) as queue, self.refereed(queue, seconds, queue.stop):
+            with interrupts(phase.interrupted):
+                while not _over.is_set():
+                    with contextlib.suppress(Failure, Interrupt):
+                        read_until_interrupted(phase, queue, self.deciders)
+            self.end_of_flood.wait()
+            return self.row(1), queue.counters
+
+    async def flood_async(self, phase: Phase, seconds: float) -> tuple[QueueRow, QueueCounters]:
+        """The same with asyncio; every other packet is decided by a task."""
+
+        async def decide_later(packet: Packet) -> None:
+            await asyncio.sleep(0)
+            self.deciders.handler(packet)
+
+        loop = asyncio.get_running_loop()
+        async with AsyncQueue(1, netns=self.router, **phase.options) as queue:
+            with self.refereed(queue, seconds, lambda: loop.call_soon_threadsafe(queue.stop)):
+                while not _over.is_set():
+                    with contextlib.suppress(Failure):
+                        await queue.run(decide_later if random.randrange(2) else self.deciders.handler)
+                await asyncio.to_thread(self.end_of_flood.wait)
+                return self.row(1), queue.counters
+
+    @contextlib.contextmanager
+    def refereed(self, queue: Queue | AsyncQueue, seconds: float, stop: Callable[[], object]) -> Iterator[None]:
+        trouble: list[BaseException] = []
+        self.end_of_flood.clear()
+        thread = threading.Thread(target=self.referee, args=(queue, seconds, stop, trouble))
+        thread.start()
+        yield
+        thread.join()
+        if trouble:
+            raise trouble[0]
+
+    def referee(
+        self,
+        queue: Queue | AsyncQueue,
+        seconds: float,
+        stop: Callable[[], object],
+        trouble: list[BaseException],
+    ) -> None:
         """Let the flood go for so long, see the queue empty, and end the loop that reads it."""
         try:
             self.sender.tell("go")
@@ -454,9 +494,10 @@ class Soak:
             trouble.append(error)
         finally:
             _over.set()
-            queue.stop()
+            stop()
+            self.end_of_flood.set()
 
-    def drain(self, queue: Queue) -> None:
+    def drain(self, queue: Queue | AsyncQueue) -> None:
         def drained() -> bool:
             if not self.row(1).waiting:
                 return True
@@ -504,6 +545,7 @@ class Soak:
 
 
 def read_until_interrupted(phase: Phase, queue: Queue, deciders: Deciders) -> None:
+    assert phase.read is not None
     phase.read(queue, deciders.handler)
 
 
