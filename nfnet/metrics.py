@@ -1,4 +1,4 @@
-"""Queues and logs for Prometheus; needs prometheus-client (``pip install 'nfnet[prometheus]'``).
+"""Queues and logs for Prometheus; needs prometheus-client (the extra ``prometheus``).
 
 from prometheus_client import REGISTRY
 REGISTRY.register(nfnet.metrics.Collector(queue, log))
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from .aio import AsyncLog, AsyncQueue
 from .errors import NfnetError
 from .log import Log
 from .queue import Queue
@@ -30,8 +31,10 @@ class Collector:
     names of `QueueCounters` and `LogCounters`. A queue or log that has never been open has no metrics yet.
     """
 
-    def __init__(self, *readers: Queue | Log) -> None:
-        self._readers = readers
+    def __init__(self, *readers: Queue | Log | AsyncQueue | AsyncLog) -> None:
+        self._readers: list[Queue | Log] = [
+            reader._reader if isinstance(reader, (AsyncQueue, AsyncLog)) else reader for reader in readers
+        ]
 
     def collect(self) -> Iterator[Any]:
         """The metrics, as prometheus-client wants them."""
@@ -64,7 +67,7 @@ class Collector:
         yield from (packets, pending, dropped, messages)
 
 
-def serve(port: int, *readers: Queue | Log, address: str = "127.0.0.1") -> Callable[[], None]:
+def serve(port: int, *readers: Queue | Log | AsyncQueue | AsyncLog, address: str = "127.0.0.1") -> Callable[[], None]:
     """Serve the metrics over HTTP, from threads; returns what ends that. Raises NfnetError, OSError.
 
     Who may reach the address may read them: there is no password. Clients that are slow keep nobody else from it for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 import nfnet
 from nfnet.cli import build
-from nfnet.testing import FedQueue
+from nfnet.testing import FakeKernel, FedQueue
 
 pytest.importorskip("prometheus_client")
 from prometheus_client import REGISTRY
@@ -156,3 +157,16 @@ def test_queues_and_logs_may_be_registered_before_they_are_open() -> None:
     finally:
         REGISTRY.unregister(collector)
         fed.close()
+
+
+def test_queues_and_logs_of_asyncio_have_metrics() -> None:
+    kernel = FakeKernel(ends=True)
+
+    async def main() -> list[str]:
+        async with nfnet.AsyncQueue(1, transport=kernel) as queue:
+            kernel.feed(2)
+            await queue.run(lambda packet: packet.accept())
+            found = metrics.Collector(queue, nfnet.AsyncLog(5)).collect()
+            return [str(sample.value) for family in found for sample in family.samples if "accepted" in str(sample)]
+
+    assert asyncio.run(main()) == ["2"]
