@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import random
 import resource
 import socket
 import statistics
+import subprocess
 import sys
 import time
 import warnings
@@ -39,21 +39,26 @@ class Draining(nfnet.NetlinkSocket):
         return len(into) > before
 
 
+_FILL = f"""
+import socket, sys
+count, share, force = map(int, sys.argv[1:])
+for start in range(0, count, share):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, force or socket.SO_SNDBUF, {BUFFER})
+        sock.connect(("127.0.0.1", {PORT}))
+        for _ in range(min(share, count - start)):
+            sock.send(bytes({SIZE - 28}))
+"""
+
+
 def fill(count: int) -> None:
-    """Send packets that the rule queues, from a process of its own, so that its time is not counted."""
-    pid = os.fork()
-    if not pid:
-        data = bytes(SIZE - 28)
-        share = 20_000 if _may_have_large_buffers() else 100  # packets, of each socket
-        for start in range(0, count, share):
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE if share > 100 else socket.SO_SNDBUF, BUFFER)
-                sock.connect(("127.0.0.1", PORT))
-                for _ in range(min(share, count - start)):
-                    sock.send(data)
-        os._exit(0)
-    if os.waitpid(pid, 0)[1]:
-        sys.exit("the packets could not be sent")
+    """Send packets that the rule queues, from a process of its own, so that its time is not counted.
+
+    It is no fork of this one, which may share a queue with its children, and then decides otherwise.
+    """
+    force = SO_SNDBUFFORCE if _may_have_large_buffers() else 0
+    share = 20_000 if force else 100  # packets, of each socket
+    subprocess.run([sys.executable, "-S", "-c", _FILL, str(count), str(share), str(force)], check=True)
 
 
 def _may_have_large_buffers() -> bool:
