@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import os
-import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +13,7 @@ from common import BUFFER, PORT, Drain, Draining, Handler, Program, options, run
 
 import nfnet
 from nfnet import rules
-from nfnet.transport import MAX_QUEUE_DATAGRAM, SO_RCVBUFFORCE
+from nfnet.transport import MAX_QUEUE_DATAGRAM
 
 
 def accept(packet: Any) -> None:
@@ -113,31 +111,6 @@ def run_their_api(
     return lambda: queue.run(block=False), queue.unbind
 
 
-def run_fnfqueue(handler: Handler, count: int, fill: Callable[[], None]) -> tuple[Drain, Callable[[], Any]]:
-    import fnfqueue
-
-    connection = fnfqueue.Connection()
-    with socket.socket(fileno=os.dup(connection._conn.fd)) as same:  # it offers no way to ask for a larger buffer
-        same.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER // 2)
-    queue = connection.bind(1)
-    queue.set_maxlen(BUFFER)
-    queue.set_mode(0xFFFF, fnfqueue.COPY_PACKET)
-
-    def drain() -> None:
-        fill()  # a thread of its own reads from the start: nobody can keep it waiting
-        for _, packet in zip(range(count), connection):
-            handler(packet)
-
-    def finish() -> None:
-        queue.unbind()
-        _kept.append(connection)  # closed, its thread would read from whatever socket gets the number next
-
-    return drain, finish
-
-
-_kept: list[Any] = []
-
-
 COMPAT_GOAL = 1.15
 ASYNC_GOAL = 1.3
 
@@ -164,7 +137,7 @@ def is_there(module: str) -> bool:
 
 def main() -> int:
     found = options(__doc__, [1000, 20_000])
-    netfilterqueue, fnfqueue = is_there("netfilterqueue"), is_there("fnfqueue")
+    netfilterqueue = is_there("netfilterqueue")
     figures: list[dict[str, Any]] = []
     with rules.queue(1, hook="output", protocol="udp", destination_port=PORT):
         for count in found.packets:
@@ -172,8 +145,6 @@ def main() -> int:
                 programs: dict[str, tuple[Program, Handler]] = {"nfnet": (run_nfnet, ours)}
                 if netfilterqueue:
                     programs["NetfilterQueue"] = (run_netfilterqueue, theirs)
-                if fnfqueue:
-                    programs["fnfqueue"] = (run_fnfqueue, ours)
                 figures += run_case(case, programs, count, found.rounds, {"NetfilterQueue": goal})
                 for name, iterate in (("asyncio: run", False), ("asyncio: iteration", True)):
                     both = {name: (partial(run_async, iterate), ours), "nfnet": (run_nfnet, ours)}

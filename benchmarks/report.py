@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from run import ROOT, SCRIPTS, prepare
 
 FIGURES = ROOT / "docs" / "figures"
-PEERS = ("NetfilterQueue", "fnfqueue", "nflogr")
+PEERS = ("NetfilterQueue", "nflogr")
 NAMES = {"queue": "Verdicts on queued packets", "log": "Logged packets"}
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #24292f }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".bench"
-PEERS = ["NetfilterQueue==1.1.0", "fnfqueue==1.1.2"]
+PEERS = ["NetfilterQueue==1.1.0"]
 if sys.version_info >= (3, 13):
     PEERS.append("nflogr==0.2.12")  # on 3.10 to 3.12 it crashes
 SCRIPTS = {"queue": "queue_drain.py", "log": "log_drain.py", "workers": "workers.py"}
