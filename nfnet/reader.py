@@ -265,7 +265,7 @@ class Reader(ABC, Generic[B]):
             return self._make_binding(transport)
 
         try:
-            binding = connect() if self._netns is None else call_in(self._netns, connect)
+            binding = call_in(self._netns, connect)
         except BaseException:
             if own is not None:
                 own.close()

@@ -143,7 +143,7 @@ def _rows(name: str, columns: int, netns: Netns | None) -> list[list[int]]:
                 raise NotPermittedError(operation, number, hint="Only root of the machine may do that") from None
             raise kernel_error(operation, number) from None
 
-    text = read() if netns is None else call_in(netns, read)
+    text = call_in(netns, read)
     rows = [[int(word) for word in line.split()] for line in text.splitlines()]
     if any(len(row) != columns for row in rows):
         raise DecodeError(f"/proc/net/netfilter/{name} has not {columns} columns on this kernel", 0)

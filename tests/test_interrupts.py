@@ -52,6 +52,18 @@ class Interrupt:
     def __exit__(self, *details: Any) -> None:
         sys.settrace(None)
 
+    def arrives(self, function: Callable[[], object]) -> bool:
+        """Call a function; whether Ctrl-C came out of it, or right behind it."""
+        try:
+            with self:
+                function()
+            for _ in range(100):  # a signal that came at the very end is noticed here
+                pass
+        except KeyboardInterrupt:
+            sys.settrace(None)
+            return True
+        return False
+
     def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
         name = frame.f_code.co_filename
         if not name.startswith(ROOT) or name == KERNEL:
@@ -196,14 +208,7 @@ def test_keyboard_interrupt_at_any_moment(way: Callable[[Queue, Handler], None],
         with Queue(1, transport=kernel) as queue:
             kernel.feed(COUNT)
             interrupt = Interrupt(moment)
-            try:
-                with interrupt:
-                    way(queue, handler)
-                for _ in range(100):  # a signal that came at the very end is noticed here
-                    pass
-            except KeyboardInterrupt:
-                sys.settrace(None)
-                interrupted += 1
+            interrupted += interrupt.arrives(lambda queue=queue, handler=handler: way(queue, handler))
             if interrupt.seen < moment:
                 break  # beyond the end
             where = f"seed {seed}, instruction {moment}"
@@ -234,14 +239,7 @@ def test_keyboard_interrupt_at_any_moment_of_a_replay(tmp_path: Path) -> None:
         replay = nfnet.replay(path)
         with Queue(1, transport=replay) as queue:
             interrupt = Interrupt(moment)
-            try:
-                with interrupt:
-                    queue.run(Packet.accept)
-                for _ in range(100):  # a signal that came at the very end is noticed here
-                    pass
-            except KeyboardInterrupt:
-                sys.settrace(None)
-                interrupted += 1
+            interrupted += interrupt.arrives(lambda queue=queue: queue.run(Packet.accept))
             if interrupt.seen < moment:
                 break  # beyond the end
             where = f"seed {seed}, instruction {moment}"
