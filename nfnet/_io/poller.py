@@ -1,4 +1,4 @@
-"""Waiting for a file descriptor, or for a call from another thread or a signal handler."""
+"""One descriptor for an event loop to wait on: readable when a transport has something, or after `wake`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import select
 import weakref
 from contextlib import suppress
 
-_LONGEST_WAIT = 1.0  # seconds
+from . import at_fork
+
+_LONGEST_WAIT = 1.0  # seconds; see `netlink_socket`
 
 
-class Waiter:
-    """Waits for a file descriptor, or for `wake`."""
+class Poller(at_fork.AtFork):
+    """An epoll descriptor that holds an event, for `wake`, and the descriptor of a transport."""
 
     def __init__(self) -> None:
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -20,7 +22,7 @@ class Waiter:
         self._epoll = select.epoll()
         self._epoll.register(self._event, select.EPOLLIN)
         self._inherited: int | None = None
-        _all.add(self)
+        at_fork.register(self)
 
     def fileno(self) -> int:
         """Readable when a wait would end."""
@@ -44,13 +46,11 @@ class Waiter:
 
     def wait(self) -> None:
         """Wait, at most a second."""
-        # Not for ever: a signal that arrives after Python last looked for one, and before the system call, ends
-        # neither, and its handler would have to wait for the next packet.
         self._epoll.poll(_LONGEST_WAIT)
         self.reset()
 
     def after_fork(self) -> None:
-        """In a child: what both would share, and wake each other by, is replaced under the same numbers."""
+        # What both processes would share, and wake each other by, is replaced under the same numbers.
         if not self._finalizer.alive:
             return
         event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -62,14 +62,3 @@ class Waiter:
                 with suppress(OSError):  # it was closed
                     epoll.register(self._inherited, select.EPOLLIN)
             os.dup2(epoll.fileno(), self._epoll.fileno(), inheritable=False)
-
-
-_all: weakref.WeakSet[Waiter] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for waiter in list(_all):
-        waiter.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -1,25 +1,25 @@
-"""The way to the kernel and back: a raw AF_NETLINK socket, or anything that behaves like one."""
+"""A raw AF_NETLINK socket: the transport that leads to the kernel."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import select
 import socket
 import struct
-import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable
-from itertools import repeat
-from typing import Protocol
+from itertools import islice, repeat
 
-from .errors import AckTimeoutError, ClosedError, KernelError, kernel_error
-from .protocol import netlink
-from .protocol.nfnetlink import NETLINK_NETFILTER
+from ..errors import AckTimeoutError, ClosedError, KernelError, kernel_error
+from ..protocol import netlink
+from ..protocol.nfnetlink import NETLINK_NETFILTER
+from . import at_fork
+from .interface_names import InterfaceNames
+from .moves import move
+from .transport import Transport
 
 # Python has names for none of these.
 SOL_NETLINK = 270
@@ -47,7 +47,6 @@ _SOCKET_OPTIONS = {  # arch/*/include/uapi/asm/socket.h
 }
 SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMP = socket_options(os.uname().machine)
 
-_END = sys.maxsize  # ``list[_END:] = more`` appends
 KERNEL = (0, 0)  # the kernel's port id, and no multicast groups
 
 # The largest datagram: 256 KiB of log messages, where the kernel rounds the 128 KiB that may be asked for up to the
@@ -58,10 +57,11 @@ MAX_DATAGRAM = 0x40000
 
 DEFAULT_RCVBUF = 8 << 20  # the kernel's default, 208 KiB, holds 92 full-size packets
 _SNDBUF = 1 << 18  # room for a datagram of verdicts with a 64 KiB packet in it
-_KEEP_NAME = 1.0  # seconds; interfaces are renamed and their indexes reused, but not often
-_SIOCGIFNAME = 0x8910
-_IFNAMSIZ = 16
-_ifreq = struct.Struct(f"{netlink.PREFIX}{_IFNAMSIZ}si20x")  # struct ifreq with an index; shorter on 32-bit machines
+# A message to which nothing happens but an answer.
+_NOOP = netlink.build_message(netlink.NLMSG_NOOP, netlink.Flag.REQUEST | netlink.Flag.ACK, 0, b"")
+# A signal that arrives after Python has last looked for one, and before it calls recv, does not end that: its handler
+# would have to wait for the next packet. So no wait is longer than a second.
+_LONGEST_WAIT = struct.pack("@ll", 1, 0)  # struct timeval
 _ACK_TIMEOUT = 5.0  # seconds; the kernel answers at once, unless the receive buffer had no room for the answer
 
 
@@ -87,45 +87,7 @@ def _system_error(operation: str, error: OSError) -> KernelError:
     return kernel_error(operation, error.errno or errno.EIO)
 
 
-class Transport(Protocol):
-    """What a queue or a log needs of the other side.
-
-    Datagrams are `bytes` and each holds whole netlink messages. ``fileno()`` polls readable when `receive` has
-    something to give. Implementations raise `KernelError` and nothing else for failures of the system.
-    One that can be recorded has an attribute ``tap`` besides, as `NetlinkSocket` has.
-    """
-
-    @property
-    def trusted(self) -> bool:
-        """Whether the datagrams come from the kernel itself. Those of anybody else are checked in every respect."""
-
-    def send(self, datagram: bytes) -> None:
-        """Hand one datagram, of one or more messages, to the kernel; it is executed when this returns."""
-
-    def receive(self, into: list[bytes], limit: int) -> bool:
-        """Append up to ``limit`` waiting datagrams without blocking; False when no more will ever come.
-
-        What was appended before an exception stays there.
-        """
-
-    def request(self, build: Callable[[int], bytes], operation: str) -> None:
-        """Send the request that ``build`` makes for a sequence number and wait for the kernel to acknowledge it.
-
-        Raises the `KernelError` that fits its refusal, `AckTimeoutError` if no answer came. Packets that arrive
-        in between are kept for `receive`.
-        """
-
-    def interface_name(self, index: int) -> str | None:
-        """The name of the interface with that index, None if it is gone or not known here."""
-
-    def fileno(self) -> int:
-        """The file descriptor to wait on."""
-
-    def close(self) -> None:
-        """Let go of the socket; may be called twice."""
-
-
-class NetlinkSocket(Transport):
+class NetlinkSocket(Transport, at_fork.AtFork):
     """A NETLINK_NETFILTER socket in the network namespace of the calling thread.
 
     rcvbuf: size of the receive buffer in bytes, as the kernel will report it, 8 MiB if not given, 0 for what the
@@ -140,8 +102,8 @@ class NetlinkSocket(Transport):
     """
 
     trusted = True
-    tap: Callable[[bool, bytes], None] | None = None
-    """Is told of every datagram: whether it went to the kernel, and its bytes."""
+    blocks = True
+    recordable = True
 
     def __init__(
         self,
@@ -157,12 +119,13 @@ class NetlinkSocket(Transport):
         except OSError as error:
             raise _system_error("opening a netfilter netlink socket", error) from None
         self._reading = threading.RLock()  # `close` may come in a signal handler
-        self._names: dict[int, tuple[str | None, float]] = {}
+        self._names = InterfaceNames(self._socket)
         self.inherit = inherit
-        _open_sockets.add(self)
+        at_fork.register(self)
         self._datagram = datagram
         self._sequence = 0
         self._kept: list[bytes] = []
+        self._blocking = map(self._socket.recv, repeat(datagram))
         try:
             self._configure(DEFAULT_RCVBUF if rcvbuf is None else rcvbuf, overruns)
         except OSError as error:
@@ -185,6 +148,8 @@ class NetlinkSocket(Transport):
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK):
             with contextlib.suppress(OSError):  # before Linux 4.3 and 4.12: answers are longer or say less
                 sock.setsockopt(SOL_NETLINK, option, 1)
+        if not self.inherit:  # those who share it would see that, too
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _LONGEST_WAIT)
         self._set_buffer(_SNDBUF, SO_SNDBUFFORCE, socket.SO_SNDBUF)
         if rcvbuf:
             self._set_buffer(rcvbuf, SO_RCVBUFFORCE, socket.SO_RCVBUF)
@@ -229,9 +194,7 @@ class NetlinkSocket(Transport):
 
     def receive(self, into: list[bytes], limit: int) -> bool:
         if self._kept:
-            kept = self._kept[:limit]
-            into[_END:], self._kept[:limit] = kept, ()  # one statement, so that none is lost
-            limit -= len(kept)
+            limit -= move(self._kept, into, limit)
         start = len(into)
         with self._reading:  # `close` in another thread waits: else its number might be another file's by now
             self._check_open()
@@ -250,6 +213,30 @@ class NetlinkSocket(Transport):
                     for datagram in into[start:]:
                         self.tap(False, datagram)
         return True
+
+    def receive_one(self, into: list[bytes]) -> None:
+        if self._kept:
+            move(self._kept, into, 1)
+            return
+        start = len(into)
+        with self._reading:
+            try:
+                into.extend(islice(self._blocking, 1))  # in C, as in `receive`
+            except BlockingIOError:  # the second is over
+                pass
+            except OSError as error:
+                self._check_open()
+                raise _system_error("receiving from the kernel", error) from None
+            finally:
+                if self.tap is not None:
+                    for datagram in into[start:]:
+                        self.tap(False, datagram)
+
+    def wake(self) -> None:
+        # The kernel answers, with success or EPERM, and the answer ends the wait. If it finds no room in the receive
+        # buffer there is something to read anyway.
+        with contextlib.suppress(OSError):
+            self._socket.sendto(_NOOP, KERNEL)
 
     def request(self, build: Callable[[int], bytes], operation: str) -> None:
         self._sequence = self._sequence % 0xFFFFFFFF + 1  # never 0: that is what verdicts carry
@@ -308,27 +295,16 @@ class NetlinkSocket(Transport):
         return self._socket.fileno()
 
     def interface_name(self, index: int) -> str | None:
-        """The name of an interface in the namespace of the socket, None for one that is gone.
-
-        Remembered for a second, or, once the socket is closed, for ever.
-        """
-        name, until = self._names.get(index, (None, 0.0))
-        now = time.monotonic()
-        if now >= until and self._socket.fileno() >= 0:
-            try:
-                request = fcntl.ioctl(self._socket.fileno(), _SIOCGIFNAME, _ifreq.pack(b"", index))
-                name = os.fsdecode(request[:_IFNAMSIZ].split(b"\0", 1)[0])
-            except (OSError, struct.error):
-                name = None
-            self._names[index] = (name, now + _KEEP_NAME)
-        return name
+        return self._names.get(index)
 
     def close(self) -> None:
         with self._reading:
             self._socket.close()
 
     def after_fork(self) -> None:
-        """In a forked child: who held the lock is not there, and the socket, as a rule, is its parent's alone."""
+        # Who held the lock is not there. The socket, as a rule, is the parent's alone: a queue lives as long as any copy
+        # of its socket is open, so a child would keep it, full and unread, after its parent has ended. exec is no such
+        # case, because the socket is close-on-exec.
         self._reading = threading.RLock()
         if not self.inherit:
             self._socket.close()
@@ -336,16 +312,3 @@ class NetlinkSocket(Transport):
     def _check_open(self) -> None:
         if self._socket.fileno() < 0:
             raise ClosedError("the netlink socket is closed")
-
-
-# A queue lives as long as any copy of its socket is open, so a forked child would keep it, full and unread, after
-# its parent has died. exec is no such case: the socket is close-on-exec.
-_open_sockets: weakref.WeakSet[NetlinkSocket] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for sock in list(_open_sockets):
-        sock.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)

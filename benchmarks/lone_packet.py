@@ -1,0 +1,223 @@
+"""One packet at a time: how long it takes through the queue and back, nfnet beside its peers.
+
+A sender in a process of its own sends a packet, waits until it has arrived, and sends the next one. Both processes run
+on one core, then on two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from common import PORT, options, write
+
+import nfnet
+from nfnet import rules
+from nfnet.protocol import nfqnl
+
+_SEND = f"""
+import os, socket, sys, time
+os.sched_setaffinity(0, [int(sys.argv[1])])
+count = int(sys.argv[2])
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.bind(("127.0.0.1", {PORT}))
+    sock.connect(("127.0.0.1", {PORT}))
+    sock.settimeout(5)
+    sock.settimeout(None)
+    data = bytes(72)
+    sys.stdin.readline()
+    began = time.perf_counter()
+    for _ in range(count):
+        sock.send(data)
+        sock.recv(100)
+    print((time.perf_counter() - began) / count * 1e6, flush=True)
+"""
+
+Run = Callable[[int, Callable[[], None]], float]
+
+
+def _cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+class _End(Exception):
+    pass
+
+
+def _counting(count: int, then: Callable[[], Any]) -> Callable[[Any], None]:
+    """A handler that accepts, and after so many packets does something else, too."""
+    left = count
+
+    def handler(packet: Any) -> None:
+        nonlocal left
+        packet.accept()
+        left -= 1
+        if not left:
+            then()
+
+    return handler
+
+
+def run_nfnet(count: int, begin: Callable[[], None]) -> float:
+    with nfnet.Queue(1) as queue:
+        begin()
+        before = _cpu()
+        queue.run(_counting(count, queue.stop))
+        return _cpu() - before
+
+
+def run_iteration(count: int, begin: Callable[[], None]) -> float:
+    with nfnet.Queue(1) as queue:
+        begin()
+        before = _cpu()
+        for packet in queue:
+            packet.accept()
+            count -= 1
+            if not count:
+                break
+        return _cpu() - before
+
+
+def _raise_end() -> None:
+    raise _End
+
+
+def _run_their_api(netfilterqueue: Any, count: int, begin: Callable[[], None]) -> float:
+    queue = netfilterqueue.NetfilterQueue()
+    queue.bind(1, _counting(count, _raise_end))
+    begin()
+    before = _cpu()
+    try:
+        queue.run()
+    except _End:
+        return _cpu() - before
+    finally:
+        queue.unbind()
+    raise AssertionError
+
+
+def run_netfilterqueue(count: int, begin: Callable[[], None]) -> float:
+    return _run_their_api(importlib.import_module("netfilterqueue"), count, begin)
+
+
+def run_compat(count: int, begin: Callable[[], None]) -> float:
+    return _run_their_api(importlib.import_module("nfnet.compat.netfilterqueue"), count, begin)
+
+
+def run_async(count: int, begin: Callable[[], None]) -> float:
+    async def work() -> float:
+        async with nfnet.AsyncQueue(1) as queue:
+            begin()
+            before = _cpu()
+            await queue.run(_counting(count, queue.stop))
+            return _cpu() - before
+
+    return asyncio.run(work())
+
+
+def run_async_iteration(count: int, begin: Callable[[], None]) -> float:
+    async def work() -> float:
+        left = count
+        async with nfnet.AsyncQueue(1) as queue:
+            begin()
+            before = _cpu()
+            async for packet in queue:
+                packet.accept()
+                left -= 1
+                if not left:
+                    break
+            return _cpu() - before
+
+    return asyncio.run(work())
+
+
+def run_bare(count: int, begin: Callable[[], None]) -> float:
+    """What Python itself takes: a blocking recv, the id, and a sendto."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+    sock.bind((0, 0))
+    request = nfqnl.config(1, command=nfqnl.Command.BIND, copy_range=0xFFFF, seq=1, ack=True)
+    sock.sendto(request, (0, 0))
+    sock.recv(100)
+    verdict = nfqnl.verdict(1, 0, nfqnl.Verdict.ACCEPT)[:-4]
+    begin()
+    before = _cpu()
+    for _ in range(count):
+        raw = sock.recv(0x12000)
+        sock.sendto(verdict + raw[nfqnl.PACKET_ID], (0, 0))
+    took = _cpu() - before
+    sock.close()
+    return took
+
+
+PROGRAMS: dict[str, Run] = {
+    "nfnet": run_nfnet,
+    "iteration": run_iteration,
+    "NetfilterQueue": run_netfilterqueue,
+    "compat": run_compat,
+    "asyncio: run": run_async,
+    "asyncio: iteration": run_async_iteration,
+    "bare Python": run_bare,
+}
+GOALS = {"nfnet": (1.05, 1.15), "iteration": (1.05, 1.15), "compat": (1.05, 1.15), "asyncio: run": (1.5, 1.5)}
+
+
+def measure(run: Run, count: int, core: int) -> tuple[float, float]:
+    """Round trip, and processor time of the program that decides, in microseconds a packet."""
+    command = [sys.executable, "-S", "-c", _SEND, str(core), str(count)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sender:
+        assert sender.stdin is not None and sender.stdout is not None
+
+        def begin() -> None:
+            assert sender.stdin is not None
+            sender.stdin.write("\n")
+            sender.stdin.flush()
+
+        cpu = run(count, begin)
+        return float(sender.stdout.readline()), cpu / count * 1e6
+
+
+def main() -> int:
+    found = options(__doc__, [5000])
+    figures: list[dict[str, Any]] = []
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[:1])
+    programs = dict(PROGRAMS)
+    try:
+        importlib.import_module("netfilterqueue")
+    except ImportError:
+        print("netfilterqueue is not there to compare with; see benchmarks/README.md\n")
+        del programs["NetfilterQueue"]
+    peer = "NetfilterQueue" if "NetfilterQueue" in programs else "bare Python"
+    with rules.queue(1, hook="output", protocol="udp", destination_port=PORT):
+        for case, core in (("on one core", cores[0]), ("on two cores", cores[-1])):
+            times: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
+            for _ in range(found.rounds):
+                for name, run in programs.items():
+                    times[name].append(measure(run, found.packets[0], core))
+            print(f"{case}: round trip, processor time")
+            for name, measured in times.items():
+                trips, cpus = [trip for trip, _ in measured], [cpu for _, cpu in measured]
+                trip = statistics.median(a / b for (a, _), (b, _) in zip(measured, times[peer]))
+                cpu = statistics.median(a / b for (_, a), (_, b) in zip(measured, times[peer]))
+                text = f"    {name:<20} {statistics.median(trips):6.2f} {statistics.median(cpus):6.2f}"
+                text += f"   {trip:5.2f} {cpu:5.2f} of {peer}"
+                if name in GOALS:
+                    text += " (goals: {} {})".format(*GOALS[name])
+                print(text, flush=True)
+                figures.append({"case": case, "program": name, "peer": peer, "trip": trips, "cpu": cpus})
+            print()
+    write(found.json, figures)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Turns decisions into messages for the kernel. Pure: no socket, no lock, no thread.
+
+A system call and a message for each verdict would cost more than all the rest, so verdicts are collected and leave
+together. The kernel allows this:
+
+- VERDICT decides one packet. A datagram may hold any number of them; they are executed in order.
+- VERDICT_BATCH gives one verdict to *everything that is still queued up to an id*, whether this program has decided
+  it, has seen it, or not. Ids grow by one with each packet, so a packet that was read later has a later id.
+
+So a batch is right if, and only if, each packet up to its id has left the queue already or is to get just this verdict.
+Whether packets are ``in_order``, which means that nothing older is undecided, is for the caller to know (`ledger`). If
+they are not, each verdict is a message of its own, in the order in which the program gave them, because that is the
+order in which the kernel lets the packets go.
+
+Drops may overtake: nobody can see when a packet was dropped. So of packets that are accepted or dropped in turn the
+rarer kind goes first, one message each, and one batch takes all the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import Protocol
+
+from ..protocol import layout, netlink, nfqnl
+from ..protocol.nfnetlink import BODY
+from ..protocol.nfqnl import NFQA, PACKET_ID, Verdict
+
+# Datagrams of verdicts are kept below this, plus one packet; the send buffer has room for twice as much.
+MAX_DATAGRAM = 1 << 16
+MAX_MESSAGES = 1024  # of up to 48 bytes each
+
+
+class Decision:
+    """What to do with a packet: the verdict word, and the attributes that change the packet.
+
+    Decisions are compared by identity: `decide` gives the same object for the same arguments.
+    """
+
+    __slots__ = ("batchable", "changes", "word")
+
+    def __init__(self, word: int, changes: bytes = b"", batchable: bool = True) -> None:
+        self.word: int = word
+        self.changes: bytes = changes
+        self.batchable: bool = batchable
+
+
+@lru_cache(1024)
+def decide(word: int, mark: int | None = None, priority: int | None = None) -> Decision:
+    """The decision for a verdict that leaves the packet's bytes alone."""
+    return Decision(word, _changes(mark, priority))
+
+
+def decide_with(word: int, mark: int | None, priority: int | None, *attributes: tuple[int, bytes]) -> Decision:
+    """A decision that also changes what only a single verdict can: payload, VLAN tag, link-layer header."""
+    changes = _changes(mark, priority) + b"".join(layout.build_attribute(*item) for item in attributes)
+    return Decision(word, changes, batchable=False)
+
+
+def _changes(mark: int | None, priority: int | None) -> bytes:
+    changes = b""
+    if mark is not None:
+        changes += layout.build_attribute(NFQA.MARK, mark.to_bytes(4, "big"))
+    if priority is not None:
+        changes += layout.build_attribute(NFQA.PRIORITY, priority.to_bytes(4, "big"))
+    return changes
+
+
+ACCEPT = decide(Verdict.ACCEPT)
+DROP = decide(Verdict.DROP)
+
+
+class Queued(Protocol):
+    """A packet, as far as this module looks at it."""
+
+    @property
+    def raw(self) -> bytes:
+        """The netlink message that brought it; its id stands at `PACKET_ID`."""
+
+
+def limit(decisions: Sequence[Decision]) -> int:
+    """How many of the decisions one datagram should hold, at least one."""
+    size = 0
+    for count, what in enumerate(decisions):
+        size += 32 + len(what.changes)
+        if size > MAX_DATAGRAM and count:
+            return count
+    return len(decisions)
+
+
+class Messages:
+    """Builds the verdict messages of one queue."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self.prefix: Callable[[Decision], bytes] = lru_cache(1024)(self._build_prefix)
+        """The message with a verdict on one packet, up to the packet's id, which is its end."""
+        self._batch_prefix = lru_cache(1024)(self._build_batch_prefix)
+
+    def datagram(self, packets: Sequence[Queued], decisions: Sequence[Decision], *, in_order: bool) -> bytes:
+        """The messages that give the packets their verdicts.
+
+        in_order: whether no packet that is older than the last of these is undecided, but for these.
+        """
+        encode = self._each
+        if in_order:
+            encode = self._run if all(what.batchable for what in set(decisions)) else self._runs
+        return b"".join(encode(packets, decisions))
+
+    def _runs(self, packets: Sequence[Queued], decisions: Sequence[Decision]) -> Iterator[bytes]:
+        """Runs of packets that batches may decide, and packets between them that they may not."""
+        start = 0
+        for batchable, group in groupby(decisions, lambda what: what.batchable):
+            end = start + len(list(group))
+            encode = self._run if batchable else self._each
+            yield from encode(packets[start:end], decisions[start:end])
+            start = end
+
+    def _run(self, packets: Sequence[Queued], decisions: Sequence[Decision]) -> Iterator[bytes]:
+        if decisions.count(decisions[0]) == len(decisions):
+            yield self._together(decisions[0], packets)
+            return
+        others = set(decisions) - {DROP}
+        if len(others) > 1:
+            start = 0
+            for what, group in groupby(decisions):
+                end = start + len(list(group))
+                yield self._together(what, packets[start:end])
+                start = end
+            return
+        rare, common = DROP, others.pop()
+        if decisions.count(DROP) * 2 > len(decisions):
+            rare, common = common, rare
+        prefix = self.prefix(rare)
+        yield prefix
+        yield prefix.join([packet.raw[PACKET_ID] for packet, what in zip(packets, decisions) if what is rare])
+        yield self._together(common, [packet for packet, what in zip(packets, decisions) if what is common])
+
+    def _each(self, packets: Sequence[Queued], decisions: Sequence[Decision]) -> Iterator[bytes]:
+        for packet, what in zip(packets, decisions):
+            yield self.prefix(what) if what.batchable else self._build_prefix(what)
+            yield packet.raw[PACKET_ID]
+
+    def _together(self, what: Decision, packets: Sequence[Queued]) -> bytes:
+        """One message for packets of which all that are older have left, or leave before it."""
+        return (self._batch_prefix if len(packets) > 1 else self.prefix)(what) + packets[-1].raw[PACKET_ID]
+
+    def _build_batch_prefix(self, what: Decision) -> bytes:
+        return self._build_prefix(what, batch=True)
+
+    def _build_prefix(self, what: Decision, *, batch: bool = False) -> bytes:
+        frame = _frame(self._number, batch)
+        length = (len(frame) + len(what.changes)).to_bytes(4, netlink.HOST)
+        return b"".join((length, frame[4:BODY], what.changes, frame[BODY:-8], what.word.to_bytes(4, "big")))
+
+
+@lru_cache
+def _frame(number: int, batch: bool) -> bytes:
+    """The message that the schemas build for a verdict without changes."""
+    return nfqnl.verdict(number, 0, 0, batch=batch)

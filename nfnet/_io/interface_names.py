@@ -1,0 +1,40 @@
+"""Names of network interfaces, by index."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+import time
+
+from ..protocol.netlink import PREFIX
+
+_KEEP = 1.0  # seconds; interfaces are renamed and their indexes reused, but not often
+_SIOCGIFNAME = 0x8910
+_IFNAMSIZ = 16
+_ifreq = struct.Struct(f"{PREFIX}{_IFNAMSIZ}si20x")  # struct ifreq with an index; shorter on 32-bit machines
+
+
+class InterfaceNames:
+    """The interfaces in the network namespace of a socket.
+
+    Names are remembered for a second; once the socket is closed, for ever.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._names: dict[int, tuple[str | None, float]] = {}
+
+    def get(self, index: int) -> str | None:
+        """The name of the interface, None for one that is gone."""
+        name, until = self._names.get(index, (None, 0.0))
+        now = time.monotonic()
+        if now >= until and self._socket.fileno() >= 0:
+            try:
+                request = fcntl.ioctl(self._socket.fileno(), _SIOCGIFNAME, _ifreq.pack(b"", index))
+                name = os.fsdecode(request[:_IFNAMSIZ].split(b"\0", 1)[0])
+            except (OSError, struct.error):
+                name = None
+            self._names[index] = (name, now + _KEEP)
+        return name

@@ -1,0 +1,81 @@
+"""What a queue or a log needs of the other side: the kernel, a recording, or the double of a test."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+Tap = Callable[[bool, bytes], None]
+"""Is told of a datagram: whether it went to the kernel, and its bytes."""
+
+
+class Transport(ABC):
+    """The way to the kernel and back, or to what behaves like the kernel.
+
+    Datagrams are `bytes`, and each holds whole netlink messages. Implementations raise `KernelError` for failures of
+    the system and `ClosedError` after `close`, and nothing else. This class has every member that queues and logs use;
+    those that are not abstract have a default that is right for a transport without a socket.
+    """
+
+    trusted: bool = False
+    """Whether datagrams come from the kernel itself. Those of anybody else are checked in every respect."""
+
+    inherit: bool = False
+    """Whether children that are forked have the transport too. They share it: one process at a time may read."""
+
+    blocks: bool = False
+    """Whether `receive_one` waits. If not, queues and logs wait until `fileno` is readable and call `receive`."""
+
+    recordable: bool = False
+    """Whether it tells `tap` of every datagram."""
+
+    tap: Tap | None = None
+    """Set by a recorder, for a `recordable` transport."""
+
+    @abstractmethod
+    def send(self, datagram: bytes) -> None:
+        """Hand one datagram, of one or more messages, to the kernel; it is executed when this returns."""
+
+    @abstractmethod
+    def receive(self, into: list[bytes], limit: int) -> bool:
+        """Append up to ``limit`` waiting datagrams without blocking; return False when no more will ever come.
+
+        What was appended before an exception stays there.
+        """
+
+    def receive_one(self, into: list[bytes]) -> None:
+        """Wait until a datagram comes, and append it; if `blocks`. Return without one after `wake`, or some time."""
+        raise NotImplementedError
+
+    def wake(self) -> None:
+        """End a `receive_one` in another thread or below this signal handler; if `blocks`."""
+
+    @abstractmethod
+    def request(self, build: Callable[[int], bytes], operation: str) -> None:
+        """Send the request that ``build`` makes for a sequence number, and wait for the kernel to acknowledge it.
+
+        Packets that arrive in between are kept for `receive`. Raises the `KernelError` that fits the kernel's refusal,
+        `AckTimeoutError` if no answer came.
+        """
+
+    @property
+    def kept(self) -> bool:
+        """Whether `receive` has something to give of which `fileno` does not tell, because `request` kept it."""
+        return False
+
+    @property
+    def rcvbuf(self) -> int | None:
+        """The size of the socket's receive buffer in bytes, as the kernel counts; None without a socket."""
+        return None
+
+    def interface_name(self, index: int) -> str | None:
+        """The name of the interface with that index, None if it is gone or not known here."""
+        return None
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """The file descriptor that polls readable when `receive` has something to give."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the socket; may be called twice."""
