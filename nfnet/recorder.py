@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from types import TracebackType
 
 from .capture import LinkType, Writer, netlink_header
 from .errors import DecodeError
+from .locks import RLock
 from .protocol import netlink, nfnetlink, nfqnl
 from .protocol.nfqnl import NFQA, Verdict
 
@@ -38,7 +38,7 @@ class Recorder:
         self._writing = False
         self._closed = False
         self._header = bytes(netlink_header.build({"family": nfnetlink.NETLINK_NETFILTER}))
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._process = os.getpid()
         self._error: OSError | None = None
         self._flushed = time.monotonic()

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from .capture import LinkType, Record, netfilter_datagram, read
 from .errors import CaptureError, ClosedError, DecodeError
+from .locks import RLock
 from .protocol import byteorder, layout, netlink, nfnetlink, nfqnl, nfulnl
 from .protocol.nfqnl import NFQA, Command
 from .transport import Transport
@@ -70,7 +71,7 @@ class Replay(Transport):
         self._bare = 0  # how many bare packets were given an id
         self._ended = False
         self._closed = False
-        self._lock = threading.RLock()  # `close` may come from another thread, or in a signal handler
+        self._lock = RLock()  # `close` may come from another thread, or in a signal handler
         self._timer: threading.Timer | None = None
         self._readable = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._finalize = weakref.finalize(self, os.close, self._readable)
@@ -139,7 +140,7 @@ class Replay(Transport):
 
     def after_fork(self) -> None:
         """In a forked child: who held the lock is not there."""
-        self._lock = threading.RLock()
+        self._lock = RLock()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -8,7 +8,6 @@ import os
 import select
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable
 from itertools import islice, repeat
@@ -18,6 +17,7 @@ from ..protocol import netlink
 from ..protocol.nfnetlink import NETLINK_NETFILTER
 from . import at_fork
 from .interface_names import InterfaceNames
+from .locks import RLock
 from .moves import move
 from .transport import Transport
 
@@ -118,7 +118,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             self._socket = _new_socket() if fd is None else _duplicate(fd)
         except OSError as error:
             raise _system_error("opening a netfilter netlink socket", error) from None
-        self._reading = threading.RLock()  # `close` may come in a signal handler
+        self._reading = RLock()  # `close` may come in a signal handler
         self._names = InterfaceNames(self._socket)
         self.inherit = inherit
         at_fork.register(self)
@@ -305,7 +305,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         # Who held the lock is not there. The socket, as a rule, is the parent's alone: a queue lives as long as any copy
         # of its socket is open, so a child would keep it, full and unread, after its parent has ended. exec is no such
         # case, because the socket is close-on-exec.
-        self._reading = threading.RLock()
+        self._reading = RLock()
         if not self.inherit:
             self._socket.close()
 
