@@ -18,7 +18,7 @@ from typing import Any
 
 import nfnet
 from nfnet import netns
-from nfnet.transport import SO_SNDBUFFORCE
+from nfnet._io.netlink_socket import SO_SNDBUFFORCE
 
 SIZE = 100  # bytes, with IP and UDP headers
 PORT = 9

@@ -12,7 +12,7 @@ from common import BUFFER, PORT, Drain, Draining, Handler, Program, options, run
 
 import nfnet
 from nfnet import rules
-from nfnet.transport import SO_RCVBUFFORCE
+from nfnet._io.netlink_socket import SO_RCVBUFFORCE
 
 GROUP = 5
 THRESHOLD = 64

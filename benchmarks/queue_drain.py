@@ -13,7 +13,7 @@ from common import BUFFER, PORT, Drain, Draining, Handler, Program, options, run
 
 import nfnet
 from nfnet import rules
-from nfnet.transport import MAX_QUEUE_DATAGRAM
+from nfnet._io.netlink_socket import MAX_QUEUE_DATAGRAM
 
 
 def accept(packet: Any) -> None:

@@ -14,7 +14,7 @@ from common import PORT, options, write
 
 import nfnet
 from nfnet import rules
-from nfnet.transport import SO_SNDBUFFORCE
+from nfnet._io.netlink_socket import SO_SNDBUFFORCE
 
 ROUNDS_OF_WORK = 200  # about 20 microseconds a packet
 

@@ -10,6 +10,9 @@ with nfnet.Queue(1) as queue:
 from typing import TYPE_CHECKING, Any
 
 from . import inet, rules, stats
+from ._core.message import Vlan
+from ._io.netlink_socket import NetlinkSocket
+from ._io.transport import Transport
 from .errors import (
     AckTimeoutError,
     AlreadyDecidedError,
@@ -26,7 +29,6 @@ from .errors import (
     OverrunError,
 )
 from .log import Log, LogMessage
-from .message import Vlan
 from .packet import Packet
 from .protocol.conntrack import Conntrack, CtInfo
 from .protocol.nfnetlink import Family, Hook
@@ -35,7 +37,6 @@ from .queue import Queue
 from .recorder import Recorder, record
 from .replay import Decided, Replay, replay
 from .stats import LogCounters, LogRow, LogStats, QueueCounters, QueueRow, QueueStats
-from .transport import NetlinkSocket, Transport
 from .workers import Workers, run_workers
 
 if TYPE_CHECKING:

@@ -20,13 +20,12 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from .binding import QueueBinding
+from ._core.reader import Reader
 from .checks import check
 from .errors import AlreadyDecidedError, BusyReadingError, ClosedError
 from .log import Log, LogMessage
 from .packet import Packet
-from .queue import Queue, apply_policy
-from .reader import Reader
+from .queue import Queue, QueueBinding, apply_policy
 from .stats import LogCounters, LogStats, QueueCounters, QueueStats
 
 _log = logging.getLogger("nfnet")
@@ -34,7 +33,7 @@ _log = logging.getLogger("nfnet")
 _FLUSH_EVERY = 0.001  # seconds: a verdict waits no longer for the body of an iteration
 
 T = TypeVar("T")
-R = TypeVar("R", bound=Reader[Any])
+R = TypeVar("R", bound=Reader[Any, Any])
 Self = TypeVar("Self", bound="_AsyncReader")  # type: ignore[type-arg]
 
 
@@ -246,7 +245,7 @@ class _Queue(Queue):
 
     def _leave_undecided(self, binding: QueueBinding, packet: Packet) -> None:
         if self.in_tasks:  # the policy is for when the task has ended
-            binding.verdicts.defer(packet)
+            binding.defer(packet)
         else:
             super()._leave_undecided(binding, packet)
 
@@ -274,18 +273,18 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
     async def open(self) -> None:
         """Bind. Raises as `Queue.open`."""
         await super().open()
-        self._reader._bound().verdicts.may_wait = self._flush_soon
+        self._reader._bound().ledger.may_wait = self._flush_soon
 
     _has_verdicts = True
 
     def _body_waits(self, packet: Packet) -> None:
         if (binding := self._reader._binding) is not None:
             # Those given so far leave now; that of this packet, if it has none yet, by itself. So nothing need tick.
-            packet._decide = binding.verdicts.decide_now
+            packet._decide = binding.ledger.decide_now
             self._flush()
 
     def _waiting(self) -> Generator[Packet, None, None]:
-        return self._reader._packets(block=False)
+        return self._reader._items(block=False)
 
     def _process(self, handler: Callable[[Packet], object]) -> int:
         return self._reader.process(handler)
@@ -451,7 +450,7 @@ class AsyncLog(_AsyncReader[Log, LogMessage]):
         return "<Async" + repr(self._reader)[1:]
 
     def _waiting(self) -> Generator[LogMessage, None, None]:
-        return self._reader._messages(block=False)
+        return self._reader._items(block=False)
 
     def _process(self, handler: Callable[[LogMessage], object]) -> int:
         return self._reader.process(handler)

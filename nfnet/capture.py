@@ -29,8 +29,8 @@ from construct import (
     Struct,
 )
 
+from ._io.private_files import create, empty, unlock
 from .errors import CaptureError
-from .files import create, empty, unlock
 from .protocol import byteorder
 from .protocol.layout import compile_struct
 from .protocol.netlink import HOST, ByteOrder

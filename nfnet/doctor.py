@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from . import nftables, rules
+from ._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from .errors import KernelError, NfnetError, NotPermittedError, NotSupportedError
 from .netns import Netns, call_in, create
 from .protocol import nfqnl, nfulnl
@@ -18,7 +19,6 @@ from .protocol.nfnetlink import build_message
 from .protocol.nfqnl import NFQA, Command, QueueFlag
 from .protocol.nfulnl import LogFlag
 from .stats import QueueRow, log_rows, process, queue_rows
-from .transport import DEFAULT_RCVBUF, NetlinkSocket
 
 _CAP_NET_ADMIN = 12
 _CAP_NEEDED = "CAP_NET_ADMIN is needed, see above"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from functools import lru_cache
 from operator import length_hint
@@ -11,18 +11,22 @@ from typing import Literal
 
 from construct import Int16ub
 
+from ._core.bind import Request
+from ._core.binding import Binding
+from ._core.loss import Loss
+from ._core.message import Message, enum_member
+from ._core.reader import Reader
+from ._io.netlink_socket import MAX_DATAGRAM
+from ._io.transport import Transport
 from .checks import check, check_choice, shown
 from .errors import ArgumentError, DecodeError
-from .message import Message, enum_member
 from .netns import Netns
 from .protocol import netlink, nfulnl
 from .protocol.layout import compile_struct
 from .protocol.nfnetlink import BODY, Family, Hook
 from .protocol.nfqnl import Command, CopyMode
 from .protocol.nfulnl import MAX_BUFFER_SIZE, MAX_TIMEOUT, MIN_BUFFER_SIZE, MSG_PACKET, NFULA, NFULA_TABLE, LogFlag
-from .reader import Binding, Reader
 from .stats import LogCounters, LogRow, LogStats, log_rows, own_row
-from .transport import MAX_DATAGRAM, Transport
 
 _read_header = compile_struct(nfulnl.packet_hdr).unpack_from
 _read_u16 = compile_struct(Int16ub).unpack_from
@@ -118,10 +122,10 @@ class LogBinding(Binding[LogMessage]):
     """A log group while it is bound; with the next binding sequence numbers begin at 0 again."""
 
     drain = 16  # of up to 256 KiB each
-    what = "messages"
 
     def __init__(self, group: int, transport: Transport, on_overrun: str, sequence: bool) -> None:
-        super().__init__(f"log group {group}", transport, on_overrun)
+        super().__init__(transport)
+        self._loss = Loss(f"log group {group}", "messages", on_overrun, transport)
         self._sequence = sequence
         self._count = 0
         # They begin at 0 in the kernel, and anywhere in a recording.
@@ -131,23 +135,22 @@ class LogBinding(Binding[LogMessage]):
         new = list(copy(self.ready))  # a copy: until the statement at the end nothing is taken
         before = len(new)
         problem: DecodeError | None = None
-        for datagram in self._received:
+        for datagram in self.received:
             start = len(new)
             try:
                 self._split(datagram, new)
             except DecodeError as error:  # what came before it in the datagram is good, and what comes after it too
-                self._malformed += 1
+                self.malformed += 1
                 problem = problem or error
             if self._sequence and len(new) > start:
                 try:
                     self._check_sequence(new, start)
                 except DecodeError as error:
-                    self._malformed += 1
+                    self.malformed += 1
                     problem = problem or error
         received: list[bytes] = []
         iterator, count = iter(new), self._count + len(new) - before
-        # One statement without a call: no signal handler can raise in the midst of it.
-        self._received, self.ready, self._count = received, iterator, count
+        self.received, self.ready, self._count = received, iterator, count  # one statement
         if problem is not None:
             raise problem
 
@@ -183,7 +186,11 @@ class LogBinding(Binding[LogMessage]):
         self._next_seq = (last + 1) & 0xFFFFFFFF
         if not 0 < lost < 0x80000000:  # beyond that it went back: recordings, one behind the other
             return
-        self._count_lost(lost)
+        if not self.shared:  # else the other process may have read them
+            self._loss.report(self._loss.lost + lost)
+
+    def _overrun(self) -> None:
+        self._loss.overrun()
 
     def taken(self) -> int:
         return self._count - length_hint(self.ready)
@@ -192,13 +199,13 @@ class LogBinding(Binding[LogMessage]):
         """What happened so far."""
         return LogCounters(
             received=self._count,
-            lost=self._lost if self._sequence else None,
-            overruns=self._overruns,
-            malformed=self._malformed,
+            lost=self._loss.lost if self._sequence else None,
+            overruns=self._loss.overruns,
+            malformed=self.malformed,
         )
 
 
-class Log(Reader[LogBinding]):
+class Log(Reader[LogBinding, LogMessage]):
     """What rules log to group ``group``, one message at a time.
 
     A rule logs packets to the group; see `nfnet.rules.log`. Entering the context, or `open`, binds the group; leaving
@@ -274,7 +281,7 @@ class Log(Reader[LogBinding]):
             record=record,
         )
 
-    _proc_file = "nfnetlink_log"
+    _module = "nfnetlink_log"
 
     def _make_binding(self, transport: Transport) -> LogBinding:
         return LogBinding(self.group, transport, self._on_overrun, LogFlag.SEQ in self._flags)
@@ -296,30 +303,12 @@ class Log(Reader[LogBinding]):
     def _unbind_request(self) -> bytes:
         return nfulnl.config(self.group, command=Command.UNBIND)
 
-    def _flags_asked_for(self) -> list[tuple[str, int]]:
-        return [("conntrack", LogFlag.CONNTRACK)] if LogFlag.CONNTRACK in self._flags else []
-
-    def _flag_request(self, flag: int, seq: int) -> bytes:
-        return nfulnl.config(self.group, flags=LogFlag(flag), seq=seq, ack=True)
+    def _flag_requests(self) -> Iterator[tuple[str, Request]]:
+        if LogFlag.CONNTRACK in self._flags:
+            yield "conntrack", lambda seq: nfulnl.config(self.group, flags=LogFlag.CONNTRACK, seq=seq, ack=True)
 
     def _row(self) -> LogRow | None:
         return own_row(log_rows, self.group, self._netns)
-
-    def __iter__(self) -> Generator[LogMessage, None, None]:
-        """The messages, as they come, until `stop` or `close`. Raises as `run`, except what handlers raise."""
-        return self._messages(block=True)
-
-    def _messages(self, block: bool) -> Generator[LogMessage, None, None]:
-        """The messages, or those that wait."""
-        portions = self._portions(self._bound(), block)
-        try:
-            for portion in portions:
-                for message in portion:
-                    yield message
-                    if self._stopping:
-                        break
-        finally:
-            portions.close()
 
     def run(self, handler: Handler) -> None:
         """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.
@@ -338,12 +327,6 @@ class Log(Reader[LogBinding]):
         iteration gives that many without blocking. Raises as `run`.
         """
         return self._take() if handler is None else self._drive(handler, block=False)
-
-    def _hand_out(self, binding: LogBinding, portion: Iterator[LogMessage], handler: Handler) -> None:
-        for message in portion:
-            handler(message)
-            if self._stopping:
-                return
 
     @property
     def counters(self) -> LogCounters:

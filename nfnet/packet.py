@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from . import inet, scapys
+from ._core.batching import ACCEPT, DROP, Decision, decide, decide_with
+from ._core.message import Message, Vlan, enum_member
 from .checks import check
 from .errors import AlreadyDecidedError, ArgumentError
-from .message import Message, Vlan, enum_member
 from .protocol import nfqnl
 from .protocol.conntrack import CTA
 from .protocol.layout import compile_struct
@@ -24,7 +25,6 @@ from .protocol.nfqnl import (
     SkbInfo,
     Verdict,
 )
-from .verdicts import ACCEPT, DROP, Decision, decision, decision_with
 
 _LABELS_SIZE = 16
 _MIN_IPV6_PAYLOAD = 40  # the kernel wants room up to the transport header
@@ -182,7 +182,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             attributes += self._link_layer(vlan, l2header)
         if ct_mark is not None or ct_labels is not None:
             attributes.append((NFQA.CT, self._connection(ct_mark, ct_labels)))
-        what = decision_with(word, mark, priority, *attributes) if attributes else decision(word, mark, priority)
+        what = decide_with(word, mark, priority, *attributes) if attributes else decide(word, mark, priority)
         if self._decision is not None:  # since the first look, by a signal handler or another thread
             self._refuse()
         self._decision = what

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
 
+from ._io.locks import RLock
 from .capture import LinkType, Writer, netlink_header
 from .errors import DecodeError
-from .locks import RLock
 from .protocol import netlink, nfnetlink, nfqnl
 from .protocol.nfqnl import NFQA, Verdict
 

@@ -12,12 +12,12 @@ from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
 
+from ._io.locks import RLock
+from ._io.transport import Transport
 from .capture import LinkType, Record, netfilter_datagram, read
 from .errors import CaptureError, ClosedError, DecodeError
-from .locks import RLock
 from .protocol import byteorder, layout, netlink, nfnetlink, nfqnl, nfulnl
 from .protocol.nfqnl import NFQA, Command
-from .transport import Transport
 
 _END = sys.maxsize  # ``list[_END:] = more`` appends
 _QUEUE_KINDS = (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH)
@@ -263,12 +263,7 @@ class Replay(Transport):
             if kind == nfqnl.MSG_VERDICT:
                 covered = [header.packet_id] if header.packet_id in waiting else []
             else:
-                # As the kernel does, up to the first that is newer: not to look at all of them for each verdict.
-                covered = []
-                for number in waiting:
-                    if (header.packet_id - number) & 0xFFFFFFFF >= 0x80000000:
-                        break
-                    covered.append(number)
+                covered = nfqnl.covered_by_batch(waiting, header.packet_id)
             for number in covered:
                 verdicts[number] = decided
                 del waiting[number]

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from . import nftables
+from ._io.netlink_socket import NetlinkSocket
 from .checks import check, check_choice
 from .errors import ArgumentError, ClosedError, KernelError, NfnetError, NotSupportedError
 from .match import Expression, Match, be32
@@ -31,7 +32,6 @@ from .netns import Netns, call_in
 from .protocol import netlink
 from .protocol.nfnetlink import Hook
 from .text import printable
-from .transport import NetlinkSocket
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

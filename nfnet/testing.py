@@ -22,8 +22,9 @@ from contextlib import suppress
 from typing import Any
 
 from . import inet
+from ._io.locks import RLock
+from ._io.transport import Transport
 from .errors import ArgumentError, ClosedError, kernel_error
-from .locks import RLock
 from .log import Log
 from .packet import Packet
 from .protocol import netlink, nfnetlink, nfqnl, nfulnl
@@ -32,7 +33,6 @@ from .protocol.nfnetlink import Hook
 from .protocol.nfqnl import NFQA, NFQA_CFG, Command, Verdict
 from .queue import Queue
 from .replay import Decided, Replay
-from .transport import Transport
 
 # --- packets from plain bytes
 

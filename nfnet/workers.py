@@ -12,12 +12,12 @@ from ctypes import c_uint64
 from types import TracebackType
 from typing import Any
 
+from ._io.poller import Poller
 from .checks import check
 from .errors import ArgumentError, NfnetError
 from .packet import Packet
 from .queue import Queue
 from .stats import QueueCounters
-from .waiter import Waiter
 
 _GIVE_UP = 5  # times in a row that a worker may end
 _QUICKLY = 1.0  # in so many seconds after it began
@@ -71,7 +71,7 @@ class Workers:
         self._workers: list[_Worker] = []
         self._stopping = threading.Event()
         # As long as this object lives: `stop` may come at any time, even while `close` is at work.
-        self._waiter = Waiter()
+        self._waiter = Poller()
         self._running = False
 
     def start(self) -> None:

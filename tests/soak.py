@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 
 import nfnet
 from nfnet import AlreadyDecidedError, AsyncQueue, ClosedError, Log, Packet, Queue, inet, rules
+from nfnet._io.netlink_socket import SO_RCVBUFFORCE
 from nfnet.stats import QueueCounters, QueueRow, queue_rows
-from nfnet.transport import SO_RCVBUFFORCE
 
 from .live.conftest import ADDRESS, Net, wait_for
 

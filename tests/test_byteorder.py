@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nfnet
+from nfnet._io.netlink_socket import SO_RCVBUFFORCE, SO_SNDBUFFORCE, SO_TIMESTAMP, socket_options
 from nfnet.capture import netfilter_datagram, read
 from nfnet.cli.decode import describe
 from nfnet.errors import DecodeError
@@ -22,7 +23,6 @@ from nfnet.protocol import byteorder, layout, netlink, nfqnl
 from nfnet.protocol.netlink import HOST
 from nfnet.protocol.nfqnl import NFQA
 from nfnet.testing import log_message, packet_message
-from nfnet.transport import SO_RCVBUFFORCE, SO_SNDBUFFORCE, SO_TIMESTAMP, socket_options
 
 from .conftest import FIXTURES
 from .swap import HERE, THERE, turn, turn_file

@@ -283,8 +283,8 @@ def stage(
         assert list(metrics.Collector(*readers).collect())
         return lambda: None
 
-    monkeypatch.setattr("nfnet.reader.NetlinkSocket", it.connect)
-    monkeypatch.setattr("nfnet.reader.call_in", lambda netns, function: function())
+    monkeypatch.setattr("nfnet._core.reader.NetlinkSocket", it.connect)
+    monkeypatch.setattr("nfnet._core.reader.call_in", lambda netns, function: function())
     monkeypatch.setattr("nfnet.rules.Rule.install", lambda rule: rule.describe())
     monkeypatch.setattr("nfnet.rules.Rule.remove", lambda rule: None)
     assert set(inspect.signature(run_workers).parameters) == set(inspect.signature(nfnet.run_workers).parameters)

@@ -16,8 +16,8 @@ import pytest
 
 import nfnet
 from nfnet import Packet, Queue
-from nfnet.binding import QueueBinding
 from nfnet.protocol import nfqnl
+from nfnet.queue import QueueBinding
 
 from .kernel import FakeKernel, packet_message
 

@@ -54,7 +54,7 @@ def assert_balanced(queue: Queue) -> None:
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """What leaves together does so on a machine that is busy with other things, too."""
-    monkeypatch.setattr("nfnet.reader._MAX_DELAY", 60.0)
+    monkeypatch.setattr("nfnet._core.reader._MAX_DELAY", 60.0)
 
 
 def test_binding_asks_for_everything_in_one_request() -> None:
@@ -212,9 +212,9 @@ def test_the_last_packet_waiting_is_decided_at_once() -> None:
 
 
 def test_verdicts_leave_in_time_under_a_slow_handler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nfnet.reader._MAX_DELAY", 0.001)
+    monkeypatch.setattr("nfnet._core.reader._MAX_DELAY", 0.001)
     clock = itertools.count(0, 0.0004)
-    monkeypatch.setattr("nfnet.reader.monotonic", lambda: next(clock))
+    monkeypatch.setattr("nfnet._core.reader.monotonic", lambda: next(clock))
     kernel = FakeKernel()
     waiting: list[int] = []
 

@@ -38,10 +38,11 @@ class Decision:
     Decisions are compared by identity: `decide` gives the same object for the same arguments.
     """
 
-    __slots__ = ("batchable", "changes", "word")
+    __slots__ = ("batchable", "changes", "kind", "word")
 
     def __init__(self, word: int, changes: bytes = b"", batchable: bool = True) -> None:
         self.word: int = word
+        self.kind: int = word & 0xFF
         self.changes: bytes = changes
         self.batchable: bool = batchable
 

@@ -1,96 +1,57 @@
-"""The way of a verdict from the handler to the kernel.
+"""The ledger: which packets are at hand, decided or pending, and the way of their verdicts to the kernel.
 
-A system call and a message for each verdict would cost more than all the rest, so verdicts are collected and leave
-together. What the kernel allows is this:
+Three lists say where a packet is, and one slot:
 
-- VERDICT decides one packet; any number of such messages fit into one datagram and are executed in order.
-- VERDICT_BATCH gives one verdict to *everything that is still queued up to an id*, whether this program has decided
-  it, has seen it, or not. Ids grow by one with each packet, so a packet that was read later has a later id.
-
-A batch is therefore right if, and only if, each packet up to that id has either left the queue already or is to get
-just this verdict. Three lists hold what is needed to know that:
-
+``lone``      the packet that came alone, and is in the hands of the handler;
 ``at_hand``   packets that the loop has received and whose verdict has not left, in the order of their ids;
 ``decided``   packets that have a verdict, in the order in which they got it, until it leaves;
 ``pending``   packets whose handler returned without a verdict, and which may get one at any time, from any thread.
 
-If the decided packets are the first of those at hand, in order, and nothing older is pending, then every packet up to
-the last of them is decided: `_encode` may use batches. Otherwise each verdict goes as a message of its own, in the
-order in which the program gave them, because that is the order in which the kernel lets the packets go.
+Until the kernel has its verdict a packet is alone, at hand or pending, and only one of these. If nothing is pending, and
+the decided packets are the first of those at hand, in order, then every packet up to the last of them is decided, and
+the first of them is the oldest in the queue: they are *in order*, and batches may decide them (see `batching`). Otherwise
+each verdict goes as a message of its own. (A pending packet that is newer than all decided ones would do no harm. But
+there is hardly ever one without an older one, and ids, which wrap around, do not tell which of two packets is older if
+one may have been pending for days.)
 
 Where a forked child reads from the same socket, which the API of NetfilterQueue allows, the packets that it has at hand
 are on none of these lists, so there are no batches at all.
 
-Drops may overtake: nobody can see when a packet was dropped. So of packets that are accepted or dropped in turn the
-rarer kind goes first, one message each, and one batch takes all the others.
+The verdict of a packet is in the hands of its `_decide`. While the loop has more packets at hand that is
+``decided.append``; for the last one, and for pending ones, it is `decide_now`, and `_collected` once that has put the
+packet on ``decided``. For a packet that came alone it is `decide_lone`, which sends one message and takes no lock, as
+long as it is called by the loop's own thread.
 
-The verdict of a packet is in the hands of its `_decide`: while the loop has more packets at hand that is
-``decided.append``; for the last one, and for pending ones, it is `decide_now`. A packet is at hand or pending until the
-kernel has its verdict, whatever happens in between: that is what counts. Whoever sends holds the lock, and takes
-packets off the lists only when the kernel has their verdicts. An exception in between, say KeyboardInterrupt, makes a
-verdict leave twice, which the kernel answers with ENOENT; it never makes one get lost.
+Whoever sends holds the lock, and takes packets off the lists only when the kernel has their verdicts. An exception in
+between, say KeyboardInterrupt, makes a verdict leave twice, which the kernel answers with ENOENT; it never makes one get
+lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from itertools import groupby
+from _thread import get_ident
+from collections.abc import Callable
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-from .errors import ClosedError
-from .locks import RLock
-from .protocol import layout, netlink, nfqnl
-from .protocol.nfnetlink import BODY
-from .protocol.nfqnl import NFQA, PACKET_ID, Verdict
-from .transport import Transport
-
-if TYPE_CHECKING:
-    from .packet import Packet
-
-# Datagrams of verdicts are kept below this, plus one packet; the send buffer has room for twice as much.
-_MAX_DATAGRAM = 1 << 16
-_MAX_MESSAGES = 1024  # of up to 48 bytes each
+from .._io.locks import RLock
+from .._io.moves import END
+from .._io.transport import Transport
+from ..errors import ClosedError
+from ..protocol import nfqnl
+from ..protocol.nfqnl import PACKET_ID, Verdict
+from .batching import ACCEPT, MAX_MESSAGES, Decision, Messages, limit
 
 
-class Decision:
-    """What to do with a packet: the verdict word, and the attributes that change the packet.
+class Entry(Protocol):
+    """A packet, as far as the ledger looks at it."""
 
-    Decisions are compared by identity: `decision` gives the same object for the same arguments.
-    """
+    raw: bytes
+    _decision: Decision | None
+    _decide: Callable[[Any], None]
 
-    __slots__ = ("batchable", "changes", "word")
-
-    def __init__(self, word: int, changes: bytes = b"", batchable: bool = True) -> None:
-        self.word: int = word
-        self.changes: bytes = changes
-        self.batchable: bool = batchable
-
-
-@lru_cache(1024)
-def decision(word: int, mark: int | None = None, priority: int | None = None) -> Decision:
-    """The decision for a verdict that leaves the packet's bytes alone."""
-    return Decision(word, _changes(mark, priority))
-
-
-def decision_with(word: int, mark: int | None, priority: int | None, *attributes: tuple[int, bytes]) -> Decision:
-    """A decision that also changes what only a single verdict can: payload, VLAN tag, link-layer header."""
-    changes = _changes(mark, priority) + b"".join(layout.build_attribute(*item) for item in attributes)
-    return Decision(word, changes, batchable=False)
-
-
-def _changes(mark: int | None, priority: int | None) -> bytes:
-    changes = b""
-    if mark is not None:
-        changes += layout.build_attribute(NFQA.MARK, mark.to_bytes(4, "big"))
-    if priority is not None:
-        changes += layout.build_attribute(NFQA.PRIORITY, priority.to_bytes(4, "big"))
-    return changes
-
-
-ACCEPT = decision(Verdict.ACCEPT)
-DROP = decision(Verdict.DROP)
+    @property
+    def id(self) -> int: ...
 
 
 _decision_of = attrgetter("_decision")
@@ -100,37 +61,61 @@ def _never() -> bool:
     return False
 
 
-class Verdicts:
-    """Collects the verdicts of one binding of a queue, and sends them."""
+def _collected(packet: Entry) -> None:
+    """The `_decide` of a packet whose verdict was collected before `decide_now` was called for it, or by that."""
+
+
+class Ledger:
+    """The packets of one binding of a queue whose verdict the kernel does not have yet."""
 
     def __init__(self, number: int, transport: Transport) -> None:
-        self.at_hand: list[Packet] = []
-        self.decided: list[Packet] = []
-        self.pending: dict[Packet, None] = {}  # a set that keeps its order
+        self.lone: Entry | None = None
+        self.at_hand: list[Any] = []
+        self.decided: list[Any] = []
+        self.pending: dict[Any, None] = {}  # a set that keeps its order
         self.counts: dict[int, int] = dict.fromkeys(Verdict, 0)
         self.closed = False
         self.shared = False
         """Whether another process reads from the same socket: a batch would decide what that one has at hand."""
+        self.may_wait: Callable[[], bool] = _never
+        """Whether somebody will call `flush` soon, so that verdicts on pending packets can leave together."""
+        self.reader = 0
+        """The thread that reads, 0 when the queue is closed."""
         self._number = number
         self._transport = transport
+        self._messages = Messages(number)
+        self._prefix = self._messages.prefix
+        self._accept = self._prefix(ACCEPT)
+        self._send = transport.send
         self._lock = RLock()  # a signal handler may decide a packet while this thread is sending
         self._sending = False
         self._unseen = 0
-        self._prefix = lru_cache(1024)(self._build_prefix)
-        self.may_wait: Callable[[], bool] = _never
-        """Whether somebody will call `flush` soon, so that verdicts on pending packets can leave together."""
 
-    def decide_now(self, packet: Packet) -> None:
+    # --- giving verdicts
+
+    def decide_lone(self, packet: Entry) -> None:
+        """Send the verdict of a packet that came alone."""
+        what = packet._decision
+        if self.lone is not packet or self.reader != get_ident() or what is None or not what.batchable:
+            self.decide_now(packet)
+            return
+        # No lock. Another thread takes the packet out of the slot only if it has decided it, and then this one has not.
+        self._send((self._accept if what is ACCEPT else self._prefix(what)) + packet.raw[PACKET_ID])
+        kind = what.kind
+        self.counts[kind], self.lone = self.counts[kind] + 1, None  # one statement
+
+    def decide_now(self, packet: Entry) -> None:
         """Send the verdict of a packet, and all that were collected before it."""
         with self._lock:
-            if packet in self.pending or packet in self.at_hand:
-                if self.closed:
-                    packet._decision = None
-                    text = f"packet {packet.id}: queue {self._number} was closed, which dropped the packet"
-                    raise ClosedError(text)
-                if packet not in self.decided:
-                    self.decided.append(packet)
-            # Else `settle` was quicker: it saw the decision, and the verdict has left.
+            if self.lone is packet:
+                self.at_hand[END:], self.lone = (packet,), None  # one statement
+            if self.closed and (packet in self.pending or packet in self.at_hand):
+                packet._decision = None
+                text = f"packet {packet.id}: queue {self._number} was closed, which dropped the packet"
+                raise ClosedError(text)
+            if packet._decide is not _collected:  # else `settle` was quicker: it saw the decision
+                self.decided.append(packet)
+                packet._decide = _collected
             if not self.may_wait():
                 self._send_decided()
 
@@ -140,11 +125,17 @@ class Verdicts:
             with self._lock:
                 self._send_decided()
 
-    def settle(self, waiting: int = 0) -> None:
-        """Send what was collected; what else is at hand is pending from now on, but for the last ``waiting``."""
-        self._settle(waiting)
+    # --- what the loop reports
 
-    def _settle(self, waiting: int = 0, *, final: bool = False) -> None:
+    def take_lone(self) -> None:
+        """The handler has returned without a verdict on the packet that came alone: it is at hand."""
+        with self._lock:
+            if (packet := self.lone) is not None:
+                packet._decide = self.decide_now
+                self.at_hand[END:], self.lone = (packet,), None  # one statement
+
+    def settle(self, waiting: int = 0, *, final: bool = False) -> None:
+        """Send what was collected; what else is at hand is pending from now on, but for the last ``waiting``."""
         with self._lock:
             self._send_decided()
             # What a signal handler decides from here on waits until the lists are in order again.
@@ -159,28 +150,39 @@ class Verdicts:
         new = self.at_hand[:count]
         for packet in new:
             packet._decide = self.decide_now
-            self.pending[packet] = None
-        del self.at_hand[:count]
-        # Decisions on the way to `decide_now`, in another thread, or stopped there by an exception. There may be many
-        # pending ones: a look at all of them has to be paid for by as many new packets.
+        pending = dict.fromkeys(new)
+        # No call in these two: no signal handler can raise between them, so each packet is on one of the lists.
+        self.pending |= pending
+        self.at_hand[:count] = ()
+        # Decisions on the way to `decide_now`, in another thread, or stopped there by an exception. Looking at all that
+        # are pending takes as many steps, so it is done once in as many new packets.
         self._unseen += count + 1
         if self._unseen > len(self.pending) or final:
             self._unseen = 0
             new = list(self.pending)
-        for packet in new:
-            if packet._decision is not None and packet not in self.decided:
-                self.decided.append(packet)
+        late = [packet for packet in new if packet._decision is not None and packet._decide is not _collected]
+        if late:
+            there = set(self.decided)
+            for packet in late:
+                if packet not in there:
+                    self.decided.append(packet)
+                    packet._decide = _collected
 
-    def defer(self, packet: Packet) -> None:
-        """The handler has returned and left the packet undecided: it is pending from now on."""
+    def defer(self, packet: Entry, behind: int) -> None:
+        """The handler has returned and left the packet undecided: it is pending from now on.
+
+        ``behind`` is how many packets are at hand that no handler has got yet: the last ones of `at_hand`.
+        """
         with self._lock:
             before = len(self.decided)
             sending, self._sending = self._sending, True  # see `settle`
             try:
-                packet._decide = self.decide_now
-                if packet in self.at_hand:  # not if the handler closed the queue
+                place = len(self.at_hand) - behind - 1
+                if place >= 0 and self.at_hand[place] is packet:  # not if it was just decided, or the queue closed
+                    packet._decide = self.decide_now
+                    # No call in these two: see `_make_pending`.
                     self.pending[packet] = None
-                    self.at_hand.remove(packet)
+                    del self.at_hand[place]
             finally:
                 self._sending = sending
             if packet._decision is not None or len(self.decided) > before:
@@ -189,19 +191,20 @@ class Verdicts:
     def received(self) -> int:
         """How many packets the loop has received so far."""
         with self._lock:
-            return len(self.at_hand) + len(self.pending) + sum(self.counts.values())
+            return len(self.at_hand) + len(self.pending) + sum(self.counts.values()) + (self.lone is not None)
 
     def accept_rest(self, newest: int) -> None:
         """Accept whatever is queued, read by this program or not; ``newest`` is the last id that was seen."""
-        # The kernel compares ids modulo 2^32: a quarter of that ahead is far enough, and surely ahead.
-        message = nfqnl.verdict(self._number, (newest + 0x40000000) & 0xFFFFFFFF, Verdict.ACCEPT, batch=True)
-        self._transport.send(message)
+        # A batch covers what is up to 2^31 ids back from its own id, so steps of half of that leave nothing out. The
+        # first round finds the oldest packet in the queue, wherever it is, and another one all that are behind it.
+        ids = [(newest + step * 0x40000000) & 0xFFFFFFFF for step in range(1, 9)]
+        self._send(b"".join(nfqnl.verdict(self._number, each, Verdict.ACCEPT, batch=True) for each in ids))
 
     def close(self) -> None:
         """Send what was collected; later verdicts raise ClosedError."""
         with self._lock:
             try:
-                self._settle(final=True)
+                self.settle(final=True)
             finally:
                 self.closed = True
 
@@ -211,8 +214,11 @@ class Verdicts:
         self._sending = False
         self.may_wait = _never
         self.decided.clear()
+        self.take_lone()
         for packet in (*self.at_hand, *self.pending):
             packet._decide = self.decide_now
+
+    # --- sending
 
     def _send_decided(self) -> None:
         if self._sending:  # in a signal handler, while this thread is sending: it goes on until nothing is left
@@ -225,103 +231,31 @@ class Verdicts:
             self._sending = False
 
     def _send_some(self) -> None:
-        packets = self.decided[:_MAX_MESSAGES]  # others may append meanwhile
-        in_order = packets == self.at_hand[: len(packets)] and not self._pending_before(packets[-1]) and not self.shared
+        packets = self.decided[:MAX_MESSAGES]  # others may append meanwhile
         decisions: list[Decision] = list(map(_decision_of, packets))
-        kinds = {decisions[0]} if decisions.count(decisions[0]) == len(decisions) else set(decisions)
-        batchable = all(what.batchable for what in kinds)
-        if not batchable:
-            packets, decisions = _limit(packets, decisions)
-            kinds = set(decisions)
-        if not in_order:
-            encode = self._encode_each
-        elif batchable:
-            encode = self._encode_run
-        else:
-            encode = self._encode_in_order
-        datagram = b"".join(encode(packets, decisions))
-        counts = self.counts.copy()
-        for what in kinds:
-            counts[what.word & 0xFF] += decisions.count(what)
-        self._transport.send(datagram)
-        # The kernel has them. The last step is one statement without a call, in the midst of which no signal handler
-        # can raise: until then they would be sent once more.
+        if not (decisions.count(decisions[0]) == len(decisions) and decisions[0].batchable) and not all(
+            what.batchable for what in set(decisions)
+        ):
+            count = limit(decisions)
+            packets, decisions = packets[:count], decisions[:count]
         count = len(packets)
+        in_order = packets == self.at_hand[:count] and not self.pending and not self.shared and _near(packets)
+        datagram = self._messages.datagram(packets, decisions, in_order=in_order)
+        counts = self.counts.copy()
+        for what in set(decisions):
+            counts[what.kind] += decisions.count(what)
+        self._send(datagram)
+        # The kernel has them. Until the last statement they would be sent once more.
         if in_order:
-            self.counts, self.decided[:count], self.at_hand[:count] = counts, (), ()
+            self.counts, self.decided[:count], self.at_hand[:count] = counts, (), ()  # one statement
             return
         for packet in packets:
-            self.pending.pop(packet, None)
-            if packet in self.at_hand:
+            # If it was not pending it is among the first at hand; unless an exception ended this loop the last time.
+            if self.pending.pop(packet, packet) is packet and packet in self.at_hand:
                 self.at_hand.remove(packet)
-        self.counts, self.decided[:count] = counts, ()
-
-    def _pending_before(self, packet: Packet) -> bool:
-        """Whether a packet with a lower id is undecided: no batch may cover that."""
-        # Packets become pending in the order of their ids, so the first is the oldest.
-        for oldest in self.pending:
-            return (packet.id - oldest.id) & 0xFFFFFFFF < 0x80000000
-        return False
-
-    def _encode_in_order(self, packets: Sequence[Packet], decisions: Sequence[Decision]) -> Iterator[bytes]:
-        """Messages for packets of which none that is older is undecided."""
-        start = 0
-        for batchable, group in groupby(decisions, lambda decision: decision.batchable):
-            end = start + len(list(group))
-            if batchable:
-                yield from self._encode_run(packets[start:end], decisions[start:end])
-            else:
-                yield from self._encode_each(packets[start:end], decisions[start:end])
-            start = end
-
-    def _encode_run(self, packets: Sequence[Packet], decisions: Sequence[Decision]) -> Iterator[bytes]:
-        if decisions.count(decisions[0]) == len(decisions):
-            yield self._together(decisions[0], packets)
-            return
-        others = set(decisions) - {DROP}
-        if len(others) > 1:
-            start = 0
-            for what, group in groupby(decisions):
-                end = start + len(list(group))
-                yield self._together(what, packets[start:end])
-                start = end
-            return
-        # Accepted, say, and dropped in turn: the rarer kind one by one, then the other as one batch.
-        rare, common = DROP, others.pop()
-        if decisions.count(DROP) * 2 > len(decisions):
-            rare, common = common, rare
-        prefix = self._prefix(rare)
-        yield prefix
-        yield prefix.join([packet.raw[PACKET_ID] for packet, what in zip(packets, decisions) if what is rare])
-        yield self._together(common, [packet for packet, what in zip(packets, decisions) if what is common])
-
-    def _encode_each(self, packets: Sequence[Packet], decisions: Sequence[Decision]) -> Iterator[bytes]:
-        for packet, what in zip(packets, decisions):
-            yield self._prefix(what) if what.batchable else self._build_prefix(what)
-            yield packet.raw[PACKET_ID]
-
-    def _together(self, what: Decision, packets: Sequence[Packet]) -> bytes:
-        """One message for packets of which all that are older have left, or leave before it."""
-        return self._prefix(what, batch=len(packets) > 1) + packets[-1].raw[PACKET_ID]
-
-    def _build_prefix(self, what: Decision, *, batch: bool = False) -> bytes:
-        """A verdict message up to the packet id, which is its end."""
-        frame = _frame(self._number, batch)
-        length = (len(frame) + len(what.changes)).to_bytes(4, netlink.HOST)
-        return b"".join((length, frame[4:BODY], what.changes, frame[BODY:-8], what.word.to_bytes(4, "big")))
+        self.counts, self.decided[:count] = counts, ()  # one statement
 
 
-@lru_cache
-def _frame(number: int, batch: bool) -> bytes:
-    """The message that the schemas build for a verdict without changes."""
-    return nfqnl.verdict(number, 0, 0, batch=batch)
-
-
-def _limit(packets: list[Packet], decisions: list[Decision]) -> tuple[list[Packet], list[Decision]]:
-    """As many of them as one datagram should hold, at least one."""
-    size = 0
-    for count, decision in enumerate(decisions):
-        size += 32 + len(decision.changes)
-        if size > _MAX_DATAGRAM and count:
-            return packets[:count], decisions[:count]
-    return packets, decisions
+def _near(packets: list[Entry]) -> bool:
+    """Whether the ids are so near to each other that a batch up to the last one reaches the first."""
+    return len(packets) == 1 or not nfqnl.is_after(packets[0].id, packets[-1].id)

@@ -8,13 +8,13 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from construct import Int32ub
 
-from . import inet, scapys
-from .protocol import nfqnl
-from .protocol.conntrack import Conntrack, CtInfo
-from .protocol.conntrack import parse as parse_conntrack
-from .protocol.layout import Layout, Layouts, compile_struct
-from .protocol.nfnetlink import BODY, Family, Table, nfgenmsg, parse_attributes
-from .protocol.nfqnl import NFQA_VLAN
+from .. import inet, scapys
+from ..protocol import nfqnl
+from ..protocol.conntrack import Conntrack, CtInfo
+from ..protocol.conntrack import parse as parse_conntrack
+from ..protocol.layout import Layout, Layouts, compile_struct
+from ..protocol.nfnetlink import BODY, Family, Table, nfgenmsg, parse_attributes
+from ..protocol.nfqnl import NFQA_VLAN
 
 _Enum = TypeVar("_Enum", bound=int)
 

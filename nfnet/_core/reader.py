@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
@@ -15,160 +12,27 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from .errors import (
-    ArgumentError,
-    BusyError,
-    BusyReadingError,
-    ClosedError,
-    KernelError,
-    NfnetError,
-    NotPermittedError,
-    NotSupportedError,
-    OverrunError,
-)
-from .locks import RLock
-from .netns import Netns, call_in
-from .protocol import nfqnl
-from .protocol.nfqnl import Command
-from .recorder import Recorder, current
-from .stats import LogRow, QueueRow, process
-from .transport import NetlinkSocket, Transport
-from .waiter import Waiter
+from .._io.netlink_socket import NetlinkSocket
+from .._io.poller import Poller
+from .._io.transport import Transport
+from ..errors import ArgumentError, BusyReadingError, ClosedError, NfnetError
+from ..netns import Netns, call_in
+from ..recorder import Recorder, current
+from ..stats import LogRow, QueueRow, process
+from .bind import Request, bind
+from .binding import Binding
 
 # A verdict waits for others no longer than this, in seconds, and the time of at most so many calls of the handler.
 _MAX_DELAY = 0.001
 _MAX_PORTION = 16
-# Warnings about loss, at most one in so many seconds.
-_WARN_EVERY = 10.0
+_MOST_ALONE = 64  # packets, until the next look whether several wait
 
-_log = logging.getLogger("nfnet")
-
+B = TypeVar("B", bound=Binding[Any])
 T = TypeVar("T")
-Self = TypeVar("Self", bound="Reader")  # type: ignore[type-arg]
+Self = TypeVar("Self", bound="Reader[Any, Any]")
 
 
-class Binding(ABC, Generic[T]):
-    """A queue or group while it is bound: what came, and is not through yet."""
-
-    drain = 0  # how many datagrams to take from the transport at a time
-    what = ""  # what gets lost
-
-    def __init__(self, name: str, transport: Transport, on_overrun: str) -> None:
-        self.transport = transport
-        self.ready: Iterator[T] = iter(())  # for the handler; one iterator for all loops
-        self._process = os.getpid()
-        self.reading = False  # by a loop
-        self.closing = RLock()
-        self.finished = False  # by `Reader.close`
-        self.closed = False
-        self.ended = False  # no more will come: the end of a recording
-        self.recorder: Recorder | None = None
-        self.owns_recorder = False
-        self._name = name
-        self._on_overrun = on_overrun
-        self._received: list[bytes] = []  # datagrams
-        self._lost = 0
-        self._overruns = 0
-        self._malformed = 0
-        self._warned = -_WARN_EVERY
-        self.shared = False  # with another process: one that was forked from this one, or the one it was forked from
-        if getattr(transport, "inherit", False):
-            _inherited.add(self)
-
-    def before_fork(self) -> None:
-        """There will be a child that has the socket too, and reads a part of what comes."""
-        self.shared = True
-
-    def after_fork(self) -> None:
-        """In a child that has the socket too: threads that were at work are not there."""
-        self.reading = False
-        self.closing = RLock()
-
-    def is_ours(self) -> bool:
-        """Whether this process may use it: the one that bound it, and where children inherit the socket any."""
-        return self._process == os.getpid() or getattr(self.transport, "inherit", False)
-
-    def receive(self) -> bool:
-        """Take datagrams from the transport and make `ready` of them; False if there will be no more."""
-        more = True
-        try:
-            # Not on top of what an exception left there: signals that come faster than so many can be made ready would
-            # have it grow, and nothing would ever be through.
-            if not self._received:
-                more = self.transport.receive(self._received, self.drain)
-        except ClosedError:
-            if not self.closed:
-                raise
-            return False
-        except OverrunError:
-            self._overruns += 1
-            raise
-        finally:
-            self._make_ready()
-        self.ended = not more
-        return more
-
-    @abstractmethod
-    def _make_ready(self) -> None:
-        """Make `ready` of the datagrams."""
-
-    @abstractmethod
-    def taken(self) -> int:
-        """How many the loop has taken so far."""
-
-    def _count_lost(self, new: int) -> None:
-        if self.shared:
-            return  # the other process may have read them
-        self._lost += new
-        self._overruns += self._on_overrun != "raise"  # there it was counted as it was raised
-        if self._on_overrun == "count" and monotonic() > self._warned + _WARN_EVERY:
-            self._warned = monotonic()
-            _log.warning(
-                "%s: %d %s were lost, %d so far, because the receive buffer of %s bytes was full",
-                self._name,
-                new,
-                self.what,
-                self._lost,
-                getattr(self.transport, "rcvbuf", "?"),
-            )
-
-    def flush(self) -> None:
-        """Send what was collected; called between portions."""
-
-    def settle(self, waiting: int = 0) -> None:
-        """A batch is through, or the loop ends with the last ``waiting`` still to come."""
-
-    def release(self) -> None:
-        """Let go of the sockets."""
-        self.closed = True
-        try:
-            self.transport.close()
-        finally:
-            if self.recorder is not None:
-                self.transport.tap = None  # type: ignore[attr-defined]  # it may be lent to the next binding
-                if self.owns_recorder:
-                    self.recorder.close()
-
-
-_inherited: weakref.WeakSet[Binding[Any]] = weakref.WeakSet()
-
-
-def _before_fork() -> None:
-    for binding in list(_inherited):
-        binding.before_fork()
-
-
-def _after_fork() -> None:
-    for binding in list(_inherited):
-        binding.after_fork()
-
-
-os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
-
-B = TypeVar("B", bound=Binding)  # type: ignore[type-arg]
-
-
-class Reader(ABC, Generic[B]):
+class Reader(ABC, Generic[B, T]):
     """Reads what the kernel sends for one queue or log group, one thread at a time."""
 
     def __init__(
@@ -189,15 +53,12 @@ class Reader(ABC, Generic[B]):
         self._datagram = datagram
         self._netns = netns
         self._given_transport = transport
-        self._waiter = Waiter()
+        self._poller: Poller | None = None  # made when somebody asks for it: most loops wait for the socket itself
         self._stopping = False
         self._binding: B | None = None
         self._last_binding: B | None = None
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._name}: {'closed' if self._binding is None else 'open'}>"
-
-    # --- opening and closing
+    # --- what differs
 
     @abstractmethod
     def _make_binding(self, transport: Transport) -> B: ...
@@ -209,17 +70,29 @@ class Reader(ABC, Generic[B]):
     def _unbind_request(self) -> bytes: ...
 
     @abstractmethod
-    def _flags_asked_for(self) -> list[tuple[str, int]]:
-        """Those that a kernel may lack: the name of the option, and the flag."""
-
-    @abstractmethod
-    def _flag_request(self, flag: int, seq: int) -> bytes: ...
+    def _flag_requests(self) -> Iterator[tuple[str, Request]]:
+        """The options that were asked for and that a kernel may lack, each with a request that asks for it alone."""
 
     @abstractmethod
     def _row(self) -> QueueRow | LogRow | None: ...
 
+    _module: str
+    """The kernel's module, which is also the name of its file in /proc/net/netfilter."""
+
     def _finish(self, binding: B) -> None:
         """What is to be done before the binding goes."""
+
+    def _hand_out(self, binding: B, portion: Iterator[T], handler: Callable[[T], object]) -> None:
+        """Give the handler a portion, until `stop`."""
+        for item in portion:
+            handler(item)
+            if self._stopping:
+                return
+
+    def _body_returned(self, binding: B, item: T) -> None:
+        """The body of an iteration is through with an item."""
+
+    # --- opening and closing
 
     def open(self) -> None:
         """Bind; from now on packets come here.
@@ -232,18 +105,24 @@ class Reader(ABC, Generic[B]):
         if self._binding is not None:
             raise NfnetError(f"{self._name} is open already")
         binding = self._connect()
+        transport = binding.transport
         try:
-            self._bind(binding.transport)
-            self._waiter.watch(binding.transport.fileno(), inherit=getattr(binding.transport, "inherit", False))
+            bind(
+                transport,
+                self._name,
+                self._bind_request,
+                module=self._module,
+                flags=self._flag_requests(),
+                owner=self._owner,
+            )
+            if self._poller is not None:
+                self._watch(self._poller, transport)
             if binding.recorder is not None and binding.owns_recorder:
                 binding.recorder.begin()
             last = self._last_binding
             if last is None or not last.reading:  # else a loop of the previous binding has still to see that it ended
                 self._stopping = False
-                self._waiter.reset()
             self._binding = self._last_binding = binding
-            if getattr(binding.transport, "kept", False):  # came before the answer to the request
-                self._waiter.wake()
         except BaseException:
             self._binding = None
             binding.release()
@@ -252,9 +131,8 @@ class Reader(ABC, Generic[B]):
     def _connect(self) -> B:
         """A new socket for each binding: the old one may still hold packets, whose ids would mean new ones."""
         given = self._given_transport
-        recorded = self._record is not None or current() is not None
-        if recorded and given is not None and not hasattr(given, "tap"):
-            raise ArgumentError(f"{self._name} cannot be recorded: its transport, a {type(given).__name__}, has no tap")
+        if (self._record is not None or current() is not None) and given is not None and not given.recordable:
+            raise ArgumentError(f"{self._name} cannot be recorded: its transport, a {type(given).__name__}, cannot be")
         own = None if self._record is None else Recorder(self._record, begin=False)
         recorder = own or current()
 
@@ -271,51 +149,14 @@ class Reader(ABC, Generic[B]):
                 own.close()
             raise
         if recorder is not None:
-            binding.transport.tap = recorder.tap  # type: ignore[attr-defined]
+            binding.transport.tap = recorder.tap
             binding.recorder, binding.owns_recorder = recorder, own is not None
         return binding
-
-    def _bind(self, transport: Transport) -> None:
-        operation = f"binding {self._name}"
-        try:
-            transport.request(self._bind_request, operation)
-        except NotPermittedError as error:
-            # The same EPERM for "somebody has it" and "you may not". This does nothing but need the privilege, which
-            # is asked for before anything else is looked at.
-            try:
-                transport.request(lambda seq: nfqnl.config(0, command=Command.PF_BIND, seq=seq, ack=True), operation)
-            except NotPermittedError:
-                raise error from None
-            except KernelError:
-                pass
-            raise BusyError(operation, errno.EPERM, reason=f"another socket has it{self._owner()}") from None
-        except NotSupportedError as error:
-            lacking = [name for name, flag in self._flags_asked_for() if not self._supported(transport, flag)]
-            hint = f"This kernel has no support for {' and '.join(lacking)}" if lacking else error.hint
-            raise NotSupportedError(operation, error.errno or 0, message=error.message, hint=hint) from None
-        except KernelError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            # The request is valid, so this is nfnetlink that knows no such subsystem.
-            hint = f"This kernel cannot do that: load the module {self._proc_file}"
-            raise NotSupportedError(operation, errno.EINVAL, message=error.message, hint=hint) from None
-
-    def _supported(self, transport: Transport, flag: int) -> bool:
-        """Whether the kernel knows a flag; it looks at that before anything else, so this changes nothing."""
-        try:
-            transport.request(lambda seq: self._flag_request(flag, seq), "")
-        except NotSupportedError:
-            return False
-        except KernelError:  # ENODEV: nothing is bound
-            pass
-        return True
 
     def _owner(self) -> str:
         """Who has it, where this process may know."""
         row = self._row()
-        return "" if row is None else f": {process(row.port_id, self._netns)}"
-
-    _proc_file: str  # in /proc/net/netfilter, and the name of the kernel's module
+        return "another socket has it" + ("" if row is None else f": {process(row.port_id, self._netns)}")
 
     def close(self) -> None:
         """Unbind. May be called twice, and from any thread: a loop that is reading then ends."""
@@ -373,61 +214,25 @@ class Reader(ABC, Generic[B]):
 
     # --- the loop
 
-    def _portions(self, binding: B, block: bool) -> Generator[Iterator[Any], None, None]:
-        """The loop, in portions between which verdicts may leave.
+    def __iter__(self) -> Generator[T, None, None]:
+        """What comes, until `stop` or `close`. Raises as `run`, except what handlers raise."""
+        return self._items(block=True)
 
-        It, and what is done for every packet, is as it is because that was measured. ``binding.ready`` is one
-        iterator for all loops, so whatever ends a loop, the next one goes on with the packet after.
-        """
-        self._check_reading(binding)
-        binding.reading = True
-        # In CPython 3.13.0 an exception that a signal raises at the jump from a condition back to the top of a loop
-        # leaves without `finally`. So loops under `try` end with statements that are no conditions, where they can.
+    def _items(self, block: bool) -> Generator[T, None, None]:
+        """What comes, or what waits."""
+        binding = self._bound()
+        portions = self._portions(binding, block)
         try:
-            go_on = True
-            while go_on and self._wait(binding, block):
-                ready = binding.ready
-                left = length_hint(ready)
-                size, deadline = 1, monotonic() + _MAX_DELAY
-                while left > 0:
-                    yield islice(ready, size)
+            for portion in portions:
+                for item in portion:
+                    yield item
+                    self._body_returned(binding, item)
                     if self._stopping:
-                        return
-                    left -= size
-                    size, deadline = _pace(binding, size, deadline)
-                binding.settle()
-                go_on = block
+                        break
         finally:
-            try:
-                if not binding.closed:
-                    binding.settle(waiting=length_hint(binding.ready))
-            finally:
-                self._stopping = binding.reading = False
-                self._waiter.reset()
-                if length_hint(binding.ready):
-                    self._waiter.wake()  # the next `process` has something to do
+            portions.close()
 
-    def _check_reading(self, binding: B) -> None:
-        # The caller sets the flag at once: no lock, whose holder an exception may end before it can let go.
-        if binding.reading:
-            raise BusyReadingError(f"{self._name} is being read by another loop; one at a time can")
-
-    def _wait(self, binding: B, block: bool) -> bool:
-        """Wait until something is ready; False if nothing is or will be."""
-        while not self._stopping:
-            if length_hint(binding.ready):
-                return True
-            more = binding.receive()
-            if length_hint(binding.ready):
-                return True
-            if not more or not block:
-                return False
-            if binding.recorder is not None:
-                binding.recorder.flush()  # nothing comes for a while: let it be on the disk
-            self._waiter.wait()
-        return False
-
-    def _drive(self, handler: Callable[[Any], object], block: bool) -> int:
+    def _drive(self, handler: Callable[[T], object], block: bool) -> int:
         """Hand out what comes, and return how many that were."""
         if not callable(handler):
             raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
@@ -439,11 +244,101 @@ class Reader(ABC, Generic[B]):
                 self._hand_out(binding, portion, handler)
         finally:
             portions.close()
-        return int(binding.taken() - before)
+        return binding.taken() - before
 
-    @abstractmethod
-    def _hand_out(self, binding: B, portion: Iterator[Any], handler: Callable[[Any], object]) -> None:
-        """Give the handler a portion, until `stop`."""
+    def _portions(self, binding: B, block: bool) -> Generator[Iterator[T], None, None]:
+        """The loop, in portions between which verdicts may leave.
+
+        It, and what is done for every packet, is as it is because that was measured. ``binding.ready`` is one
+        iterator for all loops, so whatever ends a loop, the next one goes on with the packet after.
+
+        While packets come one at a time the loop takes each from ``transport.incoming``, which waits for it: a system
+        call for the packet and one for its verdict. Now and then it looks whether more wait, and if so, takes many at a
+        time.
+        """
+        self._check_reading(binding)
+        binding.reading = True
+        transport = binding.transport
+        looks = 1  # every so many packets
+        # In CPython 3.13.0 an exception that a signal raises at the jump from a condition back to the top of a loop
+        # leaves without `finally`. So loops under `try` end with statements that are no conditions, where they can.
+        try:
+            binding.begin()
+            go_on = True
+            while go_on and not self._stopping:
+                if not length_hint(binding.ready):
+                    binding.receive()
+                found = left = length_hint(binding.ready)
+                if left:
+                    size, deadline = 1, monotonic() + _MAX_DELAY
+                    while left > 0:
+                        yield islice(binding.ready, size)
+                        if self._stopping:
+                            return
+                        left -= size
+                        size, deadline = _pace(binding, size, deadline)
+                    binding.settle()
+                if found > 1:
+                    looks = 1
+                elif binding.ended:
+                    return
+                elif not block:
+                    pass
+                elif transport.incoming is None or transport.tap is not None:
+                    if not found:
+                        self._wait(binding)
+                else:
+                    looks = min(2 * looks, _MOST_ALONE)
+                    yield from self._alone(binding, looks)
+                go_on = block
+        finally:
+            try:
+                transport.stop_waiting()
+                if not binding.closed:
+                    binding.settle(waiting=length_hint(binding.ready))
+            finally:
+                self._stopping = binding.reading = False
+                if self._poller is not None:
+                    self._poller.reset()
+                    if length_hint(binding.ready):
+                        self._poller.wake()  # the next `process` has something to do
+
+    def _alone(self, binding: B, count: int) -> Generator[Iterator[T], None, None]:
+        """So many packets, each of which is waited for."""
+        transport = binding.transport
+        assert transport.incoming is not None
+        transport.waiting = True
+        if self._stopping:
+            return
+        try:
+            for binding.incoming in transport.incoming:
+                transport.waiting = False
+                yield binding.take()
+                if self._stopping:
+                    return
+                count -= 1
+                if not count:
+                    return
+                transport.waiting = True
+                if self._stopping:
+                    return
+        except OSError as error:
+            if isinstance(error, NfnetError):  # of what is done with what came
+                raise
+            transport.explain(error)
+
+    def _check_reading(self, binding: B) -> None:
+        # The caller sets the flag at once: no lock, whose holder an exception may end before it can let go.
+        if binding.reading:
+            raise BusyReadingError(f"{self._name} is being read by another loop; one at a time can")
+
+    def _wait(self, binding: B) -> None:
+        if binding.recorder is not None:
+            binding.recorder.flush()  # nothing comes for a while: let it be on the disk
+        with suppress(ClosedError):  # by another thread, just now
+            poller = self._polling(binding)
+            if not self._stopping:
+                poller.wait()
 
     def _take(self) -> int:
         """What `process` does without a handler."""
@@ -454,8 +349,8 @@ class Reader(ABC, Generic[B]):
             binding.receive()
         finally:
             binding.reading = False
-            if length_hint(binding.ready):
-                self._waiter.wake()
+            if length_hint(binding.ready) and self._poller is not None:
+                self._poller.wake()
         return length_hint(binding.ready)
 
     def stop(self) -> None:
@@ -464,7 +359,11 @@ class Reader(ABC, Generic[B]):
         It ends before its next packet. What has been read already waits for the next loop.
         """
         self._stopping = True
-        self._waiter.wake()
+        binding = self._binding
+        if binding is not None:
+            binding.transport.wake()
+        if self._poller is not None:
+            self._poller.wake()
 
     def fileno(self) -> int:
         """A file descriptor that polls readable when `process` has something to do. Raises ClosedError.
@@ -472,14 +371,30 @@ class Reader(ABC, Generic[B]):
         It is not the socket's, which would not tell of packets that were read already and not handed out, because a
         handler raised, for instance.
         """
-        self._bound()
-        return self._waiter.fileno()
+        return self._polling(self._bound()).fileno()
+
+    def _polling(self, binding: B) -> Poller:
+        poller = self._poller
+        if poller is None:
+            poller = Poller()
+            self._watch(poller, binding.transport)
+            if length_hint(binding.ready) or self._stopping:
+                poller.wake()
+            self._poller = poller
+            if self._stopping:
+                poller.wake()
+        return poller
+
+    def _watch(self, poller: Poller, transport: Transport) -> None:
+        poller.reset()
+        poller.watch(transport.fileno(), inherit=transport.inherit)
+        if transport.kept:  # came before the answer to the request
+            poller.wake()
 
     @property
     def rcvbuf(self) -> int | None:
         """The size of the receive buffer that the kernel granted, in bytes; None when there is no socket."""
-        size: int | None = getattr(self._bound().transport, "rcvbuf", None)
-        return size
+        return self._bound().transport.rcvbuf
 
 
 def _pace(binding: Binding[Any], size: int, deadline: float) -> tuple[int, float]:

@@ -9,8 +9,8 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable
-from itertools import islice, repeat
+from collections.abc import Callable, Iterator
+from itertools import repeat
 
 from ..errors import AckTimeoutError, ClosedError, KernelError, kernel_error
 from ..protocol import netlink
@@ -102,7 +102,6 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     """
 
     trusted = True
-    blocks = True
     recordable = True
 
     def __init__(
@@ -125,7 +124,8 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         self._datagram = datagram
         self._sequence = 0
         self._kept: list[bytes] = []
-        self._blocking = map(self._socket.recv, repeat(datagram))
+        self._incoming = map(self._socket.recv, repeat(datagram))
+        self._closed = False
         try:
             self._configure(DEFAULT_RCVBUF if rcvbuf is None else rcvbuf, overruns)
         except OSError as error:
@@ -214,29 +214,26 @@ class NetlinkSocket(Transport, at_fork.AtFork):
                         self.tap(False, datagram)
         return True
 
-    def receive_one(self, into: list[bytes]) -> None:
-        if self._kept:
-            move(self._kept, into, 1)
-            return
-        start = len(into)
-        with self._reading:
-            try:
-                into.extend(islice(self._blocking, 1))  # in C, as in `receive`
-            except BlockingIOError:  # the second is over
-                pass
-            except OSError as error:
-                self._check_open()
-                raise _system_error("receiving from the kernel", error) from None
-            finally:
-                if self.tap is not None:
-                    for datagram in into[start:]:
-                        self.tap(False, datagram)
+    @property
+    def incoming(self) -> Iterator[bytes]:
+        return self._incoming
 
-    def wake(self) -> None:
-        # The kernel answers, with success or EPERM, and the answer ends the wait. If it finds no room in the receive
-        # buffer there is something to read anyway.
+    def nudge(self) -> None:
+        # The kernel answers, with success or EPERM. If the answer finds no room in the receive buffer there is something
+        # to read anyway.
         with contextlib.suppress(OSError):
             self._socket.sendto(_NOOP, KERNEL)
+
+    def stop_waiting(self) -> None:
+        self.waiting = False
+        if self._closed:
+            self._socket.close()
+
+    def explain(self, error: OSError) -> None:
+        if isinstance(error, BlockingIOError):  # the second is over
+            return
+        self._check_open()
+        raise _system_error("receiving from the kernel", error) from None
 
     def request(self, build: Callable[[int], bytes], operation: str) -> None:
         self._sequence = self._sequence % 0xFFFFFFFF + 1  # never 0: that is what verdicts carry
@@ -298,8 +295,10 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         return self._names.get(index)
 
     def close(self) -> None:
-        with self._reading:
-            self._socket.close()
+        self._closed = True
+        if not self.waiting:  # else the loop closes it: until then its number must not become another file's
+            with self._reading:
+                self._socket.close()
 
     def after_fork(self) -> None:
         # Who held the lock is not there. The socket, as a rule, is the parent's alone: a queue lives as long as any copy
@@ -310,5 +309,5 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             self._socket.close()
 
     def _check_open(self) -> None:
-        if self._socket.fileno() < 0:
+        if self._closed or self._socket.fileno() < 0:
             raise ClosedError("the netlink socket is closed")

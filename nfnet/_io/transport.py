@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 Tap = Callable[[bool, bytes], None]
 """Is told of a datagram: whether it went to the kernel, and its bytes."""
@@ -23,8 +23,8 @@ class Transport(ABC):
     inherit: bool = False
     """Whether children that are forked have the transport too. They share it: one process at a time may read."""
 
-    blocks: bool = False
-    """Whether `receive_one` waits. If not, queues and logs wait until `fileno` is readable and call `receive`."""
+    waiting: bool = False
+    """Whether a loop takes from `incoming`: then `wake` has somebody to wake."""
 
     recordable: bool = False
     """Whether it tells `tap` of every datagram."""
@@ -43,12 +43,30 @@ class Transport(ABC):
         What was appended before an exception stays there.
         """
 
-    def receive_one(self, into: list[bytes]) -> None:
-        """Wait until a datagram comes, and append it; if `blocks`. Return without one after `wake`, or some time."""
-        raise NotImplementedError
+    @property
+    def incoming(self) -> Iterator[bytes] | None:
+        """Gives one datagram after the other, and waits for each: a call of C code, in which none is lost (see `moves`).
+
+        None if the transport cannot wait: then queues and logs wait until `fileno` is readable, and call `receive`. Its
+        OSErrors are for `explain`. Who waits sets `waiting` before, and calls `stop_waiting` in the end.
+        """
+        return None
+
+    def nudge(self) -> None:
+        """Have something to receive that means nothing."""
 
     def wake(self) -> None:
-        """End a `receive_one` in another thread or below this signal handler; if `blocks`."""
+        """End the wait for `incoming`, in another thread or below this signal handler, if there is one."""
+        if self.waiting:
+            self.nudge()
+
+    def stop_waiting(self) -> None:
+        """The loop takes no more from `incoming`."""
+        self.waiting = False
+
+    def explain(self, error: OSError) -> None:
+        """Raise the `NfnetError` for an error of `incoming`; return if it was only time to look for signals."""
+        raise error
 
     @abstractmethod
     def request(self, build: Callable[[int], bytes], operation: str) -> None:

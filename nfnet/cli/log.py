@@ -10,9 +10,9 @@ import time
 from typing import Any
 
 from .. import rules
+from .._io.private_files import create
 from ..capture import LinkType, Writer
 from ..errors import NfnetError
-from ..files import create
 from ..log import Log, LogMessage
 from ..protocol.netlink import HEADER_SIZE
 from . import common, lines

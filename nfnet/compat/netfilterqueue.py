@@ -14,17 +14,18 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 from .. import inet
 from .. import packet as nfnet_packet
+from .._io.netlink_socket import MAX_QUEUE_DATAGRAM, NetlinkSocket
+from .._io.transport import Transport
 from ..checks import check
 from ..errors import AlreadyDecidedError, ClosedError, NfnetError
 from ..protocol import nfqnl
 from ..queue import Queue
-from ..transport import MAX_QUEUE_DATAGRAM, NetlinkSocket, Transport
-from .lent import Lent
+from .borrowed import BorrowedTransport
 from .numbers import PROTOCOLS
 
 __all__ = [
@@ -226,7 +227,7 @@ class _Receives(Protocol):
 
 class _Bound(NamedTuple):
     queue: Queue
-    transport: Lent
+    transport: BorrowedTransport
     callback: Callback
 
 
@@ -299,7 +300,7 @@ class NetfilterQueue:
             raise RuntimeError("A queue is already bound; use unbind() first")
         if mode not in (COPY_NONE, COPY_META, COPY_PACKET):
             raise OSError("Failed to set packet copy mode.")
-        lent = Lent(self._transport)
+        lent = BorrowedTransport(self._transport)
         queue = _Queue(
             queue_num,
             copy_mode=mode,
@@ -312,8 +313,8 @@ class NetfilterQueue:
             queue.open()
         except NfnetError as error:
             raise _os_error(f"Failed to create queue {queue_num}.", error) from error
-        if getattr(self._transport, "kept", False):
-            self._make_readable(queue_num)
+        if self._transport.kept:
+            self._transport.nudge()
         self._bound = _Bound(queue, lent, user_callback)
 
     def _ask_for_buffer(self, size: int) -> None:
@@ -342,7 +343,7 @@ class NetfilterQueue:
         Raises nfnet's errors for what the kernel refuses.
         """
         while (bound := self._bound) is not None:
-            bound.transport.given = None
+            bound.transport.given, bound.transport.on_would_block = None, bound.queue.stop
             deliver = _deliver_from(self, bound.callback)
             with self._staying_readable(bound):
                 if block:
@@ -381,14 +382,6 @@ class NetfilterQueue:
                 return
             datagrams.append(datagram)
 
-    def _make_readable(self, number: int) -> None:
-        """For packets that were received and not handed out, of which the socket tells nothing.
-
-        It gets something to read: the answer to a request that does nothing.
-        """
-        with suppress(NfnetError):
-            self._transport.send(_pf_bind(0, number))
-
     @contextmanager
     def _staying_readable(self, bound: _Bound) -> Iterator[None]:
         """A loop: if an exception ends it, packets may be left that were received and not handed out."""
@@ -396,7 +389,7 @@ class NetfilterQueue:
             yield
         except BaseException as error:
             if self._bound is bound:
-                self._make_readable(bound.queue.num)
+                self._transport.nudge()
             elif isinstance(error, ClosedError):
                 return  # `unbind` in another thread: that ends the loop
             raise

@@ -18,12 +18,13 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .._io.locks import RLock
+from .._io.netlink_socket import MAX_DATAGRAM, NetlinkSocket
+from .._io.transport import Transport
 from ..checks import check
 from ..errors import ArgumentError, BusyError, BusyReadingError, ClosedError, KernelError, OverrunError
-from ..locks import RLock
 from ..log import Log, LogMessage
 from ..protocol.nfulnl import MAX_BUFFER_SIZE, MAX_TIMEOUT, MIN_BUFFER_SIZE
-from ..transport import MAX_DATAGRAM, NetlinkSocket, Transport
 from .nflogdata import NflogData, wrap
 from .numbers import ETHERTYPES, HWTYPES
 

@@ -260,7 +260,7 @@ def test_the_kernels_own_words_are_in_the_error(net: Net) -> None:
 
 
 def test_an_answer_that_never_comes(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nfnet.transport._ACK_TIMEOUT", 0.05)
+    monkeypatch.setattr("nfnet._io.netlink_socket._ACK_TIMEOUT", 0.05)
     transport = net.at("client", NetlinkSocket)
     try:
         with pytest.raises(nfnet.AckTimeoutError, match="testing: .*ETIMEDOUT") as caught:

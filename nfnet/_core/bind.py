@@ -1,0 +1,73 @@
+"""Binding a queue or a log group, and what it means if the kernel refuses."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable
+
+from .._io.transport import Transport
+from ..errors import BusyError, KernelError, NotPermittedError, NotSupportedError
+from ..protocol import nfqnl
+from ..protocol.nfqnl import Command
+
+Request = Callable[[int], bytes]
+"""Makes a request for a sequence number."""
+
+
+def bind(
+    transport: Transport,
+    name: str,
+    request: Request,
+    *,
+    module: str,
+    flags: Iterable[tuple[str, Request]],
+    owner: Callable[[], str],
+) -> None:
+    """Send the request that binds ``name``.
+
+    module: the kernel's module, which may be missing.
+    flags: options that a kernel may lack, each with a request that the kernel refuses if it does.
+    owner: says who has the queue or group, if another socket has.
+
+    Raises BusyError, NotPermittedError, NotSupportedError, or another KernelError.
+    """
+    operation = f"binding {name}"
+    try:
+        transport.request(request, operation)
+    except NotPermittedError as error:
+        # The kernel answers EPERM to "somebody has it" and to "you may not".
+        if not _may(transport, operation):
+            raise
+        raise BusyError(operation, errno.EPERM, reason=owner()) from error
+    except NotSupportedError as error:
+        lacking = [option for option, ask in flags if not _supports(transport, ask)]
+        hint = f"This kernel has no support for {' and '.join(lacking)}" if lacking else error.hint
+        raise NotSupportedError(operation, error.errno or 0, message=error.message, hint=hint) from None
+    except KernelError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # The request is valid, so this is nfnetlink that knows no such subsystem.
+        hint = f"This kernel cannot do that: load the module {module}"
+        raise NotSupportedError(operation, errno.EINVAL, message=error.message, hint=hint) from None
+
+
+def _may(transport: Transport, operation: str) -> bool:
+    """Whether this process has the privilege, for which the kernel looks before everything else."""
+    try:  # a request without effect
+        transport.request(lambda seq: nfqnl.config(0, command=Command.PF_BIND, seq=seq, ack=True), operation)
+    except NotPermittedError:
+        return False
+    except KernelError:
+        pass
+    return True
+
+
+def _supports(transport: Transport, request: Request) -> bool:
+    """Whether the kernel knows a flag; it looks at that before anything else, so this changes nothing."""
+    try:
+        transport.request(request, "asking for a flag")
+    except NotSupportedError:
+        return False
+    except KernelError:  # ENODEV: nothing is bound
+        pass
+    return True

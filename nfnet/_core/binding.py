@@ -1,0 +1,121 @@
+"""A queue or a log group while it is bound: what came, and is not through yet."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from operator import length_hint
+from typing import Generic, TypeVar
+
+from .._io import at_fork
+from .._io.locks import RLock
+from .._io.moves import END
+from .._io.transport import Transport
+from ..errors import ClosedError, OverrunError
+from ..recorder import Recorder
+
+T = TypeVar("T")
+
+
+class Binding(ABC, Generic[T], at_fork.AtFork):
+    """What `Reader` knows of one time of being bound; the next one begins anew, with another socket."""
+
+    drain = 0
+    """How many datagrams to take from the transport at a time."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.incoming: bytes | None = None
+        """A datagram that came while the loop waited for one."""
+        self.received: list[bytes] = []
+        """Datagrams that were taken from the transport."""
+        self.ready: Iterator[T] = iter(())
+        """What was made of them, for the handler; one iterator for all loops."""
+        self.reading = False  # by a loop
+        self.closing = RLock()
+        self.finished = False  # by `Reader.close`
+        self.closed = False
+        self.ended = False  # no more will come: the end of a recording
+        self.recorder: Recorder | None = None
+        self.owns_recorder = False
+        self.malformed = 0
+        self.shared = False  # with another process: one that was forked from this one, or the one it was forked from
+        self._process = os.getpid()
+        if transport.inherit:
+            at_fork.register(self)
+
+    def before_fork(self) -> None:
+        # There will be a child that has the socket too, and reads a part of what comes.
+        self.shared = True
+
+    def after_fork(self) -> None:
+        self.reading = False
+        self.closing = RLock()
+
+    def is_ours(self) -> bool:
+        """Whether this process may use it: the one that bound it, and where children inherit the socket any."""
+        return self._process == os.getpid() or self.transport.inherit
+
+    def begin(self) -> None:
+        """A loop begins, in this thread."""
+
+    def receive(self) -> None:
+        """Take datagrams from the transport without waiting, and make `ready` of them."""
+        if self.incoming is not None:  # an exception came when it had been taken
+            self.received[END:], self.incoming = (self.incoming,), None  # one statement
+        more = True
+        try:
+            # Not on top of what an exception left there: signals that come faster than so many can be made ready would
+            # have it grow, and nothing would ever be through.
+            if not self.received:
+                more = self.transport.receive(self.received, self.drain)
+        except ClosedError:
+            if not self.closed:
+                raise
+            more = False
+        except OverrunError:
+            self._overrun()
+            raise
+        finally:
+            self._make_ready()
+        self.ended = not more
+
+    def take(self) -> Iterator[T]:
+        """Make `ready` of the datagram that came while the loop waited for one."""
+        self.received[END:], self.incoming = (self.incoming,), None  # type: ignore[assignment]  # one statement
+        self._make_ready()
+        return self.ready
+
+    @abstractmethod
+    def _make_ready(self) -> None:
+        """Make `ready` of what was received."""
+
+    @abstractmethod
+    def _overrun(self) -> None:
+        """The receive buffer was full."""
+
+    @abstractmethod
+    def taken(self) -> int:
+        """How many the loop has taken so far."""
+
+    def flush(self) -> None:
+        """Send what was collected; called now and then between calls of the handler."""
+
+    def settle(self, waiting: int = 0) -> None:
+        """All of `ready` is through, or the loop ends with the last ``waiting`` still to come."""
+
+    def release(self) -> None:
+        """Let go of the sockets."""
+        self.closed = True
+        try:
+            self.transport.close()
+        finally:
+            if self.recorder is not None:
+                self.transport.tap = None  # it may be lent to the next binding
+                if self.owns_recorder:
+                    self.recorder.close()
+
+    def waiting(self) -> int:
+        """How many of `ready` are still to come."""
+        return length_hint(self.ready)

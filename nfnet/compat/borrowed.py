@@ -1,0 +1,95 @@
+"""A transport that outlives the queue that uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from .._io import at_fork
+from .._io.locks import RLock
+from .._io.moves import move
+from .._io.transport import Tap, Transport
+from ..errors import ClosedError, NfnetError
+
+
+class BorrowedTransport(Transport, at_fork.AtFork):
+    """The transport of one binding, which ends without the socket's being closed.
+
+    It also takes datagrams that the script itself received, in ``given``, and then no others.
+    """
+
+    def __init__(self, lender: Transport) -> None:
+        self._lender = lender
+        self.inherit = lender.inherit
+        self.recordable = lender.recordable
+        self.given: list[bytes] | None = None
+        self.on_would_block: Callable[[], None] | None = None
+        """Called when waiting ends because the script made the socket non-blocking, or gave it a time-out."""
+        self._receiving = RLock()  # `close` may come in a signal handler
+        self._closed = False
+        at_fork.register(self)
+
+    @property
+    def trusted(self) -> bool:
+        return self.given is None and self._lender.trusted
+
+    @property
+    def tap(self) -> Tap | None:
+        return self._lender.tap
+
+    @tap.setter
+    def tap(self, tap: Tap | None) -> None:
+        self._lender.tap = tap
+
+    @property
+    def incoming(self) -> Iterator[bytes] | None:
+        return None if self.given is not None else self._lender.incoming
+
+    def send(self, datagram: bytes) -> None:
+        self._lender.send(datagram)
+
+    def request(self, build: Callable[[int], bytes], operation: str) -> None:
+        self._lender.request(build, operation)
+
+    def interface_name(self, index: int) -> str | None:
+        return self._lender.interface_name(index)
+
+    def fileno(self) -> int:
+        return self._lender.fileno()
+
+    def nudge(self) -> None:
+        self._lender.nudge()
+
+    def explain(self, error: OSError) -> None:
+        if isinstance(error, BlockingIOError) and self.on_would_block is not None:
+            self.on_would_block()
+        self._lender.explain(error)
+
+    @property
+    def kept(self) -> bool:
+        return self._lender.kept
+
+    @property
+    def rcvbuf(self) -> int | None:
+        return self._lender.rcvbuf
+
+    def receive(self, into: list[bytes], limit: int) -> bool:
+        with self._receiving:
+            if self._closed:
+                raise ClosedError("the queue has been unbound")
+            if self.given is None:
+                return self._lender.receive(into, limit)
+            move(self.given, into)
+            return True
+
+    def close(self) -> None:
+        with self._receiving:
+            self._closed = True
+            # What came for this binding must not reach the next one, in which the same ids are others'.
+            left: list[bytes] = []
+            with suppress(NfnetError):
+                while self._lender.receive(left, 64) and left:
+                    left.clear()
+
+    def after_fork(self) -> None:
+        self._receiving = RLock()  # who held the other one is not in the child
