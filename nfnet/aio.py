@@ -246,7 +246,7 @@ class _Queue(Queue):
 
     def _leave_undecided(self, binding: QueueBinding, packet: Packet) -> None:
         if self.in_tasks:  # the policy is for when the task has ended
-            binding.verdicts.defer(packet)
+            binding.defer(packet)
         else:
             super()._leave_undecided(binding, packet)
 
@@ -281,7 +281,8 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
     def _body_waits(self, packet: Packet) -> None:
         if (binding := self._reader._binding) is not None:
             # Those given so far leave now; that of this packet, if it has none yet, by itself. So nothing need tick.
-            packet._decide = binding.verdicts.decide_now
+            if packet._decision is None:
+                packet._decide = binding.verdicts.decide_now
             self._flush()
 
     def _waiting(self) -> Generator[Packet, None, None]:

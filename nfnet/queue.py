@@ -212,7 +212,7 @@ class Queue(Reader[QueueBinding]):
 
     def _leave_undecided(self, binding: QueueBinding, packet: Packet) -> None:
         if self._undecided == "pending":
-            binding.verdicts.defer(packet)
+            binding.defer(packet)
         else:
             apply_policy(self._undecided, packet)
 
