@@ -16,6 +16,7 @@ from nfnet.protocol import netlink, nfqnl
 
 from .conftest import FIXTURES
 from .kernel import FakeKernel
+from .test_queue import Compared
 
 TIMEOUT = 20.0
 
@@ -277,6 +278,33 @@ def test_verdicts_of_tasks_leave_together() -> None:
                 await task
 
     asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_deciding_many_held_packets_in_one_step_searches_no_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nfnet.aio._Queue.packet_type", Compared)
+    Compared.count = 0
+    count = 2000
+
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(count)
+        held: list[Packet] = []
+
+        def hold(packet: Packet) -> None:
+            held.append(packet)
+            if len(held) == count:
+                queue.stop()
+
+        async with AsyncQueue(1, transport=kernel) as queue:
+            await queue.run(hold)
+            for packet in held:
+                packet.accept()
+            while kernel.queued:
+                await asyncio.sleep(0)
+            assert verdict_datagrams(kernel) == 2
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+    assert Compared.count < 5 * count
 
 
 def test_cancelling_loses_no_packet(run: Any) -> None:

@@ -920,6 +920,50 @@ def test_ten_threads_decide_what_the_handler_kept() -> None:
         assert_balanced(queue)
 
 
+class Compared(Packet):
+    """Counts how often one is compared with another, as a search in a list does for every element that it passes."""
+
+    __slots__ = ()
+    count = 0
+
+    def __eq__(self, other: object) -> bool:
+        type(self).count += 1
+        return self is other
+
+    __hash__ = Packet.__hash__
+
+
+class ComparedQueue(Queue):
+    packet_type = Compared
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("received_first", [False, True])
+def test_deciding_many_kept_packets_searches_no_lists(received_first: bool, order: int) -> None:
+    kernel, count = FakeKernel(), 1500
+    kept: list[Packet] = []
+    Compared.count = 0
+
+    def keep_most(packet: Packet) -> None:
+        if packet.id % 5:
+            kept.append(packet)
+        else:
+            packet.accept()
+
+    with ComparedQueue(1, transport=kernel) as queue:
+        kernel.feed(count)
+        while received_first and queue.process() < count:
+            pass
+        while queue.process(keep_most):
+            pass
+        later = kernel.feed(500)
+        queue.process()  # these are at hand while the others are decided
+        for packet in kept[::order]:
+            packet.accept()
+        assert list(kernel.queued) == later
+    assert Compared.count < 5 * count
+
+
 def test_a_forked_child_has_no_part_in_the_queue() -> None:
     kernel = FakeKernel()
     with Queue(1, transport=kernel) as queue:
