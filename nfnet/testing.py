@@ -262,7 +262,7 @@ class FakeKernel(Transport):
             self.deliver(error_message(errno.EINVAL, message))
             return
         if header.type == nfqnl.MSG_VERDICT_BATCH:
-            covered = [i for i in self.queued if (verdict.packet_id - i) & 0xFFFFFFFF < 0x80000000]
+            covered = nfqnl.covered_by_batch(self.queued, verdict.packet_id)
         else:
             covered = [verdict.packet_id] if verdict.packet_id in self.queued else []
         if not covered:
