@@ -381,15 +381,17 @@ class Reader(ABC, Generic[B]):
         """
         self._check_reading(binding)
         binding.reading = True
-        # In CPython 3.13.0 an exception that a signal raises at the jump from a condition back to the top of a loop
-        # leaves without `finally`. So loops under `try` end with statements that are no conditions, where they can.
         try:
             go_on = True
-            while go_on and self._wait(binding, block):
+            while True:  # and no conditions at the ends of these loops: see `locks`
+                if not (go_on and self._wait(binding, block)):
+                    break
                 ready = binding.ready
                 left = length_hint(ready)
                 size, deadline = 1, monotonic() + _MAX_DELAY
-                while left > 0:
+                while True:
+                    if left <= 0:
+                        break
                     yield islice(ready, size)
                     if self._stopping:
                         return

@@ -59,7 +59,9 @@ class Lent:
             # What came for this binding must not reach the next one, in which the same ids are others'.
             left: list[bytes] = []
             with suppress(NfnetError):
-                while self._lender.receive(left, 64) and left:
+                while True:  # and no condition at its end: see `locks`
+                    if not (self._lender.receive(left, 64) and left):
+                        break
                     left.clear()
 
 
