@@ -70,7 +70,9 @@ class Recorder:
                 return
             try:
                 self._writing = True
-                while self._waiting:
+                while True:  # and no condition at its end: see `locks`
+                    if not self._waiting:
+                        break
                     time_ns, outgoing, datagram = self._waiting.popleft()
                     comment = ", ".join(_verdicts(datagram)) if outgoing else ""
                     self._writer.write(time_ns, self._header + datagram, comment=comment)

@@ -96,7 +96,9 @@ class Replay(Transport):
         with self._lock:
             self._check_open()
             try:
-                while limit > 0 and not self._ended:
+                while True:  # and no condition at its end: see `locks`
+                    if limit <= 0 or self._ended:
+                        break
                     if self._next is None and not self._advance():
                         break
                     assert self._next is not None

@@ -225,7 +225,9 @@ class Ledger:
             return
         self._sending = True
         try:
-            while self.decided:
+            while True:  # and no condition at its end: see `locks`
+                if not self.decided:
+                    break
                 self._send_some()
         finally:
             self._sending = False

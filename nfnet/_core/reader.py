@@ -229,6 +229,7 @@ class Reader(ABC, Generic[B, T]):
                     self._body_returned(binding, item)
                     if self._stopping:
                         break
+                    del item  # no condition at the end of a loop: see `locks`
         finally:
             portions.close()
 
@@ -260,18 +261,20 @@ class Reader(ABC, Generic[B, T]):
         binding.reading = True
         transport = binding.transport
         looks = 1  # every so many packets
-        # In CPython 3.13.0 an exception that a signal raises at the jump from a condition back to the top of a loop
-        # leaves without `finally`. So loops under `try` end with statements that are no conditions, where they can.
         try:
             binding.begin()
             go_on = True
-            while go_on and not self._stopping:
+            while True:  # and no conditions at the ends of these loops: see `locks`
+                if not go_on or self._stopping:
+                    return
                 if not length_hint(binding.ready):
                     binding.receive()
                 found = left = length_hint(binding.ready)
                 if left:
                     size, deadline = 1, monotonic() + _MAX_DELAY
-                    while left > 0:
+                    while True:
+                        if left <= 0:
+                            break
                         yield islice(binding.ready, size)
                         if self._stopping:
                             return
@@ -314,18 +317,16 @@ class Reader(ABC, Generic[B, T]):
             for binding.incoming in transport.incoming:
                 transport.waiting = False
                 yield binding.take()
-                if self._stopping:
+                transport.waiting = True  # before the look at `_stopping`: who sets that wakes who waits
+                if self._stopping or not count:
                     return
                 count -= 1
-                if not count:
-                    return
-                transport.waiting = True
-                if self._stopping:
-                    return
         except OSError as error:
             if isinstance(error, NfnetError):  # of what is done with what came
                 raise
             transport.explain(error)
+        finally:
+            transport.waiting = False
 
     def _check_reading(self, binding: B) -> None:
         # The caller sets the flag at once: no lock, whose holder an exception may end before it can let go.

@@ -22,7 +22,7 @@ What fails, therefore:
 
 The solution: `RLock` is that of `threading`, which is C; in 3.14 its ``__enter__`` acquires it by an operator, which is
 no call, and its ``__exit__`` stays that of C. All code that the main thread may run takes locks by ``with`` and this
-class, or by `attempt`, and has plain attributes or a `queue.SimpleQueue`, which is C, where others have an Event;
+class, or by `uninterrupted`, and has plain attributes or a `queue.SimpleQueue`, which is C, where others have an Event;
 ``tests/test_layers.py`` holds that.
 
 The locks are reentrant because a signal handler may decide packets, or close the queue, while the code that it
@@ -36,10 +36,13 @@ from __future__ import annotations
 
 import _thread
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from threading import RLock
+from typing import TypeVar
 
-__all__ = ["RLock", "attempt"]
+__all__ = ["RLock", "uninterrupted"]
+
+T = TypeVar("T")
 
 if sys.implementation.name == "cpython" and sys.version_info[:2] == (3, 14):
 
@@ -52,10 +55,10 @@ if sys.implementation.name == "cpython" and sys.version_info[:2] == (3, 14):
             return ~self  # one expression, so that there is no instruction in which a signal is looked for
 
 
-def attempt(lock: RLock, blocking: bool) -> Iterator[bool]:
-    """What ``lock.acquire(blocking)`` returns, as the only item of an iterator, where ``with`` will not do.
+def uninterrupted(function: Callable[..., T], *arguments: object) -> Iterator[T]:
+    """What ``function(*arguments)`` returns, as the only item of an iterator; the function must be written in C.
 
-        for acquired in attempt(lock, blocking):
+        for acquired in uninterrupted(lock.acquire, False):
             if not acquired:
                 return
             try:
@@ -63,6 +66,6 @@ def attempt(lock: RLock, blocking: bool) -> Iterator[bool]:
             finally:
                 lock.release()
 
-    A ``for`` statement takes the item without a call, so nothing comes between that and the ``try``.
+    A ``for`` statement takes the item without a call, so nothing comes between what the function did and the ``try``.
     """
-    return map(lock.acquire, (blocking,))
+    return map(function, *((argument,) for argument in arguments))

@@ -88,7 +88,9 @@ class BorrowedTransport(Transport, at_fork.AtFork):
             # What came for this binding must not reach the next one, in which the same ids are others'.
             left: list[bytes] = []
             with suppress(NfnetError):
-                while self._lender.receive(left, 64) and left:
+                while True:  # and no condition at its end: see `locks`
+                    if not (self._lender.receive(left, 64) and left):
+                        break
                     left.clear()
 
     def after_fork(self) -> None:
