@@ -30,6 +30,7 @@ from .stats import LogCounters, LogStats, QueueCounters, QueueStats
 
 _log = logging.getLogger("nfnet")
 
+_MOST_ALONE = 64  # packets; see `Reader`
 _FLUSH_EVERY = 0.001  # seconds: a verdict waits no longer for the body of an iteration
 
 T = TypeVar("T")
@@ -165,15 +166,47 @@ class _AsyncReader(ABC, Generic[R, T]):
         return not session.stopped and session is self._session
 
     async def _run(self, handler: Callable[[T], object]) -> None:
-        """`run` with a plain handler."""
+        """`run` with a plain handler, which the loop calls as soon as something is there: no task is woken for that."""
         with self._reading() as session:
-            while self._may_go_on(session):
-                if self._process(handler):
-                    await asyncio.sleep(0)
-                elif self._is_over():
-                    break
-                elif self._may_go_on(session):
-                    await self._readable(session)
+            loop, fd = session.running_loop(), self._bound_fileno()
+            ended = session.wake = loop.create_future()
+            errors: list[BaseException] = []
+            alone = 0  # so many times more one packet is taken, without a look whether several wait
+            looks = 1
+
+            def turn() -> None:
+                nonlocal alone, looks
+                if not self._may_go_on(session):
+                    session.wake_up()
+                    return
+                try:
+                    found = self._reader._drive(handler, block=False, limit=1 if alone else None)
+                    if alone:
+                        alone -= 1
+                    elif found > 1:
+                        looks = 1
+                    else:
+                        alone = looks = min(2 * looks, _MOST_ALONE)
+                    if self._is_over() or not self._may_go_on(session):
+                        session.wake_up()
+                except BaseException as error:
+                    errors.append(error)
+                    session.wake_up()
+                    if not isinstance(error, Exception):
+                        raise
+
+            loop.add_reader(fd, turn)
+            try:
+                turn()  # something may have been received already
+                await ended
+            finally:
+                loop.remove_reader(fd)
+                session.wake = None
+            if errors:
+                raise errors[0]
+
+    def _bound_fileno(self) -> int:
+        return self._reader._bound().transport.fileno()
 
     def _is_over(self) -> bool:
         """Whether nothing will come any more, as at the end of a recording."""

@@ -218,8 +218,9 @@ class FakeKernel(Transport):
             raise kernel_error("sending", self.refuse_send)
         self.sent.append(datagram)
         for _, message in netlink.split_messages(datagram):
-            self._execute(message)
             header = netlink.header.parse(message)
+            if header.type >= netlink.NLMSG_MIN_TYPE:
+                self._execute(message)
             if header.flags & netlink.Flag.ACK and header.seq != self._seq:  # `request` takes its own answer
                 self.deliver(error_message(0, message))
 

@@ -206,9 +206,23 @@ def test_the_last_packet_waiting_is_decided_at_once() -> None:
         seen.append(verdicts(kernel))
 
     with Queue(1, transport=kernel) as queue:
-        kernel.feed(2)
+        kernel.feed(6)
         queue.process(handler)
-    assert seen == [[], [(1, 1), (2, 1)]]
+    assert seen == [[], [], [], [], [], [(number, 1) for number in range(1, 7)]]
+
+
+def test_verdicts_on_a_few_packets_leave_at_once() -> None:
+    kernel = FakeKernel()
+    seen: list[int] = []
+
+    def handler(packet: Packet) -> None:
+        packet.accept()
+        seen.append(len(verdicts(kernel)))
+
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(4)
+        queue.process(handler)
+    assert seen == [1, 2, 3, 4]
 
 
 def test_verdicts_leave_in_time_under_a_slow_handler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -978,13 +992,14 @@ def test_a_forked_child_has_no_part_in_the_queue() -> None:
 
 
 def test_a_forked_child_wakes_nobody_but_itself() -> None:
-    queue = Queue(1, transport=FakeKernel())
-    pid = os.fork()
-    if not pid:
-        queue.stop()
-        os._exit(0 if select.select([queue._waiter], [], [], 0)[0] else 1)
-    assert os.waitpid(pid, 0)[1] == 0
-    assert select.select([queue._waiter], [], [], 0)[0] == []
+    with Queue(1, transport=FakeKernel()) as queue:
+        fd = queue.fileno()
+        pid = os.fork()
+        if not pid:
+            queue.stop()
+            os._exit(0 if select.select([fd], [], [], 0)[0] else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert select.select([fd], [], [], 0)[0] == []
 
 
 def test_an_interrupted_verdict_is_not_lost_behind_pending_packets() -> None:

@@ -60,7 +60,7 @@ class Binding(ABC, Generic[T], at_fork.AtFork):
     def begin(self) -> None:
         """A loop begins, in this thread."""
 
-    def receive(self) -> None:
+    def receive(self, limit: int | None = None) -> None:
         """Take datagrams from the transport without waiting, and make `ready` of them."""
         if self.incoming is not None:  # an exception came when it had been taken
             self.received[END:], self.incoming = (self.incoming,), None  # one statement
@@ -69,7 +69,7 @@ class Binding(ABC, Generic[T], at_fork.AtFork):
             # Not on top of what an exception left there: signals that come faster than so many can be made ready would
             # have it grow, and nothing would ever be through.
             if not self.received:
-                more = self.transport.receive(self.received, self.drain)
+                more = self.transport.receive(self.received, limit or self.drain)
         except ClosedError:
             if not self.closed:
                 raise

@@ -92,6 +92,9 @@ class Reader(ABC, Generic[B, T]):
     def _body_returned(self, binding: B, item: T) -> None:
         """The body of an iteration is through with an item."""
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name}: {'closed' if self._binding is None else 'open'}>"
+
     # --- opening and closing
 
     def open(self) -> None:
@@ -233,13 +236,13 @@ class Reader(ABC, Generic[B, T]):
         finally:
             portions.close()
 
-    def _drive(self, handler: Callable[[T], object], block: bool) -> int:
-        """Hand out what comes, and return how many that were."""
+    def _drive(self, handler: Callable[[T], object], block: bool, limit: int | None = None) -> int:
+        """Hand out what comes, or what waits, at most ``limit`` datagrams, and return how many that were."""
         if not callable(handler):
             raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
         binding = self._bound()
         before = binding.taken()
-        portions = self._portions(binding, block)
+        portions = self._portions(binding, block, limit)
         try:
             for portion in portions:
                 self._hand_out(binding, portion, handler)
@@ -247,7 +250,7 @@ class Reader(ABC, Generic[B, T]):
             portions.close()
         return binding.taken() - before
 
-    def _portions(self, binding: B, block: bool) -> Generator[Iterator[T], None, None]:
+    def _portions(self, binding: B, block: bool, limit: int | None = None) -> Generator[Iterator[T], None, None]:
         """The loop, in portions between which verdicts may leave.
 
         It, and what is done for every packet, is as it is because that was measured. ``binding.ready`` is one
@@ -268,7 +271,7 @@ class Reader(ABC, Generic[B, T]):
                 if not go_on or self._stopping:
                     return
                 if not length_hint(binding.ready):
-                    binding.receive()
+                    binding.receive(limit)
                 found = left = length_hint(binding.ready)
                 if left:
                     size, deadline = 1, monotonic() + _MAX_DELAY

@@ -57,8 +57,6 @@ MAX_DATAGRAM = 0x40000
 
 DEFAULT_RCVBUF = 8 << 20  # the kernel's default, 208 KiB, holds 92 full-size packets
 _SNDBUF = 1 << 18  # room for a datagram of verdicts with a 64 KiB packet in it
-# A message to which nothing happens but an answer.
-_NOOP = netlink.build_message(netlink.NLMSG_NOOP, netlink.Flag.REQUEST | netlink.Flag.ACK, 0, b"")
 # A signal that arrives after Python has last looked for one, and before it calls recv, does not end that: its handler
 # would have to wait for the next packet. So no wait is longer than a second.
 _LONGEST_WAIT = struct.pack("@ll", 1, 0)  # struct timeval
@@ -217,12 +215,6 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     @property
     def incoming(self) -> Iterator[bytes]:
         return self._incoming
-
-    def nudge(self) -> None:
-        # The kernel answers, with success or EPERM. If the answer finds no room in the receive buffer there is something
-        # to read anyway.
-        with contextlib.suppress(OSError):
-            self._socket.sendto(_NOOP, KERNEL)
 
     def stop_waiting(self) -> None:
         self.waiting = False

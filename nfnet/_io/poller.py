@@ -22,6 +22,7 @@ class Poller(at_fork.AtFork):
         self._epoll = select.epoll()
         self._epoll.register(self._event, select.EPOLLIN)
         self._inherited: int | None = None
+        self._woken = False
         at_fork.register(self)
 
     def fileno(self) -> int:
@@ -37,12 +38,15 @@ class Poller(at_fork.AtFork):
         """End a wait, or the next one."""
         # The garbage collector runs finalizers of a cycle before `__del__` of an owner, which may close a queue.
         if self._finalizer.alive:
+            self._woken = True  # before the event: who resets it may miss that there is one, but not the other way round
             os.eventfd_write(self._event, 1)
 
     def reset(self) -> None:
         """Forget earlier calls of `wake`."""
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._event)
+        if self._woken:
+            self._woken = False
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._event)
 
     def wait(self) -> None:
         """Wait, at most a second."""

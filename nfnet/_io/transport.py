@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from ..errors import NfnetError
+from ..protocol import netlink
+
+_NOOP = netlink.build_message(netlink.NLMSG_NOOP, netlink.Flag.REQUEST | netlink.Flag.ACK, 0, b"")
 
 Tap = Callable[[bool, bytes], None]
 """Is told of a datagram: whether it went to the kernel, and its bytes."""
@@ -53,7 +59,9 @@ class Transport(ABC):
         return None
 
     def nudge(self) -> None:
-        """Have something to receive that means nothing."""
+        """Send a message that does nothing but cause an answer, so that there is something to receive."""
+        with suppress(NfnetError):  # the kernel refuses it if the process has lost its privilege: an answer, too
+            self.send(_NOOP)
 
     def wake(self) -> None:
         """End the wait for `incoming`, in another thread or below this signal handler, if there is one."""
