@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 
 from ._core.bind import Request
 from ._core.binding import Binding
+from ._core.flusher import Flusher
 from ._core.ledger import Ledger
 from ._core.loss import Loss
 from ._core.reader import Reader
@@ -63,6 +64,7 @@ class QueueBinding(Binding[Packet]):
         self._number = number
         self._packet_type = packet_type
         self._name_of = transport.interface_name
+        self._flusher = Flusher(self.ledger)
         self._decide_lone = self.ledger.decide_lone
         self._plain = transport.trusted  # and not shared: then packets are what they seem
         self._last: bytes | None = None  # the last packet that came alone: its id is still to be counted
@@ -74,8 +76,10 @@ class QueueBinding(Binding[Packet]):
         self._plain = self.transport.trusted and not self.shared
         self.ledger.reader = get_ident()
 
-    def flush(self) -> None:
+    def flush(self, *, slow: bool) -> None:
         self.ledger.flush()
+        if slow:
+            self.ledger.decide_each(length_hint(self.ready))
 
     def settle(self, waiting: int = 0) -> None:
         if self.ledger.lone is not None:
@@ -97,6 +101,7 @@ class QueueBinding(Binding[Packet]):
     def after_fork(self) -> None:
         super().after_fork()
         self.ledger.after_fork()
+        self._flusher.forget()
 
     def release(self) -> None:
         self.ledger.closed = True
@@ -132,7 +137,8 @@ class QueueBinding(Binding[Packet]):
         problem: NfnetError | None = None
         refused: list[int] = []
         # A few verdicts are not worth the wait for each other.
-        collect = ledger.decide_now if len(self.received) <= _FEW else ledger.decided.append
+        collecting = len(self.received) > _FEW and self._flusher.watch()
+        collect = ledger.decided.append if collecting else ledger.decide_now
         for raw in self.received:
             if untrusted or raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM:
                 try:

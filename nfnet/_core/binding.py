@@ -99,8 +99,11 @@ class Binding(ABC, Generic[T], at_fork.AtFork):
     def taken(self) -> int:
         """How many the loop has taken so far."""
 
-    def flush(self) -> None:
-        """Send what was collected; called now and then between calls of the handler."""
+    def flush(self, *, slow: bool) -> None:
+        """Send what was collected; called now and then between calls of the handler.
+
+        slow: whether a single call took so long that it is not worth while to collect.
+        """
 
     def settle(self, waiting: int = 0) -> None:
         """All of `ready` is through, or the loop ends with the last ``waiting`` still to come."""

@@ -125,6 +125,18 @@ class Ledger:
             with self._lock:
                 self._send_decided()
 
+    def decide_each(self, waiting: int) -> None:
+        """From now on the verdicts on the last ``waiting`` packets at hand leave at once."""
+        if waiting:
+            for packet in self.at_hand[-waiting:]:
+                packet._decide = self.decide_now
+
+    def oldest_decided(self) -> Entry | None:
+        """The packet whose verdict was collected first."""
+        for packet in self.decided:
+            return packet  # type: ignore[no-any-return]
+        return None
+
     # --- what the loop reports
 
     def take_lone(self) -> None:

@@ -408,5 +408,5 @@ def _pace(binding: Binding[Any], size: int, deadline: float) -> tuple[int, float
     """
     if monotonic() <= deadline:
         return min(2 * size, _MAX_PORTION), deadline
-    binding.flush()
+    binding.flush(slow=size == 1)
     return 1, monotonic() + _MAX_DELAY
