@@ -14,7 +14,7 @@ from .swap import turn
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
-# A shell that starts the tests in the background ignores Ctrl-C for them and the programs they start, which wait for it.
+# What a shell starts in the background ignores Ctrl-C, and so would the programs that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What counts is what is found, not how long this machine took for it.
