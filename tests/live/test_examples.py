@@ -19,8 +19,10 @@ from typing import Any
 
 import pytest
 
+import nfnet
 from nfnet import rules
 
+from ..test_examples import copied, entrypoint, exec_start
 from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, readable, wait_for
 from .test_compat import Way, is_bound, queueing, running
 
@@ -83,14 +85,14 @@ def test_a_service_of_an_ordinary_user_with_one_capability(net: Net) -> None:
         pytest.skip("another user can run no Python here, or not read these files")
     capability = "-all,+net_admin"
     command = [
-        *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={capability}"),
-        *(f"--ambient-caps={capability}", f"--bounding-set={capability}", python, str(script), "1"),
+        *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", f"--inh-caps={capability}"),
+        *(f"--ambient-caps={capability}", f"--bounding-set={capability}", python, str(script), *exec_start()[2:]),
     ]
     # A name like this belongs to a network namespace, as it happens.
-    with net.at("router", lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as systemd:
+    with net.at("server", lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as systemd:
         systemd.bind("\0systemd")
         systemd.settimeout(TIMEOUT)
-        with running(net, command, env=environment) as process:
+        with running(net, command, "server", env=environment) as process:
             assert systemd.recv(100).startswith(b"READY=1")
             status = Path(f"/proc/{process.pid}/status").read_text()
             assert "Uid:\t65534\t65534\t65534\t65534" in status
@@ -100,7 +102,44 @@ def test_a_service_of_an_ordinary_user_with_one_capability(net: Net) -> None:
             process.send_signal(signal.SIGTERM)
             assert systemd.recv(100) == b"STOPPING=1"
             assert process.wait(TIMEOUT) == 0
-    assert wait_for(lambda: rules.installed(net.hosts["router"]) == [])
+    assert wait_for(lambda: rules.installed(net.hosts["server"]) == [])
+
+
+@pytest.mark.parametrize(
+    ("host", "arguments"), [("server", []), ("router", ["1", "forward"])], ids=["a container", "the machine"]
+)
+def test_a_container_with_one_capability(net: Net, host: str, arguments: list[str]) -> None:
+    """What the image starts, as root of a network namespace that forwards nothing, or of one that does."""
+    if shutil.which("setpriv") is None:
+        pytest.skip("takes the program setpriv")
+    _, script, *usual = entrypoint()
+    capability = "-all,+net_admin"
+    command = [
+        *("setpriv", f"--inh-caps={capability}", f"--bounding-set={capability}", sys.executable, str(copied()[script])),
+        *(arguments or usual),
+    ]
+    way = Way(net)
+    # Without the right to a larger buffer, as for an ordinary user here, there is a warning.
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore::RuntimeWarning"}
+    with running(net, command, host, env=environment) as process:
+        assert wait_for(lambda: is_bound(net, host=host, queue=1) or process.poll() is not None)
+        assert f"CapEff:\t{1 << 12:016x}" in Path(f"/proc/{process.pid}/status").read_text()
+        way.send(b"a secret", b"passes")
+        assert way.received(1) == [b"passes"]
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=TIMEOUT) == ("", "")
+        assert process.returncode == 0
+    assert not readable(way.receiver, 0)
+    assert wait_for(lambda: rules.installed(net.hosts[host]) == [])
+
+
+def test_a_service_says_in_one_line_why_it_cannot_start(net: Net) -> None:
+    command = [sys.executable, str(EXAMPLES / "systemd" / "guard.py"), *exec_start()[2:]]
+    with nfnet.Queue(1, netns=net.hosts["server"]), running(net, command, "server") as process:
+        output, errors = process.communicate(timeout=TIMEOUT)
+    assert (output, process.returncode) == ("", 1)
+    assert errors.startswith("binding queue 1: another socket has it")
+    assert errors.count("\n") == 1
 
 
 def test_our_own_dns_answers(net: Net) -> None:
