@@ -46,12 +46,12 @@ _SYMMETRIC = 1
 _REGISTER = 1
 _LOG_GROUP, _LOG_PREFIX, _LOG_SNAPLEN, _LOG_QTHRESHOLD = 1, 2, 3, 4
 _MAX_PREFIX, _MAX_IPTABLES_PREFIX = 127, 63  # bytes
-# The tables of iptables that have a chain at a hook with a priority (NF_IP_PRI_*).
+# The tables of iptables that have a chain at a hook with a priority. Not that called security: it is at 50 with
+# iptables-legacy, and at 150 with iptables-nft.
 _TABLES = {
     **dict.fromkeys([(hook, -150) for hook in HOOKS], "mangle"),
     **dict.fromkeys([("prerouting", -300), ("output", -300)], "raw"),
     **dict.fromkeys([("input", 0), ("forward", 0), ("output", 0)], "filter"),
-    **dict.fromkeys([("input", 50), ("forward", 50), ("output", 50)], "security"),
 }
 _NAME = "nfnet-"
 _NO_TRACKING = "Connection tracking does not know the family: CONFIG_NF_CONNTRACK_BRIDGE is needed for bridges"
