@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import pytest
@@ -20,7 +23,8 @@ from nfnet.netns import call_in
 
 from .conftest import TIMEOUT, cannot_run
 
-PROGRAMS = ("nft", "iptables-nft", "ip6tables-nft", "iptables-translate", "iptables-legacy-restore")
+HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+PROGRAMS = ("nft", "iptables-nft", "ip6tables-nft", "iptables-translate", "iptables-legacy")
 NO_NFT_QUEUE = "No such file or directory"
 
 
@@ -31,14 +35,24 @@ class Done(NamedTuple):
 
 
 class Place:
-    """A network namespace, with the programs that make rules in it."""
+    """A network namespace, with the programs that make rules in it, which run in an empty directory."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
+    def __init__(self, file: BinaryIO, directory: Path) -> None:
+        self.file, self.directory = file, directory
+        # iptables-legacy has a lock in /run, where an ordinary user may make no file.
+        self._environment = {**os.environ, "XTABLES_LOCKFILE": str(directory.with_name("xtables.lock"))}
 
     def run(self, *command: str, text: str | None = None) -> Done:
         def run() -> Done:
-            done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=TIMEOUT)
+            done = subprocess.run(
+                command,
+                input=text,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
+                cwd=self.directory,
+                env=self._environment,
+            )
             return Done(done.returncode, done.stdout, done.stderr)
 
         return call_in(self.file, run)
@@ -78,14 +92,14 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(privileges: str | None) -> Iterator[Place]:
+def place(privileges: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     if privileges:
         cannot_run(privileges)
     for program in PROGRAMS:
         if shutil.which(program) is None:
             cannot_run(f"{program} is not installed")
     with netns.create() as file:
-        yield Place(file)
+        yield Place(file, tmp_path_factory.mktemp("empty"))
 
 
 # --- what is read back
@@ -166,7 +180,7 @@ def number(text: str | None) -> int | None:
 def saved_words(line: str) -> list[str]:
     """A line of iptables-save: only what is in double quotes may have spaces."""
     found = re.findall(r'"((?:\\.|[^"\\])*)"(?= |$)|(\S+)', line)
-    return [re.sub(r"\\(.)", r"\1", quoted) if not plain else plain for quoted, plain in found]
+    return [plain or re.sub(r"\\(.)", r"\1", quoted) for quoted, plain in found]
 
 
 def saved_end(line: str) -> Any:
@@ -206,13 +220,7 @@ UIDS = st.one_of(st.just(0), st.integers(0, 0xFFFFFFFE))
 def networks(version: int) -> st.SearchStrategy[Any]:
     address = st.ip_addresses(v=version)  # type: ignore[arg-type]
     length = st.integers(0, 32 if version == 4 else 128)
-    return st.tuples(address, length).map(lambda pair: rules_network(f"{pair[0]}/{pair[1]}"))
-
-
-def rules_network(text: str) -> str:
-    import ipaddress
-
-    return str(ipaddress.ip_network(text, strict=False))
+    return st.tuples(address, length).map(lambda pair: str(ipaddress.ip_network(pair, strict=False)))
 
 
 @st.composite
@@ -220,7 +228,7 @@ def arguments(draw: st.DrawFn) -> tuple[Any, dict[str, Any]]:
     """A function that makes a rule, and what it gets."""
     family = draw(st.sampled_from(["inet", "inet", "ip", "ip6", "bridge", "netdev"]))
     make = rules.log if family == "netdev" else draw(st.sampled_from([rules.queue, rules.log]))
-    hook = "ingress" if family == "netdev" else draw(st.sampled_from(list(rules.HOOKS)))
+    hook = "ingress" if family == "netdev" else draw(st.sampled_from(list(HOOKS)))
     options: dict[str, Any] = {"family": family, "hook": hook}
     options["priority"] = draw(st.sampled_from([0, 0, 0, -150, -300, 50, 7, -7]))
     if make is rules.queue:
@@ -236,7 +244,7 @@ def arguments(draw: st.DrawFn) -> tuple[Any, dict[str, Any]]:
         options["snaplen"] = draw(st.one_of(st.none(), st.just(0), st.integers(0, 0xFFFFFFFF)))
         options["threshold"] = draw(st.one_of(st.none(), st.integers(1, 0xFFFF)))
 
-    def maybe(name: str, values: st.SearchStrategy[Any], hooks: tuple[str, ...] = (*rules.HOOKS, "ingress")) -> None:
+    def maybe(name: str, values: st.SearchStrategy[Any], hooks: tuple[str, ...] = (*HOOKS, "ingress")) -> None:
         if hook in hooks and draw(st.booleans()):
             options[name] = draw(values)
 
@@ -258,7 +266,7 @@ def arguments(draw: st.DrawFn) -> tuple[Any, dict[str, Any]]:
     maybe("not_mark", MARKS.filter(lambda mark: mark != options.get("mark")))
     tracked = options["priority"] > -200 or hook not in ("prerouting", "output")
     if tracked and family != "bridge":  # which takes connection tracking for bridges
-        maybe("state", STATES, rules.HOOKS)
+        maybe("state", STATES, HOOKS)
     maybe("uid", UIDS, ("output", "postrouting"))
     return make, options
 
@@ -277,7 +285,7 @@ def nft_can(options: dict[str, Any]) -> bool:
 def iptables_can(options: dict[str, Any]) -> bool:
     hook, prefix = options["hook"], options.get("prefix", "")
     tables = {
-        -300: ("prerouting", "output"), -150: rules.HOOKS, 0: ("input", "forward", "output"),
+        -300: ("prerouting", "output"), -150: HOOKS, 0: ("input", "forward", "output"),
     }  # fmt: skip
     return (
         options["family"] in ("inet", "ip", "ip6")
@@ -307,7 +315,7 @@ def test_programs_read_in_the_description_what_is_installed(place: Place, case: 
     assert bool(of_iptables) == iptables_can(options), lines
     excuses = ["# nft has no words for "] * (not of_nft) + ["# iptables has no words for "] * (not of_iptables)
     rest = [line for line in lines if line not in (*of_nft, *of_iptables)]
-    assert len(rest) == len(excuses) and all(map(str.startswith, rest, excuses)), lines
+    assert [line[: len(excuse)] for line, excuse in zip(rest, excuses, strict=True)] == excuses, lines
     with place.interfaces({name for name in names_in(options) if not name.endswith("*")}):
         installed = None
         try:
@@ -320,6 +328,7 @@ def test_programs_read_in_the_description_what_is_installed(place: Place, case: 
             check_nft(place, of_nft, installed)
         for line in of_iptables:
             check_iptables(place, line, installed, '"' not in "".join(names_in(options)))
+    assert os.listdir(place.directory) == [], "the shell obeyed something in there"
 
 
 def check_nft(place: Place, lines: list[str], installed: Listed | None) -> None:
@@ -358,19 +367,56 @@ def check_iptables(place: Place, line: str, installed: Listed | None, can_transl
     # And it matches the same packets: what iptables says that they are for nft, and what nft makes of that.
     start = words[: words.index("-j")]
     translated = place.must(f"{program}-translate", *start, "-j", "ACCEPT")
-    if can_translate:
+    if can_translate and "0-65535" not in installed.text:  # of all ports it says nothing
         rule = translated.strip().removeprefix("nft '").removesuffix("'")
         place.must("nft", f"add table {family} {table}; add chain {family} {table} {start[start.index('-A') + 1]}")
         again = place.must("nft", "--check", "--debug=netlink", rule)
-        compared = without_version(bytecode(again))
-        if " 0-65535" in rule or re.search("--[sd]port 0:65535", saved + line):
-            pass  # iptables says nothing of these
-        else:
-            assert compared == without_version(installed.compared), (line, rule)
+        assert without_version(bytecode(again)) == without_version(installed.compared), (line, rule)
     place.clear()
     # As lines of a file, for both sorts of iptables.
     rest = words[2:] if words[0] == "-t" else words
     file = f"*{table}\n{' '.join(map(restore_word, rest))}\nCOMMIT\n"
     for sort in ("nft", "legacy"):
         place.must(f"{program}-{sort}-restore", "--test", text=file)
+    place.clear()
+
+
+# What is asked for, the words of iptables that look right, and what iptables-translate says they mean.
+WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
+    "an interface that ends in +": ({"hook": "input", "in_interface": "et+"}, "-i 'et+'", 'iifname "et*"'),
+    "protocol 0": ({"hook": "input", "protocol": 0}, "-p 0", "INPUT counter"),
+    "where it came in": ({"hook": "postrouting", "priority": -150, "in_interface": "e*"}, "-i e+", "Can't use -i"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_iptables_would_take_for_something_else(place: Place, case: str) -> None:
+    options, words, means = WRONG[case]
+    assert "\n# iptables has no words for " in rules.log(5, **options).describe()
+    done = place.shell(f"iptables-translate -t mangle -A {options['hook'].upper()} {words} -j ACCEPT")
+    assert means in done.output + done.errors
+
+
+@pytest.mark.parametrize("length", [63, 64])
+def test_prefixes_that_iptables_cuts(place: Place, length: int) -> None:
+    described = rules.log(5, hook="input", prefix="x" * length).describe()
+    assert ("\n# iptables has no words for a prefix of more than 63 bytes" in described) == (length == 64)
+    place.must("iptables-legacy", "-A", "INPUT", "-j", "NFLOG", "--nflog-prefix", "x" * length)
+    saved = place.must("iptables-legacy-save")
+    place.must("iptables-legacy", "-F")
+    assert re.findall("x{9,}", saved) == ["x" * 63]
+
+
+@pytest.mark.parametrize("prefix", ['"', "$x", "a$"])
+def test_prefixes_that_nft_cannot_be_told(place: Place, prefix: str) -> None:
+    assert rules.log(5, prefix=prefix).describe().startswith("# nft has no words for a prefix with ")
+    rule = f'add table inet t; add chain inet t c; add rule inet t c log prefix "{prefix}" group 5'
+    assert place.run("nft", "--check", rule).status != 0
+
+
+def test_a_name_that_would_be_a_command(place: Place) -> None:
+    line = rules.log(5, hook="input", in_interface="x;>OWNED;y").describe().splitlines()[-1]
+    assert line == "ip6tables -A INPUT -i 'x;>OWNED;y' -j NFLOG --nflog-group 5"
+    place.shell(line)
+    assert os.listdir(place.directory) == []
     place.clear()
