@@ -38,13 +38,15 @@ class NoWordsError(Exception):
 
 
 class Criterion(NamedTuple):
-    """What a rule may ask of packets, by an argument of `nfnet.rules.queue`.
+    """Something that a rule may ask of packets, by an argument of `nfnet.rules.queue`.
 
-    ``read`` makes a value of the argument, whose name it gets too, or raises ArgumentError. The value is what the next
-    three get: ``expressions`` lets packets through that match; ``nft`` and ``iptables`` say the same in the words of
-    these programs, quoted as each needs it (those of iptables for the shell, too), or raise NoWordsError.
-
-    ``hooks`` are those at which packets have it; at the others ``lacks`` is known.
+    read: makes the value, which the next three get, of the argument, whose name it gets too. Raises ArgumentError.
+    expressions: lets packets through that match.
+    nft: the same in nft's words. Raises NoWordsError.
+    iptables: the same in iptables' words, quoted for the shell. Raises NoWordsError.
+    hooks: those at which it can match.
+    lacks: what packets do not have at the other hooks.
+    word: makes the argument of a word of the command line. Raises ArgumentError.
     """
 
     read: Callable[[str, Any], Any]
@@ -53,6 +55,7 @@ class Criterion(NamedTuple):
     iptables: Callable[[Any], str]
     hooks: tuple[str, ...] = (*HOOKS, "ingress")
     lacks: str = ""
+    word: Callable[[str], Any] = str
 
 
 class Match:
@@ -105,7 +108,7 @@ class Match:
                 place = f"the hook {hook!r}" + (" of a bridge" if family == "bridge" else "")
                 others = ", ".join(at for at in hooks if at != "ingress" or family == "inet")
                 raise ArgumentError(
-                    f"{name} never matches at {place}, where {CRITERIA[name].lacks} is known: it is for the hooks"
+                    f"{name} never matches at {place}, where no {CRITERIA[name].lacks} is known: it is for the hooks"
                     f" {others}"
                 )
         # At output a bridge sees packets that the IP layer has tracked.
@@ -150,7 +153,7 @@ class Match:
         return [CRITERIA[name].iptables(value) for name, value in self._values.items()]
 
 
-# --- expressions
+# --- expressions, and words of a command line
 
 
 def be32(number: int) -> bytes:
@@ -183,6 +186,18 @@ def _payload(base: int, offset: int, length: int) -> Expression:
 def _masked(mask: bytes) -> Expression:
     values = {4: _value(mask), 5: _value(bytes(len(mask)))}
     return "bitwise", {1: be32(_REGISTER), 2: be32(_REGISTER), 3: be32(len(mask)), **values}
+
+
+def _number(text: str) -> int:
+    """A number on a command line. Raises ArgumentError."""
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise ArgumentError(f"{text!r} is no number") from None
+
+
+def _number_or_name(text: str) -> int | str:
+    return _number(text) if text.isdecimal() else text
 
 
 def _of_version(version: int, family: str) -> Iterator[Expression]:
@@ -400,6 +415,7 @@ def _mark(operator: int, nft: str, iptables: str) -> Criterion:
         expressions=lambda mark: _meta(_META_MARK, _host32(mark), operator),
         nft=lambda mark: f"{nft} {mark:#x}",
         iptables=lambda mark: f"{iptables} {mark:#x}",
+        word=_number,
     )
 
 
@@ -461,6 +477,7 @@ CRITERIA: dict[str, Criterion] = {
         expressions=lambda protocol: _meta(_META_L4PROTO, bytes([protocol.number])),
         nft=lambda protocol: f"meta l4proto {'ipv6-icmp' if protocol.name == 'icmpv6' else protocol.name}",
         iptables=_iptables_protocol,
+        word=_number_or_name,
     ),
     "source": _address(0, "saddr", "-s"),
     "destination": _address(1, "daddr", "-d"),
@@ -471,14 +488,14 @@ CRITERIA: dict[str, Criterion] = {
         "iifname",
         "-i",
         ("prerouting", "input", "forward", "postrouting", "ingress"),
-        "no incoming interface",
+        "incoming interface",
     ),
     "out_interface": _interface(
         _META_OIFNAME,
         "oifname",
         "-o",
         ("forward", "output", "postrouting"),
-        "no outgoing interface",
+        "outgoing interface",
     ),
     "mark": _mark(_EQUAL, "meta mark", "-m mark --mark"),
     "not_mark": _mark(_NOT_EQUAL, "meta mark !=", "-m mark ! --mark"),
@@ -488,7 +505,8 @@ CRITERIA: dict[str, Criterion] = {
         nft=lambda state: f"ct state {state.text().lower()}",
         iptables=lambda state: f"-m conntrack --ctstate {state.text()}",
         hooks=HOOKS,
-        lacks="no connection",
+        lacks="connection",
+        word=lambda text: text.split(","),
     ),
     "uid": Criterion(
         read=_read_uid,
@@ -497,6 +515,7 @@ CRITERIA: dict[str, Criterion] = {
         iptables=lambda uid: f"-m owner --uid-owner {uid}",
         # At input the kernel may know the socket that will get the packet, and matches its user: not the sender's.
         hooks=("output", "postrouting"),
-        lacks="no local sender",
+        lacks="local sender",
+        word=_number_or_name,
     ),
 }

@@ -420,9 +420,9 @@ class Rule:
                 self._owned = bool(flags)
                 return
             except KernelError as error:
-                # ENOENT: no such expression or target. EOPNOTSUPP, before Linux 5.12: no table can have an owner.
                 if error.errno == errno.EPROTO:  # what connection tracking answers for a family that it does not know
                     raise NotSupportedError(str(self._action), errno.EPROTO, hint=_NO_TRACKING) from None
+                # ENOENT: no such expression or target. EOPNOTSUPP, before Linux 5.12: no table can have an owner.
                 if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL):
                     raise
                 if (flags, end) == attempts[-1]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import rules
 from ..errors import ArgumentError
+from ..match import CRITERIA
 from ..text import printable
 
 
@@ -69,26 +70,12 @@ def _yes_or_no(text: str) -> bool:
     return text == "yes"
 
 
-def _number_or_name(text: str) -> int | str:
-    return number(0)(text) if text.isdecimal() else text
-
-
-# How what is said for an argument of a rule is read; what it may be is for the rule to say.
+# What each word of a rule is made into; what it may be is for the rule to say.
 _WORDS: dict[str, Callable[[str], Any]] = {
     "hook": str,
     "family": str,
     "priority": number(-0x80000000),
-    "protocol": _number_or_name,
-    "source": str,
-    "destination": str,
-    "source_port": str,
-    "destination_port": str,
-    "in_interface": str,
-    "out_interface": str,
-    "mark": number(0),
-    "not_mark": number(0),
-    "state": lambda text: text.split(","),
-    "uid": _number_or_name,
+    **{name: criterion.word for name, criterion in CRITERIA.items()},
 }
 _WORDS_OF_ONE: dict[Callable[..., rules.Rule], dict[str, Callable[[str], Any]]] = {
     rules.queue: {"bypass": _yes_or_no, "balance": str},
@@ -112,7 +99,7 @@ def rule_words(text: str, rule: Callable[..., rules.Rule] = rules.queue) -> dict
             raise argparse.ArgumentTypeError(f"{name} is there twice")
         try:
             found[name] = known[name](value)
-        except argparse.ArgumentTypeError as error:
+        except (argparse.ArgumentTypeError, ArgumentError) as error:
             raise argparse.ArgumentTypeError(f"{name}: {error}") from None
     try:
         rule(0, **found)
