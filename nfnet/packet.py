@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import inet, scapys
-from .checks import check
+from .checks import check, check_flag
 from .errors import AlreadyDecidedError, ArgumentError
 from .message import Message, Vlan, enum_member
 from .protocol import nfqnl
@@ -120,7 +120,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         Where nobody listens to that queue the kernel drops it, or with ``bypass`` lets it go on.
         """
         number = check("queue number", number, 0, 0xFFFF)
-        self._change(number << 16 | (QUEUE_BYPASS if bypass else 0) | Verdict.QUEUE, mark, payload, priority)
+        flags = QUEUE_BYPASS if check_flag("bypass", bypass) else 0
+        self._change(number << 16 | flags | Verdict.QUEUE, mark, payload, priority)
 
     def verdict(
         self,

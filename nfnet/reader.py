@@ -27,7 +27,7 @@ from .errors import (
     NotSupportedError,
     OverrunError,
 )
-from .netns import Netns, call_in
+from .netns import Netns, call_in, check_netns
 from .protocol import nfqnl
 from .protocol.nfqnl import Command
 from .recorder import Recorder, current
@@ -187,6 +187,7 @@ class Reader(ABC, Generic[B]):
         self._rcvbuf = rcvbuf
         self._overruns = overruns
         self._datagram = datagram
+        check_netns(netns)
         self._netns = netns
         self._given_transport = transport
         self._waiter = Waiter()

@@ -70,7 +70,7 @@ def add_to(commands: Any) -> None:
     network.add_argument("--loss", type=_percent, default=0.0, metavar="PERCENT", help="drop so many, by chance")
     parser.add_argument("--fail-open", action="store_true", help="let packets go that find the queue full")
     parser.add_argument("--gso", action="store_true", help="take super-packets as they are")
-    common.describe(parser)
+    common.describe(parser, rules.queue)
     parser.set_defaults(run=_run, verdict="accept")
 
 

@@ -20,7 +20,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..checks import check
-from ..errors import ArgumentError, BusyError, BusyReadingError, ClosedError, KernelError, OverrunError
+from ..errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    BusyError,
+    BusyReadingError,
+    ClosedError,
+    KernelError,
+    OverrunError,
+)
 from ..log import Log, LogMessage
 from ..protocol.nfulnl import MAX_BUFFER_SIZE, MAX_TIMEOUT, MIN_BUFFER_SIZE
 from ..transport import MAX_DATAGRAM, NetlinkSocket, Transport
@@ -401,6 +409,8 @@ def _set_rcvbuf(sock: NetlinkSocket, size: int) -> None:
 def _check_range(name: str, value: int, least: int, most: int) -> int:
     try:
         return check(name, value, least, most)
+    except ArgumentTypeError:
+        raise
     except ArgumentError:
         raise ValueError(f"{name} must be in range [{least},{most}]") from None
 
