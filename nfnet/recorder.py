@@ -138,8 +138,8 @@ def record(path: str | os.PathLike[str]) -> Recorder:
         with nfnet.record("session.pcapng"), nfnet.Queue(1) as queue:
             queue.run(handler)
 
-    What was in the file stays until the first of them is open. Raises OSError if the file cannot be made. It is readable
-    by its owner alone.
+    The file is readable by its owner alone; what was in it stays until the first of them is open. Raises OSError if it
+    cannot be made.
     """
     return Recorder(path)
 
