@@ -27,10 +27,6 @@ _MOST_LINKS = 40  # as in the kernel
 
 _KINDS = {stat.S_IFLNK: "link", stat.S_IFREG: "file", stat.S_IFIFO: "FIFO"}
 
-# What SQLite looks for beside a database. It applies a journal that it finds there to the database, and writes what
-# was in the database to a journal of anybody's.
-_SQLITE_FILES = ("", "-journal", "-wal", "-shm")
-
 
 def create(path: str | os.PathLike[str], *, lock: bool = False) -> int:
     """Open a file for writing, made with mode 0600 if it is not there, and return its descriptor.
@@ -56,17 +52,14 @@ def create(path: str | os.PathLike[str], *, lock: bool = False) -> int:
 def create_database(path: str | os.PathLike[str]) -> str:
     """Make a file for SQLite, with mode 0600, if it is not there, and return the path by which to open it.
 
-    SQLite opens names, at any time and several, so no others may write to the directory, nor be able to put another one
-    in its place. Where only the members of a group may write to it, what is there must not be others'. Raises OSError.
+    SQLite opens names, at any time, and those of other files beside it: it applies a journal that it finds there to the
+    database, and writes what was in the database to a journal of anybody's. So the directory must be one to which no
+    others may write, and in whose place they cannot put another. Raises OSError, PermissionError with EACCES for that.
     """
     with _naming(path), ExitStack() as stack:
         found = _find(path, stack)
         name = os.path.join(os.readlink(f"/proc/self/fd/{found.directory}"), found.name)
         _refuse_unsafe(found.directory)
-        for ending in _SQLITE_FILES:
-            with suppress(FileNotFoundError):
-                status = os.stat(found.name + ending, dir_fd=found.directory, follow_symlinks=False)
-                _refuse_others(os.fstat(found.directory), found.name + ending, status)
         if found.entry is None:
             os.close(_open(found))
         return name
@@ -126,6 +119,8 @@ def _find(path: str | os.PathLike[str], stack: ExitStack) -> _Found:
         return fd
 
     text = os.fsdecode(path)
+    if text.endswith("/"):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     rest = _names(text)
     directory = look("/" if text.startswith("/") else ".")
     links = 0
@@ -158,9 +153,8 @@ def _find(path: str | os.PathLike[str], stack: ExitStack) -> _Found:
 
 
 def _names(path: str) -> list[str]:
-    """The names in a path, the last one first; "x/" means what "x/." does."""
-    names = [name for name in path.split("/") if name]
-    return [*(["."] if path.endswith("/") else []), *reversed(names)]
+    """The names in a path, the last one first."""
+    return [name for name in path.split("/") if name][::-1]
 
 
 def _is_in_proc(status: os.stat_result) -> bool:
@@ -197,24 +191,29 @@ def _is_others(owner: int) -> bool:
     return owner not in (0, os.geteuid(), os.stat("/").st_uid)
 
 
+def _others_may_write(directory: os.stat_result) -> bool:
+    # Users have, as a rule, a group of their own that has their number, and directories that it may write to.
+    members = directory.st_mode & stat.S_IWGRP and directory.st_gid != directory.st_uid
+    return bool(members or directory.st_mode & stat.S_IWOTH or _is_others(directory.st_uid))
+
+
 def _others_may_rename(directory: os.stat_result) -> bool:
-    """Whether all users, or the one whose directory it is, may rename what is not theirs in it."""
-    everybodys = directory.st_mode & stat.S_IWOTH and not directory.st_mode & stat.S_ISVTX
-    return bool(everybodys or _is_others(directory.st_uid))
+    """Whether others may rename what is not theirs in a directory: not if it has the sticky bit and is not theirs."""
+    sticky = directory.st_mode & stat.S_ISVTX and not _is_others(directory.st_uid)
+    return _others_may_write(directory) and not sticky
 
 
 def _refuse_others(directory: os.stat_result, name: str, entry: os.stat_result) -> None:
     """Raises PermissionError if what a directory has under a name is, or may be, the work of others."""
-    writable = directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if not (writable or _is_others(directory.st_uid)) or stat.S_ISDIR(entry.st_mode):
+    if stat.S_ISDIR(entry.st_mode) or not _others_may_write(directory):
         return
     kind = _KINDS.get(stat.S_IFMT(entry.st_mode), "device or socket")
     if _is_others(entry.st_uid):
         why = f"is somebody else's {kind}"
     elif entry.st_nlink > 1:
-        why = f"is one of several names of a {kind}, each of which may have been made by others"
+        why = f"is one of several names of a {kind}, and others may have made it"
     elif kind == "link" and _others_may_rename(directory):
-        why = "is a link, which others may have renamed"
+        why = "is a link, and others may have given it this name"
     else:
         return
     raise PermissionError(errno.EACCES, f"{printable(name)} {why}, in a directory that others may write to")
@@ -223,11 +222,11 @@ def _refuse_others(directory: os.stat_result, name: str, entry: os.stat_result) 
 def _refuse_unsafe(directory: int) -> None:
     """Raises PermissionError if others may make files in a directory, or put another one in its place."""
     status = os.fstat(directory)
-    if _is_others(status.st_uid) or status.st_mode & stat.S_IWOTH:
+    if _others_may_write(status):
         raise PermissionError(
             errno.EACCES,
-            "others may write to the directory, and SQLite would obey files that they put beside the database; name one"
-            " that belongs to this user or root, and that nobody else may write to",
+            "others may write to the directory, and SQLite would obey files that they put beside the database; choose"
+            " one that belongs to this user or root, and that nobody else may write to",
         )
     with ExitStack() as stack:
         while True:
@@ -237,4 +236,6 @@ def _refuse_unsafe(directory: int) -> None:
             if os.path.samestat(child, status):  # "/"
                 return
             if _others_may_rename(status):
-                raise PermissionError(errno.EACCES, "others may put another directory in the place of one in its path")
+                what = os.readlink(f"/proc/self/fd/{directory}")
+                text = f"others may put another directory in the place of the one in {printable(what)}"
+                raise PermissionError(errno.EACCES, f"{text}, and SQLite would use that")
