@@ -76,9 +76,9 @@ def _run(options: argparse.Namespace) -> int:
             stack.callback(serve(options.metrics, log, address=options.metrics_address))
         if options.install_rule is not None:
             stack.enter_context(rules.log(options.group, prefix=options.prefix, netns=netns, **options.install_rule))
+        stack.enter_context(common.until_told(sinks.stop))
         stack.enter_context(log)
         sinks.begin()  # last: what was in a file to write to is gone with this
-        stack.enter_context(common.until_told(sinks.stop))
         try:
             while not sinks.stopped:
                 if not log.process(sinks.take):
@@ -124,8 +124,6 @@ class _Sinks:
             self.stop()
         if self._capture is not None:
             self._capture.take(message)
-            if self._capture.broken and self._database is None and self._options.quiet:
-                self.stop()  # nothing is left to be done
         if self._database is not None:
             self._database.take(message)
         if not self._options.quiet:  # last: whoever reads it may be gone
@@ -136,6 +134,8 @@ class _Sinks:
         """Nothing comes for a while: let it be on the disk."""
         if self._capture is not None:
             self._capture.flush()
+            if self._capture.broken and self._database is None and self._options.quiet:
+                self.stop()  # nothing is left to be done
         if self._database is not None:
             self._database.flush()
 
@@ -240,6 +240,9 @@ class _Database:
             tries += 1  # twice at least: an error that is no lock lets go of the file, to open it anew
             if tries > 1 and (is_enough() or time.monotonic() > deadline or not _is_lock(self._trouble)):
                 break
+            if tries == 1 and _is_lock(self._trouble):
+                text = f"waiting for it, for {_LAST_PATIENCE:.0f} s or until told to stop again"
+                common.say(f"nfnet log: --sqlite {self._path}: {self._trouble}; {text}")
         self._missed += len(self._rows)
         if self._missed:
             what = common.counted(self._missed, "message")

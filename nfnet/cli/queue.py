@@ -119,9 +119,9 @@ def _run(options: argparse.Namespace) -> int:
             stack.callback(serve(options.metrics, queue, address=options.metrics_address))
         if options.install_rule is not None:
             stack.enter_context(rules.queue(options.number, netns=netns, **options.install_rule))
-        stack.enter_context(queue)  # last: what was in a file to write to is gone with this
         decider = _Decider(options, handler)
         stack.enter_context(common.until_told(decider.stop))
+        stack.enter_context(queue)  # last: what was in a file to write to is gone with this
         try:
             decider.run(queue)
         finally:
