@@ -7,6 +7,16 @@ with nfnet.Queue(1) as queue:
         packet.drop() if packet.mark == 7 else packet.accept()
 """
 
+import sys
+
+# "python -m nfnet" puts the current directory first, so that the package is found. What the package itself imports is
+# nobody's who can write there. (argv[0] is "-m" while the module is looked for, and the word before the arguments is
+# its name, "-mnfnet" if they are one.)
+if sys.argv[:1] == ["-m"] and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+    _word = sys.orig_argv[-len(sys.argv)]
+    if (_word.partition("m")[2] if _word.startswith("-") else _word) in ("nfnet", "nfnet.compat"):
+        sys.path.pop(0)
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

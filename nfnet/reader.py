@@ -236,7 +236,7 @@ class Reader(ABC, Generic[B]):
         try:
             self._bind(binding.transport)
             self._waiter.watch(binding.transport.fileno(), inherit=getattr(binding.transport, "inherit", False))
-            if binding.recorder is not None and binding.owns_recorder:
+            if binding.recorder is not None:
                 binding.recorder.begin()
             last = self._last_binding
             if last is None or not last.reading:  # else a loop of the previous binding has still to see that it ended

@@ -61,6 +61,7 @@ ORDER = [
     "compat.run",
     "compat",
     "compat.__main__",
+    "compat.drop_in._nfnet_alone",
     "compat.drop_in.netfilterqueue",
     "compat.drop_in.nflogr",
     "",
