@@ -55,6 +55,10 @@ class QueueBinding(Binding[Packet]):
         self.verdicts.settle(waiting)
         self._account()
 
+    def defer(self, packet: Packet) -> None:
+        """The handler has returned and left the packet undecided: it is pending from now on."""
+        self.verdicts.defer(packet, length_hint(self.ready))
+
     def before_fork(self) -> None:
         super().before_fork()
         self.verdicts.shared = True

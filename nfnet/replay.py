@@ -263,12 +263,7 @@ class Replay(Transport):
             if kind == nfqnl.MSG_VERDICT:
                 covered = [header.packet_id] if header.packet_id in waiting else []
             else:
-                # As the kernel does, up to the first that is newer: not to look at all of them for each verdict.
-                covered = []
-                for number in waiting:
-                    if (header.packet_id - number) & 0xFFFFFFFF >= 0x80000000:
-                        break
-                    covered.append(number)
+                covered = nfqnl.covered_by_batch(waiting, header.packet_id)
             for number in covered:
                 verdicts[number] = decided
                 del waiting[number]
