@@ -319,6 +319,7 @@ class Log(Reader[LogBinding]):
                     yield message
                     if self._stopping:
                         break
+                    del message  # no condition at the end of a loop: see `locks`
         finally:
             portions.close()
 

@@ -184,6 +184,7 @@ class Queue(Reader[QueueBinding]):
                         self._leave_undecided(binding, packet)
                     if self._stopping:
                         break
+                    del packet  # no condition at the end of a loop: see `locks`
         finally:
             portions.close()
 

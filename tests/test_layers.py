@@ -18,6 +18,7 @@ ORDER = [
     "text",
     "errors",
     "checks",
+    "locks",
     "protocol.netlink",
     "protocol.layout",
     "protocol.nfnetlink",
