@@ -32,6 +32,7 @@ ORDER = [
     "scapys",
     "files",
     "capture",
+    "native",
     "netns",
     "transport",
     "recorder",

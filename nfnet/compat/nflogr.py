@@ -9,7 +9,6 @@ are the original's. What is different: docs/nflogr.md.
 from __future__ import annotations
 
 import os
-import select
 import sys
 import threading
 import weakref
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..checks import check
 from ..errors import ArgumentError, BusyError, BusyReadingError, ClosedError, KernelError, OverrunError
 from ..log import Log, LogMessage
+from ..native import select
 from ..protocol.nfulnl import MAX_BUFFER_SIZE, MAX_TIMEOUT, MIN_BUFFER_SIZE
 from ..transport import MAX_DATAGRAM, NetlinkSocket, Transport
 from .nflogdata import NflogData, wrap
