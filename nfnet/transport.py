@@ -232,6 +232,19 @@ class NetlinkSocket(Transport):
         except OSError as error:
             raise _system_error(f"setting the receive buffer to {size} bytes", error) from None
 
+    @property
+    def patience(self) -> float | None:
+        """How long a plain ``recv`` on the socket would wait, in seconds; None for as long as it takes.
+
+        Nothing here asks, but who gave us the socket, or got its number from us, may have made it non-blocking, or
+        set SO_RCVTIMEO. Raises ClosedError.
+        """
+        if not os.get_blocking(self.fileno()):
+            return 0.0
+        time = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)  # struct timeval: two longs
+        seconds, microseconds = struct.unpack("=ii" if len(time) == 8 else "=qq", time)
+        return seconds + microseconds / 1e6 or None
+
     def send(self, datagram: bytes) -> None:
         try:
             # With an address the kernel asks only whether this process may; without, also whether the one that

@@ -54,6 +54,7 @@ ORDER = [
     "metrics",
     "workers",
     "testing",
+    "compat.cnumbers",
     "compat.numbers",
     "compat.lent",
     "compat.netfilterqueue",
