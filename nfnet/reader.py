@@ -427,8 +427,14 @@ class Reader(ABC, Generic[B]):
                 return False
             if binding.recorder is not None:
                 binding.recorder.flush()  # nothing comes for a while: let it be on the disk
-            self._waiter.wait()
+            if not self._pause(binding):
+                return False
         return False
+
+    def _pause(self, binding: B) -> bool:
+        """Wait until something may be there; False to end the loop instead."""
+        self._waiter.wait()
+        return True
 
     def _drive(self, handler: Callable[[Any], object], block: bool) -> int:
         """Hand out what comes, and return how many that were."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from ..errors import ClosedError, NfnetError
 from ..locks import RLock
-from ..transport import Transport
+from ..transport import NetlinkSocket, Transport
 
 _END = sys.maxsize  # ``list[_END:] = more`` appends
 
@@ -43,6 +43,11 @@ class Lent:
     @tap.setter
     def tap(self, tap: Callable[[bool, bytes], None] | None) -> None:
         self._lender.tap = tap  # type: ignore[attr-defined]
+
+    @property
+    def patience(self) -> float | None:
+        """As that of the socket; what is no socket waits as long as it takes."""
+        return self._lender.patience if isinstance(self._lender, NetlinkSocket) else None
 
     def receive(self, into: list[bytes], limit: int) -> bool:
         with self._receiving:
