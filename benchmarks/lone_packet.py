@@ -49,7 +49,7 @@ def _cpu() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-class _End(Exception):
+class _EndError(Exception):
     pass
 
 
@@ -88,7 +88,7 @@ def run_iteration(count: int, begin: Callable[[], None]) -> float:
 
 
 def _raise_end() -> None:
-    raise _End
+    raise _EndError
 
 
 def _run_their_api(netfilterqueue: Any, count: int, begin: Callable[[], None]) -> float:
@@ -98,7 +98,7 @@ def _run_their_api(netfilterqueue: Any, count: int, begin: Callable[[], None]) -
     before = _cpu()
     try:
         queue.run()
-    except _End:
+    except _EndError:
         return _cpu() - before
     finally:
         queue.unbind()
@@ -174,7 +174,8 @@ def measure(run: Run, count: int, core: int) -> tuple[float, float]:
     """Round trip, and processor time of the program that decides, in microseconds a packet."""
     command = [sys.executable, "-S", "-c", _SEND, str(core), str(count)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sender:
-        assert sender.stdin is not None and sender.stdout is not None
+        assert sender.stdin is not None
+        assert sender.stdout is not None
 
         def begin() -> None:
             assert sender.stdin is not None

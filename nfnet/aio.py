@@ -206,7 +206,7 @@ class _AsyncReader(ABC, Generic[R, T]):
                 raise errors[0]
 
     def _bound_fileno(self) -> int:
-        return self._reader._bound().transport.fileno()
+        return int(self._reader._bound().transport.fileno())
 
     def _is_over(self) -> bool:
         """Whether nothing will come any more, as at the end of a recording."""

@@ -7,10 +7,10 @@ privilege, and cannot run inside an event loop.
 from __future__ import annotations
 
 import errno
-import select
 from collections.abc import Iterator
 from typing import Any
 
+from ._io.native import select
 from ._io.netlink_socket import NetlinkSocket
 from .errors import AckTimeoutError, DecodeError, kernel_error
 from .match import Expression

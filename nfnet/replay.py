@@ -15,6 +15,7 @@ from typing import NamedTuple
 from ._io.locks import RLock
 from ._io.transport import Transport
 from .capture import LinkType, Record, netfilter_datagram, read
+from .checks import check_flag
 from .errors import CaptureError, ClosedError, DecodeError
 from .protocol import byteorder, layout, netlink, nfnetlink, nfqnl, nfulnl
 from .protocol.nfqnl import NFQA, Command
@@ -57,7 +58,7 @@ class Replay(Transport):
     def __init__(self, path: str | os.PathLike[str], *, realtime: bool = False) -> None:
         self.verdicts: dict[int, Decided] = {}
         self.recorded: dict[int, Decided] = {}
-        self._realtime = realtime
+        self._realtime = check_flag("realtime", realtime)
         self._file = open(path, "rb")  # noqa: SIM115 - as long as the replay
         # With the number of each; None if an exception came in between, see `_advance`.
         self._records: Iterator[tuple[int, Record]] | None = enumerate(read(self._file), 1)

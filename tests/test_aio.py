@@ -200,9 +200,13 @@ def test_no_timer_outlives_an_iteration_that_fails() -> None:
             await anext(first)
 
             kernel.refuse_send = errno.ENOBUFS
-            with pytest.raises(nfnet.KernelError):
+
+            async def go_on() -> None:
                 for _ in range(5):
                     await anext(first)
+
+            with pytest.raises(nfnet.KernelError):
+                await go_on()
             kernel.refuse_send = 0
             assert [timer.cancelled() for timer in timers.handles] == [True]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +17,10 @@ import pytest
 
 import nfnet
 from nfnet import Queue, netns, recorder
+from nfnet._io.locks import RLock, uninterrupted
 from nfnet.compat import nflogr
-from nfnet.locks import RLock, uninterrupted
 
-from .kernel import FakeKernel, packet_message
+from .kernel import FakeKernel
 
 ROUNDS = 2000
 BOUND = 60  # seconds, for what must not hang
@@ -152,6 +151,7 @@ def test_an_interrupt_leaves_no_thread_at_work_in_a_namespace(signals: Signals) 
         while True:
             netns._in_thread(work)
 
+    threads = len(os.listdir("/proc/self/task")) - 1
     for number in range(ROUNDS):
         assert signals.interrupt(again_and_again, 1e-3)
         assert len(begun) == len(ended), f"after {number} signals"

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 import nfnet
 from nfnet import Packet, Queue
 from nfnet.protocol import netlink, nfqnl
-from nfnet.protocol.nfqnl import NFQA, Verdict
+from nfnet.protocol.nfnetlink import BODY, parse_attributes
+from nfnet.protocol.nfqnl import NFQA, NFQA_CFG, Verdict
 
 from .kernel import FakeKernel, error_message, packet_message
 
@@ -41,6 +42,11 @@ def messages(kernel: FakeKernel) -> list[int]:
     """The types of the verdict messages sent, one list for all datagrams."""
     found = [m for datagram in kernel.sent for _, m in netlink.split_messages(datagram)]
     return [kind for m in found if (kind := netlink.header.parse(m).type) != nfqnl.MSG_CONFIG]
+
+
+def attributes(message: bytes) -> dict[int, Any]:
+    """Of a request to configure the queue."""
+    return parse_attributes(message[BODY : netlink.header.parse(message).length], nfqnl.NFQA_CFG_TABLE)
 
 
 def assert_balanced(queue: Queue) -> None:
@@ -679,6 +685,52 @@ def test_closing_a_queue_that_accepts_lets_unread_packets_through() -> None:
     with Queue(1, transport=kernel, undecided="accept"):
         kernel.feed(7)
     assert verdicts(kernel) == [(i, Verdict.ACCEPT) for i in range(1, 8)]
+
+
+class Arriving(FakeKernel):
+    """A packet arrives before each message that the program sends."""
+
+    fed = 0
+
+    def _execute(self, message: bytes) -> None:
+        self.fed += 1
+        self.feed()
+        super()._execute(message)
+
+
+def test_what_arrives_while_a_queue_that_accepts_closes_is_let_through() -> None:
+    kernel = Arriving()
+    with Queue(1, transport=kernel, undecided="accept") as queue:
+        kernel.feed(5)
+        next(iter(queue)).drop()
+    assert not kernel.queued
+    assert kernel.dropped == 0
+    assert [word for _, word, _ in kernel.judged].count(Verdict.ACCEPT) + kernel.passed == kernel.fed + 4
+    assert kernel.passed > 0
+
+
+@pytest.mark.parametrize("policy", ["pending", "drop"])
+def test_nothing_is_let_through_at_the_end_if_nobody_asked_for_that(policy: Any) -> None:
+    kernel = Arriving()
+    with Queue(1, transport=kernel, undecided=policy) as queue:
+        kernel.feed(5)
+        next(iter(queue)).drop()
+    assert {word for _, word, _ in kernel.judged} == {Verdict.DROP}
+    assert kernel.passed == 0
+
+
+def test_a_kernel_without_fail_open_closes_all_the_same() -> None:
+    class Old(FakeKernel):
+        def send(self, datagram: bytes) -> None:
+            if netlink.header.parse(datagram).type == nfqnl.MSG_CONFIG and NFQA_CFG.FLAGS in attributes(datagram):
+                raise nfnet.NotSupportedError("test", errno.EOPNOTSUPP)
+            super().send(datagram)
+
+    kernel = Old()
+    with Queue(1, transport=kernel, undecided="accept"):
+        kernel.feed(5)
+    assert kernel.closed
+    assert verdicts(kernel) == [(number, Verdict.ACCEPT) for number in range(1, 6)]
 
 
 # --- what comes between the packets

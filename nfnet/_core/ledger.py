@@ -7,12 +7,12 @@ Three lists say where a packet is, and one slot:
 ``decided``   packets that have a verdict, in the order in which they got it, until it leaves;
 ``pending``   packets whose handler returned without a verdict, and which may get one at any time, from any thread.
 
-Until the kernel has its verdict a packet is alone, at hand or pending, and only one of these. If nothing is pending, and
-the decided packets are the first of those at hand, in order, then every packet up to the last of them is decided, and
-the first of them is the oldest in the queue: they are *in order*, and batches may decide them (see `batching`). Otherwise
-each verdict goes as a message of its own. (A pending packet that is newer than all decided ones would do no harm. But
-there is hardly ever one without an older one, and ids, which wrap around, do not tell which of two packets is older if
-one may have been pending for days.)
+Until the kernel has its verdict a packet is alone, at hand or pending, and only one of these. If nothing is pending,
+and the decided packets are the first of those at hand, in order, then every packet up to the last of them is decided,
+and the first of them is the oldest in the queue: they are *in order*, and batches may decide them (see `batching`).
+Otherwise each verdict goes as a message of its own. (A pending packet that is newer than all decided ones would do no
+harm. But there is hardly ever one without an older one, and ids, which wrap around, do not tell which of two packets is
+older if one may have been pending for days.)
 
 Where a forked child reads from the same socket, which the API of NetfilterQueue allows, the packets that it has at hand
 are on none of these lists, so there are no batches at all.
@@ -23,8 +23,8 @@ packet on ``decided``. For a packet that came alone it is `decide_lone`, which s
 long as it is called by the loop's own thread.
 
 Whoever sends holds the lock, and takes packets off the lists only when the kernel has their verdicts. An exception in
-between, say KeyboardInterrupt, makes a verdict leave twice, which the kernel answers with ENOENT; it never makes one get
-lost.
+between, say KeyboardInterrupt, makes a verdict leave twice, which the kernel answers with ENOENT; it never makes one
+get lost.
 """
 
 from __future__ import annotations

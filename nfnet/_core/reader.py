@@ -16,7 +16,7 @@ from .._io.netlink_socket import NetlinkSocket
 from .._io.poller import Poller
 from .._io.transport import Transport
 from ..errors import ArgumentError, BusyReadingError, ClosedError, NfnetError
-from ..netns import Netns, call_in
+from ..netns import Netns, call_in, check_netns
 from ..recorder import Recorder, current
 from ..stats import LogRow, QueueRow, process
 from .bind import Request, bind
@@ -51,6 +51,7 @@ class Reader(ABC, Generic[B, T]):
         self._rcvbuf = rcvbuf
         self._overruns = overruns
         self._datagram = datagram
+        check_netns(netns)
         self._netns = netns
         self._given_transport = transport
         self._poller: Poller | None = None  # made when somebody asks for it: most loops wait for the socket itself
@@ -120,7 +121,7 @@ class Reader(ABC, Generic[B, T]):
             )
             if self._poller is not None:
                 self._watch(self._poller, transport)
-            if binding.recorder is not None and binding.owns_recorder:
+            if binding.recorder is not None:
                 binding.recorder.begin()
             last = self._last_binding
             if last is None or not last.reading:  # else a loop of the previous binding has still to see that it ended

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import os
-import socket
 import struct
 import time
 
@@ -22,7 +22,7 @@ class InterfaceNames:
     Names are remembered for a second; once the socket is closed, for ever.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: _socket.socket) -> None:
         self._socket = sock
         self._names: dict[int, tuple[str | None, float]] = {}
 

@@ -21,8 +21,9 @@ happens as a whole or not at all (slices of lists are C code that calls nothing 
 statements. The ledger of verdicts and the bindings, which change lists and counters together, have one of their own,
 marked "one statement".
 
-What comes from the kernel is stored by one call of C code, ``into.extend(map(recv, ...))``, for the same reason: between
-``recv`` and an assignment of its result an exception would lose the datagram.
+What comes from the kernel is stored by one call of C code, ``into.extend(map(recv, ...))``, for the same reason:
+between ``recv`` and an assignment of its result an exception would lose the datagram. Or by ``for self.incoming in
+map(recv, ...)``, in which the interpreter looks for signals only after the assignment.
 """
 
 from __future__ import annotations

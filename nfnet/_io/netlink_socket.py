@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import errno
 import os
-import select
 import socket
 import struct
 import time
@@ -19,6 +19,7 @@ from . import at_fork
 from .interface_names import InterfaceNames
 from .locks import RLock
 from .moves import move
+from .native import among_greenlets, select
 from .transport import Transport
 
 # Python has names for none of these.
@@ -63,18 +64,32 @@ _LONGEST_WAIT = struct.pack("@ll", 1, 0)  # struct timeval
 _ACK_TIMEOUT = 5.0  # seconds; the kernel answers at once, unless the receive buffer had no room for the answer
 
 
-def _new_socket() -> socket.socket:
-    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+# Not `socket.socket`, in whose place gevent and eventlet put a class of which `recv` waits although it is told not to.
+def new_socket(family: int, kind: int, protocol: int = 0) -> _socket.socket:
+    """A new socket, not inheritable, whose methods do just what the system calls do.
+
+    With `socket.setdefaulttimeout` sockets are born with a timeout, for which Python waits before each system call,
+    whatever its flags say, MSG_DONTWAIT among them.
+    """
+    sock = _socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+    sock.settimeout(None)
+    return sock
 
 
-def _duplicate(fd: int) -> socket.socket:
+def _duplicate(fd: int) -> _socket.socket:
     """The same socket under another number. Raises OSError also if it is of another kind."""
     number = os.dup(fd)
     try:
-        copy = socket.socket(fileno=number)  # asks the kernel what it is
+        # Whether it blocks is a property of the socket, so the caller's has it too, and it is theirs to say. Python
+        # makes it non-blocking here if there is a default timeout, and blocking again with that taken away.
+        blocking = os.get_blocking(number)
+        copy = _socket.socket(fileno=number)  # asks the kernel what it is
     except OSError:
         os.close(number)
         raise
+    if copy.gettimeout() is not None:
+        copy.settimeout(None)
+        os.set_blocking(number, blocking)
     if (copy.family, copy.proto) != (socket.AF_NETLINK, NETLINK_NETFILTER):
         copy.close()
         raise OSError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
@@ -112,7 +127,9 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         inherit: bool = False,
     ) -> None:
         try:
-            self._socket = _new_socket() if fd is None else _duplicate(fd)
+            self._socket = (
+                new_socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) if fd is None else _duplicate(fd)
+            )
         except OSError as error:
             raise _system_error("opening a netfilter netlink socket", error) from None
         self._reading = RLock()  # `close` may come in a signal handler
@@ -178,6 +195,19 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         except OSError as error:
             raise _system_error(f"setting the receive buffer to {size} bytes", error) from None
 
+    @property
+    def patience(self) -> float | None:
+        """How long a plain ``recv`` on the socket would wait, in seconds; None for as long as it takes.
+
+        Nothing here asks, but who gave us the socket, or got its number from us, may have made it non-blocking, or
+        set SO_RCVTIMEO. Raises ClosedError.
+        """
+        if not os.get_blocking(self.fileno()):
+            return 0.0
+        time = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)  # struct timeval: two longs
+        seconds, microseconds = struct.unpack("=ii" if len(time) == 8 else "=qq", time)
+        return seconds + microseconds / 1e6 or None
+
     def send(self, datagram: bytes) -> None:
         try:
             # With an address the kernel asks only whether this process may; without, also whether the one that
@@ -213,8 +243,8 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         return True
 
     @property
-    def incoming(self) -> Iterator[bytes]:
-        return self._incoming
+    def incoming(self) -> Iterator[bytes] | None:
+        return None if among_greenlets() else self._incoming
 
     def stop_waiting(self) -> None:
         self.waiting = False
@@ -293,9 +323,9 @@ class NetlinkSocket(Transport, at_fork.AtFork):
                 self._socket.close()
 
     def after_fork(self) -> None:
-        # Who held the lock is not there. The socket, as a rule, is the parent's alone: a queue lives as long as any copy
-        # of its socket is open, so a child would keep it, full and unread, after its parent has ended. exec is no such
-        # case, because the socket is close-on-exec.
+        # Who held the lock is not there. The socket, as a rule, is the parent's alone: a queue lives as long as any
+        # copy of its socket is open, so a child would keep it, full and unread, after its parent has ended. exec is no
+        # such case, because the socket is close-on-exec.
         self._reading = RLock()
         if not self.inherit:
             self._socket.close()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import select
+import select as standard_select
 import weakref
 from contextlib import suppress
 
 from . import at_fork
+from .native import among_greenlets, select
 
 _LONGEST_WAIT = 1.0  # seconds; see `netlink_socket`
 
@@ -21,6 +22,7 @@ class Poller(at_fork.AtFork):
         self._finalizer.atexit = False  # then `__del__` of an owner may still close a queue
         self._epoll = select.epoll()
         self._epoll.register(self._event, select.EPOLLIN)
+        self._among_greenlets = among_greenlets()
         self._inherited: int | None = None
         self._woken = False
         at_fork.register(self)
@@ -38,7 +40,9 @@ class Poller(at_fork.AtFork):
         """End a wait, or the next one."""
         # The garbage collector runs finalizers of a cycle before `__del__` of an owner, which may close a queue.
         if self._finalizer.alive:
-            self._woken = True  # before the event: who resets it may miss that there is one, but not the other way round
+            self._woken = (
+                True  # before the event: who resets it may miss that there is one, but not the other way round
+            )
             os.eventfd_write(self._event, 1)
 
     def reset(self) -> None:
@@ -48,10 +52,19 @@ class Poller(at_fork.AtFork):
             with suppress(BlockingIOError):
                 os.eventfd_read(self._event)
 
-    def wait(self) -> None:
-        """Wait, at most a second."""
-        self._epoll.poll(_LONGEST_WAIT)
-        self.reset()
+    def wait(self, timeout: float = _LONGEST_WAIT) -> bool:
+        """Wait, at most a second; False if that is all that happened."""
+        # Not for ever: a signal that arrives after Python last looked for one, and before the system call, ends
+        # neither, and its handler would have to wait for the next packet.
+        timeout = min(timeout, _LONGEST_WAIT)
+        if self._among_greenlets:  # gevent's or eventlet's: other greenlets run meanwhile
+            standard_select.select([self._epoll.fileno()], [], [], timeout)
+            timeout = 0
+        events = self._epoll.poll(timeout)
+        for fd, _ in events:
+            if fd == self._event:
+                self.reset()
+        return bool(events)
 
     def after_fork(self) -> None:
         # What both processes would share, and wake each other by, is replaced under the same numbers.

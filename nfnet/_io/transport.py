@@ -51,7 +51,7 @@ class Transport(ABC):
 
     @property
     def incoming(self) -> Iterator[bytes] | None:
-        """Gives one datagram after the other, and waits for each: a call of C code, in which none is lost (see `moves`).
+        """Gives one datagram after the other, and waits for each: C code, in which none is lost (see `moves`).
 
         None if the transport cannot wait: then queues and logs wait until `fileno` is readable, and call `receive`. Its
         OSErrors are for `explain`. Who waits sets `waiting` before, and calls `stop_waiting` in the end.
@@ -92,6 +92,11 @@ class Transport(ABC):
     @property
     def rcvbuf(self) -> int | None:
         """The size of the socket's receive buffer in bytes, as the kernel counts; None without a socket."""
+        return None
+
+    @property
+    def patience(self) -> float | None:
+        """How long a plain ``recv`` would wait, in seconds; None for as long as it takes."""
         return None
 
     def interface_name(self, index: int) -> str | None:

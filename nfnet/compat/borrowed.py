@@ -15,23 +15,26 @@ from ..errors import ClosedError, NfnetError
 class BorrowedTransport(Transport, at_fork.AtFork):
     """The transport of one binding, which ends without the socket's being closed.
 
-    It also takes datagrams that the script itself received, in ``given``, and then no others.
+    It also takes datagrams that the script itself received, and then no others.
     """
+
+    given: list[bytes] | None
 
     def __init__(self, lender: Transport) -> None:
         self._lender = lender
         self.inherit = lender.inherit
         self.recordable = lender.recordable
-        self.given: list[bytes] | None = None
+        self.read_from(None)
         self.on_would_block: Callable[[], None] | None = None
         """Called when waiting ends because the script made the socket non-blocking, or gave it a time-out."""
         self._receiving = RLock()  # `close` may come in a signal handler
         self._closed = False
         at_fork.register(self)
 
-    @property
-    def trusted(self) -> bool:
-        return self.given is None and self._lender.trusted
+    def read_from(self, given: list[bytes] | None) -> None:
+        """Take these datagrams, as they come, and no others; None for those of the lender."""
+        self.given = given
+        self.trusted = given is None and self._lender.trusted
 
     @property
     def tap(self) -> Tap | None:
@@ -68,6 +71,10 @@ class BorrowedTransport(Transport, at_fork.AtFork):
     @property
     def kept(self) -> bool:
         return self._lender.kept
+
+    @property
+    def patience(self) -> float | None:
+        return self._lender.patience
 
     @property
     def rcvbuf(self) -> int | None:
