@@ -25,7 +25,8 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import capture, cli, doctor, files, metrics, rules, testing
+from nfnet import capture, cli, doctor, metrics, rules, testing
+from nfnet._io import private_files
 from nfnet.capture import LinkType, Writer, read
 from nfnet.cli import decode, lines
 from nfnet.cli import log as log_command
@@ -428,14 +429,14 @@ def test_paths_are_what_they_are_to_the_kernel(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "absolute").symlink_to(tmp_path / "link" / "b.pcap")
     (tmp_path / "round").symlink_to("round")
     for path in ("a.pcap", "./link//a.pcap", "link/../c.pcap", "absolute", os.fsencode(tmp_path / "d.pcap")):
-        os.close(files.create(path))  # type: ignore[arg-type]
+        os.close(private_files.create(path))  # type: ignore[arg-type]
     made = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.pcap")]
     assert sorted(made) == ["a.pcap", "c.pcap", "d.pcap", "here/a.pcap", "here/b.pcap"]
     wrong = {"": errno.ENOENT, ".": errno.EISDIR, "/": errno.EISDIR, "here": errno.EISDIR, "new/": errno.EISDIR}
     wrong |= {"a.pcap/": errno.EISDIR, "a.pcap/x": errno.ENOTDIR, "no/x": errno.ENOENT, "round": errno.ELOOP}
     for path, number in wrong.items():
         with pytest.raises(OSError, match=".") as caught:
-            files.create(path)
+            private_files.create(path)
         assert (caught.value.errno, caught.value.filename) == (number, path)
         with pytest.raises(OSError, match=".") as expected:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT))
@@ -448,7 +449,7 @@ def test_descriptors_by_name_are_written_to(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
         assert len(done.stdout) == 24 or done.stdout.startswith(b"\n\r\r\n")
     before = len(os.listdir("/proc/self/fd"))
-    os.close(files.create("/dev/null"))
+    os.close(private_files.create("/dev/null"))
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -470,10 +471,10 @@ def test_a_database_beside_which_others_may_put_files_is_refused(trap: Path, pla
     (here / "ours").mkdir()
     (here / "ours").chmod(0o755)
     if place == "like /tmp":  # there they cannot put another directory in its place
-        assert files.create_database(here / "ours" / "log.db") == str(here / "ours" / "log.db")
+        assert private_files.create_database(here / "ours" / "log.db") == str(here / "ours" / "log.db")
     else:
         with pytest.raises(PermissionError, match="in the place of the one in"):
-            files.create_database(here / "ours" / "log.db")
+            private_files.create_database(here / "ours" / "log.db")
 
 
 def test_where_a_database_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,19 +482,19 @@ def test_where_a_database_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "link.db").symlink_to("here/log.db")
     monkeypatch.chdir(tmp_path)
     real = os.path.realpath(tmp_path)
-    assert files.create_database("link.db") == f"{real}/here/log.db"
-    assert files.create_database(":memory:") == f"{real}/:memory:"
+    assert private_files.create_database("link.db") == f"{real}/here/log.db"
+    assert private_files.create_database(":memory:") == f"{real}/:memory:"
     if os.geteuid() == os.getegid():  # a group of the user's own, to which new files belong
         (tmp_path / "here").chmod(0o775)
-        files.create_database("here/log.db")
+        private_files.create_database("here/log.db")
 
 
 def test_a_database_keeps_what_is_in_it(tmp_path: Path) -> None:
     file = tmp_path / "log.db"
     file.write_bytes(b"x")
-    files.create_database(file)
+    private_files.create_database(file)
     assert file.read_bytes() == b"x"
-    files.create_database(tmp_path / "new.db")
+    private_files.create_database(tmp_path / "new.db")
     assert stat.S_IMODE((tmp_path / "new.db").stat().st_mode) == 0o600
 
 
