@@ -13,280 +13,18 @@ import asyncio
 import inspect
 import logging
 import sys
-import weakref
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
-from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any
 
-from ._core.reader import Reader
+from ._core.async_reader import AsyncReader, Session
 from .checks import check
-from .errors import AlreadyDecidedError, BusyReadingError, ClosedError
+from .errors import AlreadyDecidedError, ClosedError
 from .log import Log, LogMessage
 from .packet import Packet
 from .queue import Queue, QueueBinding, apply_policy
 from .stats import LogCounters, LogStats, QueueCounters, QueueStats
 
 _log = logging.getLogger("nfnet")
-
-_MOST_ALONE = 64  # packets; see `Reader`
-_FLUSH_EVERY = 0.001  # seconds: a verdict waits no longer for the body of an iteration
-
-T = TypeVar("T")
-R = TypeVar("R", bound=Reader[Any, Any])
-Self = TypeVar("Self", bound="_AsyncReader")  # type: ignore[type-arg]
-
-
-class _Session:
-    """What belongs to one time of being open.
-
-    A loop that SystemExit ended leaves coroutines behind that go no further and callbacks that are never called. What
-    they have changed here, and may yet change when they are disposed of, must not matter the next time.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.stopped = False
-        self.running = False  # a `run`
-        self.wake: asyncio.Future[None] | None = None  # what it, or an iteration, waits for
-        self.flushing: asyncio.AbstractEventLoop | None = None  # which will send what was collected
-        self.cancelling = False  # the tasks of a `run`
-
-    def running_loop(self) -> asyncio.AbstractEventLoop:
-        self.loop = asyncio.get_running_loop()
-        return self.loop
-
-    async def woken(self) -> None:
-        """Wait for `wake_up`."""
-        if self.stopped:
-            return
-        wake = self.wake = self.running_loop().create_future()
-        try:
-            await wake
-        finally:
-            if self.wake is wake:
-                self.wake = None
-
-    def wake_up(self) -> None:
-        if self.wake is not None and not self.wake.done() and not self.loop.is_closed():
-            self.wake.set_result(None)
-
-    def end(self) -> None:
-        self.stopped = True
-        self.wake_up()
-
-
-class _AsyncReader(ABC, Generic[R, T]):
-    """What `AsyncQueue` and `AsyncLog` share."""
-
-    def __init__(self, reader: R) -> None:
-        self._reader = reader
-        self._session: _Session | None = None  # the last one, if it is closed
-
-    @abstractmethod
-    def _waiting(self) -> Generator[T, None, None]:
-        """What waits, without blocking."""
-
-    @abstractmethod
-    def _process(self, handler: Callable[[T], object]) -> int:
-        """What `process` of the reader does."""
-
-    async def open(self) -> None:
-        """Bind. Raises as `Queue.open`."""
-        self._reader.open()
-        self._session = _Session(asyncio.get_running_loop())
-
-    async def close(self) -> None:
-        """Unbind; iterations and `run` end. May be called twice."""
-        if self._session is not None:
-            self._session.end()
-        self._reader.close()
-
-    def stop(self) -> None:
-        """End `run` or the iteration before its next item, or the next one if there is none; from the loop's thread."""
-        if self._session is not None:
-            self._session.end()
-        self._reader.stop()
-
-    async def __aenter__(self: Self) -> Self:
-        await self.open()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    def fileno(self) -> int:
-        """As `Queue.fileno`."""
-        return self._reader.fileno()
-
-    @property
-    def rcvbuf(self) -> int | None:
-        """As `Queue.rcvbuf`."""
-        return self._reader.rcvbuf
-
-    def __aiter__(self) -> AsyncIterator[T]:
-        """What comes, until `stop` or `close`; what is left when the iteration is left is for the next one.
-
-        Raises as `Queue.run`.
-        """
-        return _Iteration(self)
-
-    _has_verdicts = False
-
-    def _body_waits(self, item: T) -> None:
-        """The body of an iteration waits for something: see to it that no verdict has to wait, too."""
-
-    def _opened(self) -> _Session:
-        """The session, open or closed. Raises ClosedError if it was never open."""
-        if self._session is None:
-            self._reader.fileno()  # says so
-            raise AssertionError("a reader that is open has a session")
-        return self._session
-
-    @contextmanager
-    def _reading(self) -> Iterator[_Session]:
-        """A `run`, alone."""
-        self._reader.fileno()  # says if it is not open
-        session = self._opened()
-        self._check_alone(session)
-        session.running = True
-        try:
-            yield session
-        finally:
-            session.running = session.stopped = False
-
-    def _check_alone(self, session: _Session) -> None:
-        if session.running or session.wake is not None:
-            raise BusyReadingError(f"{self!r} is being read by another task; one at a time can")
-
-    def _may_go_on(self, session: _Session) -> bool:
-        return not session.stopped and session is self._session
-
-    async def _run(self, handler: Callable[[T], object]) -> None:
-        """`run` with a plain handler, which the loop calls as soon as something is there: no task is woken for that."""
-        with self._reading() as session:
-            loop, fd = session.running_loop(), self._bound_fileno()
-            ended = session.wake = loop.create_future()
-            errors: list[BaseException] = []
-            alone = 0  # so many times more one packet is taken, without a look whether several wait
-            looks = 1
-
-            def turn() -> None:
-                nonlocal alone, looks
-                if not self._may_go_on(session):
-                    session.wake_up()
-                    return
-                try:
-                    found = self._reader._drive(handler, block=False, limit=1 if alone else None)
-                    if alone:
-                        alone -= 1
-                    elif found > 1:
-                        looks = 1
-                    else:
-                        alone = looks = min(2 * looks, _MOST_ALONE)
-                    if self._is_over() or not self._may_go_on(session):
-                        session.wake_up()
-                except BaseException as error:
-                    errors.append(error)
-                    session.wake_up()
-                    if not isinstance(error, Exception):
-                        raise
-
-            loop.add_reader(fd, turn)
-            try:
-                turn()  # something may have been received already
-                await ended
-            finally:
-                loop.remove_reader(fd)
-                session.wake = None
-            if errors:
-                raise errors[0]
-
-    def _bound_fileno(self) -> int:
-        return int(self._reader._bound().transport.fileno())
-
-    def _is_over(self) -> bool:
-        """Whether nothing will come any more, as at the end of a recording."""
-        binding = self._reader._binding
-        return binding is not None and binding.ended
-
-    async def _readable(self, session: _Session) -> None:
-        """Wait until something may be there, or `_Session.wake_up`."""
-        loop, fd = session.running_loop(), self._reader.fileno()
-        # Only while nobody reads: it stays readable until somebody does, and the loop would spin.
-        loop.add_reader(fd, session.wake_up)
-        try:
-            await session.woken()
-        finally:
-            loop.remove_reader(fd)
-
-
-class _Iteration(AsyncIterator[T]):
-    """An iteration. No async generator: when one is left, only the event loop's next turns end it."""
-
-    def __init__(self, owner: _AsyncReader[Any, T]) -> None:
-        self._owner = owner
-        self._items: Generator[T, None, None] | None = None
-        self._item: T | None = None  # in the hands of the body
-        self._timer: asyncio.TimerHandle | None = None
-        self._session: _Session | None = None
-
-    async def __anext__(self) -> T:
-        owner = self._owner
-        session = self._session
-        if session is None:
-            session = self._session = owner._opened()
-        while owner._may_go_on(session):
-            none = self._items is None
-            if self._items is None:
-                owner._check_alone(session)
-                self._items = owner._waiting()
-            try:
-                for item in self._items:
-                    self._item = item
-                    if self._timer is None and owner._has_verdicts:
-                        self._set_timer(session)
-                    return item
-            except BaseException:
-                self._end()
-                raise
-            self._end()
-            if none and owner._is_over():
-                break
-            await (owner._readable(session) if none else asyncio.sleep(0))
-        self._end()
-        session.stopped = False
-        raise StopAsyncIteration
-
-    def _set_timer(self, session: _Session) -> None:
-        """Once for all items that wait: it comes only if the body lets the loop go on."""
-        loop = session.running_loop()
-        # The loop must not hold the iteration, which ends when the program lets go of it.
-        self._timer = loop.call_later(_FLUSH_EVERY, _body_waits, weakref.ref(self))
-
-    def _body_waits(self) -> None:
-        self._timer = None
-        if self._item is not None and self._session is self._owner._session:
-            self._owner._body_waits(self._item)
-
-    def _end(self) -> None:
-        timer, items = self._timer, self._items
-        self._timer = self._items = self._item = None
-        if timer is not None:
-            timer.cancel()
-        if items is not None:
-            items.close()
-
-    def __del__(self) -> None:
-        self._end()
-
-
-def _body_waits(reference: weakref.ref[_Iteration[Any]]) -> None:
-    if (iteration := reference()) is not None:
-        iteration._body_waits()
 
 
 class _Queue(Queue):
@@ -305,7 +43,7 @@ class _Queue(Queue):
 AsyncHandler = Callable[[Packet], Awaitable[object]]
 
 
-class AsyncQueue(_AsyncReader[_Queue, Packet]):
+class AsyncQueue(AsyncReader[_Queue, Packet]):
     """A `Queue` for asyncio: the same arguments, attributes and errors.
 
         async with nfnet.AsyncQueue(1) as queue:
@@ -422,7 +160,7 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
                         _log.error(text, self.num, packet.id, exc_info=error)
 
     async def _decide(
-        self, handler: Callable[[Packet], Any], packet: Packet, binding: QueueBinding, session: _Session
+        self, handler: Callable[[Packet], Any], packet: Packet, binding: QueueBinding, session: Session
     ) -> None:
         try:
             await handler(packet)
@@ -437,7 +175,7 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
         if packet.decided is None and self._reader._undecided != "pending":
             apply_policy(self._reader._undecided, packet)
 
-    def _flush(self, session: _Session) -> None:
+    def _flush(self, session: Session) -> None:
         session.flushing = None
         if session is self._session and self._reader._binding is not None:
             self._reader.flush()
@@ -491,7 +229,7 @@ def _start(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> 
     return loop.create_task(work)
 
 
-class AsyncLog(_AsyncReader[Log, LogMessage]):
+class AsyncLog(AsyncReader[Log, LogMessage]):
     """A `Log` for asyncio: the same arguments, attributes and errors.
 
     async with nfnet.AsyncLog(5) as log:

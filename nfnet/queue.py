@@ -35,6 +35,7 @@ _OPTIONAL = (("conntrack", QueueFlag.CONNTRACK), ("secctx", QueueFlag.SECCTX), (
 
 _QUEUE_SUBSYSTEM = int(Subsystem.QUEUE)
 _FEW = 4  # packets
+_MOST_ALONE = 64
 
 _log = logging.getLogger("nfnet")
 
@@ -68,6 +69,7 @@ class QueueBinding(Binding[Packet]):
         self._decide_lone = self.ledger.decide_lone
         self._plain = transport.trusted  # and not shared: then packets are what they seem
         self._last: bytes | None = None  # the last packet that came alone: its id is still to be counted
+        self._alone = 0  # packets that came alone since the last look for lost ones
         self._issued = 0  # how many ids the kernel gave, up to the last one seen
         self._refused: dict[int, int] = {}
         self._stamping = weakref.finalize(self, os.close, _stamping_socket()) if timestamps else None
@@ -82,10 +84,14 @@ class QueueBinding(Binding[Packet]):
             self.ledger.decide_each(length_hint(self.ready))
 
     def settle(self, waiting: int = 0) -> None:
-        if self.ledger.lone is not None:
-            self.ledger.take_lone()
-        self.ledger.settle(waiting)
-        self._account()
+        ledger = self.ledger
+        if ledger.lone is not None:
+            ledger.take_lone()
+        if ledger.at_hand or ledger.decided or ledger.pending:
+            ledger.settle(waiting)
+        self._alone += 1
+        if self._last is None or self._alone > _MOST_ALONE:
+            self._account()
 
     def defer(self, packet: Packet) -> None:
         """The handler has returned and left the packet undecided: it is pending from now on."""
@@ -113,25 +119,48 @@ class QueueBinding(Binding[Packet]):
                 self._stamping()
 
     def take(self) -> Iterator[Packet]:
-        ledger, raw = self.ledger, self.incoming
+        raw = self.incoming
+        if raw is None or not self._plain or raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM:
+            return super().take()
+        return self._make_lone(raw)
+
+    def _make_lone(self, raw: bytes) -> Iterator[Packet]:
+        """Make `ready` of the only packet that came."""
+        ledger = self.ledger
         if ledger.lone is not None:
             self.settle()
-        if not self._plain or raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM:  # type: ignore[index]
-            return super().take()
         packet = self._packet_type()
-        packet.raw = raw  # type: ignore[assignment]
+        packet.raw = raw
         packet._name_of = self._name_of
         packet._decision = packet._layout = None
         packet._decide = self._decide_lone
         ready = iter((packet,))
-        self.incoming, self._last, self.ready, ledger.lone = None, raw, ready, packet  # one statement
+        self.incoming, self.received, self._last, self.ready, ledger.lone = (
+            None,
+            [],
+            raw,
+            ready,
+            packet,
+        )  # one statement
         return ready
 
     def _make_ready(self) -> None:
+        received = self.received
+        if not received:
+            return
+        waiting = length_hint(self.ready)
+        if (
+            len(received) == 1
+            and not waiting
+            and self._plain
+            and received[0][SUBSYSTEM_BYTE] == _QUEUE_SUBSYSTEM
+            and not self.ledger.at_hand
+        ):
+            self._make_lone(received[0])
+            return
         ledger = self.ledger
         packet_type, name_of = self._packet_type, self._name_of
         untrusted = not self.transport.trusted
-        waiting = length_hint(self.ready)
         ready = ledger.at_hand[-waiting:] if waiting else []
         new: list[Packet] = []
         problem: NfnetError | None = None
@@ -156,9 +185,9 @@ class QueueBinding(Binding[Packet]):
             new.append(packet)
         if new:
             new[-1]._decide = ledger.decide_now  # nothing waits behind it: why should its verdict?
-        received: list[bytes] = []
+        nothing: list[bytes] = []
         iterator = iter(ready + new)
-        self.received, self.ready, ledger.at_hand[END:] = received, iterator, new  # one statement
+        self.received, self.ready, ledger.at_hand[END:] = nothing, iterator, new  # one statement
         for number in refused:
             self._refused[number] = self._refused.get(number, 0) + 1
         if new:
@@ -197,7 +226,7 @@ class QueueBinding(Binding[Packet]):
 
     def _account(self) -> None:
         """Count the ids that never came."""
-        last, self._last = self._last, None
+        last, self._last, self._alone = self._last, None, 0
         if last is not None:
             self._issue(last)
         if not self.shared:  # else the other process may have read them
@@ -215,6 +244,7 @@ class QueueBinding(Binding[Packet]):
 
     def counters(self) -> QueueCounters:
         """What happened so far."""
+        self._account()
         counts = self.ledger.counts
         received = self.ledger.received()
         return QueueCounters(

@@ -126,7 +126,7 @@ class Timers:
         call_later = loop.call_later
 
         def watched(delay: float, function: Callable[..., object], *arguments: Any, **options: Any) -> Any:
-            if function.__module__ != "nfnet.aio":
+            if not function.__module__.startswith("nfnet."):
                 return call_later(delay, function, *arguments, **options)
 
             def call() -> None:
