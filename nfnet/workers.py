@@ -70,7 +70,8 @@ class Workers:
         self._handler, self._options = handler, options
         self._shares = [numbers[start::count] for start in range(count)]
         self._workers: list[_Worker] = []
-        self._stopping = threading.Event()
+        # A plain attribute: an Event has a lock, which a signal handler that calls `stop` may find locked for ever.
+        self._stopping = False
         # As long as this object lives: `stop` may come at any time, even while `close` is at work.
         self._waiter = Waiter()
         self._running = False
@@ -80,7 +81,7 @@ class Workers:
         if self._running:
             raise NfnetError("the workers are running already")
         self._running = True
-        self._stopping.clear()
+        self._stopping = False
         self._waiter.reset()
         self._workers = [_Worker(self._handler, share, self._options) for share in self._shares]
         try:
@@ -94,20 +95,20 @@ class Workers:
         """Start anew what ends, until `stop`. Raises NfnetError if a worker ends as soon as it begins, five times."""
         from multiprocessing.connection import wait
 
-        while not self._stopping.is_set():
+        while not self._stopping:
             ended = wait([self._waiter.fileno(), *(worker.sentinel for worker in self._workers)], timeout=1.0)
             for worker in self._workers:
-                if worker.sentinel in ended and not self._stopping.is_set():
+                if worker.sentinel in ended and not self._stopping:
                     worker.restart()
 
     def stop(self) -> None:
         """End `wait`; from any thread or a signal handler."""
-        self._stopping.set()
+        self._stopping = True
         self._waiter.wake()
 
     def close(self) -> None:
         """Stop the processes; may be called twice. Those that do not end within five seconds are killed."""
-        self._stopping.set()
+        self._stopping = True
         for worker in self._workers:
             worker.ask_to_end()
         deadline = time.monotonic() + _PATIENCE
@@ -256,10 +257,11 @@ class _Worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent sees to it
         queues = [Queue(number, **self._options) for number in self._numbers]
 
-        stopped = threading.Event()
+        stopped = False
 
         def stop(number: int, frame: object) -> None:
-            stopped.set()
+            nonlocal stopped
+            stopped = True
             for queue in queues:
                 queue.stop()
 
@@ -274,7 +276,7 @@ class _Worker:
             for queue in queues:
                 queue.open()
             self._opened.value = True
-            if not stopped.is_set():  # before it was open
+            if not stopped:  # before it was open
                 self._run(queues)
         finally:
             done.set()
