@@ -58,9 +58,9 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         self.raw, self._name_of, self._layout = raw, name_of, None
         return self
 
-    def __repr__(self) -> str:
+    def _summary(self) -> str:
         hook = getattr(self.hook, "name", self.hook)
-        return f"<LogMessage {self.prefix!r}: {hook}, {len(self.payload)} bytes>"
+        return f"{self.prefix!r}: {hook}, {super()._summary()}"
 
     @property
     def prefix(self) -> str:
@@ -319,6 +319,7 @@ class Log(Reader[LogBinding]):
                     yield message
                     if self._stopping:
                         break
+                    del message  # no condition at the end of a loop: see `locks`
         finally:
             portions.close()
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from .checks import check, wrong_type
 from .errors import ArgumentError, KernelError, NotPermittedError, kernel_error
+from .native import thread
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
@@ -153,21 +153,31 @@ def call_in(netns: Netns | None, function: Callable[[], _T]) -> _T:
 
 
 def _in_thread(function: Callable[[], _T]) -> _T:
-    """Call a function in a thread of its own, whose namespace it may change."""
+    """Call a function in a thread of its own, whose namespace it may change.
+
+    A `threading.Thread` would not do: where that is a greenlet, the namespace would be the caller's.
+    """
     outcome: dict[str, Any] = {}
+    working = thread.allocate_lock()
+    working.acquire()
 
     def work() -> None:
         try:
             outcome["result"] = function()
         except BaseException as error:
             outcome["error"] = error
+        finally:
+            working.release()
 
-    thread = threading.Thread(target=work, name="nfnet-netns")
-    thread.start()
+    def wait() -> None:
+        while not outcome:
+            working.acquire()
+
+    thread.start_new_thread(work, ())
     try:
-        thread.join()
+        wait()
     finally:
-        thread.join()  # also after KeyboardInterrupt: nothing goes on behind the caller's back
+        wait()  # also after KeyboardInterrupt: nothing goes on behind the caller's back
     try:
         if "error" in outcome:
             raise outcome["error"]

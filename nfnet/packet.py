@@ -46,10 +46,10 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     _decision: Decision | None
     _decide: Callable[[Packet], None]
 
-    def __repr__(self) -> str:
-        verdict = "undecided" if self.decided is None else self.decided.name
+    def _summary(self) -> str:
         hook = getattr(self.hook, "name", self.hook)
-        return f"<Packet {self.id}: {hook}, {len(self.payload)} bytes, {verdict}>"
+        verdict = "undecided" if self.decided is None else self.decided.name
+        return f"{self.id}: {hook}, {super()._summary()}, {verdict}"
 
     # --- verdicts
 

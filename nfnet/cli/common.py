@@ -14,7 +14,9 @@ from typing import Any
 
 from .. import rules
 from ..errors import ArgumentError
+from ..log import Log
 from ..match import CRITERIA
+from ..queue import Queue
 from ..text import printable
 
 
@@ -122,6 +124,24 @@ def until_told(stop: Callable[[], object]) -> Iterator[None]:
 def wait_readable(file: Any, timeout: float | None) -> bool:
     """Whether a queue or log has something to do in time; a signal ends the wait."""
     return bool(select.select([file], [], [], 1.0 if timeout is None else min(timeout, 1.0))[0])
+
+
+def counted(count: int, what: str) -> str:
+    """1 packet, 2 packets."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def losses(reader: Queue | Log) -> str:
+    """What the kernel could not queue or deliver, for the end of a line; to be asked for while it is open."""
+    lost = reader.counters.lost or 0
+    text = ""
+    if isinstance(reader, Queue) and (row := reader.stats().kernel) is not None:
+        lost -= row.queue_dropped + row.user_dropped
+        if row.queue_dropped:
+            text += f", {row.queue_dropped} dropped by the kernel because the queue was full"
+        if row.user_dropped:
+            text += f", {row.user_dropped} dropped by the kernel because the receive buffer was full"
+    return text + (f", {lost} lost" if lost > 0 else "")
 
 
 def say(text: str) -> None:
