@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from nfnet import Queue, netns, recorder
 from nfnet.compat import nflogr
 from nfnet.locks import RLock, uninterrupted
 
-from .kernel import FakeKernel, packet_message
+from .kernel import FakeKernel
 
 ROUNDS = 2000
 BOUND = 60  # seconds, for what must not hang
