@@ -271,7 +271,8 @@ class FakeKernel(Transport):
             return
         assert header.seq == 0
         verdict = values.pop(NFQA.VERDICT_HDR)
-        if verdict.verdict & 0xFF == 2 or verdict.verdict & 0xFF > Verdict.STOP:
+        word = verdict.verdict
+        if word & 0xFF not in list(Verdict):
             self.deliver(error_message(errno.EINVAL, message))
             return
         if header.type == nfqnl.MSG_VERDICT_BATCH:
@@ -280,9 +281,9 @@ class FakeKernel(Transport):
             covered = [verdict.packet_id] if verdict.packet_id in self.queued else []
         if not covered:
             self.deliver(error_message(errno.ENOENT, message))
-        for packet_id in covered:
+        for packet_id in covered:  # nothing that a signal could interrupt between these two
             del self.queued[packet_id]
-            self.judged.append((packet_id, verdict.verdict, values))
+            self.judged.append((packet_id, word, values))
 
 
 class FedQueue:
@@ -321,10 +322,7 @@ class FedQueue:
     def verdicts(self) -> dict[int, Decided]:
         """What was decided, by packet id."""
         self.queue.flush()
-        return {
-            packet_id: Decided(word, changes.get(NFQA.MARK), changes.get(NFQA.PAYLOAD))
-            for packet_id, word, changes in self.kernel.judged
-        }
+        return {packet_id: Decided.from_word(word, changes) for packet_id, word, changes in self.kernel.judged}
 
     def close(self) -> None:
         """Close the queue."""
