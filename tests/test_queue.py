@@ -19,7 +19,7 @@ import nfnet
 from nfnet import Packet, Queue
 from nfnet.protocol import netlink, nfqnl
 from nfnet.protocol.nfnetlink import BODY, parse_attributes
-from nfnet.protocol.nfqnl import NFQA, NFQA_CFG, Verdict
+from nfnet.protocol.nfqnl import NFQA, NFQA_CFG, QueueFlag, Verdict
 
 from .kernel import FakeKernel, error_message, packet_message
 
@@ -674,14 +674,24 @@ def test_closing_a_queue_that_accepts_lets_unread_packets_through() -> None:
 
 
 class Arriving(FakeKernel):
-    """A packet arrives before each message that the program sends."""
+    """A packet arrives before each message that the program sends, and finds room, or not."""
 
-    fed = 0
+    arrived = passed = dropped = 0
+    max_len = 1024
+    flags = QueueFlag(0)
 
     def _execute(self, message: bytes) -> None:
-        self.fed += 1
-        self.feed()
+        self.arrived += 1
+        if len(self.queued) < self.max_len:
+            self.feed()
+        elif QueueFlag.FAIL_OPEN in self.flags:
+            self.passed += 1
+        else:
+            self.dropped += 1
         super()._execute(message)
+        if netlink.header.parse(message).type == nfqnl.MSG_CONFIG:
+            self.max_len = self.config[-1].get(NFQA_CFG.QUEUE_MAXLEN, self.max_len)
+            self.flags |= self.config[-1].get(NFQA_CFG.FLAGS, 0)
 
 
 def test_what_arrives_while_a_queue_that_accepts_closes_is_let_through() -> None:
@@ -691,7 +701,7 @@ def test_what_arrives_while_a_queue_that_accepts_closes_is_let_through() -> None
         next(iter(queue)).drop()
     assert not kernel.queued
     assert kernel.dropped == 0
-    assert [word for _, word, _ in kernel.judged].count(Verdict.ACCEPT) + kernel.passed == kernel.fed + 4
+    assert [word for _, word, _ in kernel.judged].count(Verdict.ACCEPT) + kernel.passed == kernel.arrived + 4
     assert kernel.passed > 0
 
 

@@ -62,18 +62,6 @@ def test_the_verdict_and_the_queue_are_apart(nfnet_queue: FedQueue) -> None:
     assert found[ids[1]] == Decided(Verdict.QUEUE, mark=3, queue=0, bypass=True)
 
 
-def test_feeding_a_full_queue_says_so() -> None:
-    fed = FedQueue(max_len=2)
-    fed.feed()
-    fed.feed()
-    with pytest.raises(nfnet.NfnetError, match="the queue is full: 2 packets wait"):
-        fed.feed()
-    assert fed.kernel.dropped == 1
-    fed.run(Packet.accept)
-    assert fed.feed() == 3
-    fed.close()
-
-
 def test_another_thread_may_receive_what_is_just_being_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = testing.FakeKernel()
     received: list[bytes] = []

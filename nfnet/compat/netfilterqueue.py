@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 from .. import inet
 from .. import packet as nfnet_packet
-from ..checks import check
+from ..checks import check, check_handler
 from ..errors import AlreadyDecidedError, ClosedError, NfnetError
 from ..protocol import nfqnl
 from ..queue import Queue
@@ -51,6 +51,9 @@ _SOCK_LEN = 1024 * (4096 - 80 + 780) // 2  # so many bytes per packet are what t
 _MAX_SOCK_LEN = 0x3FFFFFFF  # setsockopt(2) takes no more, before it doubles it
 # Called like this they cost less than with super().
 _accept, _drop, _repeat = nfnet_packet.Packet.accept, nfnet_packet.Packet.drop, nfnet_packet.Packet.repeat
+
+# The original calls an async callback and does not await it, so that it never decides a packet.
+_REMEDY = "for those there is nfnet.AsyncQueue"
 
 _HW_SIZE = 8  # of the field in the kernel's struct; the rest is zero
 
@@ -159,6 +162,9 @@ class Packet(nfnet_packet.Packet):
         if not 0 <= mark <= 0xFFFFFFFF:
             raise OverflowError(f"mark is {mark} and must be in 0..4294967295")
         self._changes = {**(self._changes or {}), "mark": mark}
+
+    def _check_beginning(self, data: bytes) -> None:
+        """The original sends out whatever it is given: programs that send malformed packets need that."""
 
     def retain(self) -> None:
         """Keep the payload for after the callback."""
@@ -284,9 +290,11 @@ class NetfilterQueue:
         max_len: how many packets may wait. mode, range: what of each to copy. sock_len: size of the receive buffer.
 
         Raises RuntimeError if a queue is bound, OSError "Failed to create queue N." or "Failed to set packet copy
-        mode.", ArgumentError for other numbers that cannot be. Warns (RuntimeWarning) if the receive buffer could
-        not be had.
+        mode.", ArgumentError for other numbers that cannot be, TypeError for an async callback. Warns (RuntimeWarning)
+        if the receive buffer could not be had.
         """
+        if callable(user_callback):  # else that is said at the first packet, as the original does
+            check_handler(user_callback, _REMEDY)
         self._bind(queue_num, user_callback, max_len, mode, range)
         try:
             self._ask_for_buffer(check("sock_len", sock_len, 0, 0xFFFFFFFF))
@@ -435,6 +443,7 @@ class QueueHandler:
 
     def bind(self, queue_num: int, max_len: int = 1024, mode: int = COPY_PACKET, range: int = _MAX_COPY) -> None:
         """Bind to a queue. Arguments and errors as for `NetfilterQueue.bind`."""
+        check_handler(self.handle, _REMEDY)
         self._queue._bind(queue_num, lambda packet: self.handle(packet), max_len, mode, range)
 
     def unbind(self) -> None:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..checks import check
+from ..checks import check, check_handler
 from ..errors import ArgumentError, BusyError, BusyReadingError, ClosedError, KernelError, OverrunError
 from ..log import Log, LogMessage
 from ..protocol.nfulnl import MAX_BUFFER_SIZE, MAX_TIMEOUT, MIN_BUFFER_SIZE
@@ -164,6 +164,7 @@ class Nflog:
         """Call ``fn`` with each message, or with so many, until closed. What it raises comes out."""
         if not callable(fn):
             raise TypeError("argument must be callable")
+        check_handler(fn, "for those there is nfnet.AsyncLog")
         while count != 0:
             try:
                 data = self.next()
