@@ -16,7 +16,7 @@ from .protocol.nfnetlink import Subsystem
 from .protocol.nfqnl import SUBSYSTEM_BYTE, Verdict
 from .reader import Binding
 from .stats import QueueCounters
-from .transport import SO_TIMESTAMP, Transport
+from .transport import SO_TIMESTAMP, Transport, new_socket
 from .verdicts import Verdicts
 
 _END = sys.maxsize  # ``list[_END:] = more`` appends
@@ -175,6 +175,6 @@ def _stamping_socket() -> int:
     Stamping costs time, so the kernel does it only while somebody, anywhere on the machine, wants it: a socket with
     this option. Otherwise the timestamp of a queued packet is missing. The socket is never used for anything else.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
-        return sock.detach()
+    sock = new_socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
+    return sock.detach()

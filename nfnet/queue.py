@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import ClassVar, Literal
 
 from .binding import QueueBinding
-from .checks import check, check_choice, check_result
+from .checks import check, check_choice, check_flag, check_result
 from .errors import AlreadyDecidedError, ClosedError, NfnetError
 from .netns import Netns
 from .packet import Packet
@@ -49,7 +49,8 @@ class Queue(Reader[QueueBinding]):
         be decided later, or the queue will "accept" or "drop" it.
     on_error: what becomes of a packet whose handler raises an Exception: "raise" it, the packet staying pending, or
         log it and "accept" or "drop" the packet.
-    netns: the network namespace to work in: the name of one in /run/netns, a path, a process id, or an open file.
+    netns: the network namespace to work in: the name of one in /run/netns, a path, an open file, or
+        the file descriptor of one (an int). It must stay open as long as the queue is used.
     transport: where to get packets from, instead of the kernel; see `nfnet.replay`.
     record: a file to record to what passes between the kernel and this program; see `nfnet.record`.
 
@@ -86,19 +87,19 @@ class Queue(Reader[QueueBinding]):
         check_choice("undecided", undecided, ("pending", "accept", "drop"))
         check_choice("on_error", on_error, ("raise", "accept", "drop"))
         self._flags = QueueFlag(0)
-        for wanted, flag in (
-            (fail_open, QueueFlag.FAIL_OPEN),
-            (gso, QueueFlag.GSO),
-            (conntrack, QueueFlag.CONNTRACK),
-            (uid_gid, QueueFlag.UID_GID),
-            (secctx, QueueFlag.SECCTX),
+        for name, wanted, flag in (
+            ("fail_open", fail_open, QueueFlag.FAIL_OPEN),
+            ("gso", gso, QueueFlag.GSO),
+            ("conntrack", conntrack, QueueFlag.CONNTRACK),
+            ("uid_gid", uid_gid, QueueFlag.UID_GID),
+            ("secctx", secctx, QueueFlag.SECCTX),
         ):
-            if wanted:
+            if check_flag(name, wanted):
                 self._flags |= flag
         self._on_overrun = on_overrun
         self._undecided = undecided
         self._on_error = on_error
-        self._timestamps = timestamps
+        self._timestamps = check_flag("timestamps", timestamps)
         super().__init__(
             f"queue {self.num}",
             rcvbuf=None if rcvbuf is None else check("rcvbuf", rcvbuf, 1, 0x7FFFFFFF),
@@ -184,6 +185,7 @@ class Queue(Reader[QueueBinding]):
                         self._leave_undecided(binding, packet)
                     if self._stopping:
                         break
+                    del packet  # no condition at the end of a loop: see `locks`
         finally:
             portions.close()
 

@@ -17,13 +17,13 @@ import errno
 import os
 import socket
 import struct
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from . import inet
 from .errors import ArgumentError, ClosedError, kernel_error
+from .locks import RLock
 from .log import Log
 from .packet import Packet
 from .protocol import netlink, nfnetlink, nfqnl, nfulnl
@@ -177,7 +177,7 @@ class FakeKernel(Transport):
         self._waiting: list[bytes] = []
         self._next_id = 1
         self._seq = 0
-        self._reading = threading.RLock()
+        self._reading = RLock()
         self._readable = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def feed(self, count: int = 1, **attributes: Any) -> list[int]:

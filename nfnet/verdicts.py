@@ -39,7 +39,6 @@ ENOENT; it never makes one get lost.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
@@ -47,6 +46,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from .errors import ClosedError
+from .locks import RLock
 from .protocol import layout, netlink, nfqnl
 from .protocol.nfnetlink import BODY
 from .protocol.nfqnl import NFQA, PACKET_ID, Verdict
@@ -123,7 +123,7 @@ class Verdicts:
         """Whether another process reads from the same socket: a batch would decide what that one has at hand."""
         self._number = number
         self._transport = transport
-        self._lock = threading.RLock()  # a signal handler may decide a packet while this thread is sending
+        self._lock = RLock()  # a signal handler may decide a packet while this thread is sending
         self._sending = False
         self._unseen = 0
         self._prefix = lru_cache(1024)(self._build_prefix)
@@ -225,7 +225,7 @@ class Verdicts:
 
     def after_fork(self) -> None:
         """In a child that has the queue too: its parent sends what was collected, and gives verdicts of its own."""
-        self._lock = threading.RLock()  # who held the other one is not here
+        self._lock = RLock()  # who held the other one is not here
         self._sending = False
         self.may_wait = _never
         self.decided.clear()
@@ -237,7 +237,9 @@ class Verdicts:
             return
         self._sending = True
         try:
-            while self.decided:
+            while True:  # and no condition at its end: see `locks`
+                if not self.decided:
+                    break
                 self._send_some()
         finally:
             self._sending = False
