@@ -240,7 +240,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         if scapys.is_scapy(payload):
             if not scapys.may_begin(payload, ip=self.family in (Family.IPV4, Family.IPV6)):
                 text = f"payload begins with {payload.name}, and must begin with the network header"
-                raise ArgumentError(f"{text}: leave out what is before that, as in payload=packet.payload of scapy's")
+                raise ArgumentError(f"{text}: of a frame of scapy's that is behind the link layer, frame.payload")
             payload = scapys.build(payload)
         try:
             data = bytes(memoryview(payload))
