@@ -82,6 +82,7 @@ class _AsyncReader(ABC, Generic[R, T]):
 
     def __init__(self, reader: R) -> None:
         self._reader = reader
+        reader._remedy = "give run the async function itself, or a functools.partial of it"
         self._session: _Session | None = None  # the last one, if it is closed
 
     @abstractmethod

@@ -7,11 +7,11 @@ from collections.abc import Callable, Generator, Iterator
 from copy import copy
 from functools import lru_cache
 from operator import length_hint
-from typing import Literal
+from typing import Literal, TypeVar
 
 from construct import Int16ub
 
-from .checks import check, check_choice, check_flag, shown
+from .checks import check, check_choice, check_flag, check_result, shown
 from .errors import ArgumentError, DecodeError
 from .message import Message, enum_member
 from .netns import Netns
@@ -27,6 +27,8 @@ from .transport import MAX_DATAGRAM, Transport
 _read_header = compile_struct(nfulnl.packet_hdr).unpack_from
 _read_u16 = compile_struct(Int16ub).unpack_from
 _read_length_and_type = netlink.read_length_and_type
+
+Self = TypeVar("Self", bound="LogMessage")
 
 
 @lru_cache(256)
@@ -57,6 +59,17 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         self = cls()
         self.raw, self._name_of, self._layout = raw, name_of, None
         return self
+
+    def __copy__(self: Self) -> Self:
+        return self  # which never changes
+
+    def __deepcopy__(self: Self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., LogMessage], tuple[bytes, Callable[[int], str | None]]]:
+        """For `pickle`, which keeps the names that its interfaces have now."""
+        indexes = {self.indev, self.outdev, self.physindev, self.physoutdev} - {None}
+        return type(self).from_bytes, (self.raw, {index: self._name(index) for index in indexes}.get)
 
     def _summary(self) -> str:
         hook = getattr(self.hook, "name", self.hook)
@@ -276,6 +289,7 @@ class Log(Reader[LogBinding]):
         )
 
     _proc_file = "nfnetlink_log"
+    _remedy = "use AsyncLog, whose run awaits it"
 
     def _make_binding(self, transport: Transport) -> LogBinding:
         return LogBinding(self.group, transport, self._on_overrun, LogFlag.SEQ in self._flags)
@@ -326,10 +340,11 @@ class Log(Reader[LogBinding]):
     def run(self, handler: Handler) -> None:
         """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.
 
-        Then `run` may be called again and goes on with the next message.
+        Then `run` may be called again and goes on with the next message. The handler is a plain function; for async
+        ones there is `AsyncLog`.
 
-        Raises OverrunError (``on_overrun="raise"``), DecodeError for a datagram that is no log message (those after
-        it still come), BusyReadingError, ClosedError, KernelError.
+        Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), DecodeError for a datagram that is
+        no log message (those after it still come), BusyReadingError, ClosedError, KernelError.
         """
         self._drive(handler, block=True)
 
@@ -342,10 +357,12 @@ class Log(Reader[LogBinding]):
         return self._take() if handler is None else self._drive(handler, block=False)
 
     def _hand_out(self, binding: LogBinding, portion: Iterator[LogMessage], handler: Handler) -> None:
+        result: object = None
         for message in portion:
-            handler(message)
+            result = handler(message)
             if self._stopping:
-                return
+                break
+        check_result(result, self._remedy)  # once a portion, of which the first is one message: that costs nothing
 
     @property
     def counters(self) -> LogCounters:

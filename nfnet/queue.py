@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import ClassVar, Literal
 
 from .binding import QueueBinding
-from .checks import check, check_choice, check_flag
+from .checks import check, check_choice, check_flag, check_result
 from .errors import AlreadyDecidedError, ClosedError, NfnetError
 from .netns import Netns
 from .packet import Packet
@@ -115,6 +115,7 @@ class Queue(Reader[QueueBinding]):
     a packet is filled in afterwards."""
 
     _proc_file = "nfnetlink_queue"
+    _remedy = "use AsyncQueue, whose run awaits it"
 
     def _make_binding(self, transport: Transport) -> QueueBinding:
         return QueueBinding(
@@ -191,11 +192,12 @@ class Queue(Reader[QueueBinding]):
     def run(self, handler: Handler) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
 
-        What the handler raises is treated as ``on_error`` says; exceptions that are no `Exception`, such as
-        KeyboardInterrupt, always come out. Verdicts given before leave first, and `run` may be called again.
+        The handler is a plain function; for async ones there is `AsyncQueue`. What it raises is treated as ``on_error``
+        says; exceptions that are no `Exception`, such as KeyboardInterrupt, always come out. Verdicts given before
+        leave first, and `run` may be called again.
 
-        Raises OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege to decide was dropped,
-        DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.
+        Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege
+        to decide was dropped, DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.
         """
         self._drive(handler, block=True)
 
@@ -208,16 +210,19 @@ class Queue(Reader[QueueBinding]):
         return self._take() if handler is None else self._drive(handler, block=False)
 
     def _hand_out(self, binding: QueueBinding, portion: Iterator[Packet], handler: Handler) -> None:
+        result: object = None
         for packet in portion:
             try:
-                handler(packet)
+                result = handler(packet)
             except Exception as error:
                 if binding.finished and isinstance(error, (ClosedError, AlreadyDecidedError)):
                     return  # closed by another thread while the handler was deciding: that ends the loop
                 if self._on_error == "raise":
                     raise
                 self._handler_failed(packet)
+                result = None
             if packet._decision is None:
+                check_result(result, self._remedy)
                 self._leave_undecided(binding, packet)
             if self._stopping:
                 return

@@ -15,6 +15,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from .checks import check_handler
 from .errors import (
     ArgumentError,
     BusyError,
@@ -438,8 +439,7 @@ class Reader(ABC, Generic[B]):
 
     def _drive(self, handler: Callable[[Any], object], block: bool) -> int:
         """Hand out what comes, and return how many that were."""
-        if not callable(handler):
-            raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
+        check_handler(handler, self._remedy)
         binding = self._bound()
         before = binding.taken()
         portions = self._portions(binding, block)
@@ -449,6 +449,8 @@ class Reader(ABC, Generic[B]):
         finally:
             portions.close()
         return int(binding.taken() - before)
+
+    _remedy: str  # for an async handler
 
     @abstractmethod
     def _hand_out(self, binding: B, portion: Iterator[Any], handler: Callable[[Any], object]) -> None:

@@ -10,14 +10,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .capture import LinkType, Record, netfilter_datagram, read
 from .checks import check_flag
 from .errors import CaptureError, ClosedError, DecodeError
 from .locks import RLock
 from .protocol import byteorder, layout, netlink, nfnetlink, nfqnl, nfulnl
-from .protocol.nfqnl import NFQA, Command
+from .protocol.nfqnl import NFQA, QUEUE_BYPASS, Command, Verdict
 from .transport import Transport
 
 _END = sys.maxsize  # ``list[_END:] = more`` appends
@@ -26,11 +26,29 @@ _BARE = (LinkType.RAW, LinkType.IPV4, LinkType.IPV6)
 
 
 class Decided(NamedTuple):
-    """What was decided about a packet: the verdict word, the new mark and the new payload, None where unchanged."""
+    """What was decided about a packet.
 
-    verdict: int
-    mark: int | None
-    payload: bytes | None
+    ``mark`` and ``payload`` are the new ones, None where unchanged. ``queue`` is the number of the queue that it was
+    handed to, None if ``verdict`` is not QUEUE, and ``bypass`` whether it was to go on if nobody listens there.
+    """
+
+    verdict: Verdict
+    mark: int | None = None
+    payload: bytes | None = None
+    queue: int | None = None
+    bypass: bool = False
+
+    @classmethod
+    def from_word(cls, word: int, changes: dict[int, Any]) -> Decided:
+        """From the verdict word and the attributes of a verdict message.
+
+        Raises ValueError if the low byte of the word is none of the verdicts that the kernel takes.
+        """
+        verdict = Verdict(word & 0xFF)
+        mark, payload = changes.get(NFQA.MARK), changes.get(NFQA.PAYLOAD)
+        if verdict != Verdict.QUEUE:
+            return cls(verdict, mark, payload)
+        return cls(verdict, mark, payload, word >> 16, bool(word & QUEUE_BYPASS))
 
 
 class Replay(Transport):
@@ -262,7 +280,10 @@ class Replay(Transport):
             header = values.get(NFQA.VERDICT_HDR)
             if header is None:
                 continue
-            decided = Decided(header.verdict, values.get(NFQA.MARK), values.get(NFQA.PAYLOAD))
+            try:
+                decided = Decided.from_word(header.verdict, values)
+            except ValueError:  # the kernel refused it (EINVAL), and the packet went on waiting
+                continue
             if kind == nfqnl.MSG_VERDICT:
                 covered = [header.packet_id] if header.packet_id in waiting else []
             else:

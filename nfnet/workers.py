@@ -12,7 +12,7 @@ from ctypes import c_bool, c_uint64
 from types import TracebackType
 from typing import Any
 
-from .checks import check
+from .checks import check, check_handler
 from .errors import ArgumentError, NfnetError
 from .packet import Packet
 from .queue import Queue
@@ -56,8 +56,7 @@ class Workers:
         processes: int | None = None,
         **options: Any,
     ) -> None:
-        if not callable(handler):
-            raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
+        check_handler(handler, "workers take plain functions")
         numbers = list(queues)
         if not numbers or len(set(numbers)) != len(numbers):
             raise ArgumentError(f"queues are {numbers} and must be at least one, none of them twice")

@@ -55,6 +55,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "handler": (["queue", "1", "--handler", "nothing"], "is not MODULE:FUNCTION"),
     "no module": (["queue", "1", "--handler", "no_such_module:f"], "the module 'no_such_module' cannot be imported"),
     "no function": (["queue", "1", "--handler", "json:nothing"], "there is no function 'nothing' in 'json'"),
+    "async function": (["queue", "1", "--handler", "asyncio:sleep"], "the handler sleep is an async function"),
+    "generator": (["queue", "1", "--handler", "os:fwalk"], "the handler fwalk has a yield in it"),
     "rule": (["queue", "1", "--install-rule", "colour=red"], "is not name=value with one of the names hook,"),
     "rule value": (["log", "1", "--install-rule", "hook=outside"], "hook is 'outside' and must be one of"),
     "port": (["log", "1", "--metrics", "0"], "must be in 1..65535"),

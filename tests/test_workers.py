@@ -15,6 +15,7 @@ import nfnet
 from nfnet import Workers, workers
 
 from .kernel import FakeKernel
+from .test_queue import NOT_RUN
 
 SOON = 10.0
 
@@ -38,6 +39,14 @@ class Idle(workers._Worker):
 @pytest.fixture(autouse=True)
 def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_Worker", Idle)
+
+
+@pytest.mark.parametrize("kind", NOT_RUN)
+def test_a_handler_that_a_call_does_not_run_is_refused(kind: str) -> None:
+    handler, words = NOT_RUN[kind]
+    for use in (Workers, nfnet.run_workers):
+        with pytest.raises(TypeError, match=words):
+            use(handler, [1])
 
 
 def test_they_may_be_started_again() -> None:

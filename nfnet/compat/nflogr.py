@@ -18,6 +18,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ..checks import check_handler
 from ..errors import BusyError, BusyReadingError, ClosedError, KernelError, OverrunError
 from ..locks import RLock
 from ..log import Log, LogMessage
@@ -165,6 +166,7 @@ class Nflog:
         """Call ``fn`` with each message, or with so many, until closed. What it raises comes out."""
         if not callable(fn):
             raise TypeError("argument must be callable")
+        check_handler(fn, "for those there is nfnet.AsyncLog")
         count = whole(count, INT)
         while count != 0:
             try:

@@ -7,6 +7,7 @@ import errno
 import gc
 import os
 import pathlib
+import random
 import socket
 import struct
 import time
@@ -17,7 +18,9 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import CopyMode, Hook, Packet, Queue, SkbInfo, Verdict, doctor, inet, netns, rules
+from nfnet import CopyMode, Hook, Packet, Queue, SkbInfo, Transport, Verdict, doctor, inet, netns, rules
+from nfnet.protocol import netlink, nfqnl
+from nfnet.testing import FakeKernel
 
 from .conftest import (
     ADDRESS,
@@ -623,6 +626,35 @@ def test_closing_an_accepting_queue_lets_everything_through(net: Net) -> None:
             break
         path.queue.close()
         assert [path.got()[0] for _ in range(5)] == [0, 1, 2, 3, 4]
+
+
+def test_the_model_of_the_kernel_takes_batches_as_the_kernel_does(net: Net) -> None:
+    """Ids anywhere around the circle of 2^32: the same packets go on, and the same requests are refused."""
+    seed = random.randrange(1 << 30)
+    choose = random.Random(seed)
+    distances = [0, 1, 3, 0x7FFFFFFE, 0x7FFFFFFF, 0x80000000, 0x80000001, 0xC0000000, 0xFFFFFFFE, 0xFFFFFFFF]
+
+    def answers(transport: Transport) -> list[int]:
+        datagrams: list[bytes] = []
+        transport.receive(datagrams, 64)
+        return [netlink.parse_answer(datagram).errno for datagram in datagrams if netlink.is_answer(datagram)]
+
+    with Path(net, "output", V4) as path:
+        transport, model = path.queue._bound().transport, FakeKernel()
+        for _ in range(30):
+            ids = [packet.id for packet in path.send(*(bytes([number]) for number in range(6)))]
+            assert model.feed(6) == ids
+            model.receive([], 64)
+            model.judged.clear()
+            while model.queued:
+                packet_id = (choose.choice(ids) + choose.choice(distances)) & 0xFFFFFFFF
+                message = nfqnl.verdict(1, packet_id, choose.choice([0, 1]), batch=choose.random() < 0.7)
+                transport.send(message)
+                model.send(message)
+                assert answers(transport) == answers(model), (seed, packet_id, ids, list(model.queued))
+            accepted = [packet_id for packet_id, word, _ in model.judged if word == Verdict.ACCEPT]
+            assert [path.got()[0] for _ in accepted] == [ids.index(packet_id) for packet_id in accepted], seed
+        assert path.got_nothing()
 
 
 def test_packets_flushed_by_a_rule_change(net: Net) -> None:
