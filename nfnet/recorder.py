@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
@@ -102,8 +103,7 @@ class Recorder:
         if self._process != os.getpid():
             return
         with self._lock:
-            if self in _current:
-                _current.remove(self)
+            _current[:] = [reference for reference in _current if reference() not in (self, None)]
             self._write()
             self._closed = True
             if self._writing:  # this is a signal handler
@@ -114,7 +114,7 @@ class Recorder:
             raise error
 
     def __enter__(self) -> Recorder:
-        _current.append(self)
+        _current.append(weakref.ref(self))
         return self
 
     def __exit__(
@@ -123,7 +123,8 @@ class Recorder:
         self.close()
 
 
-_current: list[Recorder] = []
+# Weak: an exception from a signal handler may end `__enter__` behind the append, and `__exit__` before it begins.
+_current: list[weakref.ref[Recorder]] = []
 
 
 def record(path: str | os.PathLike[str]) -> Recorder:
@@ -139,7 +140,8 @@ def record(path: str | os.PathLike[str]) -> Recorder:
 
 def current() -> Recorder | None:
     """The recorder of the innermost block."""
-    return _current[-1] if _current else None
+    recorders = (reference() for reference in reversed(_current))
+    return next((recorder for recorder in recorders if recorder is not None), None)
 
 
 def _verdicts(datagram: bytes) -> Iterator[str]:
