@@ -9,11 +9,10 @@ import stat
 from contextlib import suppress
 
 
-def create(path: str | os.PathLike[str], *, lock: bool = False) -> int:
+def create(path: str | os.PathLike[str]) -> int:
     """Open a file for writing, made with mode 0600 if it is not there, and return its descriptor. Raises OSError.
 
-    What was in it stays until ``empty``. With ``lock`` a regular file is for one writer at a time, in whatever process:
-    the next one gets EBUSY, until ``unlock``.
+    What was in it stays until ``empty``.
 
     Links are followed, as by tcpdump: /dev/stdout is one. But in a directory in which everybody may make files, /tmp
     say, somebody else's link is refused, which might lead anywhere, and so is somebody else's file, which they could go
@@ -33,8 +32,6 @@ def create(path: str | os.PathLike[str], *, lock: bool = False) -> int:
         status = os.fstat(fd)
         if stat.S_ISREG(status.st_mode):
             _refuse_others(path, status.st_uid, "file")
-            if lock:
-                _lock(fd, path)
     except BaseException:
         os.close(fd)
         raise
@@ -49,7 +46,10 @@ def empty(fd: int) -> None:
         os.ftruncate(fd, 0)
 
 
-def _lock(fd: int, path: str | os.PathLike[str]) -> None:
+def lock(fd: int, path: str | os.PathLike[str]) -> None:
+    """Make a regular file be for one writer at a time, in whatever process: the next one gets EBUSY, until `unlock`."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

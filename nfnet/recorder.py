@@ -103,7 +103,7 @@ class Recorder:
         if self._process != os.getpid():
             return
         with self._lock:
-            _current[:] = [reference for reference in _current if reference() not in (self, None)]
+            _end(self)
             self._write()
             self._closed = True
             if self._writing:  # this is a signal handler
@@ -142,6 +142,10 @@ def current() -> Recorder | None:
     """The recorder of the innermost block."""
     recorders = (reference() for reference in reversed(_current))
     return next((recorder for recorder in recorders if recorder is not None), None)
+
+
+def _end(recorder: Recorder) -> None:
+    _current[:] = [reference for reference in _current if reference() not in (recorder, None)]
 
 
 def _verdicts(datagram: bytes) -> Iterator[str]:
