@@ -60,7 +60,8 @@ class Binding(ABC, Generic[T]):
         self._process = os.getpid()
         self.reading = False  # by a loop
         self.closing = RLock()
-        self.finished = False  # by `Reader.close`
+        self.finishing = False  # `Reader.close` is at work
+        self.finished = False  # it has begun: no more is handed out
         self.closed = False
         self.ended = False  # no more will come: the end of a recording
         self.recorder: Recorder | None = None
@@ -82,7 +83,7 @@ class Binding(ABC, Generic[T]):
 
     def after_fork(self) -> None:
         """In a child that has the socket too: threads that were at work are not there."""
-        self.reading = False
+        self.reading = self.finishing = False
         self.closing = RLock()
 
     def is_ours(self) -> bool:
@@ -320,7 +321,10 @@ class Reader(ABC, Generic[B]):
     _proc_file: str  # in /proc/net/netfilter, and the name of the kernel's module
 
     def close(self) -> None:
-        """Unbind. May be called twice, and from any thread: a loop that is reading then ends."""
+        """Unbind. May be called twice, and from any thread: a loop that is reading then ends.
+
+        If a signal handler raised in it, it may have to be called again.
+        """
         binding = self._binding
         if binding is None:
             return
@@ -328,8 +332,9 @@ class Reader(ABC, Generic[B]):
             self._let_go(binding)
             return
         with binding.closing:  # two threads may be about it: the socket stays until the first one is through
-            if binding.finished:
-                return  # by the other one; or this is a signal handler, and the thread will go on with it
+            if self._binding is not binding or binding.finishing:
+                return  # the other one is through; or this is a signal handler, and the thread will go on with it
+            binding.finishing = True
             try:
                 binding.finished = True
                 self.stop()
@@ -340,11 +345,17 @@ class Reader(ABC, Generic[B]):
                     with suppress(NfnetError):
                         binding.transport.send(self._unbind_request())
             finally:
-                self._let_go(binding)
+                try:
+                    self._let_go(binding)
+                finally:
+                    binding.finishing = False
 
     def _let_go(self, binding: B) -> None:
         try:
             binding.release()
+        except BaseException:  # Ctrl-C, perhaps before it did anything: twice does no harm
+            binding.release()
+            raise
         finally:
             if self._binding is binding:
                 self._binding = None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from .capture import LinkType, Record, netfilter_datagram, read
@@ -91,7 +92,7 @@ class Replay(Transport):
         self._ended = False
         self._closed = False
         self._lock = RLock()  # `close` may come from another thread, or in a signal handler
-        self._timer: threading.Timer | None = None
+        self._timer: SimpleQueue[None] | None = None  # an item cancels it
         self._readable = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._finalize = weakref.finalize(self, os.close, self._readable)
         self._finalize.atexit = False  # see `reader`
@@ -155,7 +156,7 @@ class Replay(Transport):
         with self._lock:
             self._closed = True
             if self._timer is not None:
-                self._timer.cancel()
+                self._timer.put(None)
             self._file.close()
             self._finalize()
 
@@ -220,10 +221,10 @@ class Replay(Transport):
             if not self._closed:  # in a signal handler, just now
                 os.eventfd_read(self._readable)
         if self._timer is not None:
-            self._timer.cancel()  # this may be asked more often than something is due
-        self._timer = threading.Timer(min(delay, threading.TIMEOUT_MAX), self._wake)
-        self._timer.daemon = True
-        self._timer.start()
+            self._timer.put(None)  # this may be asked more often than something is due
+        self._timer = SimpleQueue()
+        # No `threading.Timer`, which has an Event: see `locks`.
+        _thread.start_new_thread(_later, (min(delay, _thread.TIMEOUT_MAX), self._timer, self._wake))
         return False
 
     def _wake(self) -> None:
@@ -291,6 +292,13 @@ class Replay(Transport):
             for number in covered:
                 verdicts[number] = decided
                 del waiting[number]
+
+
+def _later(seconds: float, cancelled: SimpleQueue[None], function: Callable[[], object]) -> None:
+    try:
+        cancelled.get(timeout=seconds)
+    except Empty:
+        function()
 
 
 _all: weakref.WeakSet[Replay] = weakref.WeakSet()

@@ -239,9 +239,9 @@ class FakeKernel(Transport):
 
     def close(self) -> None:
         with self._reading:
-            if not self.closed:
+            closed, self.closed = self.closed, True
+            if not closed:
                 os.close(self._readable)
-            self.closed = True
 
     # --- the kernel
 

@@ -8,7 +8,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from ctypes import c_bool, c_uint64
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any
 
@@ -268,7 +270,7 @@ class _Worker:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
         if os.getppid() != parent:
             return
-        done = threading.Event()
+        done: SimpleQueue[None] = SimpleQueue()
         reporter = threading.Thread(target=self._report_now_and_then, args=(queues, done, parent), daemon=True)
         reporter.start()
         try:
@@ -278,7 +280,7 @@ class _Worker:
             if not stopped:  # before it was open
                 self._run(queues)
         finally:
-            done.set()
+            done.put(None)
             reporter.join()
             for queue in queues:
                 queue.close()
@@ -306,9 +308,12 @@ class _Worker:
         if errors:
             raise errors[0]
 
-    def _report_now_and_then(self, queues: list[Queue], done: threading.Event, parent: int) -> None:
+    def _report_now_and_then(self, queues: list[Queue], done: SimpleQueue[None], parent: int) -> None:
         deadline = None
-        while not done.wait(_REPORT_EVERY):
+        while True:
+            with suppress(Empty):
+                done.get(timeout=_REPORT_EVERY)
+                return
             self._report(queues)
             # If the parent is killed the worker must not go on: nobody would ever end it.
             if os.getppid() != parent:
