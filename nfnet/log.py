@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator
 from copy import copy
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import length_hint
 from typing import Literal
 
@@ -114,14 +114,22 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
 Handler = Callable[[LogMessage], object]
 
 
-class LogBinding(Binding[LogMessage]):
+class LogBinding(Binding[LogMessage, LogRow]):
     """A log group while it is bound; with the next binding sequence numbers begin at 0 again."""
 
     drain = 16  # of up to 256 KiB each
     what = "messages"
 
-    def __init__(self, group: int, transport: Transport, on_overrun: str, sequence: bool) -> None:
-        super().__init__(f"log group {group}", transport, on_overrun)
+    def __init__(
+        self,
+        group: int,
+        transport: Transport,
+        on_overrun: str,
+        find_row: Callable[[], LogRow | None],
+        *,
+        sequence: bool,
+    ) -> None:
+        super().__init__(f"log group {group}", transport, on_overrun, find_row)
         self._sequence = sequence
         self._count = 0
         # They begin at 0 in the kernel, and anywhere in a recording.
@@ -192,7 +200,7 @@ class LogBinding(Binding[LogMessage]):
         """What happened so far."""
         return LogCounters(
             received=self._count,
-            lost=self._lost if self._sequence else None,
+            lost=self.loss.total if self._sequence else None,
             overruns=self._overruns,
             malformed=self._malformed,
         )
@@ -277,7 +285,8 @@ class Log(Reader[LogBinding]):
     _proc_file = "nfnetlink_log"
 
     def _make_binding(self, transport: Transport) -> LogBinding:
-        return LogBinding(self.group, transport, self._on_overrun, LogFlag.SEQ in self._flags)
+        find_row = partial(own_row, log_rows, self.group, self._netns)
+        return LogBinding(self.group, transport, self._on_overrun, find_row, sequence=LogFlag.SEQ in self._flags)
 
     def _bind_request(self, seq: int) -> bytes:
         return nfulnl.config(
@@ -352,8 +361,8 @@ class Log(Reader[LogBinding]):
 
     def stats(self) -> LogStats:
         """The counters beside the kernel's own row about this group, if it is open and the row may be read."""
-        row = None if self._binding is None else self._row()
-        return LogStats(self.counters, row)
+        binding = self._binding
+        return LogStats(self.counters, None if binding is None else binding.row())
 
 
 def _centiseconds(timeout: float) -> int:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import ClassVar, Literal
 
 from .binding import QueueBinding
@@ -116,7 +117,13 @@ class Queue(Reader[QueueBinding]):
 
     def _make_binding(self, transport: Transport) -> QueueBinding:
         return QueueBinding(
-            self.num, transport, self._on_overrun, timestamps=self._timestamps, packet_type=self.packet_type
+            self.num,
+            transport,
+            self._on_overrun,
+            partial(own_row, queue_rows, self.num, self._netns),
+            max_len=self._max_len,
+            timestamps=self._timestamps,
+            packet_type=self.packet_type,
         )
 
     def _bind_request(self, seq: int) -> bytes:
@@ -235,8 +242,8 @@ class Queue(Reader[QueueBinding]):
 
     def stats(self) -> QueueStats:
         """The counters beside the kernel's own row about this queue, if it is open and the row may be read."""
-        row = None if self._binding is None else self._row()
-        return QueueStats(self.counters, row)
+        binding = self._binding
+        return QueueStats(self.counters, None if binding is None else binding.row())
 
 
 def apply_policy(policy: str, packet: Packet) -> None:

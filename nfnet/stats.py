@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from .errors import DecodeError, KernelError, NotPermittedError, kernel_error
+from .errors import DecodeError, KernelError, NfnetError, NotPermittedError, kernel_error
 from .netns import Netns, call_in
 from .protocol.nfnetlink import NETLINK_NETFILTER
 from .protocol.nfqnl import CopyMode
@@ -127,7 +127,7 @@ def own_row(rows: Callable[[Netns | None], list[Row]], number: int, netns: Netns
     """The row of a queue or group, None where there is none or it may not be read."""
     try:
         found = rows(netns)
-    except KernelError:
+    except (NfnetError, ValueError):  # ValueError: the namespace is an open file that was closed
         return None
     return next((row for row in found if (row.number if isinstance(row, QueueRow) else row.group) == number), None)
 

@@ -38,6 +38,7 @@ ORDER = [
     "recorder",
     "stats",
     "waiter",
+    "loss",
     "reader",
     "verdicts",
     "message",
