@@ -10,6 +10,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
 from operator import length_hint
 from time import monotonic
@@ -32,8 +33,8 @@ from .netns import Netns, call_in
 from .protocol import nfqnl
 from .protocol.nfqnl import Command
 from .recorder import Recorder, current
-from .stats import LogRow, QueueRow, Row, process
-from .transport import NetlinkSocket, Transport
+from .stats import LogRow, QueueRow, Row, is_ours, process
+from .transport import DEFAULT_RCVBUF, NetlinkSocket, Transport
 from .waiter import Waiter
 
 # A verdict waits for others no longer than this, in seconds, and the time of at most so many calls of the handler.
@@ -294,6 +295,8 @@ class Reader(ABC, Generic[B]):
             if own is not None:
                 own.close()
             raise
+        if isinstance(binding.transport, NetlinkSocket) and given is None:
+            _check_buffer(DEFAULT_RCVBUF if self._rcvbuf is None else self._rcvbuf, binding.transport.rcvbuf)
         if recorder is not None:
             binding.transport.tap = recorder.tap  # type: ignore[attr-defined]
             binding.recorder, binding.owns_recorder = recorder, own is not None
@@ -312,7 +315,7 @@ class Reader(ABC, Generic[B]):
                 raise error from None
             except KernelError:
                 pass
-            raise BusyError(operation, errno.EPERM, reason=f"another socket has it{self._owner()}") from None
+            raise self._busy(operation) from None
         except NotSupportedError as error:
             lacking = [name for name, flag in self._flags_asked_for() if not self._supported(transport, flag)]
             hint = f"This kernel has no support for {' and '.join(lacking)}" if lacking else error.hint
@@ -334,10 +337,16 @@ class Reader(ABC, Generic[B]):
             pass
         return True
 
-    def _owner(self) -> str:
-        """Who has it, where this process may know."""
+    def _busy(self, operation: str) -> BusyError:
+        """Says who has it, where this process may know."""
         row = self._row()
-        return "" if row is None else f": {process(row.port_id, self._netns)}"
+        if row is None:
+            reason, hint = "another socket has it", None
+        elif is_ours(row.port_id, self._netns):
+            reason, hint = "another socket of this process has it", "Close that one first, or use another number"
+        else:
+            reason, hint = f"another socket has it: {process(row.port_id, self._netns)}", None
+        return BusyError(operation, errno.EPERM, reason=reason, hint=hint)
 
     _proc_file: str  # in /proc/net/netfilter, and the name of the kernel's module
 
@@ -513,6 +522,17 @@ class Reader(ABC, Generic[B]):
         """The size of the receive buffer that the kernel granted, in bytes; None when there is no socket."""
         size: int | None = getattr(self._bound().transport, "rcvbuf", None)
         return size
+
+
+@lru_cache  # once for each size, whoever asks for it
+def _check_buffer(asked: int, granted: int) -> None:
+    """Warn if a receive buffer is smaller than what was asked for."""
+    half = asked // 2  # which the kernel doubles
+    if granted < 2 * half:
+        text = (
+            "the receive buffer has %d bytes instead of %d, for net.core.rmem_max limits it in this user namespace: %s"
+        )
+        _log.warning(text, granted, asked, f"it takes sysctl net.core.rmem_max={half}, or a smaller rcvbuf=")
 
 
 def _pace(binding: Binding[Any, Any], size: int, deadline: float) -> tuple[int, float]:

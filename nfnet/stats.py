@@ -160,15 +160,34 @@ def process(port_id: int, netns: Netns | None = None) -> str:
     return f"the socket with netlink port {port_id}"
 
 
+def is_ours(port_id: int, netns: Netns | None = None) -> bool:
+    """Whether a netfilter netlink port of a network namespace is that of a socket of this process."""
+    socket = _socket(port_id, netns)
+    return socket is not None and _has(Path("/proc/self/fd"), socket)
+
+
 def _holders(port_id: int, netns: Netns | None) -> Iterator[int]:
     """The processes that have the socket open."""
+    socket = _socket(port_id, netns)
+    for directory in Path("/proc").glob("[0-9]*/fd") if socket is not None else ():
+        if _has(directory, socket):
+            yield int(directory.parent.name)
+
+
+def _socket(port_id: int, netns: Netns | None) -> str | None:
+    """What the links in /proc/PID/fd call the socket that has the port."""
     try:
         table = call_in(netns, Path("/proc/thread-self/net/netlink").read_text)
     except (KernelError, OSError):
-        return
+        return None
     rows = (line.split() for line in table.splitlines()[1:])
-    inodes = [row[9] for row in rows if row[1:3] == [str(NETLINK_NETFILTER), str(port_id)]]
-    for directory in Path("/proc").glob("[0-9]*/fd") if inodes else ():
-        with suppress(OSError):  # gone, or somebody else's
-            if any(os.readlink(file) == f"socket:[{inodes[0]}]" for file in directory.iterdir()):
-                yield int(directory.parent.name)
+    return next((f"socket:[{row[9]}]" for row in rows if row[1:3] == [str(NETLINK_NETFILTER), str(port_id)]), None)
+
+
+def _has(directory: Path, socket: str | None) -> bool:
+    with suppress(OSError):  # gone, or somebody else's
+        for file in directory.iterdir():
+            with suppress(OSError):  # one that was closed meanwhile
+                if os.readlink(file) == socket:
+                    return True
+    return False
