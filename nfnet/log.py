@@ -222,11 +222,12 @@ class Log(Reader[LogBinding]):
     buffer_size: how many bytes it may collect, 4,096 to 131,072; its default is a little less than 4,096. It rounds
         that up, so datagrams may be twice as large; all of it is read.
     rcvbuf: size of the socket's receive buffer in bytes, as the kernel counts, 8 MiB if not given. Outside the
-        initial user namespace net.core.rmem_max limits it. What was granted is the attribute ``rcvbuf``.
+        initial user namespace net.core.rmem_max limits it, with a warning. What was granted is the attribute
+        ``rcvbuf``.
     sequence, global_sequence: ask for sequence numbers, within the group and among all groups of the namespace. With
         ``sequence`` lost messages are counted.
     conntrack: ask for connection tracking entries.
-    on_overrun: what to do when messages were lost: "count" (which takes ``sequence``) and log a warning now and then,
+    on_overrun: what to do when messages were lost: "count" (which takes ``sequence``) and log warnings now and then,
         "raise" OverrunError out of the loop, or "ignore": count in silence.
     netns: the network namespace to work in: the name of one in /run/netns, a path, a process id, or an open file.
     transport: where to get messages from, instead of the kernel; see `nfnet.replay`.

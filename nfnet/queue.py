@@ -36,15 +36,17 @@ class Queue(Reader[QueueBinding]):
     num: number of the queue, 0 to 65535.
     copy_range: how many bytes of each packet to copy, 1 to 65535; the kernel never copies more than 65,531.
     copy_mode: PACKET; META for no payload at all; with NONE the kernel drops every packet.
-    max_len: how many packets may wait for a verdict, 0 to 2^32-1; the kernel's default is 1024.
+    max_len: how many packets may wait for a verdict, 0 to 2^32-1; the kernel's default is 1024. Newer kernels (6.12.117,
+        6.18) take 65,536 at most, whatever is asked for.
     rcvbuf: size of the socket's receive buffer in bytes, as the kernel counts, 8 MiB if not given. Outside the
-        initial user namespace net.core.rmem_max limits it. What was granted is the attribute ``rcvbuf``.
+        initial user namespace net.core.rmem_max limits it, with a warning. What was granted is the attribute
+        ``rcvbuf``.
     fail_open: when the queue or the receive buffer is full, accept packets instead of dropping them.
     gso: take super-packets and packets with unfinished checksums as they are, not cut up and finished.
     conntrack, uid_gid, secctx: ask for the attributes of these names.
     timestamps: make the kernel stamp packets as they arrive, from a moment after opening as long as the queue is open.
-    on_overrun: what to do when packets were lost: "count" and log a warning now and then, "raise" OverrunError out
-        of the loop, or "ignore": count in silence.
+    on_overrun: what to do when packets were lost: "count" and log warnings, now and then and at the end, "raise"
+        OverrunError out of the loop, or "ignore": count in silence.
     undecided: what becomes of a packet whose handler returns without a verdict: it stays "pending", so that it may
         be decided later, or the queue will "accept" or "drop" it.
     on_error: what becomes of a packet whose handler raises an Exception: "raise" it, the packet staying pending, or

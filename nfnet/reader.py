@@ -295,8 +295,8 @@ class Reader(ABC, Generic[B]):
             if own is not None:
                 own.close()
             raise
-        if isinstance(binding.transport, NetlinkSocket) and given is None:
-            _check_buffer(DEFAULT_RCVBUF if self._rcvbuf is None else self._rcvbuf, binding.transport.rcvbuf)
+        if given is None and (granted := getattr(binding.transport, "rcvbuf", None)) is not None:
+            _check_buffer(DEFAULT_RCVBUF if self._rcvbuf is None else self._rcvbuf, granted)
         if recorder is not None:
             binding.transport.tap = recorder.tap  # type: ignore[attr-defined]
             binding.recorder, binding.owns_recorder = recorder, own is not None

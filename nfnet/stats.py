@@ -24,8 +24,9 @@ class QueueCounters(NamedTuple):
     ``received == accepted + dropped + repeated + requeued + pending`` at any moment when nothing is in flight in
     another thread. Verdicts are counted as they leave; STOP counts as accepted. ``pending`` packets have no verdict
     yet: they wait for their turn, or their handler left them undecided. ``lost`` are gaps in the packet ids: packets
-    that the kernel could not deliver because the receive buffer was full (dropped, or accepted if the queue is
-    ``fail_open``); ``overruns`` says how often that was noticed. ``refused`` are the errors with which the kernel
+    that the kernel could not deliver because the receive buffer was full, or, beyond 65,536 that wait, because the
+    queue was (dropped, or accepted if the queue is ``fail_open``); once the queue is closed also those behind the last
+    one that came, as far as the kernel's row tells. ``overruns`` says how often loss was noticed. ``refused`` are the errors with which the kernel
     answered verdicts, by errno: ENOENT where packets were gone already, because somebody removed a rule or took an
     interface down. ``malformed`` are datagrams that were no packets of this queue.
     """
@@ -46,8 +47,8 @@ class QueueRow(NamedTuple):
     """What the kernel says of a queue (/proc/net/netfilter/nfnetlink_queue).
 
     ``port_id`` is the netlink port of the socket that has it; ``waiting`` packets have no verdict yet;
-    ``queue_dropped`` came when ``max_len`` packets were waiting, ``user_dropped`` did not fit into the receive buffer
-    (with fail-open neither counts); ``last_id`` is the id of the newest packet, modulo 2^32.
+    ``queue_dropped`` came when ``max_len`` packets were waiting, or 65,536, ``user_dropped`` did not fit into the
+    receive buffer (with fail-open neither counts); ``last_id`` is the id of the newest packet, modulo 2^32.
     """
 
     number: int
