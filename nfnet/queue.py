@@ -36,8 +36,8 @@ class Queue(Reader[QueueBinding]):
     num: number of the queue, 0 to 65535.
     copy_range: how many bytes of each packet to copy, 1 to 65535; the kernel never copies more than 65,531.
     copy_mode: PACKET; META for no payload at all; with NONE the kernel drops every packet.
-    max_len: how many packets may wait for a verdict, 0 to 2^32-1; the kernel's default is 1024. Newer kernels (6.12.117,
-        6.18) take 65,536 at most, whatever is asked for.
+    max_len: how many packets may wait for a verdict, 0 to 2^32-1; the kernel's default is 1024. Newer kernels
+        (6.12.117, 6.18) take 65,536 at most, whatever is asked for.
     rcvbuf: size of the socket's receive buffer in bytes, as the kernel counts, 8 MiB if not given. Outside the
         initial user namespace net.core.rmem_max limits it, with a warning. What was granted is the attribute
         ``rcvbuf``.
