@@ -529,10 +529,8 @@ def _check_buffer(asked: int, granted: int) -> None:
     """Warn if a receive buffer is smaller than what was asked for."""
     half = asked // 2  # which the kernel doubles
     if granted < 2 * half:
-        text = (
-            "the receive buffer has %d bytes instead of %d, for net.core.rmem_max limits it in this user namespace: %s"
-        )
-        _log.warning(text, granted, asked, f"it takes sysctl net.core.rmem_max={half}, or a smaller rcvbuf=")
+        text = "the receive buffer has %d bytes instead of %d, which in this user namespace takes net.core.rmem_max=%d"
+        _log.warning(text, granted, asked, half)
 
 
 def _pace(binding: Binding[Any, Any], size: int, deadline: float) -> tuple[int, float]:

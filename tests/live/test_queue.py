@@ -538,7 +538,7 @@ def test_overrun_is_counted(net: Net, policy: Any, caplog: pytest.LogCaptureFixt
 
 def test_a_full_queue_is_not_called_a_full_receive_buffer(net: Net, caplog: pytest.LogCaptureFixture) -> None:
     """However many packets are asked for, newer kernels take 65,536; and those beyond have numbers, too."""
-    with Path(net, "output", V4, max_len=100_000, copy_mode=CopyMode.META) as path:
+    with Path(net, "output", V4, max_len=100_000, rcvbuf=400_000, copy_mode=CopyMode.META) as path:
         held: list[Packet] = []
         while len(held) < 66_000:
             fill(path, 100)
