@@ -65,6 +65,10 @@ class QueueBinding(Binding[Packet, QueueRow]):
         if self.loss.untold:
             self.tell_loss()
 
+    def defer(self, packet: Packet) -> None:
+        """The handler has returned and left the packet undecided: it is pending from now on."""
+        self.verdicts.defer(packet, length_hint(self.ready))
+
     def before_fork(self) -> None:
         super().before_fork()
         self.verdicts.shared = True

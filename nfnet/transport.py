@@ -10,7 +10,6 @@ import os
 import socket
 import struct
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from itertools import repeat
 from typing import Protocol
 
 from .errors import AckTimeoutError, ClosedError, KernelError, kernel_error
+from .locks import RLock
 from .native import select
 from .protocol import netlink
 from .protocol.nfnetlink import NETLINK_NETFILTER
@@ -173,7 +173,7 @@ class NetlinkSocket(Transport):
             )
         except OSError as error:
             raise _system_error("opening a netfilter netlink socket", error) from None
-        self._reading = threading.RLock()  # `close` may come in a signal handler
+        self._reading = RLock()  # `close` may come in a signal handler
         self._names: dict[int, tuple[str | None, float]] = {}
         self.inherit = inherit
         _open_sockets.add(self)
@@ -359,7 +359,7 @@ class NetlinkSocket(Transport):
 
     def after_fork(self) -> None:
         """In a forked child: who held the lock is not there, and the socket, as a rule, is its parent's alone."""
-        self._reading = threading.RLock()
+        self._reading = RLock()
         if not self.inherit:
             self._socket.close()
 

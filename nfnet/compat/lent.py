@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
 
 from ..errors import ClosedError, NfnetError
+from ..locks import RLock
 from ..transport import NetlinkSocket, Transport
 
 _END = sys.maxsize  # ``list[_END:] = more`` appends
@@ -28,7 +28,7 @@ class Lent:
         self.inherit = getattr(lender, "inherit", False)
         self.given: list[bytes] | None = None
         _all.add(self)
-        self._receiving = threading.RLock()  # `close` may come in a signal handler
+        self._receiving = RLock()  # `close` may come in a signal handler
         self._closed = False
 
     @property
@@ -74,7 +74,9 @@ class Lent:
             # What came for this binding must not reach the next one, in which the same ids are others'.
             left: list[bytes] = []
             with suppress(NfnetError):
-                while self._lender.receive(left, 64) and left:
+                while True:  # and no condition at its end: see `locks`
+                    if not (self._lender.receive(left, 64) and left):
+                        break
                     left.clear()
 
 
@@ -83,7 +85,7 @@ _all: weakref.WeakSet[Lent] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for transport in list(_all):
-        transport._receiving = threading.RLock()  # who held the other one is not in the child
+        transport._receiving = RLock()  # who held the other one is not in the child
 
 
 os.register_at_fork(after_in_child=_after_fork)

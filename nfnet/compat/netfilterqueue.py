@@ -230,6 +230,12 @@ def _deliver_from(queue: NetfilterQueue, callback: Callback) -> Callable[[Any], 
     return deliver
 
 
+def _process_all(queue: Queue, deliver: Callable[[Any], None]) -> None:
+    """Hand out what waits; a function of its own because of its loop: see `locks`."""
+    while queue.process(deliver):
+        pass
+
+
 class _Receives(Protocol):
     def recv(self, size: int, /) -> bytes: ...
 
@@ -363,8 +369,7 @@ class NetfilterQueue:
                 if block:
                     bound.queue.run(deliver)
                 else:
-                    while bound.queue.process(deliver):
-                        pass
+                    _process_all(bound.queue, deliver)
             if self._bound is bound:
                 return
             # Else the callback has bound another queue, or the same one anew: that one now.
@@ -381,8 +386,7 @@ class NetfilterQueue:
                 bound.transport.given = datagrams
                 deliver = _deliver_from(self, bound.callback)
                 with self._staying_readable(bound):
-                    while bound.queue.process(deliver):
-                        pass
+                    _process_all(bound.queue, deliver)
             try:
                 datagram = s.recv(MAX_QUEUE_DATAGRAM)
             except OSError as error:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import operator
 import os
 import sys
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BusyError, BusyReadingError, ClosedError, KernelError, OverrunError
+from ..locks import RLock
 from ..log import Log, LogMessage
 from ..native import select
 from ..protocol.nfulnl import MAX_BUFFER_SIZE, MAX_TIMEOUT, MIN_BUFFER_SIZE
@@ -97,8 +97,8 @@ class Nflog:
         self._raw_wanted = False
         self._drops = 0
         self._buffer: deque[LogMessage | NflogData] = deque()
-        self._filling = threading.RLock()
-        self._showing = threading.RLock()
+        self._filling = RLock()
+        self._showing = RLock()
         self._process = os.getpid()
         self._open_poll()
         _handles.add(self)
@@ -117,7 +117,7 @@ class Nflog:
         os.close(self._buffered)
 
     def _after_fork(self) -> None:
-        self._showing, self._filling = threading.RLock(), threading.RLock()  # who held the others is not in the child
+        self._showing, self._filling = RLock(), RLock()  # who held the others is not in the child
         self._close_poll()
         self._open_poll()
 
