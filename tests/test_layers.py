@@ -39,6 +39,7 @@ ORDER = [
     "recorder",
     "stats",
     "waiter",
+    "loss",
     "reader",
     "verdicts",
     "message",

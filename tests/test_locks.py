@@ -6,6 +6,7 @@ import dis
 import os
 import random
 import signal
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
