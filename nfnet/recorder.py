@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from types import TracebackType
 
 from .capture import LinkType, Writer, netlink_header
 from .errors import DecodeError
+from .locks import RLock
 from .protocol import netlink, nfnetlink, nfqnl
 from .protocol.nfqnl import NFQA, Verdict
 
@@ -40,7 +40,7 @@ class Recorder:
         self._writing = False
         self._closed = False
         self._header = bytes(netlink_header.build({"family": nfnetlink.NETLINK_NETFILTER}))
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._process = os.getpid()
         self._error: OSError | None = None
         self._flushed = time.monotonic()
@@ -76,7 +76,9 @@ class Recorder:
                 if not self._begun:
                     self._writer.begin()
                     self._begun = True
-                while self._waiting:
+                while True:  # and no condition at its end: see `locks`
+                    if not self._waiting:
+                        break
                     time_ns, outgoing, datagram = self._waiting.popleft()
                     comment = ", ".join(_verdicts(datagram)) if outgoing else ""
                     self._writer.write(time_ns, self._header + datagram, comment=comment)

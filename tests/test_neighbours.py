@@ -92,7 +92,11 @@ def test_lines() -> None:
 def test_reprs_of_the_other_packages_apis() -> None:
     from nfnet.compat import nflogdata
 
-    assert repr(nflogdata.wrap(hostile_message())).isprintable()
+    message = hostile_message()
+    assert repr(nflogdata.wrap(message)).isprintable()
+    for length in range(20, len(message.raw)):
+        cut = LogMessage.from_bytes(message.raw[:length])
+        assert repr(nflogdata.wrap(cut)).startswith("<NflogData ")
 
 
 def test_decode_of_all_that_has_text() -> None:
@@ -498,8 +502,8 @@ def test_a_database_keeps_what_is_in_it(tmp_path: Path) -> None:
 ROOT = Path(nfnet.__file__).parent
 CODE = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "yaml", "jsonpickle", "code", "runpy", "imp"}
 CALLS = {"eval", "exec", "compile", "__import__"}
-# A handler that the user names, the modules of `nfnet.compat`, and the interpreter that becomes the user's script.
-IMPORTERS = {"cli/queue.py", "compat/__init__.py"}
+# A handler that the user names, and our own modules that are imported late.
+IMPORTERS = {"__init__.py", "cli/queue.py", "compat/__init__.py"}
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))

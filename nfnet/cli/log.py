@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import files, rules
 from ..capture import LinkType, Writer
-from ..errors import NfnetError
+from ..errors import ArgumentError, NfnetError
 from ..log import Log, LogMessage
 from ..protocol.netlink import HEADER_SIZE
 from . import common, lines
@@ -61,12 +61,14 @@ def add_to(commands: Any) -> None:
     parser.add_argument("group", type=common.number(0, 65535), metavar="GROUP", help="number of the group")
     parser.add_argument("--prefix", default="", help="what the installed rule shall say")
     parser.add_argument("--sqlite", metavar="FILE", help="add rows to the table messages of a database")
-    common.describe(parser)
+    common.describe(parser, rules.log)
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     netns = options.netns
+    if options.prefix and (options.install_rule is None or "prefix" in options.install_rule):
+        raise ArgumentError("--prefix is what the rule of --install-rule says, and may be given once")
     log = Log(options.group, threshold=1, sequence=True, netns=netns)
     with contextlib.ExitStack() as stack:
         sinks = _Sinks(options, stack)
@@ -75,7 +77,8 @@ def _run(options: argparse.Namespace) -> int:
 
             stack.callback(serve(options.metrics, log, address=options.metrics_address))
         if options.install_rule is not None:
-            stack.enter_context(rules.log(options.group, prefix=options.prefix, netns=netns, **options.install_rule))
+            rule = {"prefix": options.prefix, **options.install_rule}
+            stack.enter_context(rules.log(options.group, netns=netns, **rule))
         stack.enter_context(common.until_told(sinks.stop))
         stack.enter_context(log)
         sinks.begin()  # last: what was in a file to write to is gone with this

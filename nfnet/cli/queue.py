@@ -91,7 +91,7 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument("--fail-open", action="store_true", help="let packets go that find the queue full")
     parser.add_argument("--gso", action="store_true", help="take super-packets as they are")
-    common.describe(parser)
+    common.describe(parser, rules.queue)
     parser.set_defaults(run=_run, verdict="accept")
 
 
