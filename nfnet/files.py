@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 from .text import printable
 
-_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATH = getattr(os, "O_PATH", 0o10000000)  # PyPy has no name for it; the number is that of the machines it runs on
+_LOOK = _PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_LINKS = 40  # as in the kernel
 
@@ -139,7 +140,7 @@ def _find(path: str | os.PathLike[str], stack: ExitStack) -> _Found:
                     directory = look("/")
                 continue
             # What it says is no path: "pipe:[1234]". The kernel knows what it means.
-            entry, given = look(name, os.O_PATH | os.O_CLOEXEC, directory), True
+            entry, given = look(name, _PATH | os.O_CLOEXEC, directory), True
         if not rest:
             return _Found(directory, name, entry, given)
         directory = entry

@@ -214,11 +214,12 @@ def test_what_comes_after_the_count_is_decided_likewise(way: Way, options: tuple
 
 def test_delayed_packets_have_room(way: Way) -> None:
     """More than fit into a queue by the kernel's default, which is 1024."""
-    way.receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    if UID:
+        pytest.skip("an ordinary user's receive buffer is too small for what comes at once")
     with nfnet_command(way.net, "queue", "1", "--install-rule", RULE, "--delay", "60000", "-q") as process:
-        way.send(*[b"x"] * 3000)
+        way.send(*[b"x"] * 2000)
         _, errors = finish(process)  # which decides them
-    assert errors == "3000 packets: 3000 accepted, 0 dropped\n"
+    assert errors == "2000 packets: 2000 accepted, 0 dropped\n"
 
 
 @pytest.mark.parametrize("command", ["queue", "record"])
