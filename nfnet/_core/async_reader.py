@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from ..errors import BusyReadingError
+from .loss import QUIET
 from .reader import Reader
 
 _MOST_ALONE = 64  # packets; see `Reader`
@@ -65,6 +66,7 @@ class AsyncReader(ABC, Generic[R, T]):
 
     def __init__(self, reader: R) -> None:
         self._reader = reader
+        reader._remedy = "give run the async function itself, or a functools.partial of it"
         self._session: Session | None = None  # the last one, if it is closed
 
     @abstractmethod
@@ -199,6 +201,9 @@ class AsyncReader(ABC, Generic[R, T]):
     async def _readable(self, session: Session) -> None:
         """Wait until something may be there, or `Session.wake_up`."""
         loop, fd = session.running_loop(), self._reader.fileno()
+        binding = self._reader._binding
+        if binding is not None and binding.loss.untold:
+            loop.call_later(QUIET, binding.tell_loss)
         # Only while nobody reads: it stays readable until somebody does, and the loop would spin.
         loop.add_reader(fd, session.wake_up)
         try:

@@ -214,9 +214,8 @@ class _Database:
         """Make the table if it is missing. Raises NfnetError if no rows could be added."""
         try:
             connection = self._open()
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute(f"EXPLAIN {_ROW}", [None] * 15).fetchall()
-            connection.rollback()
+            connection.execute(_ROW, [0, 0, *[None] * 13])
+            connection.rollback()  # it would have worked
         except sqlite3.Error as error:
             if not _is_lock(error):
                 raise NfnetError(f"--sqlite {self._path}: {error}") from error
