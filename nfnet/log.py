@@ -134,6 +134,7 @@ class LogBinding(Binding[LogMessage, LogRow]):
     """A log group while it is bound; with the next binding sequence numbers begin at 0 again."""
 
     drain = 16  # of up to 256 KiB each
+    what = "messages"
 
     def __init__(
         self,

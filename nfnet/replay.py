@@ -71,8 +71,7 @@ class Replay(Transport):
     A replay is opened once: after that it raises ClosedError.
     """
 
-    trusted = False
-    tap: Callable[[bool, bytes], None] | None = None
+    recordable = True
 
     def __init__(self, path: str | os.PathLike[str], *, realtime: bool = False) -> None:
         self.verdicts: dict[int, Decided] = {}
