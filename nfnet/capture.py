@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-import weakref
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
@@ -29,6 +28,7 @@ from construct import (
     Struct,
 )
 
+from ._io import at_fork
 from ._io.private_files import create, empty, lock, unlock
 from .errors import CaptureError
 from .protocol import byteorder
@@ -338,7 +338,7 @@ class Writer:
         self._pcapng = Path(os.fspath(path)).suffix != ".pcap"
         self._schemas = _SCHEMAS[HOST]
         self._link_type = link_type
-        _open_files.add(self._file)
+        at_fork.register(self._file)
         try:
             lock(self._file.fileno(), path)
             if begin:
@@ -395,7 +395,7 @@ class Writer:
         self._stream.write(head + body + self._schemas.length.build(length))
 
 
-class _LockedFile(io.FileIO):
+class _LockedFile(io.FileIO, at_fork.AtFork):
     """A file of which this process is the only writer."""
 
     def close(self) -> None:
@@ -403,17 +403,9 @@ class _LockedFile(io.FileIO):
             unlock(self.fileno())
         super().close()
 
-
-_open_files: weakref.WeakSet[_LockedFile] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    """A child neither keeps the lock nor writes, as it ends, what its parent has in its buffer and will write."""
-    for file in list(_open_files):
-        io.FileIO.close(file)
-
-
-os.register_at_fork(after_in_child=_after_fork)
+    def after_fork(self) -> None:
+        # A child neither keeps the lock nor writes, as it ends, what its parent has in its buffer and will write.
+        io.FileIO.close(self)
 
 
 def _padded(data: bytes) -> bytes:

@@ -86,8 +86,9 @@ class QueueBinding(Binding[Packet, QueueRow]):
 
     def flush(self, *, slow: bool) -> None:
         self.ledger.flush()
-        if slow:
-            self.ledger.decide_each(length_hint(self.ready))
+        waiting = length_hint(self.ready)
+        if slow and waiting:
+            self.ledger.decide_each(self.ledger.at_hand[-waiting:])
 
     def settle(self, waiting: int = 0) -> None:
         ledger = self.ledger

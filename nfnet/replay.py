@@ -13,6 +13,7 @@ from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
+from ._io import at_fork
 from ._io.locks import RLock
 from ._io.transport import Transport
 from .capture import LinkType, Record, netfilter_datagram, read
@@ -52,7 +53,7 @@ class Decided(NamedTuple):
         return cls(verdict, mark, payload, word >> 16, bool(word & QUEUE_BYPASS))
 
 
-class Replay(Transport):
+class Replay(Transport, at_fork.AtFork):
     """The recorded datagrams of one queue or log group, as a transport.
 
         replay = nfnet.replay("session.pcapng")
@@ -95,7 +96,7 @@ class Replay(Transport):
         self._readable = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._finalize = weakref.finalize(self, os.close, self._readable)
         self._finalize.atexit = False  # see `reader`
-        _all.add(self)
+        at_fork.register(self)
 
     # --- the transport
 
@@ -298,17 +299,6 @@ def _later(seconds: float, cancelled: SimpleQueue[None], function: Callable[[], 
         cancelled.get(timeout=seconds)
     except Empty:
         function()
-
-
-_all: weakref.WeakSet[Replay] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for transport in list(_all):
-        transport.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def replay(path: str | os.PathLike[str], *, realtime: bool = False) -> Replay:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ._io.poller import Poller
 from .checks import check, check_handler
-from .errors import ArgumentError, NfnetError
+from .errors import ArgumentError, ClosedError, NfnetError
 from .packet import Packet
 from .queue import Queue
 from .stats import QueueCounters
@@ -324,7 +324,10 @@ class _Worker:
                     os._exit(1)
 
     def _report(self, queues: list[Queue]) -> None:
-        counters = [queue.counters for queue in queues if queue._last_binding is not None]
+        counters = []
+        for queue in queues:
+            with suppress(ClosedError):  # it was never open
+                counters.append(queue.counters)
         self._now[:] = [sum(getattr(each, name) for each in counters) for name in _NAMES]
 
 

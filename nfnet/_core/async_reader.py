@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -61,7 +60,7 @@ class Session:
         self.wake_up()
 
 
-class AsyncReader(ABC, Generic[R, T]):
+class AsyncReader(Generic[R, T]):
     """What `AsyncQueue` and `AsyncLog` share."""
 
     def __init__(self, reader: R) -> None:
@@ -69,13 +68,9 @@ class AsyncReader(ABC, Generic[R, T]):
         reader._remedy = "give run the async function itself, or a functools.partial of it"
         self._session: Session | None = None  # the last one, if it is closed
 
-    @abstractmethod
     def _waiting(self) -> Generator[T, None, None]:
         """What waits, without blocking."""
-
-    @abstractmethod
-    def _process(self, handler: Callable[[T], object]) -> int:
-        """What `process` of the reader does."""
+        return self._reader._items(block=False)
 
     async def open(self) -> None:
         """Bind. Raises as `Queue.open`."""

@@ -11,13 +11,13 @@ from __future__ import annotations
 import operator
 import os
 import sys
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .._io import at_fork
 from .._io.locks import RLock, uninterrupted
 from .._io.native import select
 from .._io.netlink_socket import MAX_DATAGRAM, NetlinkSocket
@@ -86,7 +86,7 @@ class NflogClosedError(NflogError):
     """Closed, and nothing is left to read."""
 
 
-class Nflog:
+class Nflog(at_fork.AtFork):
     """A log group; made by `open`. Several threads may read it."""
 
     def __init__(self, log: Log | None, socket: NetlinkSocket | None, enobufs: int, batches: Iterator[Any]) -> None:
@@ -103,7 +103,7 @@ class Nflog:
         self._showing = RLock()
         self._process = os.getpid()
         self._open_poll()
-        _handles.add(self)
+        at_fork.register(self)
 
     def _open_poll(self) -> None:
         """What is readable when there is something to read, from the socket or the buffer."""
@@ -118,7 +118,7 @@ class Nflog:
         self._poll.close()
         os.close(self._buffered)
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         self._showing, self._filling = RLock(), RLock()  # who held the others is not in the child
         self._close_poll()
         self._open_poll()
@@ -327,17 +327,6 @@ class Nflog:
         self._buffer.clear()
         self.queue()
         return [data._get_raw() for data in iter(lambda: self.next(False) if self._buffer else None, None)]
-
-
-_handles: weakref.WeakSet[Nflog] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for handle in list(_handles):
-        handle._after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def open(  # noqa: A001 (the name is the original's)
