@@ -391,6 +391,8 @@ def locked(database: Path) -> Iterator[sqlite3.Connection]:
 
 def rows_of(database: Path) -> int:
     with contextlib.closing(sqlite3.connect(database)) as connection:
+        if not connection.execute("SELECT name FROM sqlite_schema").fetchall():
+            return 0  # it has only just been made
         return int(connection.execute("SELECT count(*) FROM messages").fetchone()[0])
 
 
@@ -449,7 +451,7 @@ def test_a_full_disk_ends_the_capture_and_not_the_database(way: Way, tmp_path: P
             _, errors = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 1
         assert said == "nfnet log: -w /dev/full: No space left on device; the capture stops here\n"
-        assert errors == "nfnet log: -w /dev/full: at least 1 message not written\n2 messages\n"
+        assert errors == "nfnet log: -w /dev/full: up to 2 messages not written\n2 messages\n"
         with nfnet_command(way.net, "log", "5", "-w", "/dev/full", "-q") as process:
             way.send(b"one")
             assert process.wait(TIMEOUT) == 1  # nothing is left to be done
