@@ -13,7 +13,7 @@ from construct import Int16ub
 
 from .checks import check, check_choice, shown
 from .errors import ArgumentError, DecodeError
-from .message import Message, enum_member
+from .message import Message, Recorded, enum_member
 from .netns import Netns
 from .protocol import netlink, nfulnl
 from .protocol.layout import compile_struct
@@ -131,6 +131,7 @@ class LogBinding(Binding[LogMessage]):
         new = list(copy(self.ready))  # a copy: until the statement at the end nothing is taken
         before = len(new)
         problem: DecodeError | None = None
+        untrusted = not self.transport.trusted
         for datagram in self._received:
             start = len(new)
             try:
@@ -138,6 +139,9 @@ class LogBinding(Binding[LogMessage]):
             except DecodeError as error:  # what came before it in the datagram is good, and what comes after it too
                 self._malformed += 1
                 problem = problem or error
+            if untrusted and isinstance(datagram, Recorded):
+                for message in new[start:]:
+                    message.raw = Recorded(message.raw, datagram.time_ns)
             if self._sequence and len(new) > start:
                 try:
                     self._check_sequence(new, start)

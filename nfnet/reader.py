@@ -21,6 +21,7 @@ from .errors import (
     BusyError,
     BusyReadingError,
     ClosedError,
+    DecodeError,
     KernelError,
     NfnetError,
     NotPermittedError,
@@ -102,6 +103,9 @@ class Binding(ABC, Generic[T]):
             return False
         except OverrunError:
             self._overruns += 1
+            raise
+        except DecodeError:  # a damaged recording
+            self._malformed += 1
             raise
         finally:
             self._make_ready()

@@ -256,6 +256,9 @@ class Interrupted(io.RawIOBase):
     def seekable(self) -> bool:
         return bool(self._file.seekable())
 
+    def fileno(self) -> int:
+        return int(self._file.fileno())
+
     def seek(self, offset: int, whence: int = 0) -> int:
         return int(self._file.seek(offset, whence))
 
@@ -320,7 +323,7 @@ def test_a_damaged_record_is_reported_and_those_behind_it_come(tmp_path: Path) -
         packet.accept()
 
     with nfnet.Queue(1, transport=nfnet.replay(path)) as queue:
-        with pytest.raises(nfnet.CaptureError, match="without the header"):
+        with pytest.raises(nfnet.CaptureError, match="record 2: no header of netlink captures"):
             queue.run(handler)
         with pytest.raises(nfnet.CaptureError, match="in the middle"):
             queue.run(handler)

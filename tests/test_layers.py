@@ -45,6 +45,7 @@ ORDER = [
     "queue",
     "log",
     "aio",
+    "records",
     "replay",
     "match",
     "nftables",
