@@ -7,7 +7,7 @@ import contextlib
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .. import rules
@@ -102,6 +102,13 @@ def until_told(stop: Callable[[], object]) -> Iterator[None]:
 def wait_readable(file: Any, timeout: float | None) -> bool:
     """Whether a queue or log has something to do in time; a signal ends the wait."""
     return bool(select.select([file], [], [], 1.0 if timeout is None else min(timeout, 1.0))[0])
+
+
+def link_types(counts: Mapping[int, int]) -> str:
+    """How many records there are of each link type."""
+    return ", ".join(
+        f"{count} {'record' if count == 1 else 'records'} of link type {kind}" for kind, count in sorted(counts.items())
+    )
 
 
 def say(text: str) -> None:
