@@ -15,6 +15,7 @@ from .protocol.conntrack import parse as parse_conntrack
 from .protocol.layout import Layout, Layouts, compile_struct
 from .protocol.nfnetlink import BODY, Family, Table, nfgenmsg, parse_attributes
 from .protocol.nfqnl import NFQA_VLAN
+from .text import printable
 
 _Enum = TypeVar("_Enum", bound=int)
 
@@ -93,6 +94,18 @@ class Message:
         for name in Message.__annotations__:
             if name.isupper():
                 setattr(cls, name, int(kind[name[1:]]))
+
+    def __repr__(self) -> str:
+        try:
+            summary = self._summary()
+        except Exception as error:  # a damaged recording: logs and debuggers show what they are given
+            summary = f"unreadable: {printable(str(error))}"
+        return f"<{type(self).__name__} {summary}>"
+
+    def _summary(self) -> str:
+        """From where to where the packet goes, and how many of its bytes are here."""
+        flow, size = self.flow, len(self.payload)
+        return f"{flow}, {size} bytes" if flow else f"{size} bytes"
 
     def _find(self, number: int) -> slice | None:
         layout = self._layout

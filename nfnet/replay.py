@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import sys
 import threading
 import time
@@ -15,11 +14,14 @@ from typing import NamedTuple
 
 from . import records
 from .capture import Record, scan
+from .checks import check_flag
 from .errors import CaptureError, ClosedError, DecodeError
+from .locks import RLock
 from .message import Recorded
 from .protocol import layout, netlink, nfnetlink, nfqnl
 from .protocol.nfqnl import NFQA, Command
 from .transport import Transport
+from .waiter import Waiter
 
 _END = sys.maxsize  # ``list[_END:] = more`` appends
 _PAUSE = 1000  # records of others, after which `receive` returns, so that the loop may be stopped
@@ -77,8 +79,8 @@ class Replay(Transport):
 
     def __init__(self, path: str | os.PathLike[str], *, realtime: bool = False, keep_verdicts: bool = True) -> None:
         self.verdicts, self.recorded, self.skipped = {}, {}, {}
-        self._realtime = realtime
-        self._keep_verdicts = keep_verdicts
+        self._realtime = check_flag("realtime", realtime)
+        self._keep_verdicts = check_flag("keep_verdicts", keep_verdicts)
         self._file = open(path, "rb")  # noqa: SIM115 - as long as the replay
         if not self._file.seekable():
             # A pipe: there may be nothing in it for hours. It was opened anew, so that nobody else's blocking changes.
@@ -96,13 +98,10 @@ class Replay(Transport):
         self._ended = False
         self._empty = False  # a pipe, for now
         self._closed = False
-        self._lock = threading.RLock()  # `close` may come from another thread, or in a signal handler
+        self._lock = RLock()  # `close` may come from another thread, or in a signal handler
         self._timer: threading.Timer | None = None
-        self._event = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # readable unless there is something to wait for
-        self._readable = select.epoll()  # that, and the pipe while it is empty
-        self._readable.register(self._event, select.EPOLLIN)
-        self._finalize = weakref.finalize(self, os.close, self._event)
-        self._finalize.atexit = False  # see `reader`
+        self._waiter = Waiter()  # woken, unless there is something to wait for
+        self._waiter.wake()
         _all.add(self)
 
     # --- the transport
@@ -125,25 +124,27 @@ class Replay(Transport):
             try:
                 if self._empty:
                     self._go_on()
-                while limit > 0 and not self._ended:
+                while True:  # and no condition at its end: see `locks`
+                    if limit <= 0 or self._ended:
+                        break
                     if self._next is None and not self._read_on():
                         break
                     assert self._next is not None
                     time_ns, datagrams, problem = self._next
-                    if datagrams:
-                        if self._realtime and time_ns is not None and not self._due(time_ns):
-                            return True
-                        left = None if problem is None else _Found(None, [], problem)
-                        into[_END:], self._next = datagrams, left  # one statement, so that none is lost or there twice
-                        limit -= len(datagrams)
-                    elif len(into) > start:
-                        return True  # what came before the damage is to be handled first
-                    elif problem is not None:
+                    if not datagrams:
+                        if len(into) > start:
+                            return True  # what came before the damage is to be handled first
+                        assert problem is not None
                         try:
                             raise problem
                         except CaptureError:  # no other: after a Ctrl-C before that it is still to be raised
                             self._next = None
                             raise
+                    if self._realtime and time_ns is not None and not self._due(time_ns):
+                        return True
+                    left = None if problem is None else _Found(None, [], problem)
+                    into[_END:], self._next = datagrams, left  # one statement, so that none is lost or there twice
+                    limit -= len(datagrams)
                 return not self._ended
             except ValueError:  # in a signal handler the file was closed as it was being read
                 self._check_open()
@@ -168,20 +169,18 @@ class Replay(Transport):
 
     def fileno(self) -> int:
         self._check_open()
-        return self._readable.fileno()
+        return self._waiter.fileno()
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
             if self._timer is not None:
                 self._timer.cancel()
-            self._readable.close()
             self._file.close()
-            self._finalize()
 
     def after_fork(self) -> None:
         """In a forked child: who held the lock is not there."""
-        self._lock = threading.RLock()
+        self._lock = RLock()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -197,7 +196,9 @@ class Replay(Transport):
         """
         with self._lock:
             self._check_open()
-            while not self._ended:
+            while True:
+                if self._ended:
+                    return None, None
                 items, self._items = self._items or self._from_the_start(), None
                 for item in items:
                     if item is None:
@@ -216,12 +217,11 @@ class Replay(Transport):
                     self._pass_over(item)
                 else:
                     self._ended = True
-                    break
+                    continue
                 self._items = items
                 self._wait_for_more()
-                self._readable.poll()
+                self._waiter.wait()
                 self._go_on()
-        return None, None
 
     def _read_on(self) -> bool:
         """Find the next record that has something for us; False if there is none, at the end or for now."""
@@ -299,37 +299,27 @@ class Replay(Transport):
             self._began = (time_ns, now)
         delay = (time_ns - self._began[0]) / 1e9 - (now - self._began[1])
         if delay <= 0:
-            self._wake()
+            self._waiter.wake()
             return True
-        self._wait()
+        self._waiter.reset()
         if self._timer is not None:
             self._timer.cancel()  # this may be asked more often than something is due
-        self._timer = threading.Timer(min(delay, threading.TIMEOUT_MAX), self._wake)
+        self._timer = threading.Timer(min(delay, threading.TIMEOUT_MAX), self._waiter.wake)
         self._timer.daemon = True
         self._timer.start()
         return False
 
-    def _wait(self) -> None:
-        with suppress(BlockingIOError):
-            if not self._closed:  # in a signal handler, just now
-                os.eventfd_read(self._event)
-
-    def _wake(self) -> None:
-        with self._lock:
-            if not self._closed:  # else the number may be another file's by now
-                os.eventfd_write(self._event, 1)
-
     def _wait_for_more(self) -> None:
         """The pipe is empty; `_go_on` when it is not any more."""
-        self._wait()
+        self._waiter.reset()
         self._empty = True
         with suppress(FileExistsError):  # an exception came before `_empty` was reset
-            self._readable.register(self._file.fileno(), select.EPOLLIN)
+            self._waiter.watch(self._file.fileno())
 
     def _go_on(self) -> None:
         with suppress(FileNotFoundError):
-            self._readable.unregister(self._file.fileno())
-        self._wake()
+            self._waiter.unwatch(self._file.fileno())
+        self._waiter.wake()
         self._empty = False
 
     def _collect(self, datagram: bytes, verdicts: dict[int, Decided], waiting: dict[int, None]) -> None:
@@ -345,12 +335,7 @@ class Replay(Transport):
             if kind == nfqnl.MSG_VERDICT:
                 covered = [header.packet_id] if header.packet_id in waiting else []
             else:
-                # As the kernel does, up to the first that is newer: not to look at all of them for each verdict.
-                covered = []
-                for number in waiting:
-                    if (header.packet_id - number) & 0xFFFFFFFF >= 0x80000000:
-                        break
-                    covered.append(number)
+                covered = nfqnl.covered_by_batch(waiting, header.packet_id)
             for number in covered:
                 verdicts[number] = decided
                 del waiting[number]

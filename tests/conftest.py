@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from hypothesis import settings
 from .swap import turn
 
 FIXTURES = Path(__file__).parent / "fixtures"
+
+# What a shell starts in the background ignores Ctrl-C, and so would the programs that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What counts is what is found, not how long this machine took for it.
 settings.register_profile("nfnet", deadline=None)

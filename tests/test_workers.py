@@ -71,6 +71,22 @@ def test_stop_at_any_moment_of_close(monkeypatch: pytest.MonkeyPatch) -> None:
     several.close()
 
 
+def test_an_interrupt_while_they_end_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = Workers(print, [1, 2])
+    several.start()
+
+    def interrupt(worker: Idle, deadline: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Idle, "wait_until", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            several.close()
+    assert [worker.sentinel for worker in several._workers] == [-1, -1]
+    with several:  # may be started again
+        pass
+
+
 @pytest.mark.parametrize("options", [{"record": "x.pcapng"}, {"transport": FakeKernel()}])
 def test_what_processes_cannot_share_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(nfnet.ArgumentError, match="not for workers"):

@@ -13,8 +13,6 @@ from ..log import LogMessage
 from ..packet import Packet
 from ..text import printable
 
-_PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
-
 
 def _when(
     message: Packet | LogMessage, recorded: bool, zone: datetime.tzinfo | None = None
@@ -50,12 +48,7 @@ def contents(payload: bytes) -> str:
     ip, flow = inet.ip(payload), inet.flow(payload)
     if ip is None or flow is None:
         return f"{len(payload)} bytes that are no IP packet"
-    name = _PROTOCOLS.get(ip.protocol, f"protocol {ip.protocol}")
-    if flow.source_port is None:
-        ends = f"{ip.source} > {ip.destination}"
-    else:
-        ends = f"{ip.source}.{flow.source_port} > {ip.destination}.{flow.destination_port}"
-    text = f"{name} {ends}"
+    text = str(flow)
     tcp, icmp = inet.tcp(payload), inet.icmp(payload)
     if tcp is not None:
         text += f" [{'.'.join(flag.name or '' for flag in inet.TcpFlag if flag in tcp.flags)}]"
