@@ -126,16 +126,14 @@ def wait_readable(file: Any, timeout: float | None) -> bool:
     return bool(select.select([file], [], [], 1.0 if timeout is None else min(timeout, 1.0))[0])
 
 
-def link_types(counts: Mapping[int, int]) -> str:
-    """How many records there are of each link type."""
-    return ", ".join(
-        f"{count} {'record' if count == 1 else 'records'} of link type {kind}" for kind, count in sorted(counts.items())
-    )
-
-
 def counted(count: int, what: str) -> str:
     """1 packet, 2 packets."""
     return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def link_types(counts: Mapping[int, int]) -> str:
+    """How many records there are of each link type."""
+    return ", ".join(f"{counted(count, 'record')} of link type {kind}" for kind, count in sorted(counts.items()))
 
 
 def losses(reader: Queue | Log) -> str:

@@ -140,9 +140,9 @@ def _replay(options: argparse.Namespace) -> int:
                 except CaptureError as error:
                     report(error)
     if not shown and not damaged:
-        what = f"of log group {group}" if group is not None else f"of queue {queue}"
-        found = "of a queue or log" if queue is None and group is None else what
-        common.say(f"nfnet replay: nothing {found} in {options.file}")
+        what = "a queue or log" if queue is None else f"queue {queue}"
+        what = what if group is None else f"log group {group}"
+        common.say(f"nfnet replay: nothing of {what} in {options.file}")
     if replay.skipped:
         common.say(f"nfnet replay: skipped: {common.link_types(replay.skipped)}")
     return 0 if shown and not damaged else 1
