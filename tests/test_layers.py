@@ -60,6 +60,7 @@ ORDER = [
     "queue",
     "log",
     "aio",
+    "records",
     "replay",
     "match",
     "nftables",
