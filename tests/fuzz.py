@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import nfnet
-from nfnet import cli, inet, nftables, rules
+from nfnet import Transport, cli, inet, nftables, rules
 from nfnet.capture import Record, netfilter_datagram, read
 from nfnet.cli import common, decode
 from nfnet.compat import netfilterqueue, nflogdata
@@ -341,14 +341,23 @@ def run_log(data: bytes, look: bool) -> None:
     kernel.close()
 
 
-class _NoRequests:
+class _NoRequests(Transport):
     """A transport that only receives."""
 
-    trusted = False
-
     def __init__(self, kernel: FakeKernel) -> None:
-        self.receive, self.fileno = kernel.receive, kernel.fileno
-        self.interface_name, self.close = kernel.interface_name, kernel.close
+        self._kernel = kernel
+
+    def receive(self, into: list[bytes], limit: int) -> bool:
+        return self._kernel.receive(into, limit)
+
+    def fileno(self) -> int:
+        return self._kernel.fileno()
+
+    def interface_name(self, index: int) -> str | None:
+        return self._kernel.interface_name(index)
+
+    def close(self) -> None:
+        self._kernel.close()
 
     def send(self, datagram: bytes) -> None: ...
 
