@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Any
 
 from . import inet
-from .errors import ArgumentError, ClosedError, kernel_error
+from .errors import ArgumentError, CaptureError, ClosedError, kernel_error
 from .locks import RLock
 from .log import Log
 from .packet import Packet
@@ -239,9 +239,9 @@ class FakeKernel(Transport):
 
     def close(self) -> None:
         with self._reading:
-            if not self.closed:
+            closed, self.closed = self.closed, True
+            if not closed:
                 os.close(self._readable)
-            self.closed = True
 
     # --- the kernel
 
@@ -328,9 +328,15 @@ _NAMES = {
 
 def open_replay(path: str | os.PathLike[str], *, queue: int | None = None, group: int | None = None) -> Queue | Log:
     """A queue or a log on a recording, open; its transport is a `Replay`. The first of the file if neither is given."""
-    if queue is None and group is None:
-        queue, group = Replay(path).first()
     replay = Replay(path)
-    reader: Queue | Log = Log(group, transport=replay) if group is not None else Queue(queue or 0, transport=replay)
-    reader.open()
+    try:
+        if queue is None and group is None:
+            queue, group = replay.first()
+        if queue is None and group is None:
+            raise CaptureError("no packets of a queue and no messages of a log in it", 0)
+        reader: Queue | Log = Log(group, transport=replay) if group is not None else Queue(queue or 0, transport=replay)
+        reader.open()
+    except BaseException:
+        replay.close()
+        raise
     return reader

@@ -371,7 +371,10 @@ def test_gaps_in_the_sequence_are_counted(caplog: pytest.LogCaptureFixture) -> N
         log.process(id)
         assert log.counters == nfnet.LogCounters(received=8, lost=98, overruns=2, malformed=0)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == ["log group 5: 95 messages were lost, 95 so far, because the receive buffer of ? bytes was full"]
+    assert warnings == [
+        "log group 5: 95 messages were lost, 95 so far; the receive buffer was full",
+        "log group 5: 3 messages were lost, 98 so far; the receive buffer was full",
+    ]
 
 
 def test_loss_before_the_first_message_is_counted() -> None:
