@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
-import threading
 import time
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from .checks import check
 from .errors import ArgumentError, NotPermittedError, kernel_error
+from .locks import uninterrupted
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
@@ -130,19 +132,25 @@ def call_in(netns: Netns | None, function: Callable[[], _T]) -> _T:
 def _in_thread(function: Callable[[], _T]) -> _T:
     """Call a function in a thread of its own, whose namespace it may change."""
     outcome: dict[str, Any] = {}
+    ended: SimpleQueue[None] = SimpleQueue()
 
     def work() -> None:
         try:
             outcome["result"] = function()
         except BaseException as error:
             outcome["error"] = error
+        ended.put(None)
 
-    thread = threading.Thread(target=work, name="nfnet-netns")
-    thread.start()
-    try:
-        thread.join()
-    finally:
-        thread.join()  # also after KeyboardInterrupt: nothing goes on behind the caller's back
+    def wait() -> None:
+        while not outcome:
+            ended.get()
+
+    # No `threading.Thread`, whose start waits for an Event: see `locks`.
+    for _ in uninterrupted(_thread.start_new_thread, work, ()):
+        try:
+            wait()
+        finally:
+            wait()  # also after KeyboardInterrupt: nothing goes on behind the caller's back
     try:
         if "error" in outcome:
             raise outcome["error"]

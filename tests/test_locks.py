@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -19,7 +21,7 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import Queue, recorder, testing
+from nfnet import Queue, netns, recorder, testing
 from nfnet.capture import LinkType, Writer
 from nfnet.compat import nflogr
 from nfnet.locks import RLock, uninterrupted
@@ -184,6 +186,27 @@ def test_an_interrupted_close_can_be_called_again(signals: Signals) -> None:
         with pytest.raises(nfnet.ClosedError):
             queue.fileno()
     assert interrupted > ROUNDS / 10
+
+
+def test_an_interrupted_call_in_a_namespace_has_ended(signals: Signals) -> None:
+    begun = ended = interrupted = 0
+
+    def work() -> None:
+        nonlocal begun, ended
+        begun += 1
+        ended += 1
+
+    for number in range(ROUNDS):
+        interrupted += signals.interrupt(lambda: netns._in_thread(work), 5e-4, times=100)
+        assert begun == ended, f"after {number} times"
+        before = begun
+        assert netns._in_thread(lambda: 7) == 7
+        assert begun == before, f"after {number} times"  # nothing of it began later
+    assert interrupted > ROUNDS / 2
+    deadline = time.monotonic() + BOUND
+    while len(os.listdir("/proc/self/task")) > threading.active_count() and time.monotonic() < deadline:
+        time.sleep(0.001)  # its threads are on their way out
+    assert len(os.listdir("/proc/self/task")) == threading.active_count() == 1
 
 
 def run(code: str) -> None:
