@@ -15,6 +15,7 @@ from .protocol.conntrack import parse as parse_conntrack
 from .protocol.layout import Layout, Layouts, compile_struct
 from .protocol.nfnetlink import BODY, Family, Table, nfgenmsg, parse_attributes
 from .protocol.nfqnl import NFQA_VLAN
+from .text import printable
 
 _Enum = TypeVar("_Enum", bound=int)
 
@@ -22,6 +23,18 @@ _read_u32 = compile_struct(Int32ub).unpack_from
 _read_hwaddr = compile_struct(nfqnl.hwaddr).unpack_from
 _read_timestamp = compile_struct(nfqnl.timestamp).unpack_from
 _read_family = compile_struct(nfgenmsg, "family").unpack_from
+
+
+class Recorded(bytes):
+    """A datagram, or a message in it, from a recording, and the time of its record; see `Message.timestamp`."""
+
+    time_ns: int
+    """In nanoseconds since 1970, UTC."""
+
+    def __new__(cls, data: bytes, time_ns: int = 0) -> Recorded:
+        self = super().__new__(cls, data)
+        self.time_ns = time_ns
+        return self
 
 
 class Vlan(NamedTuple):
@@ -81,6 +94,18 @@ class Message:
         for name in Message.__annotations__:
             if name.isupper():
                 setattr(cls, name, int(kind[name[1:]]))
+
+    def __repr__(self) -> str:
+        try:
+            summary = self._summary()
+        except Exception as error:  # a damaged recording: logs and debuggers show what they are given
+            summary = f"unreadable: {printable(str(error))}"
+        return f"<{type(self).__name__} {summary}>"
+
+    def _summary(self) -> str:
+        """From where to where the packet goes, and how many of its bytes are here."""
+        flow, size = self.flow, len(self.payload)
+        return f"{flow}, {size} bytes" if flow else f"{size} bytes"
 
     def _find(self, number: int) -> slice | None:
         layout = self._layout
@@ -166,19 +191,22 @@ class Message:
 
         None for packets on their way out. Else also None unless something on the machine asked the kernel to stamp
         packets: see ``Queue(timestamps=True)``. Newer kernels (not Linux 6.1) stamp all logged packets that come in.
+        In a replay, a message without TIMESTAMP has the time of its record instead.
         """
         span = self._find(self._TIMESTAMP)
         if span is None:
-            return None
+            raw = self.raw
+            return raw.time_ns / 1e9 if isinstance(raw, Recorded) else None
         seconds, microseconds = _read_timestamp(self.raw, span.start)
         return float(seconds + microseconds / 1e6)
 
     @property
     def timestamp_ns(self) -> int | None:
-        """As `timestamp`, in nanoseconds; a multiple of 1000."""
+        """As `timestamp`, in nanoseconds; TIMESTAMP is a multiple of 1000."""
         span = self._find(self._TIMESTAMP)
         if span is None:
-            return None
+            raw = self.raw
+            return raw.time_ns if isinstance(raw, Recorded) else None
         seconds, microseconds = _read_timestamp(self.raw, span.start)
         return int(seconds * 1_000_000_000 + microseconds * 1000)
 

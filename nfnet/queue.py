@@ -6,11 +6,12 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import ClassVar, Literal
 
 from .binding import QueueBinding
-from .checks import check, check_choice
-from .errors import AlreadyDecidedError, ClosedError
+from .checks import check, check_choice, check_flag, check_result
+from .errors import AlreadyDecidedError, ClosedError, NfnetError
 from .netns import Netns
 from .packet import Packet
 from .protocol import nfqnl
@@ -30,25 +31,29 @@ class Queue(Reader[QueueBinding]):
     """The packets of queue ``num``, one at a time, each to get a verdict.
 
     A rule sends packets to the queue; see `nfnet.rules.queue`. Entering the context, or `open`, binds the queue;
-    leaving it, or `close`, unbinds it. Then the kernel drops what waits, unless ``undecided`` is "accept".
+    leaving it, or `close`, unbinds it. Then the kernel drops what waits, unless ``undecided`` is "accept": then that is
+    let through, and so is what comes until the queue is unbound.
 
     num: number of the queue, 0 to 65535.
     copy_range: how many bytes of each packet to copy, 1 to 65535; the kernel never copies more than 65,531.
     copy_mode: PACKET; META for no payload at all; with NONE the kernel drops every packet.
-    max_len: how many packets may wait for a verdict, 0 to 2^32-1; the kernel's default is 1024.
+    max_len: how many packets may wait for a verdict, 0 to 2^32-1; the kernel's default is 1024. Newer kernels
+        (6.12.117, 6.18) take 65,536 at most, whatever is asked for.
     rcvbuf: size of the socket's receive buffer in bytes, as the kernel counts, 8 MiB if not given. Outside the
-        initial user namespace net.core.rmem_max limits it. What was granted is the attribute ``rcvbuf``.
+        initial user namespace net.core.rmem_max limits it, with a warning. What was granted is the attribute
+        ``rcvbuf``.
     fail_open: when the queue or the receive buffer is full, accept packets instead of dropping them.
     gso: take super-packets and packets with unfinished checksums as they are, not cut up and finished.
     conntrack, uid_gid, secctx: ask for the attributes of these names.
     timestamps: make the kernel stamp packets as they arrive, from a moment after opening as long as the queue is open.
-    on_overrun: what to do when packets were lost: "count" and log a warning now and then, "raise" OverrunError out
-        of the loop, or "ignore": count in silence.
+    on_overrun: what to do when packets were lost: "count" and log warnings, now and then and at the end, "raise"
+        OverrunError out of the loop, or "ignore": count in silence.
     undecided: what becomes of a packet whose handler returns without a verdict: it stays "pending", so that it may
         be decided later, or the queue will "accept" or "drop" it.
     on_error: what becomes of a packet whose handler raises an Exception: "raise" it, the packet staying pending, or
         log it and "accept" or "drop" the packet.
-    netns: the network namespace to work in: the name of one in /run/netns, a path, a process id, or an open file.
+    netns: the network namespace to work in: the name of one in /run/netns, a path, an open file, or
+        the file descriptor of one (an int). It must stay open as long as the queue is used.
     transport: where to get packets from, instead of the kernel; see `nfnet.replay`.
     record: a file to record to what passes between the kernel and this program; see `nfnet.record`.
 
@@ -85,19 +90,19 @@ class Queue(Reader[QueueBinding]):
         check_choice("undecided", undecided, ("pending", "accept", "drop"))
         check_choice("on_error", on_error, ("raise", "accept", "drop"))
         self._flags = QueueFlag(0)
-        for wanted, flag in (
-            (fail_open, QueueFlag.FAIL_OPEN),
-            (gso, QueueFlag.GSO),
-            (conntrack, QueueFlag.CONNTRACK),
-            (uid_gid, QueueFlag.UID_GID),
-            (secctx, QueueFlag.SECCTX),
+        for name, wanted, flag in (
+            ("fail_open", fail_open, QueueFlag.FAIL_OPEN),
+            ("gso", gso, QueueFlag.GSO),
+            ("conntrack", conntrack, QueueFlag.CONNTRACK),
+            ("uid_gid", uid_gid, QueueFlag.UID_GID),
+            ("secctx", secctx, QueueFlag.SECCTX),
         ):
-            if wanted:
+            if check_flag(name, wanted):
                 self._flags |= flag
         self._on_overrun = on_overrun
         self._undecided = undecided
         self._on_error = on_error
-        self._timestamps = timestamps
+        self._timestamps = check_flag("timestamps", timestamps)
         super().__init__(
             f"queue {self.num}",
             rcvbuf=None if rcvbuf is None else check("rcvbuf", rcvbuf, 1, 0x7FFFFFFF),
@@ -113,10 +118,17 @@ class Queue(Reader[QueueBinding]):
     a packet is filled in afterwards."""
 
     _proc_file = "nfnetlink_queue"
+    _remedy = "use AsyncQueue, whose run awaits it"
 
     def _make_binding(self, transport: Transport) -> QueueBinding:
         return QueueBinding(
-            self.num, transport, self._on_overrun, timestamps=self._timestamps, packet_type=self.packet_type
+            self.num,
+            transport,
+            self._on_overrun,
+            partial(own_row, queue_rows, self.num, self._netns),
+            max_len=self._max_len,
+            timestamps=self._timestamps,
+            packet_type=self.packet_type,
         )
 
     def _bind_request(self, seq: int) -> bytes:
@@ -143,8 +155,21 @@ class Queue(Reader[QueueBinding]):
     def _row(self) -> QueueRow | None:
         return own_row(queue_rows, self.num, self._netns)
 
+    def _pass_requests(self) -> bytes:
+        """Requests after which the kernel accepts what comes without queueing it: the queue is full, and fails open.
+
+        Two messages, the flag first: from a single one the kernel takes the length first, and would drop what comes
+        until it has taken the flag as well.
+        """
+        return nfqnl.config(self.num, flags=QueueFlag.FAIL_OPEN) + nfqnl.config(self.num, max_len=0)
+
     def _finish(self, binding: QueueBinding) -> None:
         verdicts = binding.verdicts
+        if self._undecided == "accept":
+            # What came between the last verdict and the end of the binding would be dropped. No answer is asked for,
+            # since it may find no room in the receive buffer; what refuses this is closed all the same.
+            with suppress(NfnetError):
+                binding.transport.send(self._pass_requests())
         if self._undecided != "pending":
             verdicts.settle()
             for packet in list(verdicts.pending):
@@ -176,11 +201,12 @@ class Queue(Reader[QueueBinding]):
     def run(self, handler: Handler) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
 
-        What the handler raises is treated as ``on_error`` says; exceptions that are no `Exception`, such as
-        KeyboardInterrupt, always come out. Verdicts given before leave first, and `run` may be called again.
+        The handler is a plain function; for async ones there is `AsyncQueue`. What it raises is treated as ``on_error``
+        says; exceptions that are no `Exception`, such as KeyboardInterrupt, always come out. Verdicts given before
+        leave first, and `run` may be called again.
 
-        Raises OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege to decide was dropped,
-        DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.
+        Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege
+        to decide was dropped, DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.
         """
         self._drive(handler, block=True)
 
@@ -193,16 +219,19 @@ class Queue(Reader[QueueBinding]):
         return self._take() if handler is None else self._drive(handler, block=False)
 
     def _hand_out(self, binding: QueueBinding, portion: Iterator[Packet], handler: Handler) -> None:
+        result: object = None
         for packet in portion:
             try:
-                handler(packet)
+                result = handler(packet)
             except Exception as error:
                 if binding.finished and isinstance(error, (ClosedError, AlreadyDecidedError)):
                     return  # closed by another thread while the handler was deciding: that ends the loop
                 if self._on_error == "raise":
                     raise
                 self._handler_failed(packet)
+                result = None
             if packet._decision is None:
+                check_result(result, self._remedy)
                 self._leave_undecided(binding, packet)
             if self._stopping:
                 return
@@ -213,7 +242,7 @@ class Queue(Reader[QueueBinding]):
 
     def _leave_undecided(self, binding: QueueBinding, packet: Packet) -> None:
         if self._undecided == "pending":
-            binding.verdicts.defer(packet)
+            binding.defer(packet)
         else:
             apply_policy(self._undecided, packet)
 
@@ -236,8 +265,8 @@ class Queue(Reader[QueueBinding]):
 
     def stats(self) -> QueueStats:
         """The counters beside the kernel's own row about this queue, if it is open and the row may be read."""
-        row = None if self._binding is None else self._row()
-        return QueueStats(self.counters, row)
+        binding = self._binding
+        return QueueStats(self.counters, None if binding is None else binding.row())
 
 
 def apply_policy(policy: str, packet: Packet) -> None:

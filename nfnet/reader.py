@@ -9,17 +9,20 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
 from operator import length_hint
 from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from .checks import check_handler
 from .errors import (
     ArgumentError,
     BusyError,
     BusyReadingError,
     ClosedError,
+    DecodeError,
     KernelError,
     NfnetError,
     NotPermittedError,
@@ -27,19 +30,18 @@ from .errors import (
     OverrunError,
 )
 from .locks import RLock
-from .netns import Netns, call_in
+from .loss import Loss
+from .netns import Netns, call_in, check_netns
 from .protocol import nfqnl
 from .protocol.nfqnl import Command
 from .recorder import Recorder, current
-from .stats import LogRow, QueueRow, process
-from .transport import NetlinkSocket, Transport
+from .stats import LogRow, QueueRow, Row, is_ours, process
+from .transport import DEFAULT_RCVBUF, NetlinkSocket, Transport
 from .waiter import Waiter
 
 # A verdict waits for others no longer than this, in seconds, and the time of at most so many calls of the handler.
 _MAX_DELAY = 0.001
 _MAX_PORTION = 16
-# Warnings about loss, at most one in so many seconds.
-_WARN_EVERY = 10.0
 
 _log = logging.getLogger("nfnet")
 
@@ -47,13 +49,16 @@ T = TypeVar("T")
 Self = TypeVar("Self", bound="Reader")  # type: ignore[type-arg]
 
 
-class Binding(ABC, Generic[T]):
-    """A queue or group while it is bound: what came, and is not through yet."""
+class Binding(ABC, Generic[T, Row]):
+    """A queue or group while it is bound: what came, and is not through yet.
+
+    ``find_row`` looks for the kernel's row about it.
+    """
 
     drain = 0  # how many datagrams to take from the transport at a time
     what = ""  # what gets lost
 
-    def __init__(self, name: str, transport: Transport, on_overrun: str) -> None:
+    def __init__(self, name: str, transport: Transport, on_overrun: str, find_row: Callable[[], Row | None]) -> None:
         self.transport = transport
         self.ready: Iterator[T] = iter(())  # for the handler; one iterator for all loops
         self._process = os.getpid()
@@ -68,10 +73,10 @@ class Binding(ABC, Generic[T]):
         self._name = name
         self._on_overrun = on_overrun
         self._received: list[bytes] = []  # datagrams
-        self._lost = 0
         self._overruns = 0
         self._malformed = 0
-        self._warned = -_WARN_EVERY
+        self._find_row: Callable[[], Row | None] = find_row
+        self.loss = Loss(warn=on_overrun == "count")
         self.shared = False  # with another process: one that was forked from this one, or the one it was forked from
         if getattr(transport, "inherit", False):
             _inherited.add(self)
@@ -104,6 +109,9 @@ class Binding(ABC, Generic[T]):
         except OverrunError:
             self._overruns += 1
             raise
+        except DecodeError:  # a damaged recording
+            self._malformed += 1
+            raise
         finally:
             self._make_ready()
         self.ended = not more
@@ -120,24 +128,46 @@ class Binding(ABC, Generic[T]):
     def _count_lost(self, new: int) -> None:
         if self.shared:
             return  # the other process may have read them
-        self._lost += new
         self._overruns += self._on_overrun != "raise"  # there it was counted as it was raised
-        if self._on_overrun == "count" and monotonic() > self._warned + _WARN_EVERY:
-            self._warned = monotonic()
-            _log.warning(
-                "%s: %d %s were lost, %d so far, because the receive buffer of %s bytes was full",
-                self._name,
-                new,
-                self.what,
-                self._lost,
-                getattr(self.transport, "rcvbuf", "?"),
-            )
+        self.loss.add(new)
+        self.tell_loss()
+
+    def tell_loss(self, *, end: bool = False) -> None:
+        """Log a warning, if there is something to say and it is time."""
+        new = self.loss.due(end=end)
+        if not new:
+            return
+        amounts, row = (self._name, new, self.what, self.loss.total), self.row()
+        if row is None and not self.transport.trusted:  # a recording, say, of which somebody took some out
+            _log.warning("%s: %d %s are missing, %d so far", *amounts)
+        else:
+            _log.warning("%s: %d %s were lost, %d so far; %s", *amounts, self._cause_of_loss(row))
+
+    def _cause_of_loss(self, row: Row | None) -> str:
+        """Where there was no room, as far as that is known."""
+        return f"{self._buffer()} was full"
+
+    def _buffer(self) -> str:
+        size: int | None = getattr(self.transport, "rcvbuf", None)
+        return "the receive buffer" if size is None else f"the receive buffer of {size} bytes"
+
+    def row(self) -> Row | None:
+        """The kernel's row about it; None if there is none, as for a recording, or it may not be read."""
+        port: int | None = getattr(self.transport, "port_id", None)
+        row = None if port is None else self._find_row()
+        return row if row is not None and row.port_id == port else None
+
+    def sum_up(self) -> None:
+        """It is about to be closed: count, and tell, what there is."""
+        self.tell_loss(end=True)
 
     def flush(self) -> None:
         """Send what was collected; called between portions."""
 
     def settle(self, waiting: int = 0) -> None:
         """A batch is through, or the loop ends with the last ``waiting`` still to come."""
+        if self.loss.untold:
+            self.tell_loss()
 
     def release(self) -> None:
         """Let go of the sockets."""
@@ -151,7 +181,7 @@ class Binding(ABC, Generic[T]):
                     self.recorder.close()
 
 
-_inherited: weakref.WeakSet[Binding[Any]] = weakref.WeakSet()
+_inherited: weakref.WeakSet[Binding[Any, Any]] = weakref.WeakSet()
 
 
 def _before_fork() -> None:
@@ -188,6 +218,7 @@ class Reader(ABC, Generic[B]):
         self._rcvbuf = rcvbuf
         self._overruns = overruns
         self._datagram = datagram
+        check_netns(netns)
         self._netns = netns
         self._given_transport = transport
         self._waiter = Waiter()
@@ -236,7 +267,7 @@ class Reader(ABC, Generic[B]):
         try:
             self._bind(binding.transport)
             self._waiter.watch(binding.transport.fileno(), inherit=getattr(binding.transport, "inherit", False))
-            if binding.recorder is not None and binding.owns_recorder:
+            if binding.recorder is not None:
                 binding.recorder.begin()
             last = self._last_binding
             if last is None or not last.reading:  # else a loop of the previous binding has still to see that it ended
@@ -271,6 +302,8 @@ class Reader(ABC, Generic[B]):
             if own is not None:
                 own.close()
             raise
+        if given is None and (granted := getattr(binding.transport, "rcvbuf", None)) is not None:
+            _check_buffer(DEFAULT_RCVBUF if self._rcvbuf is None else self._rcvbuf, granted)
         if recorder is not None:
             binding.transport.tap = recorder.tap  # type: ignore[attr-defined]
             binding.recorder, binding.owns_recorder = recorder, own is not None
@@ -289,7 +322,7 @@ class Reader(ABC, Generic[B]):
                 raise error from None
             except KernelError:
                 pass
-            raise BusyError(operation, errno.EPERM, reason=f"another socket has it{self._owner()}") from None
+            raise self._busy(operation) from None
         except NotSupportedError as error:
             lacking = [name for name, flag in self._flags_asked_for() if not self._supported(transport, flag)]
             hint = f"This kernel has no support for {' and '.join(lacking)}" if lacking else error.hint
@@ -311,10 +344,16 @@ class Reader(ABC, Generic[B]):
             pass
         return True
 
-    def _owner(self) -> str:
-        """Who has it, where this process may know."""
+    def _busy(self, operation: str) -> BusyError:
+        """Says who has it, where this process may know."""
         row = self._row()
-        return "" if row is None else f": {process(row.port_id, self._netns)}"
+        if row is None:
+            reason, hint = "another socket has it", None
+        elif is_ours(row.port_id, self._netns):
+            reason, hint = "another socket of this process has it", "Close that one first, or use another number"
+        else:
+            reason, hint = f"another socket has it: {process(row.port_id, self._netns)}", None
+        return BusyError(operation, errno.EPERM, reason=reason, hint=hint)
 
     _proc_file: str  # in /proc/net/netfilter, and the name of the kernel's module
 
@@ -337,6 +376,7 @@ class Reader(ABC, Generic[B]):
                 binding.finished = True
                 self.stop()
                 try:
+                    binding.sum_up()
                     self._finish(binding)
                 finally:
                     # Closing the socket unbinds too, unless a program started without close-on-exec has it as well.
@@ -435,15 +475,22 @@ class Reader(ABC, Generic[B]):
                 return True
             if not more or not block:
                 return False
+            if binding.loss.untold:
+                binding.tell_loss()
             if binding.recorder is not None:
                 binding.recorder.flush()  # nothing comes for a while: let it be on the disk
-            self._waiter.wait()
+            if not self._pause(binding):
+                return False
         return False
+
+    def _pause(self, binding: B) -> bool:
+        """Wait until something may be there; False to end the loop instead."""
+        self._waiter.wait()
+        return True
 
     def _drive(self, handler: Callable[[Any], object], block: bool) -> int:
         """Hand out what comes, and return how many that were."""
-        if not callable(handler):
-            raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
+        check_handler(handler, self._remedy)
         binding = self._bound()
         before = binding.taken()
         portions = self._portions(binding, block)
@@ -453,6 +500,8 @@ class Reader(ABC, Generic[B]):
         finally:
             portions.close()
         return int(binding.taken() - before)
+
+    _remedy: str  # for an async handler
 
     @abstractmethod
     def _hand_out(self, binding: B, portion: Iterator[Any], handler: Callable[[Any], object]) -> None:
@@ -495,7 +544,16 @@ class Reader(ABC, Generic[B]):
         return size
 
 
-def _pace(binding: Binding[Any], size: int, deadline: float) -> tuple[int, float]:
+@lru_cache  # once for each size, whoever asks for it
+def _check_buffer(asked: int, granted: int) -> None:
+    """Warn if a receive buffer is smaller than what was asked for."""
+    half = asked // 2  # which the kernel doubles
+    if granted < 2 * half:
+        text = "the receive buffer has %d bytes instead of %d, which in this user namespace takes net.core.rmem_max=%d"
+        _log.warning(text, granted, asked, half)
+
+
+def _pace(binding: Binding[Any, Any], size: int, deadline: float) -> tuple[int, float]:
     """Let verdicts leave if it is time, and say how many packets there may be until the next look at the clock.
 
     While the handler is quick these are ever more: asking the clock costs as much as a verdict.

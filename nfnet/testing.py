@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Any
 
 from . import inet
-from .errors import ArgumentError, ClosedError, kernel_error
+from .errors import ArgumentError, CaptureError, ClosedError, kernel_error
 from .locks import RLock
 from .log import Log
 from .packet import Packet
@@ -157,7 +157,8 @@ class FakeKernel(Transport):
 
     It understands requests by the construct schemas alone, and applies them as net/netfilter/nfnetlink_queue.c does.
     ``queued`` are the ids of packets without a verdict, ``judged`` what was decided, in order: id, verdict word, and
-    changes by NFQA number. With ``ends`` it comes to an end when all that was fed has been read.
+    changes by NFQA number; there is room for any number. With ``ends`` it comes to an end when all that was fed has
+    been read.
     """
 
     trusted = True
@@ -258,18 +259,19 @@ class FakeKernel(Transport):
             return
         assert header.seq == 0
         verdict = values.pop(NFQA.VERDICT_HDR)
-        if verdict.verdict & 0xFF == 2 or verdict.verdict & 0xFF > Verdict.STOP:
+        word = verdict.verdict
+        if word & 0xFF not in list(Verdict):
             self.deliver(error_message(errno.EINVAL, message))
             return
         if header.type == nfqnl.MSG_VERDICT_BATCH:
-            covered = [i for i in self.queued if (verdict.packet_id - i) & 0xFFFFFFFF < 0x80000000]
+            covered = nfqnl.covered_by_batch(self.queued, verdict.packet_id)
         else:
             covered = [verdict.packet_id] if verdict.packet_id in self.queued else []
         if not covered:
             self.deliver(error_message(errno.ENOENT, message))
-        for packet_id in covered:
+        for packet_id in covered:  # nothing that a signal could interrupt between these two
             del self.queued[packet_id]
-            self.judged.append((packet_id, verdict.verdict, values))
+            self.judged.append((packet_id, word, values))
 
 
 class FedQueue:
@@ -305,10 +307,7 @@ class FedQueue:
     def verdicts(self) -> dict[int, Decided]:
         """What was decided, by packet id."""
         self.queue.flush()
-        return {
-            packet_id: Decided(word, changes.get(NFQA.MARK), changes.get(NFQA.PAYLOAD))
-            for packet_id, word, changes in self.kernel.judged
-        }
+        return {packet_id: Decided.from_word(word, changes) for packet_id, word, changes in self.kernel.judged}
 
     def close(self) -> None:
         """Close the queue."""
@@ -329,9 +328,15 @@ _NAMES = {
 
 def open_replay(path: str | os.PathLike[str], *, queue: int | None = None, group: int | None = None) -> Queue | Log:
     """A queue or a log on a recording, open; its transport is a `Replay`. The first of the file if neither is given."""
-    if queue is None and group is None:
-        queue, group = Replay(path).first()
     replay = Replay(path)
-    reader: Queue | Log = Log(group, transport=replay) if group is not None else Queue(queue or 0, transport=replay)
-    reader.open()
+    try:
+        if queue is None and group is None:
+            queue, group = replay.first()
+        if queue is None and group is None:
+            raise CaptureError("no packets of a queue and no messages of a log in it", 0)
+        reader: Queue | Log = Log(group, transport=replay) if group is not None else Queue(queue or 0, transport=replay)
+        reader.open()
+    except BaseException:
+        replay.close()
+        raise
     return reader

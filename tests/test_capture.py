@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import io
 import os
 import signal
@@ -11,6 +13,7 @@ import tempfile
 import threading
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -190,6 +193,25 @@ def test_a_queue_gets_its_own_packets_and_no_others(tmp_path: Path) -> None:
     }
 
 
+def test_recorded_verdicts_have_the_queue_apart_and_refused_ones_are_none(tmp_path: Path) -> None:
+    path = recording(
+        tmp_path / "queue.pcap",
+        *(packet_message(number) for number in range(1, 4)),
+        nfqnl.verdict(1, 1, 131075),
+        nfqnl.verdict(1, 2, 0xFFFF8003, batch=True),
+        nfqnl.verdict(1, 3, 2),  # STOLEN, which the kernel refuses
+    )
+    replay = nfnet.replay(path)
+    with nfnet.Queue(1, transport=replay) as queue:
+        queue.run(lambda packet: packet.requeue(2) if packet.id == 1 else packet.requeue(0xFFFF, bypass=True))
+    assert replay.recorded[1].verdict is nfnet.Verdict.QUEUE
+    assert replay.recorded == {
+        1: nfnet.Decided(nfnet.Verdict.QUEUE, queue=2),
+        2: nfnet.Decided(nfnet.Verdict.QUEUE, queue=0xFFFF, bypass=True),
+    }
+    assert replay.verdicts == {**replay.recorded, 3: replay.recorded[2]}
+
+
 def test_bare_packets_replay_as_a_queue(tmp_path: Path) -> None:
     path = recording(tmp_path / "raw.pcap", ipv4(17, b"four"), ipv6(17, b"six"), link_type=101)
     with nfnet.Queue(9, transport=nfnet.replay(path)) as queue:
@@ -256,6 +278,9 @@ class Interrupted(io.RawIOBase):
     def seekable(self) -> bool:
         return bool(self._file.seekable())
 
+    def fileno(self) -> int:
+        return int(self._file.fileno())
+
     def seek(self, offset: int, whence: int = 0) -> int:
         return int(self._file.seek(offset, whence))
 
@@ -320,7 +345,7 @@ def test_a_damaged_record_is_reported_and_those_behind_it_come(tmp_path: Path) -
         packet.accept()
 
     with nfnet.Queue(1, transport=nfnet.replay(path)) as queue:
-        with pytest.raises(nfnet.CaptureError, match="without the header"):
+        with pytest.raises(nfnet.CaptureError, match="record 2: no header of netlink captures"):
             queue.run(handler)
         with pytest.raises(nfnet.CaptureError, match="in the middle"):
             queue.run(handler)
@@ -328,22 +353,29 @@ def test_a_damaged_record_is_reported_and_those_behind_it_come(tmp_path: Path) -
     assert got == [1, 2]
 
 
-def test_a_closed_replay_leaves_its_descriptor_alone(tmp_path: Path) -> None:
-    replay = nfnet.replay(recording(tmp_path / "queue.pcap", packet_message(1)), realtime=True)
+def test_a_closed_replay_leaves_its_descriptors_alone(tmp_path: Path) -> None:
+    path = tmp_path / "slow.pcap"
+    writer = Writer(path, LinkType.RAW)
+    for number in range(2):
+        writer.write(TIME + number * 10**12, ipv4(17, b"x"))
+    writer.close()
+    replay = nfnet.replay(path, realtime=True)
     queue = nfnet.Queue(1, transport=replay)
     queue.open()
-    number = replay.fileno()
+    assert queue.process(nfnet.Packet.accept) == 1
+    wake = replay._waiter.wake
     queue.close()
-    with open(tmp_path / "another", "w+b", buffering=0) as another:
-        os.dup2(another.fileno(), number)  # somebody gets its number
-        try:
-            replay._wake()  # as the thread of a timer does that has just passed its wait
-            assert another.tell() == 0
-        finally:
-            os.close(number)
-    for use in (queue.open, replay.fileno, lambda: replay.send(nfqnl.verdict(1, 1, 1))):
+    for use in (queue.open, replay.fileno, partial(replay.send, nfqnl.verdict(1, 1, 1))):
         with pytest.raises(nfnet.ClosedError, match="the replay is closed"):
             use()
+    del queue, replay, use
+    gc.collect()
+    with contextlib.ExitStack() as stack:
+        files = [
+            stack.enter_context(open(tmp_path / f"{n}", "wb", buffering=0)) for n in range(50)
+        ]  # take their numbers
+        wake()  # as the thread of a timer does that has just passed its wait
+        assert [file.tell() for file in files] == [0] * 50
 
 
 def test_a_replay_can_be_recorded(tmp_path: Path) -> None:

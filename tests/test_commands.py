@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
+import sqlite3
+import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nfnet import testing
+from nfnet import rules, testing
+from nfnet.capture import LinkType, Writer, netlink_header
 from nfnet.cli import common, lines
+from nfnet.cli import log as log_command
 from nfnet.cli.decode import describe
 from nfnet.log import LogMessage
 
 from .conftest import FIXTURES
+from .test_capture import recording
+from .test_replay import cut_file, mixed
 
 COMMANDS = ("queue", "log", "record", "replay", "decode", "rules", "stats", "doctor", "run", "demo")
 QUEUE = FIXTURES / "queue-forward-ipv4.pcapng"
@@ -55,6 +64,11 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "handler": (["queue", "1", "--handler", "nothing"], "is not MODULE:FUNCTION"),
     "no module": (["queue", "1", "--handler", "no_such_module:f"], "the module 'no_such_module' cannot be imported"),
     "no function": (["queue", "1", "--handler", "json:nothing"], "there is no function 'nothing' in 'json'"),
+    "async function": (["queue", "1", "--handler", "asyncio:sleep"], "the handler sleep is an async function"),
+    "generator": (["queue", "1", "--handler", "os:fwalk"], "the handler fwalk has a yield in it"),
+    "undecided": (["queue", "1", "--undecided", "accept"], "about what a --handler leaves undecided"),
+    "length": (["queue", "1", "--max-len", "0"], "must be in 1..4294967295"),
+    "built in": (["queue", "1", "--handler", "sys:nothing"], "there is no function 'nothing' in 'sys' (built in)"),
     "rule": (["queue", "1", "--install-rule", "colour=red"], "is not name=value with one of the names hook,"),
     "rule value": (["log", "1", "--install-rule", "hook=outside"], "hook is 'outside' and must be one of"),
     "port": (["log", "1", "--metrics", "0"], "must be in 1..65535"),
@@ -79,6 +93,86 @@ def test_a_module_that_raises_is_one_line_and_with_debug_a_traceback(tmp_path: P
     text = "the module 'broken' cannot be imported: RuntimeError: of its own accord\n"
     assert done.stderr == f"nfnet queue: --handler: {text}"
     assert "Traceback" in nfnet("--debug", "queue", "1", "--handler", "broken:f", cwd=tmp_path).stderr
+
+
+def test_a_handler_in_the_current_directory_is_not_found_on_a_safe_path(tmp_path: Path) -> None:
+    (tmp_path / "decider.py").write_text("def decide(packet): pass")
+    arguments = ("queue", "1", "--netns", "/nowhere", "--handler", "decider:decide")
+    assert "/nowhere" in nfnet(*arguments, cwd=tmp_path).stderr  # it was found
+    done = nfnet(*arguments, cwd=tmp_path, env={**os.environ, "PYTHONSAFEPATH": "1"})
+    assert done.returncode == 2
+    assert "the module 'decider' cannot be imported: ModuleNotFoundError" in done.stderr
+
+
+# --- rows of a database
+
+
+def message(number: int, size: int = 10) -> LogMessage:
+    return LogMessage.from_bytes(testing.log_message(testing.udp(bytes(size)), prefix=str(number)))
+
+
+@pytest.fixture
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[log_command._Database]:
+    monkeypatch.setattr(log_command, "_AGAIN", 0.0)
+    monkeypatch.setattr(log_command, "_LOCK_PATIENCE", 0.0)
+    database = log_command._Database(str(tmp_path / "log.db"), 5)
+    database.begin()
+    yield database
+    database.close()
+
+
+def stored(path: Path) -> list[int]:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return [int(prefix) for (prefix,) in connection.execute("SELECT prefix FROM messages")]
+
+
+# What happens to a database, and what SQLite says then.
+TROUBLE = {
+    "full": ("PRAGMA max_page_count = 2", "database or disk is full"),
+    "read-only": ("PRAGMA query_only = 1", "attempt to write a readonly database"),
+    "gone": ("", "attempt to write a readonly database"),
+    "no table": ("DROP TABLE messages", ""),
+}
+
+
+@pytest.mark.parametrize("what", TROUBLE)
+def test_no_batch_is_lost_to_a_database_that_fails_for_a_while(
+    database: log_command._Database, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database.take(message(0))
+    database.flush()
+    assert database._connection is not None
+    statement, text = TROUBLE[what]
+    database._connection.execute(statement)
+    if what == "gone":
+        (tmp_path / "log.db").rename(tmp_path / "moved.db")
+    for number in range(1, 20):
+        database.take(message(number, 1000))
+        database.flush()
+    assert database.finish(lambda: False)
+    assert stored(tmp_path / "log.db") == list(range(what in ("gone", "no table"), 20))
+    errors = capsys.readouterr().err
+    if text:
+        path = tmp_path / "log.db"
+        assert errors.startswith(f"nfnet log: --sqlite {path}: {text}; messages are kept, to be stored later\n")
+        assert errors.endswith(" stored late\n")
+        assert errors.count("\n") == 2
+    assert stat.S_IMODE((tmp_path / "log.db").stat().st_mode) == 0o600
+
+
+def test_what_is_kept_for_a_database_is_bounded_and_what_is_not_is_said(
+    database: log_command._Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(log_command, "_MOST_KEPT", 10 * (log_command._ROW_SIZE + 38))
+    with contextlib.closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for number in range(13):
+            database.take(message(number))
+            database.flush()
+        other.execute("ROLLBACK")
+        assert not database.finish(lambda: False)
+    assert stored(tmp_path / "log.db") == list(range(10))
+    assert capsys.readouterr().err.endswith(": 3 messages not stored: database is locked\n")
 
 
 def test_replay_of_a_queue() -> None:
@@ -113,6 +207,152 @@ def test_a_closed_pipe_ends_it() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
+
+
+# --- files that are not as they should be
+
+
+def good_good_bad_good(path: Path) -> Path:
+    packets = [packet(number) for number in range(1, 5)]
+    packets[2] = packets[2][:20] + b"\xff\x7f" + packets[2][22:]  # an attribute that is longer than all of it
+    return recording(path, *packets)
+
+
+def packet(number: int) -> bytes:
+    return testing.packet_message(number, testing.udp(bytes([number])), MARK=number)
+
+
+def test_replay_shows_what_is_damaged_and_goes_on(tmp_path: Path) -> None:
+    path = good_good_bad_good(tmp_path / "queue.pcap")
+    place = path.read_bytes().index(b"\xff\x7f\x01\0")
+    done = nfnet("replay", path)
+    assert done.returncode == 1
+    assert [line.split(" mark ")[1] for line in done.stdout.splitlines()] == ["0x1", "0x2", "0x4"]
+    said = [line for line in done.stderr.splitlines() if line.startswith("nfnet replay: ")]
+    assert said == [
+        f"nfnet replay: record 3: attribute 1 of 32767 bytes where only 53 are left (at byte {place})",
+    ]
+
+
+def test_decode_shows_what_is_damaged_and_goes_on(tmp_path: Path) -> None:
+    path = good_good_bad_good(tmp_path / "queue.pcap")
+    place = path.read_bytes().index(b"\xff\x7f\x01\0")
+    path.write_bytes(path.read_bytes() + b"end")
+    done = nfnet("decode", path)
+    assert done.returncode == 1
+    assert [line.split(",")[0] for line in done.stdout.splitlines() if line.startswith("record")] == [
+        "record 1",
+        "record 2",
+        "record 3",
+        "record 4",
+    ]
+    assert [word for word in done.stdout.split() if word == "packet_id"] == ["packet_id"] * 3
+    size = path.stat().st_size
+    assert done.stderr.splitlines() == [
+        f"nfnet decode: record 3: attribute 1 of 32767 bytes where only 53 are left (at byte {place})",
+        f"nfnet decode: record 5: the file ends in the middle of a record (at byte {size})",
+    ]
+
+
+def test_records_of_other_link_types_are_no_fault(tmp_path: Path) -> None:
+    path = mixed(tmp_path / "mixed.pcapng")
+    done = nfnet("replay", path)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2)
+    assert done.stderr == "nfnet replay: skipped: 3 records of link type 1, 2 records of link type 276\n"
+    done = nfnet("decode", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split(",")[0] for line in done.stdout.splitlines() if line.startswith("record")] == [
+        "record 2",
+        "record 6",
+    ]
+
+
+def test_files_with_nothing_in_them(tmp_path: Path) -> None:
+    ethernet, empty, short = tmp_path / "ethernet.pcap", tmp_path / "empty", tmp_path / "short"
+    recording(ethernet, bytes(60), link_type=1)
+    empty.write_bytes(b"")
+    short.write_bytes(b"abc")
+    wanted = {
+        ("decode", ethernet): f"no netlink messages of netfilter in {ethernet}: 1 record of link type 1",
+        ("replay", ethernet): f"nothing of a queue or log in {ethernet}",
+        ("decode", empty): "the file is empty (at byte 0)",
+        ("replay", empty): "the file is empty (at byte 0)",
+        ("decode", short): "3 bytes are too few for a netlink header (at byte 0)",
+        ("replay", short): "the file ends in the middle of a header (at byte 3)",
+    }
+    for (command, path), text in wanted.items():
+        done = nfnet(command, path)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[0] == f"nfnet {command}: {text}"
+        assert "record " not in done.stdout
+
+
+def test_cut_records_are_no_fault(tmp_path: Path) -> None:
+    path = cut_file(tmp_path / "cut.pcap", QUEUE, 110, "<")
+    done = nfnet("replay", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, whole = done.stdout.splitlines()[0], nfnet("replay", QUEUE).stdout.splitlines()[0]
+    assert first.replace("10.81.1.1", "").startswith(whole.split(" UDP ")[0])
+    done = nfnet("decode", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "record 3, 94 of 117 bytes" in done.stdout
+
+
+# --- pipes
+
+
+@pytest.mark.parametrize("command", ["replay", "decode"])
+@pytest.mark.parametrize("how", ["cat {} | {} {} /dev/stdin", "{1} {2} <(cat {0})", "mkfifo f; cat {} >f & {} {} f"])
+def test_a_pipe_is_a_file(command: str, how: str, tmp_path: Path) -> None:
+    line = how.format(QUEUE, f"{sys.executable} -m nfnet", command)
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == nfnet(command, QUEUE).stdout
+
+
+def test_decode_of_a_datagram_from_a_pipe() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "nfnet", "decode", "/dev/stdin"], input=packet(7), capture_output=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert b"packet_id 7" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_replay_of_a_pipe_shows_what_comes_and_ends_when_it_is_told(number: int, tmp_path: Path) -> None:
+    data = recording(tmp_path / "queue.pcap", packet(1), packet(2), packet(3)).read_bytes()
+    size = (len(data) - 24) // 3
+    command = [sys.executable, "-m", "nfnet", "replay", "/dev/stdin"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        process.stdin.write(data[: 24 + size])
+        assert b"mark 0x1" in process.stdout.readline()
+        process.stdin.write(data[24 + size : 24 + 2 * size + 9])  # and the beginning of the third
+        assert b"mark 0x2" in process.stdout.readline()
+        process.send_signal(number)
+        assert process.wait(10) == 0
+
+
+# --- times
+
+
+@pytest.mark.parametrize(("zone", "shown"), [("UTC", "22:13:20.123456"), ("Asia/Kolkata", "03:43:20.123456")])
+def test_the_time_of_a_record_is_the_time_of_its_packet(zone: str, shown: str, tmp_path: Path) -> None:
+    path = tmp_path / "queue.pcapng"
+    writer = Writer(path, LinkType.NETLINK)
+    writer.write(1_700_000_000_123_456_123, bytes(netlink_header.build({"family": 12})) + packet(1))
+    writer.close()
+    environment = {**os.environ, "TZ": zone}
+    assert nfnet("replay", path, env=environment).stdout.split()[0] == shown
+    row = json.loads(nfnet("replay", "--json", path, env=environment).stdout)
+    assert row["@timestamp"] == "2023-11-14T22:13:20.123456Z"
+
+
+# --- fields
 
 
 def test_decode_of_a_capture_and_of_digits() -> None:
@@ -167,9 +407,9 @@ def test_lines_of_other_packets() -> None:
 
 
 def test_rules_in_words() -> None:
-    words = "hook=forward protocol=udp destination_port=1-5 source=192.0.2.0/24 mark=0x7"
+    words = "hook=output protocol=udp destination_port=1-5 source=192.0.2.0/24 mark=0x7"
     assert common.rule_words(f"{words} state=new,related uid=0 priority=-5") == {
-        "hook": "forward",
+        "hook": "output",
         "protocol": "udp",
         "destination_port": "1-5",
         "source": "192.0.2.0/24",
@@ -180,8 +420,52 @@ def test_rules_in_words() -> None:
     }
     with pytest.raises(argparse.ArgumentTypeError, match="needs protocol"):
         common.rule_words("destination_port=5")
-    with pytest.raises(argparse.ArgumentTypeError, match="is no number"):
+    with pytest.raises(argparse.ArgumentTypeError, match="mark: 'x' is no number"):
         common.rule_words("mark=x")
+    assert common.rule_words("protocol=47 uid=root") == {"protocol": 47, "uid": "root"}
+
+
+def test_rules_in_words_say_whether_they_fail_open() -> None:
+    assert common.rule_words("bypass=no balance=cpu") == {"bypass": False, "balance": "cpu"}
+    assert common.rule_words("bypass=yes") == {"bypass": True}
+    for word in ("bypass=No", "bypass=0", "bypass=", "bypass"):
+        with pytest.raises(argparse.ArgumentTypeError, match="neither yes nor no|name=value"):
+            common.rule_words(word)
+    with pytest.raises(argparse.ArgumentTypeError, match="uid never matches at the hook 'input'"):
+        common.rule_words("hook=input uid=0")
+    with pytest.raises(argparse.ArgumentTypeError, match="only logged"):
+        common.rule_words("hook=ingress in_interface=lo")
+
+
+def test_rules_that_log_in_words() -> None:
+    assert common.rule_words("hook=ingress in_interface=lo prefix='web: ' snaplen=60 threshold=9", rules.log) == {
+        "hook": "ingress",
+        "in_interface": "lo",
+        "prefix": "web: ",
+        "snaplen": 60,
+        "threshold": 9,
+    }
+    for text, rule, error in (
+        ("bypass=no", rules.log, "'bypass=no' is not name=value with one of the names hook"),
+        ("snaplen=60", rules.queue, "'snaplen=60' is not name=value"),
+        ("prefix='web", rules.log, "No closing quotation"),
+        ("threshold=0", rules.log, "threshold is 0"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match=error):
+            common.rule_words(text, rule)
+
+
+@pytest.mark.parametrize("words", [["--prefix", "a"], ["--prefix", "a", "--install-rule", "hook=input prefix=b"]])
+def test_a_prefix_is_for_the_rule_and_said_once(words: list[str]) -> None:
+    done = nfnet("log", "5", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "nfnet log: --prefix is what the rule of --install-rule says, and may be given once\n"
+
+
+def test_a_number_is_a_process_for_the_command() -> None:
+    assert common.netns("7") == "/proc/7/ns/net"
+    assert common.netns("blue") == "blue"
+    assert common.netns("/run/netns/7") == "/run/netns/7"
 
 
 def test_the_shell_completes(tmp_path: Path) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
+import functools
 import itertools
 import logging
 import os
+import pickle
 import select
 import threading
+import unittest.mock
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +23,8 @@ from hypothesis import strategies as st
 import nfnet
 from nfnet import Packet, Queue
 from nfnet.protocol import netlink, nfqnl
-from nfnet.protocol.nfqnl import NFQA, Verdict
+from nfnet.protocol.nfnetlink import BODY, parse_attributes
+from nfnet.protocol.nfqnl import NFQA, NFQA_CFG, QueueFlag, Verdict
 
 from .kernel import FakeKernel, error_message, packet_message
 
@@ -41,6 +47,11 @@ def messages(kernel: FakeKernel) -> list[int]:
     """The types of the verdict messages sent, one list for all datagrams."""
     found = [m for datagram in kernel.sent for _, m in netlink.split_messages(datagram)]
     return [kind for m in found if (kind := netlink.header.parse(m).type) != nfqnl.MSG_CONFIG]
+
+
+def attributes(message: bytes) -> dict[int, Any]:
+    """Of a request to configure the queue."""
+    return parse_attributes(message[BODY : netlink.header.parse(message).length], nfqnl.NFQA_CFG_TABLE)
 
 
 def assert_balanced(queue: Queue) -> None:
@@ -316,6 +327,13 @@ BAD_VERDICTS = {
     "verdict 0x4003": lambda p: p.verdict(0x4003),
     "verdict is -1": lambda p: p.verdict(-1),
     "bridge family alone": lambda p: p.accept(vlan=nfnet.Vlan(0x8100, 5)),
+    # These the kernel would drop, or send out as they are, and report success.
+    "payload begins with 00 00 00 00, and must be an IPv4 packet": lambda p: p.accept(payload=bytes(40)),
+    "payload begins with 60 00 00 00, and": lambda p: p.repeat(payload=b"\x60" + bytes(39)),
+    "payload begins with 02 00 00 00, and": lambda p: p.requeue(2, payload=b"\2" + bytes(13) + b"E" + bytes(19)),
+    "payload begins with ff ff ff ff, and": lambda p: p.verdict(1, payload=bytearray(b"\xff" * 34)),
+    "its IP header has 0 of its 30 bytes": lambda p: p.accept(payload=b"\x40" + bytes(29)),
+    "its IP header has 60 of its 30 bytes": lambda p: p.accept(payload=b"\x4f" + bytes(29)),
 }
 
 
@@ -339,6 +357,18 @@ def test_ipv6_payload_has_room_for_its_header() -> None:
         packet = next(iter(queue))
         with pytest.raises(ValueError, match="must have 40 to"):
             packet.accept(payload=bytes(39))
+        with pytest.raises(ValueError, match="payload begins with 45 00 00 00, and must be an IPv6 packet"):
+            packet.accept(payload=b"E" + bytes(39))
+        packet.accept(payload=b"\x60" + bytes(39))
+        assert verdicts(kernel) == [(1, 1)]
+
+
+def test_the_payload_of_a_bridged_packet_may_be_anything() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(family=7)
+        next(iter(queue)).accept(payload=b"\0\1\x08\0\6\4" + bytes(22))  # ARP
+        assert verdicts(kernel) == [(1, 1)]
 
 
 def test_bridge_changes() -> None:
@@ -579,6 +609,102 @@ def test_handlers_must_be_callable() -> None:
         queue.run(5)  # type: ignore[arg-type]
 
 
+async def coroutine(packet: Packet) -> None:
+    packet.accept()
+
+
+def generator(packet: Packet) -> Iterator[None]:
+    packet.accept()
+    yield
+
+
+async def async_generator(packet: Packet) -> AsyncIterator[None]:
+    packet.accept()
+    yield
+
+
+class Methods:
+    async def method(self, packet: Packet) -> None:
+        packet.accept()
+
+    async def __call__(self, packet: Packet) -> None:
+        packet.accept()
+
+
+# What a call does not run, and what is said of it.
+NOT_RUN: dict[str, tuple[Any, str]] = {
+    "async function": (coroutine, "the handler coroutine is an async function, which nobody would await: "),
+    "generator": (generator, "the handler generator has a yield in it"),
+    "async generator": (async_generator, "the handler async_generator has a yield in it"),
+    "method": (Methods().method, r"the handler Methods\.method is an async function"),
+    "callable object": (Methods(), "the handler Methods is an async function"),
+    "partial": (functools.partial(functools.partial(coroutine)), "the handler coroutine is an async function"),
+    "mock": (unittest.mock.AsyncMock(), "is an async function"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_RUN)
+def test_a_handler_that_a_call_does_not_run_is_refused_before_anything_is_taken(kind: str) -> None:
+    handler, words = NOT_RUN[kind]
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel, undecided="accept", on_error="accept") as queue:
+        kernel.feed(3)
+        for use in (queue.run, queue.process):
+            with pytest.raises(TypeError, match=words) as caught:
+                use(handler)
+            assert isinstance(caught.value, nfnet.NfnetError)
+            assert "AsyncQueue" in str(caught.value) or "yield" in words
+        assert not kernel.judged
+        assert queue.counters.received == 0
+        assert queue.process(Packet.accept) == 3
+
+
+def test_a_handler_that_returns_a_coroutine_stops_the_loop() -> None:
+    """As a lambda around an async function does: what no policy may do is accept a packet that nobody looked at."""
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel, undecided="accept", on_error="accept") as queue:
+        kernel.feed(3)
+        with pytest.raises(TypeError, match="the handler returned a coroutine, which nobody awaits: use AsyncQueue"):
+            queue.run(lambda packet: coroutine(packet))
+        assert [packet.id for packet in queue.pending] == [1]
+        assert not kernel.judged
+        assert queue.process(lambda packet: packet.drop()) == 2
+
+
+def test_plain_handlers_of_any_kind_are_taken() -> None:
+    class Handler:
+        def __call__(self, packet: Packet) -> None:
+            packet.accept()
+
+        def method(self, packet: Packet) -> None:
+            packet.accept()
+
+    mock = unittest.mock.MagicMock(side_effect=Packet.accept)
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        for handler in (Packet.accept, Handler(), Handler().method, functools.partial(Packet.accept, mark=3), mock):
+            kernel.feed(1)
+            assert queue.process(handler) == 1
+        assert len(kernel.judged) == 5
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_packets_cannot_be_copied(duplicate: Any) -> None:
+    """A copy of one could be accepted without anybody's being told, and the packet went on waiting."""
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(2)
+        packet = next(iter(queue))
+        for what in (packet, [packet]):
+            if duplicate is not copy.copy or what is packet:
+                with pytest.raises(TypeError, match="cannot be copied or pickled.*keep the packet itself, or"):
+                    duplicate(what)
+        packet.accept()
+        with pytest.raises(TypeError):
+            duplicate(packet)
+        assert verdicts(kernel) == [(1, 1)]
+
+
 def test_process_without_a_handler_keeps_packets_for_the_next_loop() -> None:
     kernel = FakeKernel()
     with Queue(1, transport=kernel) as queue:
@@ -667,6 +793,62 @@ def test_closing_a_queue_that_accepts_lets_unread_packets_through() -> None:
     assert verdicts(kernel) == [(i, Verdict.ACCEPT) for i in range(1, 8)]
 
 
+class Arriving(FakeKernel):
+    """A packet arrives before each message that the program sends, and finds room, or not."""
+
+    arrived = passed = dropped = 0
+    max_len = 1024
+    flags = QueueFlag(0)
+
+    def _execute(self, message: bytes) -> None:
+        self.arrived += 1
+        if len(self.queued) < self.max_len:
+            self.feed()
+        elif QueueFlag.FAIL_OPEN in self.flags:
+            self.passed += 1
+        else:
+            self.dropped += 1
+        super()._execute(message)
+        if netlink.header.parse(message).type == nfqnl.MSG_CONFIG:
+            self.max_len = self.config[-1].get(NFQA_CFG.QUEUE_MAXLEN, self.max_len)
+            self.flags |= self.config[-1].get(NFQA_CFG.FLAGS, 0)
+
+
+def test_what_arrives_while_a_queue_that_accepts_closes_is_let_through() -> None:
+    kernel = Arriving()
+    with Queue(1, transport=kernel, undecided="accept") as queue:
+        kernel.feed(5)
+        next(iter(queue)).drop()
+    assert not kernel.queued
+    assert kernel.dropped == 0
+    assert [word for _, word, _ in kernel.judged].count(Verdict.ACCEPT) + kernel.passed == kernel.arrived + 4
+    assert kernel.passed > 0
+
+
+@pytest.mark.parametrize("policy", ["pending", "drop"])
+def test_nothing_is_let_through_at_the_end_if_nobody_asked_for_that(policy: Any) -> None:
+    kernel = Arriving()
+    with Queue(1, transport=kernel, undecided=policy) as queue:
+        kernel.feed(5)
+        next(iter(queue)).drop()
+    assert {word for _, word, _ in kernel.judged} == {Verdict.DROP}
+    assert kernel.passed == 0
+
+
+def test_a_kernel_without_fail_open_closes_all_the_same() -> None:
+    class Old(FakeKernel):
+        def send(self, datagram: bytes) -> None:
+            if netlink.header.parse(datagram).type == nfqnl.MSG_CONFIG and NFQA_CFG.FLAGS in attributes(datagram):
+                raise nfnet.NotSupportedError("test", errno.EOPNOTSUPP)
+            super().send(datagram)
+
+    kernel = Old()
+    with Queue(1, transport=kernel, undecided="accept"):
+        kernel.feed(5)
+    assert kernel.closed
+    assert verdicts(kernel) == [(number, Verdict.ACCEPT) for number in range(1, 6)]
+
+
 # --- what comes between the packets
 
 
@@ -685,7 +867,8 @@ def test_gaps_in_the_ids_are_counted(caplog: pytest.LogCaptureFixture) -> None:
         queue.process(lambda packet: packet.accept())
         assert (queue.counters.lost, queue.counters.overruns) == (16, 2)
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
-        "queue 1: 15 packets were lost, 15 so far, because the receive buffer of ? bytes was full"
+        "queue 1: 15 packets were lost, 15 so far; probably the receive buffer was full",
+        "queue 1: 1 packets were lost, 16 so far; probably the receive buffer was full",
     ]
 
 
@@ -706,6 +889,61 @@ def test_ids_wrap_around() -> None:
         queue.process(lambda packet: packet.accept())
         assert not kernel.queued
         assert (queue.counters.lost, queue.counters.received) == (0, 9)
+
+
+# How far ids may be apart; the kernel compares them modulo 2^32.
+DISTANCES = [0x7FFFFFFE, 0x7FFFFFFF, 0x80000000, 0x80000001, 0xC0000000, 0xFFFFFFF0]
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_one_undecided_packet_stops_no_later_ones(distance: int) -> None:
+    """Two and a half days at 10,000 packets a second are 2^31."""
+    kernel = FakeKernel()
+    kept: list[Packet] = []
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(1)
+        queue.process(kept.append)
+        kernel.skip(distance - 1)
+        for _ in range(2):
+            kernel.feed(3)
+            queue.process(lambda packet: packet.accept())
+            assert list(kernel.queued) == [1]
+        kept[0].drop()
+        kernel.feed(3)
+        queue.process(lambda packet: packet.accept())
+        assert not kernel.queued
+        assert [word for _, word in verdicts(kernel)] == [1] * 6 + [0] + [1] * 3
+        assert queue.counters.refused == {}
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_packets_that_are_read_together_may_be_far_apart(distance: int) -> None:
+    """The program was stopped, and meanwhile the receive buffer was full."""
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(3)
+        kernel.skip(distance - 3)
+        kernel.feed(3)
+        queue.process(lambda packet: packet.accept())
+        assert not kernel.queued
+        queue.process(lambda packet: packet.accept())
+        assert queue.counters.refused == {}
+        assert queue.counters.accepted == 6
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_closing_accepts_unread_packets_however_far_apart(distance: int) -> None:
+    kernel = FakeKernel()
+    kernel.queued[0] = None  # in the hands of nobody: a forked child that died had read it
+    with Queue(1, transport=kernel, undecided="accept") as queue:
+        kernel.feed(1)
+        queue.process(lambda packet: packet.accept())
+        kernel.skip(distance // 2)
+        kernel.feed(2)
+        kernel.skip(distance // 2 - 4)
+        kernel.feed(2)
+    assert not kernel.queued
+    assert [word for _, word in verdicts(kernel)] == [1] * 6
 
 
 def test_refused_verdicts_are_counted() -> None:
@@ -863,6 +1101,50 @@ def test_ten_threads_decide_what_the_handler_kept() -> None:
         assert len(kernel.judged) == 3000
         assert queue.counters.pending == 0
         assert_balanced(queue)
+
+
+class Compared(Packet):
+    """Counts how often one is compared with another, as a search in a list does for every element that it passes."""
+
+    __slots__ = ()
+    count = 0
+
+    def __eq__(self, other: object) -> bool:
+        type(self).count += 1
+        return self is other
+
+    __hash__ = Packet.__hash__
+
+
+class ComparedQueue(Queue):
+    packet_type = Compared
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("received_first", [False, True])
+def test_deciding_many_kept_packets_searches_no_lists(received_first: bool, order: int) -> None:
+    kernel, count = FakeKernel(), 1500
+    kept: list[Packet] = []
+    Compared.count = 0
+
+    def keep_most(packet: Packet) -> None:
+        if packet.id % 5:
+            kept.append(packet)
+        else:
+            packet.accept()
+
+    with ComparedQueue(1, transport=kernel) as queue:
+        kernel.feed(count)
+        while received_first and queue.process() < count:
+            pass
+        while queue.process(keep_most):
+            pass
+        later = kernel.feed(500)
+        queue.process()  # these are at hand while the others are decided
+        for packet in kept[::order]:
+            packet.accept()
+        assert list(kernel.queued) == later
+    assert Compared.count < 5 * count
 
 
 def test_a_forked_child_has_no_part_in_the_queue() -> None:

@@ -13,24 +13,25 @@ from ..log import LogMessage
 from ..packet import Packet
 from ..text import printable
 
-_PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 
-
-def _when(message: Packet | LogMessage, recorded: bool) -> datetime.datetime | None:
-    """When it arrived, UTC; None for a recorded one that does not say, or says what no calendar has."""
+def _when(
+    message: Packet | LogMessage, recorded: bool, zone: datetime.tzinfo | None = None
+) -> datetime.datetime | None:
+    """When it arrived, local time if ``zone`` is None; None for a recorded one whose time no calendar has, or none."""
     moment = message.timestamp
     if moment is None and not recorded:
         moment = time.time()
     try:
-        return None if moment is None else datetime.datetime.fromtimestamp(moment, datetime.timezone.utc)
+        utc = None if moment is None else datetime.datetime.fromtimestamp(moment, datetime.timezone.utc)
+        return None if utc is None else utc.astimezone(zone)
     except (OverflowError, ValueError, OSError):  # a damaged recording
         return None
 
 
 def line(message: Packet | LogMessage, note: str = "", *, recorded: bool = False) -> str:
-    """What a person reads, as tcpdump might put it; one from a recording has the time that it says, or none."""
+    """What a person reads, as tcpdump might put it; one from a recording has the time in that, or none."""
     when = _when(message, recorded)
-    moment = "--:--:--" if when is None else when.astimezone().strftime("%H:%M:%S.%f")
+    moment = "--:--:--" if when is None else when.strftime("%H:%M:%S.%f")
     way = printable(f"{message.indev_name or message.indev or '-'} > {message.outdev_name or message.outdev or '-'}")
     words = [moment, way, contents(message.payload)]
     if isinstance(message, LogMessage) and message.prefix:
@@ -47,12 +48,7 @@ def contents(payload: bytes) -> str:
     ip, flow = inet.ip(payload), inet.flow(payload)
     if ip is None or flow is None:
         return f"{len(payload)} bytes that are no IP packet"
-    name = _PROTOCOLS.get(ip.protocol, f"protocol {ip.protocol}")
-    if flow.source_port is None:
-        ends = f"{ip.source} > {ip.destination}"
-    else:
-        ends = f"{ip.source}.{flow.source_port} > {ip.destination}.{flow.destination_port}"
-    text = f"{name} {ends}"
+    text = str(flow)
     tcp, icmp = inet.tcp(payload), inet.icmp(payload)
     if tcp is not None:
         text += f" [{'.'.join(flag.name or '' for flag in inet.TcpFlag if flag in tcp.flags)}]"
@@ -65,7 +61,7 @@ def ecs(message: Packet | LogMessage, *, recorded: bool = False, **more: Any) ->
     """One line of JSON."""
     ip, flow = inet.ip(message.payload), inet.flow(message.payload)
     found: dict[str, Any] = {}
-    if (when := _when(message, recorded)) is not None:
+    if (when := _when(message, recorded, datetime.timezone.utc)) is not None:
         found["@timestamp"] = when.isoformat().replace("+00:00", "Z")
     if ip is not None and flow is not None:
         found["source"] = _present(ip=ip.source, port=flow.source_port, mac=_mac(message.hwaddr))

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from ..errors import ClosedError, NfnetError
 from ..locks import RLock
-from ..transport import Transport
+from ..transport import NetlinkSocket, Transport
 
 _END = sys.maxsize  # ``list[_END:] = more`` appends
 
@@ -43,6 +43,21 @@ class Lent:
     @tap.setter
     def tap(self, tap: Callable[[bool, bytes], None] | None) -> None:
         self._lender.tap = tap  # type: ignore[attr-defined]
+
+    @property
+    def rcvbuf(self) -> int | None:
+        """The size of the receive buffer; None for what is no socket."""
+        return getattr(self._lender, "rcvbuf", None)
+
+    @property
+    def port_id(self) -> int | None:
+        """By which the kernel knows the socket; None for what is no socket."""
+        return getattr(self._lender, "port_id", None)
+
+    @property
+    def patience(self) -> float | None:
+        """As that of the socket; what is no socket waits as long as it takes."""
+        return self._lender.patience if isinstance(self._lender, NetlinkSocket) else None
 
     def receive(self, into: list[bytes], limit: int) -> bool:
         with self._receiving:
