@@ -24,6 +24,7 @@ from .binding import QueueBinding
 from .checks import check
 from .errors import AlreadyDecidedError, BusyReadingError, ClosedError
 from .log import Log, LogMessage
+from .loss import QUIET
 from .packet import Packet
 from .queue import Queue, apply_policy
 from .reader import Reader
@@ -82,6 +83,7 @@ class _AsyncReader(ABC, Generic[R, T]):
 
     def __init__(self, reader: R) -> None:
         self._reader = reader
+        reader._remedy = "give run the async function itself, or a functools.partial of it"
         self._session: _Session | None = None  # the last one, if it is closed
 
     @abstractmethod
@@ -184,6 +186,9 @@ class _AsyncReader(ABC, Generic[R, T]):
     async def _readable(self, session: _Session) -> None:
         """Wait until something may be there, or `_Session.wake_up`."""
         loop, fd = session.running_loop(), self._reader.fileno()
+        binding = self._reader._binding
+        if binding is not None and binding.loss.untold:
+            loop.call_later(QUIET, binding.tell_loss)
         # Only while nobody reads: it stays readable until somebody does, and the loop would spin.
         loop.add_reader(fd, session.wake_up)
         try:

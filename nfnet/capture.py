@@ -30,7 +30,7 @@ from construct import (
 )
 
 from .errors import CaptureError
-from .files import create, empty, unlock
+from .files import create, empty, lock, unlock
 from .protocol import byteorder
 from .protocol.layout import compile_struct
 from .protocol.netlink import HOST, ByteOrder
@@ -332,13 +332,15 @@ class Writer:
     """
 
     def __init__(self, path: str | os.PathLike[str], link_type: LinkType, *, begin: bool = True) -> None:
-        self._file = _LockedFile(create(path, lock=True), "w")
+        # First an object that has the file, then the lock: if a signal handler raises here, it lets go of both.
+        self._file = _LockedFile(os.fspath(path), "w", opener=lambda name, flags: create(name))
         self._stream: BinaryIO = io.BufferedWriter(self._file, 1 << 16)
         self._pcapng = Path(os.fspath(path)).suffix != ".pcap"
         self._schemas = _SCHEMAS[HOST]
         self._link_type = link_type
         _open_files.add(self._file)
         try:
+            lock(self._file.fileno(), path)
             if begin:
                 self.begin()
         except BaseException:

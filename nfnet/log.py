@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator
 from copy import copy
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import length_hint
-from typing import Literal
+from typing import Literal, TypeVar
 
 from construct import Int16ub
 
-from .checks import check, check_choice, check_flag, shown
+from .checks import check, check_choice, check_flag, check_result, shown
 from .errors import ArgumentError, DecodeError
 from .message import Message, enum_member
 from .netns import Netns
@@ -27,6 +27,8 @@ from .transport import MAX_DATAGRAM, Transport
 _read_header = compile_struct(nfulnl.packet_hdr).unpack_from
 _read_u16 = compile_struct(Int16ub).unpack_from
 _read_length_and_type = netlink.read_length_and_type
+
+Self = TypeVar("Self", bound="LogMessage")
 
 
 @lru_cache(256)
@@ -57,6 +59,17 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         self = cls()
         self.raw, self._name_of, self._layout = raw, name_of, None
         return self
+
+    def __copy__(self: Self) -> Self:
+        return self  # which never changes
+
+    def __deepcopy__(self: Self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., LogMessage], tuple[bytes, Callable[[int], str | None]]]:
+        """For `pickle`, which keeps the names that its interfaces have now."""
+        indexes = {self.indev, self.outdev, self.physindev, self.physoutdev} - {None}
+        return type(self).from_bytes, (self.raw, {index: self._name(index) for index in indexes}.get)
 
     def _summary(self) -> str:
         hook = getattr(self.hook, "name", self.hook)
@@ -114,14 +127,22 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
 Handler = Callable[[LogMessage], object]
 
 
-class LogBinding(Binding[LogMessage]):
+class LogBinding(Binding[LogMessage, LogRow]):
     """A log group while it is bound; with the next binding sequence numbers begin at 0 again."""
 
     drain = 16  # of up to 256 KiB each
     what = "messages"
 
-    def __init__(self, group: int, transport: Transport, on_overrun: str, sequence: bool) -> None:
-        super().__init__(f"log group {group}", transport, on_overrun)
+    def __init__(
+        self,
+        group: int,
+        transport: Transport,
+        on_overrun: str,
+        find_row: Callable[[], LogRow | None],
+        *,
+        sequence: bool,
+    ) -> None:
+        super().__init__(f"log group {group}", transport, on_overrun, find_row)
         self._sequence = sequence
         self._count = 0
         # They begin at 0 in the kernel, and anywhere in a recording.
@@ -192,7 +213,7 @@ class LogBinding(Binding[LogMessage]):
         """What happened so far."""
         return LogCounters(
             received=self._count,
-            lost=self._lost if self._sequence else None,
+            lost=self.loss.total if self._sequence else None,
             overruns=self._overruns,
             malformed=self._malformed,
         )
@@ -214,11 +235,12 @@ class Log(Reader[LogBinding]):
     buffer_size: how many bytes it may collect, 4,096 to 131,072; its default is a little less than 4,096. It rounds
         that up, so datagrams may be twice as large; all of it is read.
     rcvbuf: size of the socket's receive buffer in bytes, as the kernel counts, 8 MiB if not given. Outside the
-        initial user namespace net.core.rmem_max limits it. What was granted is the attribute ``rcvbuf``.
+        initial user namespace net.core.rmem_max limits it, with a warning. What was granted is the attribute
+        ``rcvbuf``.
     sequence, global_sequence: ask for sequence numbers, within the group and among all groups of the namespace. With
         ``sequence`` lost messages are counted.
     conntrack: ask for connection tracking entries.
-    on_overrun: what to do when messages were lost: "count" (which takes ``sequence``) and log a warning now and then,
+    on_overrun: what to do when messages were lost: "count" (which takes ``sequence``) and log warnings now and then,
         "raise" OverrunError out of the loop, or "ignore": count in silence.
     netns: the network namespace to work in: the name of one in /run/netns, a path, an open file, or
         the file descriptor of one (an int). It must stay open as long as the log is used.
@@ -276,9 +298,11 @@ class Log(Reader[LogBinding]):
         )
 
     _proc_file = "nfnetlink_log"
+    _remedy = "use AsyncLog, whose run awaits it"
 
     def _make_binding(self, transport: Transport) -> LogBinding:
-        return LogBinding(self.group, transport, self._on_overrun, LogFlag.SEQ in self._flags)
+        find_row = partial(own_row, log_rows, self.group, self._netns)
+        return LogBinding(self.group, transport, self._on_overrun, find_row, sequence=LogFlag.SEQ in self._flags)
 
     def _bind_request(self, seq: int) -> bytes:
         return nfulnl.config(
@@ -326,10 +350,11 @@ class Log(Reader[LogBinding]):
     def run(self, handler: Handler) -> None:
         """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.
 
-        Then `run` may be called again and goes on with the next message.
+        Then `run` may be called again and goes on with the next message. The handler is a plain function; for async
+        ones there is `AsyncLog`.
 
-        Raises OverrunError (``on_overrun="raise"``), DecodeError for a datagram that is no log message (those after
-        it still come), BusyReadingError, ClosedError, KernelError.
+        Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), DecodeError for a datagram that is
+        no log message (those after it still come), BusyReadingError, ClosedError, KernelError.
         """
         self._drive(handler, block=True)
 
@@ -342,10 +367,12 @@ class Log(Reader[LogBinding]):
         return self._take() if handler is None else self._drive(handler, block=False)
 
     def _hand_out(self, binding: LogBinding, portion: Iterator[LogMessage], handler: Handler) -> None:
+        result: object = None
         for message in portion:
-            handler(message)
+            result = handler(message)
             if self._stopping:
-                return
+                break
+        check_result(result, self._remedy)  # once a portion, of which the first is one message: that costs nothing
 
     @property
     def counters(self) -> LogCounters:
@@ -354,8 +381,8 @@ class Log(Reader[LogBinding]):
 
     def stats(self) -> LogStats:
         """The counters beside the kernel's own row about this group, if it is open and the row may be read."""
-        row = None if self._binding is None else self._row()
-        return LogStats(self.counters, row)
+        binding = self._binding
+        return LogStats(self.counters, None if binding is None else binding.row())
 
 
 def _centiseconds(timeout: float) -> int:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 from .checks import check, wrong_type
 from .errors import ArgumentError, KernelError, NotPermittedError, kernel_error
+from .locks import uninterrupted
 from .native import thread
 
 CLONE_NEWUSER = 0x10000000
@@ -173,11 +174,11 @@ def _in_thread(function: Callable[[], _T]) -> _T:
         while not outcome:
             working.acquire()
 
-    thread.start_new_thread(work, ())
-    try:
-        wait()
-    finally:
-        wait()  # also after KeyboardInterrupt: nothing goes on behind the caller's back
+    for _ in uninterrupted(thread.start_new_thread, work, ()):
+        try:
+            wait()
+        finally:
+            wait()  # also after KeyboardInterrupt: nothing goes on behind the caller's back
     try:
         if "error" in outcome:
             raise outcome["error"]

@@ -6,10 +6,11 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import ClassVar, Literal
 
 from .binding import QueueBinding
-from .checks import check, check_choice, check_flag
+from .checks import check, check_choice, check_flag, check_result
 from .errors import AlreadyDecidedError, ClosedError, NfnetError
 from .netns import Netns
 from .packet import Packet
@@ -36,15 +37,17 @@ class Queue(Reader[QueueBinding]):
     num: number of the queue, 0 to 65535.
     copy_range: how many bytes of each packet to copy, 1 to 65535; the kernel never copies more than 65,531.
     copy_mode: PACKET; META for no payload at all; with NONE the kernel drops every packet.
-    max_len: how many packets may wait for a verdict, 0 to 2^32-1; the kernel's default is 1024.
+    max_len: how many packets may wait for a verdict, 0 to 2^32-1; the kernel's default is 1024. Newer kernels
+        (6.12.117, 6.18) take 65,536 at most, whatever is asked for.
     rcvbuf: size of the socket's receive buffer in bytes, as the kernel counts, 8 MiB if not given. Outside the
-        initial user namespace net.core.rmem_max limits it. What was granted is the attribute ``rcvbuf``.
+        initial user namespace net.core.rmem_max limits it, with a warning. What was granted is the attribute
+        ``rcvbuf``.
     fail_open: when the queue or the receive buffer is full, accept packets instead of dropping them.
     gso: take super-packets and packets with unfinished checksums as they are, not cut up and finished.
     conntrack, uid_gid, secctx: ask for the attributes of these names.
     timestamps: make the kernel stamp packets as they arrive, from a moment after opening as long as the queue is open.
-    on_overrun: what to do when packets were lost: "count" and log a warning now and then, "raise" OverrunError out
-        of the loop, or "ignore": count in silence.
+    on_overrun: what to do when packets were lost: "count" and log warnings, now and then and at the end, "raise"
+        OverrunError out of the loop, or "ignore": count in silence.
     undecided: what becomes of a packet whose handler returns without a verdict: it stays "pending", so that it may
         be decided later, or the queue will "accept" or "drop" it.
     on_error: what becomes of a packet whose handler raises an Exception: "raise" it, the packet staying pending, or
@@ -115,10 +118,17 @@ class Queue(Reader[QueueBinding]):
     a packet is filled in afterwards."""
 
     _proc_file = "nfnetlink_queue"
+    _remedy = "use AsyncQueue, whose run awaits it"
 
     def _make_binding(self, transport: Transport) -> QueueBinding:
         return QueueBinding(
-            self.num, transport, self._on_overrun, timestamps=self._timestamps, packet_type=self.packet_type
+            self.num,
+            transport,
+            self._on_overrun,
+            partial(own_row, queue_rows, self.num, self._netns),
+            max_len=self._max_len,
+            timestamps=self._timestamps,
+            packet_type=self.packet_type,
         )
 
     def _bind_request(self, seq: int) -> bytes:
@@ -191,11 +201,12 @@ class Queue(Reader[QueueBinding]):
     def run(self, handler: Handler) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
 
-        What the handler raises is treated as ``on_error`` says; exceptions that are no `Exception`, such as
-        KeyboardInterrupt, always come out. Verdicts given before leave first, and `run` may be called again.
+        The handler is a plain function; for async ones there is `AsyncQueue`. What it raises is treated as ``on_error``
+        says; exceptions that are no `Exception`, such as KeyboardInterrupt, always come out. Verdicts given before
+        leave first, and `run` may be called again.
 
-        Raises OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege to decide was dropped,
-        DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.
+        Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege
+        to decide was dropped, DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.
         """
         self._drive(handler, block=True)
 
@@ -208,16 +219,19 @@ class Queue(Reader[QueueBinding]):
         return self._take() if handler is None else self._drive(handler, block=False)
 
     def _hand_out(self, binding: QueueBinding, portion: Iterator[Packet], handler: Handler) -> None:
+        result: object = None
         for packet in portion:
             try:
-                handler(packet)
+                result = handler(packet)
             except Exception as error:
                 if binding.finished and isinstance(error, (ClosedError, AlreadyDecidedError)):
                     return  # closed by another thread while the handler was deciding: that ends the loop
                 if self._on_error == "raise":
                     raise
                 self._handler_failed(packet)
+                result = None
             if packet._decision is None:
+                check_result(result, self._remedy)
                 self._leave_undecided(binding, packet)
             if self._stopping:
                 return
@@ -251,8 +265,8 @@ class Queue(Reader[QueueBinding]):
 
     def stats(self) -> QueueStats:
         """The counters beside the kernel's own row about this queue, if it is open and the row may be read."""
-        row = None if self._binding is None else self._row()
-        return QueueStats(self.counters, row)
+        binding = self._binding
+        return QueueStats(self.counters, None if binding is None else binding.row())
 
 
 def apply_policy(policy: str, packet: Packet) -> None:

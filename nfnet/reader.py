@@ -9,12 +9,14 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
 from operator import length_hint
 from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from .checks import check_handler
 from .errors import (
     ArgumentError,
     BusyError,
@@ -27,19 +29,18 @@ from .errors import (
     OverrunError,
 )
 from .locks import RLock
+from .loss import Loss
 from .netns import Netns, call_in, check_netns
 from .protocol import nfqnl
 from .protocol.nfqnl import Command
 from .recorder import Recorder, current
-from .stats import LogRow, QueueRow, process
-from .transport import NetlinkSocket, Transport
+from .stats import LogRow, QueueRow, Row, is_ours, process
+from .transport import DEFAULT_RCVBUF, NetlinkSocket, Transport
 from .waiter import Waiter
 
 # A verdict waits for others no longer than this, in seconds, and the time of at most so many calls of the handler.
 _MAX_DELAY = 0.001
 _MAX_PORTION = 16
-# Warnings about loss, at most one in so many seconds.
-_WARN_EVERY = 10.0
 
 _log = logging.getLogger("nfnet")
 
@@ -47,19 +48,23 @@ T = TypeVar("T")
 Self = TypeVar("Self", bound="Reader")  # type: ignore[type-arg]
 
 
-class Binding(ABC, Generic[T]):
-    """A queue or group while it is bound: what came, and is not through yet."""
+class Binding(ABC, Generic[T, Row]):
+    """A queue or group while it is bound: what came, and is not through yet.
+
+    ``find_row`` looks for the kernel's row about it.
+    """
 
     drain = 0  # how many datagrams to take from the transport at a time
     what = ""  # what gets lost
 
-    def __init__(self, name: str, transport: Transport, on_overrun: str) -> None:
+    def __init__(self, name: str, transport: Transport, on_overrun: str, find_row: Callable[[], Row | None]) -> None:
         self.transport = transport
         self.ready: Iterator[T] = iter(())  # for the handler; one iterator for all loops
         self._process = os.getpid()
         self.reading = False  # by a loop
         self.closing = RLock()
-        self.finished = False  # by `Reader.close`
+        self.finishing = False  # `Reader.close` is at work
+        self.finished = False  # it has begun: no more is handed out
         self.closed = False
         self.ended = False  # no more will come: the end of a recording
         self.recorder: Recorder | None = None
@@ -67,10 +72,10 @@ class Binding(ABC, Generic[T]):
         self._name = name
         self._on_overrun = on_overrun
         self._received: list[bytes] = []  # datagrams
-        self._lost = 0
         self._overruns = 0
         self._malformed = 0
-        self._warned = -_WARN_EVERY
+        self._find_row: Callable[[], Row | None] = find_row
+        self.loss = Loss(warn=on_overrun == "count")
         self.shared = False  # with another process: one that was forked from this one, or the one it was forked from
         if getattr(transport, "inherit", False):
             _inherited.add(self)
@@ -81,7 +86,7 @@ class Binding(ABC, Generic[T]):
 
     def after_fork(self) -> None:
         """In a child that has the socket too: threads that were at work are not there."""
-        self.reading = False
+        self.reading = self.finishing = False
         self.closing = RLock()
 
     def is_ours(self) -> bool:
@@ -119,24 +124,46 @@ class Binding(ABC, Generic[T]):
     def _count_lost(self, new: int) -> None:
         if self.shared:
             return  # the other process may have read them
-        self._lost += new
         self._overruns += self._on_overrun != "raise"  # there it was counted as it was raised
-        if self._on_overrun == "count" and monotonic() > self._warned + _WARN_EVERY:
-            self._warned = monotonic()
-            _log.warning(
-                "%s: %d %s were lost, %d so far, because the receive buffer of %s bytes was full",
-                self._name,
-                new,
-                self.what,
-                self._lost,
-                getattr(self.transport, "rcvbuf", "?"),
-            )
+        self.loss.add(new)
+        self.tell_loss()
+
+    def tell_loss(self, *, end: bool = False) -> None:
+        """Log a warning, if there is something to say and it is time."""
+        new = self.loss.due(end=end)
+        if not new:
+            return
+        amounts, row = (self._name, new, self.what, self.loss.total), self.row()
+        if row is None and not self.transport.trusted:  # a recording, say, of which somebody took some out
+            _log.warning("%s: %d %s are missing, %d so far", *amounts)
+        else:
+            _log.warning("%s: %d %s were lost, %d so far; %s", *amounts, self._cause_of_loss(row))
+
+    def _cause_of_loss(self, row: Row | None) -> str:
+        """Where there was no room, as far as that is known."""
+        return f"{self._buffer()} was full"
+
+    def _buffer(self) -> str:
+        size: int | None = getattr(self.transport, "rcvbuf", None)
+        return "the receive buffer" if size is None else f"the receive buffer of {size} bytes"
+
+    def row(self) -> Row | None:
+        """The kernel's row about it; None if there is none, as for a recording, or it may not be read."""
+        port: int | None = getattr(self.transport, "port_id", None)
+        row = None if port is None else self._find_row()
+        return row if row is not None and row.port_id == port else None
+
+    def sum_up(self) -> None:
+        """It is about to be closed: count, and tell, what there is."""
+        self.tell_loss(end=True)
 
     def flush(self) -> None:
         """Send what was collected; called between portions."""
 
     def settle(self, waiting: int = 0) -> None:
         """A batch is through, or the loop ends with the last ``waiting`` still to come."""
+        if self.loss.untold:
+            self.tell_loss()
 
     def release(self) -> None:
         """Let go of the sockets."""
@@ -150,7 +177,7 @@ class Binding(ABC, Generic[T]):
                     self.recorder.close()
 
 
-_inherited: weakref.WeakSet[Binding[Any]] = weakref.WeakSet()
+_inherited: weakref.WeakSet[Binding[Any, Any]] = weakref.WeakSet()
 
 
 def _before_fork() -> None:
@@ -271,6 +298,8 @@ class Reader(ABC, Generic[B]):
             if own is not None:
                 own.close()
             raise
+        if given is None and (granted := getattr(binding.transport, "rcvbuf", None)) is not None:
+            _check_buffer(DEFAULT_RCVBUF if self._rcvbuf is None else self._rcvbuf, granted)
         if recorder is not None:
             binding.transport.tap = recorder.tap  # type: ignore[attr-defined]
             binding.recorder, binding.owns_recorder = recorder, own is not None
@@ -289,7 +318,7 @@ class Reader(ABC, Generic[B]):
                 raise error from None
             except KernelError:
                 pass
-            raise BusyError(operation, errno.EPERM, reason=f"another socket has it{self._owner()}") from None
+            raise self._busy(operation) from None
         except NotSupportedError as error:
             lacking = [name for name, flag in self._flags_asked_for() if not self._supported(transport, flag)]
             hint = f"This kernel has no support for {' and '.join(lacking)}" if lacking else error.hint
@@ -311,15 +340,24 @@ class Reader(ABC, Generic[B]):
             pass
         return True
 
-    def _owner(self) -> str:
-        """Who has it, where this process may know."""
+    def _busy(self, operation: str) -> BusyError:
+        """Says who has it, where this process may know."""
         row = self._row()
-        return "" if row is None else f": {process(row.port_id, self._netns)}"
+        if row is None:
+            reason, hint = "another socket has it", None
+        elif is_ours(row.port_id, self._netns):
+            reason, hint = "another socket of this process has it", "Close that one first, or use another number"
+        else:
+            reason, hint = f"another socket has it: {process(row.port_id, self._netns)}", None
+        return BusyError(operation, errno.EPERM, reason=reason, hint=hint)
 
     _proc_file: str  # in /proc/net/netfilter, and the name of the kernel's module
 
     def close(self) -> None:
-        """Unbind. May be called twice, and from any thread: a loop that is reading then ends."""
+        """Unbind. May be called twice, and from any thread: a loop that is reading then ends.
+
+        If a signal handler raised in it, it may have to be called again.
+        """
         binding = self._binding
         if binding is None:
             return
@@ -327,23 +365,31 @@ class Reader(ABC, Generic[B]):
             self._let_go(binding)
             return
         with binding.closing:  # two threads may be about it: the socket stays until the first one is through
-            if binding.finished:
-                return  # by the other one; or this is a signal handler, and the thread will go on with it
+            if self._binding is not binding or binding.finishing:
+                return  # the other one is through; or this is a signal handler, and the thread will go on with it
+            binding.finishing = True
             try:
                 binding.finished = True
                 self.stop()
                 try:
+                    binding.sum_up()
                     self._finish(binding)
                 finally:
                     # Closing the socket unbinds too, unless a program started without close-on-exec has it as well.
                     with suppress(NfnetError):
                         binding.transport.send(self._unbind_request())
             finally:
-                self._let_go(binding)
+                try:
+                    self._let_go(binding)
+                finally:
+                    binding.finishing = False
 
     def _let_go(self, binding: B) -> None:
         try:
             binding.release()
+        except BaseException:  # Ctrl-C, perhaps before it did anything: twice does no harm
+            binding.release()
+            raise
         finally:
             if self._binding is binding:
                 self._binding = None
@@ -425,6 +471,8 @@ class Reader(ABC, Generic[B]):
                 return True
             if not more or not block:
                 return False
+            if binding.loss.untold:
+                binding.tell_loss()
             if binding.recorder is not None:
                 binding.recorder.flush()  # nothing comes for a while: let it be on the disk
             if not self._pause(binding):
@@ -438,8 +486,7 @@ class Reader(ABC, Generic[B]):
 
     def _drive(self, handler: Callable[[Any], object], block: bool) -> int:
         """Hand out what comes, and return how many that were."""
-        if not callable(handler):
-            raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
+        check_handler(handler, self._remedy)
         binding = self._bound()
         before = binding.taken()
         portions = self._portions(binding, block)
@@ -449,6 +496,8 @@ class Reader(ABC, Generic[B]):
         finally:
             portions.close()
         return int(binding.taken() - before)
+
+    _remedy: str  # for an async handler
 
     @abstractmethod
     def _hand_out(self, binding: B, portion: Iterator[Any], handler: Callable[[Any], object]) -> None:
@@ -491,7 +540,16 @@ class Reader(ABC, Generic[B]):
         return size
 
 
-def _pace(binding: Binding[Any], size: int, deadline: float) -> tuple[int, float]:
+@lru_cache  # once for each size, whoever asks for it
+def _check_buffer(asked: int, granted: int) -> None:
+    """Warn if a receive buffer is smaller than what was asked for."""
+    half = asked // 2  # which the kernel doubles
+    if granted < 2 * half:
+        text = "the receive buffer has %d bytes instead of %d, which in this user namespace takes net.core.rmem_max=%d"
+        _log.warning(text, granted, asked, half)
+
+
+def _pace(binding: Binding[Any, Any], size: int, deadline: float) -> tuple[int, float]:
     """Let verdicts leave if it is time, and say how many packets there may be until the next look at the clock.
 
     While the handler is quick these are ever more: asking the clock costs as much as a verdict.

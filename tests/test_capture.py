@@ -190,6 +190,25 @@ def test_a_queue_gets_its_own_packets_and_no_others(tmp_path: Path) -> None:
     }
 
 
+def test_recorded_verdicts_have_the_queue_apart_and_refused_ones_are_none(tmp_path: Path) -> None:
+    path = recording(
+        tmp_path / "queue.pcap",
+        *(packet_message(number) for number in range(1, 4)),
+        nfqnl.verdict(1, 1, 131075),
+        nfqnl.verdict(1, 2, 0xFFFF8003, batch=True),
+        nfqnl.verdict(1, 3, 2),  # STOLEN, which the kernel refuses
+    )
+    replay = nfnet.replay(path)
+    with nfnet.Queue(1, transport=replay) as queue:
+        queue.run(lambda packet: packet.requeue(2) if packet.id == 1 else packet.requeue(0xFFFF, bypass=True))
+    assert replay.recorded[1].verdict is nfnet.Verdict.QUEUE
+    assert replay.recorded == {
+        1: nfnet.Decided(nfnet.Verdict.QUEUE, queue=2),
+        2: nfnet.Decided(nfnet.Verdict.QUEUE, queue=0xFFFF, bypass=True),
+    }
+    assert replay.verdicts == {**replay.recorded, 3: replay.recorded[2]}
+
+
 def test_bare_packets_replay_as_a_queue(tmp_path: Path) -> None:
     path = recording(tmp_path / "raw.pcap", ipv4(17, b"four"), ipv6(17, b"six"), link_type=101)
     with nfnet.Queue(9, transport=nfnet.replay(path)) as queue:

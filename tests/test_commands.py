@@ -60,6 +60,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "handler": (["queue", "1", "--handler", "nothing"], "is not MODULE:FUNCTION"),
     "no module": (["queue", "1", "--handler", "no_such_module:f"], "the module 'no_such_module' cannot be imported"),
     "no function": (["queue", "1", "--handler", "json:nothing"], "there is no function 'nothing' in 'json'"),
+    "async function": (["queue", "1", "--handler", "asyncio:sleep"], "the handler sleep is an async function"),
+    "generator": (["queue", "1", "--handler", "os:fwalk"], "the handler fwalk has a yield in it"),
     "undecided": (["queue", "1", "--undecided", "accept"], "about what a --handler leaves undecided"),
     "no mark": (["queue", "1", "--handler", "json:loads", "--mark", "1"], "--mark is for packets that are accepted"),
     "length": (["queue", "1", "--max-len", "0"], "must be in 1..4294967295"),

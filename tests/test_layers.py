@@ -39,6 +39,7 @@ ORDER = [
     "recorder",
     "stats",
     "waiter",
+    "loss",
     "reader",
     "verdicts",
     "message",
@@ -135,3 +136,21 @@ def test_importing_loads_neither_pyroute2_nor_asyncio() -> None:
 def test_exported_names_exist_and_are_documented() -> None:
     for name in nfnet.__all__:
         assert getattr(nfnet, name).__doc__, name
+
+
+# What has a lock inside that it takes in a function written in Python: see the head of nfnet/locks.py.
+WITH_LOCKS = {"Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "Queue", "RLock", "Semaphore", "Timer"}
+THEIR_MODULES = {"multiprocessing", "queue", "threading"}
+# Its server's threads are not the main thread, and only there do signal handlers run.
+IN_OTHER_THREADS = {"metrics"}
+
+
+@pytest.mark.parametrize("name", sorted(modules().keys() - IN_OTHER_THREADS - {"locks"}))
+def test_what_an_interrupt_could_leave_locked_is_not_used(name: str) -> None:
+    used: set[str] = set()
+    for node in ast.walk(ast.parse(modules()[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module in THEIR_MODULES:
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in THEIR_MODULES:
+            used.add(node.attr)
+    assert not used & WITH_LOCKS

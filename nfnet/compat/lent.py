@@ -45,6 +45,16 @@ class Lent:
         self._lender.tap = tap  # type: ignore[attr-defined]
 
     @property
+    def rcvbuf(self) -> int | None:
+        """The size of the receive buffer; None for what is no socket."""
+        return getattr(self._lender, "rcvbuf", None)
+
+    @property
+    def port_id(self) -> int | None:
+        """By which the kernel knows the socket; None for what is no socket."""
+        return getattr(self._lender, "port_id", None)
+
+    @property
     def patience(self) -> float | None:
         """As that of the socket; what is no socket waits as long as it takes."""
         return self._lender.patience if isinstance(self._lender, NetlinkSocket) else None

@@ -18,8 +18,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ..checks import check_handler
 from ..errors import BusyError, BusyReadingError, ClosedError, KernelError, OverrunError
-from ..locks import RLock
+from ..locks import RLock, uninterrupted
 from ..log import Log, LogMessage
 from ..native import select
 from ..protocol.nfulnl import MAX_BUFFER_SIZE, MAX_TIMEOUT, MIN_BUFFER_SIZE
@@ -165,6 +166,7 @@ class Nflog:
         """Call ``fn`` with each message, or with so many, until closed. What it raises comes out."""
         if not callable(fn):
             raise TypeError("argument must be callable")
+        check_handler(fn, "for those there is nfnet.AsyncLog")
         count = whole(count, INT)
         while count != 0:
             try:
@@ -187,29 +189,34 @@ class Nflog:
         return data
 
     def _fill(self, wait: bool) -> int:
-        if not self._filling.acquire(blocking=wait):
-            return 0  # another thread is waiting for messages already
-        try:
-            before = len(self._buffer)
-            if self._log is None:
-                return self._fill_from_batches()
-            while not self._closed:
-                try:
-                    self._take(self._log, wait and not self._buffer)
-                except OverrunError as error:
-                    if self._enobufs == ENOBUFS_RAISE:
-                        raise NflogDroppedError("packets were dropped (ENOBUFS)") from error
-                    self._drops += 1
-                    continue
-                except ClosedError:
-                    if not self._closed:
-                        raise
-                except BusyReadingError:  # in a signal handler
-                    raise NflogRetryError("this thread is reading already") from None
-                return len(self._buffer) - before
-            return 0
-        finally:
-            self._filling.release()
+        for acquired in uninterrupted(self._filling.acquire, wait):
+            if not acquired:
+                break  # another thread is waiting for messages already
+            try:
+                return self._fill_alone(wait)
+            finally:
+                self._filling.release()
+        return 0
+
+    def _fill_alone(self, wait: bool) -> int:
+        before = len(self._buffer)
+        if self._log is None:
+            return self._fill_from_batches()
+        while not self._closed:
+            try:
+                self._take(self._log, wait and not self._buffer)
+            except OverrunError as error:
+                if self._enobufs == ENOBUFS_RAISE:
+                    raise NflogDroppedError("packets were dropped (ENOBUFS)") from error
+                self._drops += 1
+                continue
+            except ClosedError:
+                if not self._closed:
+                    raise
+            except BusyReadingError:  # in a signal handler
+                raise NflogRetryError("this thread is reading already") from None
+            return len(self._buffer) - before
+        return 0
 
     def _take(self, log: Log, wait: bool) -> None:
         append = self._buffer.append

@@ -23,7 +23,7 @@ import pytest
 import nfnet
 from nfnet import Queue, capture, doctor, rules
 
-from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, in_child, lacking, readable, wait_for
+from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, in_child, lacking, readable, said, wait_for
 from .test_compat import Way, is_bound, logging, queueing, running
 from .test_process import drop_capabilities
 
@@ -46,7 +46,7 @@ def finish(process: subprocess.Popen[str], number: signal.Signals | None = signa
         process.send_signal(number)
     output, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, errors
-    return output, errors
+    return output, said(errors)
 
 
 @pytest.fixture
@@ -316,7 +316,7 @@ def test_log_as_json_into_a_pipe_that_closes(way: Way) -> None:
         way.send(b"two")
         assert process.wait(TIMEOUT) == 1
         assert process.stderr is not None
-        assert process.stderr.read() == ""
+        assert said(process.stderr.read()) == ""
 
 
 def test_files_that_cannot_be_written(way: Way) -> None:
@@ -477,8 +477,8 @@ def test_a_taken_queue_is_one_line(way: Way) -> None:
         command = [sys.executable, "-m", "nfnet", "queue", "1"]
         done = way.net.at("router", lambda: subprocess.run(command, capture_output=True, text=True))
     assert done.returncode == 1
-    assert done.stderr.startswith("nfnet queue: binding queue 1: another socket has it")
-    assert done.stderr.count("\n") == 1
+    assert said(done.stderr).startswith("nfnet queue: binding queue 1: another socket has it")
+    assert said(done.stderr).count("\n") == 1
 
 
 def test_stats(way: Way) -> None:
