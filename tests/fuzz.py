@@ -289,10 +289,8 @@ def read_dump(data: bytes, look: bool) -> None:
         rules.queues_of(name, values)
 
 
-class _Requests:
+class _Requests(Transport):
     """A transport that gives one datagram and takes everything."""
-
-    trusted = False
 
     def __init__(self, data: bytes) -> None:
         self._data = [data]
@@ -309,9 +307,6 @@ class _Requests:
 
     def fileno(self) -> int:
         return READABLE
-
-    def interface_name(self, index: int) -> str | None:
-        return None
 
     def close(self) -> None: ...
 
