@@ -212,7 +212,7 @@ def test_truncated_packets_are_not_rewritten(nfnet_queue: Any) -> None:
 def test_what_scapy_cannot_know_is_left_alone() -> None:
     quoted = scapy.IP(src="192.0.2.1", dst="192.0.2.2", len=1500) / scapy.UDP(sport=1, dport=2, len=1480, chksum=0x1234)
     error = bytes(scapy.IP(dst="192.0.2.9") / scapy.ICMP(type=3, code=1) / quoted)
-    assert scapys.build(scapys.parse(error)) == error
+    assert scapys.build(scapys.parse(error, 0x0800)) == error
     whole = scapy.IP(testing.udp(random_bytes.randbytes(3000)))
     for fragment in map(bytes, scapy.fragment(whole, 1200)):
-        assert scapys.build(scapys.parse(fragment)) == fragment
+        assert scapys.build(scapys.parse(fragment, 0x0800)) == fragment
