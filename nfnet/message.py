@@ -198,9 +198,10 @@ class Message:
         It is ``IP`` or ``IPv6``; in the other families what `hw_protocol` says, ``ARP`` or ``Dot1Q``, for instance, or
         ``Ether`` where the payload begins with the link-layer header; ``Raw`` for anything else.
         """
-        if self._link_layer_size():
-            return scapys.parse_frame(self.payload)
-        return scapys.parse(self.payload, _ETHERTYPES.get(self.raw[_FAMILY]) or self.hw_protocol)
+        ethertype = _ETHERTYPES.get(self.raw[_FAMILY])
+        if ethertype is None:
+            ethertype = scapys.FRAME if self._link_layer_size() else self.hw_protocol
+        return scapys.parse(self.payload, ethertype)
 
     @property
     def family(self) -> Family:

@@ -223,8 +223,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
             packet.accept(payload=packet.rewrite(data=b"other", destination="192.0.2.7"))
 
-        Also where the kernel has not finished the checksum yet (``Queue(gso=True)``). What is in front of the IP header
-        in the bridge family, a second VLAN tag, stays.
+        Also where the kernel has not finished the checksum yet (``Queue(gso=True)``). What stands before and behind the
+        IP packet in the bridge family, a second VLAN tag and the padding of Ethernet, stays.
 
         Raises ArgumentError for what cannot be right, also if only the beginning of the packet was copied, and for
         super-packets of anything but TCP on their way in: those can be rewritten in forward, output and postrouting.
@@ -233,6 +233,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             text = f"only {len(self.payload)} of the packet's {self.cap_len} bytes were copied"
             raise ArgumentError(f"{text}: what is missing would be cut off")
         payload, packet = self.payload, self._ip_packet()
+        ip = inet.ip(packet)
         if not packet:
             raise ArgumentError(f"not an IP packet (EtherType {self.hw_protocol:#06x}, {len(payload)} bytes)")
         self._check_segments(packet)
@@ -251,7 +252,10 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             window=window,
             skbinfo=self.skbinfo,
         )
-        return payload[: len(payload) - len(packet)] + new
+        if self.family != Family.BRIDGE or ip is None:
+            return new
+        # The kernel drops a shorter one in silence if it has no right idea of where the transport header begins.
+        return payload[: len(payload) - len(packet)] + new + packet[ip.length :]
 
     def _check_segments(self, packet: bytes) -> None:
         """Refuse a new payload for a super-packet that comes in, and whose receivers want different checksums.

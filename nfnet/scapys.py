@@ -7,7 +7,7 @@ from typing import Any
 from .errors import NfnetError
 from .inet.headers import IP_VERSIONS
 
-_FRAME = 0x6558  # "transparent Ethernet bridging": the EtherType of a whole Ethernet frame
+FRAME = 0x6558  # "transparent Ethernet bridging", the EtherType under which tunnels carry whole frames
 _COMPUTED = ("len", "plen", "ihl", "dataofs", "chksum", "cksum")
 
 
@@ -17,24 +17,13 @@ def is_scapy(value: object) -> bool:
 
 
 def parse(packet: bytes, ethertype: int) -> Any:
-    """What is behind a link-layer header with that EtherType, as scapy sees it: ``IP``, ``IPv6``, ``ARP``, ``Dot1Q`` or
-    ``Dot1AD``; ``Raw`` for anything else, and for what is no IP packet although it is said to be one.
+    """What is behind a link-layer header with that EtherType, as scapy sees it.
+
+    ``IP``, ``IPv6``, ``ARP``, ``Dot1Q`` or ``Dot1AD``; ``Raw`` for anything else, for what is no IP packet although it
+    is said to be one, and for what scapy cannot read. `FRAME` stands for a frame that begins with its Ethernet header.
 
     Raises NfnetError if scapy is not installed.
     """
-    layers = _layers()
-    if ethertype in IP_VERSIONS and IP_VERSIONS[ethertype] != (packet[0] >> 4 if packet else 0):
-        ethertype = 0
-    return layers.get(ethertype, layers[0])(packet)
-
-
-def parse_frame(frame: bytes) -> Any:
-    """A frame that begins with its Ethernet header, as scapy sees it: ``Ether``. Raises as `parse`."""
-    return _layers()[_FRAME](frame)
-
-
-def _layers() -> dict[int, Any]:
-    """scapy's classes by EtherType, and ``Raw`` as 0."""
     try:
         from scapy.layers.inet import IP
         from scapy.layers.inet6 import IPv6
@@ -42,7 +31,14 @@ def _layers() -> dict[int, Any]:
         from scapy.packet import Raw
     except ImportError as error:
         raise NfnetError(f"scapy is needed for this: pip install 'nfnet[scapy]' ({error})") from error
-    return {0x0800: IP, 0x86DD: IPv6, 0x0806: ARP, 0x8100: Dot1Q, 0x88A8: Dot1AD, _FRAME: Ether, 0: Raw}
+    layers = {0x0800: IP, 0x86DD: IPv6, 0x0806: ARP, 0x8100: Dot1Q, 0x88A8: Dot1AD, FRAME: Ether}
+    layer = layers.get(ethertype, Raw)
+    if ethertype in IP_VERSIONS and IP_VERSIONS[ethertype] != (packet[0] >> 4 if packet else 0):
+        layer = Raw
+    try:
+        return layer(packet)
+    except Exception:  # a cut header, for instance; scapy itself does the same in the layers behind the first
+        return Raw(packet)
 
 
 def build(packet: Any) -> bytes:

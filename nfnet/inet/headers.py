@@ -205,11 +205,11 @@ def _has_home_address(options: bytes) -> bool:
 
 
 def _options(options: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and data of the options in an IPv6 extension header."""
+    """Type and data of the options in an IPv6 extension header; no data of one that is longer than the header."""
     place = 0
     while place < len(options):
         size = 1 if options[place] == 0 else 2 + (options[place + 1] if place + 1 < len(options) else 0)
-        yield options[place], options[place + 2 : place + size]
+        yield options[place], options[place + 2 : place + size] if place + size <= len(options) else b""
         place += size
 
 

@@ -142,7 +142,7 @@ def rewrite(
 
 
 def _check_unfinished(packet: bytes, upper: Upper, info: SkbInfo) -> None:
-    """Refuse what the kernel has not finished and will not, once the packet's bytes were replaced, nor can `rewrite`."""
+    """Refuse what the kernel has not finished, and nothing will if the packet's bytes are replaced."""
     number, header = upper.protocol, upper.header
     if upper.fragment:
         raise ArgumentError("the checksum of a fragment cannot be finished: it covers all fragments")
