@@ -356,6 +356,7 @@ def test_tunnels(net: Net, host: str, hook: str) -> None:
     assert bad_checksums(net, "server") == 0
     supers = {refusal for info, refusal in seen if info == SUPER}
     others = {refusal for info, refusal in seen if info == UNFINISHED}
+    others.discard("")  # what needs no checksum inside has an unfinished one outside
     assert others == {"the checksum that is not finished is not UDP's, but one in what it carries"}
     assert len(supers) == 1
     assert (supers == {""}) == (hook != "input")
