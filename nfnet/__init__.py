@@ -7,6 +7,17 @@ with nfnet.Queue(1) as queue:
         packet.drop() if packet.mark == 7 else packet.accept()
 """
 
+import sys
+
+# "python -m nfnet" puts the current directory first, so that the package is found. What the package itself imports is
+# nobody's who can write there. (argv[0] is "-m" while the module is looked for, and the word before the arguments is
+# its name, "-mnfnet" if they are one.)
+if sys.argv[:1] == ["-m"] and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+    _word = sys.orig_argv[-len(sys.argv)]
+    if (_word.partition("m")[2] if _word.startswith("-") else _word) in ("nfnet", "nfnet.compat"):
+        sys.path.pop(0)
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import inet, rules, stats
@@ -14,6 +25,7 @@ from .errors import (
     AckTimeoutError,
     AlreadyDecidedError,
     ArgumentError,
+    ArgumentTypeError,
     BusyError,
     BusyReadingError,
     CaptureError,
@@ -38,25 +50,38 @@ from .stats import LogCounters, LogRow, LogStats, QueueCounters, QueueRow, Queue
 from .transport import NetlinkSocket, Transport
 from .workers import Workers, run_workers
 
-if TYPE_CHECKING:
-    from .aio import AsyncLog, AsyncQueue
-
 __version__ = "0.1.0"
 
+# These are imported when somebody asks for them: asyncio takes longer to load than all the rest, and few programs need
+# the others.
+_LAZY_CLASSES = {"AsyncLog": "aio", "AsyncQueue": "aio"}
+_LAZY_MODULES = ("compat", "doctor", "metrics", "testing")
 
-def __getattr__(name: str) -> Any:
-    """What needs asyncio, which takes longer to load than all the rest."""
-    if name in ("AsyncLog", "AsyncQueue"):
-        from . import aio
+if TYPE_CHECKING:
+    from . import compat as compat
+    from . import doctor as doctor
+    from . import metrics as metrics
+    from . import testing as testing
+    from .aio import AsyncLog, AsyncQueue
+else:  # a type checker would take every name for one of the module's
 
-        return getattr(aio, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY_CLASSES:
+            return getattr(import_module(f"{__name__}.{_LAZY_CLASSES[name]}"), name)
+        if name in _LAZY_MODULES:
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY_CLASSES, *_LAZY_MODULES})
 
 
 __all__ = [
     "AckTimeoutError",
     "AlreadyDecidedError",
     "ArgumentError",
+    "ArgumentTypeError",
     "AsyncLog",
     "AsyncQueue",
     "BusyError",

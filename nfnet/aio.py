@@ -38,16 +38,51 @@ R = TypeVar("R", bound=Reader[Any])
 Self = TypeVar("Self", bound="_AsyncReader")  # type: ignore[type-arg]
 
 
+class _Session:
+    """What belongs to one time of being open.
+
+    A loop that SystemExit ended leaves coroutines behind that go no further and callbacks that are never called. What
+    they have changed here, and may yet change when they are disposed of, must not matter the next time.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.stopped = False
+        self.running = False  # a `run`
+        self.wake: asyncio.Future[None] | None = None  # what it, or an iteration, waits for
+        self.flushing: asyncio.AbstractEventLoop | None = None  # which will send what was collected
+        self.cancelling = False  # the tasks of a `run`
+
+    def running_loop(self) -> asyncio.AbstractEventLoop:
+        self.loop = asyncio.get_running_loop()
+        return self.loop
+
+    async def woken(self) -> None:
+        """Wait for `wake_up`."""
+        if self.stopped:
+            return
+        wake = self.wake = self.running_loop().create_future()
+        try:
+            await wake
+        finally:
+            if self.wake is wake:
+                self.wake = None
+
+    def wake_up(self) -> None:
+        if self.wake is not None and not self.wake.done() and not self.loop.is_closed():
+            self.wake.set_result(None)
+
+    def end(self) -> None:
+        self.stopped = True
+        self.wake_up()
+
+
 class _AsyncReader(ABC, Generic[R, T]):
     """What `AsyncQueue` and `AsyncLog` share."""
 
     def __init__(self, reader: R) -> None:
         self._reader = reader
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._wake: asyncio.Future[None] | None = None
-        self._stopped = False
-        self._running = False  # a `run`
-        self._opened = 0  # how often: a loop belongs to one time
+        self._session: _Session | None = None  # the last one, if it is closed
 
     @abstractmethod
     def _waiting(self) -> Generator[T, None, None]:
@@ -60,23 +95,19 @@ class _AsyncReader(ABC, Generic[R, T]):
     async def open(self) -> None:
         """Bind. Raises as `Queue.open`."""
         self._reader.open()
-        self._stopped = False
-        self._opened += 1
-        self._loop = asyncio.get_running_loop()
+        self._session = _Session(asyncio.get_running_loop())
 
     async def close(self) -> None:
         """Unbind; iterations and `run` end. May be called twice."""
-        self._end()
+        if self._session is not None:
+            self._session.end()
         self._reader.close()
 
     def stop(self) -> None:
         """End `run` or the iteration before its next item, or the next one if there is none; from the loop's thread."""
-        self._end()
+        if self._session is not None:
+            self._session.end()
         self._reader.stop()
-
-    def _end(self) -> None:
-        self._stopped = True
-        self._wake_up()
 
     async def __aenter__(self: Self) -> Self:
         await self.open()
@@ -108,70 +139,57 @@ class _AsyncReader(ABC, Generic[R, T]):
     def _body_waits(self, item: T) -> None:
         """The body of an iteration waits for something: see to it that no verdict has to wait, too."""
 
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._reader.fileno()  # says that it is not open
-        loop = asyncio.get_running_loop()
-        self._loop = loop
-        return loop
+    def _opened(self) -> _Session:
+        """The session, open or closed. Raises ClosedError if it was never open."""
+        if self._session is None:
+            self._reader.fileno()  # says so
+            raise AssertionError("a reader that is open has a session")
+        return self._session
 
     @contextmanager
-    def _reading(self) -> Iterator[Callable[[], bool]]:
-        """A `run`, alone; gives what tells whether it may go on."""
+    def _reading(self) -> Iterator[_Session]:
+        """A `run`, alone."""
         self._reader.fileno()  # says if it is not open
-        self._check_alone()
-        self._running, opened = True, self._opened
+        session = self._opened()
+        self._check_alone(session)
+        session.running = True
         try:
-            yield lambda: not self._stopped and opened == self._opened
+            yield session
         finally:
-            self._running = False
-            if opened == self._opened:
-                self._stopped = False
+            session.running = session.stopped = False
 
-    def _check_alone(self) -> None:
-        if self._running or self._wake is not None:
+    def _check_alone(self, session: _Session) -> None:
+        if session.running or session.wake is not None:
             raise BusyReadingError(f"{self!r} is being read by another task; one at a time can")
+
+    def _may_go_on(self, session: _Session) -> bool:
+        return not session.stopped and session is self._session
 
     async def _run(self, handler: Callable[[T], object]) -> None:
         """`run` with a plain handler."""
-        with self._reading() as may_go_on:
-            while may_go_on():
+        with self._reading() as session:
+            while self._may_go_on(session):
                 if self._process(handler):
                     await asyncio.sleep(0)
                 elif self._is_over():
                     break
-                elif may_go_on():
-                    await self._readable()
+                elif self._may_go_on(session):
+                    await self._readable(session)
 
     def _is_over(self) -> bool:
         """Whether nothing will come any more, as at the end of a recording."""
         binding = self._reader._binding
         return binding is not None and binding.ended
 
-    async def _readable(self) -> None:
-        """Wait until something may be there, or `_wake_up`."""
-        loop, fd = self._running_loop(), self._reader.fileno()
+    async def _readable(self, session: _Session) -> None:
+        """Wait until something may be there, or `_Session.wake_up`."""
+        loop, fd = session.running_loop(), self._reader.fileno()
         # Only while nobody reads: it stays readable until somebody does, and the loop would spin.
-        loop.add_reader(fd, self._wake_up)
+        loop.add_reader(fd, session.wake_up)
         try:
-            await self._woken()
+            await session.woken()
         finally:
             loop.remove_reader(fd)
-
-    async def _woken(self) -> None:
-        """Wait for `_wake_up`."""
-        if self._stopped:
-            return
-        wake = self._wake = self._running_loop().create_future()
-        try:
-            await wake
-        finally:
-            if self._wake is wake:
-                self._wake = None
-
-    def _wake_up(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
 
 
 class _Iteration(AsyncIterator[T]):
@@ -182,22 +200,23 @@ class _Iteration(AsyncIterator[T]):
         self._items: Generator[T, None, None] | None = None
         self._item: T | None = None  # in the hands of the body
         self._timer: asyncio.TimerHandle | None = None
-        self._opened: int | None = None
+        self._session: _Session | None = None
 
     async def __anext__(self) -> T:
         owner = self._owner
-        if self._opened is None:
-            self._opened = owner._opened
-        while not owner._stopped and self._opened == owner._opened:
+        session = self._session
+        if session is None:
+            session = self._session = owner._opened()
+        while owner._may_go_on(session):
             none = self._items is None
             if self._items is None:
-                owner._check_alone()
+                owner._check_alone(session)
                 self._items = owner._waiting()
             try:
                 for item in self._items:
                     self._item = item
                     if self._timer is None and owner._has_verdicts:
-                        self._set_timer()
+                        self._set_timer(session)
                     return item
             except BaseException:
                 self._end()
@@ -205,21 +224,20 @@ class _Iteration(AsyncIterator[T]):
             self._end()
             if none and owner._is_over():
                 break
-            await (owner._readable() if none else asyncio.sleep(0))
+            await (owner._readable(session) if none else asyncio.sleep(0))
         self._end()
-        if self._opened == owner._opened:
-            owner._stopped = False
+        session.stopped = False
         raise StopAsyncIteration
 
-    def _set_timer(self) -> None:
+    def _set_timer(self, session: _Session) -> None:
         """Once for all items that wait: it comes only if the body lets the loop go on."""
-        loop = self._owner._running_loop()
+        loop = session.running_loop()
         # The loop must not hold the iteration, which ends when the program lets go of it.
         self._timer = loop.call_later(_FLUSH_EVERY, _body_waits, weakref.ref(self))
 
     def _body_waits(self) -> None:
         self._timer = None
-        if self._item is not None and self._opened == self._owner._opened:
+        if self._item is not None and self._session is self._owner._session:
             self._owner._body_waits(self._item)
 
     def _end(self) -> None:
@@ -242,11 +260,12 @@ def _body_waits(reference: weakref.ref[_Iteration[Any]]) -> None:
 class _Queue(Queue):
     """A queue whose packets may be in the hands of tasks."""
 
-    in_tasks = False
+    in_tasks: QueueBinding | None = None
+    """Whose packets those are."""
 
     def _leave_undecided(self, binding: QueueBinding, packet: Packet) -> None:
-        if self.in_tasks:  # the policy is for when the task has ended
-            binding.verdicts.defer(packet)
+        if self.in_tasks is binding:  # the policy is for when the task has ended
+            binding.defer(packet)
         else:
             super()._leave_undecided(binding, packet)
 
@@ -265,8 +284,6 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
 
     def __init__(self, num: int, **options: Any) -> None:
         super().__init__(_Queue(num, **options))
-        self._flushing = False
-        self._cancelling = False
 
     def __repr__(self) -> str:
         return repr(self._reader).replace("_Queue", "AsyncQueue")
@@ -281,8 +298,9 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
     def _body_waits(self, packet: Packet) -> None:
         if (binding := self._reader._binding) is not None:
             # Those given so far leave now; that of this packet, if it has none yet, by itself. So nothing need tick.
-            packet._decide = binding.verdicts.decide_now
-            self._flush()
+            if packet._decision is None:
+                packet._decide = binding.verdicts.decide_now
+            self._reader.flush()
 
     def _waiting(self) -> Generator[Packet, None, None]:
         return self._reader._packets(block=False)
@@ -309,38 +327,37 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
             await self._run(handler)
 
     async def _run_tasks(self, handler: Callable[[Packet], Any], concurrency: int) -> None:
-        loop = self._running_loop()
         tasks: dict[asyncio.Task[None], Packet] = {}
         errors: list[tuple[Packet, BaseException]] = []
 
         def ended(task: asyncio.Task[None]) -> None:
             packet = tasks.pop(task)
             if task.cancelled():
-                if not self._cancelling:  # the handler did that itself
+                if not session.cancelling:  # the handler did that itself
                     errors.append((packet, asyncio.CancelledError()))
             elif (error := task.exception()) is not None:
                 errors.append((packet, error))
-            self._wake_up()
+            session.wake_up()
 
-        with self._reading() as may_go_on:
-            self._reader.in_tasks, self._cancelling = True, False
+        with self._reading() as session:
+            loop, binding = session.running_loop(), self._reader._bound()
+            self._reader.in_tasks, session.cancelling = binding, False
             try:
-                while may_go_on() and not errors:
+                while self._may_go_on(session) and not errors:
                     room = concurrency - len(tasks)
                     started = 0
                     if room > 0:
-                        binding = self._reader._bound()
                         packets = self._waiting()
                         try:
                             for packet in packets:
-                                task = _start(loop, self._decide(handler, packet, binding))
+                                task = _start(loop, self._decide(handler, packet, binding, session))
                                 tasks[task] = packet
                                 if task.done():
                                     ended(task)
                                 else:
                                     task.add_done_callback(ended)
                                 started += 1
-                                if started >= room or errors or not may_go_on():
+                                if started >= room or errors or not self._may_go_on(session):
                                     break
                         finally:
                             packets.close()
@@ -349,31 +366,36 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
                     elif room > 0 and self._is_over():
                         break
                     elif room > 0:
-                        await self._readable()
+                        await self._readable(session)
                     else:
-                        await self._woken()
+                        await session.woken()
                 while tasks and not errors:  # `stop` lets them finish
                     await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
                 if errors:
                     raise errors[0][1]
             finally:
                 coming_out = sys.exc_info()[1]
-                self._reader.in_tasks = False
-                self._cancelling = True
-                for task in tasks:
-                    task.cancel()
-                if tasks:
+                if self._reader.in_tasks is binding:
+                    self._reader.in_tasks = None
+                session.cancelling = True
+                if not loop.is_closed():
+                    for task in tasks:
+                        task.cancel()
+                # GeneratorExit: this is disposed of, as the loop ended before it did, and may not wait any more.
+                if tasks and not isinstance(coming_out, GeneratorExit):
                     await asyncio.gather(*tasks, return_exceptions=True)
                 for packet, error in errors:
                     if error is not coming_out:
                         text = "queue %d: the handler failed on packet %d, too"
                         _log.error(text, self.num, packet.id, exc_info=error)
 
-    async def _decide(self, handler: Callable[[Packet], Any], packet: Packet, binding: QueueBinding) -> None:
+    async def _decide(
+        self, handler: Callable[[Packet], Any], packet: Packet, binding: QueueBinding, session: _Session
+    ) -> None:
         try:
             await handler(packet)
         except (Exception, asyncio.CancelledError) as error:
-            if self._cancelling:
+            if session.cancelling:
                 raise
             if binding.finished and isinstance(error, (ClosedError, AlreadyDecidedError)):
                 return  # closed while the handler was at work
@@ -383,22 +405,23 @@ class AsyncQueue(_AsyncReader[_Queue, Packet]):
         if packet.decided is None and self._reader._undecided != "pending":
             apply_policy(self._reader._undecided, packet)
 
-    def _flush(self) -> None:
-        self._flushing = False
-        if self._reader._binding is not None:
+    def _flush(self, session: _Session) -> None:
+        session.flushing = None
+        if session is self._session and self._reader._binding is not None:
             self._reader.flush()
 
     def _flush_soon(self) -> bool:
         """Whether a verdict on a pending packet can wait for others: till the loop has been through once."""
+        session = self._opened()
         try:
             # In a task of this loop, which goes on with what is scheduled when the task waits; not in a signal handler.
-            if asyncio.get_running_loop() is not self._loop or asyncio.current_task() is None:
+            if asyncio.get_running_loop() is not session.loop or asyncio.current_task() is None:
                 return False
         except RuntimeError:  # no loop runs in this thread
             return False
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+        if session.flushing is not session.loop:
+            session.flushing = session.loop
+            session.loop.call_soon(self._flush, session)
         return True
 
     def flush(self) -> None:

@@ -16,7 +16,7 @@ from .protocol.nfnetlink import Subsystem
 from .protocol.nfqnl import SUBSYSTEM_BYTE, Verdict
 from .reader import Binding
 from .stats import QueueCounters
-from .transport import SO_TIMESTAMP, Transport
+from .transport import SO_TIMESTAMP, Transport, new_socket
 from .verdicts import Verdicts
 
 _END = sys.maxsize  # ``list[_END:] = more`` appends
@@ -54,6 +54,10 @@ class QueueBinding(Binding[Packet]):
     def settle(self, waiting: int = 0) -> None:
         self.verdicts.settle(waiting)
         self._account()
+
+    def defer(self, packet: Packet) -> None:
+        """The handler has returned and left the packet undecided: it is pending from now on."""
+        self.verdicts.defer(packet, length_hint(self.ready))
 
     def before_fork(self) -> None:
         super().before_fork()
@@ -171,6 +175,6 @@ def _stamping_socket() -> int:
     Stamping costs time, so the kernel does it only while somebody, anywhere on the machine, wants it: a socket with
     this option. Otherwise the timestamp of a queued packet is missing. The socket is never used for anything else.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
-        return sock.detach()
+    sock = new_socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
+    return sock.detach()

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import operator
 
-from .errors import ArgumentError
+from .errors import ArgumentError, ArgumentTypeError
 
 
-def check(name: str, value: int, least: int, most: int) -> int:
-    """``value`` as an int within bounds. Raises ArgumentError that names the argument, TypeError for no integer."""
+def wrong_type(name: str, value: object, what: str) -> ArgumentTypeError:
+    """The error for an argument that must be ``what`` and is of another type."""
+    return ArgumentTypeError(f"{name} must be {what}, not {type(value).__name__}")
+
+
+def check(name: str, value: int, least: int, most: int, *, what: str = "an integer") -> int:
+    """``value`` as an int within bounds.
+
+    Raises ArgumentError that names the argument; ArgumentTypeError, which says ``what`` it must be, for no integer.
+    """
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, not {type(value).__name__}") from None
+        raise wrong_type(name, value, what) from None
     if not least <= number <= most:
         raise ArgumentError(f"{name} is {shown(number)} and must be in {least}..{most}")
     return number
@@ -24,8 +32,16 @@ def shown(number: float) -> str:
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises ArgumentError if ``value`` is none of the ``choices``, TypeError if it is no string."""
+    """Raises ArgumentError if ``value`` is none of the ``choices``, ArgumentTypeError if it is no string."""
+    allowed = f"one of {', '.join(map(repr, choices))}"
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a string, not {type(value).__name__}")
+        raise wrong_type(name, value, allowed)
     if value not in choices:
-        raise ArgumentError(f"{name} is {value!r} and must be one of {', '.join(map(repr, choices))}")
+        raise ArgumentError(f"{name} is {value!r} and must be {allowed}")
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """``value``, which must be True or False itself: "no" is true for Python. Raises ArgumentTypeError."""
+    if not isinstance(value, bool):
+        raise wrong_type(name, value, "True or False")
+    return value

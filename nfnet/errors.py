@@ -34,6 +34,10 @@ class ArgumentError(NfnetError, ValueError):
     """An argument is outside its range; nothing was sent to the kernel."""
 
 
+class ArgumentTypeError(ArgumentError, TypeError):
+    """An argument is of a type that cannot be right, which Python calls a TypeError; nothing was sent to the kernel."""
+
+
 class DecodeError(NfnetError, ValueError):
     """Bytes that are no whole netlink message.
 

@@ -1,4 +1,13 @@
-"""Files that this package makes. They hold what packets said, so they are for their owner alone."""
+"""The one place that makes files. They hold what packets said, so they are for their owner alone.
+
+A file is written only where nobody else can have prepared it. "Others" are all users but root and the one as whom this
+process runs. In a directory into which others may write, their links, FIFOs and files are refused: a link might lead
+anywhere, and a FIFO or a file they could go on reading. A new file may be made in such a directory, since O_EXCL makes
+sure that it is new. The kernel can be told to refuse some of this (fs.protected_symlinks, protected_fifos,
+protected_regular and protected_hardlinks), only in directories with the sticky bit, and often is not.
+
+A path is followed name by name, each opened relative to the directory before it, so what is checked is what is used.
+"""
 
 from __future__ import annotations
 
@@ -6,39 +15,54 @@ import errno
 import fcntl
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import NamedTuple
+
+from .text import printable
+
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST_LINKS = 40  # as in the kernel
+
+_KINDS = {stat.S_IFLNK: "link", stat.S_IFREG: "file", stat.S_IFIFO: "FIFO"}
 
 
 def create(path: str | os.PathLike[str], *, lock: bool = False) -> int:
-    """Open a file for writing, made with mode 0600 if it is not there, and return its descriptor. Raises OSError.
+    """Open a file for writing, made with mode 0600 if it is not there, and return its descriptor.
 
     What was in it stays until ``empty``. With ``lock`` a regular file is for one writer at a time, in whatever process:
     the next one gets EBUSY, until ``unlock``.
 
-    Links are followed, as by tcpdump: /dev/stdout is one. But in a directory in which everybody may make files, /tmp
-    say, somebody else's link is refused, which might lead anywhere, and so is somebody else's file, which they could go
-    on reading. The kernel can be told to refuse both (fs.protected_symlinks, fs.protected_regular), and often is not.
+    Raises OSError, PermissionError with EACCES for what others have, or may have, put there; see above. /dev/stdout and
+    other names of this process' own descriptors are what they are, without a check.
     """
-    flags = os.O_WRONLY | os.O_CLOEXEC
-    try:
-        fd = os.open(path, flags | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)  # follows no link that was put there just now
-    except OSError as error:
-        if error.errno != errno.ELOOP:
+    with _naming(path):
+        with ExitStack() as stack:
+            fd = _open(_find(path, stack))
+        try:
+            if lock and stat.S_ISREG(os.fstat(fd).st_mode):
+                _lock(fd)
+        except BaseException:
+            os.close(fd)
             raise
-        _refuse_others(path, os.lstat(path).st_uid, "link")
-        fd = os.open(path, flags | os.O_CREAT, 0o600)
-    try:
-        status = os.fstat(fd)
-        if stat.S_ISREG(status.st_mode):
-            _refuse_others(path, status.st_uid, "file")
-            if lock:
-                _lock(fd, path)
-    except BaseException:
-        os.close(fd)
-        raise
     return fd
+
+
+def create_database(path: str | os.PathLike[str]) -> str:
+    """Make a file for SQLite, with mode 0600, if it is not there, and return the path by which to open it.
+
+    SQLite opens names, at any time, and those of other files beside it: it applies a journal that it finds there to the
+    database, and writes what was in the database to a journal of anybody's. So the directory must be one to which no
+    others may write, and in whose place they cannot put another. Raises OSError, PermissionError with EACCES for that.
+    """
+    with _naming(path), ExitStack() as stack:
+        found = _find(path, stack)
+        name = os.path.join(os.readlink(f"/proc/self/fd/{found.directory}"), found.name)
+        _refuse_unsafe(found.directory)
+        if found.entry is None:
+            os.close(_open(found))
+        return name
 
 
 def empty(fd: int) -> None:
@@ -49,11 +73,11 @@ def empty(fd: int) -> None:
         os.ftruncate(fd, 0)
 
 
-def _lock(fd: int, path: str | os.PathLike[str]) -> None:
+def _lock(fd: int) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise OSError(errno.EBUSY, "it is being recorded to by another", os.fspath(path)) from None
+        raise OSError(errno.EBUSY, "it is being recorded to by another") from None
     except OSError:  # some file systems have no locks: then there is nobody to be kept out by one
         pass
 
@@ -64,8 +88,154 @@ def unlock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def _refuse_others(path: str | os.PathLike[str], owner: int, what: str) -> None:
-    directory = os.stat(os.path.dirname(os.fspath(path)) or ".")
-    everybodys = directory.st_mode & (stat.S_ISVTX | stat.S_IWOTH) == stat.S_ISVTX | stat.S_IWOTH
-    if everybodys and owner not in (os.geteuid(), directory.st_uid):
-        raise PermissionError(errno.EACCES, f"somebody else's {what}, in a directory that everybody may write to", path)
+@contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors are about the path that was asked for, not about the name in it that was being followed."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise
+
+
+# --- from a path to what is there
+
+
+class _Found(NamedTuple):
+    """A name in a directory, and what is there: both as descriptors that are good for looking only (O_PATH)."""
+
+    directory: int
+    name: str
+    entry: int | None
+    given: bool  # what is there is an open file of some process, which /proc names
+
+
+def _find(path: str | os.PathLike[str], stack: ExitStack) -> _Found:
+    """Follow a path, but no link that others may have put there; the stack closes the descriptors."""
+
+    def look(name: str, flags: int = _LOOK, directory: int | None = None) -> int:
+        fd = os.open(name, flags, dir_fd=directory)
+        stack.callback(os.close, fd)
+        return fd
+
+    text = os.fsdecode(path)
+    if text.endswith("/"):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    rest = _names(text)
+    directory = look("/" if text.startswith("/") else ".")
+    links = 0
+    while rest:
+        name = rest.pop()
+        try:
+            entry = look(name, directory=directory)
+        except FileNotFoundError:
+            if rest:
+                raise
+            return _Found(directory, name, None, given=False)
+        status, given = os.fstat(entry), False
+        if stat.S_ISLNK(status.st_mode):
+            links += 1
+            if links > _MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            _refuse_others(os.fstat(directory), name, status)
+            if not _is_in_proc(status):
+                target = os.readlink("", dir_fd=entry)
+                rest += _names(target)
+                if target.startswith("/"):
+                    directory = look("/")
+                continue
+            # What it says is no path: "pipe:[1234]". The kernel knows what it means.
+            entry, given = look(name, os.O_PATH | os.O_CLOEXEC, directory), True
+        if not rest:
+            return _Found(directory, name, entry, given)
+        directory = entry
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))  # "" is no path
+
+
+def _names(path: str) -> list[str]:
+    """The names in a path, the last one first."""
+    return [name for name in path.split("/") if name][::-1]
+
+
+def _is_in_proc(status: os.stat_result) -> bool:
+    try:
+        return status.st_dev == os.stat("/proc/self").st_dev
+    except FileNotFoundError:  # it is not mounted
+        return False
+
+
+def _open(found: _Found) -> int:
+    """Open for writing what was found, or make it."""
+    directory = os.fstat(found.directory)
+    if found.entry is None:
+        return os.open(found.name, _WRITE | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=found.directory)
+    if found.given:
+        return os.open(found.name, _WRITE & ~os.O_NOFOLLOW, dir_fd=found.directory)
+    # Once before it is opened, which would wait for the reader of a FIFO, and once what was opened, for it might have
+    # been another one by then.
+    _refuse_others(directory, found.name, os.fstat(found.entry))
+    fd = os.open(found.name, _WRITE, dir_fd=found.directory)
+    try:
+        _refuse_others(directory, found.name, os.fstat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+# --- what others may do
+
+
+def _is_others(owner: int) -> bool:
+    # In a user namespace in which root of the machine has no number, "/" shows by which one its files are seen.
+    return owner not in (0, os.geteuid(), os.stat("/").st_uid)
+
+
+def _others_may_write(directory: os.stat_result) -> bool:
+    # Users have, as a rule, a group of their own that has their number, and directories that it may write to.
+    members = directory.st_mode & stat.S_IWGRP and directory.st_gid != directory.st_uid
+    return bool(members or directory.st_mode & stat.S_IWOTH or _is_others(directory.st_uid))
+
+
+def _others_may_rename(directory: os.stat_result) -> bool:
+    """Whether others may rename what is not theirs in a directory: not if it has the sticky bit and is not theirs."""
+    sticky = directory.st_mode & stat.S_ISVTX and not _is_others(directory.st_uid)
+    return _others_may_write(directory) and not sticky
+
+
+def _refuse_others(directory: os.stat_result, name: str, entry: os.stat_result) -> None:
+    """Raises PermissionError if what a directory has under a name is, or may be, the work of others."""
+    if stat.S_ISDIR(entry.st_mode) or not _others_may_write(directory):
+        return
+    kind = _KINDS.get(stat.S_IFMT(entry.st_mode), "device or socket")
+    if _is_others(entry.st_uid):
+        why = f"is somebody else's {kind}"
+    elif entry.st_nlink > 1:
+        why = f"is one of several names of a {kind}, and others may have made it"
+    elif kind == "link" and _others_may_rename(directory):
+        why = "is a link, and others may have given it this name"
+    else:
+        return
+    raise PermissionError(errno.EACCES, f"{printable(name)} {why}, in a directory that others may write to")
+
+
+def _refuse_unsafe(directory: int) -> None:
+    """Raises PermissionError if others may make files in a directory, or put another one in its place."""
+    status = os.fstat(directory)
+    if _others_may_write(status):
+        raise PermissionError(
+            errno.EACCES,
+            "others may write to the directory, and SQLite would obey files that they put beside the database; choose"
+            " one that belongs to this user or root, and that nobody else may write to",
+        )
+    with ExitStack() as stack:
+        while True:
+            directory = os.open("..", _LOOK, dir_fd=directory)
+            stack.callback(os.close, directory)
+            child, status = status, os.fstat(directory)
+            if os.path.samestat(child, status):  # "/"
+                return
+            if _others_may_rename(status):
+                what = os.readlink(f"/proc/self/fd/{directory}")
+                text = f"others may put another directory in the place of the one in {printable(what)}"
+                raise PermissionError(errno.EACCES, f"{text}, and SQLite would use that")

@@ -11,7 +11,7 @@ from typing import Literal
 
 from construct import Int16ub
 
-from .checks import check, check_choice, shown
+from .checks import check, check_choice, check_flag, shown
 from .errors import ArgumentError, DecodeError
 from .message import Message, enum_member
 from .netns import Netns
@@ -50,9 +50,9 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
 
     __slots__ = ()
 
-    def __repr__(self) -> str:
+    def _summary(self) -> str:
         hook = getattr(self.hook, "name", self.hook)
-        return f"<LogMessage {self.prefix!r}: {hook}, {len(self.payload)} bytes>"
+        return f"{self.prefix!r}: {hook}, {super()._summary()}"
 
     @property
     def prefix(self) -> str:
@@ -220,7 +220,8 @@ class Log(Reader[LogBinding]):
     conntrack: ask for connection tracking entries.
     on_overrun: what to do when messages were lost: "count" (which takes ``sequence``) and log a warning now and then,
         "raise" OverrunError out of the loop, or "ignore": count in silence.
-    netns: the network namespace to work in: the name of one in /run/netns, a path, a process id, or an open file.
+    netns: the network namespace to work in: the name of one in /run/netns, a path, an open file, or
+        the file descriptor of one (an int). It must stay open as long as the log is used.
     transport: where to get messages from, instead of the kernel; see `nfnet.replay`.
     record: a file to record to what passes between the kernel and this program; see `nfnet.record`.
 
@@ -257,12 +258,12 @@ class Log(Reader[LogBinding]):
         check_choice("on_overrun", on_overrun, ("count", "raise", "ignore"))
         self._on_overrun = on_overrun
         self._flags = LogFlag(0)
-        for wanted, flag in (
-            (sequence, LogFlag.SEQ),
-            (global_sequence, LogFlag.SEQ_GLOBAL),
-            (conntrack, LogFlag.CONNTRACK),
+        for name, wanted, flag in (
+            ("sequence", sequence, LogFlag.SEQ),
+            ("global_sequence", global_sequence, LogFlag.SEQ_GLOBAL),
+            ("conntrack", conntrack, LogFlag.CONNTRACK),
         ):
-            if wanted:
+            if check_flag(name, wanted):
                 self._flags |= flag
         super().__init__(
             f"log group {self.group}",
@@ -318,6 +319,7 @@ class Log(Reader[LogBinding]):
                     yield message
                     if self._stopping:
                         break
+                    del message  # no condition at the end of a loop: see `locks`
         finally:
             portions.close()
 

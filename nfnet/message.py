@@ -17,6 +17,7 @@ from .protocol.conntrack import parse as parse_conntrack
 from .protocol.layout import Layout, Layouts, compile_struct
 from .protocol.nfnetlink import BODY, Family, Table, parse_attributes
 from .protocol.nfqnl import NFQA_VLAN
+from .text import printable
 
 _Enum = TypeVar("_Enum", bound=int)
 _Message = TypeVar("_Message", bound="Message")
@@ -100,6 +101,18 @@ class Message:
         self = cls()
         self.raw, self._name_of, self._layout = raw, name_of, None
         return self
+
+    def __repr__(self) -> str:
+        try:
+            summary = self._summary()
+        except Exception as error:  # a damaged recording: logs and debuggers show what they are given
+            summary = f"unreadable: {printable(str(error))}"
+        return f"<{type(self).__name__} {summary}>"
+
+    def _summary(self) -> str:
+        """From where to where the packet goes, and how many of its bytes are here."""
+        flow, size = self.flow, len(self.payload)
+        return f"{flow}, {size} bytes" if flow else f"{size} bytes"
 
     def _find(self, number: int) -> slice | None:
         layout = self._layout

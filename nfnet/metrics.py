@@ -6,6 +6,8 @@ REGISTRY.register(nfnet.metrics.Collector(queue, log))
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -18,9 +20,15 @@ from .log import Log
 from .queue import Queue
 
 _QUEUE = ("received", "accepted", "dropped", "repeated", "requeued", "lost", "overruns", "malformed")
-_MOST_CLIENTS = 8
-_PATIENCE = 5.0
 _LOG = ("received", "lost", "overruns", "malformed")
+
+_MOST_CLIENTS = 64  # at a time
+_PATIENCE = 5.0  # seconds for a client to send its request and read the answer
+_LONGEST_REQUEST = 16384  # bytes
+_BACKLOG = 128  # clients that the kernel keeps until they are accepted
+_PAUSE = 1.0  # seconds to wait when one cannot be accepted
+
+_log = logging.getLogger("nfnet")
 
 
 class Collector:
@@ -68,63 +76,125 @@ class Collector:
 
 
 def serve(port: int, *readers: Queue | Log | AsyncQueue | AsyncLog, address: str = "127.0.0.1") -> Callable[[], None]:
-    """Serve the metrics over HTTP, from threads; returns what ends that. Raises NfnetError, OSError.
+    """Serve the metrics over HTTP, from a thread; returns a function that ends it. Raises NfnetError, OSError.
 
-    Who may reach the address may read them: there is no password. Clients that are slow keep nobody else from it for
-    long: there are eight at a time, and each has five seconds for a request.
+    Anyone who can reach the address can read the metrics: there is no password. A GET of any path is answered in
+    Prometheus' text format. At most 64 clients are connected at a time: when another one comes, the one that has been
+    there longest is disconnected. A client has five seconds to send its request and to read the answer.
     """
     try:
-        from prometheus_client import CollectorRegistry, make_wsgi_app
+        from prometheus_client import CollectorRegistry, generate_latest
     except ImportError as error:
         raise NfnetError(f"metrics need prometheus-client: pip install 'nfnet[prometheus]' ({error})") from error
-    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
-
-    class Handler(WSGIRequestHandler):
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    class Server(WSGIServer):
-        address_family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
-        slots = threading.BoundedSemaphore(_MOST_CLIENTS)
-
-        def process_request(self, request: Any, client_address: Any) -> None:
-            if not self.slots.acquire(blocking=False):
-                self.shutdown_request(request)
-                return
-            try:
-                threading.Thread(target=self.answer, args=(request, client_address), daemon=True).start()
-            except BaseException:  # no thread to be had: the caller says so, and hangs up
-                self.slots.release()
-                raise
-
-        def answer(self, request: Any, client_address: Any) -> None:
-            # Not the socket's timeout: a client that sends a byte now and then would never reach it.
-            impatience = threading.Timer(_PATIENCE, _hang_up, (request,))
-            impatience.daemon = True
-            try:
-                impatience.start()
-                with suppress(OSError):  # the client is gone
-                    self.finish_request(request, client_address)
-            finally:
-                impatience.cancel()
-                self.shutdown_request(request)
-                self.slots.release()
 
     registry = CollectorRegistry()
     registry.register(Collector(*readers))
-    server = Server((address, port), Handler)
-    server.set_app(make_wsgi_app(registry))
-    thread = threading.Thread(target=server.serve_forever, name="nfnet-metrics", daemon=True)
-    thread.start()
-
-    def end() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    return end
+    server = _Server(address, port, lambda: generate_latest(registry))
+    return server.stop
 
 
-def _hang_up(request: socket.socket) -> None:
-    with suppress(OSError):
-        request.shutdown(socket.SHUT_RDWR)
+class _Server:
+    """An HTTP server that answers each client once; all of it runs in one thread, on an event loop of its own.
+
+    The server of prometheus-client starts a thread for each client, without a bound and without a time-out, and prints
+    a traceback when it cannot read an Accept header. Here a client costs a descriptor and a task. A complete
+    request is answered as soon as it is read, so that only clients that are slow can be disconnected for others.
+    """
+
+    def __init__(self, address: str, port: int, content: Callable[[], bytes]) -> None:
+        self._content = content
+        self._clients: dict[asyncio.Task[None], None] = {}  # oldest first
+        family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
+        self._listener = socket.create_server((address, port), family=family, backlog=_BACKLOG)
+        self._listener.setblocking(False)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="nfnet-metrics", daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:
+            self._loop.close()
+            self._listener.close()
+            raise
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            with suppress(RuntimeError):  # the loop is closed: another thread stopped it just now
+                self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _run(self) -> None:
+        self._listen()
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.remove_reader(self._listener)
+            self._loop.run_until_complete(self._disconnect_all())
+            self._loop.close()
+            self._listener.close()
+
+    def _listen(self) -> None:
+        self._loop.add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        """Accept one client. The next one's turn comes after the event loop has looked for requests."""
+        try:
+            client, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionError):  # it is gone
+            return
+        except OSError as error:  # no descriptors are left, for instance; the client still waits
+            _log.warning("metrics: a client cannot be accepted: %s", error)
+            self._disconnect_oldest()
+            self._loop.remove_reader(self._listener)
+            self._loop.call_later(_PAUSE, self._listen)
+            return
+        if len(self._clients) >= _MOST_CLIENTS:
+            self._disconnect_oldest()
+        self._begin(client)
+
+    def _begin(self, client: socket.socket) -> None:
+        def done(task: asyncio.Task[None]) -> None:
+            timer.cancel()
+            client.close()
+            self._clients.pop(task, None)
+
+        task = self._loop.create_task(self._serve(client))
+        timer = self._loop.call_later(_PATIENCE, task.cancel)
+        self._clients[task] = None
+        task.add_done_callback(done)
+
+    def _disconnect_oldest(self) -> None:
+        if self._clients:
+            task = next(iter(self._clients))
+            del self._clients[task]
+            task.cancel()
+
+    async def _disconnect_all(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _serve(self, client: socket.socket) -> None:
+        with suppress(OSError):  # the client is gone
+            client.setblocking(False)
+            request = b""
+            while b"\r\n\r\n" not in request:
+                data = await self._loop.sock_recv(client, _LONGEST_REQUEST)
+                request += data
+                if not data or len(request) > _LONGEST_REQUEST:
+                    return
+            await self._loop.sock_sendall(client, self._answer(request))
+
+    def _answer(self, request: bytes) -> bytes:
+        """The answer to a request. Its headers make no difference: every Prometheus reads this format."""
+        status, headers, body = "200 OK", "Content-Type: text/plain; version=0.0.4; charset=utf-8", b""
+        if not request.startswith(b"GET "):
+            status, headers = "405 Method Not Allowed", "Allow: GET"
+        else:
+            try:
+                body = self._content()
+            except Exception:
+                _log.exception("metrics: they could not be collected")
+                status, headers = "500 Internal Server Error", "Content-Type: text/plain"
+        head = f"HTTP/1.0 {status}\r\n{headers}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        return head.encode() + body

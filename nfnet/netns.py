@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol, TypeVar
 
-from .checks import check
-from .errors import ArgumentError, NotPermittedError, kernel_error
+from .checks import check, wrong_type
+from .errors import ArgumentError, KernelError, NotPermittedError, kernel_error
+from .native import thread
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 
+_WHAT = "a name in /run/netns, a path, an open file or a file descriptor"
 _USER_NAMESPACES = "CAP_SYS_ADMIN is needed for that, or a machine on which users may make user namespaces"
 
 _T = TypeVar("_T")
@@ -25,7 +26,10 @@ class _File(Protocol):
 
 
 Netns = str | os.PathLike[str] | int | _File
-"""The name of a namespace in /run/netns, a path, a process id, or an open file."""
+"""The name of a namespace in /run/netns, a path, an open file, or an int, the file descriptor of one.
+
+The namespace of a process is the path /proc/PID/ns/net. A file must stay open as long as what works in its namespace.
+"""
 
 
 def _libc(call: str, *arguments: int) -> None:
@@ -51,29 +55,50 @@ def unshare(flags: int) -> None:
 
 
 def enter(netns: Netns) -> None:
-    """Move the calling thread into a network namespace (``setns(2)``). Raises KernelError."""
-    path = _path(netns) if isinstance(netns, (str, os.PathLike, int)) else None
-    operation = f"entering the network namespace {netns!r}" if path is None else f"entering network namespace {path}"
+    """Move the calling thread into a network namespace (``setns(2)``). Raises ArgumentError, KernelError."""
+    check_netns(netns)
+    operation = f"entering the network namespace {netns!r}"
     try:
-        if path is None:
-            _libc("setns", netns.fileno(), CLONE_NEWNET)  # type: ignore[union-attr]
-        else:
+        if isinstance(netns, (str, os.PathLike)):
+            path = os.fspath(netns)
+            path = path if "/" in path else f"/run/netns/{path}"
+            operation = f"entering network namespace {path}"
             with open(path) as file:
                 _libc("setns", file.fileno(), CLONE_NEWNET)
+        elif isinstance(netns, int):
+            operation = f"entering the network namespace that file descriptor {netns} is open on"
+            _libc("setns", netns, CLONE_NEWNET)
+        else:
+            _libc("setns", _descriptor(netns), CLONE_NEWNET)
     except PermissionError as error:
         hint = "CAP_SYS_ADMIN is needed to enter a namespace, and CAP_NET_ADMIN in it"
         raise NotPermittedError(operation, error.errno or errno.EPERM, hint=hint) from None
     except OSError as error:
+        if isinstance(netns, int):
+            hint = f"The namespace of process {netns} is netns='/proc/{netns}/ns/net'"
+            raise KernelError(operation, error.errno or errno.EIO, hint=hint) from None
         raise kernel_error(operation, error.errno or errno.EIO) from None
 
 
-def _path(netns: str | os.PathLike[str] | int) -> str:
+def _descriptor(file: _File) -> int:
+    try:
+        return file.fileno()
+    except ValueError:  # what Python says of a file that is closed
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+
+
+def check_netns(netns: Netns | None) -> None:
+    """Raises ArgumentError if that names no network namespace, whether or not there is one."""
+    if netns is None:
+        return
     if isinstance(netns, int):
-        return f"/proc/{check('netns (a process id)', netns, 1, 0x7FFFFFFF)}/ns/net"
-    path = os.fspath(netns)
-    if not path:
-        raise ArgumentError("netns is empty and must be a name, a path, a process id or an open file")
-    return path if "/" in path else f"/run/netns/{path}"
+        check("netns (a file descriptor)", netns, 0, 0x7FFFFFFF)
+    elif isinstance(netns, (str, os.PathLike)):
+        path = os.fspath(netns)
+        if not path or "\0" in path:
+            raise ArgumentError(f"netns is {path!r} and must be {_WHAT}")
+    elif not hasattr(netns, "fileno"):
+        raise wrong_type("netns", netns, _WHAT)
 
 
 def become_root() -> None:
@@ -128,21 +153,31 @@ def call_in(netns: Netns | None, function: Callable[[], _T]) -> _T:
 
 
 def _in_thread(function: Callable[[], _T]) -> _T:
-    """Call a function in a thread of its own, whose namespace it may change."""
+    """Call a function in a thread of its own, whose namespace it may change.
+
+    A `threading.Thread` would not do: where that is a greenlet, the namespace would be the caller's.
+    """
     outcome: dict[str, Any] = {}
+    working = thread.allocate_lock()
+    working.acquire()
 
     def work() -> None:
         try:
             outcome["result"] = function()
         except BaseException as error:
             outcome["error"] = error
+        finally:
+            working.release()
 
-    thread = threading.Thread(target=work, name="nfnet-netns")
-    thread.start()
+    def wait() -> None:
+        while not outcome:
+            working.acquire()
+
+    thread.start_new_thread(work, ())
     try:
-        thread.join()
+        wait()
     finally:
-        thread.join()  # also after KeyboardInterrupt: nothing goes on behind the caller's back
+        wait()  # also after KeyboardInterrupt: nothing goes on behind the caller's back
     try:
         if "error" in outcome:
             raise outcome["error"]

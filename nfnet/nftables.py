@@ -7,12 +7,12 @@ privilege, and cannot run inside an event loop.
 from __future__ import annotations
 
 import errno
-import select
 from collections.abc import Iterator
 from typing import Any
 
 from .errors import AckTimeoutError, DecodeError, kernel_error
 from .match import Expression
+from .native import select
 from .protocol import netlink
 from .protocol.layout import build_attribute, walk
 from .protocol.netlink import Flag

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from . import inet, scapys
-from .checks import check
+from .checks import check, check_flag
 from .errors import AlreadyDecidedError, ArgumentError, ClosedError
 from .message import Message, Vlan, enum_member
 from .protocol import nfqnl
@@ -62,10 +62,10 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         self._decision, self._decide = None, _decide_nothing
         return self
 
-    def __repr__(self) -> str:
-        verdict = "undecided" if self.decided is None else self.decided.name
+    def _summary(self) -> str:
         hook = getattr(self.hook, "name", self.hook)
-        return f"<Packet {self.id}: {hook}, {len(self.payload)} bytes, {verdict}>"
+        verdict = "undecided" if self.decided is None else self.decided.name
+        return f"{self.id}: {hook}, {super()._summary()}, {verdict}"
 
     # --- verdicts
 
@@ -136,7 +136,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         Where nobody listens to that queue the kernel drops it, or with ``bypass`` lets it go on.
         """
         number = check("queue number", number, 0, 0xFFFF)
-        self._change(number << 16 | (QUEUE_BYPASS if bypass else 0) | Verdict.QUEUE, mark, payload, priority)
+        flags = QUEUE_BYPASS if check_flag("bypass", bypass) else 0
+        self._change(number << 16 | flags | Verdict.QUEUE, mark, payload, priority)
 
     def verdict(
         self,

@@ -9,8 +9,8 @@ from contextlib import suppress
 from typing import ClassVar, Literal
 
 from .binding import QueueBinding
-from .checks import check, check_choice
-from .errors import AlreadyDecidedError, ClosedError
+from .checks import check, check_choice, check_flag
+from .errors import AlreadyDecidedError, ClosedError, NfnetError
 from .netns import Netns
 from .packet import Packet
 from .protocol import nfqnl
@@ -30,7 +30,8 @@ class Queue(Reader[QueueBinding]):
     """The packets of queue ``num``, one at a time, each to get a verdict.
 
     A rule sends packets to the queue; see `nfnet.rules.queue`. Entering the context, or `open`, binds the queue;
-    leaving it, or `close`, unbinds it. Then the kernel drops what waits, unless ``undecided`` is "accept".
+    leaving it, or `close`, unbinds it. Then the kernel drops what waits, unless ``undecided`` is "accept": then that is
+    let through, and so is what comes until the queue is unbound.
 
     num: number of the queue, 0 to 65535.
     copy_range: how many bytes of each packet to copy, 1 to 65535; the kernel never copies more than 65,531.
@@ -48,7 +49,8 @@ class Queue(Reader[QueueBinding]):
         be decided later, or the queue will "accept" or "drop" it.
     on_error: what becomes of a packet whose handler raises an Exception: "raise" it, the packet staying pending, or
         log it and "accept" or "drop" the packet.
-    netns: the network namespace to work in: the name of one in /run/netns, a path, a process id, or an open file.
+    netns: the network namespace to work in: the name of one in /run/netns, a path, an open file, or
+        the file descriptor of one (an int). It must stay open as long as the queue is used.
     transport: where to get packets from, instead of the kernel; see `nfnet.replay`.
     record: a file to record to what passes between the kernel and this program; see `nfnet.record`.
 
@@ -85,19 +87,19 @@ class Queue(Reader[QueueBinding]):
         check_choice("undecided", undecided, ("pending", "accept", "drop"))
         check_choice("on_error", on_error, ("raise", "accept", "drop"))
         self._flags = QueueFlag(0)
-        for wanted, flag in (
-            (fail_open, QueueFlag.FAIL_OPEN),
-            (gso, QueueFlag.GSO),
-            (conntrack, QueueFlag.CONNTRACK),
-            (uid_gid, QueueFlag.UID_GID),
-            (secctx, QueueFlag.SECCTX),
+        for name, wanted, flag in (
+            ("fail_open", fail_open, QueueFlag.FAIL_OPEN),
+            ("gso", gso, QueueFlag.GSO),
+            ("conntrack", conntrack, QueueFlag.CONNTRACK),
+            ("uid_gid", uid_gid, QueueFlag.UID_GID),
+            ("secctx", secctx, QueueFlag.SECCTX),
         ):
-            if wanted:
+            if check_flag(name, wanted):
                 self._flags |= flag
         self._on_overrun = on_overrun
         self._undecided = undecided
         self._on_error = on_error
-        self._timestamps = timestamps
+        self._timestamps = check_flag("timestamps", timestamps)
         super().__init__(
             f"queue {self.num}",
             rcvbuf=None if rcvbuf is None else check("rcvbuf", rcvbuf, 1, 0x7FFFFFFF),
@@ -143,8 +145,21 @@ class Queue(Reader[QueueBinding]):
     def _row(self) -> QueueRow | None:
         return own_row(queue_rows, self.num, self._netns)
 
+    def _pass_requests(self) -> bytes:
+        """Requests after which the kernel accepts what comes without queueing it: the queue is full, and fails open.
+
+        Two messages, the flag first: from a single one the kernel takes the length first, and would drop what comes
+        until it has taken the flag as well.
+        """
+        return nfqnl.config(self.num, flags=QueueFlag.FAIL_OPEN) + nfqnl.config(self.num, max_len=0)
+
     def _finish(self, binding: QueueBinding) -> None:
         verdicts = binding.verdicts
+        if self._undecided == "accept":
+            # What came between the last verdict and the end of the binding would be dropped. No answer is asked for,
+            # since it may find no room in the receive buffer; what refuses this is closed all the same.
+            with suppress(NfnetError):
+                binding.transport.send(self._pass_requests())
         if self._undecided != "pending":
             verdicts.settle()
             for packet in list(verdicts.pending):
@@ -169,6 +184,7 @@ class Queue(Reader[QueueBinding]):
                         self._leave_undecided(binding, packet)
                     if self._stopping:
                         break
+                    del packet  # no condition at the end of a loop: see `locks`
         finally:
             portions.close()
 
@@ -212,7 +228,7 @@ class Queue(Reader[QueueBinding]):
 
     def _leave_undecided(self, binding: QueueBinding, packet: Packet) -> None:
         if self._undecided == "pending":
-            binding.verdicts.defer(packet)
+            binding.defer(packet)
         else:
             apply_policy(self._undecided, packet)
 

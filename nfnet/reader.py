@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
@@ -27,7 +26,8 @@ from .errors import (
     NotSupportedError,
     OverrunError,
 )
-from .netns import Netns, call_in
+from .locks import RLock
+from .netns import Netns, call_in, check_netns
 from .protocol import nfqnl
 from .protocol.nfqnl import Command
 from .recorder import Recorder, current
@@ -58,7 +58,7 @@ class Binding(ABC, Generic[T]):
         self.ready: Iterator[T] = iter(())  # for the handler; one iterator for all loops
         self._process = os.getpid()
         self.reading = False  # by a loop
-        self.closing = threading.RLock()
+        self.closing = RLock()
         self.finished = False  # by `Reader.close`
         self.closed = False
         self.ended = False  # no more will come: the end of a recording
@@ -82,7 +82,7 @@ class Binding(ABC, Generic[T]):
     def after_fork(self) -> None:
         """In a child that has the socket too: threads that were at work are not there."""
         self.reading = False
-        self.closing = threading.RLock()
+        self.closing = RLock()
 
     def is_ours(self) -> bool:
         """Whether this process may use it: the one that bound it, and where children inherit the socket any."""
@@ -187,6 +187,7 @@ class Reader(ABC, Generic[B]):
         self._rcvbuf = rcvbuf
         self._overruns = overruns
         self._datagram = datagram
+        check_netns(netns)
         self._netns = netns
         self._given_transport = transport
         self._waiter = Waiter()
@@ -235,7 +236,7 @@ class Reader(ABC, Generic[B]):
         try:
             self._bind(binding.transport)
             self._waiter.watch(binding.transport.fileno(), inherit=getattr(binding.transport, "inherit", False))
-            if binding.recorder is not None and binding.owns_recorder:
+            if binding.recorder is not None:
                 binding.recorder.begin()
             last = self._last_binding
             if last is None or not last.reading:  # else a loop of the previous binding has still to see that it ended
@@ -381,15 +382,17 @@ class Reader(ABC, Generic[B]):
         """
         self._check_reading(binding)
         binding.reading = True
-        # In CPython 3.13.0 an exception that a signal raises at the jump from a condition back to the top of a loop
-        # leaves without `finally`. So loops under `try` end with statements that are no conditions, where they can.
         try:
             go_on = True
-            while go_on and self._wait(binding, block):
+            while True:  # and no conditions at the ends of these loops: see `locks`
+                if not (go_on and self._wait(binding, block)):
+                    break
                 ready = binding.ready
                 left = length_hint(ready)
                 size, deadline = 1, monotonic() + _MAX_DELAY
-                while left > 0:
+                while True:
+                    if left <= 0:
+                        break
                     yield islice(ready, size)
                     if self._stopping:
                         return
@@ -424,8 +427,14 @@ class Reader(ABC, Generic[B]):
                 return False
             if binding.recorder is not None:
                 binding.recorder.flush()  # nothing comes for a while: let it be on the disk
-            self._waiter.wait()
+            if not self._pause(binding):
+                return False
         return False
+
+    def _pause(self, binding: B) -> bool:
+        """Wait until something may be there; False to end the loop instead."""
+        self._waiter.wait()
+        return True
 
     def _drive(self, handler: Callable[[Any], object], block: bool) -> int:
         """Hand out what comes, and return how many that were."""

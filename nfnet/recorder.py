@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from types import TracebackType
 
 from .capture import LinkType, Writer, netlink_header
 from .errors import DecodeError
+from .locks import RLock
 from .protocol import netlink, nfnetlink, nfqnl
 from .protocol.nfqnl import NFQA, Verdict
 
@@ -28,26 +28,29 @@ class Recorder:
     A file that cannot be written any more (a full disk) stops the recording, not the program: the error is logged,
     and raised by `close`. Raises OSError, EBUSY if somebody else is recording to the same file.
 
-    Without ``begin`` what was in the file stays, and what comes is kept, until `begin` is called.
+    What was in the file is removed by the first datagram, or by `close` if none came. Without ``begin``, and in a
+    ``with`` statement, it stays, and what comes is kept, until `begin`: queues and logs call that once they are open.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, begin: bool = True) -> None:
-        self._writer = Writer(path, LinkType.NETLINK, begin=begin)
-        self._begun = begin
+        self._writer = Writer(path, LinkType.NETLINK, begin=False)
+        self._begun = False
+        self._begins_itself = begin
         self._waiting: deque[tuple[int, bool, bytes]] = deque()  # to be written: time, outgoing, datagram
         self._writing = False
         self._closed = False
         self._header = bytes(netlink_header.build({"family": nfnetlink.NETLINK_NETFILTER}))
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._process = os.getpid()
         self._error: OSError | None = None
         self._flushed = time.monotonic()
 
     def begin(self) -> None:
-        """Remove what was in the file, and write what was kept. Raises OSError."""
+        """Remove what was in the file, and write what was kept. May be called twice. Raises OSError."""
         with self._lock:
-            self._writer.begin()
-            self._begun = True
+            if not self._begun:
+                self._writer.begin()
+                self._begun = True
         self._write()
 
     def tap(self, outgoing: bool, datagram: bytes) -> None:
@@ -66,11 +69,16 @@ class Recorder:
             return
         with self._lock:
             # If this thread is writing already this is a signal handler: then it is written once that is done.
-            if self._writing or self._closed or not self._begun:
+            if self._writing or self._closed or not (self._begun or self._begins_itself):
                 return
             try:
                 self._writing = True
-                while self._waiting:
+                if not self._begun:
+                    self._writer.begin()
+                    self._begun = True
+                while True:  # and no condition at its end: see `locks`
+                    if not self._waiting:
+                        break
                     time_ns, outgoing, datagram = self._waiting.popleft()
                     comment = ", ".join(_verdicts(datagram)) if outgoing else ""
                     self._writer.write(time_ns, self._header + datagram, comment=comment)
@@ -112,12 +120,14 @@ class Recorder:
             raise error
 
     def __enter__(self) -> Recorder:
+        self._begins_itself = False
         _current.append(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._begins_itself = error is None  # a block in which nothing could be opened leaves the file as it was
         self.close()
 
 
@@ -130,7 +140,8 @@ def record(path: str | os.PathLike[str]) -> Recorder:
         with nfnet.record("session.pcapng"), nfnet.Queue(1) as queue:
             queue.run(handler)
 
-    Raises OSError if the file cannot be made. It is readable by its owner alone.
+    The file is readable by its owner alone; what was in it stays until the first of them is open. Raises OSError if it
+    cannot be made.
     """
     return Recorder(path)
 

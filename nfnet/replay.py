@@ -13,7 +13,9 @@ from itertools import islice
 from typing import NamedTuple
 
 from .capture import LinkType, Record, netfilter_datagram, read
+from .checks import check_flag
 from .errors import CaptureError, ClosedError, DecodeError
+from .locks import RLock
 from .protocol import byteorder, layout, netlink, nfnetlink, nfqnl, nfulnl
 from .protocol.nfqnl import NFQA, Command
 from .transport import Transport
@@ -56,7 +58,7 @@ class Replay(Transport):
     def __init__(self, path: str | os.PathLike[str], *, realtime: bool = False) -> None:
         self.verdicts: dict[int, Decided] = {}
         self.recorded: dict[int, Decided] = {}
-        self._realtime = realtime
+        self._realtime = check_flag("realtime", realtime)
         self._file = open(path, "rb")  # noqa: SIM115 - as long as the replay
         # With the number of each; None if an exception came in between, see `_advance`.
         self._records: Iterator[tuple[int, Record]] | None = enumerate(read(self._file), 1)
@@ -70,7 +72,7 @@ class Replay(Transport):
         self._bare = 0  # how many bare packets were given an id
         self._ended = False
         self._closed = False
-        self._lock = threading.RLock()  # `close` may come from another thread, or in a signal handler
+        self._lock = RLock()  # `close` may come from another thread, or in a signal handler
         self._timer: threading.Timer | None = None
         self._readable = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._finalize = weakref.finalize(self, os.close, self._readable)
@@ -95,7 +97,9 @@ class Replay(Transport):
         with self._lock:
             self._check_open()
             try:
-                while limit > 0 and not self._ended:
+                while True:  # and no condition at its end: see `locks`
+                    if limit <= 0 or self._ended:
+                        break
                     if self._next is None and not self._advance():
                         break
                     assert self._next is not None
@@ -139,7 +143,7 @@ class Replay(Transport):
 
     def after_fork(self) -> None:
         """In a forked child: who held the lock is not there."""
-        self._lock = threading.RLock()
+        self._lock = RLock()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -262,12 +266,7 @@ class Replay(Transport):
             if kind == nfqnl.MSG_VERDICT:
                 covered = [header.packet_id] if header.packet_id in waiting else []
             else:
-                # As the kernel does, up to the first that is newer: not to look at all of them for each verdict.
-                covered = []
-                for number in waiting:
-                    if (header.packet_id - number) & 0xFFFFFFFF >= 0x80000000:
-                        break
-                    covered.append(number)
+                covered = nfqnl.covered_by_batch(waiting, header.packet_id)
             for number in covered:
                 verdicts[number] = decided
                 del waiting[number]

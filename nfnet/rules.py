@@ -4,10 +4,10 @@
         ...
 
 or, where no block fits, `install` and `remove`. Each rule lives in a table of its own, so nothing of anybody else's is
-touched. The table belongs to a socket that is open as long as the rule is installed, so the kernel removes it however
-the process ends (since Linux 5.12; see `clean` for what is left before that). Mind that the kernel, when a base chain
-goes away, drops what waits in *every* queue of the network namespace: leave the block of the rule after that of the
-queue, as above.
+touched. The table belongs to a socket that this module keeps open until the rule is removed, so the kernel removes it
+however the process ends (since Linux 5.12; see `clean` for what is left before that). Mind that the kernel, when a base
+chain goes away, drops what waits in *every* queue of the network namespace: leave the block of the rule after that of
+the queue, as above.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ import os
 import shlex
 import socket
 import struct
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from . import nftables
-from .checks import check, check_choice
-from .errors import ArgumentError, ClosedError, KernelError, NfnetError, NotSupportedError
-from .match import Expression, Match, be32
-from .netns import Netns, call_in
+from .checks import check, check_choice, check_flag, wrong_type
+from .errors import ArgumentError, KernelError, NfnetError, NotSupportedError
+from .match import CRITERIA, HOOKS, Expression, Match, NoWordsError, be32, check_words, nft_interface
+from .netns import Netns, call_in, check_netns
 from .protocol import netlink
 from .protocol.nfnetlink import Hook
 from .text import printable
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _FAMILIES = {"inet": 1, "ip": 2, "netdev": 5, "bridge": 7, "ip6": 10}  # NFPROTO_*
-_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 _INGRESS = {"inet": 5, "netdev": 0}  # the number of the hook
 _OWNER = 0x2  # NFT_TABLE_F_OWNER: the table goes when the socket does
 _POLICY_ACCEPT = 1
@@ -47,8 +45,16 @@ _HASH_DREG, _HASH_MODULUS, _HASH_OFFSET, _HASH_TYPE = 2, 4, 6, 7
 _SYMMETRIC = 1
 _REGISTER = 1
 _LOG_GROUP, _LOG_PREFIX, _LOG_SNAPLEN, _LOG_QTHRESHOLD = 1, 2, 3, 4
-_MAX_PREFIX = 127
+_MAX_PREFIX, _MAX_IPTABLES_PREFIX = 127, 63  # bytes
+# The tables of iptables that have a chain at a hook with a priority. Not that called security: it is at 50 with
+# iptables-legacy, and at 150 with iptables-nft.
+_TABLES = {
+    **dict.fromkeys([(hook, -150) for hook in HOOKS], "mangle"),
+    **dict.fromkeys([("prerouting", -300), ("output", -300)], "raw"),
+    **dict.fromkeys([("input", 0), ("forward", 0), ("output", 0)], "filter"),
+}
 _NAME = "nfnet-"
+_NO_TRACKING = "Connection tracking does not know the family: CONFIG_NF_CONNTRACK_BRIDGE is needed for bridges"
 _xt_nfq_info = struct.Struct(netlink.PREFIX + "HHHxx")  # struct xt_NFQ_info_v3, of the target of iptables
 
 Balance = Literal["addresses", "cpu", "flow"]
@@ -77,7 +83,7 @@ class Where(TypedDict, total=False):
 def queue(num: int | range, *, bypass: bool = True, balance: Balance = "addresses", **where: Unpack[Where]) -> Rule:
     """A rule that puts packets that match into queue ``num``, while its block runs, or from `install` to `remove`.
 
-    num: number of the queue, 0 to 65535; or a range of them, to share the load.
+    num: number of the queue, 0 to 65535; or a range of at most 65535 of them, to share the load.
     bypass: let packets pass while nobody listens to the queue, instead of dropping them.
     balance: how packets are shared among several queues: by their pair of "addresses", both directions of a connection
         to the same queue (the kernel's own hash, which leaves it to chance whether all queues get some); by the "cpu"
@@ -92,31 +98,36 @@ def queue(num: int | range, *, bypass: bool = True, balance: Balance = "addresse
 
     Packets match if all of this is true of them:
 
-    protocol: "tcp", "udp", "icmp", "icmpv6", "sctp" or a number.
+    protocol: "tcp", "udp", "icmp" (of IPv4), "icmpv6" (of IPv6), "sctp" or a number.
     source, destination: an address or a network ("192.0.2.0/24"), IPv4 or IPv6.
-    source_port, destination_port: of TCP, UDP or SCTP, which then must be the protocol; a number, or several:
+    source_port, destination_port: of TCP, UDP or SCTP, which then must be the protocol; a number, or several in a row:
         ``range(1024, 2048)``, "1024-2047".
-    in_interface, out_interface: the name of an interface, or how it begins: "eth*".
+    in_interface: the name of the interface that they came in by, or how it begins: "eth*". Not for the hook output,
+        nor for postrouting in the family bridge. In that family interfaces are ports of the bridge.
+    out_interface: likewise, where they will go out; for the hooks forward, output and postrouting.
     mark, not_mark: the packet's mark, or not this one, so that a packet that is marked and repeated does not come back.
     state: what connection tracking says: "new", "established", "related", "invalid", "untracked", or several of them.
+        Not for ingress, nor for a priority of -200 or less at the hooks prerouting and output.
     uid: user id, or name, of the local sender; for the hooks output and postrouting. The number is that of the user
         namespace to which the network namespace belongs.
 
-    Raises ArgumentError at once. Installing it raises ArgumentError for an interface that does not exist,
-    NotPermittedError without CAP_NET_ADMIN, NotSupportedError where the kernel has no nf_tables or cannot do what the
-    rule says, KernelError.
+    Raises ArgumentError at once, also for what no packet could match. Installing it raises ArgumentError for an
+    interface that does not exist, NotPermittedError without CAP_NET_ADMIN, NotSupportedError where the kernel has no
+    nf_tables or cannot do what the rule says, KernelError.
     """
     if isinstance(num, range):
         if not num or num.step != 1:
             raise ArgumentError(f"queue numbers are {num} and must be a range without gaps")
         numbers = num
     else:
-        num = check("queue number", num, 0, 0xFFFF)
+        num = check("queue number", num, 0, 0xFFFF, what="a number, or a range of them")
         numbers = range(num, num + 1)
     check("queue number", numbers[0], 0, 0xFFFF)
     check("queue number", numbers[-1], 0, 0xFFFF)
+    if len(numbers) > 0xFFFF:
+        raise ArgumentError("a rule shares its packets among 65535 queues at most, not 65536")
     check_choice("balance", balance, ("addresses", "cpu", "flow"))
-    return Rule(_QueueAction(numbers, bool(bypass), balance), **where)
+    return Rule(_QueueAction(numbers, check_flag("bypass", bypass), balance), **where)
 
 
 def log(
@@ -138,7 +149,7 @@ def log(
     """
     group = check("log group", group, 0, 0xFFFF)
     if not isinstance(prefix, str):
-        raise TypeError(f"prefix must be a string, not {type(prefix).__name__}")
+        raise wrong_type("prefix", prefix, "text")
     try:
         text = prefix.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -153,7 +164,10 @@ def log(
 
 
 def install(rule: Rule) -> Rule:
-    """Install a rule for as long as this process lives, or until `remove`. Raises as `queue` says."""
+    """Install a rule for as long as this process lives, or until `remove`. Raises as `queue` says.
+
+    It stays whether or not the program keeps the object. A forked child has no part in it.
+    """
     rule.install()
     return rule
 
@@ -164,7 +178,10 @@ def remove(rule: Rule) -> None:
 
 
 def describe(rule: Rule) -> str:
-    """The commands of nft, and where there are any of iptables, that install the same rule; one a line."""
+    """The commands of nft and iptables that install the same rule, for a shell, one a line.
+
+    Where one of them has no words for the rule, there is a line that begins with # and says for what.
+    """
     return rule.describe()
 
 
@@ -266,11 +283,11 @@ class _QueueAction(NamedTuple):
         flags = ["bypass"] * self.bypass + ["fanout"] * (self.balance == "cpu" and len(self.numbers) > 1)
         return " ".join(["queue num", _span(self.numbers, "-"), *([",".join(flags)] if flags else [])])
 
-    def iptables(self) -> str | None:
+    def iptables(self) -> str:
         if len(self.numbers) == 1:
             words = ["-j NFQUEUE --queue-num", str(self.numbers[0])]
         elif self.balance == "flow":
-            return None
+            raise NoWordsError("balance='flow'")
         else:
             words = ["-j NFQUEUE --queue-balance", _span(self.numbers, ":")]
             words += ["--queue-cpu-fanout"] * (self.balance == "cpu")
@@ -299,12 +316,16 @@ class _LogAction(NamedTuple):
         return [[("log", values)]]
 
     def nft(self) -> str:
+        check_words("a prefix", self.prefix, '"$')  # the latter begins the name of a variable
         words = ["log", *([f'prefix "{self.prefix}"'] if self.prefix else []), f"group {self.group}"]
         words += [] if self.snaplen is None else [f"snaplen {self.snaplen}"]
         words += [] if self.threshold is None else [f"queue-threshold {self.threshold}"]
         return " ".join(words)
 
-    def iptables(self) -> str | None:
+    def iptables(self) -> str:
+        check_words("a prefix", self.prefix)
+        if len(self.prefix.encode()) > _MAX_IPTABLES_PREFIX:
+            raise NoWordsError(f"a prefix of more than {_MAX_IPTABLES_PREFIX} bytes")
         words = ["-j NFLOG --nflog-group", str(self.group)]
         words += ["--nflog-prefix", shlex.quote(self.prefix)] if self.prefix else []
         words += [] if self.snaplen is None else ["--nflog-size", str(self.snaplen)]
@@ -334,12 +355,12 @@ class Rule:
         **match: Any,
     ) -> None:
         for name in match:
-            if name not in Where.__annotations__:
+            if name not in CRITERIA:
                 raise TypeError(f"a rule knows no {name!r}; there are {', '.join(sorted(Where.__annotations__))}")
         if isinstance(hook, Hook):
             hook = hook.name.lower()
         check_choice("family", family, tuple(_FAMILIES))
-        check_choice("hook", hook, ("ingress",) if family == "netdev" else (*_HOOKS, "ingress"))
+        check_choice("hook", hook, ("ingress",) if family == "netdev" else (*HOOKS, "ingress"))
         if hook == "ingress":
             if family not in _INGRESS:
                 raise ArgumentError(f"hook 'ingress' is there in the families netdev and inet, not in {family!r}")
@@ -349,41 +370,46 @@ class Rule:
             if not isinstance(interface, str) or interface.endswith("*"):
                 raise ArgumentError("hook 'ingress' needs in_interface, the name of one interface")
         self._action, self._hook, self._family = action, hook, family
+        self._device = match["in_interface"] if hook == "ingress" else None
         self._priority = check("priority", priority, -0x80000000, 0x7FFFFFFF)
+        check_netns(netns)
         self._netns = netns
         self._match = Match(**match)
-        list(self._match.expressions(family))  # says what cannot be
-        self._sock: NetlinkSocket | None = None
+        self._match.check_place(family, hook, self._priority)
         self._name = ""
+        self._owned = True
 
     def __repr__(self) -> str:
-        return f"<Rule {self._action}: {'installed' if self._sock else 'not installed'}>"
+        return f"<Rule {self._action}: {'installed' if self in _installed else 'not installed'}>"
 
     def install(self) -> None:
         """Install it. Raises as `queue` says, and NfnetError if it is installed already."""
-        if self._sock is not None:
-            raise NfnetError("the rule is installed already")
-        # Not the process id alone: containers may share the namespace, and each has a process 1.
-        self._name = f"{_NAME}{os.getpid()}-{os.urandom(4).hex()}"
         sock = call_in(self._netns, self._connect)
         try:
+            if _installed.setdefault(self, sock) is not sock:
+                raise NfnetError("the rule is installed already")
             self._install(sock)
         except BaseException:
+            if _installed.get(self) is sock:
+                del _installed[self]
             sock.close()
             raise
-        self._sock = sock
 
     def _connect(self) -> NetlinkSocket:
         """A socket in the namespace of the calling thread, where the interfaces must be, too."""
         for name in self._match.interfaces():
             try:
-                socket.if_nametoindex(name)
+                real = socket.if_indextoname(socket.if_nametoindex(name))
             except OSError:
                 known = ", ".join(printable(name) for _, name in socket.if_nameindex())
                 raise ArgumentError(f"there is no interface {name!r} in this network namespace, but {known}") from None
+            if real != name:  # what the kernel compares is the name proper
+                raise ArgumentError(f"{name!r} is another name of the interface {printable(real)}: use that")
         return NetlinkSocket()
 
     def _install(self, sock: NetlinkSocket) -> None:
+        # Not the process id alone: containers may share the namespace, and each has a process 1.
+        self._name = f"{_NAME}{os.getpid()}-{os.urandom(4).hex()}"
         matches = list(self._match.expressions(self._family))
         attempts = list(itertools.product((_OWNER, 0), self._action.choices()))
         for flags, end in attempts:
@@ -391,22 +417,25 @@ class Rule:
                 nftables.commit(
                     sock, _FAMILIES[self._family], self._messages(flags, [*matches, *end]), str(self._action)
                 )
+                self._owned = bool(flags)
                 return
             except KernelError as error:
+                if error.errno == errno.EPROTO:  # what connection tracking answers for a family that it does not know
+                    raise NotSupportedError(str(self._action), errno.EPROTO, hint=_NO_TRACKING) from None
                 # ENOENT: no such expression or target. EOPNOTSUPP, before Linux 5.12: no table can have an owner.
                 if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL):
                     raise
                 if (flags, end) == attempts[-1]:
                     if error.errno != errno.ENOENT:
                         raise
-                    text = f"This kernel knows no expression for {describe(self).splitlines()[-1]!r}"
+                    text = f"This kernel knows no expression for {self._nft()[-1]!r}"
                     raise NotSupportedError(str(self._action), errno.ENOENT, message=error.message, hint=text) from None
 
     def _messages(self, flags: int, expressions: list[Expression]) -> list[nftables.Message]:
-        number = _INGRESS[self._family] if self._hook == "ingress" else _HOOKS.index(self._hook)
+        number = _INGRESS[self._family] if self._hook == "ingress" else HOOKS.index(self._hook)
         hook: list[Any] = [("NFTA_HOOK_HOOKNUM", number), ("NFTA_HOOK_PRIORITY", self._priority)]
         if self._hook == "ingress":
-            hook.append(("NFTA_HOOK_DEV", self._match.in_interface))
+            hook.append(("NFTA_HOOK_DEV", self._device))
         chain = [
             ("NFTA_CHAIN_TABLE", self._name),
             ("NFTA_CHAIN_NAME", "rules"),
@@ -423,15 +452,17 @@ class Rule:
         ]
 
     def remove(self) -> None:
-        """Remove it; may be called twice."""
-        sock, self._sock = self._sock, None
+        """Remove it; may be called twice. Raises KernelError if it stays, as it may before Linux 5.12 only."""
+        sock = _installed.pop(self, None)
         if sock is None:
             return
         delete = [(nftables.DELTABLE, [("NFTA_TABLE_NAME", self._name)])]
         try:
-            # ENOENT if somebody flushed the ruleset; and in a forked child, where the socket is closed, it stays.
-            with suppress(KernelError, ClosedError):
-                nftables.commit(sock, _FAMILIES[self._family], delete, f"removing the rule for {self._action}")
+            nftables.commit(sock, _FAMILIES[self._family], delete, f"removing the rule for {self._action}")
+        except KernelError as error:
+            # ENOENT if somebody flushed the ruleset. A table with an owner goes with the socket in any case.
+            if not self._owned and error.errno != errno.ENOENT:
+                raise
         finally:
             sock.close()
 
@@ -450,26 +481,49 @@ class Rule:
 
     def _nft(self) -> list[str]:
         family = self._family
-        if isinstance(self._action, _LogAction) and '"' in self._action.prefix:
-            return ["# nft has no way to write this prefix, for the quotation mark in it"]
-        device = f' device "{self._match.in_interface}"' if self._hook == "ingress" else ""
-        hook = f"{{ type filter hook {self._hook}{device} priority {self._priority}; }}"
-        words = [*self._match.nft(), self._action.nft()]
+        try:
+            device = "" if self._device is None else f" device {nft_interface(self._device)}"
+            hook = f"{{ type filter hook {self._hook}{device} priority {self._priority}; }}"
+            words = [*self._match.nft(family), self._action.nft()]
+        except NoWordsError as error:
+            return [f"# nft has no words for {error}"]
         return [
             f"nft add table {family} nfnet",
             f"nft add chain {family} nfnet {self._hook} {shlex.quote(hook)}",
             f"nft add rule {family} nfnet {self._hook} {shlex.quote(' '.join(words))}",
         ]
 
-    def _iptables(self) -> Iterator[str]:
-        end = self._action.iptables()
-        if end is None or self._family in ("bridge", "netdev") or self._hook == "ingress":
-            return
-        table = "-t mangle " if self._hook in ("prerouting", "postrouting") else ""
+    def _iptables(self) -> list[str]:
+        try:
+            if self._family in ("bridge", "netdev"):
+                raise NoWordsError(f"the family {self._family}")
+            table = self._iptables_table()
+            words = [*self._match.iptables(), self._action.iptables()]
+        except NoWordsError as error:
+            return [f"# iptables has no words for {error}"]
+        programs = {4: "iptables", 6: "ip6tables"}
         versions = {"ip": [4], "ip6": [6]}.get(self._family, [4, 6])
-        for version in versions:
-            protocols = {4: "icmpv6", 6: "icmp"}
-            if self._match.version not in (None, version) or self._match.protocol == protocols[version]:
-                continue
-            program = "iptables" if version == 4 else "ip6tables"
-            yield f"{program} {table}-A {self._hook.upper()} {' '.join([*self._match.iptables(), end])}"
+        return [
+            " ".join([programs[version], *table, "-A", self._hook.upper(), *words])
+            for version in versions
+            if self._match.version in (None, version)
+        ]
+
+    def _iptables_table(self) -> list[str]:
+        """Options that choose the table with a chain at this hook and priority. Raises NoWordsError."""
+        if self._hook == "ingress":
+            raise NoWordsError("the hook ingress")
+        table = _TABLES.get((self._hook, self._priority))
+        if table is None:
+            others = [f"{name} is at {priority}" for (hook, priority), name in _TABLES.items() if hook == self._hook]
+            raise NoWordsError(f"priority {self._priority} at {self._hook}" + "".join(f"; {text}" for text in others))
+        if self._hook == "postrouting" and self._match.has("in_interface"):
+            raise NoWordsError("in_interface at postrouting")
+        return [] if table == "filter" else ["-t", table]
+
+
+# Installed rules, each with the socket to which its table belongs: a rule goes when that is closed.
+_installed: dict[Rule, NetlinkSocket] = {}
+
+# In a forked child the sockets are closed: the rules are its parent's.
+os.register_at_fork(after_in_child=_installed.clear)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import errno
 import fcntl
 import os
-import select
 import socket
 import struct
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from itertools import repeat
 from typing import Protocol
 
 from .errors import AckTimeoutError, ClosedError, KernelError, kernel_error
+from .locks import RLock
+from .native import select
 from .protocol import netlink
 from .protocol.nfnetlink import NETLINK_NETFILTER
 
@@ -65,18 +66,32 @@ _ifreq = struct.Struct(f"{netlink.PREFIX}{_IFNAMSIZ}si20x")  # struct ifreq with
 _ACK_TIMEOUT = 5.0  # seconds; the kernel answers at once, unless the receive buffer had no room for the answer
 
 
-def _new_socket() -> socket.socket:
-    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+# Not `socket.socket`, in whose place gevent and eventlet put a class of which `recv` waits although it is told not to.
+def new_socket(family: int, kind: int, protocol: int = 0) -> _socket.socket:
+    """A new socket, not inheritable, whose methods do just what the system calls do.
+
+    With `socket.setdefaulttimeout` sockets are born with a timeout, for which Python waits before each system call,
+    whatever its flags say, MSG_DONTWAIT among them.
+    """
+    sock = _socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+    sock.settimeout(None)
+    return sock
 
 
-def _duplicate(fd: int) -> socket.socket:
+def _duplicate(fd: int) -> _socket.socket:
     """The same socket under another number. Raises OSError also if it is of another kind."""
     number = os.dup(fd)
     try:
-        copy = socket.socket(fileno=number)  # asks the kernel what it is
+        # Whether it blocks is a property of the socket, so the caller's has it too, and it is theirs to say. Python
+        # makes it non-blocking here if there is a default timeout, and blocking again with that taken away.
+        blocking = os.get_blocking(number)
+        copy = _socket.socket(fileno=number)  # asks the kernel what it is
     except OSError:
         os.close(number)
         raise
+    if copy.gettimeout() is not None:
+        copy.settimeout(None)
+        os.set_blocking(number, blocking)
     if (copy.family, copy.proto) != (socket.AF_NETLINK, NETLINK_NETFILTER):
         copy.close()
         raise OSError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
@@ -153,10 +168,12 @@ class NetlinkSocket(Transport):
         inherit: bool = False,
     ) -> None:
         try:
-            self._socket = _new_socket() if fd is None else _duplicate(fd)
+            self._socket = (
+                new_socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) if fd is None else _duplicate(fd)
+            )
         except OSError as error:
             raise _system_error("opening a netfilter netlink socket", error) from None
-        self._reading = threading.RLock()  # `close` may come in a signal handler
+        self._reading = RLock()  # `close` may come in a signal handler
         self._names: dict[int, tuple[str | None, float]] = {}
         self.inherit = inherit
         _open_sockets.add(self)
@@ -214,6 +231,19 @@ class NetlinkSocket(Transport):
             self._rcvbuf = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         except OSError as error:
             raise _system_error(f"setting the receive buffer to {size} bytes", error) from None
+
+    @property
+    def patience(self) -> float | None:
+        """How long a plain ``recv`` on the socket would wait, in seconds; None for as long as it takes.
+
+        Nothing here asks, but who gave us the socket, or got its number from us, may have made it non-blocking, or
+        set SO_RCVTIMEO. Raises ClosedError.
+        """
+        if not os.get_blocking(self.fileno()):
+            return 0.0
+        time = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)  # struct timeval: two longs
+        seconds, microseconds = struct.unpack("=ii" if len(time) == 8 else "=qq", time)
+        return seconds + microseconds / 1e6 or None
 
     def send(self, datagram: bytes) -> None:
         try:
@@ -329,7 +359,7 @@ class NetlinkSocket(Transport):
 
     def after_fork(self) -> None:
         """In a forked child: who held the lock is not there, and the socket, as a rule, is its parent's alone."""
-        self._reading = threading.RLock()
+        self._reading = RLock()
         if not self.inherit:
             self._socket.close()
 

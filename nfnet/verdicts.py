@@ -4,19 +4,25 @@ A system call and a message for each verdict would cost more than all the rest, 
 together. What the kernel allows is this:
 
 - VERDICT decides one packet; any number of such messages fit into one datagram and are executed in order.
-- VERDICT_BATCH gives one verdict to *everything that is still queued up to an id*, whether this program has decided
-  it, has seen it, or not. Ids grow by one with each packet, so a packet that was read later has a later id.
+- VERDICT_BATCH goes through the queue from the oldest packet and gives each the same verdict, whether this program has
+  decided it, has seen it, or not. It ends before the first packet whose id is after that of the message. Ids grow by
+  one with each packet and wrap around, so the kernel compares them modulo 2^32: of two ids that are more than 2^31
+  apart it takes the older one for the later one. Then a batch ends at once, and is answered ENOENT.
 
 A batch is therefore right if, and only if, each packet up to that id has either left the queue already or is to get
-just this verdict. Three lists hold what is needed to know that:
+just this verdict, and the oldest packet in the queue is not more than 2^31 ids back. Three lists hold what is needed to
+know that:
 
 ``at_hand``   packets that the loop has received and whose verdict has not left, in the order of their ids;
 ``decided``   packets that have a verdict, in the order in which they got it, until it leaves;
 ``pending``   packets whose handler returned without a verdict, and which may get one at any time, from any thread.
 
-If the decided packets are the first of those at hand, in order, and nothing older is pending, then every packet up to
-the last of them is decided: `_encode` may use batches. Otherwise each verdict goes as a message of its own, in the
-order in which the program gave them, because that is the order in which the kernel lets the packets go.
+Until the kernel has its verdict a packet is at hand or pending, and not both. If nothing is pending, and the decided
+packets are the first of those at hand, in order, then every packet up to the last of them is decided, and the first of
+them is the oldest in the queue: `_encode_run` may use batches. Otherwise each verdict goes as a message of its own, in
+the order in which the program gave them, because that is the order in which the kernel lets the packets go. (A pending
+packet that is newer than all the decided ones would do no harm. But there is hardly ever one without an older one, and
+ids do not tell which of two packets is older if one may have been pending for days.)
 
 Where a forked child reads from the same socket, which the API of NetfilterQueue allows, the packets that it has at hand
 are on none of these lists, so there are no batches at all.
@@ -25,15 +31,14 @@ Drops may overtake: nobody can see when a packet was dropped. So of packets that
 rarer kind goes first, one message each, and one batch takes all the others.
 
 The verdict of a packet is in the hands of its `_decide`: while the loop has more packets at hand that is
-``decided.append``; for the last one, and for pending ones, it is `decide_now`. A packet is at hand or pending until the
-kernel has its verdict, whatever happens in between: that is what counts. Whoever sends holds the lock, and takes
-packets off the lists only when the kernel has their verdicts. An exception in between, say KeyboardInterrupt, makes a
-verdict leave twice, which the kernel answers with ENOENT; it never makes one get lost.
+``decided.append``; for the last one, and for pending ones, it is `decide_now`, and `_collected` once that has put the
+packet on ``decided``. Whoever sends holds the lock, and takes packets off the lists only when the kernel has their
+verdicts. An exception in between, say KeyboardInterrupt, makes a verdict leave twice, which the kernel answers with
+ENOENT; it never makes one get lost.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
@@ -41,6 +46,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from .errors import ClosedError
+from .locks import RLock
 from .protocol import layout, netlink, nfqnl
 from .protocol.nfnetlink import BODY
 from .protocol.nfqnl import NFQA, PACKET_ID, Verdict
@@ -100,6 +106,10 @@ def _never() -> bool:
     return False
 
 
+def _collected(packet: Packet) -> None:
+    """The `_decide` of a packet whose verdict was collected before `decide_now` was called for it, or by that."""
+
+
 class Verdicts:
     """Collects the verdicts of one binding of a queue, and sends them."""
 
@@ -113,7 +123,7 @@ class Verdicts:
         """Whether another process reads from the same socket: a batch would decide what that one has at hand."""
         self._number = number
         self._transport = transport
-        self._lock = threading.RLock()  # a signal handler may decide a packet while this thread is sending
+        self._lock = RLock()  # a signal handler may decide a packet while this thread is sending
         self._sending = False
         self._unseen = 0
         self._prefix = lru_cache(1024)(self._build_prefix)
@@ -123,14 +133,13 @@ class Verdicts:
     def decide_now(self, packet: Packet) -> None:
         """Send the verdict of a packet, and all that were collected before it."""
         with self._lock:
-            if packet in self.pending or packet in self.at_hand:
-                if self.closed:
-                    packet._decision = None
-                    text = f"packet {packet.id}: queue {self._number} was closed, which dropped the packet"
-                    raise ClosedError(text)
-                if packet not in self.decided:
-                    self.decided.append(packet)
-            # Else `settle` was quicker: it saw the decision, and the verdict has left.
+            if self.closed and (packet in self.pending or packet in self.at_hand):
+                packet._decision = None
+                text = f"packet {packet.id}: queue {self._number} was closed, which dropped the packet"
+                raise ClosedError(text)
+            if packet._decide is not _collected:  # else `settle` was quicker: it saw the decision
+                self.decided.append(packet)
+                packet._decide = _collected
             if not self.may_wait():
                 self._send_decided()
 
@@ -140,11 +149,8 @@ class Verdicts:
             with self._lock:
                 self._send_decided()
 
-    def settle(self, waiting: int = 0) -> None:
+    def settle(self, waiting: int = 0, *, final: bool = False) -> None:
         """Send what was collected; what else is at hand is pending from now on, but for the last ``waiting``."""
-        self._settle(waiting)
-
-    def _settle(self, waiting: int = 0, *, final: bool = False) -> None:
         with self._lock:
             self._send_decided()
             # What a signal handler decides from here on waits until the lists are in order again.
@@ -159,28 +165,39 @@ class Verdicts:
         new = self.at_hand[:count]
         for packet in new:
             packet._decide = self.decide_now
-            self.pending[packet] = None
-        del self.at_hand[:count]
-        # Decisions on the way to `decide_now`, in another thread, or stopped there by an exception. There may be many
-        # pending ones: a look at all of them has to be paid for by as many new packets.
+        pending = dict.fromkeys(new)
+        # No call in these two: no signal handler can raise between them, so each packet is on one of the lists.
+        self.pending |= pending
+        self.at_hand[:count] = ()
+        # Decisions on the way to `decide_now`, in another thread, or stopped there by an exception. Looking at all that
+        # are pending takes as many steps, so it is done once in as many new packets.
         self._unseen += count + 1
         if self._unseen > len(self.pending) or final:
             self._unseen = 0
             new = list(self.pending)
-        for packet in new:
-            if packet._decision is not None and packet not in self.decided:
-                self.decided.append(packet)
+        late = [packet for packet in new if packet._decision is not None and packet._decide is not _collected]
+        if late:
+            there = set(self.decided)
+            for packet in late:
+                if packet not in there:
+                    self.decided.append(packet)
+                    packet._decide = _collected
 
-    def defer(self, packet: Packet) -> None:
-        """The handler has returned and left the packet undecided: it is pending from now on."""
+    def defer(self, packet: Packet, behind: int) -> None:
+        """The handler has returned and left the packet undecided: it is pending from now on.
+
+        ``behind`` is how many packets are at hand that no handler has got yet: the last ones of `at_hand`.
+        """
         with self._lock:
             before = len(self.decided)
             sending, self._sending = self._sending, True  # see `settle`
             try:
-                packet._decide = self.decide_now
-                if packet in self.at_hand:  # not if the handler closed the queue
+                place = len(self.at_hand) - behind - 1
+                if place >= 0 and self.at_hand[place] is packet:  # not if it was just decided, or the queue closed
+                    packet._decide = self.decide_now
+                    # No call in these two: see `_make_pending`.
                     self.pending[packet] = None
-                    self.at_hand.remove(packet)
+                    del self.at_hand[place]
             finally:
                 self._sending = sending
             if packet._decision is not None or len(self.decided) > before:
@@ -193,21 +210,22 @@ class Verdicts:
 
     def accept_rest(self, newest: int) -> None:
         """Accept whatever is queued, read by this program or not; ``newest`` is the last id that was seen."""
-        # The kernel compares ids modulo 2^32: a quarter of that ahead is far enough, and surely ahead.
-        message = nfqnl.verdict(self._number, (newest + 0x40000000) & 0xFFFFFFFF, Verdict.ACCEPT, batch=True)
-        self._transport.send(message)
+        # A batch covers what is up to 2^31 ids back from its own id, so steps of half of that leave nothing out. The
+        # first round finds the oldest packet in the queue, wherever it is, and another one all that are behind it.
+        ids = [(newest + step * 0x40000000) & 0xFFFFFFFF for step in range(1, 9)]
+        self._transport.send(b"".join(nfqnl.verdict(self._number, each, Verdict.ACCEPT, batch=True) for each in ids))
 
     def close(self) -> None:
         """Send what was collected; later verdicts raise ClosedError."""
         with self._lock:
             try:
-                self._settle(final=True)
+                self.settle(final=True)
             finally:
                 self.closed = True
 
     def after_fork(self) -> None:
         """In a child that has the queue too: its parent sends what was collected, and gives verdicts of its own."""
-        self._lock = threading.RLock()  # who held the other one is not here
+        self._lock = RLock()  # who held the other one is not here
         self._sending = False
         self.may_wait = _never
         self.decided.clear()
@@ -219,14 +237,16 @@ class Verdicts:
             return
         self._sending = True
         try:
-            while self.decided:
+            while True:  # and no condition at its end: see `locks`
+                if not self.decided:
+                    break
                 self._send_some()
         finally:
             self._sending = False
 
     def _send_some(self) -> None:
         packets = self.decided[:_MAX_MESSAGES]  # others may append meanwhile
-        in_order = packets == self.at_hand[: len(packets)] and not self._pending_before(packets[-1]) and not self.shared
+        in_order = packets == self.at_hand[: len(packets)] and not self.pending and not self.shared and _near(packets)
         decisions: list[Decision] = list(map(_decision_of, packets))
         kinds = {decisions[0]} if decisions.count(decisions[0]) == len(decisions) else set(decisions)
         batchable = all(what.batchable for what in kinds)
@@ -251,17 +271,10 @@ class Verdicts:
             self.counts, self.decided[:count], self.at_hand[:count] = counts, (), ()
             return
         for packet in packets:
-            self.pending.pop(packet, None)
-            if packet in self.at_hand:
+            # If it was not pending it is among the first at hand; unless an exception ended this loop the last time.
+            if self.pending.pop(packet, packet) is packet and packet in self.at_hand:
                 self.at_hand.remove(packet)
         self.counts, self.decided[:count] = counts, ()
-
-    def _pending_before(self, packet: Packet) -> bool:
-        """Whether a packet with a lower id is undecided: no batch may cover that."""
-        # Packets become pending in the order of their ids, so the first is the oldest.
-        for oldest in self.pending:
-            return (packet.id - oldest.id) & 0xFFFFFFFF < 0x80000000
-        return False
 
     def _encode_in_order(self, packets: Sequence[Packet], decisions: Sequence[Decision]) -> Iterator[bytes]:
         """Messages for packets of which none that is older is undecided."""
@@ -309,6 +322,11 @@ class Verdicts:
         frame = _frame(self._number, batch)
         length = (len(frame) + len(what.changes)).to_bytes(4, netlink.HOST)
         return b"".join((length, frame[4:BODY], what.changes, frame[BODY:-8], what.word.to_bytes(4, "big")))
+
+
+def _near(packets: Sequence[Packet]) -> bool:
+    """Whether the ids are so near to each other that a batch up to the last one reaches the first."""
+    return len(packets) == 1 or not nfqnl.is_after(packets[0].id, packets[-1].id)
 
 
 @lru_cache

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-import select
+import select as standard_select
 import weakref
 from contextlib import suppress
+
+from .native import is_replaced, select
 
 _LONGEST_WAIT = 1.0  # seconds
 
@@ -19,6 +21,7 @@ class Waiter:
         self._finalizer.atexit = False  # then `__del__` of an owner may still close a queue
         self._epoll = select.epoll()
         self._epoll.register(self._event, select.EPOLLIN)
+        self._among_greenlets = is_replaced(standard_select.select)
         self._inherited: int | None = None
         _all.add(self)
 
@@ -42,12 +45,19 @@ class Waiter:
         with suppress(BlockingIOError):
             os.eventfd_read(self._event)
 
-    def wait(self) -> None:
-        """Wait, at most a second."""
+    def wait(self, timeout: float = _LONGEST_WAIT) -> bool:
+        """Wait, at most a second; False if that is all that happened."""
         # Not for ever: a signal that arrives after Python last looked for one, and before the system call, ends
         # neither, and its handler would have to wait for the next packet.
-        self._epoll.poll(_LONGEST_WAIT)
-        self.reset()
+        timeout = min(timeout, _LONGEST_WAIT)
+        if self._among_greenlets:  # gevent's or eventlet's: other greenlets run meanwhile
+            standard_select.select([self._epoll.fileno()], [], [], timeout)
+            timeout = 0
+        events = self._epoll.poll(timeout)
+        for fd, _ in events:
+            if fd == self._event:
+                self.reset()
+        return bool(events)
 
     def after_fork(self) -> None:
         """In a child: what both would share, and wake each other by, is replaced under the same numbers."""

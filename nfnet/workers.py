@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from ctypes import c_uint64
+from ctypes import c_bool, c_uint64
 from types import TracebackType
 from typing import Any
 
@@ -19,9 +19,9 @@ from .queue import Queue
 from .stats import QueueCounters
 from .waiter import Waiter
 
-_GIVE_UP = 5  # times in a row that a worker may end
-_QUICKLY = 1.0  # in so many seconds after it began
-_PATIENCE = 5.0  # seconds for a worker to end when it is asked to
+_GIVE_UP = 5  # times in a row that a worker may end as soon as it began
+_QUICKLY = 1.0  # seconds after which a worker did not end as soon as it began, even if no packet came
+_PATIENCE = 5.0  # seconds for all workers to end when they are asked to
 _REPORT_EVERY = 0.5  # seconds
 
 # All counters but `refused`, which is no number.
@@ -44,8 +44,9 @@ class Workers:
     A worker that ends, because its handler raised or it was killed, is started anew; meanwhile its packets pass, if the
     rule says ``bypass``. Entering the context starts them, leaving it stops them all.
 
-    Raises ArgumentError at once. If a worker keeps ending as soon as it begins, because it may not have its queue, say,
-    `wait` raises NfnetError.
+    Raises ArgumentError at once. `wait` raises NfnetError if a worker ends as soon as it begins, five times in a row:
+    it cannot open its queues, or it ends within a second of its start and without a packet. A worker that ends because
+    of a packet is started anew each time.
     """
 
     def __init__(
@@ -69,7 +70,8 @@ class Workers:
         self._handler, self._options = handler, options
         self._shares = [numbers[start::count] for start in range(count)]
         self._workers: list[_Worker] = []
-        self._stopping = threading.Event()
+        # A plain attribute: an Event has a lock, which a signal handler that calls `stop` may find locked for ever.
+        self._stopping = False
         # As long as this object lives: `stop` may come at any time, even while `close` is at work.
         self._waiter = Waiter()
         self._running = False
@@ -79,7 +81,7 @@ class Workers:
         if self._running:
             raise NfnetError("the workers are running already")
         self._running = True
-        self._stopping.clear()
+        self._stopping = False
         self._waiter.reset()
         self._workers = [_Worker(self._handler, share, self._options) for share in self._shares]
         try:
@@ -90,28 +92,33 @@ class Workers:
             raise
 
     def wait(self) -> None:
-        """Start anew what ends, until `stop`. Raises NfnetError if a worker keeps ending as soon as it begins."""
+        """Start anew what ends, until `stop`. Raises NfnetError if a worker ends as soon as it begins, five times."""
         from multiprocessing.connection import wait
 
-        while not self._stopping.is_set():
+        while not self._stopping:
             ended = wait([self._waiter.fileno(), *(worker.sentinel for worker in self._workers)], timeout=1.0)
             for worker in self._workers:
-                if worker.sentinel in ended and not self._stopping.is_set():
+                if worker.sentinel in ended and not self._stopping:
                     worker.restart()
 
     def stop(self) -> None:
         """End `wait`; from any thread or a signal handler."""
-        self._stopping.set()
+        self._stopping = True
         self._waiter.wake()
 
     def close(self) -> None:
-        """Stop the processes; may be called twice."""
-        self._stopping.set()
+        """Stop the processes; may be called twice. Those that do not end within five seconds are killed."""
+        self._stopping = True
         for worker in self._workers:
             worker.ask_to_end()
-        for worker in self._workers:
-            worker.end()
-        self._running = False
+        deadline = time.monotonic() + _PATIENCE
+        try:
+            for worker in self._workers:
+                worker.wait_until(deadline)
+        finally:  # an interrupt ends the wait, and leaves no process behind
+            for worker in self._workers:
+                worker.end()
+            self._running = False
 
     def __enter__(self) -> Workers:
         self.start()
@@ -148,7 +155,7 @@ def run_workers(
         with nfnet.rules.queue(range(0, 4), hook="forward"):
             nfnet.run_workers(handler, queues=range(0, 4))
 
-    Arguments as for `Workers`. Raises NfnetError if a worker keeps ending as soon as it begins.
+    Arguments as for `Workers`. Raises NfnetError as `Workers.wait`.
     """
     workers = Workers(handler, queues, processes, **options)
 
@@ -170,13 +177,14 @@ class _Worker:
 
     def __init__(self, handler: Callable[[Packet], object], numbers: list[int], options: dict[str, Any]) -> None:
         from multiprocessing import get_context
-        from multiprocessing.sharedctypes import RawArray
+        from multiprocessing.sharedctypes import RawArray, RawValue
 
         self._handler, self._numbers, self._options = handler, numbers, options
         self._context = get_context("fork")
         # Of the process that runs, and of those before it; a child writes, the parent reads.
         self._now = RawArray(c_uint64, len(_NAMES))
         self._before = [0] * len(_NAMES)
+        self._opened = RawValue(c_bool, False)  # whether the process that runs had all of its queues open
         self._quick = 0
         self._parent = os.getpid()
         self._process: Any = None
@@ -184,6 +192,7 @@ class _Worker:
 
     def start(self) -> None:
         self._began = time.monotonic()
+        self._opened.value = False
         process = self._context.Process(target=self._work, name=f"nfnet-queue-{self._numbers[0]}")
         # A signal that comes before the child has handlers of its own would be for the parent's.
         signals = (signal.SIGINT, signal.SIGTERM)
@@ -206,7 +215,7 @@ class _Worker:
         """It has ended: start the next one."""
         self._process.join()
         status = self._process.exitcode
-        self._quick = self._quick + 1 if time.monotonic() - self._began < _QUICKLY else 0
+        self._quick = 0 if self._worked(status) else self._quick + 1
         if self._quick >= _GIVE_UP:
             text = f"the worker of queue {self._numbers[0]} ended as soon as it began, {self._quick} times in a row"
             raise NfnetError(f"{text}, {_why(status)}")
@@ -216,14 +225,26 @@ class _Worker:
         self.restarts += 1
         self.start()
 
+    def _worked(self, status: int | None) -> bool:
+        """Whether the process that ended had begun its work."""
+        if not self._opened.value:
+            return False
+        # One that was killed could not say that it had a packet, and the packet may be the reason.
+        killed = status is not None and status < 0
+        received = self._now[_NAMES.index("received")]
+        return received > 0 or killed or time.monotonic() - self._began >= _QUICKLY
+
     def ask_to_end(self) -> None:
         if self._process is not None and self._process.is_alive():
             self._process.terminate()
 
+    def wait_until(self, deadline: float) -> None:
+        if self._process is not None:
+            self._process.join(max(0.0, deadline - time.monotonic()))
+
     def end(self) -> None:
         if self._process is None:
             return
-        self._process.join(_PATIENCE)
         if self._process.is_alive():
             _log.warning("the worker of queue %d did not end when asked to, and was killed", self._numbers[0])
             self._process.kill()
@@ -236,10 +257,11 @@ class _Worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent sees to it
         queues = [Queue(number, **self._options) for number in self._numbers]
 
-        stopped = threading.Event()
+        stopped = False
 
         def stop(number: int, frame: object) -> None:
-            stopped.set()
+            nonlocal stopped
+            stopped = True
             for queue in queues:
                 queue.stop()
 
@@ -253,7 +275,8 @@ class _Worker:
         try:
             for queue in queues:
                 queue.open()
-            if not stopped.is_set():  # before it was open
+            self._opened.value = True
+            if not stopped:  # before it was open
                 self._run(queues)
         finally:
             done.set()

@@ -617,15 +617,17 @@ def parse_arguments(data: bytes, look: bool) -> None:
 
 
 def parse_words(data: bytes, look: bool) -> None:
-    try:
-        found = common.rule_words(text_of(data))
-    except argparse.ArgumentTypeError as error:
-        raise nfnet.NfnetError(str(error)) from None
     for rule in (rules.queue, rules.log):
-        with contextlib.suppress(nfnet.NfnetError):
-            made = rule(7, **found)
-            assert made.describe()
-            made._messages(0, [*made._match.expressions(made._family), *made._action.choices()[0]])
+        try:
+            found = common.rule_words(text_of(data), rule)
+        except argparse.ArgumentTypeError as error:
+            failed = str(error)
+            continue
+        made = rule(7, **found)
+        assert made.describe().isascii() or all(map(str.isprintable, made.describe().splitlines()))
+        made._messages(0, [*made._match.expressions(made._family), *made._action.choices()[0]])
+        return
+    raise nfnet.NfnetError(failed)
 
 
 ODD: tuple[Any, ...] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -16,6 +17,7 @@ from nfnet.protocol import netlink, nfqnl
 
 from .conftest import FIXTURES
 from .kernel import FakeKernel
+from .test_queue import Compared
 
 TIMEOUT = 20.0
 
@@ -58,7 +60,7 @@ def verdict_datagrams(kernel: FakeKernel) -> int:
 
 async def at_rest(queue: AsyncQueue) -> None:
     """Wait until its `run` waits for something to happen."""
-    while queue._wake is None:
+    while queue._session.wake is None:
         await asyncio.sleep(0)
 
 
@@ -277,6 +279,122 @@ def test_verdicts_of_tasks_leave_together() -> None:
                 await task
 
     asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_deciding_many_held_packets_in_one_step_searches_no_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nfnet.aio._Queue.packet_type", Compared)
+    Compared.count = 0
+    count = 2000
+
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(count)
+        held: list[Packet] = []
+
+        def hold(packet: Packet) -> None:
+            held.append(packet)
+            if len(held) == count:
+                queue.stop()
+
+        async with AsyncQueue(1, transport=kernel) as queue:
+            await queue.run(hold)
+            for packet in held:
+                packet.accept()
+            while kernel.queued:
+                await asyncio.sleep(0)
+            assert verdict_datagrams(kernel) == 2
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+    assert Compared.count < 5 * count
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("waiting", [True, False])
+def test_a_loop_that_a_task_ended_leaves_nothing_behind(waiting: bool, closed: bool) -> None:
+    """SystemExit ends a loop at once: what it was to do next, it never does; its coroutines stay where they are."""
+    first, second = FakeKernel(), FakeKernel()
+    queue = AsyncQueue(1, transport=first)
+
+    async def exits() -> None:
+        await queue.open()
+        first.feed()
+
+        async def handler(packet: Packet) -> None:
+            await asyncio.sleep(0)
+            if waiting:
+                await at_rest(queue)
+            packet.accept()  # leaves when the loop has been through once
+            raise SystemExit
+
+        await queue.run(handler)
+
+    async def goes_on() -> None:
+        await queue.close()
+        assert not first.queued
+        queue._reader._given_transport = second
+        second.feed(3)
+        go = asyncio.Event()
+
+        async def handler(packet: Packet) -> None:
+            await go.wait()
+            packet.accept()
+            if packet.id == 3:
+                queue.stop()
+
+        async with queue:
+            task = asyncio.ensure_future(queue.run(handler))
+            while len(queue.pending) < 3:
+                await asyncio.sleep(0)
+            left.pop().close()
+            gc.collect()  # the coroutines of the other loop end now
+            go.set()
+            while second.queued:
+                await asyncio.sleep(0)
+            await task
+        assert words(second) == [(1, 1), (2, 1), (3, 1)]
+
+    left: list[Any] = [asyncio.new_event_loop()]
+    with pytest.raises(SystemExit):
+        left[0].run_until_complete(exits())
+    if closed:
+        left[0].close()
+    asyncio.run(asyncio.wait_for(goes_on(), TIMEOUT))
+
+
+def test_an_open_queue_goes_on_in_another_loop_after_one_that_a_task_ended() -> None:
+    kernel = FakeKernel()
+    queue = AsyncQueue(1, transport=kernel)
+    held: list[Packet] = []
+
+    async def hold() -> None:
+        kernel.feed(2)
+        await queue.run(lambda packet: (held.append(packet), packet.id % 2 == 0 and queue.stop()))
+
+    async def exits() -> None:
+        await queue.open()
+        await hold()
+
+        async def decide() -> None:
+            held.pop().accept()
+            raise SystemExit
+
+        asyncio.ensure_future(decide())  # noqa: RUF006
+        await asyncio.sleep(0)
+
+    async def goes_on() -> None:
+        await hold()
+        for packet in held:
+            packet.accept()
+        while kernel.queued:
+            await asyncio.sleep(0)
+        await queue.close()
+
+    loop = asyncio.new_event_loop()
+    with pytest.raises(SystemExit):
+        loop.run_until_complete(exits())
+    loop.close()
+    asyncio.run(asyncio.wait_for(goes_on(), TIMEOUT))
+    assert sorted(words(kernel)) == [(number, 1) for number in range(1, 5)]
 
 
 def test_cancelling_loses_no_packet(run: Any) -> None:

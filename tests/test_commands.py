@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nfnet import testing
+from nfnet import rules, testing
 from nfnet.cli import common, lines
 from nfnet.cli.decode import describe
 from nfnet.log import LogMessage
@@ -159,17 +159,18 @@ def test_what_a_rule_or_a_packet_says_cannot_command_the_terminal() -> None:
 
 
 def test_lines_of_other_packets() -> None:
-    assert lines.contents(b"") == "0 bytes that are no IP packet"
-    assert lines.contents(testing.tcp(flags=0x12)) == "TCP 192.0.2.1.40000 > 192.0.2.2.80 [SYN.ACK] 40 bytes"
-    assert lines.contents(testing.udp(source="fd00::1", destination="fd00::2")).startswith(
-        "UDP fd00::1.40000 > fd00::2.9"
-    )
+    def contents(payload: bytes) -> str:
+        return lines.contents(LogMessage.from_bytes(testing.log_message(payload)))
+
+    assert contents(b"") == "0 bytes that are no IP packet"
+    assert contents(testing.tcp(flags=0x12)) == "TCP 192.0.2.1.40000 > 192.0.2.2.80 [SYN.ACK] 40 bytes"
+    assert contents(testing.udp(source="fd00::1", destination="fd00::2")).startswith("UDP fd00::1.40000 > fd00::2.9")
 
 
 def test_rules_in_words() -> None:
-    words = "hook=forward protocol=udp destination_port=1-5 source=192.0.2.0/24 mark=0x7"
+    words = "hook=output protocol=udp destination_port=1-5 source=192.0.2.0/24 mark=0x7"
     assert common.rule_words(f"{words} state=new,related uid=0 priority=-5") == {
-        "hook": "forward",
+        "hook": "output",
         "protocol": "udp",
         "destination_port": "1-5",
         "source": "192.0.2.0/24",
@@ -180,8 +181,52 @@ def test_rules_in_words() -> None:
     }
     with pytest.raises(argparse.ArgumentTypeError, match="needs protocol"):
         common.rule_words("destination_port=5")
-    with pytest.raises(argparse.ArgumentTypeError, match="is no number"):
+    with pytest.raises(argparse.ArgumentTypeError, match="mark: 'x' is no number"):
         common.rule_words("mark=x")
+    assert common.rule_words("protocol=47 uid=root") == {"protocol": 47, "uid": "root"}
+
+
+def test_rules_in_words_say_whether_they_fail_open() -> None:
+    assert common.rule_words("bypass=no balance=cpu") == {"bypass": False, "balance": "cpu"}
+    assert common.rule_words("bypass=yes") == {"bypass": True}
+    for word in ("bypass=No", "bypass=0", "bypass=", "bypass"):
+        with pytest.raises(argparse.ArgumentTypeError, match="neither yes nor no|name=value"):
+            common.rule_words(word)
+    with pytest.raises(argparse.ArgumentTypeError, match="uid never matches at the hook 'input'"):
+        common.rule_words("hook=input uid=0")
+    with pytest.raises(argparse.ArgumentTypeError, match="only logged"):
+        common.rule_words("hook=ingress in_interface=lo")
+
+
+def test_rules_that_log_in_words() -> None:
+    assert common.rule_words("hook=ingress in_interface=lo prefix='web: ' snaplen=60 threshold=9", rules.log) == {
+        "hook": "ingress",
+        "in_interface": "lo",
+        "prefix": "web: ",
+        "snaplen": 60,
+        "threshold": 9,
+    }
+    for text, rule, error in (
+        ("bypass=no", rules.log, "'bypass=no' is not name=value with one of the names hook"),
+        ("snaplen=60", rules.queue, "'snaplen=60' is not name=value"),
+        ("prefix='web", rules.log, "No closing quotation"),
+        ("threshold=0", rules.log, "threshold is 0"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match=error):
+            common.rule_words(text, rule)
+
+
+@pytest.mark.parametrize("words", [["--prefix", "a"], ["--prefix", "a", "--install-rule", "hook=input prefix=b"]])
+def test_a_prefix_is_for_the_rule_and_said_once(words: list[str]) -> None:
+    done = nfnet("log", "5", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "nfnet log: --prefix is what the rule of --install-rule says, and may be given once\n"
+
+
+def test_a_number_is_a_process_for_the_command() -> None:
+    assert common.netns("7") == "/proc/7/ns/net"
+    assert common.netns("blue") == "blue"
+    assert common.netns("/run/netns/7") == "/run/netns/7"
 
 
 def test_the_shell_completes(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pickle
 import re
 import select
 import threading
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +343,74 @@ def test_arguments_out_of_range(wrong: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole text is compared)
         nflogr.open(**{"group": 5, "transport": FakeLog(), **wrong})
     assert str(caught.value) == text
+
+
+NOT_WHOLE = [1.0, "1", None, 1j, Decimal(1)]
+INTEGERS = {"group": 31, "qthresh": 63, "rcvbuf": 63, "nlbuf": 63, "enobufs": 8, "copymode": 8}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_arguments_that_no_integer_of_c_holds(name: str) -> None:
+    least = -(1 << INTEGERS[name]) - 1 if INTEGERS[name] > 8 else -1
+    for number in (1 << INTEGERS[name], 1 << 100, least, -(1 << 100)):
+        with pytest.raises(OverflowError):
+            nflogr.open(**{"group": 5, "transport": FakeLog(), name: number})
+    for value in NOT_WHOLE:
+        with pytest.raises(TypeError):
+            nflogr.open(**{"group": 5, "transport": FakeLog(), name: value})
+
+
+class Index:
+    """As integers of numpy are: an integer, but no int."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __index__(self) -> int:
+        return self._number
+
+
+def test_integers_that_are_no_int(kernel: FakeLog) -> None:
+    names = {"qthresh": 3, "nlbuf": 8192, "enobufs": 1, "copymode": 1, "timeout": 2}
+    log = nflogr.open(Index(5), transport=kernel, **{name: Index(number) for name, number in names.items()})  # type: ignore[arg-type]
+    config = nfnet.protocol.nfnetlink.parse_attributes(kernel.sent[0][20:], nfnet.protocol.nfulnl.NFULA_CFG_TABLE)
+    assert config[nfnet.protocol.nfulnl.NFULA_CFG.QTHRESH] == 3
+    assert config[nfnet.protocol.nfulnl.NFULA_CFG.TIMEOUT] == 200
+    log.drops = Index(0)  # type: ignore[assignment]
+    kernel.log("a", "b")
+    seen: list[str] = []
+    log.loop(lambda data: seen.append(data.prefix), Index(1))  # type: ignore[arg-type]
+    assert seen == ["a"]
+
+
+@pytest.mark.parametrize("value", ["1", None, 1j])
+def test_a_timeout_that_is_no_number(value: Any) -> None:
+    with pytest.raises(TypeError):
+        nflogr.open(5, timeout=value, transport=FakeLog())
+
+
+@pytest.mark.parametrize("value", [1.5, "1", None])
+def test_a_count_that_is_no_integer(kernel: FakeLog, value: Any) -> None:
+    """With 1.5 the loop never ended."""
+    log = nflogr.open(5, transport=kernel)
+    with pytest.raises(TypeError):
+        log.loop(print, value)
+    for number in (1 << 31, -(1 << 31) - 1):
+        with pytest.raises(OverflowError):
+            log.loop(print, number)
+
+
+@pytest.mark.parametrize("value", [0.0, "0", None])
+def test_drops_is_set_to_0_alone(kernel: FakeLog, value: Any) -> None:
+    with pytest.raises(TypeError, match="drops can only be set to 0"):
+        nflogr.open(5, transport=kernel).drops = value
+
+
+@pytest.mark.parametrize("wait", [None, "", []])
+def test_anything_says_whether_to_wait(kernel: FakeLog, wait: Any) -> None:
+    log = nflogr.open(5, transport=kernel)
+    assert log.queue(wait) == 0
+    assert log.next(wait) is None
 
 
 def test_options_reach_the_kernel(kernel: FakeLog) -> None:

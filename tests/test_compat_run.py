@@ -155,4 +155,66 @@ def test_environment_names_our_root_only_where_it_would_not_be_found() -> None:
     drop_in = str(Path(nfnet.compat.__file__).parent / "drop_in")
     assert environment({}, ["", root])["PYTHONPATH"] == drop_in
     assert environment({"PYTHONPATH": ""}, ["", root])["PYTHONPATH"] == drop_in, "no empty item: that is where one is"
-    assert environment({"PYTHONPATH": "/x"}, [root])["PYTHONPATH"] == os.pathsep.join((drop_in, "/x", root))
+    assert environment({"PYTHONPATH": "/x"}, [])["PYTHONPATH"] == os.pathsep.join((drop_in, "/x", root))
+
+
+# --- modules of the script that have the names of those that ours need
+
+OURS_NEED = ("construct", "pyroute2", "copy", "types", "select", "struct", "logging", "enum", "typing", "weakref")
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["imported later", "imported before"])
+@pytest.mark.parametrize("name", OURS_NEED)
+def test_a_scripts_modules_may_have_any_name(way: list[str], tmp_path: Path, name: str, first: bool) -> None:
+    """Ours get what they need, and the script its own; one that is imported by its own name, too."""
+    (tmp_path / f"{name}.py").write_text("owner = 'the script'")
+    script = tmp_path / "script.py"
+    imports = [f"import {name}", "from netfilterqueue import NetfilterQueue; import nflogr"]
+    script.write_text(
+        "\n".join(imports if first else imports[::-1])
+        + f"\nprint({name}.owner, NetfilterQueue.__module__, nflogr.__name__)"
+    )
+    done = run([*way, script], cwd="/")
+    assert (done.stdout, done.stderr) == ("the script nfnet.compat.netfilterqueue nfnet.compat.nflogr\n", "")
+
+
+@pytest.mark.parametrize("name", ["construct", "pyroute2", "copy", "select", "struct", "logging", "enum"])
+def test_the_current_directory_is_not_where_we_look_for_modules(way: list[str], tmp_path: Path, name: str) -> None:
+    """As "python -m" has it. (Python itself finds "types" there, and others before 3.12.)"""
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('run by whoever wrote this file')")
+    (tmp_path / "elsewhere").mkdir()
+    script = tmp_path / "elsewhere" / "script.py"
+    script.write_text("import netfilterqueue; print(netfilterqueue.__name__)")
+    done = run([*way, script], cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("nfnet.compat.netfilterqueue\n", "")
+
+
+def test_modules_of_the_standard_library_are_there_once(way: list[str], tmp_path: Path) -> None:
+    """Those that the script has no module of its own by the name of."""
+    script = tmp_path / "script.py"
+    script.write_text("import netfilterqueue, logging, nfnet.queue\nprint(nfnet.queue.logging is logging)")
+    assert run([*way, script]).stdout == "True\n"
+
+
+def test_a_failed_import_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "copy.py").write_text("owner = 'the script'")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "construct.py").write_text("raise ImportError('broken')")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import copy, sys; path = list(sys.path)\n"
+        "try: import netfilterqueue\n"
+        "except ImportError as error: print(error, sys.path == path, sys.modules['copy'] is copy, copy.owner)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    environ = environment(env, [])
+    assert run([sys.executable, script], env=environ).stdout == "broken True True the script\n"
+
+
+def test_a_safe_path_stays_safe(tmp_path: Path, script: Path) -> None:
+    (tmp_path / "neighbour.py").write_text("")
+    script.write_text("import netfilterqueue, neighbour")
+    env = {**os.environ, "PYTHONSAFEPATH": "1"}
+    done = run([sys.executable, *WAYS["module"], script], env=env)
+    if sys.version_info >= (3, 11):
+        assert "No module named 'neighbour'" in done.stderr

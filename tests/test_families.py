@@ -165,7 +165,7 @@ def test_a_verdict_does_not_say_what_its_payload_is(nfnet_queue: Any) -> None:
 
 def test_a_packet_from_bytes_has_no_queue() -> None:
     packet = message(BOTH["IPv4"], "queue")
-    assert repr(packet) == "<Packet 1: PREROUTING, 32 bytes, undecided>"
+    assert "undecided" in repr(packet)
     with pytest.raises(ClosedError, match="packet 1 was read from bytes"):
         packet.accept()
 

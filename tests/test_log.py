@@ -18,7 +18,7 @@ from nfnet import Log, LogMessage
 from nfnet.protocol import layout, netlink, nfnetlink, nfulnl
 from nfnet.protocol.nfqnl import Command
 from nfnet.protocol.nfulnl import NFULA, LogFlag
-from nfnet.testing import FakeKernel, error_message, log_message
+from nfnet.testing import FakeKernel, error_message, log_message, udp
 
 FIXED = {number: row for number, row in nfulnl.NFULA_TABLE.items() if layout.fixed_size(row.schema)}
 
@@ -122,7 +122,17 @@ def test_a_recorded_message(datagrams: dict[str, bytes]) -> None:
     }
     assert {name: getattr(message, name) for name in expected} == expected
     assert message.payload.endswith(b"one")
-    assert repr(message) == "<LogMessage 'nfnet in: ': INPUT, 31 bytes>"
+    assert repr(message) == "<LogMessage 'nfnet in: ': INPUT, UDP 10.8.0.2.40001 > 10.8.0.1.9, 31 bytes>"
+
+
+def test_repr_takes_all_that_can_come() -> None:
+    whole = log_message(udp(b"x"), prefix="in: ", MARK=7)
+    assert (
+        repr(LogMessage.from_bytes(whole)) == "<LogMessage 'in: ': INPUT, UDP 192.0.2.1.40000 > 192.0.2.2.9, 29 bytes>"
+    )
+    for length in range(20, len(whole)):
+        assert repr(LogMessage.from_bytes(whole[:length])).startswith("<LogMessage ")
+    assert repr(LogMessage()).startswith("<LogMessage unreadable: ")
 
 
 def test_a_recorded_datagram_with_several(datagrams: dict[str, bytes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 import threading
 import time
@@ -77,54 +78,137 @@ def test_ipv6() -> None:
         assert "nfnet_queue_pending" in read("[::1]", port)
 
 
+def answer_to(request: bytes, port: int) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), SOON) as client:
+        client.sendall(request)
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
 def test_slow_clients_are_few_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_PATIENCE", 0.3)
     before = threads()
     with served() as port:
-        clients = [socket.create_connection(("127.0.0.1", port), SOON) for _ in range(50)]
+        clients = [socket.create_connection(("127.0.0.1", port), SOON) for _ in range(metrics._MOST_CLIENTS + 50)]
         try:
             for client in clients:
                 with contextlib.suppress(OSError):
                     client.sendall(b"GET /metrics HT")
-            assert threads() <= before + 1 + 2 * metrics._MOST_CLIENTS
+            assert threads() == before + 1
             for client in clients:  # all are hung up on
                 with contextlib.suppress(ConnectionResetError):
                     assert client.recv(1) == b""
-            assert wait_for(lambda: threads() <= before + 1)
             assert "nfnet_queue_pending" in read("127.0.0.1", port)
         finally:
             for client in clients:
                 client.close()
-    assert wait_for(lambda: threads() <= before)
+    assert threads() == before
 
 
-@pytest.mark.parametrize("which", [threading.Thread, threading.Timer])
-def test_threads_that_cannot_start_do_not_use_it_up(
-    which: type[threading.Thread], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("request_", [b"GET /metrics HT", b"GET /metrics HTTP/1.1\r\n\r\n"], ids=["half", "whole"])
+def test_clients_that_reconnect_constantly_keep_nobody_out(request_: bytes) -> None:
+    stopped = threading.Event()
+    connected = threading.Semaphore(0)
+
+    def reconnect(port: int) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), SOON) as client:
+                client.sendall(request_)
+                connected.release()
+                client.recv(65536)
+
+    with served() as port:
+        clients = [threading.Thread(target=reconnect, args=(port,)) for _ in range(30)]
+        for client in clients:
+            client.start()
+        try:
+            for _ in clients:
+                assert connected.acquire(timeout=SOON)
+            for _ in range(20):
+                assert "nfnet_queue_pending" in read("127.0.0.1", port)
+        finally:
+            stopped.set()
+    for client in clients:
+        client.join(SOON)
+        assert not client.is_alive()
+
+
+def test_a_newer_client_ends_the_oldest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_MOST_CLIENTS", 3)
+    with served() as port, contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(4):
+            clients.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), SOON)))
+        assert clients[0].recv(1) == b""
+        for client in clients[1:]:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert client.recv(15) == b"HTTP/1.0 200 OK"
+
+
+@pytest.mark.parametrize(
+    "accept",
+    ["text/plain;version=x", "application/openmetrics-text;version=1.x", "application/openmetrics-text", "\xff"],
+)
+def test_no_accept_header_does_harm(
+    accept: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    start = threading.Thread.start
+    with served() as port:
+        head, _, body = answer_to(
+            f"GET /metrics HTTP/1.1\r\nAccept: {accept}\r\n\r\n".encode("latin-1"), port
+        ).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4")
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert b"nfnet_queue_pending" in body
+    assert (capfd.readouterr(), caplog.messages) == (("", ""), [])
 
-    def fail(thread: threading.Thread) -> None:
-        if type(thread) is which:
-            raise RuntimeError("can't start new thread")
-        start(thread)
 
-    said: list[object] = []
-    monkeypatch.setattr(threading, "excepthook", lambda details: said.append(details.exc_value))
+def test_requests_that_are_none() -> None:
+    with served() as port:
+        assert answer_to(b"POST /metrics HTTP/1.1\r\nHost: x\r\n\r\n", port).startswith(b"HTTP/1.0 405 ")
+        with contextlib.suppress(ConnectionError):  # it does not read on
+            assert answer_to(b"GET " + bytes(1_000_000), port) == b""
+        assert "nfnet_queue_pending" in read("127.0.0.1", port)
+
+
+def test_metrics_that_cannot_be_collected(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     with served() as port:
         with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", fail)
-            for _ in range(metrics._MOST_CLIENTS):
-                with pytest.raises(OSError):  # noqa: PT011 - hung up on, in one way or another
-                    read("127.0.0.1", port)
+            patch.setattr(nfnet.Queue, "stats", lambda queue: queue.no_such_attribute)
+            assert answer_to(b"GET /metrics HTTP/1.1\r\n\r\n", port).startswith(b"HTTP/1.0 500 ")
+        assert "nfnet_queue_pending" in read("127.0.0.1", port)
+    assert "no_such_attribute" in caplog.text
 
-        def answers() -> bool:  # not at once: a client sees that it was hung up on before the next may come
-            with contextlib.suppress(OSError):
-                return "nfnet_queue_pending" in read("127.0.0.1", port)
-            return False
 
-        assert wait_for(answers)
-    assert "can't start new thread" in capsys.readouterr().err + str(said), "not in silence"
+def test_no_descriptors_left(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that cannot be accepted now is answered later, and the log is not filled meanwhile."""
+    monkeypatch.setattr(metrics, "_PAUSE", 0.1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with served() as port, socket.socket() as client:
+        client.settimeout(SOON)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            client.connect(("127.0.0.1", port))
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert wait_for(lambda: len(caplog.messages) >= 2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert client.recv(15) == b"HTTP/1.0 200 OK"
+        assert len(caplog.messages) < 100
+        assert all("a client cannot be accepted" in message for message in caplog.messages)
+
+
+def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="new thread"):
+            metrics.serve(port, nfnet.Queue(1))
+    end = metrics.serve(port, nfnet.Queue(1))  # the port is free
+    end()
+    end()
 
 
 def test_the_queue_goes_on_under_slow_clients() -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import io
 import logging
 import os
+import shutil
 import sqlite3
 import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +92,11 @@ def test_lines() -> None:
 def test_reprs_of_the_other_packages_apis() -> None:
     from nfnet.compat import nflogdata
 
-    assert repr(nflogdata.wrap(hostile_message())).isprintable()
+    message = hostile_message()
+    assert repr(nflogdata.wrap(message)).isprintable()
+    for length in range(20, len(message.raw)):
+        cut = LogMessage.from_bytes(message.raw[:length])
+        assert repr(nflogdata.wrap(cut)).startswith("<NflogData ")
 
 
 def test_decode_of_all_that_has_text() -> None:
@@ -124,7 +131,7 @@ def test_errors_that_a_recording_puts_into_the_kernels_mouth() -> None:
 def test_interfaces_in_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.if_nameindex", lambda: [(1, NASTY)])
     with pytest.raises(nfnet.ArgumentError, match="there is no interface") as caught:
-        rules.queue(1, in_interface="no-such")._connect()
+        rules.queue(1, hook="input", in_interface="no-such")._connect()
     assert str(caught.value).isprintable()
 
 
@@ -276,38 +283,217 @@ def test_links_of_ours_are_followed(everybodys: Path, tmp_path: Path) -> None:
     make(Path("/dev/null"))
 
 
-@pytest.mark.skipif("os.geteuid() != 0", reason="only root makes files of others")
-def test_links_and_files_of_others_are_refused_where_everybody_may_make_them(everybodys: Path, tmp_path: Path) -> None:
+def test_links_of_ours_that_others_may_have_renamed_are_refused(everybodys: Path, tmp_path: Path) -> None:
+    (everybodys / "link.pcap").symlink_to(tmp_path / "target.pcap")
+    everybodys.chmod(0o777)  # without the sticky bit
+    with pytest.raises(PermissionError, match="is a link, and others may have given it this name"):
+        make(everybodys / "link.pcap")
+    assert not (tmp_path / "target.pcap").exists()
+
+
+def test_files_of_ours_under_another_name_are_refused(everybodys: Path, tmp_path: Path) -> None:
+    """Others may make that, where fs.protected_hardlinks is 0."""
     precious = tmp_path / "precious"
     precious.write_bytes(b"precious")
-    link = everybodys / "link.pcap"
-    link.symlink_to(precious)
-    os.lchown(link, 12345, 12345)
-    with pytest.raises(PermissionError, match="somebody else's"):
-        make(link)
-    dangling = everybodys / "dangling.pcap"
-    dangling.symlink_to(tmp_path / "nologin")
-    os.lchown(dangling, 12345, 12345)
-    with pytest.raises(PermissionError, match="somebody else's"):
-        make(dangling)
-    assert not (tmp_path / "nologin").exists()
-    theirs = everybodys / "theirs.pcap"
-    theirs.write_bytes(b"theirs")
-    os.chown(theirs, 12345, 12345)
-    with pytest.raises(PermissionError, match="somebody else's"):
-        make(theirs)
-    assert (precious.read_bytes(), theirs.read_bytes()) == (b"precious", b"theirs")
-    everybodys.chmod(0o755)  # where they could have done nothing
-    make(link)
-    assert precious.stat().st_size == 24
+    os.link(precious, everybodys / "x.pcap")
+    with pytest.raises(PermissionError, match="one of several names of a file"):
+        make(everybodys / "x.pcap")
+    assert precious.read_bytes() == b"precious"
+
+
+OTHER = 12345
+# Asked now: later this may be root of a user namespace, in which nobody else is.
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else, too")
+
+
+def by_another_user(work: Callable[[], object]) -> None:
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([])
+            os.setgid(OTHER)
+            os.setuid(OTHER)
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+# Mode, owner and group of directories into which others may write.
+PLACES = {
+    "everybody's": (0o777, 0, 0),
+    "like /tmp": (0o1777, 0, 0),
+    "a group's": (0o775, 0, OTHER),
+    "somebody else's": (0o755, OTHER, OTHER),
+}
+
+
+@pytest.fixture
+def trap() -> Iterator[Path]:
+    """A place that another user can reach, as they cannot reach ``tmp_path``."""
+    place = Path(tempfile.mkdtemp(prefix="nfnet-"))
+    place.chmod(0o755)
+    yield place
+    shutil.rmtree(place)
+
+
+@as_root
+@pytest.mark.parametrize("place", PLACES)
+def test_what_others_put_there_is_refused(trap: Path, place: str) -> None:
+    precious = trap / "precious"
+    precious.write_bytes(b"precious")
+    mode, owner, group = PLACES[place]
+    here = trap / "here"
+    here.mkdir()
+    os.chown(here, owner, group)
+    here.chmod(mode)
+
+    def plant() -> None:
+        (here / "link.pcap").symlink_to(precious)
+        (here / "dangling.pcap").symlink_to(trap / "nologin")
+        (here / "directory").symlink_to(trap)
+        (here / "file.pcap").write_bytes(b"theirs")
+        (here / "their").mkdir()
+        os.mkfifo(here / "fifo.pcap")
+
+    by_another_user(plant)
+    kinds = {"link.pcap": "link", "dangling.pcap": "link", "directory/new.pcap": "link", "directory/precious": "link"}
+    for name, kind in (kinds | {"file.pcap": "file", "fifo.pcap": "FIFO"}).items():
+        with pytest.raises(PermissionError, match=f"somebody else's {kind}, in a directory that others") as caught:
+            make(here / name)
+        assert caught.value.filename == str(here / name)
+    assert precious.read_bytes() == b"precious"
+    assert (here / "file.pcap").read_bytes() == b"theirs"
+    assert sorted(path.name for path in trap.iterdir()) == ["here", "precious"]
+    for name in ("new.pcap", "their/new.pcap"):  # which nobody can have prepared
+        make(here / name)
+        status = (here / name).stat()
+        assert (status.st_uid, stat.S_IMODE(status.st_mode), status.st_size) == (0, 0o600, 24)
+        make(here / name)
+    for step in ("with nfnet.record(name): pass", "nfnet.Queue(1, record=name).open()", "nfnet.Recorder(name)"):
+        with pytest.raises(PermissionError, match="somebody else's"):
+            exec(step, {"nfnet": nfnet, "name": here / "fifo.pcap"})
+    for command in (["log", "1", "-w"], ["queue", "1", "-w"], ["record", "--queue", "1"]):
+        status, text = screen(*command, str(here / "fifo.pcap"), "--netns", "/nowhere")  # type: ignore[assignment]
+        assert status == 1
+        assert "somebody else's FIFO" in text
+
+
+@as_root
+def test_what_root_lets_others_have_is_followed(trap: Path) -> None:
+    """Where they can have done nothing themselves."""
+    (trap / "target.pcap").write_bytes(b"x")
+    (trap / "link.pcap").symlink_to("target.pcap")
+    os.lchown(trap / "link.pcap", OTHER, OTHER)
+    os.chown(trap / "target.pcap", OTHER, OTHER)
+    make(trap / "link.pcap")
+    assert (trap / "target.pcap").stat().st_size == 24
+
+
+@as_root
+@pytest.mark.parametrize("what", ["link", "file"])
+def test_what_is_there_only_when_it_is_opened_is_refused_too(
+    trap: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precious = trap / "precious"
+    precious.write_bytes(b"precious")
+    trap.chmod(0o777)
+    target = trap / "x.pcap"
+    target.write_bytes(b"ours")
+    real = os.open
+
+    def swap() -> None:
+        target.unlink()
+        if what == "link":
+            target.symlink_to(precious)
+        else:
+            target.write_bytes(b"theirs")
+
+    def late(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if path == "x.pcap" and flags & os.O_WRONLY:
+            by_another_user(swap)
+        return real(path, flags, *arguments, **options)
+
+    monkeypatch.setattr("os.open", late)
+    with pytest.raises(OSError, match="Too many levels" if what == "link" else "somebody else's file"):
+        make(target)
+    assert precious.read_bytes() == b"precious"
+
+
+def test_paths_are_what_they_are_to_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to("here/../here")
+    (tmp_path / "absolute").symlink_to(tmp_path / "link" / "b.pcap")
+    (tmp_path / "round").symlink_to("round")
+    for path in ("a.pcap", "./link//a.pcap", "link/../c.pcap", "absolute", os.fsencode(tmp_path / "d.pcap")):
+        os.close(files.create(path))  # type: ignore[arg-type]
+    made = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.pcap")]
+    assert sorted(made) == ["a.pcap", "c.pcap", "d.pcap", "here/a.pcap", "here/b.pcap"]
+    wrong = {"": errno.ENOENT, ".": errno.EISDIR, "/": errno.EISDIR, "here": errno.EISDIR, "new/": errno.EISDIR}
+    wrong |= {"a.pcap/": errno.EISDIR, "a.pcap/x": errno.ENOTDIR, "no/x": errno.ENOENT, "round": errno.ELOOP}
+    for path, number in wrong.items():
+        with pytest.raises(OSError, match=".") as caught:
+            files.create(path)
+        assert (caught.value.errno, caught.value.filename) == (number, path)
+        with pytest.raises(OSError, match=".") as expected:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT))
+        assert expected.value.errno == number
+
+
+def test_descriptors_by_name_are_written_to(tmp_path: Path) -> None:
+    for name in ("/dev/stdout", "/proc/self/fd/1", "/dev/fd/1"):
+        code = f"from nfnet.capture import *; Writer({name!r}, LinkType.RAW).close()"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
+        assert len(done.stdout) == 24 or done.stdout.startswith(b"\n\r\r\n")
+    before = len(os.listdir("/proc/self/fd"))
+    os.close(files.create("/dev/null"))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@as_root
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("planted", ["", "-journal", "-wal", "-shm", None])
+def test_a_database_beside_which_others_may_put_files_is_refused(trap: Path, place: str, planted: str | None) -> None:
+    mode, owner, group = PLACES[place]
+    here = trap / "here"
+    here.mkdir()
+    os.chown(here, owner, group)
+    here.chmod(mode)
+    if planted is not None:
+        by_another_user((here / f"log.db{planted}").touch)
+    status, text = screen("log", "1", "--sqlite", str(here / "log.db"), "--netns", "/nowhere")
+    assert status == 1
+    assert "others may write to the directory" in text
+    assert sorted(os.listdir(here)) == ([] if planted is None else [f"log.db{planted}"])
+    (here / "ours").mkdir()
+    (here / "ours").chmod(0o755)
+    if place == "like /tmp":  # there they cannot put another directory in its place
+        assert files.create_database(here / "ours" / "log.db") == str(here / "ours" / "log.db")
+    else:
+        with pytest.raises(PermissionError, match="in the place of the one in"):
+            files.create_database(here / "ours" / "log.db")
+
+
+def test_where_a_database_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link.db").symlink_to("here/log.db")
+    monkeypatch.chdir(tmp_path)
+    real = os.path.realpath(tmp_path)
+    assert files.create_database("link.db") == f"{real}/here/log.db"
+    assert files.create_database(":memory:") == f"{real}/:memory:"
+    if os.geteuid() == os.getegid():  # a group of the user's own, to which new files belong
+        (tmp_path / "here").chmod(0o775)
+        files.create_database("here/log.db")
 
 
 def test_a_database_keeps_what_is_in_it(tmp_path: Path) -> None:
     file = tmp_path / "log.db"
     file.write_bytes(b"x")
-    os.close(files.create(file))
+    files.create_database(file)
     assert file.read_bytes() == b"x"
-    os.close(files.create(tmp_path / "new.db"))
+    files.create_database(tmp_path / "new.db")
     assert stat.S_IMODE((tmp_path / "new.db").stat().st_mode) == 0o600
 
 
@@ -316,8 +502,8 @@ def test_a_database_keeps_what_is_in_it(tmp_path: Path) -> None:
 ROOT = Path(nfnet.__file__).parent
 CODE = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "yaml", "jsonpickle", "code", "runpy", "imp"}
 CALLS = {"eval", "exec", "compile", "__import__"}
-# A handler that the user names, the modules of `nfnet.compat`, and the interpreter that becomes the user's script.
-IMPORTERS = {"cli/queue.py", "compat/__init__.py"}
+# A handler that the user names, and our own modules that are imported late.
+IMPORTERS = {"__init__.py", "cli/queue.py", "compat/__init__.py"}
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import ArgumentError, Packet, Queue, Verdict
+from nfnet import ArgumentError, Packet, Queue, Verdict, testing
 from nfnet.protocol.conntrack import CTA
 from nfnet.protocol.nfqnl import NFQA
 
@@ -141,9 +141,19 @@ def test_interface_names() -> None:
     assert (packet.indev_name, packet.outdev_name, packet.physindev_name) == ("eth0", None, None)
 
 
-def test_repr_is_short() -> None:
-    packet = read(packet_message(3, bytes(60)))
-    assert repr(packet) == "<Packet 3: OUTPUT, 60 bytes, undecided>"
+def test_repr_says_from_where_to_where() -> None:
+    packet = read(packet_message(3, testing.udp(b"x", destination="192.0.2.2", destination_port=53)))
+    assert repr(packet) == "<Packet 3: OUTPUT, UDP 192.0.2.1.40000 > 192.0.2.2.53, 29 bytes, undecided>"
+    assert repr(read(packet_message(3, bytes(60)))) == "<Packet 3: OUTPUT, 60 bytes, undecided>"
+
+
+def test_repr_takes_all_that_can_come() -> None:
+    whole = packet_message(3, testing.udp(b"x"), MARK=7, IFINDEX_INDEV=2)
+    packet = read(whole)
+    for length in range(len(whole)):
+        packet.raw, packet._layout = whole[:length], None
+        assert repr(packet).startswith("<Packet ")
+    assert repr(Packet()).startswith("<Packet unreadable: ")
 
 
 def test_a_kept_packet_does_not_change() -> None:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 import nfnet
 from nfnet import Packet, Queue
 from nfnet.protocol import netlink, nfqnl
-from nfnet.protocol.nfqnl import NFQA, Verdict
+from nfnet.protocol.nfnetlink import BODY, parse_attributes
+from nfnet.protocol.nfqnl import NFQA, NFQA_CFG, Verdict
 
 from .kernel import FakeKernel, error_message, packet_message
 
@@ -41,6 +42,11 @@ def messages(kernel: FakeKernel) -> list[int]:
     """The types of the verdict messages sent, one list for all datagrams."""
     found = [m for datagram in kernel.sent for _, m in netlink.split_messages(datagram)]
     return [kind for m in found if (kind := netlink.header.parse(m).type) != nfqnl.MSG_CONFIG]
+
+
+def attributes(message: bytes) -> dict[int, Any]:
+    """Of a request to configure the queue."""
+    return parse_attributes(message[BODY : netlink.header.parse(message).length], nfqnl.NFQA_CFG_TABLE)
 
 
 def assert_balanced(queue: Queue) -> None:
@@ -667,6 +673,52 @@ def test_closing_a_queue_that_accepts_lets_unread_packets_through() -> None:
     assert verdicts(kernel) == [(i, Verdict.ACCEPT) for i in range(1, 8)]
 
 
+class Arriving(FakeKernel):
+    """A packet arrives before each message that the program sends."""
+
+    fed = 0
+
+    def _execute(self, message: bytes) -> None:
+        self.fed += 1
+        self.feed()
+        super()._execute(message)
+
+
+def test_what_arrives_while_a_queue_that_accepts_closes_is_let_through() -> None:
+    kernel = Arriving()
+    with Queue(1, transport=kernel, undecided="accept") as queue:
+        kernel.feed(5)
+        next(iter(queue)).drop()
+    assert not kernel.queued
+    assert kernel.dropped == 0
+    assert [word for _, word, _ in kernel.judged].count(Verdict.ACCEPT) + kernel.passed == kernel.fed + 4
+    assert kernel.passed > 0
+
+
+@pytest.mark.parametrize("policy", ["pending", "drop"])
+def test_nothing_is_let_through_at_the_end_if_nobody_asked_for_that(policy: Any) -> None:
+    kernel = Arriving()
+    with Queue(1, transport=kernel, undecided=policy) as queue:
+        kernel.feed(5)
+        next(iter(queue)).drop()
+    assert {word for _, word, _ in kernel.judged} == {Verdict.DROP}
+    assert kernel.passed == 0
+
+
+def test_a_kernel_without_fail_open_closes_all_the_same() -> None:
+    class Old(FakeKernel):
+        def send(self, datagram: bytes) -> None:
+            if netlink.header.parse(datagram).type == nfqnl.MSG_CONFIG and NFQA_CFG.FLAGS in attributes(datagram):
+                raise nfnet.NotSupportedError("test", errno.EOPNOTSUPP)
+            super().send(datagram)
+
+    kernel = Old()
+    with Queue(1, transport=kernel, undecided="accept"):
+        kernel.feed(5)
+    assert kernel.closed
+    assert verdicts(kernel) == [(number, Verdict.ACCEPT) for number in range(1, 6)]
+
+
 # --- what comes between the packets
 
 
@@ -706,6 +758,61 @@ def test_ids_wrap_around() -> None:
         queue.process(lambda packet: packet.accept())
         assert not kernel.queued
         assert (queue.counters.lost, queue.counters.received) == (0, 9)
+
+
+# How far ids may be apart; the kernel compares them modulo 2^32.
+DISTANCES = [0x7FFFFFFE, 0x7FFFFFFF, 0x80000000, 0x80000001, 0xC0000000, 0xFFFFFFF0]
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_one_undecided_packet_stops_no_later_ones(distance: int) -> None:
+    """Two and a half days at 10,000 packets a second are 2^31."""
+    kernel = FakeKernel()
+    kept: list[Packet] = []
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(1)
+        queue.process(kept.append)
+        kernel.skip(distance - 1)
+        for _ in range(2):
+            kernel.feed(3)
+            queue.process(lambda packet: packet.accept())
+            assert list(kernel.queued) == [1]
+        kept[0].drop()
+        kernel.feed(3)
+        queue.process(lambda packet: packet.accept())
+        assert not kernel.queued
+        assert [word for _, word in verdicts(kernel)] == [1] * 6 + [0] + [1] * 3
+        assert queue.counters.refused == {}
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_packets_that_are_read_together_may_be_far_apart(distance: int) -> None:
+    """The program was stopped, and meanwhile the receive buffer was full."""
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(3)
+        kernel.skip(distance - 3)
+        kernel.feed(3)
+        queue.process(lambda packet: packet.accept())
+        assert not kernel.queued
+        queue.process(lambda packet: packet.accept())
+        assert queue.counters.refused == {}
+        assert queue.counters.accepted == 6
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_closing_accepts_unread_packets_however_far_apart(distance: int) -> None:
+    kernel = FakeKernel()
+    kernel.queued[0] = None  # in the hands of nobody: a forked child that died had read it
+    with Queue(1, transport=kernel, undecided="accept") as queue:
+        kernel.feed(1)
+        queue.process(lambda packet: packet.accept())
+        kernel.skip(distance // 2)
+        kernel.feed(2)
+        kernel.skip(distance // 2 - 4)
+        kernel.feed(2)
+    assert not kernel.queued
+    assert [word for _, word in verdicts(kernel)] == [1] * 6
 
 
 def test_refused_verdicts_are_counted() -> None:
@@ -863,6 +970,50 @@ def test_ten_threads_decide_what_the_handler_kept() -> None:
         assert len(kernel.judged) == 3000
         assert queue.counters.pending == 0
         assert_balanced(queue)
+
+
+class Compared(Packet):
+    """Counts how often one is compared with another, as a search in a list does for every element that it passes."""
+
+    __slots__ = ()
+    count = 0
+
+    def __eq__(self, other: object) -> bool:
+        type(self).count += 1
+        return self is other
+
+    __hash__ = Packet.__hash__
+
+
+class ComparedQueue(Queue):
+    packet_type = Compared
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("received_first", [False, True])
+def test_deciding_many_kept_packets_searches_no_lists(received_first: bool, order: int) -> None:
+    kernel, count = FakeKernel(), 1500
+    kept: list[Packet] = []
+    Compared.count = 0
+
+    def keep_most(packet: Packet) -> None:
+        if packet.id % 5:
+            kept.append(packet)
+        else:
+            packet.accept()
+
+    with ComparedQueue(1, transport=kernel) as queue:
+        kernel.feed(count)
+        while received_first and queue.process() < count:
+            pass
+        while queue.process(keep_most):
+            pass
+        later = kernel.feed(500)
+        queue.process()  # these are at hand while the others are decided
+        for packet in kept[::order]:
+            packet.accept()
+        assert list(kernel.queued) == later
+    assert Compared.count < 5 * count
 
 
 def test_a_forked_child_has_no_part_in_the_queue() -> None:

@@ -58,12 +58,39 @@ def test_exported_names_are_there() -> None:
         assert getattr(nfnet, name) is not None
 
 
+@pytest.mark.parametrize("name", [*PUBLIC[1:], "nfnet.AsyncQueue", "nfnet.AsyncLog"])
+def test_public_names_are_there_after_one_import(name: str) -> None:
+    parent, _, last = name.rpartition(".")
+    code = f"import nfnet; assert {last!r} in dir({parent}), 'not in dir()'; {name}; assert hasattr({name}, '__doc__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["nfnet.no_such", "nfnet.compat.no_such"])
+def test_names_that_are_not_there(name: str) -> None:
+    parent, _, last = name.rpartition(".")
+    with pytest.raises(AttributeError, match=f"module '{parent}' has no attribute '{last}'"):
+        getattr(importlib.import_module(parent), last)
+
+
 def test_a_typed_script_of_a_user_has_no_errors(tmp_path: Path) -> None:
     """Strictly, with nothing but what is exported."""
-    script = Path(__file__).parent / "typed_script.py"
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--cache-dir", str(tmp_path), str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = check_types(Path(__file__).parent / "typed_script.py", tmp_path)
     assert done.stdout.startswith("Success"), done.stdout + done.stderr
+
+
+def test_type_checkers_see_wrong_names_and_arguments(tmp_path: Path) -> None:
+    """Also behind what is imported late."""
+    script = tmp_path / "script.py"
+    wrong = ("nfnet.no_such", "nfnet.testing.no_such", "nfnet.testing.udp(5)", "nfnet.AsyncQueue('1')")
+    script.write_text("\n".join(["import nfnet", *wrong, "nfnet.testing.udp(b'')", "nfnet.AsyncQueue(1)"]))
+    done = check_types(script, tmp_path)
+    assert re.findall(r"script.py:(\d+): error", done.stdout) == ["2", "3", "4", "5"], done.stdout
+
+
+def check_types(script: Path, directory: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--cache-dir", str(directory), str(script)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=directory)
 
 
 DIRECTIVE = re.compile(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import threading
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -69,6 +71,51 @@ def test_stop_at_any_moment_of_close(monkeypatch: pytest.MonkeyPatch) -> None:
         several.close()
     several.stop()
     several.close()
+
+
+def test_stop_in_a_signal_handler_wherever_close_is() -> None:
+    """Every line that `close` executes, in whatever file, is one at which a handler may run."""
+    several = Workers(print, [1])
+    several.start()
+    lines = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal lines
+        if event == "line":
+            sys.settrace(None)
+            several.stop()
+            lines += 1
+            sys.settrace(trace)
+        return trace
+
+    def close() -> None:
+        sys.settrace(trace)
+        try:
+            several.close()
+        finally:
+            sys.settrace(None)
+
+    closing = threading.Thread(target=close, daemon=True)
+    closing.start()
+    closing.join(SOON)
+    assert not closing.is_alive(), "it waits for a lock that it has itself"
+    assert lines > 5
+
+
+def test_an_interrupt_while_they_end_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = Workers(print, [1, 2])
+    several.start()
+
+    def interrupt(worker: Idle, deadline: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Idle, "wait_until", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            several.close()
+    assert [worker.sentinel for worker in several._workers] == [-1, -1]
+    with several:  # may be started again
+        pass
 
 
 @pytest.mark.parametrize("options", [{"record": "x.pcapng"}, {"transport": FakeKernel()}])

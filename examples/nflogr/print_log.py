@@ -1,6 +1,6 @@
 """Print what firewall rules log.
 
-iptables -I INPUT -p tcp --syn -j NFLOG --nflog-group 5 --nflog-prefix "new: "
+iptables -I INPUT -p tcp --syn -j NFLOG --nflog-group 5 --nflog-prefix "new:"
 python print_log.py 5
 """
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import select
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -12,16 +14,14 @@ from typing import Any
 
 from .. import rules
 from ..errors import ArgumentError
-from ..netns import Netns
+from ..log import Log
+from ..match import CRITERIA
+from ..queue import Queue
 from ..text import printable
 
-_WORDS = ("hook", "family", "protocol", "source", "destination", "in_interface", "out_interface", "uid")
-_NUMBERS = ("priority", "mark", "not_mark")
-_OTHERS = ("source_port", "destination_port", "state")
 
-
-def describe(parser: argparse.ArgumentParser) -> None:
-    """Options of all commands that read from the kernel."""
+def describe(parser: argparse.ArgumentParser, rule: Callable[..., rules.Rule]) -> None:
+    """Options of all commands that read from the kernel; ``rule`` makes the one that they may install."""
     parser.add_argument(
         "--netns", type=netns, metavar="NAME", help="work in another network namespace: a name, path or process id"
     )
@@ -34,8 +34,9 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--install-rule",
         metavar="WORDS",
-        type=rule_words,
-        help='install the rule meanwhile, e.g. "hook=forward protocol=udp destination_port=53"',
+        type=functools.partial(rule_words, rule=rule),
+        help='install the rule meanwhile, e.g. "hook=forward protocol=udp destination_port=53%s"'
+        % (" bypass=no" if rule is rules.queue else ""),
     )
     parser.add_argument("--metrics", type=number(1, 65535), metavar="PORT", help="serve Prometheus metrics")
     parser.add_argument(
@@ -60,30 +61,51 @@ def number(least: int, most: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def netns(text: str) -> Netns:
-    """An argument that names a network namespace."""
-    return number(1, 0x7FFFFFFF)(text) if text.isdecimal() else text
+def netns(text: str) -> str:
+    """An argument that names a network namespace, or a process that is in it."""
+    return f"/proc/{number(1, 0x7FFFFFFF)(text)}/ns/net" if text.isdecimal() else text
 
 
-def rule_words(text: str) -> dict[str, Any]:
-    """``hook=forward protocol=udp`` as arguments of `nfnet.rules.queue`."""
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither yes nor no")
+    return text == "yes"
+
+
+# What each word of a rule is made into; what it may be is for the rule to say.
+_WORDS: dict[str, Callable[[str], Any]] = {
+    "hook": str,
+    "family": str,
+    "priority": number(-0x80000000),
+    **{name: criterion.word for name, criterion in CRITERIA.items()},
+}
+_WORDS_OF_ONE: dict[Callable[..., rules.Rule], dict[str, Callable[[str], Any]]] = {
+    rules.queue: {"bypass": _yes_or_no, "balance": str},
+    rules.log: {"prefix": str, "snaplen": number(0), "threshold": number(0)},
+}
+
+
+def rule_words(text: str, rule: Callable[..., rules.Rule] = rules.queue) -> dict[str, Any]:
+    """``hook=forward protocol=udp bypass=no``, quoted as for a shell, as arguments of `nfnet.rules.queue` or `log`."""
+    known = {**_WORDS, **_WORDS_OF_ONE[rule]}
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
     found: dict[str, Any] = {}
-    for word in text.split():
+    for word in words:
         name, equals, value = word.partition("=")
-        if not equals or name not in (*_WORDS, *_NUMBERS, *_OTHERS):
-            known = ", ".join((*_WORDS, *_NUMBERS, *_OTHERS))
-            raise argparse.ArgumentTypeError(f"{word!r} is not name=value with one of the names {known}")
+        if not equals or name not in known:
+            raise argparse.ArgumentTypeError(f"{word!r} is not name=value with one of the names {', '.join(known)}")
         if name in found:
             raise argparse.ArgumentTypeError(f"{name} is there twice")
-        if name in _NUMBERS:
-            found[name] = number(-0x80000000)(value)
-        elif name == "state":
-            found[name] = value.split(",")
-        else:
-            found[name] = number(0)(value) if name == "uid" and value.isdecimal() else value
+        try:
+            found[name] = known[name](value)
+        except (argparse.ArgumentTypeError, ArgumentError) as error:
+            raise argparse.ArgumentTypeError(f"{name}: {error}") from None
     try:
-        rules.log(0, **found)
-    except (ArgumentError, TypeError) as error:
+        rule(0, **found)
+    except ArgumentError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return found
 
@@ -102,6 +124,24 @@ def until_told(stop: Callable[[], object]) -> Iterator[None]:
 def wait_readable(file: Any, timeout: float | None) -> bool:
     """Whether a queue or log has something to do in time; a signal ends the wait."""
     return bool(select.select([file], [], [], 1.0 if timeout is None else min(timeout, 1.0))[0])
+
+
+def counted(count: int, what: str) -> str:
+    """1 packet, 2 packets."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def losses(reader: Queue | Log) -> str:
+    """What the kernel could not queue or deliver, for the end of a line; to be asked for while it is open."""
+    lost = reader.counters.lost or 0
+    text = ""
+    if isinstance(reader, Queue) and (row := reader.stats().kernel) is not None:
+        lost -= row.queue_dropped + row.user_dropped
+        if row.queue_dropped:
+            text += f", {row.queue_dropped} dropped by the kernel because the queue was full"
+        if row.user_dropped:
+            text += f", {row.user_dropped} dropped by the kernel because the receive buffer was full"
+    return text + (f", {lost} lost" if lost > 0 else "")
 
 
 def say(text: str) -> None:

@@ -15,7 +15,6 @@ from ..protocol.nfnetlink import Family
 from ..text import printable
 
 _IP = (Family.IPV4, Family.IPV6)
-_PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 
 
 def _when(message: Packet | LogMessage, recorded: bool) -> datetime.datetime | None:
@@ -62,12 +61,7 @@ def contents_as_ip(payload: bytes) -> str:
 
 
 def _ip_contents(ip: inet.Ip, flow: inet.Flow, tcp: inet.Tcp | None, icmp: inet.Icmp | None) -> str:
-    name = _PROTOCOLS.get(ip.protocol, f"protocol {ip.protocol}")
-    if flow.source_port is None:
-        ends = f"{ip.source} > {ip.destination}"
-    else:
-        ends = f"{ip.source}.{flow.source_port} > {ip.destination}.{flow.destination_port}"
-    text = f"{name} {ends}"
+    text = str(flow)
     if tcp is not None:
         text += f" [{'.'.join(flag.name or '' for flag in inet.TcpFlag if flag in tcp.flags)}]"
     elif icmp is not None:

@@ -9,16 +9,18 @@ import importlib
 import inspect
 import ipaddress
 import itertools
+import os
 import random
 import sys
 import time
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from .. import rules
 from ..errors import ArgumentError, NfnetError
 from ..packet import Packet
-from ..queue import Queue
+from ..queue import Queue, apply_policy
 from . import common, lines
 
 _DESCRIPTION = """\
@@ -32,7 +34,12 @@ otherwise. Packets that the filter does not choose are let go unseen.
     nfnet queue 1 --handler my_module:decide --fail-open
 
 A handler is a function that is called with each packet that the filter
-chooses, a nfnet.Packet, and gives it its verdict.
+chooses, a nfnet.Packet, and gives it its verdict, then or later. What has none
+when the command ends, packets that were not read yet among it, stays with the
+kernel, which drops it; --undecided says otherwise. Without a handler, packets
+that wait at the end are decided as all others. The module is looked for where
+Python finds modules; if it is not there, in the current directory, which then
+is the last place for all that is imported later (not under PYTHONSAFEPATH).
 
 exit status: 0 when it was told to stop, or after --count packets; 1 if the
 kernel refuses, or the handler raised; 2 for wrong arguments
@@ -40,6 +47,7 @@ kernel refuses, or the handler raised; 2 for wrong arguments
 
 
 _LAST_ROUNDS = 20  # of up to 512 packets
+_MOST_DELAYED = 65_536  # no more fit into a queue of Linux, whatever it is asked for
 
 
 def add_to(commands: Any) -> None:
@@ -58,6 +66,12 @@ def add_to(commands: Any) -> None:
     verdict.add_argument("--drop", dest="verdict", action="store_const", const="drop", help="drop them")
     verdict.add_argument("--requeue", type=common.number(0, 65535), metavar="N", help="hand them to queue N")
     verdict.add_argument("--handler", type=_handler_name, metavar="MODULE:FUNCTION", help="let a function decide")
+    parser.add_argument(
+        "--undecided",
+        choices=("pending", "accept", "drop"),
+        help="what becomes of packets that the handler leaves undecided, and of those that wait for it at the end;"
+        " pending ones may be decided until the end, and are dropped then [pending]",
+    )
     parser.add_argument("--mark", type=common.number(0, 0xFFFFFFFF), metavar="M", help="set their mark")
     chosen = parser.add_argument_group("filter")
     chosen.add_argument("--protocol", type=_protocol, metavar="P", help="tcp, udp, icmp, icmpv6, or a number")
@@ -68,26 +82,46 @@ def add_to(commands: Any) -> None:
     network.add_argument("--delay", type=_milliseconds, default=0.0, metavar="MS", help="let them wait")
     network.add_argument("--jitter", type=_milliseconds, default=0.0, metavar="MS", help="more or less, by up to this")
     network.add_argument("--loss", type=_percent, default=0.0, metavar="PERCENT", help="drop so many, by chance")
+    parser.add_argument(
+        "--max-len",
+        type=common.number(1, 0xFFFFFFFF),
+        metavar="N",
+        help=f"how many packets may wait for a verdict; the kernel drops others"
+        f" [1024; with --delay or --jitter {_MOST_DELAYED}]",
+    )
     parser.add_argument("--fail-open", action="store_true", help="let packets go that find the queue full")
     parser.add_argument("--gso", action="store_true", help="take super-packets as they are")
-    common.describe(parser)
+    common.describe(parser, rules.queue)
     parser.set_defaults(run=_run, verdict="accept")
 
 
 def _run(options: argparse.Namespace) -> int:
-    handler = None if options.handler is None else _load(*options.handler)
+    handler = None if options.handler is None else _load(options)
+    if handler is None and options.undecided is not None:
+        raise ArgumentError("--undecided is about what a --handler leaves undecided, and there is none")
+    delayed = options.delay or options.jitter
+    just_accepts = handler is None and options.verdict == "accept" and options.requeue is None and options.mark is None
     netns = options.netns
-    queue = Queue(options.number, fail_open=options.fail_open, gso=options.gso, netns=netns, record=options.write)
+    queue = Queue(
+        options.number,
+        max_len=_MOST_DELAYED if options.max_len is None and delayed else options.max_len,
+        fail_open=options.fail_open,
+        gso=options.gso,
+        # What comes while it closes. The delayed ones are decided by themselves, and until then they are undecided.
+        undecided="accept" if just_accepts and not delayed and not options.loss else "pending",
+        netns=netns,
+        record=options.write,
+    )
     with contextlib.ExitStack() as stack:
-        if options.install_rule is not None:
-            stack.enter_context(rules.queue(options.number, netns=netns, **options.install_rule))
-        stack.enter_context(queue)
         if options.metrics is not None:
             from ..metrics import serve
 
             stack.callback(serve(options.metrics, queue, address=options.metrics_address))
+        if options.install_rule is not None:
+            stack.enter_context(rules.queue(options.number, netns=netns, **options.install_rule))
         decider = _Decider(options, handler)
         stack.enter_context(common.until_told(decider.stop))
+        stack.enter_context(queue)  # last: what was in a file to write to is gone with this
         try:
             decider.run(queue)
         finally:
@@ -118,34 +152,48 @@ class _Decider:
                 self._decide(heapq.heappop(self._waiting)[2])
 
     def finish(self, queue: Queue) -> None:
-        """Whatever ended it, what still waits is decided, without showing it; a handler is not asked any more."""
+        """Whatever ended it: what still waits is decided by the options, without showing it, or not at all."""
         self._stopped = True
-        self._handler = None
         self._options.quiet = True
-        while self._waiting:
-            self._decide(heapq.heappop(self._waiting)[2])
+        for _, _, packet in sorted(self._waiting):
+            self._decide_last(packet, was_lucky=True)
+        self._waiting.clear()
         for _ in range(_LAST_ROUNDS):  # what was read, or waits to be; but not for ever
-            if not queue.process(self._decide_unseen):
+            if not queue.process(self._decide_last):
                 break
         for packet in queue.pending:
-            self._decide_unseen(packet)
+            self._decide_last(packet)
         queue.flush()
 
-    def _decide_unseen(self, packet: Packet) -> None:
-        if self._is_chosen(packet):
-            self._decide(packet)
-        else:
+    def _decide_last(self, packet: Packet, *, was_lucky: bool = False) -> None:
+        """As `_take` would have, but now; the handler is not asked any more."""
+        if not self._is_chosen(packet):
             packet.accept()
+        elif self._handler is not None:
+            self._leave_undecided(packet)
+        elif not was_lucky and self._is_lost():
+            packet.drop()
+        else:
+            self._decide(packet)
+
+    def _leave_undecided(self, packet: Packet) -> None:
+        if self._options.undecided not in (None, "pending"):
+            apply_policy(self._options.undecided, packet)
+
+    def _is_lost(self) -> bool:
+        return bool(self._options.loss) and random.random() < self._options.loss
 
     def _take(self, packet: Packet) -> None:
         options = self._options
-        if self._stopped or not self._is_chosen(packet):
+        if self._stopped:
+            return  # `finish` sees to it
+        if not self._is_chosen(packet):
             packet.accept()
             return
         self._seen += 1
         if options.count is not None and self._seen >= options.count:
             self._stopped = True
-        if options.loss and random.random() < options.loss:
+        if self._is_lost():
             packet.drop()
             self._show(packet, "lost")
             return
@@ -172,6 +220,8 @@ class _Decider:
         options = self._options
         if self._handler is not None:
             self._handler(packet)
+            if packet.decided is None:
+                self._leave_undecided(packet)
         elif options.requeue is not None:
             packet.requeue(options.requeue, mark=options.mark)
         elif options.verdict == "drop":
@@ -192,10 +242,12 @@ class _Decider:
 
 def _summary(queue: Queue) -> str:
     c = queue.counters
-    text = f"{c.received} packet{'' if c.received == 1 else 's'}: {c.accepted} accepted, {c.dropped} dropped"
-    for name, count in (("repeated", c.repeated), ("requeued", c.requeued), ("pending", c.pending), ("lost", c.lost)):
+    text = f"{common.counted(c.received, 'packet')}: {c.accepted} accepted, {c.dropped} dropped"
+    for name, count in (("repeated", c.repeated), ("requeued", c.requeued)):
         text += f", {count} {name}" if count else ""
-    return text
+    if c.pending:
+        text += f", {c.pending} left undecided, which the kernel drops"
+    return text + common.losses(queue)
 
 
 def _handler_name(text: str) -> tuple[str, str]:
@@ -205,18 +257,51 @@ def _handler_name(text: str) -> tuple[str, str]:
     return module, function
 
 
-def _load(module: str, function: str) -> Callable[[Packet], object]:
-    """Raises NfnetError that says what is wrong with it."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the current directory, where one writes such things
+def _import_ours(options: argparse.Namespace) -> None:
+    """What would be imported when it is needed: before a directory of others comes into the path."""
+    if options.netns is not None:
+        import ctypes  # noqa: F401
+    if options.install_rule is not None:
+        from pyroute2.netlink.nfnetlink import nftsocket  # noqa: F401
+    if options.metrics is not None:
+        import wsgiref.simple_server  # noqa: F401
+
+        with contextlib.suppress(ImportError):  # `metrics.serve` says what is missing
+            import prometheus_client  # noqa: F401
+
+
+def _import(module: str) -> ModuleType:
+    """The module of that name; from the current directory only if there is none elsewhere, as one's own may be."""
     try:
-        found = importlib.import_module(module)
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if f"{module}.".startswith(f"{error.name}.") and not _safe_path():
+            sys.path.append(os.getcwd())
+            importlib.invalidate_caches()
+            return importlib.import_module(module)
+        raise
+
+
+def _safe_path() -> bool:
+    """Whether the user told Python to find nothing in the current directory."""
+    if sys.version_info >= (3, 11):
+        return sys.flags.safe_path
+    return bool(sys.flags.isolated or os.environ.get("PYTHONSAFEPATH"))
+
+
+def _load(options: argparse.Namespace) -> Callable[[Packet], object]:
+    """Raises NfnetError that says what is wrong with it."""
+    module, function = options.handler
+    _import_ours(options)
+    try:
+        found = _import(module)
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise ArgumentError(f"--handler: the module {module!r} cannot be imported: {what}") from error
     handler = getattr(found, function, None)
     if not callable(handler):
-        raise ArgumentError(f"--handler: there is no function {function!r} in {module!r} ({found.__file__})")
+        where = getattr(found, "__file__", None) or "built in"
+        raise ArgumentError(f"--handler: there is no function {function!r} in {module!r} ({where})")
 
     if inspect.iscoroutinefunction(handler):
         raise ArgumentError(f"--handler: {module}:{function} is async, and must be a plain function")

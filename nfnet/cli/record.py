@@ -74,9 +74,9 @@ def _record(options: argparse.Namespace) -> int:
     seen = 0
     reader: Queue | Log
     if options.queue is not None:
-        reader = Queue(options.queue, netns=netns, record=options.file)
+        reader = Queue(options.queue, undecided="accept", netns=netns, record=options.file)
     else:
-        reader = Log(options.group, threshold=1, netns=netns, record=options.file)
+        reader = Log(options.group, threshold=1, sequence=True, netns=netns, record=options.file)
 
     def take(item: Any) -> None:
         nonlocal seen
@@ -86,9 +86,12 @@ def _record(options: argparse.Namespace) -> int:
         if options.count is not None and seen >= options.count:
             reader.stop()
 
-    with reader, common.until_told(reader.stop):
-        reader.run(take)
-    common.say(f"{seen} {'packets' if options.queue is not None else 'messages'} in {options.file}")
+    with reader:
+        with common.until_told(reader.stop):
+            reader.run(take)
+        losses = common.losses(reader)
+    what = "packet" if options.queue is not None else "message"
+    common.say(f"{common.counted(seen, what)} in {options.file}{losses}")
     return 0
 
 

@@ -14,8 +14,20 @@ from __future__ import annotations
 
 import importlib
 import sys
+from types import ModuleType
 
 MODULES = ("netfilterqueue", "nflogr")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """The modules, imported when somebody asks for them."""
+    if name in MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *MODULES})
 
 
 def install() -> None:

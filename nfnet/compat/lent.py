@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
 
 from ..errors import ClosedError, NfnetError
-from ..transport import Transport
+from ..locks import RLock
+from ..transport import NetlinkSocket, Transport
 
 _END = sys.maxsize  # ``list[_END:] = more`` appends
 
@@ -28,7 +28,7 @@ class Lent:
         self.inherit = getattr(lender, "inherit", False)
         self.given: list[bytes] | None = None
         _all.add(self)
-        self._receiving = threading.RLock()  # `close` may come in a signal handler
+        self._receiving = RLock()  # `close` may come in a signal handler
         self._closed = False
 
     @property
@@ -43,6 +43,11 @@ class Lent:
     @tap.setter
     def tap(self, tap: Callable[[bool, bytes], None] | None) -> None:
         self._lender.tap = tap  # type: ignore[attr-defined]
+
+    @property
+    def patience(self) -> float | None:
+        """As that of the socket; what is no socket waits as long as it takes."""
+        return self._lender.patience if isinstance(self._lender, NetlinkSocket) else None
 
     def receive(self, into: list[bytes], limit: int) -> bool:
         with self._receiving:
@@ -59,7 +64,9 @@ class Lent:
             # What came for this binding must not reach the next one, in which the same ids are others'.
             left: list[bytes] = []
             with suppress(NfnetError):
-                while self._lender.receive(left, 64) and left:
+                while True:  # and no condition at its end: see `locks`
+                    if not (self._lender.receive(left, 64) and left):
+                        break
                     left.clear()
 
 
@@ -68,7 +75,7 @@ _all: weakref.WeakSet[Lent] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for transport in list(_all):
-        transport._receiving = threading.RLock()  # who held the other one is not in the child
+        transport._receiving = RLock()  # who held the other one is not in the child
 
 
 os.register_at_fork(after_in_child=_after_fork)

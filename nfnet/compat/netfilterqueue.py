@@ -9,21 +9,22 @@ defaults and messages are the original's. What is different: docs/netfilterqueue
 from __future__ import annotations
 
 import errno
-import operator
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from .. import inet
 from .. import packet as nfnet_packet
-from ..checks import check
+from ..binding import QueueBinding
 from ..errors import AlreadyDecidedError, ClosedError, NfnetError
 from ..protocol import nfqnl
 from ..queue import Queue
 from ..transport import MAX_QUEUE_DATAGRAM, NetlinkSocket, Transport
+from .cnumbers import INT, U8, U16, U32, truncated
 from .lent import Lent
 from .numbers import PROTOCOLS
 
@@ -154,11 +155,8 @@ class Packet(nfnet_packet.Packet):
         self._changes = {**(self._changes or {}), "payload": payload or None}
 
     def set_mark(self, mark: int) -> None:
-        """Let the packet go on with this mark, 32 bits. Raises OverflowError, TypeError."""
-        mark = operator.index(mark)
-        if not 0 <= mark <= 0xFFFFFFFF:
-            raise OverflowError(f"mark is {mark} and must be in 0..4294967295")
-        self._changes = {**(self._changes or {}), "mark": mark}
+        """Let the packet go on with this mark, 32 bits; a float is truncated. Raises OverflowError, TypeError."""
+        self._changes = {**(self._changes or {}), "mark": truncated(mark, U32)}
 
     def retain(self) -> None:
         """Keep the payload for after the callback."""
@@ -204,6 +202,18 @@ Callback = Callable[[Packet], object]
 class _Queue(Queue):
     packet_type = Packet
 
+    def _pause(self, binding: QueueBinding) -> bool:
+        """As the original, which calls ``recv``: in vain if the script made the socket non-blocking, or timed out."""
+        assert isinstance(binding.transport, Lent)
+        patience = binding.transport.patience
+        if patience is None:
+            return super()._pause(binding)
+        until = monotonic() + patience
+        while (left := until - monotonic()) > 0:
+            if self._waiter.wait(left):
+                return True
+        return False
+
 
 def _deliver_from(queue: NetfilterQueue, callback: Callback) -> Callable[[Any], None]:
     """What calls the callback, for a `Queue`."""
@@ -218,6 +228,12 @@ def _deliver_from(queue: NetfilterQueue, callback: Callback) -> Callable[[Any], 
             packet._live = False
 
     return deliver
+
+
+def _process_all(queue: Queue, deliver: Callable[[Any], None]) -> None:
+    """Hand out what waits; a function of its own because of its loop: see `locks`."""
+    while queue.process(deliver):
+        pass
 
 
 class _Receives(Protocol):
@@ -238,7 +254,9 @@ class NetfilterQueue:
         duplicated: the caller keeps theirs.
     transport: where to get packets from instead of the kernel, see `nfnet.replay`; the original has no such thing.
 
-    Raises OSError: "Failed to bind family 2. Are you root?", "dup2 failed", "Failed to open NFQueue.".
+    Numbers may be floats, of which the whole part counts, here and in `bind`.
+
+    Raises OSError: "Failed to bind family 2. Are you root?", "dup2 failed", "Failed to open NFQueue."; OverflowError.
     """
 
     _transport: Transport
@@ -250,7 +268,7 @@ class NetfilterQueue:
         self = super().__new__(cls)
         self._bound = None
         self._process = os.getpid()
-        check("af", af, 0, 0xFFFF)
+        af, sockfd = truncated(af, U16), truncated(sockfd, INT)
         self._transport = _open(sockfd) if transport is None else transport
         if transport is None:
             try:
@@ -284,17 +302,20 @@ class NetfilterQueue:
         max_len: how many packets may wait. mode, range: what of each to copy. sock_len: size of the receive buffer.
 
         Raises RuntimeError if a queue is bound, OSError "Failed to create queue N." or "Failed to set packet copy
-        mode.", ArgumentError for other numbers that cannot be. Warns (RuntimeWarning) if the receive buffer could
-        not be had.
+        mode.", OverflowError for numbers that do not fit into 32 bits (mode: 8), ArgumentError for other queue
+        numbers than 0 to 65535. Warns (RuntimeWarning) if the receive buffer could not be had.
         """
+        sock_len = truncated(sock_len, U32)
         self._bind(queue_num, user_callback, max_len, mode, range)
         try:
-            self._ask_for_buffer(check("sock_len", sock_len, 0, 0xFFFFFFFF))
+            self._ask_for_buffer(sock_len)
         except BaseException:  # warnings may be errors
             self.unbind()
             raise
 
     def _bind(self, queue_num: int, user_callback: Callback, max_len: int, mode: int, copy_range: int) -> None:
+        queue_num, max_len = truncated(queue_num, INT), truncated(max_len, U32)
+        mode, copy_range = truncated(mode, U8), truncated(copy_range, U32)
         if self._bound is not None:
             raise RuntimeError("A queue is already bound; use unbind() first")
         if mode not in (COPY_NONE, COPY_META, COPY_PACKET):
@@ -303,7 +324,7 @@ class NetfilterQueue:
         queue = _Queue(
             queue_num,
             copy_mode=mode,
-            copy_range=min(check("range", copy_range, 0, 0xFFFFFFFF), _MAX_COPY) or _MAX_COPY,
+            copy_range=min(copy_range, _MAX_COPY) or _MAX_COPY,
             max_len=max_len,
             timestamps=True,
             transport=lent,
@@ -348,8 +369,7 @@ class NetfilterQueue:
                 if block:
                     bound.queue.run(deliver)
                 else:
-                    while bound.queue.process(deliver):
-                        pass
+                    _process_all(bound.queue, deliver)
             if self._bound is bound:
                 return
             # Else the callback has bound another queue, or the same one anew: that one now.
@@ -366,8 +386,7 @@ class NetfilterQueue:
                 bound.transport.given = datagrams
                 deliver = _deliver_from(self, bound.callback)
                 with self._staying_readable(bound):
-                    while bound.queue.process(deliver):
-                        pass
+                    _process_all(bound.queue, deliver)
             try:
                 datagram = s.recv(MAX_QUEUE_DATAGRAM)
             except OSError as error:

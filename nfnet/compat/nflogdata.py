@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+from ..errors import DecodeError
 from ..log import LogMessage
 from ..protocol import nfnetlink, nfulnl
 from ..protocol.layout import build_attribute
@@ -39,7 +40,10 @@ class NflogData:
             yield name, getattr(self, name)
 
     def __repr__(self) -> str:
-        return f"<NflogData {dict(self)}>"
+        try:
+            return f"<NflogData {dict(self)}>"
+        except DecodeError as error:  # a damaged recording
+            return f"<NflogData unreadable: {error}>"
 
     def __reduce__(self) -> tuple[type[NflogData], tuple[dict[int, str], tuple[bytes | None, ...]]]:
         return NflogData, self._get_raw()

@@ -8,10 +8,9 @@ are the original's. What is different: docs/nflogr.md.
 
 from __future__ import annotations
 
+import operator
 import os
-import select
 import sys
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,11 +18,13 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..checks import check
-from ..errors import ArgumentError, BusyError, BusyReadingError, ClosedError, KernelError, OverrunError
+from ..errors import BusyError, BusyReadingError, ClosedError, KernelError, OverrunError
+from ..locks import RLock
 from ..log import Log, LogMessage
+from ..native import select
 from ..protocol.nfulnl import MAX_BUFFER_SIZE, MAX_TIMEOUT, MIN_BUFFER_SIZE
 from ..transport import MAX_DATAGRAM, NetlinkSocket, Transport
+from .cnumbers import INT, LONG_LONG, UNSIGNED_CHAR, real, whole
 from .nflogdata import NflogData, wrap
 from .numbers import ETHERTYPES, HWTYPES
 
@@ -96,8 +97,8 @@ class Nflog:
         self._raw_wanted = False
         self._drops = 0
         self._buffer: deque[LogMessage | NflogData] = deque()
-        self._filling = threading.RLock()
-        self._showing = threading.RLock()
+        self._filling = RLock()
+        self._showing = RLock()
         self._process = os.getpid()
         self._open_poll()
         _handles.add(self)
@@ -116,7 +117,7 @@ class Nflog:
         os.close(self._buffered)
 
     def _after_fork(self) -> None:
-        self._showing, self._filling = threading.RLock(), threading.RLock()  # who held the others is not in the child
+        self._showing, self._filling = RLock(), RLock()  # who held the others is not in the child
         self._close_poll()
         self._open_poll()
 
@@ -137,7 +138,7 @@ class Nflog:
 
         Raises NflogDroppedError (ENOBUFS_RAISE).
         """
-        added = self._fill(wait)
+        added = self._fill(bool(wait))
         self._show_buffered()
         return added
 
@@ -153,7 +154,7 @@ class Nflog:
                 except IndexError:
                     if self._closed and wait:
                         raise NflogClosedError(f"nflog group {self._group} is closed") from None
-                    if not self._fill(wait) and not wait:
+                    if not self._fill(bool(wait)) and not wait:
                         return None
                 else:
                     return wrap(message) if isinstance(message, LogMessage) else message
@@ -164,6 +165,7 @@ class Nflog:
         """Call ``fn`` with each message, or with so many, until closed. What it raises comes out."""
         if not callable(fn):
             raise TypeError("argument must be callable")
+        count = whole(count, INT)
         while count != 0:
             try:
                 data = self.next()
@@ -289,7 +291,7 @@ class Nflog:
 
     @rcvbuf.setter
     def rcvbuf(self, size: int) -> None:
-        size = _check_range("rcvbuf", size, 0, _MAX_RCVBUF)
+        size = _in_range("rcvbuf", whole(size, LONG_LONG), _MAX_RCVBUF)
         if self._closed or self._socket is None:
             raise NflogClosedError("the receive buffer of a closed handle cannot be set")
         if size:
@@ -302,15 +304,15 @@ class Nflog:
 
     @drops.setter
     def drops(self, value: int) -> None:
-        if value != 0:
+        if not hasattr(type(value), "__index__") or operator.index(value) != 0:
             raise TypeError("drops can only be set to 0")
         self._drops = 0
 
     def _raw(self, value: bool | None = None) -> bool:
-        if value not in (True, False, None):
-            raise ValueError("value must be `True`, `False` or `None`")
         if value is not None:
-            self._raw_wanted = bool(value)
+            if not isinstance(value, bool):
+                raise ValueError("value must be `True`, `False` or `None`")
+            self._raw_wanted = value
         return self._raw_wanted
 
     def _recv_raw(self) -> list[tuple[dict[int, str], tuple[bytes | None, ...]]]:
@@ -350,14 +352,18 @@ def open(  # noqa: A001 (the name is the original's)
     copymode: how much of each packet to copy.
     transport: where to get messages from instead of the kernel, see `nfnet.replay`; the original has no such thing.
 
-    Raises ValueError, PermissionError for a group that somebody else has or without CAP_NET_ADMIN, other OSErrors.
+    Raises ValueError, OverflowError for what no integer of C can hold, PermissionError for a group that somebody else
+    has or without CAP_NET_ADMIN, other OSErrors.
     """
-    _check_range("group", group, 0, 0xFFFF)
-    if not 0 <= timeout <= _TIMEOUT_RANGE:
+    group, timeout = whole(group, INT), real(timeout)
+    qthresh, rcvbuf, nlbuf = whole(qthresh, LONG_LONG), whole(rcvbuf, LONG_LONG), whole(nlbuf, LONG_LONG)
+    enobufs, copymode = whole(enobufs, UNSIGNED_CHAR), whole(copymode, UNSIGNED_CHAR)
+    _in_range("group", group, 0xFFFF)
+    if not 0 <= timeout <= _TIMEOUT_RANGE:  # also for NaN
         raise ValueError(f"timeout must be in range [0.00,{_TIMEOUT_RANGE:.2f}]")
-    _check_range("qthresh", qthresh, 0, 0xFFFFFFFF)
-    _check_range("rcvbuf", rcvbuf, 0, _MAX_RCVBUF)
-    _check_range("nlbuf", nlbuf, 0, 0xFFFFFFFF)
+    _in_range("qthresh", qthresh, 0xFFFFFFFF)
+    _in_range("rcvbuf", rcvbuf, _MAX_RCVBUF)
+    _in_range("nlbuf", nlbuf, 0xFFFFFFFF)
     if enobufs not in (ENOBUFS_RAISE, ENOBUFS_HANDLE, ENOBUFS_DISABLE):
         raise ValueError("enobufs must be ENOBUFS_RAISE, ENOBUFS_HANDLE, or ENOBUFS_DISABLE")
     if copymode not in (COPY_NONE, COPY_META, COPY_PACKET):
@@ -398,11 +404,10 @@ def _set_rcvbuf(sock: NetlinkSocket, size: int) -> None:
         raise PermissionError(f"could not set rcvbuf (ENOPERM, {sock.rcvbuf} != {2 * size})")
 
 
-def _check_range(name: str, value: int, least: int, most: int) -> int:
-    try:
-        return check(name, value, least, most)
-    except ArgumentError:
-        raise ValueError(f"{name} must be in range [{least},{most}]") from None
+def _in_range(name: str, value: int, most: int) -> int:
+    if not 0 <= value <= most:
+        raise ValueError(f"{name} must be in range [0,{most}]")
+    return value
 
 
 def _os_error(group: int, cause: KernelError) -> OSError:

@@ -22,7 +22,7 @@ def environment(now: Mapping[str, str], path: Sequence[str]) -> dict[str, str]:
     places = [str(_DROP_IN)]
     if now.get("PYTHONPATH"):  # an empty item would be the current directory
         places.append(now["PYTHONPATH"])
-    if str(_ROOT) not in path[1:]:  # the first is where this was started, not where the script is
+    if str(_ROOT) not in path:
         places.append(str(_ROOT))
     return {**now, "PYTHONPATH": os.pathsep.join(places)}
 

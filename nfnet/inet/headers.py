@@ -66,6 +66,7 @@ _read_tcp = compile_struct(_tcp).unpack_from
 _read_udp = compile_struct(_udp).unpack_from
 _read_icmp = compile_struct(_icmp).unpack_from
 _read_ports = compile_struct(_ports).unpack_from
+_NAMES = {ICMP: "ICMP", TCP: "TCP", UDP: "UDP", ICMPV6: "ICMPv6", 132: "SCTP"}
 SIZES = {ICMP: _icmp.sizeof(), TCP: _tcp.sizeof(), UDP: _udp.sizeof(), ICMPV6: _icmp.sizeof()}
 
 _inet_ntop = socket.inet_ntop
@@ -141,6 +142,13 @@ class Flow(NamedTuple):
     source_port: int | None
     destination: str
     destination_port: int | None
+
+    def __str__(self) -> str:
+        """As tcpdump writes it: ``UDP 192.0.2.1.4242 > 192.0.2.2.53``."""
+        name = _NAMES.get(self.protocol, f"protocol {self.protocol}")
+        if self.source_port is None:
+            return f"{name} {self.source} > {self.destination}"
+        return f"{name} {self.source}.{self.source_port} > {self.destination}.{self.destination_port}"
 
 
 class Transport(NamedTuple):

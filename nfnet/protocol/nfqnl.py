@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum, IntFlag
+from itertools import takewhile
 from typing import Any
 
 from construct import Bytes, Default, GreedyBytes, Int8ub, Int16ub, Int32ub, Int64ub, Padding, Struct
@@ -238,6 +239,22 @@ def verdict(
     items = [*changes, (NFQA.VERDICT_HDR, {"verdict": word, "packet_id": packet_id})]
     data = build_attributes((NFQA_TABLE[kind], value) for kind, value in items)
     return build_message(MSG_VERDICT_BATCH if batch else MSG_VERDICT, number, data, flags=netlink.Flag.REQUEST)
+
+
+def is_after(packet_id: int, other: int) -> bool:
+    """Whether the kernel takes a packet id for later than another one (``nfq_id_after``).
+
+    Ids wrap around, so the kernel looks at their difference as a signed number of 32 bits.
+    """
+    return 0 < (packet_id - other) & 0xFFFFFFFF < 0x80000000
+
+
+def covered_by_batch(queued: Iterable[int], packet_id: int) -> list[int]:
+    """Which of the queued ids, oldest first, a batch verdict up to ``packet_id`` decides.
+
+    The kernel goes through its queue from the oldest packet, and ends at the first one that is after ``packet_id``.
+    """
+    return list(takewhile(lambda number: not is_after(number, packet_id), queued))
 
 
 # Where a packet's id stands: the kernel puts NFQA_PACKET_HDR first, `normalized` does for anybody else.

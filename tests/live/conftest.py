@@ -297,8 +297,8 @@ def collect(queue: Queue, count: int) -> list[Packet]:
     return packets
 
 
-def readable(sock: socket.socket, timeout: float) -> bool:
-    return bool(select.select([sock], [], [], timeout)[0])
+def readable(file: Any, timeout: float) -> bool:
+    return bool(select.select([file], [], [], timeout)[0])
 
 
 def in_child(function: Callable[[], object]) -> int:

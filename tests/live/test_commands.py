@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import Queue, doctor, rules
+from nfnet import Queue, capture, doctor, rules
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, in_child, lacking, readable, wait_for
 from .test_compat import Way, is_bound, logging, queueing, running
@@ -121,6 +122,141 @@ def test_queue_with_a_handler_and_a_mark(way: Way, tmp_path: Path) -> None:
     assert "Traceback" not in errors
 
 
+KEEPER = """
+import sys
+kept = []
+def keep(packet):
+    kept.append(packet)
+def wait(packet):
+    packet.accept()
+    print("at work", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("policy", [None, "pending", "drop", "accept"])
+@pytest.mark.parametrize("delay", [(), ("--delay", "10")], ids=["now", "late"])
+def test_what_a_handler_leaves_undecided(way: Way, tmp_path: Path, policy: str | None, delay: tuple[str, ...]) -> None:
+    """It stays with the kernel, which drops it at the end, unless an option says otherwise."""
+    (tmp_path / "keeper.py").write_text(KEEPER)
+    arguments = ("queue", "1", "--install-rule", RULE, "--handler", "keeper:keep", *delay)
+    arguments += () if policy is None else ("--undecided", policy)
+    with nfnet_command(way.net, *arguments, cwd=tmp_path) as process:
+        way.send(b"kept")
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        _, errors = finish(process, signal.SIGTERM)
+    assert line.split()[-1] == {"drop": "drop", "accept": "accept"}.get(policy or "", "undecided")
+    assert errors == {
+        "accept": "1 packet: 1 accepted, 0 dropped\n",
+        "drop": "1 packet: 0 accepted, 1 dropped\n",
+    }.get(policy or "", "1 packet: 0 accepted, 0 dropped, 1 left undecided, which the kernel drops\n")
+    assert readable(way.receiver, QUIET) == (policy == "accept")
+
+
+@pytest.mark.parametrize("policy", ["pending", "drop", "accept"])
+def test_what_a_handler_has_not_seen_at_the_end(way: Way, tmp_path: Path, policy: str) -> None:
+    """The handler does not decide that; the filter decides what is not for the handler."""
+    other = way.net.receiver("server", V4, 7001)
+    (tmp_path / "keeper.py").write_text(KEEPER)
+    arguments = ("queue", "1", "--install-rule", "hook=forward protocol=udp", "--port", "7000", "-q")
+    arguments += ("--handler", "keeper:wait", "--undecided", policy)
+    with nfnet_command(way.net, *arguments, cwd=tmp_path, stdin=subprocess.PIPE) as process:
+        way.send(b"decided")
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        way.send(b"unread", b"unread")
+        way.sender.sendto(b"passes", (ADDRESS["server", V4], 7001))
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate("go on\n", timeout=TIMEOUT)
+    assert (process.returncode, output) == (0, "")
+    assert other.recv(100) == b"passes"
+    assert way.received(1) == [b"decided"]
+    if policy == "accept":
+        assert way.received(2) == [b"unread"] * 2
+    assert not readable(way.receiver, QUIET)
+    assert (
+        errors
+        == {
+            "accept": "4 packets: 4 accepted, 0 dropped\n",
+            "drop": "4 packets: 2 accepted, 2 dropped\n",
+            "pending": "4 packets: 2 accepted, 0 dropped, 2 left undecided, which the kernel drops\n",
+        }[policy]
+    )
+
+
+def test_a_handler_that_raises_decides_nothing(way: Way, tmp_path: Path) -> None:
+    (tmp_path / "decider.py").write_text("def decide(packet): raise ValueError('no')\n")
+    arguments = ("queue", "1", "--install-rule", RULE, "--handler", "decider:decide")
+    with nfnet_command(way.net, *arguments, cwd=tmp_path) as process:
+        process.send_signal(signal.SIGSTOP)  # so that they come together
+        way.send(b"one", b"two", b"three")
+        process.send_signal(signal.SIGCONT)
+        _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1
+    assert "0 accepted, 0 dropped," in errors
+    assert not readable(way.receiver, QUIET)
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"), [(("--drop",), 0), (("--loss", "100"), 0), (("--accept",), 5), (("--requeue", "9"), 0)]
+)
+def test_what_comes_after_the_count_is_decided_likewise(way: Way, options: tuple[str, ...], passes: int) -> None:
+    with nfnet_command(way.net, "queue", "1", "--install-rule", RULE, "-c", "1", *options) as process:
+        process.send_signal(signal.SIGSTOP)
+        way.send(*[b"x"] * 5)
+        process.send_signal(signal.SIGCONT)
+        output, _ = finish(process, None)
+    assert len(output.splitlines()) == 1
+    way.received(passes)
+    assert not readable(way.receiver, QUIET)
+
+
+def test_delayed_packets_have_room(way: Way) -> None:
+    """More than fit into a queue by the kernel's default, which is 1024."""
+    way.receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    with nfnet_command(way.net, "queue", "1", "--install-rule", RULE, "--delay", "60000", "-q") as process:
+        way.send(*[b"x"] * 3000)
+        _, errors = finish(process)  # which decides them
+    assert errors == "3000 packets: 3000 accepted, 0 dropped\n"
+
+
+@pytest.mark.parametrize("command", ["queue", "record"])
+def test_what_the_kernel_drops_is_in_the_summary(way: Way, tmp_path: Path, command: str) -> None:
+    if UID:
+        pytest.skip("only root of the machine may read the kernel's rows")
+    arguments: tuple[str | Path, ...] = ("queue", "1", "--max-len", "3", "-q", "-c", "3")
+    if command == "record":
+        arguments = ("record", tmp_path / "session.pcapng", "--queue", "1", "-c", "1024")
+    most = int(str(arguments[-1]))
+    with queueing(way.net), nfnet_command(way.net, *arguments) as process:
+        process.send_signal(signal.SIGSTOP)
+        way.send(*[b"x"] * (most + 7))
+        process.send_signal(signal.SIGCONT)
+        _, errors = finish(process, None)
+    assert errors.endswith(", 7 dropped by the kernel because the queue was full\n")
+
+
+def test_a_handler_is_not_where_everything_else_is_looked_for(way: Way, tmp_path: Path) -> None:
+    """What is in the current directory is run only if it has the handler, and then only what is nowhere else."""
+    for name in ("pyroute2", "prometheus_client", "ipaddress", "ctypes", "construct"):
+        (tmp_path / f"{name}.py").write_text("import os; os._exit(77)")
+    (tmp_path / "installed").mkdir()
+    code = "import sys\ndef decide(packet):\n    packet.accept()\n    print(sys.path[-1], flush=True)\n"
+    (tmp_path / "installed" / "installed_decider.py").write_text(code)
+    (tmp_path / "installed_decider.py").write_text("import os; os._exit(77)")
+    (tmp_path / "decider.py").write_text("import ipaddress, helper\n" + code)
+    (tmp_path / "helper.py").write_text("")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    netns = f"/proc/{os.getpid()}/fd/{way.here.fileno()}"
+    for module in ("installed_decider", "decider"):
+        arguments = ("queue", "1", "--install-rule", RULE, "--netns", netns, "-q", "-c", "1")
+        with nfnet_command(way.net, *arguments, "--handler", f"{module}:decide", cwd=tmp_path, env=env) as process:
+            way.send(b"x")
+            output, _ = finish(process, None)
+        assert (output == f"{tmp_path}\n") == (module == "decider")
+
+
 def test_queue_records_and_serves_metrics(way: Way, tmp_path: Path) -> None:
     pytest.importorskip("prometheus_client")
     file = tmp_path / "session.pcapng"
@@ -195,6 +331,127 @@ def test_files_that_cannot_be_written(way: Way) -> None:
         assert done.stderr.startswith(f"nfnet {arguments[0]}: ")
         assert "/nowhere/file" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_file_keeps_what_is_in_it_when_nothing_can_be_written(way: Way, tmp_path: Path) -> None:
+    precious, text, other = tmp_path / "precious.pcap", tmp_path / "text", tmp_path / "other.db"
+    precious.write_bytes(b"precious")
+    text.write_text("This is no database, and long enough to be sure of that. " * 10)
+    with contextlib.closing(sqlite3.connect(other)) as connection:
+        connection.execute("CREATE TABLE messages (something)")
+    unknown = "hook=input in_interface=no-such"
+    cases: list[tuple[str, ...]] = [
+        ("log", "5", "-w", str(precious), "--install-rule", unknown),
+        ("log", "5", "-w", str(precious), "--sqlite", str(text)),
+        ("log", "5", "-w", str(precious), "--sqlite", str(other)),
+        ("log", "5", "-w", str(precious), "--sqlite", "/nowhere/file.db"),
+        ("log", "6", "-w", str(precious)),  # others have it, and queue 2
+        ("log", "6", "-w", str(precious), "--sqlite", str(tmp_path / "new.db")),
+        ("queue", "1", "-w", str(precious), "--install-rule", unknown),
+        ("queue", "2", "-w", str(precious)),
+        ("record", str(precious), "--queue", "2"),
+        ("record", str(precious), "--group", "6"),
+    ]
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        way.net.at("router", lambda: None)
+        netns = f"/proc/{os.getpid()}/fd/{way.here.fileno()}"
+        if importlib.util.find_spec("prometheus_client"):
+            port = str(sock.getsockname()[1])
+            cases += [(*what, "-w", str(precious), "--metrics", port) for what in (("log", "5"), ("queue", "1"))]
+        with Queue(2, netns=way.here), nfnet.Log(6, netns=way.here):
+            for case in cases:
+                done = subprocess.run(
+                    [sys.executable, "-m", "nfnet", *case, "--netns", netns],
+                    capture_output=True,
+                    text=True,
+                    timeout=TIMEOUT,
+                )
+                assert done.returncode in (1, 2), case
+                assert done.stderr.count("\n") == 1, done.stderr
+                assert precious.read_bytes() == b"precious", case
+            with pytest.raises(nfnet.BusyError), nfnet.record(precious), Queue(2, netns=way.here):
+                pass
+            with pytest.raises(nfnet.BusyError), nfnet.record(precious):
+                Queue(2, netns=way.here).open()
+    assert precious.read_bytes() == b"precious"
+    with nfnet.record(precious), Queue(2, netns=way.here):
+        pass
+    assert list(capture.read(precious))
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield connection
+
+
+def rows_of(database: Path) -> int:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return int(connection.execute("SELECT count(*) FROM messages").fetchone()[0])
+
+
+def test_log_waits_for_a_database_that_is_locked(way: Way, tmp_path: Path) -> None:
+    database = tmp_path / "log.db"
+    with logging(way.net), nfnet_command(way.net, "log", "5", "--sqlite", database, "-q") as process:
+        assert process.stderr is not None
+        way.send(b"before")
+        assert wait_for(lambda: rows_of(database) == 1)
+        with locked(database):
+            way.send(b"one", b"two")
+            said = process.stderr.readline()  # for longer than SQLite waits by default
+            way.send(b"three")
+        assert wait_for(lambda: rows_of(database) == 4)
+        _, errors = finish(process)
+    assert said == f"nfnet log: --sqlite {database}: database is locked; messages are kept, to be stored later\n"
+    assert errors == f"nfnet log: --sqlite {database}: 3 messages stored late\n4 messages\n"
+
+
+def test_log_waits_for_a_locked_database_at_the_beginning_and_at_the_end(way: Way, tmp_path: Path) -> None:
+    database = tmp_path / "log.db"
+    with locked(database) as lock, logging(way.net):
+        with nfnet_command(way.net, "log", "5", "--sqlite", database, "-c", "1") as process:
+            assert process.stderr is not None
+            way.send(b"one")
+            assert "waiting for it, for 30 s" in process.stderr.readline()
+            lock.execute("ROLLBACK")
+            finish(process, None)
+        assert rows_of(database) == 1
+
+
+def test_log_says_what_it_could_not_store(way: Way, tmp_path: Path) -> None:
+    """Also if it is told to stop once more, while it waits for the lock."""
+    database = tmp_path / "log.db"
+    with locked(database), logging(way.net):
+        with nfnet_command(way.net, "log", "5", "--sqlite", database, "-c", "2") as process:
+            assert process.stderr is not None
+            way.send(b"one", b"two")
+            assert "until told to stop again" in process.stderr.readline()
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1
+    assert errors == f"nfnet log: --sqlite {database}: 2 messages not stored: database is locked\n2 messages\n"
+
+
+def test_a_full_disk_ends_the_capture_and_not_the_database(way: Way, tmp_path: Path) -> None:
+    database = tmp_path / "log.db"
+    with logging(way.net):
+        with nfnet_command(way.net, "log", "5", "-w", "/dev/full", "--sqlite", database, "-q") as process:
+            assert process.stderr is not None
+            way.send(b"one")
+            said = process.stderr.readline()
+            way.send(b"two")
+            assert wait_for(lambda: rows_of(database) == 2)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 1
+        assert said == "nfnet log: -w /dev/full: No space left on device; the capture stops here\n"
+        assert errors == "nfnet log: -w /dev/full: at least 1 message not written\n2 messages\n"
+        with nfnet_command(way.net, "log", "5", "-w", "/dev/full", "-q") as process:
+            way.send(b"one")
+            assert process.wait(TIMEOUT) == 1  # nothing is left to be done
 
 
 def test_record_and_replay(way: Way, tmp_path: Path) -> None:

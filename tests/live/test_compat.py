@@ -497,7 +497,8 @@ def test_waiting_lets_other_threads_run_and_signals_in(way: Way) -> None:
 # --- scripts, run with the real packages and with ours
 
 QUEUE_SCRIPT = """\
-import sys
+import os, socket, struct, sys, warnings
+from decimal import Decimal
 from netfilterqueue import NetfilterQueue, COPY_META
 import netfilterqueue
 
@@ -535,6 +536,27 @@ def attempt(function, *arguments, **options):
     except Exception as error:
         print(type(error).__name__, error if type(error) is not OverflowError else "")
 
+NUMBERS = [-1, 255, 256, 1 << 31, 1 << 32, 1 << 80, 1.5, -0.5, float("nan"), True, None, "1", b"1", 1j, Decimal(7)]
+
+def kind(function, *arguments, **options):
+    try:
+        function(*arguments, **options)
+        return "taken"
+    except (OverflowError, TypeError, ValueError, OSError) as error:
+        return type(error).__name__
+
+def taken(**options):
+    other.bind(**{"queue_num": 2, "user_callback": print, "sock_len": 50000, **options})
+    other.unbind()
+
+other = NetfilterQueue()
+NOT_FOR = {"queue_num": (-1, 1.5, 1), "mode": (255, 7)}  # others' numbers, queue 1, and what is no mode
+warnings.simplefilter("ignore")
+for name in ("queue_num", "max_len", "mode", "range", "sock_len"):
+    print(name, [kind(taken, **{name: number}) for number in NUMBERS if number not in NOT_FOR.get(name, ())])
+print("af", [kind(NetfilterQueue, af=number) for number in NUMBERS])
+print("sockfd", [kind(NetfilterQueue, sockfd=number) for number in NUMBERS])
+
 queue = NetfilterQueue()
 attempt(queue.run, block=False)
 queue.bind(1, callback, sock_len=50000)
@@ -554,17 +576,38 @@ for packet in kept:
     print(packet, packet.get_payload_len())
     attempt(lambda: packet.get_payload()[28:])
     attempt(packet.set_payload, "text")
-    attempt(packet.set_mark, -1)
+    print([(kind(packet.set_mark, number), packet.get_mark()) for number in NUMBERS])
     packet.accept()
     attempt(packet.accept)
 queue.unbind()
 queue.unbind()
 attempt(queue.run, block=False)
+queue.bind(1, callback, sock_len=50000)
+os.set_blocking(queue.get_fd(), False)
+attempt(queue.run)
+os.set_blocking(queue.get_fd(), True)
+copy = socket.socket(fileno=os.dup(queue.get_fd()))
+copy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, 1000))
+attempt(queue.run)
+queue.unbind()
 print(netfilterqueue.VERSION, netfilterqueue.__version__, netfilterqueue.COPY_NONE, netfilterqueue.COPY_PACKET)
 """
 
 LOG_SCRIPT = """\
+from decimal import Decimal
 import nflogr
+
+NUMBERS = [-1, 256, 1 << 31, 1 << 63, 1 << 80, 1.5, -0.5, 1e30, float("inf"), None, "1", b"1", 1j, Decimal(7)]
+
+def kind(function, *arguments, **options):
+    try:
+        function(*arguments, **options)
+        return "taken"
+    except (OverflowError, TypeError, ValueError, OSError) as error:
+        return type(error).__name__
+
+for name in ("group", "timeout", "qthresh", "rcvbuf", "nlbuf", "enobufs", "copymode"):
+    print(name, [kind(lambda: nflogr.open(**{"group": 6, name: number}).close()) for number in NUMBERS])
 
 def attempt(function, *arguments, **options):
     try:
@@ -575,9 +618,10 @@ def attempt(function, *arguments, **options):
 for options in ({"timeout": -1}, {"qthresh": -1}, {"rcvbuf": -1}, {"nlbuf": -1}, {"enobufs": 9}, {"copymode": 9}, {"x": 1}):
     attempt(nflogr.open, 5, **options)
 attempt(nflogr.open, 70000)
-log = nflogr.open(5, rcvbuf=50000)
+with nflogr.open(6, rcvbuf=50000) as log:
+    print(log.getgroup(), log.rcvbuf, log.drops, len(log), log.next(False))
+log = nflogr.open(5)
 attempt(nflogr.open, 5)
-print(log.getgroup(), log.rcvbuf, log.drops, len(log), log.next(False))
 for data in log:
     values = dict(data)
     timestamp = values.pop("timestamp")
@@ -589,8 +633,11 @@ for data in log:
 seen = []
 log.loop(lambda data: seen.append(data.payload[28:]), 2)
 print(seen)
-attempt(setattr, log, "drops", 1)
+for number in (1, 1.0, "0", None):
+    attempt(setattr, log, "drops", number)
 attempt(setattr, log, "rcvbuf", -1)
+print([kind(setattr, log, "rcvbuf", number) for number in NUMBERS])
+print([kind(log.loop, print, number) for number in (1 << 31, 1.5, "1", None)])
 log.close()
 log.close()
 print(log.getfd(), log.getgroup(), log.rcvbuf, log.next(False), log.queue(False))

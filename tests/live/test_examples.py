@@ -6,6 +6,8 @@ import contextlib
 import http.client
 import http.server
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -19,10 +21,12 @@ from typing import Any
 
 import pytest
 
+import nfnet
 from nfnet import rules
 
+from ..test_examples import copied, entrypoint, exec_start
 from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, readable, wait_for
-from .test_compat import Way, is_bound, queueing, running
+from .test_compat import Way, is_bound, running
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 V4 = socket.AF_INET
@@ -32,19 +36,50 @@ TESTED = (
 )
 
 
+IPTABLES = shutil.which("iptables-nft")
+
+
+def words_of_rule(name: str) -> list[str]:
+    """The rule that an example says it needs, as words of iptables'."""
+    (line,) = re.findall(r"^ *iptables (.*)$", (EXAMPLES / name).read_text(), flags=re.MULTILINE)
+    return shlex.split(line)
+
+
 @contextlib.contextmanager
-def example(
-    net: Net, name: str, *arguments: str, host: str = "router", group: int | None = None
-) -> Iterator[Callable[[], str]]:
-    """An example that has its queue or group.
+def rule_of(net: Net, name: str) -> Iterator[str]:
+    """That rule, put there by iptables if it is installed, on the host of which it is right; gives the host."""
+    words = words_of_rule(name)
+    host = {"INPUT": "server", "FORWARD": "router"}[words[1]]
+    if IPTABLES is not None:
+        program = IPTABLES
+        net.at(host, lambda: subprocess.run([program, *words], check=True))  # goes with the namespace
+        yield host
+        return
+    settings = [word for word in words if word != "--syn"]
+    options = dict(zip(settings[::2], settings[1::2]))
+    what: dict[str, Any] = {"hook": options["-I"].lower(), "family": "ip", "protocol": options.get("-p")}
+    if "--sport" in options:
+        what["source_port"] = int(options["--sport"])
+    if options["-j"] == "NFQUEUE":
+        rule = rules.queue(int(options["--queue-num"]), netns=net.hosts[host], **what)
+    else:
+        prefix = options.get("--nflog-prefix", "")
+        rule = rules.log(int(options["--nflog-group"]), prefix=prefix, netns=net.hosts[host], **what)
+    with rule:
+        yield host
+
+
+@contextlib.contextmanager
+def example(net: Net, name: str, *arguments: str) -> Iterator[Callable[..., str]]:
+    """An example that has its rule and its queue or group.
 
     Gives a function that interrupts it, after so many lines, and returns what it printed.
     """
     command = [sys.executable, "-m", "nfnet.compat", str(EXAMPLES / name), *arguments]
     # Without the right to a larger buffer there is a warning, as there would be with the original.
     environment = {**os.environ, "PYTHONWARNINGS": "ignore::RuntimeWarning"}
-    with running(net, command, host, env=environment) as process:
-        number = {"queue": 1} if group is None else {"group": group}
+    with rule_of(net, name) as host, running(net, command, host, env=environment) as process:
+        number = {"group": 5} if name.startswith("nflogr/") else {"queue": 1}
         assert wait_for(lambda: is_bound(net, host=host, **number) or process.poll() is not None)
 
         def finish(*, lines: int = 0, interrupt: bool = True) -> str:
@@ -83,14 +118,14 @@ def test_a_service_of_an_ordinary_user_with_one_capability(net: Net) -> None:
         pytest.skip("another user can run no Python here, or not read these files")
     capability = "-all,+net_admin"
     command = [
-        *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={capability}"),
-        *(f"--ambient-caps={capability}", f"--bounding-set={capability}", python, str(script), "1"),
+        *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", f"--inh-caps={capability}"),
+        *(f"--ambient-caps={capability}", f"--bounding-set={capability}", python, str(script), *exec_start()[2:]),
     ]
     # A name like this belongs to a network namespace, as it happens.
-    with net.at("router", lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as systemd:
+    with net.at("server", lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as systemd:
         systemd.bind("\0systemd")
         systemd.settimeout(TIMEOUT)
-        with running(net, command, env=environment) as process:
+        with running(net, command, "server", env=environment) as process:
             assert systemd.recv(100).startswith(b"READY=1")
             status = Path(f"/proc/{process.pid}/status").read_text()
             assert "Uid:\t65534\t65534\t65534\t65534" in status
@@ -100,7 +135,44 @@ def test_a_service_of_an_ordinary_user_with_one_capability(net: Net) -> None:
             process.send_signal(signal.SIGTERM)
             assert systemd.recv(100) == b"STOPPING=1"
             assert process.wait(TIMEOUT) == 0
-    assert wait_for(lambda: rules.installed(net.hosts["router"]) == [])
+    assert wait_for(lambda: rules.installed(net.hosts["server"]) == [])
+
+
+@pytest.mark.parametrize(
+    ("host", "arguments"), [("server", []), ("router", ["1", "forward"])], ids=["a container", "the machine"]
+)
+def test_a_container_with_one_capability(net: Net, host: str, arguments: list[str]) -> None:
+    """What the image starts, as root of a network namespace that forwards nothing, or of one that does."""
+    if shutil.which("setpriv") is None:
+        pytest.skip("takes the program setpriv")
+    _, script, *usual = entrypoint()
+    capability = "-all,+net_admin"
+    command = [
+        *("setpriv", f"--inh-caps={capability}", f"--bounding-set={capability}", sys.executable, str(copied()[script])),
+        *(arguments or usual),
+    ]
+    way = Way(net)
+    # Without the right to a larger buffer, as for an ordinary user here, there is a warning.
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore::RuntimeWarning"}
+    with running(net, command, host, env=environment) as process:
+        assert wait_for(lambda: is_bound(net, host=host, queue=1) or process.poll() is not None)
+        assert f"CapEff:\t{1 << 12:016x}" in Path(f"/proc/{process.pid}/status").read_text()
+        way.send(b"a secret", b"passes")
+        assert way.received(1) == [b"passes"]
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=TIMEOUT) == ("", "")
+        assert process.returncode == 0
+    assert not readable(way.receiver, 0)
+    assert wait_for(lambda: rules.installed(net.hosts[host]) == [])
+
+
+def test_a_service_says_in_one_line_why_it_cannot_start(net: Net) -> None:
+    command = [sys.executable, str(EXAMPLES / "systemd" / "guard.py"), *exec_start()[2:]]
+    with nfnet.Queue(1, netns=net.hosts["server"]), running(net, command, "server") as process:
+        output, errors = process.communicate(timeout=TIMEOUT)
+    assert (output, process.returncode) == ("", 1)
+    assert errors.startswith("binding queue 1: another socket has it")
+    assert errors.count("\n") == 1
 
 
 def test_our_own_dns_answers(net: Net) -> None:
@@ -157,7 +229,7 @@ def test_the_first_example_of_the_readme(net: Net, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["print_and_accept", "packet_printer", "own_socket"])
 def test_printing(net: Net, name: str) -> None:
     way = Way(net)
-    with queueing(net), example(net, f"netfilterqueue/{name}.py") as finish:
+    with example(net, f"netfilterqueue/{name}.py") as finish:
         way.send(b"one", b"three")
         assert way.received(2) == [b"one", b"three"]
         assert finish().split("\n")[:2] == ["UDP packet, 31 bytes", "UDP packet, 33 bytes"]
@@ -165,7 +237,7 @@ def test_printing(net: Net, name: str) -> None:
 
 def test_event_loop(net: Net) -> None:
     way = Way(net)
-    with queueing(net), example(net, "netfilterqueue/event_loop.py") as finish:
+    with example(net, "netfilterqueue/event_loop.py") as finish:
         began = time.monotonic()
         way.send(b"one", b"two")
         assert way.received(2) == [b"one", b"two"]
@@ -188,11 +260,7 @@ def test_dns_answers(net: Net) -> None:
         reply = dns.DNS(client.recv(2000))
         return [reply.an[index].rdata for index in range(reply.ancount)]
 
-    here = net.hosts["router"]
-    with (
-        rules.queue(1, hook="forward", protocol="udp", source_port=53, netns=here),
-        example(net, "netfilterqueue/dns_answers.py", "www.example.com=192.0.2.80") as finish,
-    ):
+    with example(net, "netfilterqueue/dns_answers.py", "www.example.com=192.0.2.80") as finish:
         assert ask("www.example.com") == ["192.0.2.80", "192.0.2.2"]
         assert ask("else.example.com") == ["192.0.2.1", "192.0.2.2"]
         assert finish() == "www.example.com is 192.0.2.1 and shall be 192.0.2.80\n"
@@ -211,16 +279,12 @@ class Page(http.server.BaseHTTPRequestHandler):
 
 def test_replace_text(net: Net) -> None:
     pytest.importorskip("scapy.layers.inet")
-    server = net.at("server", lambda: http.server.HTTPServer(("0.0.0.0", 8080), Page))
+    server = net.at("server", lambda: http.server.HTTPServer(("0.0.0.0", 80), Page))
     thread = threading.Thread(target=server.handle_request)
     thread.start()
-    here = net.hosts["router"]
     try:
-        with (
-            rules.queue(1, hook="forward", protocol="tcp", source_port=8080, netns=here),
-            example(net, "netfilterqueue/replace_text.py", "cat", "dog") as finish,
-        ):
-            page = http.client.HTTPConnection(ADDRESS["server", V4], 8080, timeout=TIMEOUT)
+        with example(net, "netfilterqueue/replace_text.py", "cat", "dog") as finish:
+            page = http.client.HTTPConnection(ADDRESS["server", V4], 80, timeout=TIMEOUT)
             net.at("client", page.connect)
             page.request("GET", "/")
             assert page.getresponse().read() == b"the dog is a good dog" * 20
@@ -243,11 +307,7 @@ def test_port_knocker(net: Net) -> None:
         sock.connect_ex((address, port))
         return sock
 
-    here = net.hosts["server"]
-    with (
-        rules.queue(1, hook="input", protocol="tcp", netns=here),
-        example(net, "netfilterqueue/port_knocker.py", "2222", "7001", "7002", "7003", host="server") as finish,
-    ):
+    with example(net, "netfilterqueue/port_knocker.py", "2222", "7001", "7002", "7003") as finish:
         early = knock(2222)
         assert not readable(door, QUIET)
         early.close()
@@ -267,21 +327,20 @@ def test_port_knocker(net: Net) -> None:
 
 def test_bad_network(net: Net) -> None:
     way = Way(net)
-    with queueing(net):
-        with example(net, "netfilterqueue/bad_network.py", "100", "0") as finish:
-            began = time.monotonic()
-            way.send(b"one", b"two", b"three")
-            assert way.received(3) == [b"one", b"two", b"three"], "late, and in order"
-            assert time.monotonic() - began >= 0.1
-            finish()
-        with example(net, "netfilterqueue/bad_network.py", "0", "50") as finish:
-            way.send(*[b"many"] * 200)
-            got = 0
-            while readable(way.receiver, QUIET):
-                way.receiver.recv(100)
-                got += 1
-            assert 50 < got < 150
-            finish()
+    with example(net, "netfilterqueue/bad_network.py", "100", "0") as finish:
+        began = time.monotonic()
+        way.send(b"one", b"two", b"three")
+        assert way.received(3) == [b"one", b"two", b"three"], "late, and in order"
+        assert time.monotonic() - began >= 0.1
+        finish()
+    with example(net, "netfilterqueue/bad_network.py", "0", "50") as finish:
+        way.send(*[b"many"] * 200)
+        got = 0
+        while readable(way.receiver, QUIET):
+            way.receiver.recv(100)
+            got += 1
+        assert 50 < got < 150
+        finish()
 
 
 def test_firewall(net: Net) -> None:
@@ -290,12 +349,8 @@ def test_firewall(net: Net) -> None:
     dns.bind((ADDRESS["server", V4], 53))
     other = net.open_socket("server")
     other.bind(("0.0.0.0", 9))
-    here = net.hosts["router"]
     rule_file = str(EXAMPLES / "netfilterqueue" / "firewall.rules")
-    with (
-        rules.queue(1, hook="forward", protocol="udp", family="ip", netns=here),
-        example(net, "netfilterqueue/firewall.py", rule_file) as finish,
-    ):
+    with example(net, "netfilterqueue/firewall.py", rule_file) as finish:
         way.sender.sendto(b"to somewhere else", ("10.81.2.7", 53))
         way.sender.sendto(b"to the server", (ADDRESS["server", V4], 53))
         way.sender.sendto(b"no rule fits", (ADDRESS["server", V4], 9))
@@ -305,21 +360,17 @@ def test_firewall(net: Net) -> None:
 
 
 def test_print_log(net: Net) -> None:
-    way = Way(net)
-    with (
-        rules.log(5, prefix="said:", hook="forward", protocol="udp", netns=net.hosts["router"]),
-        example(net, "nflogr/print_log.py", "5", group=5) as finish,
-    ):
-        way.send(b"hello")
-        assert way.received(1) == [b"hello"]
-        assert finish(lines=1) == "said: to-client to-server 33 bytes\n"
+    door = net.open_socket("server", kind=socket.SOCK_STREAM)
+    door.bind(("0.0.0.0", 7000))
+    door.listen()
+    with example(net, "nflogr/print_log.py", "5") as finish:
+        with net.open_socket("client", kind=socket.SOCK_STREAM) as sock:
+            sock.connect((ADDRESS["server", V4], 7000))
+            assert finish(lines=1).splitlines()[0] == "new: to-router - 60 bytes"
 
 
 def test_count_senders(net: Net) -> None:
     way = Way(net)
-    with (
-        rules.log(5, hook="forward", family="ip", protocol="udp", netns=net.hosts["router"]),
-        example(net, "nflogr/count_senders.py", "5", "25", group=5) as finish,
-    ):
+    with example(net, "nflogr/count_senders.py", "5", "25") as finish:
         way.send(*[b"x"] * 25)
         assert finish(interrupt=False) == "25 10.81.1.1\n"

@@ -24,7 +24,7 @@ from nfnet import AlreadyDecidedError, ClosedError, Log, Packet, Queue, SkbInfo,
 
 from ..test_interrupts import WAYS, Interrupt
 from .conftest import ADDRESS, TIMEOUT, Net, collect, readable, wait_for
-from .test_queue import PORT, V4, V6, Path
+from .test_queue import PATHS, PORT, V4, V6, Path
 
 Way = Callable[[Queue, Any], None]
 
@@ -347,6 +347,64 @@ def test_a_program_started_without_close_on_exec_does_not_keep_the_queue(net: Ne
             with Queue(1, netns=net.hosts["client"]):
                 pass
             child.kill()
+
+
+BURSTS = """
+import socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.connect((sys.argv[1], int(sys.argv[2])))
+for line in sys.stdin:
+    for _ in range(int(line)):
+        sock.send(b"x")
+    print("sent", flush=True)
+"""
+
+
+@pytest.mark.parametrize("hook", ["output", "forward", "input"])
+def test_closing_under_load_loses_nothing(net: Net, hook: str) -> None:
+    """What arrives as a queue that accepts is being closed is let through, too; bursts from a process of its own."""
+
+    def overflows() -> int:  # of the receiving socket, which are not the queue's fault
+        with open("/proc/thread-self/net/snmp") as file:
+            names, values = (line.split() for line in file if line.startswith("Udp:"))
+        return int(values[names.index("RcvbufErrors")])
+
+    def take(packet: Packet) -> None:
+        if packet.id % 3:
+            packet.accept()
+
+    _, _, receiver = PATHS[hook]
+    with Path(net, hook, V4, undecided="accept", max_len=10_000) as path:
+        assert path.queue.rcvbuf is not None
+        burst = min(2000, path.queue.rcvbuf // 1024)  # all of it fits into the receive buffer
+        path.receiver.setblocking(False)
+        command = [sys.executable, "-c", BURSTS, path.destination[0], str(PORT)]
+        with net.at(
+            "client", lambda: subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        ) as sender:
+            received = 0
+
+            def all_arrived(sent: int) -> bool:
+                nonlocal received
+                with contextlib.suppress(BlockingIOError):
+                    while path.receiver.recv(16):
+                        received += 1
+                return received + net.at(receiver, overflows) == sent
+
+            assert sender.stdin is not None
+            assert sender.stdout is not None
+            for closing in range(100):
+                sender.stdin.write(f"{burst}\n")
+                sender.stdin.flush()
+                until = time.monotonic() + random.uniform(0, 0.01)  # that is the moment
+                while time.monotonic() < until:
+                    path.queue.process(take)
+                path.queue.close()
+                assert sender.stdout.readline() == "sent\n"
+                arrived = wait_for(lambda closing=closing: all_arrived((closing + 1) * burst), 5)
+                assert arrived, (closing, received, path.queue.counters)
+                path.queue.open()
+            sender.stdin.close()
 
 
 @pytest.mark.parametrize("end", ["stop", "close"])

@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,8 +28,10 @@ from .conftest import (
     TIMEOUT,
     UID,
     Net,
+    cannot_run,
     collect,
     featured,
+    in_child,
     kernel_lacks,
     lacking,
     only,
@@ -36,6 +40,7 @@ from .conftest import (
 )
 from .test_compat import running
 from .test_log import collect as collect_messages
+from .test_process import drop_capabilities
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 SO_MARK = 36
@@ -373,6 +378,176 @@ def test_install_and_remove(net: Net) -> None:
     assert rules.clean(here) == []
 
 
+HELD = """\
+import gc, os, sys, nfnet
+
+def setup():
+    nfnet.rules.install(nfnet.rules.queue(1, hook="forward", protocol="udp", bypass=False))
+    nfnet.rules.log(5).install()
+
+setup()
+gc.collect()
+print([row.process == os.getpid() for row in nfnet.rules.installed()], flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_rule_lives_until_it_is_removed(net: Net) -> None:
+    """Whether or not anybody keeps the object."""
+    receiver = net.receiver("server", V4, PORT)
+    with running(net, [sys.executable, "-c", HELD], stdin=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "[True, True]\n"
+        Traffic(net).send(V4, b"dropped", {})
+        assert not readable(receiver, QUIET)
+        process.communicate(timeout=TIMEOUT)
+    if rules.installed(net.hosts["router"]):
+        assert rules.clean(net.hosts["router"])
+        kernel_lacks("tables with an owner", since=(5, 12))
+
+
+def test_equal_rules_are_installed_and_removed_one_by_one(net: Net) -> None:
+    here = net.hosts["router"]
+    first, second = (rules.queue(1, hook="forward", netns=here) for _ in range(2))
+    with first:
+        with pytest.raises(nfnet.NfnetError, match="installed already"), first:
+            pass
+        assert len(tables(net, "router")) == 1
+        with second:
+            assert len(tables(net, "router")) == 2
+            first.remove()
+            first.remove()
+            assert repr(first).endswith(": not installed>")
+            assert repr(second).endswith(": installed>")
+            assert len(tables(net, "router")) == 1
+        first.install()
+    assert tables(net, "router") == []
+
+
+def test_a_rule_that_threads_install_at_once_is_there_once(net: Net) -> None:
+    rule = rules.queue(1, hook="forward", netns=net.hosts["router"])
+    refused: list[nfnet.NfnetError] = []
+    together = threading.Barrier(4)
+
+    def install() -> None:
+        together.wait(TIMEOUT)
+        try:
+            rule.install()
+        except nfnet.NfnetError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=install) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [str(error) for error in refused] == ["the rule is installed already"] * 3
+    assert len(tables(net, "router")) == 1
+    rule.remove()
+    assert tables(net, "router") == []
+
+
+def test_a_block_that_is_never_entered_leaves_no_rule(net: Net) -> None:
+    rule = rules.queue(1, hook="forward", netns=net.hosts["router"])
+
+    def generate() -> Iterator[None]:
+        with rule:
+            yield
+
+    block = generate()
+    next(block)
+    assert len(tables(net, "router")) == 1
+    del block  # which ends it
+    assert tables(net, "router") == []
+    assert "not installed" in repr(rule)
+
+
+def test_a_forked_child_has_no_part_in_a_rule(net: Net) -> None:
+    here = net.hosts["router"]
+    rule = rules.queue(1, hook="forward", netns=here)
+    with rule:
+
+        def child() -> None:
+            assert "not installed" in repr(rule)
+            rule.remove()
+            assert len(tables(net, "router")) == 1
+            with rule:  # one of its own
+                assert len(tables(net, "router")) == 2
+            assert len(tables(net, "router")) == 1
+
+        assert in_child(child) == 0
+        assert len(tables(net, "router")) == 1
+    assert tables(net, "router") == []
+
+
+@pytest.mark.parametrize("owned", [True, False])
+def test_a_rule_that_may_not_be_removed_any_more(net: Net, owned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table with an owner goes all the same, with its socket. Others, as before Linux 5.12, do not."""
+    if not owned:
+        monkeypatch.setattr(rules, "_OWNER", 0)
+    here = net.hosts["router"]
+
+    def child() -> None:
+        rule = rules.install(rules.queue(1, hook="forward", netns=here))
+        drop_capabilities()
+        if owned:
+            rule.remove()
+        else:
+            with pytest.raises(nfnet.NotPermittedError, match="removing the rule for queueing packets to queue 1"):
+                rule.remove()
+
+    assert in_child(child) == 0
+    left = rules.clean(here)
+    if owned and left:
+        kernel_lacks("tables with an owner", since=(5, 12))
+    assert len(left) == (0 if owned else 1)
+    assert tables(net, "router") == []
+
+
+def test_as_many_queues_as_the_kernel_can_count(net: Net) -> None:
+    with rules.queue(range(65535), hook="forward", netns=net.hosts["router"]):
+        sock = net.at("router", NetlinkSocket)
+        found = [rules.queues_of(*expression) for expression in nftables.expressions(sock)]
+        sock.close()
+        assert found == [(range(65535), 1)]
+
+
+def test_an_int_is_a_descriptor(net: Net) -> None:
+    """As for os.setns, open and pyroute2; the number may be that of some process, too."""
+    number = net.hosts["router"].fileno()
+    with rules.queue(1, hook="forward", protocol="udp", netns=number), Queue(1, netns=number) as queue:
+        assert len(tables(net, "router")) == 1
+        assert [row.process for row in rules.installed(number)] == [os.getpid()]
+        Traffic(net).send(V4, b"data", {})
+        (packet,) = collect(queue, 1)
+        packet.accept()
+    with Log(5, netns=number), rules.log(5, netns=f"/proc/{os.getpid()}/fd/{number}"):
+        assert len(tables(net, "router")) == 1
+    assert rules.clean(number) == []
+
+
+@pytest.mark.parametrize("what", ["a process", "no namespace", "a closed file"])
+def test_what_is_no_descriptor_of_a_namespace(what: str) -> None:
+    with socket.socket() as sock:
+        number = {"a process": os.getpid() + 100_000_000, "no namespace": sock.fileno()}.get(what)
+        place: Any = sock if number is None else number
+        if number is None:
+            sock.close()
+        with pytest.raises(nfnet.KernelError, match="bad file descriptor|invalid argument") as caught:
+            rules.queue(1, netns=place).install()
+    if number is not None:
+        assert f"The namespace of process {number} is netns='/proc/{number}/ns/net'" in str(caught.value)
+
+
+def test_the_command_takes_a_process(net: Net) -> None:
+    with rules.queue(1, hook="forward", netns=net.hosts["router"]):
+        process = net.at("router", lambda: subprocess.Popen(["cat"], stdin=subprocess.PIPE))
+        command = [sys.executable, "-m", "nfnet", "rules", "list", "--netns", str(process.pid)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        process.communicate(timeout=TIMEOUT)
+    assert done.stdout.startswith("inet    nfnet-"), done
+
+
 def test_other_tables_are_not_touched(net: Net) -> None:
     theirs = [(nftables.NEWTABLE, [("NFTA_TABLE_NAME", name)]) for name in ("mine", "nfnet-of-mine")]
     sock = net.at("router", NetlinkSocket)
@@ -470,11 +645,27 @@ def test_what_the_kernel_says(net: Net) -> None:
 
 
 def test_unknown_interface(net: Net) -> None:
-    rule = rules.queue(1, in_interface="nowhere0", netns=net.hosts["router"])
+    rule = rules.queue(1, hook="input", in_interface="nowhere0", netns=net.hosts["router"])
     with pytest.raises(nfnet.ArgumentError, match="no interface 'nowhere0' in this network namespace, but .*to-client"):
         rule.install()
-    with rules.queue(1, in_interface="nowhere*", netns=net.hosts["router"]):
+    with rules.queue(1, hook="input", in_interface="nowhere*", netns=net.hosts["router"]):
         pass
+
+
+def test_another_name_of_an_interface_is_refused(net: Net) -> None:
+    """It can be looked up by it, and no packet has it."""
+
+    def give_name() -> None:
+        from pyroute2 import IPRoute
+
+        with IPRoute() as ip:
+            ip.link("property_add", index=ip.link_lookup(ifname="to-client")[0], altname="other0")
+
+    net.at("router", give_name)
+    rule = rules.queue(1, hook="input", in_interface="other0", netns=net.hosts["router"])
+    with pytest.raises(nfnet.ArgumentError, match="'other0' is another name of the interface to-client: use that"):
+        rule.install()
+    assert tables(net, "router") == []
 
 
 def test_unknown_namespace() -> None:
@@ -484,14 +675,14 @@ def test_unknown_namespace() -> None:
 
 def test_nft_reads_what_was_meant(net: Net) -> None:
     if shutil.which("nft") is None:
-        pytest.skip("nft is not installed")
+        cannot_run("nft is not installed")
     here = net.hosts["router"]
     rule = rules.log(
         5,
         prefix="hi",
         snaplen=64,
         threshold=3,
-        hook="input",
+        hook="postrouting",
         priority=5,
         source="192.0.2.0/25",
         destination="198.51.100.7",
@@ -510,7 +701,9 @@ def test_nft_reads_what_was_meant(net: Net) -> None:
         output = net.at(
             "router", lambda: subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True).stdout
         )
-    assert "type filter hook input priority 5; policy accept;" in " ".join(output.split()).replace("filter + 5", "5")
+    assert "type filter hook postrouting priority 5; policy accept;" in " ".join(output.split()).replace(
+        "filter + 5", "5"
+    )
     line = next(line for line in output.splitlines() if "log" in line)
     for text in ("ip saddr 192.0.2.0/25", "ip daddr 198.51.100.7", "sport 1024-65535", "dport 80", 'iifname "to-*"',
                  'oifname "lo"', "0x00000007", "!= 0x00000009", "ct state established,new", "skuid 5",

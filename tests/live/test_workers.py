@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from typing import Any
 
 import pytest
 
 import nfnet
 from nfnet import Queue, Workers, inet, rules
+from nfnet.workers import _GIVE_UP
 
 from .conftest import ADDRESS, TIMEOUT, Net, wait_for
 from .test_compat import is_bound, running
@@ -97,11 +100,93 @@ def test_a_worker_that_dies_is_replaced(net: Net) -> None:
     assert (workers.counters.dropped, workers.counters.accepted) == (1, 1)
 
 
-def test_a_worker_that_cannot_begin(net: Net) -> None:
+@pytest.mark.parametrize("how", ["raise", "kill"])
+def test_packets_that_end_workers_do_not_end_the_queue(net: Net, how: str) -> None:
+    """However quickly they come: a worker that had a packet has worked."""
+    here = net.hosts["router"]
+    receiver = net.receiver("server", V4, PORT)
+
+    def handler(packet: nfnet.Packet) -> None:
+        if inet.get_data(packet.payload) == b"passes":
+            packet.accept()
+        elif how == "raise":
+            raise ValueError("a packet that the handler cannot take")
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    failures: list[BaseException] = []
+
+    def wait(workers: Workers) -> None:
+        try:
+            workers.wait()
+        except BaseException as error:
+            failures.append(error)
+
+    rule = rules.queue(3, hook="forward", protocol="udp", netns=here)
+    with rule, Workers(handler, [3], netns=here) as workers:
+        thread = threading.Thread(target=wait, args=(workers,))
+        thread.start()
+        for number in range(2 * _GIVE_UP):
+            assert wait_for(lambda: all_bound(net, 3) or failures)
+            send(net, b"x")
+            assert wait_for(lambda number=number: workers.restarts == number + 1 or failures)
+        assert failures == []
+        assert wait_for(lambda: all_bound(net, 3))
+        send(net, b"passes")
+        assert receiver.recv(100) == b"passes"
+        workers.stop()
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+    assert failures == []
+
+
+@pytest.mark.parametrize("quickly", [1.0, 0.0], ids=["at once", "after some time"])
+def test_a_worker_that_cannot_begin(net: Net, quickly: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nfnet.workers._QUICKLY", quickly)
     here = net.hosts["router"]
     with Queue(3, netns=here), Workers(print, [3], netns=here) as workers:
         with pytest.raises(nfnet.NfnetError, match="the worker of queue 3 ended as soon as it began, 5 times in a row"):
             workers.wait()
+
+
+def test_a_worker_that_ends_without_a_packet(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ending(Queue):
+        def run(self, handler: object) -> None:
+            raise ValueError("without a packet")
+
+    monkeypatch.setattr("nfnet.workers.Queue", Ending)
+    with Workers(print, [3], netns=net.hosts["router"]) as workers:
+        with pytest.raises(nfnet.NfnetError, match=r"5 times in a row, with status 1"):
+            workers.wait()
+
+
+def test_workers_that_hang_end_together(
+    net: Net, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    patience = 1.0
+    monkeypatch.setattr("nfnet.workers._PATIENCE", patience)
+    here = net.hosts["router"]
+    numbers = range(3, 7)
+
+    def hang(packet: nfnet.Packet) -> None:
+        while True:
+            signal.pause()
+
+    with contextlib.ExitStack() as stack:
+        for number in numbers:
+            rule = rules.queue(number, hook="forward", protocol="udp", source_port=5000 + number, netns=here)
+            stack.enter_context(rule)
+        workers = stack.enter_context(Workers(hang, numbers, netns=here))
+        assert wait_for(lambda: all_bound(net, *numbers))
+        for number in numbers:
+            with net.open_socket("client") as sock:
+                sock.bind(("0.0.0.0", 5000 + number))
+                sock.sendto(b"x", (ADDRESS["server", V4], PORT))
+        assert wait_for(lambda: workers.counters.received == len(numbers))
+        began = time.monotonic()
+        workers.close()
+        assert patience <= time.monotonic() - began < len(numbers) * patience
+    assert len([message for message in caplog.messages if "was killed" in message]) == len(numbers)
 
 
 def test_arguments() -> None:

@@ -1,5 +1,5 @@
 """What ``import nflogr`` finds first in a script that runs under `nfnet.compat`."""
 
-import nfnet.compat
+import _nfnet_alone  # type: ignore[import-not-found]
 
-nfnet.compat.install()
+_nfnet_alone.install()

@@ -1,0 +1,51 @@
+"""Numbers as the original packages take them: they become integers of C."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any, NamedTuple
+
+
+class CType(NamedTuple):
+    """An integer type of C."""
+
+    name: str
+    least: int
+    most: int
+
+    def hold(self, number: int) -> int:
+        """The same number. Raises OverflowError if it does not fit."""
+        if number < self.least == 0:
+            raise OverflowError(f"can't convert negative value to {self.name}")
+        if not self.least <= number <= self.most:
+            raise OverflowError(f"value too large to convert to {self.name}")
+        return number
+
+
+INT = CType("int", -(1 << 31), (1 << 31) - 1)
+LONG_LONG = CType("long long", -(1 << 63), (1 << 63) - 1)
+UNSIGNED_CHAR = CType("unsigned char", 0, 0xFF)
+U8 = CType("u_int8_t", 0, 0xFF)
+U16 = CType("u_int16_t", 0, 0xFFFF)
+U32 = CType("u_int32_t", 0, 0xFFFFFFFF)
+
+
+def truncated(value: Any, ctype: CType) -> int:
+    """As Cython, of which NetfilterQueue is made: of a float it takes the whole part.
+
+    Raises OverflowError, TypeError; ValueError for NaN.
+    """
+    if not hasattr(type(value), "__int__") and not hasattr(type(value), "__index__"):
+        raise TypeError("an integer is required")  # `int` takes strings
+    return ctype.hold(int(value))
+
+
+def whole(value: Any, ctype: CType) -> int:
+    """As PyArg_ParseTuple, which nflogr uses: a float is no integer. Raises OverflowError, TypeError."""
+    return ctype.hold(operator.index(value))
+
+
+def real(value: Any) -> float:
+    """As PyArg_ParseTuple: a string is no number. Raises OverflowError, TypeError."""
+    return math.ldexp(value, 0)

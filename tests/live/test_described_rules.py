@@ -1,0 +1,422 @@
+"""What `rules.describe` says, given to nft and iptables: they read in it what nfnet installs."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nfnet import NotSupportedError, netns, rules
+from nfnet.netns import call_in
+
+from .conftest import TIMEOUT, cannot_run
+
+HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+PROGRAMS = ("nft", "iptables-nft", "ip6tables-nft", "iptables-translate", "iptables-legacy")
+NO_NFT_QUEUE = "No such file or directory"
+
+
+class Done(NamedTuple):
+    status: int
+    output: str
+    errors: str
+
+
+class Place:
+    """A network namespace, with the programs that make rules in it, which run in an empty directory."""
+
+    def __init__(self, file: BinaryIO, directory: Path) -> None:
+        self.file, self.directory = file, directory
+        # iptables-legacy has a lock in /run, where an ordinary user may make no file.
+        self._environment = {**os.environ, "XTABLES_LOCKFILE": str(directory.with_name("xtables.lock"))}
+
+    def run(self, *command: str, text: str | None = None) -> Done:
+        def run() -> Done:
+            done = subprocess.run(
+                command,
+                input=text,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
+                cwd=self.directory,
+                env=self._environment,
+            )
+            return Done(done.returncode, done.stdout, done.stderr)
+
+        return call_in(self.file, run)
+
+    def shell(self, line: str) -> Done:
+        return self.run("sh", "-c", line)
+
+    def must(self, *command: str, text: str | None = None) -> str:
+        done = self.run(*command, text=text)
+        assert done.status == 0, (command, text, done)
+        return done.output
+
+    def clear(self) -> None:
+        self.must("nft", "flush ruleset")
+
+    @contextlib.contextmanager
+    def interfaces(self, names: set[str]) -> Iterator[None]:
+        """Make those that a rule names."""
+        from pyroute2 import IPRoute
+
+        def make() -> None:
+            with IPRoute() as ip:
+                for number, name in enumerate(names):
+                    ip.link("add", ifname=name, kind="veth", peer={"ifname": f"other end {number}".replace(" ", "")})
+
+        def remove() -> None:
+            with IPRoute() as ip:
+                for link in ip.get_links():
+                    if link.get_attr("IFLA_IFNAME") in names:
+                        ip.link("del", index=link["index"])
+
+        call_in(self.file, make)
+        try:
+            yield
+        finally:
+            call_in(self.file, remove)
+
+
+@pytest.fixture(scope="module")
+def place(privileges: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    if privileges:
+        cannot_run(privileges)
+    for program in PROGRAMS:
+        if shutil.which(program) is None:
+            cannot_run(f"{program} is not installed")
+    with netns.create() as file:
+        yield Place(file, tmp_path_factory.mktemp("empty"))
+
+
+# --- what is read back
+
+
+def bytecode(text: str) -> list[str]:
+    """What is asked of packets, in any order, from what nft shows of expressions (--debug=netlink)."""
+    found: list[list[str]] = []
+    for line in re.findall(r"^  \[ (.*) \]$", text, re.MULTILINE):
+        if " load " in line:
+            found.append([line])
+        elif line.startswith(("cmp", "bitwise", "range")):
+            found[-1].append(line)
+    return sorted(fact for group in found for fact in facts(" | ".join(group)))
+
+
+def facts(group: str) -> Iterator[str]:
+    """Bytes of a header are a fact each: nft looks at neighbours together, and not at what a mask leaves out."""
+    group = group.replace("payload load 1b @ network header + 9", "meta load l4proto")  # the same, in IPv4
+    match = re.fullmatch(
+        r"payload load (\d+)b @ (\w+) header \+ (\d+) => reg 1"
+        r"(?: \| bitwise reg 1 = \( reg 1 & ([^)]*) \) \^ [^|]*)? \| cmp eq reg 1 (.*)",
+        group,
+    )
+    if match is None:
+        yield group
+        return
+    size, header, offset = int(match[1]), match[2], int(match[3])
+    mask = bytes_of(match[4]) if match[4] else b"\xff" * size
+    for place, (bits, byte) in enumerate(zip(mask[:size], bytes_of(match[5])[:size], strict=True)):
+        if bits:
+            yield f"byte {offset + place} of the {header} header & {bits:#x} == {byte:#x}"
+
+
+def bytes_of(words: str) -> bytes:
+    return b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words.split())
+
+
+def without_version(groups: list[str]) -> list[str]:
+    return [group for group in groups if "nfproto" not in group and "meta load protocol" not in group]
+
+
+class Listed(NamedTuple):
+    """The one rule of a table."""
+
+    hook: str
+    compared: list[str]
+    text: str
+
+    @property
+    def end(self) -> Any:
+        return end_of(self.text)
+
+
+def listed(place: Place, table: str) -> Listed:
+    text = place.must("nft", "-nn", "--debug=netlink", f"list table {table}")
+    chain = re.search(r"\t\t(type filter .*); policy accept;\n\t\t(.*)\n\t}\n}\s*$", text, re.DOTALL)
+    assert chain is not None, text
+    return Listed(chain[1], bytecode(text), chain[2])
+
+
+def end_of(text: str) -> Any:
+    """What nft says that a rule does, as what iptables says would be too."""
+    log = re.search(
+        r'log (?:prefix "(.*)" )?group (\d+)(?: snaplen (\d+))?(?: queue-threshold (\d+))?$', text, re.DOTALL
+    )
+    if log:
+        return ("log", log[1] or "", int(log[2]), number(log[3]), number(log[4]))
+    queue = re.search(r"queue (?:num|flags \S+ to|to)? ?(symhash mod \d+(?: offset \d+)?|\d+(?:-\d+)?)", text)
+    assert queue is not None, text
+    return ("queue", queue[1], "bypass" in text[queue.start() :], "fanout" in text[queue.start() :])
+
+
+def number(text: str | None) -> int | None:
+    return None if text is None else int(text)
+
+
+def saved_words(line: str) -> list[str]:
+    """A line of iptables-save: only what is in double quotes may have spaces."""
+    found = re.findall(r'"((?:\\.|[^"\\])*)"(?= |$)|(\S+)', line)
+    return [plain or re.sub(r"\\(.)", r"\1", quoted) for quoted, plain in found]
+
+
+def saved_end(line: str) -> Any:
+    words = saved_words(line)
+    words = words[words.index("-j") + 1 :]
+    options = dict(zip(words, [*words[1:], ""], strict=True))
+    if words[0] == "NFLOG":
+        group, prefix = int(options.get("--nflog-group", "0")), options.get("--nflog-prefix", "")
+        return ("log", prefix, group, number(options.get("--nflog-size")), number(options.get("--nflog-threshold")))
+    numbers = options.get("--queue-balance") or options["--queue-num"]
+    return ("queue", numbers.replace(":", "-"), "--queue-bypass" in words, "--queue-cpu-fanout" in words)
+
+
+def restore_word(word: str) -> str:
+    return '"' + re.sub(r'(["\\])', r"\\\1", word) + '"'
+
+
+# --- rules of all sorts
+
+
+LETTERS = st.one_of(
+    st.characters(codec="utf-8", exclude_characters="%", min_codepoint=1), st.sampled_from("\"'$;>*+!-\\#{}@&|`")
+)
+NAMES = (
+    st.text(LETTERS, min_size=1, max_size=15)
+    .filter(lambda name: len(name.encode()) < 16)
+    .filter(lambda name: not set(name.encode()) & set(b"\t\n\v\f\r \xa0/:") and name not in ("*", ".", "..", "lo"))
+)
+PORTS = st.one_of(st.integers(0, 0xFFFF), st.tuples(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF)).map(sorted).map(
+    lambda pair: range(pair[0], pair[1] + 1)
+))  # fmt: skip
+MARKS = st.one_of(st.integers(0, 3), st.integers(0, 0xFFFFFFFF))
+STATES = st.sets(st.sampled_from(["new", "established", "related", "invalid", "untracked"]), min_size=1)
+UIDS = st.one_of(st.just(0), st.integers(0, 0xFFFFFFFE))
+
+
+def networks(version: int) -> st.SearchStrategy[Any]:
+    address = st.ip_addresses(v=version)  # type: ignore[arg-type]
+    length = st.integers(0, 32 if version == 4 else 128)
+    return st.tuples(address, length).map(lambda pair: str(ipaddress.ip_network(pair, strict=False)))
+
+
+@st.composite
+def arguments(draw: st.DrawFn) -> tuple[Any, dict[str, Any]]:
+    """A function that makes a rule, and what it gets."""
+    family = draw(st.sampled_from(["inet", "inet", "ip", "ip6", "bridge", "netdev"]))
+    make = rules.log if family == "netdev" else draw(st.sampled_from([rules.queue, rules.log]))
+    hook = "ingress" if family == "netdev" else draw(st.sampled_from(list(HOOKS)))
+    options: dict[str, Any] = {"family": family, "hook": hook}
+    options["priority"] = draw(st.sampled_from([0, 0, 0, -150, -300, 50, 7, -7]))
+    if make is rules.queue:
+        first, more = draw(st.integers(0, 0xFFF0)), draw(st.sampled_from([0, 0, 1, 3]))
+        options["num"] = range(first, first + more + 1) if more else first
+        options["bypass"] = draw(st.booleans())
+        options["balance"] = draw(st.sampled_from(["addresses", "cpu", "flow"]))
+    else:
+        options["group"] = draw(st.integers(0, 0xFFFF))
+        options["prefix"] = draw(st.one_of(st.just(""), st.text(LETTERS, max_size=70)).filter(
+            lambda text: len(text.encode()) < 128
+        ))  # fmt: skip
+        options["snaplen"] = draw(st.one_of(st.none(), st.just(0), st.integers(0, 0xFFFFFFFF)))
+        options["threshold"] = draw(st.one_of(st.none(), st.integers(1, 0xFFFF)))
+
+    def maybe(name: str, values: st.SearchStrategy[Any], hooks: tuple[str, ...] = (*HOOKS, "ingress")) -> None:
+        if hook in hooks and draw(st.booleans()):
+            options[name] = draw(values)
+
+    version = {"ip": 4, "ip6": 6}.get(family) or draw(st.sampled_from([4, 6]))
+    maybe("source", networks(version))
+    maybe("destination", networks(version))
+    of_version = ["icmp", 0, 43, 44, 60] if version == 4 else ["icmpv6"]
+    maybe("protocol", st.one_of(st.sampled_from(["tcp", "udp", "sctp", *of_version]), st.integers(61, 255)))
+    if options.get("protocol") in ("tcp", "udp", "sctp"):
+        maybe("source_port", PORTS)
+        maybe("destination_port", PORTS)
+    pattern = st.one_of(NAMES, NAMES.filter(lambda name: len(name.encode()) < 15).map(lambda name: f"{name}*"))
+    incoming = ("prerouting", "input", "forward", *(["postrouting"] if family != "bridge" else []))
+    maybe("in_interface", pattern, incoming)
+    maybe("out_interface", pattern, ("forward", "output", "postrouting"))
+    if hook == "ingress":
+        options["in_interface"] = draw(NAMES.filter(lambda name: not name.endswith("*")))
+    maybe("mark", MARKS)
+    maybe("not_mark", MARKS.filter(lambda mark: mark != options.get("mark")))
+    tracked = options["priority"] > -200 or hook not in ("prerouting", "output")
+    if tracked and family != "bridge":  # which takes connection tracking for bridges
+        maybe("state", STATES, HOOKS)
+    maybe("uid", UIDS, ("output", "postrouting"))
+    return make, options
+
+
+def names_in(options: dict[str, Any]) -> list[str]:
+    return [options[name] for name in ("in_interface", "out_interface") if name in options]
+
+
+def nft_can(options: dict[str, Any]) -> bool:
+    texts = [*names_in(options), options.get("prefix", "")]
+    return all(text.isprintable() and '"' not in text for text in texts) and not (
+        "$" in options.get("prefix", "") or any(name.endswith("\\*") for name in names_in(options))
+    )
+
+
+def iptables_can(options: dict[str, Any]) -> bool:
+    hook, prefix = options["hook"], options.get("prefix", "")
+    tables = {
+        -300: ("prerouting", "output"), -150: HOOKS, 0: ("input", "forward", "output"),
+    }  # fmt: skip
+    return (
+        options["family"] in ("inet", "ip", "ip6")
+        and hook in tables.get(options["priority"], ())
+        and all(text.isprintable() for text in (*names_in(options), prefix))
+        and len(prefix.encode()) < 64
+        and not any(name.endswith("+") for name in names_in(options))
+        and options.get("protocol") != 0
+        and not (hook == "postrouting" and "in_interface" in options)
+        and not (options.get("balance") == "flow" and isinstance(options["num"], range))
+    )
+
+
+# --- the tests
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(arguments())
+def test_programs_read_in_the_description_what_is_installed(place: Place, case: tuple[Any, dict[str, Any]]) -> None:
+    make, options = case
+    rule = make(**options, netns=place.file)
+    place.clear()
+    lines = rule.describe().splitlines()
+    of_nft = [line for line in lines if line.startswith("nft ")]
+    of_iptables = [line for line in lines if line.startswith(("iptables ", "ip6tables "))]
+    assert len(of_nft) == (3 if nft_can(options) else 0), lines
+    assert bool(of_iptables) == iptables_can(options), lines
+    excuses = ["# nft has no words for "] * (not of_nft) + ["# iptables has no words for "] * (not of_iptables)
+    rest = [line for line in lines if line not in (*of_nft, *of_iptables)]
+    assert [line[: len(excuse)] for line, excuse in zip(rest, excuses, strict=True)] == excuses, lines
+    with place.interfaces({name for name in names_in(options) if not name.endswith("*")}):
+        installed = None
+        try:
+            with rule:
+                (left,) = rules.installed(place.file)
+                installed = listed(place, f"{left.family} {left.name}")
+        except NotSupportedError:  # there is no way to install it but nft's own queue expression
+            assert make is rules.queue
+        if of_nft:
+            check_nft(place, of_nft, installed)
+        for line in of_iptables:
+            check_iptables(place, line, installed, '"' not in "".join(names_in(options)))
+    assert os.listdir(place.directory) == [], "the shell obeyed something in there"
+
+
+def check_nft(place: Place, lines: list[str], installed: Listed | None) -> None:
+    for line in lines[:2]:
+        done = place.shell(line)
+        assert done.status == 0, (line, done)
+    checked = place.shell(lines[2].replace("nft", "nft --check --debug=netlink", 1))
+    done = place.shell(lines[2])
+    family = lines[0].split()[3]
+    if done.status:
+        assert NO_NFT_QUEUE in done.errors, (lines[2], done)
+        assert "[ queue " in checked.output, done
+    else:
+        assert installed is not None
+        again = listed(place, f"{family} nfnet")
+        assert (again.hook, again.text) == (installed.hook, installed.text), lines[2]
+    if installed is not None:
+        assert bytecode(checked.output) == installed.compared, lines[2]
+        assert end_of(shlex.split(lines[2])[-1]) == installed.end, lines[2]
+    place.clear()
+
+
+def check_iptables(place: Place, line: str, installed: Listed | None, can_translate: bool) -> None:
+    done = place.shell(line.replace("tables", "tables-nft", 1))
+    assert done.status == 0, (line, done)
+    program, *words = shlex.split(line)
+    table = words[1] if words[0] == "-t" else "filter"
+    (saved,) = re.findall("^-A .*$", place.must(f"{program}-nft-save"), re.MULTILINE)
+    assert installed is not None
+    assert saved_end(saved) == installed.end, line
+    # Its chain is at the same hook, with the same priority.
+    family = "ip" if program == "iptables" else "ip6"
+    chain = place.must("nft", "-nn", f"list chain {family} {table} {words[words.index('-A') + 1]}")
+    assert f"{installed.hook.removeprefix('type filter ')}; policy accept;" in chain, line
+    place.clear()
+    # And it matches the same packets: what iptables says that they are for nft, and what nft makes of that.
+    start = words[: words.index("-j")]
+    translated = place.must(f"{program}-translate", *start, "-j", "ACCEPT")
+    if can_translate and "0-65535" not in installed.text:  # of all ports it says nothing
+        rule = translated.strip().removeprefix("nft '").removesuffix("'")
+        place.must("nft", f"add table {family} {table}; add chain {family} {table} {start[start.index('-A') + 1]}")
+        again = place.must("nft", "--check", "--debug=netlink", rule)
+        assert without_version(bytecode(again)) == without_version(installed.compared), (line, rule)
+    place.clear()
+    # As lines of a file, for both sorts of iptables.
+    rest = words[2:] if words[0] == "-t" else words
+    file = f"*{table}\n{' '.join(map(restore_word, rest))}\nCOMMIT\n"
+    for sort in ("nft", "legacy"):
+        place.must(f"{program}-{sort}-restore", "--test", text=file)
+    place.clear()
+
+
+# What is asked for, the words of iptables that look right, and what iptables-translate says they mean.
+WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
+    "an interface that ends in +": ({"hook": "input", "in_interface": "et+"}, "-i 'et+'", 'iifname "et*"'),
+    "protocol 0": ({"hook": "input", "protocol": 0}, "-p 0", "INPUT counter"),
+    "where it came in": ({"hook": "postrouting", "priority": -150, "in_interface": "e*"}, "-i e+", "Can't use -i"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_iptables_would_take_for_something_else(place: Place, case: str) -> None:
+    options, words, means = WRONG[case]
+    assert "\n# iptables has no words for " in rules.log(5, **options).describe()
+    done = place.shell(f"iptables-translate -t mangle -A {options['hook'].upper()} {words} -j ACCEPT")
+    assert means in done.output + done.errors
+
+
+@pytest.mark.parametrize("length", [63, 64])
+def test_prefixes_that_iptables_cuts(place: Place, length: int) -> None:
+    described = rules.log(5, hook="input", prefix="x" * length).describe()
+    assert ("\n# iptables has no words for a prefix of more than 63 bytes" in described) == (length == 64)
+    place.must("iptables-legacy", "-A", "INPUT", "-j", "NFLOG", "--nflog-prefix", "x" * length)
+    saved = place.must("iptables-legacy-save")
+    place.must("iptables-legacy", "-F")
+    assert re.findall("x{9,}", saved) == ["x" * 63]
+
+
+@pytest.mark.parametrize("prefix", ['"', "$x", "a$"])
+def test_prefixes_that_nft_cannot_be_told(place: Place, prefix: str) -> None:
+    assert rules.log(5, prefix=prefix).describe().startswith("# nft has no words for a prefix with ")
+    rule = f'add table inet t; add chain inet t c; add rule inet t c log prefix "{prefix}" group 5'
+    assert place.run("nft", "--check", rule).status != 0
+
+
+def test_a_name_that_would_be_a_command(place: Place) -> None:
+    line = rules.log(5, hook="input", in_interface="x;>OWNED;y").describe().splitlines()[-1]
+    assert line == "ip6tables -A INPUT -i 'x;>OWNED;y' -j NFLOG --nflog-group 5"
+    place.shell(line)
+    assert os.listdir(place.directory) == []
+    place.clear()

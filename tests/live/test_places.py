@@ -1,0 +1,198 @@
+"""What may be asked of packets at which hook: what is refused is what the kernel, as nft counts, never matches."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from typing import Any
+
+import pytest
+
+from nfnet import ArgumentError, rules, testing
+
+from .conftest import (
+    ADDRESS,
+    TIMEOUT,
+    UID,
+    Net,
+    cannot_run,
+    kernel_version,
+    make_bridge,
+    send_through_bridge,
+)
+
+V4, V6 = socket.AF_INET, socket.AF_INET6
+IP_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+
+# Each of these is true of all packets that have the thing at all.
+ASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "in_interface": ("iif != 0", {"in_interface": "to-client"}),
+    "out_interface": ("oif != 0", {"out_interface": "to-client"}),
+    "uid": ("meta skuid >= 0", {"uid": UID}),
+    "state": ("ct state new,established,related", {"state": ["new", "established", "related"]}),
+}
+
+
+class Counters:
+    """Chains of nft on a host that count what matches in them."""
+
+    def __init__(self, net: Net, host: str, family: str, hooks: dict[tuple[str, int], str], asked: list[str]) -> None:
+        self._net, self._host, self._family = net, host, family
+        if shutil.which("nft") is None:
+            cannot_run("nft is not installed")
+        chains = "".join(
+            f"chain {hook}{number} {{\ntype filter hook {hook} {device} priority {priority};\n"
+            f'counter comment "any"\n'
+            + "".join(f'{ASKED[name][0]} counter comment "{name}"\n' for name in asked)
+            + "}\n"
+            for number, ((hook, priority), device) in enumerate(hooks.items())
+        )
+        self._chains = [f"{hook}{number}" for number, (hook, _) in enumerate(hooks)]
+        self._places = list(hooks)
+        self.refusal = self._run("-f", "-", text=f"table {family} t {{\n{chains}}}\n").stderr
+
+    def _run(self, *arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+        def run() -> subprocess.CompletedProcess[str]:
+            return subprocess.run(["nft", *arguments], input=text, capture_output=True, text=True, timeout=TIMEOUT)
+
+        done: subprocess.CompletedProcess[str] = self._net.at(self._host, run)
+        return done
+
+    def read(self) -> dict[tuple[str, int], dict[str, int]]:
+        """By hook and priority, how many packets matched each rule."""
+        found = {}
+        for chain, place in zip(self._chains, self._places, strict=True):
+            lines = self._run("list", "chain", self._family, "t", chain).stdout.splitlines()
+            rows = [line for line in lines if "comment" in line]
+            found[place] = {row.split('"')[-2]: int(row.partition("packets ")[2].split()[0]) for row in rows}
+        return found
+
+
+def is_refused(**options: Any) -> bool:
+    try:
+        rules.log(1, **options)
+    except ArgumentError:
+        return True
+    return False
+
+
+def converse(net: Net, here: str, there: str, address: str) -> None:
+    """A connection from one host to another, over which both send."""
+    family = V6 if ":" in address else V4
+    listener = net.open_socket(there, family, socket.SOCK_STREAM)
+    listener.bind((address, 7777))
+    listener.listen()
+    client = net.open_socket(here, family, socket.SOCK_STREAM)
+    client.connect((address, 7777))
+    server, _ = listener.accept()
+    with server:
+        for _ in range(3):
+            client.send(b"question")
+            assert server.recv(100)
+            server.send(b"answer")
+            assert client.recv(100)
+    for sock in (client, listener):
+        sock.close()
+
+
+def check(found: dict[tuple[str, int], dict[str, int]], asked: list[str], **options: Any) -> None:
+    for (hook, priority), counts in found.items():
+        assert counts["any"], f"nothing came by {hook}"
+        for name in asked:
+            refused = is_refused(hook=hook, priority=priority, **{**options, **ASKED[name][1]})
+            if (hook, name) == ("input", "uid") and counts[name]:
+                # The kernel may know the receiver's socket by then (early demultiplexing): its user is matched, who
+                # is not the sender.
+                assert refused
+            else:
+                assert refused == (counts[name] == 0), (hook, priority, name, counts)
+
+
+def test_what_is_refused_never_matches(net: Net) -> None:
+    asked = list(ASKED)
+    if kernel_version() < (5, 7):  # from then on the IP layer says at postrouting where a packet came in
+        asked.remove("in_interface")
+    places = {(hook, priority): "" for hook in IP_HOOKS for priority in (0, -199, -201)}
+    counters = Counters(net, "router", "inet", places, asked)
+    assert counters.refusal == ""
+    for here, there, family in (("client", "server", V4), ("client", "router", V4), ("router", "client", V6)):
+        converse(net, here, there, ADDRESS[there, family])
+    check(counters.read(), asked)
+
+
+@pytest.mark.parametrize("family", ["inet", "netdev"])
+def test_at_ingress(net: Net, family: str) -> None:
+    asked = [name for name in ASKED if name != "state" or family == "inet"]  # in netdev the kernel refuses it itself
+    counters = Counters(net, "router", family, {("ingress", 0): 'device "to-client"'}, asked)
+    assert counters.refusal == ""
+    converse(net, "client", "router", ADDRESS["router", V4])
+    check(counters.read(), asked, family=family, in_interface="to-client")
+    if family == "netdev":
+        assert is_refused(hook="ingress", family=family, in_interface="to-client", state="new")
+
+
+def test_in_a_bridge(net: Net) -> None:
+    net.at("router", make_bridge)
+    places = {(hook, priority): "" for hook in IP_HOOKS for priority in (-10, -201)}
+    asked = list(ASKED)
+    counters = Counters(net, "router", "bridge", places, asked)
+    if "Protocol error" in counters.refusal:  # no connection tracking for bridges (CONFIG_NF_CONNTRACK_BRIDGE)
+        asked.remove("state")
+        counters = Counters(net, "router", "bridge", places, asked)
+    assert counters.refusal == ""
+    addresses = {"client": "10.83.0.1", "router": "10.83.0.2", "server": "10.83.0.3"}
+    for host, address in addresses.items():
+        net.at(host, lambda host=host, address=address: add_address(host, address))
+    # A bridge forwards once its ports are up, which takes a moment.
+    frame = b"\xff" * 6 + bytes.fromhex("02000000aa01 0800") + testing.udp(b"data")
+    send_through_bridge(net, frame, lambda: counters.read()["forward", -10]["any"] > 0)
+    for here, there in (("client", "server"), ("client", "router"), ("router", "client")):
+        converse(net, here, there, addresses[there])
+    check(counters.read(), asked, family="bridge")
+
+
+def add_address(host: str, address: str) -> None:
+    from pyroute2 import IPRoute
+
+    with IPRoute() as ip:
+        (index,) = ip.link_lookup(ifname="br0" if host == "router" else "to-router")
+        ip.addr("add", index=index, address=address, prefixlen=24)
+
+
+# Numbers of headers of IPv6 that lead to the next one, a packet that has one, and numbers that look like them.
+HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, NONE, DESTINATION, MOBILITY = 0, 43, 44, 51, 59, 60, 135
+UDP_NEXT = bytes([socket.IPPROTO_UDP, 0, 1, 4, 0, 0, 0, 0])  # 8 bytes, of which the options fill the rest
+HEADERS = {
+    HOP_BY_HOP: UDP_NEXT,
+    ROUTING: bytes([socket.IPPROTO_UDP, 0, 0, 0, 0, 0, 0, 0]),
+    FRAGMENT: bytes([socket.IPPROTO_UDP, 0, 0, 0, 0, 0, 0, 1]),
+    AUTHENTICATION: bytes([socket.IPPROTO_UDP, 4, *bytes(22)]),
+    NONE: b"",
+    DESTINATION: UDP_NEXT,
+    MOBILITY: bytes([NONE, 0, *bytes(6)]),
+}
+
+
+def test_protocols_that_ipv6_has_headers_for(net: Net) -> None:
+    """The kernel looks for the protocol behind them."""
+    if shutil.which("nft") is None:
+        cannot_run("nft is not installed")
+    rows = "".join(f'meta l4proto {number} counter comment "{number}"\n' for number in HEADERS)
+    text = f"table ip6 t {{\nchain c {{\ntype filter hook output priority 0;\ncounter\n{rows}}}\n}}\n"
+    with net.at("client", lambda: socket.socket(V6, socket.SOCK_RAW, socket.IPPROTO_RAW)) as sock:
+        assert net.at("client", lambda: subprocess.run(["nft", "-f", "-"], input=text, text=True)).returncode == 0
+        for number, header in HEADERS.items():
+            data = header + bytes(8)
+            addresses = b"".join(socket.inet_pton(V6, ADDRESS[host, V6]) for host in ("client", "server"))
+            packet = b"\x60\0\0\0" + len(data).to_bytes(2, "big") + bytes([number, 64]) + addresses + data
+            sock.sendto(packet, (ADDRESS["server", V6], 0))
+    listed = net.at("client", lambda: subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True)).stdout
+    counts = {int(row.split('"')[-2]): int(row.split("packets ")[1].split()[0])
+              for row in listed.splitlines() if "comment" in row}  # fmt: skip
+    assert {number: counts[number] == 0 for number in HEADERS} == {
+        number: is_refused(family="ip6", protocol=number) for number in HEADERS
+    }
+    for number in HEADERS:
+        assert not is_refused(family="ip", protocol=number)
+        assert not is_refused(protocol=number)
