@@ -234,10 +234,10 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             text = f"only {len(self.payload)} of the packet's {self.cap_len} bytes were copied"
             raise ArgumentError(f"{text}: what is missing would be cut off")
         payload, packet = self.payload, self._ip_packet()
-        ip = inet.ip(packet)
         if not packet:
             raise ArgumentError(f"not an IP packet (EtherType {self.hw_protocol:#06x}, {len(payload)} bytes)")
-        self._check_segments(packet)
+        if skbinfo := self._number(NFQA.SKB_INFO) or 0:
+            self._check_segments(packet)
         new = inet.rewrite(
             packet,
             data=data,
@@ -251,12 +251,14 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             ack=ack,
             flags=flags,
             window=window,
-            skbinfo=self.skbinfo,
+            skbinfo=skbinfo,
         )
-        if self.family != Family.BRIDGE or ip is None:
+        if self.family != Family.BRIDGE:
             return new
-        # The kernel drops a shorter one in silence if it has no right idea of where the transport header begins.
-        return payload[: len(payload) - len(packet)] + new + packet[ip.length :]
+        # What Ethernet padded stays as long: where VLAN tags misled the kernel about where the transport header is, it
+        # drops a shorter payload in silence.
+        ip = inet.ip(packet)
+        return payload[: len(payload) - len(packet)] + new + (packet[ip.length :] if ip else b"")
 
     def _check_segments(self, packet: bytes) -> None:
         """Refuse a new payload for a super-packet that comes in, and whose receivers want different checksums.
@@ -289,7 +291,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         """The bytes of a packet of scapy's, with lengths and checksums as the kernel wants them."""
         payload = scapys.build(theirs)
         packet = self._ip_packet(payload)
-        if SkbInfo.GSO not in self.skbinfo or not packet:
+        if not packet or SkbInfo.GSO not in self.skbinfo:
             return payload
         self._check_segments(packet)
         if len(payload) < len(self.payload):
@@ -350,7 +352,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         return len(self.payload) if length is None else length
 
     def _missing(self) -> int:
-        return max(self.cap_len - len(self.payload), 0)
+        length = self._number(NFQA.CAP_LEN)
+        return 0 if length is None else max(length - len(self.payload), 0)
 
     @property
     def truncated(self) -> bool:
