@@ -27,6 +27,10 @@ from .protocol.nfqnl import Command, CopyMode
 from .protocol.nfulnl import MAX_BUFFER_SIZE, MAX_TIMEOUT, MIN_BUFFER_SIZE, MSG_PACKET, NFULA, NFULA_TABLE, LogFlag
 from .stats import LogCounters, LogRow, LogStats, log_rows, own_row
 
+_EGRESS = 1  # hooks of the netdev and ARP families in which the payload begins with the link-layer header
+_ARP_OUT = 1
+_ETHERNET_HEADER = 14
+
 _read_header = compile_struct(nfulnl.packet_hdr).unpack_from
 _read_u16 = compile_struct(Int16ub).unpack_from
 _read_length_and_type = netlink.read_length_and_type
@@ -50,18 +54,6 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
     """
 
     __slots__ = ()
-
-    @classmethod
-    def from_bytes(cls, raw: bytes, name_of: Callable[[int], str | None] = lambda _: None) -> LogMessage:
-        """What a netlink message of the kernel's says, wherever it is from; ``name_of`` knows names of interfaces.
-
-        Raises DecodeError if it is too short to be one.
-        """
-        if len(raw) < BODY:
-            raise DecodeError(f"log message of {len(raw)} bytes has no room for its header", 0)
-        self = cls()
-        self.raw, self._name_of, self._layout = raw, name_of, None
-        return self
 
     def __copy__(self: Self) -> Self:
         return self  # which never changes
@@ -97,6 +89,14 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
     def hw_protocol(self) -> int:
         """EtherType (PACKET_HDR): 0x0800 for IPv4, 0x86DD for IPv6; behind a VLAN tag that of what is inside."""
         return self._header()[0]
+
+    def _link_layer_size(self) -> int:
+        family = self.family
+        if family == Family.NETDEV and self.hook == _EGRESS:
+            return len(self.l2header or b"")
+        if family == Family.ARP and self.hook == _ARP_OUT:
+            return _ETHERNET_HEADER  # ARP has no L2HDR
+        return 0
 
     def _header(self) -> tuple[int, int]:
         span = self._find(NFULA.PACKET_HDR)

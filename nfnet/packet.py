@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from . import inet, scapys
 from ._core.batching import ACCEPT, DROP, Decision, decide, decide_with
 from ._core.message import Message, Vlan, enum_member
 from .checks import check, check_flag
-from .errors import AlreadyDecidedError, ArgumentError
+from .errors import AlreadyDecidedError, ArgumentError, ClosedError
 from .protocol import nfqnl
 from .protocol.conntrack import CTA
 from .protocol.layout import compile_struct
@@ -28,9 +29,17 @@ from .protocol.nfqnl import (
 
 _LABELS_SIZE = 16
 _VERSION = {Family.IPV4: 4, Family.IPV6: 6}
+_OUTGOING = (Hook.FORWARD, Hook.OUTPUT, Hook.POSTROUTING)  # behind which super-packets are cut into segments
 _MIN_IPV6_PAYLOAD = 40  # the kernel wants room up to the transport header
 
 _read_header = compile_struct(nfqnl.packet_hdr).unpack_from
+
+
+_Packet = TypeVar("_Packet", bound="Packet")
+
+
+def _decide_nothing(packet: Packet) -> None:
+    raise ClosedError(f"packet {packet.id} was read from bytes: there is no queue that could decide it")
 
 
 class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
@@ -46,6 +55,13 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     _decision: Decision | None
     _decide: Callable[[Packet], None]
+
+    @classmethod
+    def from_bytes(cls: type[_Packet], raw: bytes, name_of: Callable[[int], str | None] = lambda _: None) -> _Packet:
+        """As `Message.from_bytes`. No queue waits for a verdict on the packet: giving one raises ClosedError."""
+        self = super().from_bytes(raw, name_of)
+        self._decision, self._decide = None, _decide_nothing
+        return self
 
     def _summary(self) -> str:
         hook = getattr(self.hook, "name", self.hook)
@@ -215,14 +231,22 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
             packet.accept(payload=packet.rewrite(data=b"other", destination="192.0.2.7"))
 
-        Also where the kernel has not finished the checksum yet (``Queue(gso=True)``).
-        Raises ArgumentError for what cannot be right, also if only the beginning of the packet was copied.
+        Also where the kernel has not finished the checksum yet (``Queue(gso=True)``). What stands before and behind the
+        IP packet in the bridge family, a second VLAN tag and the padding of Ethernet, stays.
+
+        Raises ArgumentError for what cannot be right, also if only the beginning of the packet was copied, and for
+        super-packets of anything but TCP on their way in: those can be rewritten in forward, output and postrouting.
         """
         if self.truncated:
             text = f"only {len(self.payload)} of the packet's {self.cap_len} bytes were copied"
             raise ArgumentError(f"{text}: what is missing would be cut off")
-        return inet.rewrite(
-            self.payload,
+        payload, packet = self.payload, self._ip_packet()
+        if not packet:
+            raise ArgumentError(f"not an IP packet (EtherType {self.hw_protocol:#06x}, {len(payload)} bytes)")
+        if skbinfo := self._number(NFQA.SKB_INFO) or 0:
+            self._check_segments(packet)
+        new = inet.rewrite(
+            packet,
             data=data,
             source=source,
             destination=destination,
@@ -234,6 +258,26 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             ack=ack,
             flags=flags,
             window=window,
+            skbinfo=skbinfo,
+        )
+        if self.family != Family.BRIDGE:
+            return new
+        # What Ethernet padded stays as long: where VLAN tags misled the kernel about where the transport header is, it
+        # drops a shorter payload in silence.
+        ip = inet.ip(packet)
+        return payload[: len(payload) - len(packet)] + new + (packet[ip.length :] if ip else b"")
+
+    def _check_segments(self, packet: bytes) -> None:
+        """Refuse a new payload for a super-packet that comes in, and whose receivers want different checksums.
+
+        A UDP socket with UDP_GRO gets the whole of it and checks that; others get its segments, each with a checksum
+        that the kernel makes from the begun one. A tunnel's has one inside that nobody can find.
+        """
+        if SkbInfo.GSO not in self.skbinfo or self.hook in _OUTGOING or inet.protocol(packet) == socket.IPPROTO_TCP:
+            return
+        raise ArgumentError(
+            "a super-packet of another protocol than TCP can be changed in forward, output and postrouting alone;"
+            " Queue(gso=False) gets its segments instead"
         )
 
     def _check_payload(self, payload: Any) -> bytes:
@@ -241,7 +285,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             if not scapys.may_begin(payload, ip=self.family in (Family.IPV4, Family.IPV6)):
                 text = f"payload begins with {payload.name}, and must begin with the network header"
                 raise ArgumentError(f"{text}: of a frame of scapy's that is behind the link layer, frame.payload")
-            payload = scapys.build(payload)
+            payload = self._build(payload)
         try:
             data = bytes(memoryview(payload))
         except TypeError:
@@ -264,6 +308,17 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             raise ArgumentError(f"{text}, from the network header on, without a link-layer header")
         if version == 4 and not 20 <= (data[0] & 15) * 4 <= len(data):
             raise ArgumentError(f"payload says that its IP header has {(data[0] & 15) * 4} of its {len(data)} bytes")
+
+    def _build(self, theirs: Any) -> bytes:
+        """The bytes of a packet of scapy's, with lengths and checksums as the kernel wants them."""
+        payload = scapys.build(theirs)
+        packet = self._ip_packet(payload)
+        if not packet or SkbInfo.GSO not in self.skbinfo:
+            return payload
+        self._check_segments(packet)
+        if len(payload) < len(self.payload):
+            raise ArgumentError("a super-packet cannot become shorter")
+        return payload[: len(payload) - len(packet)] + inet.rewrite(packet, skbinfo=self.skbinfo)
 
     def _link_layer(self, vlan: Vlan | None, l2header: bytes | None) -> list[tuple[int, bytes]]:
         if self.family != Family.BRIDGE:
@@ -317,6 +372,10 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         """The length of the packet in bytes, also where the payload is shorter (NFQA_CAP_LEN); 0 for META."""
         length = self._number(NFQA.CAP_LEN)
         return len(self.payload) if length is None else length
+
+    def _missing(self) -> int:
+        length = self._number(NFQA.CAP_LEN)
+        return 0 if length is None else max(length - len(self.payload), 0)
 
     @property
     def truncated(self) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from .errors import NfnetError
+from .inet.headers import IP_VERSIONS
 
+FRAME = 0x6558  # "transparent Ethernet bridging", the EtherType under which tunnels carry whole frames
 _COMPUTED = ("len", "plen", "ihl", "dataofs", "chksum", "cksum")
 
 
@@ -14,18 +16,29 @@ def is_scapy(value: object) -> bool:
     return any(kind.__module__ == "scapy.packet" for kind in type(value).__mro__)
 
 
-def parse(packet: bytes) -> Any:
-    """The packet as scapy sees it: ``IP`` or ``IPv6``, or ``Raw`` for what is neither.
+def parse(packet: bytes, ethertype: int) -> Any:
+    """What is behind a link-layer header with that EtherType, as scapy sees it.
+
+    ``IP``, ``IPv6``, ``ARP``, ``Dot1Q`` or ``Dot1AD``; ``Raw`` for anything else, for what is no IP packet although it
+    is said to be one, and for what scapy cannot read. `FRAME` stands for a frame that begins with its Ethernet header.
 
     Raises NfnetError if scapy is not installed.
     """
     try:
         from scapy.layers.inet import IP
         from scapy.layers.inet6 import IPv6
+        from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
         from scapy.packet import Raw
     except ImportError as error:
         raise NfnetError(f"scapy is needed for this: pip install 'nfnet[scapy]' ({error})") from error
-    return {4: IP, 6: IPv6}.get(packet[0] >> 4 if packet else 0, Raw)(packet)
+    layers = {0x0800: IP, 0x86DD: IPv6, 0x0806: ARP, 0x8100: Dot1Q, 0x88A8: Dot1AD, FRAME: Ether}
+    layer = layers.get(ethertype, Raw)
+    if ethertype in IP_VERSIONS and IP_VERSIONS[ethertype] != (packet[0] >> 4 if packet else 0):
+        layer = Raw
+    try:
+        return layer(packet)
+    except Exception:  # a cut header, for instance; scapy itself does the same in the layers behind the first
+        return Raw(packet)
 
 
 def may_begin(packet: Any, *, ip: bool) -> bool:

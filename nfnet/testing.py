@@ -98,19 +98,29 @@ def packet_message(
     *,
     number: int = 1,
     family: int | None = None,
+    hw_protocol: int | None = None,
     hook: int = Hook.OUTPUT,
     **attributes: Any,
 ) -> bytes:
-    """A packet of queue ``number``; keywords are names of NFQA members (``MARK=7``), ``payload`` None is META."""
+    """A packet of queue ``number``; keywords are names of NFQA members (``MARK=7``), ``payload`` None is META.
+
+    ``hw_protocol`` is the EtherType, by which a packet of the bridge family is IP or something else; if it is not given
+    the first byte of the payload decides.
+    """
     payload = None if payload is None else bytes(memoryview(payload))
     if family is None:
         family = 10 if payload and payload[0] >> 4 == 6 else 2
-    protocol = {2: 0x0800, 10: 0x86DD}.get(family, 0)
+    protocol = _ethertype(family, payload) if hw_protocol is None else hw_protocol
     values = {"PACKET_HDR": {"packet_id": packet_id, "hw_protocol": protocol, "hook": hook}, **attributes}
     data = _attributes(nfqnl.NFQA_TABLE, values)
     if payload is not None:  # the kernel does not pad the last one
         data += build_attribute(NFQA.PAYLOAD, payload)[: 4 + len(payload)]
     return nfnetlink.build_message(nfqnl.MSG_PACKET, number, data, family=family)
+
+
+def _ethertype(family: int, payload: bytes | None) -> int:
+    version = {2: 4, 10: 6}.get(family, payload[0] >> 4 if payload else 0)
+    return {4: 0x0800, 6: 0x86DD}.get(version, 0)
 
 
 def _attributes(table: nfnetlink.Table, values: dict[str, Any]) -> bytes:
@@ -127,6 +137,7 @@ def log_message(
     group: int = 5,
     prefix: str = "test",
     family: int | None = None,
+    hw_protocol: int | None = None,
     hook: int = Hook.INPUT,
     **attributes: Any,
 ) -> bytes:
@@ -134,7 +145,7 @@ def log_message(
     if family is None:
         family = 10 if payload and payload[0] >> 4 == 6 else 2
     text = prefix.encode("utf-8", "surrogateescape") + b"\0"
-    protocol = {2: 0x0800, 10: 0x86DD}.get(family, 0)
+    protocol = _ethertype(family, payload) if hw_protocol is None else hw_protocol
     values = {"PACKET_HDR": {"hw_protocol": protocol, "hook": hook}, "PREFIX": text, **attributes}
     if payload is not None:
         values["PAYLOAD"] = payload

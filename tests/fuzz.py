@@ -371,10 +371,12 @@ def reference(packet: bytes) -> tuple[Any, ...] | None:
             return None
         tos, length, _, field, ttl, protocol = struct.unpack_from("!xBHHHBB", packet)
         ends = (str(ipaddress.IPv4Address(packet[at : at + 4])) for at in (12, 16))
-        return (*ends, protocol, size, ttl, tos, length, bool(field & 0x3FFF), bool(field & 0x1FFF))
+        return (*ends, protocol, size, ttl, tos, length or len(packet), bool(field & 0x3FFF), bool(field & 0x1FFF))
     if len(packet) < 40 or packet[0] >> 4 != 6:
         return None
     word, length, protocol, ttl = struct.unpack_from("!IHBB", packet)
+    if not length and protocol != 59:  # no next header
+        length = jumbo(packet) if protocol == 0 else len(packet) - 40
     place, fragment, later = 40, False, False
     while protocol in (0, 43, 44, 60) and not later:
         if place + 8 > len(packet):
@@ -389,6 +391,20 @@ def reference(packet: bytes) -> tuple[Any, ...] | None:
         return None
     ends = (ipaddress.IPv6Address(packet[at : at + 16]) for at in (8, 24))
     return (*ends, protocol, place, ttl, word >> 20 & 0xFF, length + 40, fragment, later)
+
+
+def jumbo(packet: bytes) -> int:
+    """The length of what follows the header, if that says 0 and a hop-by-hop header is next (RFC 2675)."""
+    options = list(packet[42 : 48 + packet[41] * 8]) if len(packet) >= 48 else []
+    while options:
+        kind = options.pop(0)
+        if kind:
+            size = options.pop(0) if options else 0
+            value, options = bytes(options[:size]), options[size:]
+            if kind == 0xC2 and len(value) == size == 4:
+                said = int.from_bytes(value, "big")
+                return said if said > 0xFFFF else len(packet) - 40
+    return len(packet) - 40
 
 
 def read_inet(data: bytes, look: bool) -> None:
@@ -441,6 +457,8 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"destination": "192.0.2.9"},
     {"flags": 0x12, "ack": 7, "window": 0},
     {"tos": 0xFF},
+    {"ttl": 7, "skbinfo": 1},  # an unfinished checksum
+    {"destination_port": 5, "skbinfo": 3},  # and segments
 )
 
 
@@ -795,6 +813,9 @@ PACKETS += [
     TCP[:4] + b"\0\x2a\x2c" + TCP[7:40] + b"\x06\0\0\1\0\0\0\1" + TCP[40:],  # a first fragment
     TCP[:6] + b"\x00" + TCP[7:40] + b"\x3c\0\1\4\0\0\0\0\x06\0\xc9\4\0\0\0\0" + TCP[40:],  # extension headers
     b"\x46" + UDP[1:20] + b"\x83\x04\0\0" + UDP[20:],  # a source route
+    UDP[:2] + b"\0\0" + UDP[4:],  # as long as it is
+    TCP[:4] + b"\0\0" + TCP[6:],
+    TCP[:4] + b"\0\0\0" + TCP[7:40] + b"\x06\0\xc2\4\0\1\0\0" + TCP[40:],  # a jumbogram
 ]
 CONNECTION: dict[int, Any] = {
     1: {1: {1: bytes(4), 2: b"\1\2\3\4"}, 2: {1: 6, 2: 1, 3: 2}},
@@ -803,6 +824,7 @@ CONNECTION: dict[int, Any] = {
     **dict(zip((4, 5, 9), ({1: {1: 3}}, {1: b"ftp\0"}, {1: 1, 2: 1}))),
 }
 QUEUED += [
+    packet_message(8, UDP, family=7, hw_protocol=0x88A8, SKB_INFO=3),
     packet_message(5, UDP, CT=CONNECTION, CT_INFO=1, VLAN={1: 0x8100, 2: 5}, L2HDR=b"abcdef", CAP_LEN=99, number=1),
     packet_message(6, None, HWADDR={"length": 6, "address": bytes(8)}, SECCTX=b"a:b\0", UID=0, GID=0, PRIORITY=1),
     packet_message(7, TCP, TIMESTAMP={"seconds": 1 << 30, "microseconds": 5}, MARK=7, CGROUP_CLASSID=1, SKB_INFO=5),

@@ -400,11 +400,12 @@ def test_what_a_rule_or_a_packet_says_cannot_command_the_terminal() -> None:
 
 
 def test_lines_of_other_packets() -> None:
-    assert lines.contents(b"") == "0 bytes that are no IP packet"
-    assert lines.contents(testing.tcp(flags=0x12)) == "TCP 192.0.2.1.40000 > 192.0.2.2.80 [SYN.ACK] 40 bytes"
-    assert lines.contents(testing.udp(source="fd00::1", destination="fd00::2")).startswith(
-        "UDP fd00::1.40000 > fd00::2.9"
-    )
+    def contents(payload: bytes) -> str:
+        return lines.contents(LogMessage.from_bytes(testing.log_message(payload)))
+
+    assert contents(b"") == "0 bytes that are no IP packet"
+    assert contents(testing.tcp(flags=0x12)) == "TCP 192.0.2.1.40000 > 192.0.2.2.80 [SYN.ACK] 40 bytes"
+    assert contents(testing.udp(source="fd00::1", destination="fd00::2")).startswith("UDP fd00::1.40000 > fd00::2.9")
 
 
 def test_rules_in_words() -> None:

@@ -136,6 +136,38 @@ def test_flow_of_a_packet_that_ends_behind_its_ports() -> None:
     assert inet.udp(packet[:27]) is None
 
 
+def test_ports_behind_the_end_of_the_packet_are_none() -> None:
+    """Ethernet pads what is short, with whatever the sender likes."""
+    short4 = ipv4(17, b"")[:2] + (20).to_bytes(2, "big") + ipv4(17, b"")[4:]
+    short6 = ipv6(17, b"")[:4] + (3).to_bytes(2, "big") + ipv6(17, b"")[6:]
+    for packet, length in ((short4, 20), (short6, 43)):
+        flow, ip = inet.flow(packet), inet.ip(packet)
+        assert flow is not None
+        assert ip is not None
+        assert (flow.source_port, flow.destination_port, ip.length) == (None, None, length)
+        assert inet.udp(packet) is inet.transport(packet) is None
+
+
+def test_a_length_of_zero_in_ipv6() -> None:
+    """The kernel takes it for that of the whole packet behind any hop-by-hop header, with a jumbogram option or not."""
+    padding, jumbo = bytes([17, 0, 1, 4, 0, 0, 0, 0]), bytes([17, 0, 0xC2, 4, 0, 0, 0, 9])
+    for extension, first in ((b"", None), (padding, 0), (jumbo, 0)):  # a jumbogram has more than 65,535 bytes
+        packet = ipv6(17, b"data", extension, first)
+        packet = packet[:4] + b"\0\0" + packet[6:]
+        assert inet.udp(packet) == (1000, 2000, b"data")
+        assert inet.ip(packet).length == len(packet)  # type: ignore[union-attr]
+    nothing_follows = struct.pack("!IHBB", 6 << 28, 0, 59, 64) + bytes(range(32))
+    assert inet.ip(nothing_follows + bytes(6)).length == 40  # type: ignore[union-attr]
+    assert inet.rewrite(nothing_follows + bytes(6), ttl=9) == nothing_follows[:7] + b"\x09" + nothing_follows[8:]
+
+
+def test_a_packet_without_length_that_is_too_long_for_one_is_not_rewritten() -> None:
+    packet = ipv4(6, b"")[:2] + b"\0\0" + ipv4(6, b"")[4:]
+    assert inet.ip(inet.rewrite(packet + bytes(65535 - 40), ttl=1)).length == 65535  # type: ignore[union-attr]
+    with pytest.raises(ArgumentError, match="65536 bytes and may have 65535"):
+        inet.rewrite(packet + bytes(65536 - 40), ttl=1)
+
+
 def test_tiny_first_fragments_keep_their_size() -> None:
     for packet in (ipv4(6, b"", fragment=0x2000)[:28], ipv6(6, b"", bytes([6, 0, 0, 1]) + bytes(4), first=44)[:56]):
         packet = (

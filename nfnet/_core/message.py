@@ -9,20 +9,27 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from construct import Int32ub
 
 from .. import inet, scapys
-from ..protocol import nfqnl
+from ..errors import DecodeError
+from ..inet.headers import IP_VERSIONS, ip_in
+from ..protocol import netlink, nfqnl
 from ..protocol.conntrack import Conntrack, CtInfo
 from ..protocol.conntrack import parse as parse_conntrack
 from ..protocol.layout import Layout, Layouts, compile_struct
-from ..protocol.nfnetlink import BODY, Family, Table, nfgenmsg, parse_attributes
+from ..protocol.nfnetlink import BODY, Family, Table, parse_attributes
 from ..protocol.nfqnl import NFQA_VLAN
 from ..text import printable
 
 _Enum = TypeVar("_Enum", bound=int)
+_Message = TypeVar("_Message", bound="Message")
 
 _read_u32 = compile_struct(Int32ub).unpack_from
 _read_hwaddr = compile_struct(nfqnl.hwaddr).unpack_from
 _read_timestamp = compile_struct(nfqnl.timestamp).unpack_from
-_read_family = compile_struct(nfgenmsg, "family").unpack_from
+
+_FAMILY = netlink.HEADER_SIZE  # where nfgen_family is, the first byte of nfgenmsg
+# What the hooks of IPv4 and IPv6 get is that, also where older kernels leave hw_protocol 0.
+_ETHERTYPES = {int(Family.IPV4): 0x0800, int(Family.IPV6): 0x86DD}
+_VERSIONS = {family: IP_VERSIONS[ethertype] for family, ethertype in _ETHERTYPES.items()}
 
 
 class Recorded(bytes):
@@ -95,6 +102,18 @@ class Message:
             if name.isupper():
                 setattr(cls, name, int(kind[name[1:]]))
 
+    @classmethod
+    def from_bytes(cls: type[_Message], raw: bytes, name_of: Callable[[int], str | None] = lambda _: None) -> _Message:
+        """What a netlink message of the kernel's says, wherever it is from; ``name_of`` knows names of interfaces.
+
+        Raises DecodeError if it is too short to be one.
+        """
+        if len(raw) < BODY:
+            raise DecodeError(f"message of {len(raw)} bytes has no room for its header", 0)
+        self = cls()
+        self.raw, self._name_of, self._layout = raw, name_of, None
+        return self
+
     def __repr__(self) -> str:
         try:
             summary = self._summary()
@@ -131,6 +150,8 @@ class Message:
     def payload(self) -> bytes:
         """The packet (PAYLOAD), from its network header on, as much as the copy range allows; b"" for META.
 
+        In a log's families netdev (hook egress) and ARP (output) it begins with the link-layer header.
+
         A fresh copy each time: keep it in a variable.
         """
         raw = self.raw
@@ -143,42 +164,74 @@ class Message:
             self._layout = layout
         return raw[layout.payload]
 
+    def _ip_packet(self, payload: bytes | None = None) -> bytes:
+        """The payload, or another in its place, from its IP header on; b"" if that is none, whatever it looks like."""
+        packet = self.payload if payload is None else payload
+        version = _VERSIONS.get(self.raw[_FAMILY])
+        if packet and packet[0] >> 4 == version:
+            return packet
+        return b"" if version else ip_in(packet, self.hw_protocol, self._link_layer_size())
+
+    def _missing(self) -> int:
+        """How many bytes of the packet were not copied, if that is known."""
+        return 0
+
+    def _link_layer_size(self) -> int:
+        """How many bytes of link-layer header the payload begins with."""
+        return 0
+
+    @property
+    def hw_protocol(self) -> int:
+        """EtherType: 0x0800 for IPv4, 0x86DD for IPv6; behind a VLAN tag that of what is inside."""
+        raise NotImplementedError
+
     @property
     def ip(self) -> inet.Ip | None:
         """The IP header of the payload: version, source, destination, protocol, ttl, ...; None if there is none.
 
+        In the bridge family, and in a log's families ARP and netdev, `hw_protocol` decides whether there is one, behind
+        VLAN tags, too; what only looks like one is none.
+
         This and those below are read anew each time: keep them in a variable.
         """
-        return inet.ip(self.payload)
+        packet, missing = self._ip_packet(), self._missing()
+        return inet.ip(packet, len(packet) + missing if missing else None)
 
     @property
     def tcp(self) -> inet.Tcp | None:
         """The TCP header and what it carries: source_port, destination_port, flags, data, ..."""
-        return inet.tcp(self.payload)
+        return inet.tcp(self._ip_packet())
 
     @property
     def udp(self) -> inet.Udp | None:
         """The UDP header and what it carries: source_port, destination_port, data."""
-        return inet.udp(self.payload)
+        return inet.udp(self._ip_packet())
 
     @property
     def icmp(self) -> inet.Icmp | None:
         """The header of ICMP or ICMPv6 and what it carries: type, code, rest, data."""
-        return inet.icmp(self.payload)
+        return inet.icmp(self._ip_packet())
 
     @property
     def flow(self) -> inet.Flow | None:
         """The five-tuple: protocol, source, source_port, destination, destination_port."""
-        return inet.flow(self.payload)
+        return inet.flow(self._ip_packet())
 
     def scapy(self) -> Any:
-        """The payload as a packet of scapy's, which has to be installed (``pip install 'nfnet[scapy]'``)."""
-        return scapys.parse(self.payload)
+        """The payload as a packet of scapy's, which has to be installed (``pip install 'nfnet[scapy]'``).
+
+        It is ``IP`` or ``IPv6``; in the other families what `hw_protocol` says, ``ARP`` or ``Dot1Q``, for instance, or
+        ``Ether`` where the payload begins with the link-layer header; ``Raw`` for anything else.
+        """
+        ethertype = _ETHERTYPES.get(self.raw[_FAMILY])
+        if ethertype is None:
+            ethertype = scapys.FRAME if self._link_layer_size() else self.hw_protocol
+        return scapys.parse(self.payload, ethertype)
 
     @property
     def family(self) -> Family:
         """Whose hook the packet was in (``nfgen_family``): IPV4, IPV6, BRIDGE; logs also ARP and NETDEV."""
-        return enum_member(Family, _read_family(self.raw, BODY - nfgenmsg.sizeof())[0])
+        return enum_member(Family, self.raw[_FAMILY])
 
     @property
     def mark(self) -> int:

@@ -11,6 +11,8 @@ from typing import Any
 from .. import records
 from ..capture import MAGIC_SIZE, MAX_RECORD, LinkType, Record, is_capture, netfilter_datagram, scan
 from ..errors import CaptureError, DecodeError, strerror
+from ..log import LogMessage
+from ..packet import Packet
 from ..protocol import byteorder, netlink, nfqnl, nfulnl
 from ..protocol.layout import walk
 from ..protocol.nfnetlink import BODY, Attribute, Table, nfgenmsg
@@ -42,6 +44,7 @@ _TABLES: dict[int, tuple[str, Table]] = {
     nfulnl.MSG_PACKET: ("NFULNL_MSG_PACKET", nfulnl.NFULA_TABLE),
     nfulnl.MSG_CONFIG: ("NFULNL_MSG_CONFIG", nfulnl.NFULA_CFG_TABLE),
 }
+_MESSAGES: dict[int, type[Packet] | type[LogMessage]] = {nfqnl.MSG_PACKET: Packet, nfulnl.MSG_PACKET: LogMessage}
 
 
 def add_to(commands: Any) -> None:
@@ -147,10 +150,14 @@ def describe(datagram: bytes, size: int | None = None) -> Iterator[str]:
             fields = nfgenmsg.parse(message[netlink.HEADER_SIZE : BODY])
             text = f"nfgenmsg: family {fields.family}, queue or group {fields.resource}"
             yield _field(body, message[netlink.HEADER_SIZE : BODY], text)
-            yield from _attributes(message[BODY:], header.length - BODY, table, start + BODY, 1)
+            kind = _MESSAGES.get(header.type)
+            packet = None if kind is None else kind.from_bytes(message[: header.length])
+            yield from _attributes(message[BODY:], header.length - BODY, table, packet, start + BODY, 1)
 
 
-def _attributes(data: bytes, size: int, table: Table, offset: int, depth: int) -> Iterator[str]:
+def _attributes(
+    data: bytes, size: int, table: Table, packet: Packet | LogMessage | None, offset: int, depth: int
+) -> Iterator[str]:
     """The attributes in ``size`` bytes, of which ``data`` may be only the beginning."""
     for number, start, end in walk(data, 0, size, offset):
         row = table.get(number)
@@ -158,25 +165,26 @@ def _attributes(data: bytes, size: int, table: Table, offset: int, depth: int) -
         name = row.name if row is not None else f"attribute {number}"
         if row is not None and row.nested is not None:
             yield _field(offset + start - 4, data[start - 4 : start], f"{name}:", depth)
-            yield from _attributes(value, end - start, row.nested, offset + start, depth + 1)
+            yield from _attributes(value, end - start, row.nested, packet, offset + start, depth + 1)
         elif end > len(data):
             text = f"{name}: the first {len(value)} of {end - start} bytes"
             yield _field(offset + start - 4, data[start - 4 : end], text, depth)
         else:
-            yield _field(
-                offset + start - 4, data[start - 4 : end], f"{name}: {_said(row, value, offset + start)}", depth
-            )
+            said = _said(row, value, packet, offset + start)
+            yield _field(offset + start - 4, data[start - 4 : end], f"{name}: {said}", depth)
 
 
-def _said(row: Attribute | None, value: bytes, offset: int) -> str:
+def _said(row: Attribute | None, value: bytes, packet: Packet | LogMessage | None, offset: int) -> str:
     if row is None:
         return f"{len(value)} bytes that are not known here"
     try:
         parsed = row.parse(value, offset)
+        if row.name.endswith("_PAYLOAD"):
+            # A verdict does not say of what family its packet is.
+            text = f"if it is IP: {lines.contents_as_ip(value)}" if packet is None else lines.contents(packet)
+            return f"{len(value)} bytes, {text}"
     except DecodeError as error:
         return f"damaged: {error}"
-    if row.name.endswith("_PAYLOAD"):
-        return f"{len(value)} bytes, {lines.contents(value)}"
     if isinstance(parsed, bytes):
         return repr(parsed) if len(parsed) <= 2 * _WIDTH else f"{len(parsed)} bytes"
     if isinstance(parsed, list):

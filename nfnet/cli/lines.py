@@ -11,7 +11,10 @@ from typing import Any
 from .. import inet
 from ..log import LogMessage
 from ..packet import Packet
+from ..protocol.nfnetlink import Family
 from ..text import printable
+
+_IP = (Family.IPV4, Family.IPV6)
 
 
 def _when(
@@ -33,7 +36,7 @@ def line(message: Packet | LogMessage, note: str = "", *, recorded: bool = False
     when = _when(message, recorded)
     moment = "--:--:--" if when is None else when.strftime("%H:%M:%S.%f")
     way = printable(f"{message.indev_name or message.indev or '-'} > {message.outdev_name or message.outdev or '-'}")
-    words = [moment, way, contents(message.payload)]
+    words = [moment, way, contents(message)]
     if isinstance(message, LogMessage) and message.prefix:
         words.insert(1, printable(message.prefix.rstrip(" :")) + ":")
     if message.mark:
@@ -43,13 +46,25 @@ def line(message: Packet | LogMessage, note: str = "", *, recorded: bool = False
     return " ".join([*words, note] if note else words)
 
 
-def contents(payload: bytes) -> str:
-    """What an IP packet is."""
+def contents(message: Packet | LogMessage) -> str:
+    """What a packet is."""
+    ip, flow = message.ip, message.flow
+    if ip is None or flow is None:
+        behind = "" if message.family in _IP else f" (EtherType {message.hw_protocol:#06x})"
+        return f"{len(message.payload)} bytes that are no IP packet{behind}"
+    return _ip_contents(ip, flow, message.tcp, message.icmp)
+
+
+def contents_as_ip(payload: bytes) -> str:
+    """What bytes are that are known to be an IP packet."""
     ip, flow = inet.ip(payload), inet.flow(payload)
     if ip is None or flow is None:
-        return f"{len(payload)} bytes that are no IP packet"
+        return "no IP packet"
+    return _ip_contents(ip, flow, inet.tcp(payload), inet.icmp(payload))
+
+
+def _ip_contents(ip: inet.Ip, flow: inet.Flow, tcp: inet.Tcp | None, icmp: inet.Icmp | None) -> str:
     text = str(flow)
-    tcp, icmp = inet.tcp(payload), inet.icmp(payload)
     if tcp is not None:
         text += f" [{'.'.join(flag.name or '' for flag in inet.TcpFlag if flag in tcp.flags)}]"
     elif icmp is not None:
@@ -59,7 +74,7 @@ def contents(payload: bytes) -> str:
 
 def ecs(message: Packet | LogMessage, *, recorded: bool = False, **more: Any) -> str:
     """One line of JSON."""
-    ip, flow = inet.ip(message.payload), inet.flow(message.payload)
+    ip, flow = message.ip, message.flow
     found: dict[str, Any] = {}
     if (when := _when(message, recorded, datetime.timezone.utc)) is not None:
         found["@timestamp"] = when.isoformat().replace("+00:00", "Z")
@@ -81,6 +96,8 @@ def ecs(message: Packet | LogMessage, *, recorded: bool = False, **more: Any) ->
         nfnet["prefix"] = message.prefix.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     else:
         nfnet["id"] = message.id
+    if ip is None and message.family not in _IP:
+        nfnet["hw_protocol"] = message.hw_protocol
     found["nfnet"] = nfnet
     return json.dumps(found)
 

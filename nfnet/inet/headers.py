@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from enum import IntFlag
 from typing import NamedTuple
 
@@ -12,10 +13,15 @@ from ..protocol.layout import compile_struct
 
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION = 0, 43, 44, 60  # IPv6 extension headers
+_NO_NEXT_HEADER = 59
 _EXTENSIONS = frozenset((_HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION))
 _IPV4_FRAGMENT = 0x3FFF  # "more fragments" and the fragment offset
 _HOME_ADDRESS = 201  # a destination option, under which it covers another source
+_JUMBO_PAYLOAD = 0xC2  # a hop-by-hop option, the length of an IPv6 packet of more than 65,575 bytes (RFC 2675)
 _SOURCE_ROUTES = (131, 137)  # IPv4 options under which the checksum covers another destination than the header's
+IP_VERSIONS = {0x0800: 4, 0x86DD: 6}  # by EtherType
+_VLANS = frozenset((0x8100, 0x88A8))
+_VLAN_DEPTH = 8  # VLAN_MAX_DEPTH
 # By IP version, whose checksums are known here, and where they are in the header.
 CHECKSUM = {4: {ICMP: 2, TCP: 16, UDP: 6}, 6: {ICMPV6: 2, TCP: 16, UDP: 6}}
 
@@ -92,7 +98,7 @@ class Ip(NamedTuple):
     tos: int
     """Type of service, the traffic class of IPv6: DSCP and ECN."""
     length: int
-    """Of the whole packet in bytes, as the header says."""
+    """Of the whole packet in bytes, as the header says; see `ip` for where it says 0."""
     header: int
     fragment: bool
     """Whether it is a fragment; only the first one has the header of TCP, say."""
@@ -203,12 +209,41 @@ def _is_source_routed(options: bytes) -> bool:
 
 
 def _has_home_address(options: bytes) -> bool:
+    return any(kind == _HOME_ADDRESS for kind, _ in _options(options))
+
+
+def _options(options: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and data of the options in an IPv6 extension header; no data of one that is longer than the header."""
     place = 0
     while place < len(options):
-        if options[place] == _HOME_ADDRESS:
-            return True
-        place += 1 if options[place] == 0 else 2 + (options[place + 1] if place + 1 < len(options) else 0)
-    return False
+        size = 1 if options[place] == 0 else 2 + (options[place + 1] if place + 1 < len(options) else 0)
+        yield options[place], options[place + 2 : place + size] if place + size <= len(options) else b""
+        place += size
+
+
+def jumbo_length(packet: bytes) -> int | None:
+    """What the jumbo payload option of an IPv6 packet says, which counts if the header says 0; None without one."""
+    if packet[6] != _HOP_BY_HOP or len(packet) < 48:
+        return None
+    for kind, data in _options(packet[42 : 40 + (packet[41] + 1) * 8]):
+        if kind == _JUMBO_PAYLOAD and len(data) == 4:
+            return int.from_bytes(data, "big")
+    return None
+
+
+def ip_in(frame: bytes, ethertype: int, header: int = 0) -> bytes:
+    """The IP packet in a frame, also behind VLAN tags; b"" if there is none, whatever the bytes look like.
+
+    ``header`` bytes of it are the link-layer header, and ``ethertype`` is what the kernel calls the rest.
+    """
+    if header and ethertype in _VLANS:
+        ethertype = int.from_bytes(frame[header - 2 : header], "big")  # the tag may be in the header
+    frame = frame[header:]
+    for _ in range(_VLAN_DEPTH):
+        if ethertype not in _VLANS:
+            break
+        ethertype, frame = int.from_bytes(frame[2:4], "big"), frame[4:]
+    return frame if frame and frame[0] >> 4 == IP_VERSIONS.get(ethertype) else b""
 
 
 def protocol(packet: bytes) -> int | None:
@@ -220,19 +255,25 @@ def protocol(packet: bytes) -> int | None:
     return None if upper is None or (upper.protocol in _EXTENSIONS and packet[0] >> 4 == 6) else upper.protocol
 
 
-def ip(packet: bytes) -> Ip | None:
-    """The IP header."""
+def ip(packet: bytes, length: int | None = None) -> Ip | None:
+    """The IP header.
+
+    A length of 0 in it means "as long as the packet is": super-packets of more than 65,535 bytes look so (BIG TCP), and
+    packets that a machine captured before its network card wrote the length. ``length`` is how many bytes the packet
+    has, if only its beginning is here.
+    """
     upper = upper_of(packet)
     if upper is None or not upper.whole:
         return None
     if packet[0] >> 4 == 4:
-        _, tos, length, _, _, ttl, number, _, source, destination = _read_ipv4(packet)
+        _, tos, said, _, _, ttl, number, _, source, destination = _read_ipv4(packet)
         addresses = _inet_ntop(_AF_INET, source), _inet_ntop(_AF_INET, destination)
-        return Ip(4, *addresses, number, ttl, tos, length, upper.header, bool(upper.fragment))
-    first, length, _, ttl, source, destination = _read_ipv6(packet)
+        end = said or end_of(packet, length)
+        return Ip(4, *addresses, number, ttl, tos, end, upper.header, bool(upper.fragment))
+    first, said, _, ttl, source, destination = _read_ipv6(packet)
     addresses = _inet_ntop(_AF_INET6, source), _inet_ntop(_AF_INET6, destination)
-    tos = first >> 20 & 0xFF
-    return Ip(6, *addresses, upper.protocol, ttl, tos, 40 + length, upper.header, bool(upper.fragment))
+    tos, end = first >> 20 & 0xFF, 40 + said if said else end_of(packet, length)
+    return Ip(6, *addresses, upper.protocol, ttl, tos, end, upper.header, bool(upper.fragment))
 
 
 _WITH_PORTS = frozenset((TCP, UDP, 33, 132, 136))
@@ -241,15 +282,18 @@ _WITH_PORTS = frozenset((TCP, UDP, 33, 132, 136))
 def flow(packet: bytes) -> Flow | None:
     """The five-tuple of an IP packet."""
     size = len(packet)
-    if size >= 24 and packet[0] == 0x45 and not (packet[6] << 8 | packet[7]) & 0x1FFF:
-        number, header = packet[9], 20  # what most packets are, without the calls
+    # What most packets are, without the calls: nothing between IP header and ports, which are there by its length, too.
+    first = packet[0] if size >= 24 else 0
+    if first == 0x45 and not (packet[6] << 8 | packet[7]) & 0x1FFF and (packet[2] or packet[3] >= 24):
+        number, header = packet[9], 20
+    elif first >> 4 == 6 and size >= 44 and packet[6] in _WITH_PORTS and (packet[4] or packet[5] >= 4):
+        number, header = packet[6], 40
     else:
         upper = upper_of(packet)
         if upper is None or not upper.whole:
             return None
         number, header = upper.protocol, upper.header
-        if not upper.beginning:
-            size = 0
+        size = min(size, end_of(packet)) if upper.beginning else 0
     ports = _read_ports(packet, header) if number in _WITH_PORTS and size >= header + 4 else (None, None)
     if packet[0] >> 4 == 4:
         source, destination = _inet_ntop(_AF_INET, packet[12:16]), _inet_ntop(_AF_INET, packet[16:20])
@@ -317,8 +361,17 @@ def get_data(packet: bytes) -> bytes | None:
     return packet[where.data : end]
 
 
-def end_of(packet: bytes) -> int:
-    """Where the packet ends by its own header; link layers may have padded it."""
+def end_of(packet: bytes, length: int | None = None) -> int:
+    """Where the packet ends by its own header; link layers may have padded it.
+
+    Where the header says 0 it ends where the bytes do, or at ``length`` if they are only the beginning.
+    """
     if packet[0] >> 4 == 4:
-        return int.from_bytes(packet[2:4], "big")
-    return 40 + int.from_bytes(packet[4:6], "big")
+        said = int.from_bytes(packet[2:4], "big")
+    elif said := int.from_bytes(packet[4:6], "big"):
+        said += 40
+    elif packet[6] == _NO_NEXT_HEADER:
+        said = 40  # the header is all, and 0 the right length of the rest
+    elif (jumbo := jumbo_length(packet) or 0) > 0xFFFF:  # others are invalid
+        said = 40 + jumbo
+    return said or (len(packet) if length is None else length)

@@ -7,11 +7,14 @@ from ipaddress import IPv4Address, IPv6Address
 
 from ..checks import check
 from ..errors import ArgumentError
-from .headers import CHECKSUM, ICMP, SIZES, TCP, UDP, TcpFlag, end_of, upper_of, where_is
+from ..protocol.nfqnl import SkbInfo
+from .headers import CHECKSUM, ICMP, SIZES, TCP, UDP, TcpFlag, Upper, end_of, jumbo_length, upper_of, where_is
 
 Address = str | IPv4Address | IPv6Address
 
 _MAX_PACKET = 0xFFFF
+_CSUM_NOT_READY, _GSO = int(SkbInfo.CSUM_NOT_READY), int(SkbInfo.GSO)
+_REROUTED = "a packet that is routed by its own header cannot be given a checksum"
 # What may go to another address although nothing here mends it: addresses are in no checksum of theirs.
 _WITHOUT_ADDRESSES = frozenset((2, 4, 41, 47, 50, 132))  # IGMP, IPv4, IPv6, GRE, ESP, SCTP
 
@@ -44,6 +47,7 @@ def rewrite(
     ack: int | None = None,
     flags: TcpFlag | int | None = None,
     window: int | None = None,
+    skbinfo: SkbInfo | int = 0,
 ) -> bytes:
     """The same IP packet with some things changed; lengths and checksums are right, whatever they were before.
 
@@ -51,19 +55,29 @@ def rewrite(
     source, destination: addresses, of the packet's family.
     source_port, destination_port: of TCP and UDP. seq, ack, flags, window: of TCP.
     ttl, tos: of IP; hop limit and traffic class of IPv6.
+    skbinfo: what a queue with ``gso=True`` says of the packet (`Packet.skbinfo`); `Packet.rewrite` passes it. With
+        CSUM_NOT_READY the checksum is finished, whatever is changed: the kernel no longer does that once a packet's
+        bytes were replaced. With GSO the checksum of UDP becomes the sum of the pseudo-header, from which the kernel
+        computes the checksums of the segments.
 
     Of a fragment only what is in the IP header can be changed, and ports in the first one; addresses have to be changed
     in all of them. Mind TCP: a peer that gets more or fewer bytes than were sent will disagree about sequence numbers.
 
     Raises ArgumentError for what is no such packet, or not the whole of it, and for what cannot be made right: data of
     a fragment, addresses under a routing header or a protocol whose checksum is not known here, a packet of more than
-    65,535 bytes.
+    65,535 bytes, a jumbogram, an unfinished checksum in a tunnelled packet, and fewer data of a super-packet.
     """
+    state = check("skbinfo", skbinfo, 0, 0xFFFFFFFF)
+    segments, unfinished = bool(state & _GSO), bool(state & (_GSO | _CSUM_NOT_READY))
     upper = upper_of(packet)
     if upper is None or not upper.whole or end_of(packet) > len(packet) or end_of(packet) < upper.header:
         raise ArgumentError("not a whole IPv4 or IPv6 packet")
+    if packet[0] >> 4 == 6 and packet[4:6] == b"\0\0" and jumbo_length(packet) is not None:
+        raise ArgumentError("a jumbogram cannot be rewritten")
     if data is not None:
         data = bytes(memoryview(data))
+    if unfinished:
+        _check_unfinished(packet, upper, segments)
     number, header, checksums = upper.protocol, upper.header, CHECKSUM[packet[0] >> 4]
     new = bytearray(packet[: end_of(packet)])
     _set_ip(new, ttl, tos)
@@ -104,21 +118,47 @@ def rewrite(
     if data is not None and where is not None:
         if upper.fragment:
             raise ArgumentError("the data of a fragment cannot be replaced: its checksum covers all fragments")
-        if where.data + len(data) > _MAX_PACKET + (40 if new[0] >> 4 == 6 else 0):
-            raise ArgumentError(f"the packet would have {where.data + len(data)} bytes and may have {_MAX_PACKET}")
+        if segments and where.data + len(data) < len(new):
+            # The kernel drops, in silence, one that is no longer than a segment, and does not say how long those are.
+            raise ArgumentError("the data of a super-packet cannot become shorter")
         new[where.data :] = data
+    if len(new) > _MAX_PACKET + (40 if new[0] >> 4 == 6 else 0):
+        raise ArgumentError(f"the packet would have {len(new)} bytes and may have {_MAX_PACKET}")
 
+    changed = where is not None or _addresses(new) != old_addresses
     if upper.fragment:
         if upper.beginning:
             _adjust_checksum(new, number, header, old_addresses + old_header)
-    elif number in checksums and len(new) >= header + SIZES[number]:
-        changed = where is not None or _addresses(new) != old_addresses
-        if upper.rerouted and changed:
-            raise ArgumentError("a packet that is routed by its own header cannot be given a checksum")
+    elif upper.rerouted:
         if changed:
-            _set_checksum(new, number, header, data is not None)
+            raise ArgumentError(_REROUTED)
+        if unfinished and not segments:
+            _finish_checksum(new, number, header)
+    elif segments and number != TCP:
+        if number == UDP and old_header[6:] != b"\0\0":  # tunnels may have none
+            _set_checksum(new, number, header, data is not None, begun=True)
+    elif (changed or unfinished) and number in checksums and len(new) >= header + SIZES[number]:
+        _set_checksum(new, number, header, data is not None)
     _finish_ip(new)
     return bytes(new)
+
+
+def _check_unfinished(packet: bytes, upper: Upper, segments: bool) -> None:
+    """Refuse what the kernel has not finished, and nothing will if the packet's bytes are replaced."""
+    number, header = upper.protocol, upper.header
+    if upper.fragment:
+        raise ArgumentError("the checksum of a fragment cannot be finished: it covers all fragments")
+    if segments and number != TCP:
+        return  # the kernel makes the segments' checksums from the begun one, or from the packet inside
+    if segments and upper.rerouted:
+        raise ArgumentError(_REROUTED)
+    known = number in CHECKSUM[packet[0] >> 4] and len(packet) >= header + SIZES[number]
+    if not known or (number == UDP and not upper.rerouted and not _is_begun(packet, header)):
+        # SCTP's, or one in what a tunnel carries.
+        raise ArgumentError(
+            f"an unfinished checksum in a packet of protocol {number} that is not that of TCP, UDP or ICMP cannot be"
+            " finished: leave the packet as it is, or open the queue without gso"
+        )
 
 
 def _set_ip(packet: bytearray, ttl: int | None, tos: int | None) -> None:
@@ -145,7 +185,7 @@ def _set_address(packet: bytearray, name: str, address: Address, low: bool) -> N
     packet[start : start + size] = value
 
 
-def _addresses(packet: bytearray) -> bytes:
+def _addresses(packet: bytes | bytearray) -> bytes:
     return bytes(packet[12:20] if packet[0] >> 4 == 4 else packet[8:40])
 
 
@@ -159,8 +199,8 @@ def _finish_ip(packet: bytearray) -> None:
         packet[4:6] = (len(packet) - 40).to_bytes(2, "big")
 
 
-def _set_checksum(packet: bytearray, number: int, header: int, resized: bool) -> None:
-    """The checksum of the transport layer, and UDP's length."""
+def _set_checksum(packet: bytearray, number: int, header: int, resized: bool, begun: bool = False) -> None:
+    """The checksum of the transport layer, or what a begun one consists of, and UDP's length."""
     size = len(packet) - header
     if number == UDP:
         said = int.from_bytes(packet[header + 4 : header + 6], "big")
@@ -169,8 +209,28 @@ def _set_checksum(packet: bytearray, number: int, header: int, resized: bool) ->
         packet[header + 4 : header + 6] = size.to_bytes(2, "big")
     place = header + CHECKSUM[packet[0] >> 4][number]
     packet[place : place + 2] = b"\0\0"
-    pseudo_header = b"" if number == ICMP else _addresses(packet) + size.to_bytes(4, "big") + number.to_bytes(4, "big")
-    _put_checksum(packet, number, place, checksum(pseudo_header + bytes(packet[header : header + size])))
+    pseudo_header = b"" if number == ICMP else _pseudo_header(packet, size, number)
+    if begun:
+        packet[place : place + 2] = (~checksum(pseudo_header) & 0xFFFF).to_bytes(2, "big")
+    else:
+        _put_checksum(packet, number, place, checksum(pseudo_header + bytes(packet[header : header + size])))
+
+
+def _pseudo_header(packet: bytes | bytearray, size: int, number: int) -> bytes:
+    return _addresses(packet) + size.to_bytes(4, "big") + number.to_bytes(4, "big")
+
+
+def _is_begun(packet: bytes, header: int) -> bool:
+    """Whether a UDP checksum is no more than the sum of the pseudo-header, as the kernel leaves it to be finished."""
+    length, there = packet[header + 4 : header + 6], packet[header + 6 : header + 8]
+    size = int.from_bytes(length, "big") or end_of(packet) - header
+    begun = ~checksum(_pseudo_header(packet, size, UDP)) & 0xFFFF
+    return there != b"\0\0" and (int.from_bytes(there, "big") - begun) % 0xFFFF == 0
+
+
+def _finish_checksum(packet: bytearray, number: int, header: int) -> None:
+    """As the kernel does it: what is in the field already is the sum of the pseudo-header, whatever that was."""
+    _put_checksum(packet, number, header + CHECKSUM[packet[0] >> 4][number], checksum(bytes(packet[header:])))
 
 
 def _adjust_checksum(packet: bytearray, number: int, header: int, old: bytes) -> None:
