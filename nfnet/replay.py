@@ -319,20 +319,28 @@ class Replay(Transport, at_fork.AtFork):
         if delay <= 0:
             self._waiter.wake()
             return True
-        self._waiter.reset()
-        if self._timer is not None:
-            self._timer.put(None)  # this may be asked more often than something is due
-        self._timer = SimpleQueue()
-        # No `threading.Timer`, which has an Event: see `locks`.
-        _thread.start_new_thread(_later, (min(delay, _thread.TIMEOUT_MAX), self._timer, self._waiter.wake))
+        try:
+            self._waiter.reset()
+            if self._timer is not None:
+                self._timer.put(None)  # this may be asked more often than something is due
+            self._timer = SimpleQueue()
+            # No `threading.Timer`, which has an Event: see `locks`.
+            _thread.start_new_thread(_later, (min(delay, _thread.TIMEOUT_MAX), self._timer, self._waiter.wake))
+        except BaseException:  # Ctrl-C came before there was a thread that would wake whoever waits
+            self._waiter.wake()
+            raise
         return False
 
     def _wait_for_more(self) -> None:
         """The pipe is empty; `_go_on` when it is not any more."""
-        self._waiter.reset()
-        self._empty = True
-        with suppress(FileExistsError):  # an exception came before `_empty` was reset
-            self._waiter.watch(self._file.fileno())
+        try:
+            self._waiter.reset()
+            self._empty = True
+            with suppress(FileExistsError):  # an exception came before `_empty` was reset
+                self._waiter.watch(self._file.fileno())
+        except BaseException:  # Ctrl-C came before the pipe was watched
+            self._waiter.wake()
+            raise
 
     def _go_on(self) -> None:
         with suppress(FileNotFoundError):
