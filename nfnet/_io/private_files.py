@@ -225,12 +225,13 @@ def _refuse_unsafe(directory: int) -> None:
         )
     with ExitStack() as stack:
         while True:
-            directory = os.open("..", _LOOK, dir_fd=directory)
-            stack.callback(os.close, directory)
-            child, status = status, os.fstat(directory)
+            parent = os.open("..", _LOOK, dir_fd=directory)
+            stack.callback(os.close, parent)
+            child, status = status, os.fstat(parent)
             if os.path.samestat(child, status):  # "/"
                 return
             if _others_may_rename(status):
-                what = os.readlink(f"/proc/self/fd/{directory}")
+                what = os.readlink(f"/proc/self/fd/{parent}")
                 text = f"others may put another directory in the place of the one in {printable(what)}"
                 raise PermissionError(errno.EACCES, f"{text}, and SQLite would use that")
+            directory = parent  # no condition at the end of a loop: see `locks`
