@@ -59,7 +59,7 @@ def rewrite(
     a fragment, addresses under a routing header or a protocol whose checksum is not known here, a packet of more than
     65,535 bytes.
     """
-    upper = upper_of(packet)
+    upper = upper_of(packet, routing=True)
     if upper is None or not upper.whole or end_of(packet) > len(packet) or end_of(packet) < upper.header:
         raise ArgumentError("not a whole IPv4 or IPv6 packet")
     if data is not None:
