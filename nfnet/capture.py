@@ -10,7 +10,7 @@ import io
 import os
 import struct
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -84,13 +84,29 @@ class _Schemas(NamedTuple):
     option: Any
     read_option: Any  # the same, fast
     length: Any
+    # For each packet: a record of pcap; an enhanced packet block of pcapng from its type to its lengths; and what else
+    # a block has.
+    pack_pcap_record: Callable[..., bytes]
+    pack_enhanced_packet: Callable[..., bytes]
+    pack_option: Callable[..., bytes]
+    pack_length: Callable[..., bytes]
 
 
 def _schemas(order: ByteOrder) -> _Schemas:
     little = order == "little"
     u16, u32 = (Int16ul, Int32ul) if little else (Int16ub, Int32ub)
     s64 = Int64sl if little else Int64sb
+    pcap_record = Struct("seconds" / u32, "fraction" / u32, "length" / u32, "original_length" / u32)
+    block_header = Struct("type" / u32, "length" / u32)
+    enhanced_packet = Struct(
+        "interface" / u32, "time_high" / u32, "time_low" / u32, "length" / u32, "original_length" / u32
+    )
     option = Struct("code" / u16, "length" / u16)
+
+    def compiled(*schemas: Any) -> struct.Struct:
+        fields = "".join(compile_struct(schema).format[1:] for schema in schemas)
+        return struct.Struct(("<" if little else ">") + fields)
+
     return _Schemas(
         order,
         pcap_header=Struct(
@@ -101,8 +117,8 @@ def _schemas(order: ByteOrder) -> _Schemas:
             "snaplen" / Default(u32, MAX_RECORD),
             "link_type" / u32,  # the upper bits say how long the frame check sequence is
         ),
-        pcap_record=Struct("seconds" / u32, "fraction" / u32, "length" / u32, "original_length" / u32),
-        block_header=Struct("type" / u32, "length" / u32),
+        pcap_record=pcap_record,
+        block_header=block_header,
         section_header=Struct(
             "magic" / Const(_BYTE_ORDER_MAGIC, u32),
             "major" / Const(1, u16),
@@ -110,13 +126,15 @@ def _schemas(order: ByteOrder) -> _Schemas:
             "section_length" / Default(s64, -1),
         ),
         interface=Struct("link_type" / u16, Padding(2), "snaplen" / Default(u32, 0)),
-        enhanced_packet=Struct(
-            "interface" / u32, "time_high" / u32, "time_low" / u32, "length" / u32, "original_length" / u32
-        ),
+        enhanced_packet=enhanced_packet,
         simple_packet=Struct("original_length" / u32),
         option=option,
-        read_option=struct.Struct(("<" if little else ">") + compile_struct(option).format[1:]).unpack_from,
+        read_option=compiled(option).unpack_from,
         length=u32,
+        pack_pcap_record=compiled(pcap_record).pack,
+        pack_enhanced_packet=compiled(block_header, enhanced_packet).pack,
+        pack_option=compiled(option).pack,
+        pack_length=compiled(u32).pack,
     )
 
 
@@ -124,6 +142,7 @@ _BYTE_ORDER_MAGIC = 0x1A2B3C4D
 _SECTION, _INTERFACE, _SIMPLE, _ENHANCED = 0x0A0D0D0A, 1, 3, 6
 _END, _COMMENT, _FLAGS, _TSRESOL, _TSOFFSET = 0, 1, 2, 9, 14
 _SCHEMAS: dict[ByteOrder, _Schemas] = {"little": _schemas("little"), "big": _schemas("big")}
+_ENHANCED_SIZE = 32  # of an enhanced packet block without the packet and its options
 _MICROSECONDS, _NANOSECONDS = 0xA1B2C3D4, 0xA1B23C4D
 
 # What stands before a netlink datagram (LINKTYPE_NETLINK), in network byte order.
@@ -360,21 +379,17 @@ class Writer:
         """Append a record; the comment goes into pcapng alone."""
         length = len(data) if original_length is None else original_length
         if self._pcapng:
-            fields = {
-                "interface": 0,
-                "time_high": time_ns >> 32,
-                "time_low": time_ns & 0xFFFFFFFF,
-                "length": len(data),
-                "original_length": length,
-            }
-            options = b""
+            body = _padded(data)
             if comment:
-                options = self._option(_COMMENT, comment.encode("utf-8", "replace")) + self._option(_END, b"")
-            self._block(_ENHANCED, self._schemas.enhanced_packet.build(fields) + _padded(data) + options)
+                body += self._option(_COMMENT, comment.encode("utf-8", "replace")) + self._option(_END, b"")
+            size = _ENHANCED_SIZE + len(body)
+            head = self._schemas.pack_enhanced_packet(
+                _ENHANCED, size, 0, time_ns >> 32, time_ns & 0xFFFFFFFF, len(data), length
+            )
+            self._stream.write(head + body + self._schemas.pack_length(size))
         else:
             seconds, fraction = divmod(time_ns, 1_000_000_000)
-            record = {"seconds": seconds, "fraction": fraction, "length": len(data), "original_length": length}
-            self._stream.write(self._schemas.pcap_record.build(record) + data)
+            self._stream.write(self._schemas.pack_pcap_record(seconds, fraction, len(data), length) + data)
 
     def flush(self) -> None:
         """Put everything on its way to the disk."""
@@ -385,7 +400,7 @@ class Writer:
         self._stream.close()
 
     def _option(self, code: int, value: bytes) -> bytes:
-        return bytes(self._schemas.option.build({"code": code, "length": len(value)})) + _padded(value)
+        return self._schemas.pack_option(code, len(value)) + _padded(value)
 
     def _block(self, kind: int, body: bytes) -> None:
         length = len(body) + 12

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from construct import Int32ub
 
 from .. import inet, scapys
-from ..protocol import nfqnl
+from ..protocol import netlink, nfqnl
 from ..protocol.conntrack import Conntrack, CtInfo
 from ..protocol.conntrack import parse as parse_conntrack
 from ..protocol.layout import Layout, Layouts, compile_struct
-from ..protocol.nfnetlink import BODY, Family, Table, nfgenmsg, parse_attributes
+from ..protocol.nfnetlink import BODY, Family, Table, parse_attributes
 from ..protocol.nfqnl import NFQA_VLAN
 from ..text import printable
 
@@ -22,7 +22,9 @@ _Enum = TypeVar("_Enum", bound=int)
 _read_u32 = compile_struct(Int32ub).unpack_from
 _read_hwaddr = compile_struct(nfqnl.hwaddr).unpack_from
 _read_timestamp = compile_struct(nfqnl.timestamp).unpack_from
-_read_family = compile_struct(nfgenmsg, "family").unpack_from
+
+FAMILY = netlink.HEADER_SIZE
+"""Where nfgen_family is, the first byte of struct nfgenmsg."""
 
 
 class Vlan(NamedTuple):
@@ -166,7 +168,7 @@ class Message:
     @property
     def family(self) -> Family:
         """Whose hook the packet was in (``nfgen_family``): IPV4, IPV6, BRIDGE; logs also ARP and NETDEV."""
-        return enum_member(Family, _read_family(self.raw, BODY - nfgenmsg.sizeof())[0])
+        return enum_member(Family, self.raw[FAMILY])
 
     @property
     def mark(self) -> int:
