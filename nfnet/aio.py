@@ -13,7 +13,8 @@ import asyncio
 import inspect
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from ._core.async_reader import AsyncReader, Session
@@ -39,6 +40,38 @@ class _Queue(Queue):
         else:
             super()._leave_undecided(binding, packet)
 
+    def collect(self, may_wait: Callable[[], bool]) -> None:
+        """Let verdicts on pending packets leave together, while ``may_wait`` says so."""
+        self._bound().ledger.may_wait = may_wait
+
+    def begin_tasks(self) -> QueueBinding:
+        """From now on packets are in the hands of tasks."""
+        self.in_tasks = self._bound()
+        return self.in_tasks
+
+    def send_each(self, packet: Packet) -> None:
+        """Those given so far leave now; that of this packet, if it has none yet, by itself. So nothing need tick."""
+        if (binding := self._binding) is not None:
+            binding.ledger.decide_each([packet])
+            binding.ledger.flush()
+
+    async def decide(
+        self, handler: Callable[[Packet], Any], packet: Packet, binding: QueueBinding, session: Session
+    ) -> None:
+        """Let an async handler decide a packet; what it leaves undecided is for the policy."""
+        try:
+            await handler(packet)
+        except (Exception, asyncio.CancelledError) as error:
+            if session.cancelling:
+                raise
+            if binding.finished and isinstance(error, (ClosedError, AlreadyDecidedError)):
+                return  # closed while the handler was at work
+            if self._on_error == "raise":
+                raise
+            self._handler_failed(packet)
+        if packet.decided is None and self._undecided != "pending":
+            apply_policy(self._undecided, packet)
+
 
 AsyncHandler = Callable[[Packet], Awaitable[object]]
 
@@ -61,22 +94,12 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
     async def open(self) -> None:
         """Bind. Raises as `Queue.open`."""
         await super().open()
-        self._reader._bound().ledger.may_wait = self._flush_soon
+        self._reader.collect(self._flush_soon)
 
     _has_verdicts = True
 
     def _body_waits(self, packet: Packet) -> None:
-        if (binding := self._reader._binding) is not None:
-            # Those given so far leave now; that of this packet, if it has none yet, by itself. So nothing need tick.
-            if packet._decision is None:
-                packet._decide = binding.ledger.decide_now
-            self._reader.flush()
-
-    def _waiting(self) -> Generator[Packet, None, None]:
-        return self._reader._items(block=False)
-
-    def _process(self, handler: Callable[[Packet], object]) -> int:
-        return self._reader.process(handler)
+        self._reader.send_each(packet)
 
     async def run(self, handler: AsyncHandler | Callable[[Packet], object], concurrency: int = 100) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
@@ -110,8 +133,8 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
             session.wake_up()
 
         with self._reading() as session:
-            loop, binding = session.running_loop(), self._reader._bound()
-            self._reader.in_tasks, session.cancelling = binding, False
+            loop, binding = session.running_loop(), self._reader.begin_tasks()
+            session.cancelling = False
             try:
                 while self._may_go_on(session) and not errors:
                     room = concurrency - len(tasks)
@@ -120,7 +143,7 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
                         packets = self._waiting()
                         try:
                             for packet in packets:
-                                task = _start(loop, self._decide(handler, packet, binding, session))
+                                task = _start(loop, self._reader.decide(handler, packet, binding, session))
                                 tasks[task] = packet
                                 if task.done():
                                     ended(task)
@@ -159,26 +182,11 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
                         text = "queue %d: the handler failed on packet %d, too"
                         _log.error(text, self.num, packet.id, exc_info=error)
 
-    async def _decide(
-        self, handler: Callable[[Packet], Any], packet: Packet, binding: QueueBinding, session: Session
-    ) -> None:
-        try:
-            await handler(packet)
-        except (Exception, asyncio.CancelledError) as error:
-            if session.cancelling:
-                raise
-            if binding.finished and isinstance(error, (ClosedError, AlreadyDecidedError)):
-                return  # closed while the handler was at work
-            if self._reader._on_error == "raise":
-                raise
-            self._reader._handler_failed(packet)
-        if packet.decided is None and self._reader._undecided != "pending":
-            apply_policy(self._reader._undecided, packet)
-
     def _flush(self, session: Session) -> None:
         session.flushing = None
-        if session is self._session and self._reader._binding is not None:
-            self._reader.flush()
+        if session is self._session:
+            with suppress(ClosedError):
+                self._reader.flush()
 
     def _flush_soon(self) -> bool:
         """Whether a verdict on a pending packet can wait for others: till the loop has been through once."""
@@ -242,12 +250,6 @@ class AsyncLog(AsyncReader[Log, LogMessage]):
 
     def __repr__(self) -> str:
         return "<Async" + repr(self._reader)[1:]
-
-    def _waiting(self) -> Generator[LogMessage, None, None]:
-        return self._reader._items(block=False)
-
-    def _process(self, handler: Callable[[LogMessage], object]) -> int:
-        return self._reader.process(handler)
 
     async def run(self, handler: Callable[[LogMessage], Any]) -> None:
         """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-import weakref
 from collections.abc import Callable, Iterator
 from enum import IntEnum
 from pathlib import Path
@@ -29,7 +28,8 @@ from construct import (
     Struct,
 )
 
-from ._io.private_files import create, empty, unlock
+from ._io import at_fork
+from ._io.private_files import create, empty, lock, unlock
 from .errors import CaptureError
 from .protocol import byteorder
 from .protocol.layout import compile_struct
@@ -351,13 +351,15 @@ class Writer:
     """
 
     def __init__(self, path: str | os.PathLike[str], link_type: LinkType, *, begin: bool = True) -> None:
-        self._file = _LockedFile(create(path, lock=True), "w")
+        # First an object that has the file, then the lock: if a signal handler raises here, it lets go of both.
+        self._file = _LockedFile(os.fspath(path), "w", opener=lambda name, flags: create(name))
         self._stream: BinaryIO = io.BufferedWriter(self._file, 1 << 16)
         self._pcapng = Path(os.fspath(path)).suffix != ".pcap"
         self._schemas = _SCHEMAS[HOST]
         self._link_type = link_type
-        _open_files.add(self._file)
+        at_fork.register(self._file)
         try:
+            lock(self._file.fileno(), path)
             if begin:
                 self.begin()
         except BaseException:
@@ -408,7 +410,7 @@ class Writer:
         self._stream.write(head + body + self._schemas.length.build(length))
 
 
-class _LockedFile(io.FileIO):
+class _LockedFile(io.FileIO, at_fork.AtFork):
     """A file of which this process is the only writer."""
 
     def close(self) -> None:
@@ -416,17 +418,9 @@ class _LockedFile(io.FileIO):
             unlock(self.fileno())
         super().close()
 
-
-_open_files: weakref.WeakSet[_LockedFile] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    """A child neither keeps the lock nor writes, as it ends, what its parent has in its buffer and will write."""
-    for file in list(_open_files):
-        io.FileIO.close(file)
-
-
-os.register_at_fork(after_in_child=_after_fork)
+    def after_fork(self) -> None:
+        # A child neither keeps the lock nor writes, as it ends, what its parent has in its buffer and will write.
+        io.FileIO.close(self)
 
 
 def _padded(data: bytes) -> bytes:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import operator
+from functools import partial
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
+from types import CoroutineType
 
 from .errors import ArgumentError, ArgumentTypeError
 
@@ -45,3 +48,30 @@ def check_flag(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise wrong_type(name, value, "True or False")
     return value
+
+
+def check_handler(handler: object, remedy: str) -> None:
+    """Raises ArgumentTypeError for what cannot be called, and for async and generator functions.
+
+    A call of those runs nothing of them. ``remedy`` is what to do with an async one.
+    """
+    if not callable(handler):
+        raise wrong_type("the handler", handler, "callable")
+    while isinstance(handler, partial):
+        handler = handler.func
+    # As inspect.iscoroutinefunction does, which takes ten times as long: `process` may be called for every packet.
+    code = getattr(handler, "__code__", None) or getattr(type(handler).__call__, "__code__", None)
+    flags = getattr(code, "co_flags", 0)
+    if not isinstance(flags, int) or not flags & (CO_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR):
+        return
+    name = getattr(handler, "__qualname__", type(handler).__qualname__)
+    if flags & CO_COROUTINE:
+        raise ArgumentTypeError(f"the handler {name} is an async function, which nobody would await: {remedy}")
+    raise ArgumentTypeError(f"the handler {name} has a yield in it, so that a call runs nothing: it must be a function")
+
+
+def check_result(result: object, remedy: str) -> None:
+    """Raises ArgumentTypeError if a handler returned a coroutine, as a lambda around an async function does."""
+    if isinstance(result, CoroutineType):
+        result.close()  # else Python would warn of it, too
+        raise ArgumentTypeError(f"the handler returned a coroutine, which nobody awaits: {remedy}")

@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from copy import copy
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import length_hint
-from typing import Literal
+from typing import Literal, TypeVar
 
 from construct import Int16ub
 
 from ._core.bind import Request
 from ._core.binding import Binding
-from ._core.loss import Loss
 from ._core.message import Message, enum_member
 from ._core.reader import Reader
 from ._io.netlink_socket import MAX_DATAGRAM
 from ._io.transport import Transport
-from .checks import check, check_choice, check_flag, shown
+from .checks import check, check_choice, check_flag, check_result, shown
 from .errors import ArgumentError, DecodeError
 from .netns import Netns
 from .protocol import netlink, nfulnl
@@ -31,6 +30,8 @@ from .stats import LogCounters, LogRow, LogStats, log_rows, own_row
 _read_header = compile_struct(nfulnl.packet_hdr).unpack_from
 _read_u16 = compile_struct(Int16ub).unpack_from
 _read_length_and_type = netlink.read_length_and_type
+
+Self = TypeVar("Self", bound="LogMessage")
 
 
 @lru_cache(256)
@@ -61,6 +62,17 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         self = cls()
         self.raw, self._name_of, self._layout = raw, name_of, None
         return self
+
+    def __copy__(self: Self) -> Self:
+        return self  # which never changes
+
+    def __deepcopy__(self: Self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., LogMessage], tuple[bytes, Callable[[int], str | None]]]:
+        """For `pickle`, which keeps the names that its interfaces have now."""
+        indexes = {self.indev, self.outdev, self.physindev, self.physoutdev} - {None}
+        return type(self).from_bytes, (self.raw, {index: self._name(index) for index in indexes}.get)
 
     def _summary(self) -> str:
         hook = getattr(self.hook, "name", self.hook)
@@ -118,14 +130,22 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
 Handler = Callable[[LogMessage], object]
 
 
-class LogBinding(Binding[LogMessage]):
+class LogBinding(Binding[LogMessage, LogRow]):
     """A log group while it is bound; with the next binding sequence numbers begin at 0 again."""
 
     drain = 16  # of up to 256 KiB each
+    what = "messages"
 
-    def __init__(self, group: int, transport: Transport, on_overrun: str, sequence: bool) -> None:
-        super().__init__(transport)
-        self._loss = Loss(f"log group {group}", "messages", on_overrun, transport)
+    def __init__(
+        self,
+        group: int,
+        transport: Transport,
+        on_overrun: str,
+        find_row: Callable[[], LogRow | None],
+        *,
+        sequence: bool,
+    ) -> None:
+        super().__init__(f"log group {group}", transport, on_overrun, find_row)
         self._sequence = sequence
         self._count = 0
         # They begin at 0 in the kernel, and anywhere in a recording.
@@ -186,11 +206,7 @@ class LogBinding(Binding[LogMessage]):
         self._next_seq = (last + 1) & 0xFFFFFFFF
         if not 0 < lost < 0x80000000:  # beyond that it went back: recordings, one behind the other
             return
-        if not self.shared:  # else the other process may have read them
-            self._loss.report(self._loss.lost + lost)
-
-    def _overrun(self) -> None:
-        self._loss.overrun()
+        self.count_lost(lost)
 
     def taken(self) -> int:
         return self._count - length_hint(self.ready)
@@ -199,8 +215,8 @@ class LogBinding(Binding[LogMessage]):
         """What happened so far."""
         return LogCounters(
             received=self._count,
-            lost=self._loss.lost if self._sequence else None,
-            overruns=self._loss.overruns,
+            lost=self.loss.total if self._sequence else None,
+            overruns=self.overruns,
             malformed=self.malformed,
         )
 
@@ -221,11 +237,12 @@ class Log(Reader[LogBinding, LogMessage]):
     buffer_size: how many bytes it may collect, 4,096 to 131,072; its default is a little less than 4,096. It rounds
         that up, so datagrams may be twice as large; all of it is read.
     rcvbuf: size of the socket's receive buffer in bytes, as the kernel counts, 8 MiB if not given. Outside the
-        initial user namespace net.core.rmem_max limits it. What was granted is the attribute ``rcvbuf``.
+        initial user namespace net.core.rmem_max limits it, with a warning. What was granted is the attribute
+        ``rcvbuf``.
     sequence, global_sequence: ask for sequence numbers, within the group and among all groups of the namespace. With
         ``sequence`` lost messages are counted.
     conntrack: ask for connection tracking entries.
-    on_overrun: what to do when messages were lost: "count" (which takes ``sequence``) and log a warning now and then,
+    on_overrun: what to do when messages were lost: "count" (which takes ``sequence``) and log warnings now and then,
         "raise" OverrunError out of the loop, or "ignore": count in silence.
     netns: the network namespace to work in: the name of one in /run/netns, a path, an open file, or
         the file descriptor of one (an int). It must stay open as long as the log is used.
@@ -283,9 +300,11 @@ class Log(Reader[LogBinding, LogMessage]):
         )
 
     _module = "nfnetlink_log"
+    _remedy = "use AsyncLog, whose run awaits it"
 
     def _make_binding(self, transport: Transport) -> LogBinding:
-        return LogBinding(self.group, transport, self._on_overrun, LogFlag.SEQ in self._flags)
+        find_row = partial(own_row, log_rows, self.group, self._netns)
+        return LogBinding(self.group, transport, self._on_overrun, find_row, sequence=LogFlag.SEQ in self._flags)
 
     def _bind_request(self, seq: int) -> bytes:
         return nfulnl.config(
@@ -314,10 +333,11 @@ class Log(Reader[LogBinding, LogMessage]):
     def run(self, handler: Handler) -> None:
         """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.
 
-        Then `run` may be called again and goes on with the next message.
+        Then `run` may be called again and goes on with the next message. The handler is a plain function; for async
+        ones there is `AsyncLog`.
 
-        Raises OverrunError (``on_overrun="raise"``), DecodeError for a datagram that is no log message (those after
-        it still come), BusyReadingError, ClosedError, KernelError.
+        Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), DecodeError for a datagram that is
+        no log message (those after it still come), BusyReadingError, ClosedError, KernelError.
         """
         self._drive(handler, block=True)
 
@@ -329,6 +349,14 @@ class Log(Reader[LogBinding, LogMessage]):
         """
         return self._take() if handler is None else self._drive(handler, block=False)
 
+    def _hand_out(self, binding: LogBinding, portion: Iterator[LogMessage], handler: Handler) -> None:
+        result: object = None
+        for message in portion:
+            result = handler(message)
+            if self._stopping:
+                break
+        check_result(result, self._remedy)  # once a portion, of which the first is one message: that costs nothing
+
     @property
     def counters(self) -> LogCounters:
         """What happened since the log was opened; what had happened by the end, after it was closed."""
@@ -336,8 +364,8 @@ class Log(Reader[LogBinding, LogMessage]):
 
     def stats(self) -> LogStats:
         """The counters beside the kernel's own row about this group, if it is open and the row may be read."""
-        row = None if self._binding is None else self._row()
-        return LogStats(self.counters, row)
+        binding = self._binding
+        return LogStats(self.counters, None if binding is None else binding.row())
 
 
 def _centiseconds(timeout: float) -> int:

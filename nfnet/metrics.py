@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from .aio import AsyncLog, AsyncQueue
-from .errors import NfnetError
+from .errors import ClosedError, NfnetError
 from .log import Log
 from .queue import Queue
 
@@ -40,9 +40,7 @@ class Collector:
     """
 
     def __init__(self, *readers: Queue | Log | AsyncQueue | AsyncLog) -> None:
-        self._readers: list[Queue | Log] = [
-            reader._reader if isinstance(reader, (AsyncQueue, AsyncLog)) else reader for reader in readers
-        ]
+        self._readers = readers
 
     def collect(self) -> Iterator[Any]:
         """The metrics, as prometheus-client wants them."""
@@ -57,22 +55,25 @@ class Collector:
         )
         messages = CounterMetricFamily("nfnet_log_messages", "Messages of a log group", labels=["group", "event"])
         for reader in self._readers:
-            if reader._last_binding is None:  # never open
-                continue
-            if isinstance(reader, Queue):
-                counters, row = reader.stats()
-                number = str(reader.num)
-                for name in _QUEUE:
-                    packets.add_metric([number, name], getattr(counters, name))
-                pending.add_metric([number], counters.pending)
-                if row is not None:
-                    dropped.add_metric([number, "queue full"], row.queue_dropped)
-                    dropped.add_metric([number, "receive buffer full"], row.user_dropped)
-            else:
-                for name in _LOG:
-                    if (value := getattr(reader.counters, name)) is not None:
-                        messages.add_metric([str(reader.group), name], value)
+            with suppress(ClosedError):  # it was never open
+                self._add(reader, packets, pending, dropped, messages)
         yield from (packets, pending, dropped, messages)
+
+    @staticmethod
+    def _add(reader: Any, packets: Any, pending: Any, dropped: Any, messages: Any) -> None:
+        if isinstance(reader, (Queue, AsyncQueue)):
+            counters, row = reader.stats()
+            number = str(reader.num)
+            for name in _QUEUE:
+                packets.add_metric([number, name], getattr(counters, name))
+            pending.add_metric([number], counters.pending)
+            if row is not None:
+                dropped.add_metric([number, "queue full"], row.queue_dropped)
+                dropped.add_metric([number, "receive buffer full"], row.user_dropped)
+        else:
+            for name in _LOG:
+                if (value := getattr(reader.counters, name)) is not None:
+                    messages.add_metric([str(reader.group), name], value)
 
 
 def serve(port: int, *readers: Queue | Log | AsyncQueue | AsyncLog, address: str = "127.0.0.1") -> Callable[[], None]:

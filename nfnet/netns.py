@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol, TypeVar
 
+from ._io.locks import uninterrupted
 from ._io.native import thread
 from .checks import check, wrong_type
 from .errors import ArgumentError, KernelError, NotPermittedError, kernel_error
@@ -173,11 +174,11 @@ def _in_thread(function: Callable[[], _T]) -> _T:
         while not outcome:
             working.acquire()
 
-    thread.start_new_thread(work, ())
-    try:
-        wait()
-    finally:
-        wait()  # also after KeyboardInterrupt: nothing goes on behind the caller's back
+    for _ in uninterrupted(thread.start_new_thread, work, ()):
+        try:
+            wait()
+        finally:
+            wait()  # also after KeyboardInterrupt: nothing goes on behind the caller's back
     try:
         if "error" in outcome:
             raise outcome["error"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from . import inet, scapys
 from ._core.batching import ACCEPT, DROP, Decision, decide, decide_with
@@ -27,6 +27,7 @@ from .protocol.nfqnl import (
 )
 
 _LABELS_SIZE = 16
+_VERSION = {Family.IPV4: 4, Family.IPV6: 6}
 _MIN_IPV6_PAYLOAD = 40  # the kernel wants room up to the transport header
 
 _read_header = compile_struct(nfqnl.packet_hdr).unpack_from
@@ -51,6 +52,11 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         verdict = "undecided" if self.decided is None else self.decided.name
         return f"{self.id}: {hook}, {super()._summary()}, {verdict}"
 
+    def __reduce__(self) -> NoReturn:
+        """For `copy` and `pickle`. Raises TypeError: only this object can decide the packet, a copy could not."""
+        text = "a packet cannot be copied or pickled, for a copy could not decide it"
+        raise TypeError(f"{text}: keep the packet itself, or what it says, such as packet.payload (bytes)")
+
     # --- verdicts
 
     def accept(
@@ -68,9 +74,10 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         ``mark`` replaces the packet's mark (0 clears it) and ``priority`` its queueing priority, both 32 bits. Before
         Linux 5.18 the kernel passes over the latter in silence.
         ``payload`` replaces the whole packet from its network header on, 20 to 65,531 bytes (at least 40 for IPv6);
-        its lengths and checksums must be right, see `rewrite`; a packet of scapy's is given right ones. Bytes equal to
-        the payload change nothing, even if the kernel sent only the beginning of the packet. ``vlan`` sets the tag and
-        ``l2header`` overwrites the link-layer header, with the same length, of a packet in the bridge family.
+        it has to be of the same IP version, and its lengths and checksums must be right, see `rewrite`; a packet of
+        scapy's, without a link layer, is given right ones. Bytes equal to the payload change nothing, even if the
+        kernel sent only the beginning of the packet. ``vlan`` sets the tag and ``l2header`` overwrites the link-layer
+        header, with the same length, of a packet in the bridge family.
 
         ``ct_mark`` (32 bits) and ``ct_labels`` (16 bytes) replace those of the packet's connection, for which the queue
         must have been opened with ``conntrack=True``. The kernel has room for labels only while some rule sets any.
@@ -231,6 +238,9 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     def _check_payload(self, payload: Any) -> bytes:
         if scapys.is_scapy(payload):
+            if not scapys.may_begin(payload, ip=self.family in (Family.IPV4, Family.IPV6)):
+                text = f"payload begins with {payload.name}, and must begin with the network header"
+                raise ArgumentError(f"{text}: of a frame of scapy's that is behind the link layer, frame.payload")
             payload = scapys.build(payload)
         try:
             data = payload if type(payload) is bytes else bytes(memoryview(payload))
@@ -241,7 +251,19 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             raise ArgumentError(
                 f"payload has {len(data)} bytes and must have {least} to {MAX_PAYLOAD:,}, from the network header on"
             )
+        self._check_beginning(data)
         return data
+
+    def _check_beginning(self, data: bytes) -> None:
+        """Raises ArgumentError for what cannot be an IP packet where it has to be: such a packet would just vanish."""
+        version = _VERSION.get(self.family)
+        if version is None:
+            return
+        if data[0] >> 4 != version:
+            text = f"payload begins with {data[:4].hex(' ')}, and must be an IPv{version} packet"
+            raise ArgumentError(f"{text}, from the network header on, without a link-layer header")
+        if version == 4 and not 20 <= (data[0] & 15) * 4 <= len(data):
+            raise ArgumentError(f"payload says that its IP header has {(data[0] & 15) * 4} of its {len(data)} bytes")
 
     def _link_layer(self, vlan: Vlan | None, l2header: bytes | None) -> list[tuple[int, bytes]]:
         if self.family != Family.BRIDGE:

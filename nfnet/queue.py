@@ -10,6 +10,7 @@ import weakref
 from _thread import get_ident
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from operator import length_hint
 from typing import ClassVar, Literal
 
@@ -17,12 +18,11 @@ from ._core.bind import Request
 from ._core.binding import Binding
 from ._core.flusher import Flusher
 from ._core.ledger import Ledger
-from ._core.loss import Loss
 from ._core.reader import Reader
 from ._io.moves import END
 from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP, new_socket
 from ._io.transport import Transport
-from .checks import check, check_choice, check_flag
+from .checks import check, check_choice, check_flag, check_result
 from .errors import AlreadyDecidedError, ClosedError, DecodeError, NfnetError, kernel_error
 from .netns import Netns
 from .packet import Packet
@@ -35,6 +35,9 @@ _OPTIONAL = (("conntrack", QueueFlag.CONNTRACK), ("secctx", QueueFlag.SECCTX), (
 
 _QUEUE_SUBSYSTEM = int(Subsystem.QUEUE)
 _FEW = 4  # packets
+# On newer kernels (6.12.117, 6.18) a queue holds no more, whatever `max_len` says, and what comes then is dropped after
+# it got an id. What comes when `max_len` wait gets none, and leaves no gap.
+_MOST_WAITING = 65536
 _MOST_ALONE = 64
 
 _log = logging.getLogger("nfnet")
@@ -42,27 +45,30 @@ _log = logging.getLogger("nfnet")
 Handler = Callable[[Packet], object]
 
 
-class QueueBinding(Binding[Packet]):
+class QueueBinding(Binding[Packet, QueueRow]):
     """A queue while it is bound; with the next binding packet ids begin at 1 again."""
 
     # Measured: 256 costs 3 to 7 % more; 1024 gains nothing, and makes Python's garbage collector run, which it does
     # after 700 new objects.
     drain = 512
+    what = "packets"
 
     def __init__(
         self,
         number: int,
         transport: Transport,
         on_overrun: str,
+        find_row: Callable[[], QueueRow | None],
         *,
+        max_len: int | None = None,
         timestamps: bool = False,
         packet_type: type[Packet] = Packet,
     ) -> None:
-        super().__init__(transport)
+        super().__init__(f"queue {number}", transport, on_overrun, find_row)
         self.ledger = Ledger(number, transport)
         self.last_id = 0
-        self._loss = Loss(f"queue {number}", "packets", on_overrun, transport)
         self._number = number
+        self._max_len = max_len
         self._packet_type = packet_type
         self._name_of = transport.interface_name
         self._flusher = Flusher(self.ledger)
@@ -80,8 +86,9 @@ class QueueBinding(Binding[Packet]):
 
     def flush(self, *, slow: bool) -> None:
         self.ledger.flush()
-        if slow:
-            self.ledger.decide_each(length_hint(self.ready))
+        waiting = length_hint(self.ready)
+        if slow and waiting:
+            self.ledger.decide_each(self.ledger.at_hand[-waiting:])
 
     def settle(self, waiting: int = 0) -> None:
         ledger = self.ledger
@@ -92,6 +99,8 @@ class QueueBinding(Binding[Packet]):
         self._alone += 1
         if self._last is None or self._alone > _MOST_ALONE:
             self._account()
+        if self.loss.untold:
+            self.tell_loss()
 
     def defer(self, packet: Packet) -> None:
         """The handler has returned and left the packet undecided: it is pending from now on."""
@@ -221,16 +230,33 @@ class QueueBinding(Binding[Packet]):
                 raise kernel_error(f"deciding packets of queue {self._number}", answer.errno, message=answer.message)
         return None
 
-    def _overrun(self) -> None:
-        self._loss.overrun()
-
     def _account(self) -> None:
         """Count the ids that never came."""
         last, self._last, self._alone = self._last, None, 0
         if last is not None:
             self._issue(last)
-        if not self.shared:  # else the other process may have read them
-            self._loss.report(self._issued - self.ledger.received())
+        lost = self._issued - self.ledger.received()
+        if lost > self.loss.total:
+            self.count_lost(lost - self.loss.total)
+
+    def sum_up(self) -> None:
+        self._account()
+        row = self.row()
+        # Those that were lost behind the last one that came left no gap.
+        if row is not None and row.user_dropped > self.loss.total:
+            self.count_lost(row.user_dropped - self.loss.total)
+        super().sum_up()
+
+    def _cause_of_loss(self, row: QueueRow | None) -> str:
+        if row is not None and (row.user_dropped or row.queue_dropped):
+            drops = ((row.user_dropped, self._buffer()), (row.queue_dropped, "the queue"))
+            return "the kernel dropped " + " and ".join(
+                f"{count} because {where} was full" for count, where in drops if count
+            )
+        # With fail-open the kernel counts neither.
+        if self._max_len is None or self._max_len <= _MOST_WAITING:
+            return f"probably {self._buffer()} was full"
+        return f"{self._buffer()} was full, or the queue, which holds {_MOST_WAITING} packets on newer kernels"
 
     def taken(self) -> int:
         return self.ledger.received() - length_hint(self.ready)
@@ -254,8 +280,8 @@ class QueueBinding(Binding[Packet]):
             repeated=counts[Verdict.REPEAT],
             requeued=counts[Verdict.QUEUE],
             pending=received - sum(counts.values()),
-            lost=self._loss.lost,
-            overruns=self._loss.overruns,
+            lost=self.loss.total,
+            overruns=self.overruns,
             refused=dict(self._refused),
             malformed=self.malformed,
         )
@@ -271,15 +297,17 @@ class Queue(Reader[QueueBinding, Packet]):
     num: number of the queue, 0 to 65535.
     copy_range: how many bytes of each packet to copy, 1 to 65535; the kernel never copies more than 65,531.
     copy_mode: PACKET; META for no payload at all; with NONE the kernel drops every packet.
-    max_len: how many packets may wait for a verdict, 0 to 2^32-1; the kernel's default is 1024.
+    max_len: how many packets may wait for a verdict, 0 to 2^32-1; the kernel's default is 1024. Newer kernels
+        (6.12.117, 6.18) take 65,536 at most, whatever is asked for.
     rcvbuf: size of the socket's receive buffer in bytes, as the kernel counts, 8 MiB if not given. Outside the
-        initial user namespace net.core.rmem_max limits it. What was granted is the attribute ``rcvbuf``.
+        initial user namespace net.core.rmem_max limits it, with a warning. What was granted is the attribute
+        ``rcvbuf``.
     fail_open: when the queue or the receive buffer is full, accept packets instead of dropping them.
     gso: take super-packets and packets with unfinished checksums as they are, not cut up and finished.
     conntrack, uid_gid, secctx: ask for the attributes of these names.
     timestamps: make the kernel stamp packets as they arrive, from a moment after opening as long as the queue is open.
-    on_overrun: what to do when packets were lost: "count" and log a warning now and then, "raise" OverrunError out
-        of the loop, or "ignore": count in silence.
+    on_overrun: what to do when packets were lost: "count" and log warnings, now and then and at the end, "raise"
+        OverrunError out of the loop, or "ignore": count in silence.
     undecided: what becomes of a packet whose handler returns without a verdict: it stays "pending", so that it may
         be decided later, or the queue will "accept" or "drop" it.
     on_error: what becomes of a packet whose handler raises an Exception: "raise" it, the packet staying pending, or
@@ -350,10 +378,17 @@ class Queue(Reader[QueueBinding, Packet]):
     a packet is filled in afterwards."""
 
     _module = "nfnetlink_queue"
+    _remedy = "use AsyncQueue, whose run awaits it"
 
     def _make_binding(self, transport: Transport) -> QueueBinding:
         return QueueBinding(
-            self.num, transport, self._on_overrun, timestamps=self._timestamps, packet_type=self.packet_type
+            self.num,
+            transport,
+            self._on_overrun,
+            partial(own_row, queue_rows, self.num, self._netns),
+            max_len=self._max_len,
+            timestamps=self._timestamps,
+            packet_type=self.packet_type,
         )
 
     def _bind_request(self, seq: int) -> bytes:
@@ -405,11 +440,12 @@ class Queue(Reader[QueueBinding, Packet]):
     def run(self, handler: Handler) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
 
-        What the handler raises is treated as ``on_error`` says; exceptions that are no `Exception`, such as
-        KeyboardInterrupt, always come out. Verdicts given before leave first, and `run` may be called again.
+        The handler is a plain function; for async ones there is `AsyncQueue`. What it raises is treated as ``on_error``
+        says; exceptions that are no `Exception`, such as KeyboardInterrupt, always come out. Verdicts given before
+        leave first, and `run` may be called again.
 
-        Raises OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege to decide was dropped,
-        DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.
+        Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege
+        to decide was dropped, DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.
         """
         self._drive(handler, block=True)
 
@@ -422,16 +458,19 @@ class Queue(Reader[QueueBinding, Packet]):
         return self._take() if handler is None else self._drive(handler, block=False)
 
     def _hand_out(self, binding: QueueBinding, portion: Iterator[Packet], handler: Handler) -> None:
+        result: object = None
         for packet in portion:
             try:
-                handler(packet)
+                result = handler(packet)
             except Exception as error:
                 if binding.finished and isinstance(error, (ClosedError, AlreadyDecidedError)):
                     return  # closed by another thread while the handler was deciding: that ends the loop
                 if self._on_error == "raise":
                     raise
                 self._handler_failed(packet)
+                result = None
             if packet._decision is None:
+                check_result(result, self._remedy)
                 self._leave_undecided(binding, packet)
             if self._stopping:
                 return
@@ -469,8 +508,8 @@ class Queue(Reader[QueueBinding, Packet]):
 
     def stats(self) -> QueueStats:
         """The counters beside the kernel's own row about this queue, if it is open and the row may be read."""
-        row = None if self._binding is None else self._row()
-        return QueueStats(self.counters, row)
+        binding = self._binding
+        return QueueStats(self.counters, None if binding is None else binding.row())
 
 
 def apply_policy(policy: str, packet: Packet) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
@@ -108,8 +109,7 @@ class Recorder:
         if self._process != os.getpid():
             return
         with self._lock:
-            if self in _current:
-                _current.remove(self)
+            _end(self)
             self._write()
             self._closed = True
             if self._writing:  # this is a signal handler
@@ -121,7 +121,7 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         self._begins_itself = False
-        _current.append(self)
+        _current.append(weakref.ref(self))
         return self
 
     def __exit__(
@@ -131,7 +131,8 @@ class Recorder:
         self.close()
 
 
-_current: list[Recorder] = []
+# Weak: an exception from a signal handler may end `__enter__` behind the append, and `__exit__` before it begins.
+_current: list[weakref.ref[Recorder]] = []
 
 
 def record(path: str | os.PathLike[str]) -> Recorder:
@@ -148,7 +149,12 @@ def record(path: str | os.PathLike[str]) -> Recorder:
 
 def current() -> Recorder | None:
     """The recorder of the innermost block."""
-    return _current[-1] if _current else None
+    recorders = (reference() for reference in reversed(_current))
+    return next((recorder for recorder in recorders if recorder is not None), None)
+
+
+def _end(recorder: Recorder) -> None:
+    _current[:] = [reference for reference in _current if reference() not in (recorder, None)]
 
 
 def _verdicts(datagram: bytes) -> Iterator[str]:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
-from typing import NamedTuple
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
 
+from ._io import at_fork
 from ._io.locks import RLock
 from ._io.transport import Transport
 from .capture import LinkType, Record, netfilter_datagram, read
 from .checks import check_flag
 from .errors import CaptureError, ClosedError, DecodeError
 from .protocol import byteorder, layout, netlink, nfnetlink, nfqnl, nfulnl
-from .protocol.nfqnl import NFQA, Command
+from .protocol.nfqnl import NFQA, QUEUE_BYPASS, Command, Verdict
 
 _END = sys.maxsize  # ``list[_END:] = more`` appends
 _QUEUE_KINDS = (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH)
@@ -26,14 +28,32 @@ _BARE = (LinkType.RAW, LinkType.IPV4, LinkType.IPV6)
 
 
 class Decided(NamedTuple):
-    """What was decided about a packet: the verdict word, the new mark and the new payload, None where unchanged."""
+    """What was decided about a packet.
 
-    verdict: int
-    mark: int | None
-    payload: bytes | None
+    ``mark`` and ``payload`` are the new ones, None where unchanged. ``queue`` is the number of the queue that it was
+    handed to, None if ``verdict`` is not QUEUE, and ``bypass`` whether it was to go on if nobody listens there.
+    """
+
+    verdict: Verdict
+    mark: int | None = None
+    payload: bytes | None = None
+    queue: int | None = None
+    bypass: bool = False
+
+    @classmethod
+    def from_word(cls, word: int, changes: dict[int, Any]) -> Decided:
+        """From the verdict word and the attributes of a verdict message.
+
+        Raises ValueError if the low byte of the word is none of the verdicts that the kernel takes.
+        """
+        verdict = Verdict(word & 0xFF)
+        mark, payload = changes.get(NFQA.MARK), changes.get(NFQA.PAYLOAD)
+        if verdict != Verdict.QUEUE:
+            return cls(verdict, mark, payload)
+        return cls(verdict, mark, payload, word >> 16, bool(word & QUEUE_BYPASS))
 
 
-class Replay(Transport):
+class Replay(Transport, at_fork.AtFork):
     """The recorded datagrams of one queue or log group, as a transport.
 
         replay = nfnet.replay("session.pcapng")
@@ -52,8 +72,7 @@ class Replay(Transport):
     A replay is opened once: after that it raises ClosedError.
     """
 
-    trusted = False
-    tap: Callable[[bool, bytes], None] | None = None
+    recordable = True
 
     def __init__(self, path: str | os.PathLike[str], *, realtime: bool = False) -> None:
         self.verdicts: dict[int, Decided] = {}
@@ -73,11 +92,11 @@ class Replay(Transport):
         self._ended = False
         self._closed = False
         self._lock = RLock()  # `close` may come from another thread, or in a signal handler
-        self._timer: threading.Timer | None = None
+        self._timer: SimpleQueue[None] | None = None  # an item cancels it
         self._readable = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._finalize = weakref.finalize(self, os.close, self._readable)
         self._finalize.atexit = False  # see `reader`
-        _all.add(self)
+        at_fork.register(self)
 
     # --- the transport
 
@@ -137,7 +156,7 @@ class Replay(Transport):
         with self._lock:
             self._closed = True
             if self._timer is not None:
-                self._timer.cancel()
+                self._timer.put(None)
             self._file.close()
             self._finalize()
 
@@ -202,10 +221,10 @@ class Replay(Transport):
             if not self._closed:  # in a signal handler, just now
                 os.eventfd_read(self._readable)
         if self._timer is not None:
-            self._timer.cancel()  # this may be asked more often than something is due
-        self._timer = threading.Timer(min(delay, threading.TIMEOUT_MAX), self._wake)
-        self._timer.daemon = True
-        self._timer.start()
+            self._timer.put(None)  # this may be asked more often than something is due
+        self._timer = SimpleQueue()
+        # No `threading.Timer`, which has an Event: see `locks`.
+        _thread.start_new_thread(_later, (min(delay, _thread.TIMEOUT_MAX), self._timer, self._wake))
         return False
 
     def _wake(self) -> None:
@@ -262,7 +281,10 @@ class Replay(Transport):
             header = values.get(NFQA.VERDICT_HDR)
             if header is None:
                 continue
-            decided = Decided(header.verdict, values.get(NFQA.MARK), values.get(NFQA.PAYLOAD))
+            try:
+                decided = Decided.from_word(header.verdict, values)
+            except ValueError:  # the kernel refused it (EINVAL), and the packet went on waiting
+                continue
             if kind == nfqnl.MSG_VERDICT:
                 covered = [header.packet_id] if header.packet_id in waiting else []
             else:
@@ -272,15 +294,11 @@ class Replay(Transport):
                 del waiting[number]
 
 
-_all: weakref.WeakSet[Replay] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for transport in list(_all):
-        transport.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+def _later(seconds: float, cancelled: SimpleQueue[None], function: Callable[[], object]) -> None:
+    try:
+        cancelled.get(timeout=seconds)
+    except Empty:
+        function()
 
 
 def replay(path: str | os.PathLike[str], *, realtime: bool = False) -> Replay:

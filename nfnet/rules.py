@@ -103,7 +103,7 @@ def queue(num: int | range, *, bypass: bool = True, balance: Balance = "addresse
     source_port, destination_port: of TCP, UDP or SCTP, which then must be the protocol; a number, or several in a row:
         ``range(1024, 2048)``, "1024-2047".
     in_interface: the name of the interface that they came in by, or how it begins: "eth*". Not for the hook output,
-        nor for postrouting in the family bridge. In that family interfaces are ports of the bridge.
+        nor for postrouting before Linux 5.7 and in the family bridge, where interfaces are ports of the bridge.
     out_interface: likewise, where they will go out; for the hooks forward, output and postrouting.
     mark, not_mark: the packet's mark, or not this one, so that a packet that is marked and repeated does not come back.
     state: what connection tracking says: "new", "established", "related", "invalid", "untracked", or several of them.

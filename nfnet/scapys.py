@@ -30,6 +30,11 @@ def parse(packet: bytes) -> Any:
     return {4: IP, 6: IPv6}.get(packet[0] >> 4 if packet else 0, Raw)(packet)
 
 
+def may_begin(packet: Any, *, ip: bool) -> bool:
+    """Whether its first layer may stand where a network header does; with ``ip``, where an IP header does."""
+    return packet.name in ("IP", "IPv6", "Raw") if ip else packet.name not in ("Ethernet", "802.3")
+
+
 def build(packet: Any) -> bytes:
     """The bytes of a packet of scapy's, with lengths and checksums computed anew, whatever they were."""
     copy = packet.copy()

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from .errors import DecodeError, KernelError, NotPermittedError, kernel_error
+from .errors import DecodeError, KernelError, NfnetError, NotPermittedError, kernel_error
 from .netns import Netns, call_in
 from .protocol.nfnetlink import NETLINK_NETFILTER
 from .protocol.nfqnl import CopyMode
@@ -24,10 +24,11 @@ class QueueCounters(NamedTuple):
     ``received == accepted + dropped + repeated + requeued + pending`` at any moment when nothing is in flight in
     another thread. Verdicts are counted as they leave; STOP counts as accepted. ``pending`` packets have no verdict
     yet: they wait for their turn, or their handler left them undecided. ``lost`` are gaps in the packet ids: packets
-    that the kernel could not deliver because the receive buffer was full (dropped, or accepted if the queue is
-    ``fail_open``); ``overruns`` says how often that was noticed. ``refused`` are the errors with which the kernel
-    answered verdicts, by errno: ENOENT where packets were gone already, because somebody removed a rule or took an
-    interface down. ``malformed`` are datagrams that were no packets of this queue.
+    that the kernel could not deliver because the receive buffer was full, or, beyond 65,536 that wait, because the
+    queue was (dropped, or accepted if the queue is ``fail_open``); once the queue is closed also those behind the last
+    one that came, as far as the kernel's row tells. ``overruns`` says how often loss was noticed. ``refused`` are the
+    errors with which the kernel answered verdicts, by errno: ENOENT where packets were gone already, because somebody
+    removed a rule or took an interface down. ``malformed`` are datagrams that were no packets of this queue.
     """
 
     received: int
@@ -46,8 +47,8 @@ class QueueRow(NamedTuple):
     """What the kernel says of a queue (/proc/net/netfilter/nfnetlink_queue).
 
     ``port_id`` is the netlink port of the socket that has it; ``waiting`` packets have no verdict yet;
-    ``queue_dropped`` came when ``max_len`` packets were waiting, ``user_dropped`` did not fit into the receive buffer
-    (with fail-open neither counts); ``last_id`` is the id of the newest packet, modulo 2^32.
+    ``queue_dropped`` came when ``max_len`` packets were waiting, or 65,536, ``user_dropped`` did not fit into the
+    receive buffer (with fail-open neither counts); ``last_id`` is the id of the newest packet, modulo 2^32.
     """
 
     number: int
@@ -127,7 +128,7 @@ def own_row(rows: Callable[[Netns | None], list[Row]], number: int, netns: Netns
     """The row of a queue or group, None where there is none or it may not be read."""
     try:
         found = rows(netns)
-    except KernelError:
+    except (NfnetError, ValueError):  # ValueError: the namespace is an open file that was closed
         return None
     return next((row for row in found if (row.number if isinstance(row, QueueRow) else row.group) == number), None)
 
@@ -160,15 +161,34 @@ def process(port_id: int, netns: Netns | None = None) -> str:
     return f"the socket with netlink port {port_id}"
 
 
+def is_ours(port_id: int, netns: Netns | None = None) -> bool:
+    """Whether a netfilter netlink port of a network namespace is that of a socket of this process."""
+    socket = _socket(port_id, netns)
+    return socket is not None and _has(Path("/proc/self/fd"), socket)
+
+
 def _holders(port_id: int, netns: Netns | None) -> Iterator[int]:
     """The processes that have the socket open."""
+    socket = _socket(port_id, netns)
+    for directory in Path("/proc").glob("[0-9]*/fd") if socket is not None else ():
+        if _has(directory, socket):
+            yield int(directory.parent.name)
+
+
+def _socket(port_id: int, netns: Netns | None) -> str | None:
+    """What the links in /proc/PID/fd call the socket that has the port."""
     try:
         table = call_in(netns, Path("/proc/thread-self/net/netlink").read_text)
     except (KernelError, OSError):
-        return
+        return None
     rows = (line.split() for line in table.splitlines()[1:])
-    inodes = [row[9] for row in rows if row[1:3] == [str(NETLINK_NETFILTER), str(port_id)]]
-    for directory in Path("/proc").glob("[0-9]*/fd") if inodes else ():
-        with suppress(OSError):  # gone, or somebody else's
-            if any(os.readlink(file) == f"socket:[{inodes[0]}]" for file in directory.iterdir()):
-                yield int(directory.parent.name)
+    return next((f"socket:[{row[9]}]" for row in rows if row[1:3] == [str(NETLINK_NETFILTER), str(port_id)]), None)
+
+
+def _has(directory: Path, socket: str | None) -> bool:
+    with suppress(OSError):  # gone, or somebody else's
+        for file in directory.iterdir():
+            with suppress(OSError):  # one that was closed meanwhile
+                if os.readlink(file) == socket:
+                    return True
+    return False

@@ -24,13 +24,13 @@ from typing import Any
 from . import inet
 from ._io.locks import RLock
 from ._io.transport import Transport
-from .errors import ArgumentError, ClosedError, NfnetError, kernel_error
+from .errors import ArgumentError, ClosedError, kernel_error
 from .log import Log
 from .packet import Packet
 from .protocol import netlink, nfnetlink, nfqnl, nfulnl
 from .protocol.layout import build_attribute
 from .protocol.nfnetlink import Hook
-from .protocol.nfqnl import NFQA, NFQA_CFG, Command, QueueFlag, Verdict
+from .protocol.nfqnl import NFQA, NFQA_CFG, Command, Verdict
 from .queue import Queue
 from .replay import Decided, Replay
 
@@ -157,9 +157,8 @@ class FakeKernel(Transport):
 
     It understands requests by the construct schemas alone, and applies them as net/netfilter/nfnetlink_queue.c does.
     ``queued`` are the ids of packets without a verdict, ``judged`` what was decided, in order: id, verdict word, and
-    changes by NFQA number. ``dropped`` and ``passed`` are how many packets found the queue full, and were let through
-    (fail-open) or not; there is room for any number until a request sets a limit. With ``ends`` it comes to an end when
-    all that was fed has been read.
+    changes by NFQA number; there is room for any number. With ``ends`` it comes to an end when all that was fed has
+    been read.
     """
 
     trusted = True
@@ -170,14 +169,11 @@ class FakeKernel(Transport):
         self.sent: list[bytes] = []
         self.config: list[dict[int, Any]] = []
         self.interfaces: dict[int, str] = {}
-        self.dropped = self.passed = 0
         self.closed = False
         self.refuse_config = 0
         self.refuse_send = 0
         self._number = number
         self._ends = ends
-        self._max_len: int | None = None
-        self._flags = 0
         self._waiting: list[bytes] = []
         self._next_id = 1
         self._seq = 0
@@ -185,17 +181,12 @@ class FakeKernel(Transport):
         self._readable = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def feed(self, count: int = 1, **attributes: Any) -> list[int]:
-        """Queue packets; returns the ids of those that found room. Keywords as for `packet_message`."""
-        room = count if self._max_len is None else max(0, min(count, self._max_len - len(self.queued)))
-        if self._flags & QueueFlag.FAIL_OPEN:
-            self.passed += count - room
-        else:
-            self.dropped += count - room
-        ids = [(self._next_id + index) & 0xFFFFFFFF for index in range(room)]
+        """Queue packets; returns their ids. Keywords as for `packet_message`."""
+        ids = [(self._next_id + index) & 0xFFFFFFFF for index in range(count)]
         for packet_id in ids:
             self.queued[packet_id] = None
             self.deliver(packet_message(packet_id, number=self._number, **attributes))
-        self._next_id = (self._next_id + room) & 0xFFFFFFFF
+        self._next_id = (self._next_id + count) & 0xFFFFFFFF
         return ids
 
     def skip(self, count: int) -> None:
@@ -249,9 +240,9 @@ class FakeKernel(Transport):
 
     def close(self) -> None:
         with self._reading:
-            if not self.closed:
+            closed, self.closed = self.closed, True
+            if not closed:
                 os.close(self._readable)
-            self.closed = True
 
     # --- the kernel
 
@@ -266,13 +257,11 @@ class FakeKernel(Transport):
         assert nfnetlink.nfgenmsg.parse(message[16:20]).resource == self._number
         if header.type == nfqnl.MSG_CONFIG:
             self.config.append(values)
-            self._max_len = values.get(NFQA_CFG.QUEUE_MAXLEN, self._max_len)
-            mask = values.get(NFQA_CFG.MASK, 0)
-            self._flags = self._flags & ~mask | values.get(NFQA_CFG.FLAGS, 0) & mask
             return
         assert header.seq == 0
         verdict = values.pop(NFQA.VERDICT_HDR)
-        if verdict.verdict & 0xFF == 2 or verdict.verdict & 0xFF > Verdict.STOP:
+        word = verdict.verdict
+        if word & 0xFF not in list(Verdict):
             self.deliver(error_message(errno.EINVAL, message))
             return
         if header.type == nfqnl.MSG_VERDICT_BATCH:
@@ -281,9 +270,9 @@ class FakeKernel(Transport):
             covered = [verdict.packet_id] if verdict.packet_id in self.queued else []
         if not covered:
             self.deliver(error_message(errno.ENOENT, message))
-        for packet_id in covered:
+        for packet_id in covered:  # nothing that a signal could interrupt between these two
             del self.queued[packet_id]
-            self.judged.append((packet_id, verdict.verdict, values))
+            self.judged.append((packet_id, word, values))
 
 
 class FedQueue:
@@ -299,12 +288,9 @@ class FedQueue:
 
         Keywords are ``mark``, ``indev``, ``outdev``, ``physindev``, ``physoutdev`` (interface indexes, or names that
         are given one), ``uid``, ``gid``, ``priority``, ``hook``, ``family``; or names of NFQA members.
-        Raises NfnetError if ``max_len`` packets wait already.
         """
         values = {_NAMES.get(name, name): self._value(value) for name, value in attributes.items()}
-        for packet_id in self.kernel.feed(1, payload=payload, **values):
-            return packet_id
-        raise NfnetError(f"the queue is full: {len(self.kernel.queued)} packets wait")
+        return self.kernel.feed(1, payload=payload, **values)[0]
 
     def _value(self, value: Any) -> Any:
         if not isinstance(value, str):
@@ -322,10 +308,7 @@ class FedQueue:
     def verdicts(self) -> dict[int, Decided]:
         """What was decided, by packet id."""
         self.queue.flush()
-        return {
-            packet_id: Decided(word, changes.get(NFQA.MARK), changes.get(NFQA.PAYLOAD))
-            for packet_id, word, changes in self.kernel.judged
-        }
+        return {packet_id: Decided.from_word(word, changes) for packet_id, word, changes in self.kernel.judged}
 
     def close(self) -> None:
         """Close the queue."""

@@ -8,13 +8,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from ctypes import c_bool, c_uint64
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any
 
 from ._io.poller import Poller
-from .checks import check
-from .errors import ArgumentError, NfnetError
+from .checks import check, check_handler
+from .errors import ArgumentError, ClosedError, NfnetError
 from .packet import Packet
 from .queue import Queue
 from .stats import QueueCounters
@@ -56,8 +58,7 @@ class Workers:
         processes: int | None = None,
         **options: Any,
     ) -> None:
-        if not callable(handler):
-            raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
+        check_handler(handler, "workers take plain functions")
         numbers = list(queues)
         if not numbers or len(set(numbers)) != len(numbers):
             raise ArgumentError(f"queues are {numbers} and must be at least one, none of them twice")
@@ -70,7 +71,8 @@ class Workers:
         self._handler, self._options = handler, options
         self._shares = [numbers[start::count] for start in range(count)]
         self._workers: list[_Worker] = []
-        self._stopping = threading.Event()
+        # A plain attribute: an Event has a lock, which a signal handler that calls `stop` may find locked for ever.
+        self._stopping = False
         # As long as this object lives: `stop` may come at any time, even while `close` is at work.
         self._waiter = Poller()
         self._running = False
@@ -80,7 +82,7 @@ class Workers:
         if self._running:
             raise NfnetError("the workers are running already")
         self._running = True
-        self._stopping.clear()
+        self._stopping = False
         self._waiter.reset()
         self._workers = [_Worker(self._handler, share, self._options) for share in self._shares]
         try:
@@ -94,20 +96,20 @@ class Workers:
         """Start anew what ends, until `stop`. Raises NfnetError if a worker ends as soon as it begins, five times."""
         from multiprocessing.connection import wait
 
-        while not self._stopping.is_set():
+        while not self._stopping:
             ended = wait([self._waiter.fileno(), *(worker.sentinel for worker in self._workers)], timeout=1.0)
             for worker in self._workers:
-                if worker.sentinel in ended and not self._stopping.is_set():
+                if worker.sentinel in ended and not self._stopping:
                     worker.restart()
 
     def stop(self) -> None:
         """End `wait`; from any thread or a signal handler."""
-        self._stopping.set()
+        self._stopping = True
         self._waiter.wake()
 
     def close(self) -> None:
         """Stop the processes; may be called twice. Those that do not end within five seconds are killed."""
-        self._stopping.set()
+        self._stopping = True
         for worker in self._workers:
             worker.ask_to_end()
         deadline = time.monotonic() + _PATIENCE
@@ -256,10 +258,11 @@ class _Worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent sees to it
         queues = [Queue(number, **self._options) for number in self._numbers]
 
-        stopped = threading.Event()
+        stopped = False
 
         def stop(number: int, frame: object) -> None:
-            stopped.set()
+            nonlocal stopped
+            stopped = True
             for queue in queues:
                 queue.stop()
 
@@ -267,17 +270,17 @@ class _Worker:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
         if os.getppid() != parent:
             return
-        done = threading.Event()
+        done: SimpleQueue[None] = SimpleQueue()
         reporter = threading.Thread(target=self._report_now_and_then, args=(queues, done, parent), daemon=True)
         reporter.start()
         try:
             for queue in queues:
                 queue.open()
             self._opened.value = True
-            if not stopped.is_set():  # before it was open
+            if not stopped:  # before it was open
                 self._run(queues)
         finally:
-            done.set()
+            done.put(None)
             reporter.join()
             for queue in queues:
                 queue.close()
@@ -305,9 +308,12 @@ class _Worker:
         if errors:
             raise errors[0]
 
-    def _report_now_and_then(self, queues: list[Queue], done: threading.Event, parent: int) -> None:
+    def _report_now_and_then(self, queues: list[Queue], done: SimpleQueue[None], parent: int) -> None:
         deadline = None
-        while not done.wait(_REPORT_EVERY):
+        while True:
+            with suppress(Empty):
+                done.get(timeout=_REPORT_EVERY)
+                return
             self._report(queues)
             # If the parent is killed the worker must not go on: nobody would ever end it.
             if os.getppid() != parent:
@@ -318,7 +324,10 @@ class _Worker:
                     os._exit(1)
 
     def _report(self, queues: list[Queue]) -> None:
-        counters = [queue.counters for queue in queues if queue._last_binding is not None]
+        counters = []
+        for queue in queues:
+            with suppress(ClosedError):  # it was never open
+                counters.append(queue.counters)
         self._now[:] = [sum(getattr(each, name) for each in counters) for name in _NAMES]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +17,9 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 # What a shell starts in the background ignores Ctrl-C, and so would the programs that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Debian has nft, iptables and tcpdump where an ordinary user does not look for programs.
+os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 # What counts is what is found, not how long this machine took for it.
 settings.register_profile("nfnet", deadline=None)

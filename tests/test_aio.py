@@ -17,7 +17,7 @@ from nfnet.protocol import netlink, nfqnl
 
 from .conftest import FIXTURES
 from .kernel import FakeKernel
-from .test_queue import Compared
+from .test_queue import NOT_RUN, Compared
 
 TIMEOUT = 20.0
 
@@ -506,6 +506,26 @@ def test_undecided_packets(policy: str, expected: list[tuple[int, int]]) -> None
             await queue.run(handler)
             await asyncio.sleep(0)
             assert words(kernel) == expected
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_handlers_that_would_not_run_are_refused() -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(2)
+        async with AsyncQueue(1, transport=kernel, undecided="accept") as queue:
+            for kind in ("generator", "async generator"):
+                handler, words = NOT_RUN[kind]
+                with pytest.raises(TypeError, match=words):
+                    await queue.run(handler)
+            assert queue.counters.received == 0
+            with pytest.raises(
+                TypeError, match=r"returned a coroutine.*give run the async function itself, or a funct"
+            ):
+                await queue.run(lambda packet: NOT_RUN["async function"][0](packet))
+            assert not kernel.judged
+            assert [packet.id for packet in queue.pending] == [1]
 
     asyncio.run(asyncio.wait_for(main(), TIMEOUT))
 

@@ -10,7 +10,6 @@ import struct
 import tempfile
 import threading
 import tracemalloc
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -188,6 +187,25 @@ def test_a_queue_gets_its_own_packets_and_no_others(tmp_path: Path) -> None:
         8: nfnet.Decided(0, None, None),
         9: nfnet.Decided(1, None, None),
     }
+
+
+def test_recorded_verdicts_have_the_queue_apart_and_refused_ones_are_none(tmp_path: Path) -> None:
+    path = recording(
+        tmp_path / "queue.pcap",
+        *(packet_message(number) for number in range(1, 4)),
+        nfqnl.verdict(1, 1, 131075),
+        nfqnl.verdict(1, 2, 0xFFFF8003, batch=True),
+        nfqnl.verdict(1, 3, 2),  # STOLEN, which the kernel refuses
+    )
+    replay = nfnet.replay(path)
+    with nfnet.Queue(1, transport=replay) as queue:
+        queue.run(lambda packet: packet.requeue(2) if packet.id == 1 else packet.requeue(0xFFFF, bypass=True))
+    assert replay.recorded[1].verdict is nfnet.Verdict.QUEUE
+    assert replay.recorded == {
+        1: nfnet.Decided(nfnet.Verdict.QUEUE, queue=2),
+        2: nfnet.Decided(nfnet.Verdict.QUEUE, queue=0xFFFF, bypass=True),
+    }
+    assert replay.verdicts == {**replay.recorded, 3: replay.recorded[2]}
 
 
 def test_bare_packets_replay_as_a_queue(tmp_path: Path) -> None:
@@ -385,7 +403,7 @@ def test_a_full_disk_ends_the_recording_and_not_the_program(caplog: pytest.LogCa
 
 
 class TappedKernel(FakeKernel):
-    tap: Callable[[bool, bytes], None] | None = None
+    recordable = True
 
     def send(self, datagram: bytes) -> None:
         super().send(datagram)
@@ -479,10 +497,10 @@ def test_a_transport_is_recorded_as_long_as_the_queue_is_open(tmp_path: Path, ca
 
 def test_a_transport_that_cannot_be_recorded(tmp_path: Path) -> None:
     path = tmp_path / "session.pcapng"
-    with pytest.raises(nfnet.ArgumentError, match="FakeKernel, has no tap"):
+    with pytest.raises(nfnet.ArgumentError, match="its transport, a FakeKernel, cannot be"):
         nfnet.Queue(1, transport=FakeKernel(), record=path).open()
     assert not path.exists()
-    with nfnet.record(path), pytest.raises(nfnet.ArgumentError, match="has no tap"):
+    with nfnet.record(path), pytest.raises(nfnet.ArgumentError, match="cannot be recorded"):
         nfnet.Queue(1, transport=FakeKernel()).open()
 
 

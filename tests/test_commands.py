@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import sqlite3
+import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import pytest
 
 from nfnet import rules, testing
 from nfnet.cli import common, lines
+from nfnet.cli import log as log_command
 from nfnet.cli.decode import describe
 from nfnet.log import LogMessage
 
@@ -55,6 +60,11 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "handler": (["queue", "1", "--handler", "nothing"], "is not MODULE:FUNCTION"),
     "no module": (["queue", "1", "--handler", "no_such_module:f"], "the module 'no_such_module' cannot be imported"),
     "no function": (["queue", "1", "--handler", "json:nothing"], "there is no function 'nothing' in 'json'"),
+    "async function": (["queue", "1", "--handler", "asyncio:sleep"], "the handler sleep is an async function"),
+    "generator": (["queue", "1", "--handler", "os:fwalk"], "the handler fwalk has a yield in it"),
+    "undecided": (["queue", "1", "--undecided", "accept"], "about what a --handler leaves undecided"),
+    "length": (["queue", "1", "--max-len", "0"], "must be in 1..4294967295"),
+    "built in": (["queue", "1", "--handler", "sys:nothing"], "there is no function 'nothing' in 'sys' (built in)"),
     "rule": (["queue", "1", "--install-rule", "colour=red"], "is not name=value with one of the names hook,"),
     "rule value": (["log", "1", "--install-rule", "hook=outside"], "hook is 'outside' and must be one of"),
     "port": (["log", "1", "--metrics", "0"], "must be in 1..65535"),
@@ -79,6 +89,86 @@ def test_a_module_that_raises_is_one_line_and_with_debug_a_traceback(tmp_path: P
     text = "the module 'broken' cannot be imported: RuntimeError: of its own accord\n"
     assert done.stderr == f"nfnet queue: --handler: {text}"
     assert "Traceback" in nfnet("--debug", "queue", "1", "--handler", "broken:f", cwd=tmp_path).stderr
+
+
+def test_a_handler_in_the_current_directory_is_not_found_on_a_safe_path(tmp_path: Path) -> None:
+    (tmp_path / "decider.py").write_text("def decide(packet): pass")
+    arguments = ("queue", "1", "--netns", "/nowhere", "--handler", "decider:decide")
+    assert "/nowhere" in nfnet(*arguments, cwd=tmp_path).stderr  # it was found
+    done = nfnet(*arguments, cwd=tmp_path, env={**os.environ, "PYTHONSAFEPATH": "1"})
+    assert done.returncode == 2
+    assert "the module 'decider' cannot be imported: ModuleNotFoundError" in done.stderr
+
+
+# --- rows of a database
+
+
+def message(number: int, size: int = 10) -> LogMessage:
+    return LogMessage.from_bytes(testing.log_message(testing.udp(bytes(size)), prefix=str(number)))
+
+
+@pytest.fixture
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[log_command._Database]:
+    monkeypatch.setattr(log_command, "_AGAIN", 0.0)
+    monkeypatch.setattr(log_command, "_LOCK_PATIENCE", 0.0)
+    database = log_command._Database(str(tmp_path / "log.db"), 5)
+    database.begin()
+    yield database
+    database.close()
+
+
+def stored(path: Path) -> list[int]:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return [int(prefix) for (prefix,) in connection.execute("SELECT prefix FROM messages")]
+
+
+# What happens to a database, and what SQLite says then.
+TROUBLE = {
+    "full": ("PRAGMA max_page_count = 2", "database or disk is full"),
+    "read-only": ("PRAGMA query_only = 1", "attempt to write a readonly database"),
+    "gone": ("", "attempt to write a readonly database"),
+    "no table": ("DROP TABLE messages", ""),
+}
+
+
+@pytest.mark.parametrize("what", TROUBLE)
+def test_no_batch_is_lost_to_a_database_that_fails_for_a_while(
+    database: log_command._Database, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database.take(message(0))
+    database.flush()
+    assert database._connection is not None
+    statement, text = TROUBLE[what]
+    database._connection.execute(statement)
+    if what == "gone":
+        (tmp_path / "log.db").rename(tmp_path / "moved.db")
+    for number in range(1, 20):
+        database.take(message(number, 1000))
+        database.flush()
+    assert database.finish(lambda: False)
+    assert stored(tmp_path / "log.db") == list(range(what in ("gone", "no table"), 20))
+    errors = capsys.readouterr().err
+    if text:
+        path = tmp_path / "log.db"
+        assert errors.startswith(f"nfnet log: --sqlite {path}: {text}; messages are kept, to be stored later\n")
+        assert errors.endswith(" stored late\n")
+        assert errors.count("\n") == 2
+    assert stat.S_IMODE((tmp_path / "log.db").stat().st_mode) == 0o600
+
+
+def test_what_is_kept_for_a_database_is_bounded_and_what_is_not_is_said(
+    database: log_command._Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(log_command, "_MOST_KEPT", 10 * (log_command._ROW_SIZE + 38))
+    with contextlib.closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for number in range(13):
+            database.take(message(number))
+            database.flush()
+        other.execute("ROLLBACK")
+        assert not database.finish(lambda: False)
+    assert stored(tmp_path / "log.db") == list(range(10))
+    assert capsys.readouterr().err.endswith(": 3 messages not stored: database is locked\n")
 
 
 def test_replay_of_a_queue() -> None:

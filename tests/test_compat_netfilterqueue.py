@@ -47,6 +47,26 @@ def run(callback: Callable[[Packet], object], *payloads: bytes | None, **attribu
     return kernel
 
 
+def test_an_async_callback_is_refused_at_once() -> None:
+    """The original calls it and does not await what it returns: no packet is ever decided."""
+    from .test_queue import NOT_RUN
+
+    for callback, words in NOT_RUN.values():
+        queue = NetfilterQueue(transport=FakeKernel())
+        with pytest.raises(TypeError, match=words):
+            queue.bind(1, callback)
+        queue.bind(1, None)  # type: ignore[arg-type]  # the original says at the first packet that this is no function
+        queue.unbind()
+
+    class Handler(netfilterqueue.QueueHandler):
+        async def handle(self, packet: Packet) -> None:  # type: ignore[override]
+            packet.accept()
+
+    handler: Handler = object.__new__(Handler)  # without a socket, for which privileges are needed
+    with pytest.raises(TypeError, match=r"Handler\.handle is an async function"):
+        handler.bind(1)
+
+
 # --- what there is
 
 

@@ -180,6 +180,12 @@ def test_loop(kernel: FakeLog) -> None:
     with pytest.raises(TypeError, match="argument must be callable"):
         log.loop(None)  # type: ignore[arg-type]
 
+    async def never(data: nflogr.NflogData) -> None:
+        raise AssertionError("the original would call this, and lose the message")
+
+    with pytest.raises(TypeError, match="never is an async function, which nobody would await: .*nfnet.AsyncLog"):
+        log.loop(never)
+
     def last(data: nflogr.NflogData) -> None:
         seen.append(data.prefix)
         log.close()

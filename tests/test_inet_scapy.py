@@ -192,6 +192,36 @@ def test_packets_go_to_scapy_and_back(nfnet_queue: Any) -> None:
     assert inet.udp(new) == (40000, 53, b"longer than before")
 
 
+@pytest.mark.parametrize("family", [2, 7])
+@pytest.mark.parametrize("address", ["ff:ff:ff:ff:ff:ff", "46:00:00:00:00:01"])  # the latter begins like an IP header
+def test_a_link_layer_in_front_is_refused(family: int, address: str) -> None:
+    def handler(packet: Any) -> None:
+        theirs = scapy.Ether(dst=address, src=address) / packet.scapy()
+        with pytest.raises(ArgumentError, match=r"begins with Ethernet, and must begin with the network header"):
+            packet.accept(payload=theirs)
+        packet.accept(payload=theirs.payload / b"more")
+
+    fed = testing.FedQueue()
+    packet_id = fed.feed(testing.udp(b"data"), family=family)
+    fed.run(handler)
+    assert inet.udp(fed.verdicts[packet_id].payload or b"") == (40000, 9, b"datamore")
+    fed.close()
+
+
+def test_only_ip_may_stand_in_for_ip() -> None:
+    def handler(packet: Any) -> None:
+        for theirs in (scapy.ARP(), scapy.UDP() / bytes(20), scapy.Dot1Q() / packet.scapy(), scapy.Raw(bytes(40))):
+            with pytest.raises(ArgumentError, match="payload begins with"):
+                packet.accept(payload=theirs)
+        packet.accept(payload=scapy.Raw(testing.udp(b"other")))
+
+    fed = testing.FedQueue()
+    packet_id = fed.feed(testing.udp(b"data"))
+    fed.run(handler)
+    assert inet.udp(fed.verdicts[packet_id].payload or b"") == (40000, 9, b"other")
+    fed.close()
+
+
 def test_what_is_no_ip_is_raw(nfnet_queue: Any) -> None:
     nfnet_queue.feed(b"\0" * 30)
     seen: list[Any] = []

@@ -18,7 +18,6 @@ ORDER = [
     "text",
     "errors",
     "checks",
-    "locks",
     "protocol.netlink",
     "protocol.layout",
     "protocol.nfnetlink",
@@ -31,19 +30,33 @@ ORDER = [
     "inet.rewriting",
     "inet",
     "scapys",
-    "files",
-    "capture",
-    "native",
+    # the way to the kernel and to the machine
+    "_io.locks",
+    "_io.moves",
+    "_io.native",
+    "_io.at_fork",
+    "_io.private_files",
+    "_io.interface_names",
+    "_io.poller",
+    "_io.transport",
+    "_io.netlink_socket",
+    "_io",
     "netns",
-    "transport",
-    "recorder",
     "stats",
-    "waiter",
-    "reader",
-    "verdicts",
-    "message",
+    "capture",
+    "recorder",
+    # what queues and logs are made of
+    "_core.message",
+    "_core.batching",
+    "_core.ledger",
+    "_core.flusher",
+    "_core.loss",
+    "_core.binding",
+    "_core.bind",
+    "_core.reader",
+    "_core.async_reader",
+    "_core",
     "packet",
-    "binding",
     "queue",
     "log",
     "aio",
@@ -57,7 +70,7 @@ ORDER = [
     "testing",
     "compat.cnumbers",
     "compat.numbers",
-    "compat.lent",
+    "compat.borrowed",
     "compat.netfilterqueue",
     "compat.nflogdata",
     "compat.nflogr",
@@ -93,10 +106,14 @@ def modules() -> dict[str, Path]:
 
 
 def imported(name: str, path: Path) -> set[str]:
-    """The modules of the package that one imports when it is imported, not later and not for types alone."""
+    """The modules of the package that one imports when it is imported, or for types; not those imported later."""
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     found = set()
-    for node in ast.parse(path.read_text()).body:
+    statements = ast.parse(path.read_text()).body
+    while statements:
+        node = statements.pop()
+        if isinstance(node, (ast.If, ast.Try)):
+            statements += node.body + node.orelse
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - (node.level - 1)]
             target = ".".join([*(part for part in base if part), *([node.module] if node.module else [])])
@@ -135,3 +152,56 @@ def test_importing_loads_neither_pyroute2_nor_asyncio() -> None:
 def test_exported_names_exist_and_are_documented() -> None:
     for name in nfnet.__all__:
         assert getattr(nfnet, name).__doc__, name
+
+
+# What has a lock inside that it takes in a function written in Python: see the head of nfnet/_io/locks.py.
+WITH_LOCKS = {"Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "Queue", "RLock", "Semaphore", "Timer"}
+THEIR_MODULES = {"multiprocessing", "queue", "threading"}
+# Its server's threads are not the main thread, and only there do signal handlers run.
+IN_OTHER_THREADS = {"metrics"}
+
+
+@pytest.mark.parametrize("name", sorted(modules().keys() - IN_OTHER_THREADS - {"_io.locks"}))
+def test_what_an_interrupt_could_leave_locked_is_not_used(name: str) -> None:
+    used: set[str] = set()
+    for node in ast.walk(ast.parse(modules()[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module in THEIR_MODULES:
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in THEIR_MODULES:
+            used.add(node.attr)
+    assert not used & WITH_LOCKS
+
+
+def private_names_of_others(tree: ast.AST) -> int:
+    """How often code uses a private attribute of an object that is not its own."""
+    count = 0
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            if node.attr in ("_asdict", "_exit", "_fields"):  # of named tuples and os: public in spite of their names
+                continue
+            owner = node.value
+            if isinstance(owner, ast.Call) and isinstance(owner.func, ast.Name):
+                owner = owner.func
+            count += not (isinstance(owner, ast.Name) and owner.id in ("self", "cls", "super"))
+    return count
+
+
+def test_private_names_stay_private() -> None:
+    """Outside of the core, whose modules share the state of packets, at most two in a thousand lines."""
+    uses = {name: private_names_of_others(ast.parse(path.read_text())) for name, path in modules().items()}
+    outside = {name: count for name, count in uses.items() if not name.startswith("_core") and count}
+    lines = sum(len(path.read_text().splitlines()) for path in modules().values())
+    assert sum(outside.values()) <= lines * 2 / 1000, sorted(outside.items(), key=lambda item: -item[1])
+
+
+def test_transports_are_not_probed() -> None:
+    """`Transport` has every member, with a default for the optional ones: nothing asks whether one is there."""
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("getattr", "hasattr")
+            ):
+                probed = ast.unparse(node.args[0])
+                assert "transport" not in probed.lower(), f"nfnet.{name}: {ast.unparse(node)}"

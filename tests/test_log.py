@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import itertools
 import logging
+import pickle
 import threading
 from typing import Any
 
@@ -19,6 +21,8 @@ from nfnet.protocol import layout, netlink, nfnetlink, nfulnl
 from nfnet.protocol.nfqnl import Command
 from nfnet.protocol.nfulnl import NFULA, LogFlag
 from nfnet.testing import FakeKernel, error_message, log_message, udp
+
+from .test_queue import NOT_RUN
 
 FIXED = {number: row for number, row in nfulnl.NFULA_TABLE.items() if layout.fixed_size(row.schema)}
 
@@ -42,6 +46,49 @@ def read(*datagrams: bytes, **options: Any) -> list[LogMessage]:
         for datagram in datagrams:
             kernel.deliver(datagram)
         return list(log)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_messages_can_be_copied(duplicate: Any) -> None:
+    (message,) = read(log_message(udp(b"data"), prefix="in: ", IFINDEX_INDEV=2))
+    again = duplicate(message)
+    assert (again.prefix, again.indev_name, again.payload) == ("in: ", "eth0", udp(b"data"))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_messages_can_be_pickled(protocol: int) -> None:
+    """For another process, where the names of the interfaces would be others'."""
+    (message,) = read(log_message(udp(b"data"), prefix="in: ", IFINDEX_INDEV=2, IFINDEX_OUTDEV=3))
+    again = pickle.loads(pickle.dumps(message, protocol))
+    assert type(again) is LogMessage
+    assert (again.raw, again.prefix) == (message.raw, "in: ")
+    assert (again.indev, again.indev_name, again.outdev, again.outdev_name) == (2, "eth0", 3, None)
+    assert pickle.loads(pickle.dumps(again, protocol)).indev_name == "eth0"
+
+
+@pytest.mark.parametrize("kind", NOT_RUN)
+def test_a_handler_that_a_call_does_not_run_is_refused_before_anything_is_taken(kind: str) -> None:
+    handler, words = NOT_RUN[kind]
+    kernel = LogKernel()
+    with Log(5, transport=kernel) as log:
+        kernel.deliver(log_message())
+        for use in (log.run, log.process):
+            with pytest.raises(TypeError, match=words) as caught:
+                use(handler)
+            assert "AsyncLog" in str(caught.value) or "yield" in words
+        assert log.counters.received == 0
+
+
+def test_a_handler_that_returns_a_coroutine_stops_the_loop() -> None:
+    async def handle(message: LogMessage) -> None:
+        raise AssertionError("nobody awaits this")
+
+    kernel = LogKernel()
+    with Log(5, transport=kernel) as log:
+        kernel.deliver(log_message() * 3)
+        with pytest.raises(TypeError, match="the handler returned a coroutine, which nobody awaits: use AsyncLog"):
+            log.run(lambda message: handle(message))
+        assert log.process(lambda message: None) == 2
 
 
 # --- the schemas
@@ -324,7 +371,10 @@ def test_gaps_in_the_sequence_are_counted(caplog: pytest.LogCaptureFixture) -> N
         log.process(id)
         assert log.counters == nfnet.LogCounters(received=8, lost=98, overruns=2, malformed=0)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == ["log group 5: 95 messages were lost, 95 so far, because the receive buffer of ? bytes was full"]
+    assert warnings == [
+        "log group 5: 95 messages were lost, 95 so far; the receive buffer was full",
+        "log group 5: 3 messages were lost, 98 so far; the receive buffer was full",
+    ]
 
 
 def test_loss_before_the_first_message_is_counted() -> None:

@@ -132,7 +132,7 @@ def test_errors_that_a_recording_puts_into_the_kernels_mouth() -> None:
 def test_interfaces_in_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.if_nameindex", lambda: [(1, NASTY)])
     with pytest.raises(nfnet.ArgumentError, match="there is no interface") as caught:
-        rules.queue(1, in_interface="no-such")._connect()
+        rules.queue(1, hook="input", in_interface="no-such")._connect()
     assert str(caught.value).isprintable()
 
 

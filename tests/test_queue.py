@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
+import functools
 import itertools
 import logging
 import os
+import pickle
 import select
 import threading
+import unittest.mock
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -19,7 +24,7 @@ import nfnet
 from nfnet import Packet, Queue
 from nfnet.protocol import netlink, nfqnl
 from nfnet.protocol.nfnetlink import BODY, parse_attributes
-from nfnet.protocol.nfqnl import NFQA, NFQA_CFG, Verdict
+from nfnet.protocol.nfqnl import NFQA, NFQA_CFG, QueueFlag, Verdict
 
 from .kernel import FakeKernel, error_message, packet_message
 
@@ -336,6 +341,13 @@ BAD_VERDICTS = {
     "verdict 0x4003": lambda p: p.verdict(0x4003),
     "verdict is -1": lambda p: p.verdict(-1),
     "bridge family alone": lambda p: p.accept(vlan=nfnet.Vlan(0x8100, 5)),
+    # These the kernel would drop, or send out as they are, and report success.
+    "payload begins with 00 00 00 00, and must be an IPv4 packet": lambda p: p.accept(payload=bytes(40)),
+    "payload begins with 60 00 00 00, and": lambda p: p.repeat(payload=b"\x60" + bytes(39)),
+    "payload begins with 02 00 00 00, and": lambda p: p.requeue(2, payload=b"\2" + bytes(13) + b"E" + bytes(19)),
+    "payload begins with ff ff ff ff, and": lambda p: p.verdict(1, payload=bytearray(b"\xff" * 34)),
+    "its IP header has 0 of its 30 bytes": lambda p: p.accept(payload=b"\x40" + bytes(29)),
+    "its IP header has 60 of its 30 bytes": lambda p: p.accept(payload=b"\x4f" + bytes(29)),
 }
 
 
@@ -359,6 +371,18 @@ def test_ipv6_payload_has_room_for_its_header() -> None:
         packet = next(iter(queue))
         with pytest.raises(ValueError, match="must have 40 to"):
             packet.accept(payload=bytes(39))
+        with pytest.raises(ValueError, match="payload begins with 45 00 00 00, and must be an IPv6 packet"):
+            packet.accept(payload=b"E" + bytes(39))
+        packet.accept(payload=b"\x60" + bytes(39))
+        assert verdicts(kernel) == [(1, 1)]
+
+
+def test_the_payload_of_a_bridged_packet_may_be_anything() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(family=7)
+        next(iter(queue)).accept(payload=b"\0\1\x08\0\6\4" + bytes(22))  # ARP
+        assert verdicts(kernel) == [(1, 1)]
 
 
 def test_bridge_changes() -> None:
@@ -599,6 +623,102 @@ def test_handlers_must_be_callable() -> None:
         queue.run(5)  # type: ignore[arg-type]
 
 
+async def coroutine(packet: Packet) -> None:
+    packet.accept()
+
+
+def generator(packet: Packet) -> Iterator[None]:
+    packet.accept()
+    yield
+
+
+async def async_generator(packet: Packet) -> AsyncIterator[None]:
+    packet.accept()
+    yield
+
+
+class Methods:
+    async def method(self, packet: Packet) -> None:
+        packet.accept()
+
+    async def __call__(self, packet: Packet) -> None:
+        packet.accept()
+
+
+# What a call does not run, and what is said of it.
+NOT_RUN: dict[str, tuple[Any, str]] = {
+    "async function": (coroutine, "the handler coroutine is an async function, which nobody would await: "),
+    "generator": (generator, "the handler generator has a yield in it"),
+    "async generator": (async_generator, "the handler async_generator has a yield in it"),
+    "method": (Methods().method, r"the handler Methods\.method is an async function"),
+    "callable object": (Methods(), "the handler Methods is an async function"),
+    "partial": (functools.partial(functools.partial(coroutine)), "the handler coroutine is an async function"),
+    "mock": (unittest.mock.AsyncMock(), "is an async function"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_RUN)
+def test_a_handler_that_a_call_does_not_run_is_refused_before_anything_is_taken(kind: str) -> None:
+    handler, words = NOT_RUN[kind]
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel, undecided="accept", on_error="accept") as queue:
+        kernel.feed(3)
+        for use in (queue.run, queue.process):
+            with pytest.raises(TypeError, match=words) as caught:
+                use(handler)
+            assert isinstance(caught.value, nfnet.NfnetError)
+            assert "AsyncQueue" in str(caught.value) or "yield" in words
+        assert not kernel.judged
+        assert queue.counters.received == 0
+        assert queue.process(Packet.accept) == 3
+
+
+def test_a_handler_that_returns_a_coroutine_stops_the_loop() -> None:
+    """As a lambda around an async function does: what no policy may do is accept a packet that nobody looked at."""
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel, undecided="accept", on_error="accept") as queue:
+        kernel.feed(3)
+        with pytest.raises(TypeError, match="the handler returned a coroutine, which nobody awaits: use AsyncQueue"):
+            queue.run(lambda packet: coroutine(packet))
+        assert [packet.id for packet in queue.pending] == [1]
+        assert not kernel.judged
+        assert queue.process(lambda packet: packet.drop()) == 2
+
+
+def test_plain_handlers_of_any_kind_are_taken() -> None:
+    class Handler:
+        def __call__(self, packet: Packet) -> None:
+            packet.accept()
+
+        def method(self, packet: Packet) -> None:
+            packet.accept()
+
+    mock = unittest.mock.MagicMock(side_effect=Packet.accept)
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        for handler in (Packet.accept, Handler(), Handler().method, functools.partial(Packet.accept, mark=3), mock):
+            kernel.feed(1)
+            assert queue.process(handler) == 1
+        assert len(kernel.judged) == 5
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_packets_cannot_be_copied(duplicate: Any) -> None:
+    """A copy of one could be accepted without anybody's being told, and the packet went on waiting."""
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(2)
+        packet = next(iter(queue))
+        for what in (packet, [packet]):
+            if duplicate is not copy.copy or what is packet:
+                with pytest.raises(TypeError, match="cannot be copied or pickled.*keep the packet itself, or"):
+                    duplicate(what)
+        packet.accept()
+        with pytest.raises(TypeError):
+            duplicate(packet)
+        assert verdicts(kernel) == [(1, 1)]
+
+
 def test_process_without_a_handler_keeps_packets_for_the_next_loop() -> None:
     kernel = FakeKernel()
     with Queue(1, transport=kernel) as queue:
@@ -688,14 +808,24 @@ def test_closing_a_queue_that_accepts_lets_unread_packets_through() -> None:
 
 
 class Arriving(FakeKernel):
-    """A packet arrives before each message that the program sends."""
+    """A packet arrives before each message that the program sends, and finds room, or not."""
 
-    fed = 0
+    arrived = passed = dropped = 0
+    max_len = 1024
+    flags = QueueFlag(0)
 
     def _execute(self, message: bytes) -> None:
-        self.fed += 1
-        self.feed()
+        self.arrived += 1
+        if len(self.queued) < self.max_len:
+            self.feed()
+        elif QueueFlag.FAIL_OPEN in self.flags:
+            self.passed += 1
+        else:
+            self.dropped += 1
         super()._execute(message)
+        if netlink.header.parse(message).type == nfqnl.MSG_CONFIG:
+            self.max_len = self.config[-1].get(NFQA_CFG.QUEUE_MAXLEN, self.max_len)
+            self.flags |= self.config[-1].get(NFQA_CFG.FLAGS, 0)
 
 
 def test_what_arrives_while_a_queue_that_accepts_closes_is_let_through() -> None:
@@ -705,7 +835,7 @@ def test_what_arrives_while_a_queue_that_accepts_closes_is_let_through() -> None
         next(iter(queue)).drop()
     assert not kernel.queued
     assert kernel.dropped == 0
-    assert [word for _, word, _ in kernel.judged].count(Verdict.ACCEPT) + kernel.passed == kernel.fed + 4
+    assert [word for _, word, _ in kernel.judged].count(Verdict.ACCEPT) + kernel.passed == kernel.arrived + 4
     assert kernel.passed > 0
 
 
@@ -751,7 +881,8 @@ def test_gaps_in_the_ids_are_counted(caplog: pytest.LogCaptureFixture) -> None:
         queue.process(lambda packet: packet.accept())
         assert (queue.counters.lost, queue.counters.overruns) == (16, 2)
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
-        "queue 1: 15 packets were lost, 15 so far, because the receive buffer of ? bytes was full"
+        "queue 1: 15 packets were lost, 15 so far; probably the receive buffer was full",
+        "queue 1: 1 packets were lost, 16 so far; probably the receive buffer was full",
     ]
 
 

@@ -50,6 +50,18 @@ def test_attributes_are_fed(nfnet_queue: FedQueue) -> None:
     assert nfnet_queue.verdicts[ids[2]].verdict == Verdict.DROP
 
 
+def test_the_verdict_and_the_queue_are_apart(nfnet_queue: FedQueue) -> None:
+    ids = [nfnet_queue.feed() for _ in range(3)]
+    verdicts = iter([lambda p: p.requeue(2), lambda p: p.requeue(0, mark=3, bypass=True), lambda p: p.repeat()])
+    nfnet_queue.run(lambda packet: next(verdicts)(packet))
+    found = nfnet_queue.verdicts
+    assert [found[packet_id].verdict for packet_id in ids] == [Verdict.QUEUE, Verdict.QUEUE, Verdict.REPEAT]
+    assert [found[packet_id].verdict.name for packet_id in ids] == ["QUEUE", "QUEUE", "REPEAT"]
+    assert [found[packet_id].queue for packet_id in ids] == [2, 0, None]
+    assert [found[packet_id].bypass for packet_id in ids] == [False, True, False]
+    assert found[ids[1]] == Decided(Verdict.QUEUE, mark=3, queue=0, bypass=True)
+
+
 def test_another_thread_may_receive_what_is_just_being_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = testing.FakeKernel()
     received: list[bytes] = []

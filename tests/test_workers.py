@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import threading
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import nfnet
 from nfnet import Workers, workers
 
 from .kernel import FakeKernel
+from .test_queue import NOT_RUN
 
 SOON = 10.0
 
@@ -36,6 +39,14 @@ class Idle(workers._Worker):
 @pytest.fixture(autouse=True)
 def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_Worker", Idle)
+
+
+@pytest.mark.parametrize("kind", NOT_RUN)
+def test_a_handler_that_a_call_does_not_run_is_refused(kind: str) -> None:
+    handler, words = NOT_RUN[kind]
+    for use in (Workers, nfnet.run_workers):
+        with pytest.raises(TypeError, match=words):
+            use(handler, [1])
 
 
 def test_they_may_be_started_again() -> None:
@@ -69,6 +80,35 @@ def test_stop_at_any_moment_of_close(monkeypatch: pytest.MonkeyPatch) -> None:
         several.close()
     several.stop()
     several.close()
+
+
+def test_stop_in_a_signal_handler_wherever_close_is() -> None:
+    """Every line that `close` executes, in whatever file, is one at which a handler may run."""
+    several = Workers(print, [1])
+    several.start()
+    lines = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal lines
+        if event == "line":
+            sys.settrace(None)
+            several.stop()
+            lines += 1
+            sys.settrace(trace)
+        return trace
+
+    def close() -> None:
+        sys.settrace(trace)
+        try:
+            several.close()
+        finally:
+            sys.settrace(None)
+
+    closing = threading.Thread(target=close, daemon=True)
+    closing.start()
+    closing.join(SOON)
+    assert not closing.is_alive(), "it waits for a lock that it has itself"
+    assert lines > 5
 
 
 def test_an_interrupt_while_they_end_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:

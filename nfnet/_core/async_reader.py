@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from ..errors import BusyReadingError
+from .loss import QUIET
 from .reader import Reader
 
 _MOST_ALONE = 64  # packets; see `Reader`
@@ -60,20 +60,17 @@ class Session:
         self.wake_up()
 
 
-class AsyncReader(ABC, Generic[R, T]):
+class AsyncReader(Generic[R, T]):
     """What `AsyncQueue` and `AsyncLog` share."""
 
     def __init__(self, reader: R) -> None:
         self._reader = reader
+        reader._remedy = "give run the async function itself, or a functools.partial of it"
         self._session: Session | None = None  # the last one, if it is closed
 
-    @abstractmethod
     def _waiting(self) -> Generator[T, None, None]:
         """What waits, without blocking."""
-
-    @abstractmethod
-    def _process(self, handler: Callable[[T], object]) -> int:
-        """What `process` of the reader does."""
+        return self._reader._items(block=False)
 
     async def open(self) -> None:
         """Bind. Raises as `Queue.open`."""
@@ -199,6 +196,9 @@ class AsyncReader(ABC, Generic[R, T]):
     async def _readable(self, session: Session) -> None:
         """Wait until something may be there, or `Session.wake_up`."""
         loop, fd = session.running_loop(), self._reader.fileno()
+        binding = self._reader._binding
+        if binding is not None and binding.loss.untold:
+            loop.call_later(QUIET, binding.tell_loss)
         # Only while nobody reads: it stays readable until somebody does, and the loop would spin.
         loop.add_reader(fd, session.wake_up)
         try:

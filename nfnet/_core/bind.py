@@ -21,24 +21,25 @@ def bind(
     *,
     module: str,
     flags: Iterable[tuple[str, Request]],
-    owner: Callable[[], str],
+    owner: Callable[[], tuple[str, str | None]],
 ) -> None:
     """Send the request that binds ``name``.
 
     module: the kernel's module, which may be missing.
     flags: options that a kernel may lack, each with a request that the kernel refuses if it does.
-    owner: says who has the queue or group, if another socket has.
+    owner: says who has the queue or group, if another socket has, and what to do about it.
 
     Raises BusyError, NotPermittedError, NotSupportedError, or another KernelError.
     """
     operation = f"binding {name}"
     try:
         transport.request(request, operation)
-    except NotPermittedError as error:
+    except NotPermittedError:
         # The kernel answers EPERM to "somebody has it" and to "you may not".
         if not _may(transport, operation):
             raise
-        raise BusyError(operation, errno.EPERM, reason=owner()) from error
+        reason, hint = owner()
+        raise BusyError(operation, errno.EPERM, reason=reason, hint=hint) from None
     except NotSupportedError as error:
         lacking = [option for option, ask in flags if not _supports(transport, ask)]
         hint = f"This kernel has no support for {' and '.join(lacking)}" if lacking else error.hint

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import length_hint
 from typing import Generic, TypeVar
 
@@ -14,18 +15,29 @@ from .._io.moves import END
 from .._io.transport import Transport
 from ..errors import ClosedError, OverrunError
 from ..recorder import Recorder
+from ..stats import Row
+from .loss import Loss
+
+_log = logging.getLogger("nfnet")
 
 T = TypeVar("T")
 
 
-class Binding(ABC, Generic[T], at_fork.AtFork):
-    """What `Reader` knows of one time of being bound; the next one begins anew, with another socket."""
+class Binding(ABC, Generic[T, Row], at_fork.AtFork):
+    """What `Reader` knows of one time of being bound; the next one begins anew, with another socket.
+
+    ``find_row`` looks for the kernel's row about it.
+    """
 
     drain = 0
     """How many datagrams to take from the transport at a time."""
+    what = ""
+    """What gets lost."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, name: str, transport: Transport, on_overrun: str, find_row: Callable[[], Row | None]) -> None:
         self.transport = transport
+        self.loss = Loss(warn=on_overrun == "count")
+        self.overruns = 0
         self.incoming: bytes | None = None
         """A datagram that came while the loop waited for one."""
         self.received: list[bytes] = []
@@ -34,13 +46,17 @@ class Binding(ABC, Generic[T], at_fork.AtFork):
         """What was made of them, for the handler; one iterator for all loops."""
         self.reading = False  # by a loop
         self.closing = RLock()
-        self.finished = False  # by `Reader.close`
+        self.finishing = False  # `Reader.close` is at work
+        self.finished = False  # it has begun: no more is handed out
         self.closed = False
         self.ended = False  # no more will come: the end of a recording
         self.recorder: Recorder | None = None
         self.owns_recorder = False
         self.malformed = 0
         self.shared = False  # with another process: one that was forked from this one, or the one it was forked from
+        self._name = name
+        self._on_overrun = on_overrun
+        self._find_row: Callable[[], Row | None] = find_row
         self._process = os.getpid()
         if transport.inherit:
             at_fork.register(self)
@@ -50,7 +66,7 @@ class Binding(ABC, Generic[T], at_fork.AtFork):
         self.shared = True
 
     def after_fork(self) -> None:
-        self.reading = False
+        self.reading = self.finishing = False
         self.closing = RLock()
 
     def is_ours(self) -> bool:
@@ -75,7 +91,7 @@ class Binding(ABC, Generic[T], at_fork.AtFork):
                 raise
             more = False
         except OverrunError:
-            self._overrun()
+            self.overruns += 1
             raise
         finally:
             self._make_ready()
@@ -92,10 +108,6 @@ class Binding(ABC, Generic[T], at_fork.AtFork):
         """Make `ready` of what was received."""
 
     @abstractmethod
-    def _overrun(self) -> None:
-        """The receive buffer was full."""
-
-    @abstractmethod
     def taken(self) -> int:
         """How many the loop has taken so far."""
 
@@ -107,6 +119,45 @@ class Binding(ABC, Generic[T], at_fork.AtFork):
 
     def settle(self, waiting: int = 0) -> None:
         """All of `ready` is through, or the loop ends with the last ``waiting`` still to come."""
+        if self.loss.untold:
+            self.tell_loss()
+
+    def count_lost(self, new: int) -> None:
+        """So many more were lost."""
+        if self.shared:
+            return  # the other process may have read them
+        self.overruns += self._on_overrun != "raise"  # there it was counted as it was raised
+        self.loss.add(new)
+        self.tell_loss()
+
+    def tell_loss(self, *, end: bool = False) -> None:
+        """Log a warning, if there is something to say and it is time."""
+        new = self.loss.due(end=end)
+        if not new:
+            return
+        amounts, row = (self._name, new, self.what, self.loss.total), self.row()
+        if row is None and not self.transport.trusted:  # a recording, say, of which somebody took some out
+            _log.warning("%s: %d %s are missing, %d so far", *amounts)
+        else:
+            _log.warning("%s: %d %s were lost, %d so far; %s", *amounts, self._cause_of_loss(row))
+
+    def _cause_of_loss(self, row: Row | None) -> str:
+        """Where there was no room, as far as that is known."""
+        return f"{self._buffer()} was full"
+
+    def _buffer(self) -> str:
+        size = self.transport.rcvbuf
+        return "the receive buffer" if size is None else f"the receive buffer of {size} bytes"
+
+    def row(self) -> Row | None:
+        """The kernel's row about it; None if there is none, as for a recording, or it may not be read."""
+        port = self.transport.port_id
+        row = None if port is None else self._find_row()
+        return row if row is not None and row.port_id == port else None
+
+    def sum_up(self) -> None:
+        """It is about to be closed: count, and tell, what there is."""
+        self.tell_loss(end=True)
 
     def release(self) -> None:
         """Let go of the sockets."""

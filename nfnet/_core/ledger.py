@@ -30,7 +30,7 @@ get lost.
 from __future__ import annotations
 
 from _thread import get_ident
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -126,10 +126,10 @@ class Ledger:
             with self._lock:
                 self._send_decided()
 
-    def decide_each(self, waiting: int) -> None:
-        """From now on the verdicts on the last ``waiting`` packets at hand leave at once."""
-        if waiting:
-            for packet in self.at_hand[-waiting:]:
+    def decide_each(self, packets: Iterable[Entry]) -> None:
+        """The verdicts on these packets, unless they have been given, will leave at once."""
+        for packet in packets:
+            if packet._decision is None:
                 packet._decide = self.decide_now
 
     def oldest_decided(self) -> Entry | None:

@@ -1,48 +1,45 @@
-"""Counting what was lost, and warning of it."""
+"""How much was lost, and when to warn of it."""
 
 from __future__ import annotations
 
-import logging
 from time import monotonic
 
-from .._io.transport import Transport
-
-# Warnings about loss, at most one in so many seconds.
-_WARN_EVERY = 10.0
-
-_log = logging.getLogger("nfnet")
+# Seconds. While packets are lost there is a warning every so often, and one more when none was lost for a while. Loss
+# that comes in bursts does not get two for each of them, but at most two in ten seconds.
+_EVERY = 10.0
+QUIET = 1.0
 
 
 class Loss:
-    """What one binding lost."""
+    """Counts what never came.
 
-    def __init__(self, name: str, what: str, on_overrun: str, transport: Transport) -> None:
-        self.lost = 0
-        self.overruns = 0
-        self._name = name
-        self._what = what
-        self._on_overrun = on_overrun
-        self._transport = transport
-        self._warned = -_WARN_EVERY
+    There should be a warning at once, now and then while it goes on, when it is over, and at the end. Each says how
+    many there were since the one before, so that these add up to the ``total``; ``untold`` is what none has said yet.
+    """
 
-    def overrun(self) -> None:
-        """The kernel has reported it."""
-        self.overruns += 1
+    def __init__(self, *, warn: bool) -> None:
+        self.total = 0
+        self.untold = 0
+        self._warn = warn
+        self._last = self._warned = 0.0
+        self._was_over = False  # at the last warning
 
-    def report(self, total: int) -> None:
-        """So many were lost, of which some may be known already."""
-        new = total - self.lost
-        if new <= 0:
-            return
-        self.lost = total
-        self.overruns += self._on_overrun != "raise"  # there it was counted as it was raised
-        if self._on_overrun == "count" and monotonic() > self._warned + _WARN_EVERY:
-            self._warned = monotonic()
-            _log.warning(
-                "%s: %d %s were lost, %d so far, because the receive buffer of %s bytes was full",
-                self._name,
-                new,
-                self._what,
-                self.lost,
-                self._transport.rcvbuf,
-            )
+    def add(self, count: int) -> None:
+        """So many more were lost."""
+        self.total += count
+        if self._warn:
+            self.untold += count
+            self._last = monotonic()
+
+    def due(self, *, end: bool = False) -> int:
+        """What a warning should say now; 0 if it is not time for one, which at the ``end`` it is."""
+        if not self.untold:
+            return 0
+        now = monotonic()
+        first = self.untold == self.total
+        over = end or now - self._last >= QUIET
+        if not (first or end or now - self._warned >= _EVERY or (over and not self._was_over)):
+            return 0
+        new, self.untold = self.untold, 0
+        self._warned, self._was_over = now, over
+        return new

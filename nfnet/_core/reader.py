@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
 from operator import length_hint
 from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from .._io.netlink_socket import NetlinkSocket
+from .._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from .._io.poller import Poller
 from .._io.transport import Transport
+from ..checks import check_handler, check_result
 from ..errors import ArgumentError, BusyReadingError, ClosedError, NfnetError
 from ..netns import Netns, call_in, check_netns
 from ..recorder import Recorder, current
-from ..stats import LogRow, QueueRow, process
+from ..stats import LogRow, QueueRow, is_ours, process
 from .bind import Request, bind
 from .binding import Binding
 
@@ -27,7 +30,9 @@ _MAX_DELAY = 0.001
 _MAX_PORTION = 16
 _MOST_ALONE = 64  # packets, until the next look whether several wait
 
-B = TypeVar("B", bound=Binding[Any])
+_log = logging.getLogger("nfnet")
+
+B = TypeVar("B", bound=Binding[Any, Any])
 T = TypeVar("T")
 Self = TypeVar("Self", bound="Reader[Any, Any]")
 
@@ -80,15 +85,20 @@ class Reader(ABC, Generic[B, T]):
     _module: str
     """The kernel's module, which is also the name of its file in /proc/net/netfilter."""
 
+    _remedy: str
+    """What to do with an async handler."""
+
     def _finish(self, binding: B) -> None:
         """What is to be done before the binding goes."""
 
     def _hand_out(self, binding: B, portion: Iterator[T], handler: Callable[[T], object]) -> None:
         """Give the handler a portion, until `stop`."""
+        result: object = None
         for item in portion:
-            handler(item)
+            result = handler(item)
             if self._stopping:
-                return
+                break
+        check_result(result, self._remedy)  # once a portion, of which the first is one item: that costs nothing
 
     def _body_returned(self, binding: B, item: T) -> None:
         """The body of an iteration is through with an item."""
@@ -152,18 +162,27 @@ class Reader(ABC, Generic[B, T]):
             if own is not None:
                 own.close()
             raise
+        if given is None and (granted := binding.transport.rcvbuf) is not None:
+            _check_buffer(DEFAULT_RCVBUF if self._rcvbuf is None else self._rcvbuf, granted)
         if recorder is not None:
             binding.transport.tap = recorder.tap
             binding.recorder, binding.owns_recorder = recorder, own is not None
         return binding
 
-    def _owner(self) -> str:
-        """Who has it, where this process may know."""
+    def _owner(self) -> tuple[str, str | None]:
+        """Who has it, where this process may know, and what to do about it."""
         row = self._row()
-        return "another socket has it" + ("" if row is None else f": {process(row.port_id, self._netns)}")
+        if row is None:
+            return "another socket has it", None
+        if is_ours(row.port_id, self._netns):
+            return "another socket of this process has it", "Close that one first, or use another number"
+        return f"another socket has it: {process(row.port_id, self._netns)}", None
 
     def close(self) -> None:
-        """Unbind. May be called twice, and from any thread: a loop that is reading then ends."""
+        """Unbind. May be called twice, and from any thread: a loop that is reading then ends.
+
+        If a signal handler raised in it, it may have to be called again.
+        """
         binding = self._binding
         if binding is None:
             return
@@ -171,23 +190,31 @@ class Reader(ABC, Generic[B, T]):
             self._let_go(binding)
             return
         with binding.closing:  # two threads may be about it: the socket stays until the first one is through
-            if binding.finished:
-                return  # by the other one; or this is a signal handler, and the thread will go on with it
+            if self._binding is not binding or binding.finishing:
+                return  # the other one is through; or this is a signal handler, and the thread will go on with it
+            binding.finishing = True
             try:
                 binding.finished = True
                 self.stop()
                 try:
+                    binding.sum_up()
                     self._finish(binding)
                 finally:
                     # Closing the socket unbinds too, unless a program started without close-on-exec has it as well.
                     with suppress(NfnetError):
                         binding.transport.send(self._unbind_request())
             finally:
-                self._let_go(binding)
+                try:
+                    self._let_go(binding)
+                finally:
+                    binding.finishing = False
 
     def _let_go(self, binding: B) -> None:
         try:
             binding.release()
+        except BaseException:  # Ctrl-C, perhaps before it did anything: twice does no harm
+            binding.release()
+            raise
         finally:
             if self._binding is binding:
                 self._binding = None
@@ -239,8 +266,7 @@ class Reader(ABC, Generic[B, T]):
 
     def _drive(self, handler: Callable[[T], object], block: bool, limit: int | None = None) -> int:
         """Hand out what comes, or what waits, at most ``limit`` datagrams, and return how many that were."""
-        if not callable(handler):
-            raise TypeError(f"the handler must be callable, not {type(handler).__name__}")
+        check_handler(handler, self._remedy)
         binding = self._bound()
         before = binding.taken()
         portions = self._portions(binding, block, limit)
@@ -285,6 +311,8 @@ class Reader(ABC, Generic[B, T]):
                         left -= size
                         size, deadline = _pace(binding, size, deadline)
                     binding.settle()
+                elif binding.loss.untold:
+                    binding.tell_loss()
                 if found > 1:
                     looks = 1
                 elif binding.ended:
@@ -402,7 +430,16 @@ class Reader(ABC, Generic[B, T]):
         return self._bound().transport.rcvbuf
 
 
-def _pace(binding: Binding[Any], size: int, deadline: float) -> tuple[int, float]:
+@lru_cache  # once for each size, whoever asks for it
+def _check_buffer(asked: int, granted: int) -> None:
+    """Warn if a receive buffer is smaller than what was asked for."""
+    half = asked // 2  # which the kernel doubles
+    if granted < 2 * half:
+        text = "the receive buffer has %d bytes instead of %d, which in this user namespace takes net.core.rmem_max=%d"
+        _log.warning(text, granted, asked, half)
+
+
+def _pace(binding: Binding[Any, Any], size: int, deadline: float) -> tuple[int, float]:
     """Let verdicts leave if it is time, and say how many packets there may be until the next look at the clock.
 
     While the handler is quick these are ever more: asking the clock costs as much as a verdict.

@@ -169,7 +169,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         if rcvbuf:
             self._set_buffer(rcvbuf, SO_RCVBUFFORCE, socket.SO_RCVBUF)
         self._rcvbuf = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-        self.port_id: int = sock.getsockname()[0]
+        self.port_id = sock.getsockname()[0]
 
     def _set_buffer(self, size: int, forced: int, option: int) -> None:
         # The kernel doubles what it is asked for, to allow for its own overhead.

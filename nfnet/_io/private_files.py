@@ -21,32 +21,24 @@ from typing import NamedTuple
 
 from ..text import printable
 
-_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATH = getattr(os, "O_PATH", 0o10000000)  # PyPy has no name for it; the number is that of the machines it runs on
+_LOOK = _PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_LINKS = 40  # as in the kernel
 
 _KINDS = {stat.S_IFLNK: "link", stat.S_IFREG: "file", stat.S_IFIFO: "FIFO"}
 
 
-def create(path: str | os.PathLike[str], *, lock: bool = False) -> int:
+def create(path: str | os.PathLike[str]) -> int:
     """Open a file for writing, made with mode 0600 if it is not there, and return its descriptor.
 
-    What was in it stays until ``empty``. With ``lock`` a regular file is for one writer at a time, in whatever process:
-    the next one gets EBUSY, until ``unlock``.
+    What was in it stays until ``empty``.
 
     Raises OSError, PermissionError with EACCES for what others have, or may have, put there; see above. /dev/stdout and
     other names of this process' own descriptors are what they are, without a check.
     """
-    with _naming(path):
-        with ExitStack() as stack:
-            fd = _open(_find(path, stack))
-        try:
-            if lock and stat.S_ISREG(os.fstat(fd).st_mode):
-                _lock(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-    return fd
+    with _naming(path), ExitStack() as stack:
+        return _open(_find(path, stack))
 
 
 def create_database(path: str | os.PathLike[str]) -> str:
@@ -73,11 +65,14 @@ def empty(fd: int) -> None:
         os.ftruncate(fd, 0)
 
 
-def _lock(fd: int) -> None:
+def lock(fd: int, path: str | os.PathLike[str]) -> None:
+    """Make a regular file be for one writer at a time, in whatever process: the next one gets EBUSY, until `unlock`."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise OSError(errno.EBUSY, "it is being recorded to by another") from None
+        raise OSError(errno.EBUSY, "it is being recorded to by another", os.fspath(path)) from None
     except OSError:  # some file systems have no locks: then there is nobody to be kept out by one
         pass
 
@@ -145,7 +140,7 @@ def _find(path: str | os.PathLike[str], stack: ExitStack) -> _Found:
                     directory = look("/")
                 continue
             # What it says is no path: "pipe:[1234]". The kernel knows what it means.
-            entry, given = look(name, os.O_PATH | os.O_CLOEXEC, directory), True
+            entry, given = look(name, _PATH | os.O_CLOEXEC, directory), True
         if not rest:
             return _Found(directory, name, entry, given)
         directory = entry

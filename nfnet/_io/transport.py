@@ -29,6 +29,9 @@ class Transport(ABC):
     inherit: bool = False
     """Whether children that are forked have the transport too. They share it: one process at a time may read."""
 
+    port_id: int | None = None
+    """The netlink port by which the kernel knows the socket; None without a socket."""
+
     waiting: bool = False
     """Whether a loop takes from `incoming`: then `wake` has somebody to wake."""
 

@@ -124,7 +124,7 @@ class _Demo:
 
     def __init__(self, sender: BinaryIO, receiver: BinaryIO) -> None:
         self._sender, self._receiver = sender, receiver
-        self._queue = nfnet.Queue(1, netns=sender)
+        self._queue = nfnet.Queue(1, netns=sender, rcvbuf=200_000)  # which everybody may have
         self._log = nfnet.Log(5, threshold=1, netns=receiver)
         self._stack = contextlib.ExitStack()
         self._right = True

@@ -160,7 +160,7 @@ class _Capture:
     def __init__(self, path: str) -> None:
         self._path = path
         self._writer = Writer(path, LinkType.NFLOG, begin=False)
-        self._missed = 0
+        self._unwritten = 0  # since the last flush
         self.broken = False
 
     def begin(self) -> None:
@@ -168,11 +168,13 @@ class _Capture:
 
     def take(self, message: LogMessage) -> None:
         moment = message.timestamp_ns or time.time_ns()
+        self._unwritten += 1
         self._try(lambda: self._writer.write(moment, message.raw[HEADER_SIZE:]))
-        self._missed += self.broken
 
     def flush(self) -> None:
         self._try(self._writer.flush)
+        if not self.broken:
+            self._unwritten = 0
 
     def _try(self, step: Callable[[], None]) -> None:
         if self.broken:
@@ -184,11 +186,11 @@ class _Capture:
             common.say(f"nfnet log: -w {self._path}: {error.strerror}; the capture stops here")
 
     def finish(self) -> bool:
-        """Whether all messages are there; if not, how many are missing is said."""
+        """Whether all messages are there; if not, how many may be missing is said."""
         self.flush()
         if self.broken:
-            what = common.counted(self._missed, "message")
-            common.say(f"nfnet log: -w {self._path}: at least {what} not written")
+            what = common.counted(self._unwritten, "message")
+            common.say(f"nfnet log: -w {self._path}: up to {what} not written")
         return not self.broken
 
     def close(self) -> None:
@@ -214,9 +216,8 @@ class _Database:
         """Make the table if it is missing. Raises NfnetError if no rows could be added."""
         try:
             connection = self._open()
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute(f"EXPLAIN {_ROW}", [None] * 15).fetchall()
-            connection.rollback()
+            connection.execute(_ROW, [0, 0, *[None] * 13])
+            connection.rollback()  # it would have worked
         except sqlite3.Error as error:
             if not _is_lock(error):
                 raise NfnetError(f"--sqlite {self._path}: {error}") from error

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import heapq
 import importlib
-import inspect
 import ipaddress
 import itertools
 import os
@@ -18,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from .. import rules
+from ..checks import check_handler
 from ..errors import ArgumentError, NfnetError
 from ..packet import Packet
 from ..queue import Queue, apply_policy
@@ -303,8 +303,10 @@ def _load(options: argparse.Namespace) -> Callable[[Packet], object]:
         where = getattr(found, "__file__", None) or "built in"
         raise ArgumentError(f"--handler: there is no function {function!r} in {module!r} ({where})")
 
-    if inspect.iscoroutinefunction(handler):
-        raise ArgumentError(f"--handler: {module}:{function} is async, and must be a plain function")
+    try:
+        check_handler(handler, "it must be a plain function")
+    except ArgumentError as error:
+        raise ArgumentError(f"--handler: {module}:{function}: {error}") from None
 
     def call(packet: Packet) -> object:
         try:

@@ -24,6 +24,7 @@ class BorrowedTransport(Transport, at_fork.AtFork):
         self._lender = lender
         self.inherit = lender.inherit
         self.recordable = lender.recordable
+        self.port_id = lender.port_id
         self.read_from(None)
         self.on_would_block: Callable[[], None] | None = None
         """Called when waiting ends because the script made the socket non-blocking, or gave it a time-out."""

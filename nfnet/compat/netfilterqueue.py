@@ -21,6 +21,7 @@ from .. import inet
 from .. import packet as nfnet_packet
 from .._io.netlink_socket import MAX_QUEUE_DATAGRAM, NetlinkSocket
 from .._io.transport import Transport
+from ..checks import check_handler
 from ..errors import AlreadyDecidedError, ClosedError, NfnetError
 from ..protocol import nfqnl
 from ..queue import Queue, QueueBinding
@@ -52,6 +53,9 @@ _SOCK_LEN = 1024 * (4096 - 80 + 780) // 2  # so many bytes per packet are what t
 _MAX_SOCK_LEN = 0x3FFFFFFF  # setsockopt(2) takes no more, before it doubles it
 # Called like this they cost less than with super().
 _accept, _drop, _repeat = nfnet_packet.Packet.accept, nfnet_packet.Packet.drop, nfnet_packet.Packet.repeat
+
+# The original calls an async callback and does not await it, so that it never decides a packet.
+_REMEDY = "for those there is nfnet.AsyncQueue"
 
 _HW_SIZE = 8  # of the field in the kernel's struct; the rest is zero
 
@@ -157,6 +161,9 @@ class Packet(nfnet_packet.Packet):
     def set_mark(self, mark: int) -> None:
         """Let the packet go on with this mark, 32 bits; a float is truncated. Raises OverflowError, TypeError."""
         self._changes = {**(self._changes or {}), "mark": truncated(mark, U32)}
+
+    def _check_beginning(self, data: bytes) -> None:
+        """The original sends out whatever it is given: programs that send malformed packets need that."""
 
     def retain(self) -> None:
         """Keep the payload for after the callback."""
@@ -303,8 +310,11 @@ class NetfilterQueue:
 
         Raises RuntimeError if a queue is bound, OSError "Failed to create queue N." or "Failed to set packet copy
         mode.", OverflowError for numbers that do not fit into 32 bits (mode: 8), ArgumentError for other queue
-        numbers than 0 to 65535. Warns (RuntimeWarning) if the receive buffer could not be had.
+        numbers than 0 to 65535, TypeError for an async callback. Warns (RuntimeWarning) if the receive buffer could not
+        be had.
         """
+        if callable(user_callback):  # else that is said at the first packet, as the original does
+            check_handler(user_callback, _REMEDY)
         sock_len = truncated(sock_len, U32)
         self._bind(queue_num, user_callback, max_len, mode, range)
         try:
@@ -447,6 +457,7 @@ class QueueHandler:
 
     def bind(self, queue_num: int, max_len: int = 1024, mode: int = COPY_PACKET, range: int = _MAX_COPY) -> None:
         """Bind to a queue. Arguments and errors as for `NetfilterQueue.bind`."""
+        check_handler(self.handle, _REMEDY)
         self._queue._bind(queue_num, lambda packet: self.handle(packet), max_len, mode, range)
 
     def unbind(self) -> None:

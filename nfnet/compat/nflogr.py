@@ -11,17 +11,18 @@ from __future__ import annotations
 import operator
 import os
 import sys
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .._io.locks import RLock
+from .._io import at_fork
+from .._io.locks import RLock, uninterrupted
 from .._io.native import select
 from .._io.netlink_socket import MAX_DATAGRAM, NetlinkSocket
 from .._io.transport import Transport
+from ..checks import check_handler
 from ..errors import BusyError, BusyReadingError, ClosedError, KernelError, OverrunError
 from ..log import Log, LogMessage
 from ..protocol.nfulnl import MAX_BUFFER_SIZE, MAX_TIMEOUT, MIN_BUFFER_SIZE
@@ -85,7 +86,7 @@ class NflogClosedError(NflogError):
     """Closed, and nothing is left to read."""
 
 
-class Nflog:
+class Nflog(at_fork.AtFork):
     """A log group; made by `open`. Several threads may read it."""
 
     def __init__(self, log: Log | None, socket: NetlinkSocket | None, enobufs: int, batches: Iterator[Any]) -> None:
@@ -102,7 +103,7 @@ class Nflog:
         self._showing = RLock()
         self._process = os.getpid()
         self._open_poll()
-        _handles.add(self)
+        at_fork.register(self)
 
     def _open_poll(self) -> None:
         """What is readable when there is something to read, from the socket or the buffer."""
@@ -117,7 +118,7 @@ class Nflog:
         self._poll.close()
         os.close(self._buffered)
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         self._showing, self._filling = RLock(), RLock()  # who held the others is not in the child
         self._close_poll()
         self._open_poll()
@@ -166,6 +167,7 @@ class Nflog:
         """Call ``fn`` with each message, or with so many, until closed. What it raises comes out."""
         if not callable(fn):
             raise TypeError("argument must be callable")
+        check_handler(fn, "for those there is nfnet.AsyncLog")
         count = whole(count, INT)
         while count != 0:
             try:
@@ -188,29 +190,34 @@ class Nflog:
         return data
 
     def _fill(self, wait: bool) -> int:
-        if not self._filling.acquire(blocking=wait):
-            return 0  # another thread is waiting for messages already
-        try:
-            before = len(self._buffer)
-            if self._log is None:
-                return self._fill_from_batches()
-            while not self._closed:
-                try:
-                    self._take(self._log, wait and not self._buffer)
-                except OverrunError as error:
-                    if self._enobufs == ENOBUFS_RAISE:
-                        raise NflogDroppedError("packets were dropped (ENOBUFS)") from error
-                    self._drops += 1
-                    continue
-                except ClosedError:
-                    if not self._closed:
-                        raise
-                except BusyReadingError:  # in a signal handler
-                    raise NflogRetryError("this thread is reading already") from None
-                return len(self._buffer) - before
-            return 0
-        finally:
-            self._filling.release()
+        for acquired in uninterrupted(self._filling.acquire, wait):
+            if not acquired:
+                break  # another thread is waiting for messages already
+            try:
+                return self._fill_alone(wait)
+            finally:
+                self._filling.release()
+        return 0
+
+    def _fill_alone(self, wait: bool) -> int:
+        before = len(self._buffer)
+        if self._log is None:
+            return self._fill_from_batches()
+        while not self._closed:
+            try:
+                self._take(self._log, wait and not self._buffer)
+            except OverrunError as error:
+                if self._enobufs == ENOBUFS_RAISE:
+                    raise NflogDroppedError("packets were dropped (ENOBUFS)") from error
+                self._drops += 1
+                continue
+            except ClosedError:
+                if not self._closed:
+                    raise
+            except BusyReadingError:  # in a signal handler
+                raise NflogRetryError("this thread is reading already") from None
+            return len(self._buffer) - before
+        return 0
 
     def _take(self, log: Log, wait: bool) -> None:
         append = self._buffer.append
@@ -320,17 +327,6 @@ class Nflog:
         self._buffer.clear()
         self.queue()
         return [data._get_raw() for data in iter(lambda: self.next(False) if self._buffer else None, None)]
-
-
-_handles: weakref.WeakSet[Nflog] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for handle in list(_handles):
-        handle._after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def open(  # noqa: A001 (the name is the original's)

@@ -301,6 +301,11 @@ def readable(file: Any, timeout: float) -> bool:
     return bool(select.select([file], [], [], timeout)[0])
 
 
+def said(errors: str) -> str:
+    """What a program said of errors, but for the warning that an ordinary user gets about the receive buffer."""
+    return "".join(line for line in errors.splitlines(True) if not line.startswith("the receive buffer has "))
+
+
 def in_child(function: Callable[[], object]) -> int:
     """Run a function in a forked child; its exit status, 0 if the function returned."""
     pid = os.fork()

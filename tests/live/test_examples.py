@@ -36,8 +36,7 @@ TESTED = (
 )
 
 
-# Debian has it where users do not look for programs.
-IPTABLES = shutil.which("iptables-nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+IPTABLES = shutil.which("iptables-nft")
 
 
 def words_of_rule(name: str) -> list[str]:

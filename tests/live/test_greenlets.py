@@ -44,7 +44,7 @@ where = os.readlink("/proc/thread-self/ns/net")
 
 QUEUE = """\
 import nfnet
-with nfnet.Queue(1) as queue:
+with nfnet.Queue(1, rcvbuf=100_000) as queue:
     spawn(others)
     def handler(packet):
         packet.accept()
@@ -55,7 +55,7 @@ with nfnet.Queue(1) as queue:
 
 ITERATION = """\
 import nfnet
-with nfnet.Queue(1) as queue:
+with nfnet.Queue(1, rcvbuf=100_000) as queue:
     spawn(others)
     for packet in queue:
         packet.accept()
@@ -66,7 +66,7 @@ with nfnet.Queue(1) as queue:
 PROCESS = """\
 import select
 import nfnet
-with nfnet.Queue(1) as queue:
+with nfnet.Queue(1, rcvbuf=100_000) as queue:
     spawn(others)
     def handler(packet):
         packet.accept()
@@ -77,7 +77,7 @@ with nfnet.Queue(1) as queue:
 
 STOPPED = """\
 import nfnet
-with nfnet.Queue(1) as queue:
+with nfnet.Queue(1, rcvbuf=100_000) as queue:
     def stop():
         others()
         while not queue.counters.received:
@@ -89,7 +89,7 @@ with nfnet.Queue(1) as queue:
 
 ELSEWHERE = """\
 import nfnet
-with nfnet.Queue(1, netns=sys.argv[1]) as queue:
+with nfnet.Queue(1, netns=sys.argv[1], rcvbuf=100_000) as queue:
     assert os.readlink("/proc/thread-self/ns/net") == where, "this thread is still where it was"
     spawn(others)
     for packet in queue:
@@ -127,7 +127,7 @@ with socket.fromfd(queue.get_fd(), socket.AF_NETLINK, socket.SOCK_RAW) as sock:
 
 LOG = """\
 import nfnet
-with nfnet.Log(5, threshold=1) as log:
+with nfnet.Log(5, threshold=1, rcvbuf=100_000) as log:
     spawn(others)
     for message in log:
         done(nfnet.inet.get_data(message.payload))

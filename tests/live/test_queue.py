@@ -7,6 +7,8 @@ import errno
 import gc
 import os
 import pathlib
+import random
+import re
 import socket
 import struct
 import time
@@ -17,7 +19,9 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import CopyMode, Hook, Packet, Queue, SkbInfo, Verdict, doctor, inet, netns, rules
+from nfnet import CopyMode, Hook, Packet, Queue, SkbInfo, Transport, Verdict, doctor, inet, netns, rules
+from nfnet.protocol import netlink, nfqnl
+from nfnet.testing import FakeKernel
 
 from .conftest import (
     ADDRESS,
@@ -523,7 +527,44 @@ def test_overrun_is_counted(net: Net, policy: Any, caplog: pytest.LogCaptureFixt
         assert counters.overruns >= 1
         row = path.row()
         assert row is None or (row[6], row[7]) == (counters.lost, 510)
-    assert ("packets were lost" in caplog.text) == (policy == "count")
+        fill(path, 200)  # the last ones are lost, and leave no gap
+        row, size = path.row(), path.queue.rcvbuf
+    lost = path.queue.counters.lost
+    assert lost == (counters.lost if row is None else row[6])
+    assert lost > counters.lost or row is None
+    told = [int(found[1]) for found in re.finditer(r"(\d+) packets were lost", caplog.text)]
+    assert sum(told) == (lost if policy == "count" else 0)
+    if policy == "count":
+        words = "probably" if row is None else f"the kernel dropped {lost} because"
+        assert caplog.messages[-1].endswith(f"; {words} the receive buffer of {size} bytes was full")
+
+
+def test_a_full_queue_is_not_called_a_full_receive_buffer(net: Net, caplog: pytest.LogCaptureFixture) -> None:
+    """However many packets are asked for, newer kernels take 65,536; and those beyond have numbers, too."""
+    with Path(net, "output", V4, max_len=100_000, rcvbuf=400_000, copy_mode=CopyMode.META) as path:
+        held: list[Packet] = []
+        while len(held) < 66_000:
+            fill(path, 100)
+            before = len(held)
+            while path.queue.process(held.append):
+                pass
+            if len(held) == before:  # they were dropped; the next one shows how many
+                break
+        held[0].drop()
+        path.queue.flush()
+        fill(path, 1)
+        collect(path.queue, 1)
+        lost, row = path.queue.counters.lost, path.row()
+        if len(held) >= 66_000:
+            assert (lost, caplog.messages) == (0, [])
+            kernel_lacks("a limit of its own to how many packets a queue holds")
+        assert 0 < lost < 200
+        assert row is None or (row[5], row[6]) == (lost, 0)
+    if row is None:
+        assert ", or the queue, which holds 65536 packets" in caplog.text
+    else:
+        words = f"the kernel dropped {lost} because the queue was full"
+        assert caplog.messages == [f"queue 1: {lost} packets were lost, {lost} so far; {words}"]
 
 
 def test_overrun_can_be_raised(net: Net) -> None:
@@ -581,8 +622,12 @@ def test_two_queues_in_one_process(net: Net) -> None:
 def test_a_queue_that_somebody_has(net: Net) -> None:
     with Queue(7, netns=net.hosts["client"]):
         other = Queue(7, netns=net.hosts["client"])
-        with pytest.raises(nfnet.BusyError, match="binding queue 7: another socket has it") as caught:
+        with pytest.raises(nfnet.BusyError) as caught:
             other.open()
+        if net.proc("client", "nfnetlink_queue") is None:  # nobody knows who has it
+            assert str(caught.value) == "binding queue 7: another socket has it [EPERM]"
+        else:
+            assert str(caught.value).startswith("binding queue 7: another socket of this process has it [EPERM]. Close")
         assert isinstance(caught.value, PermissionError)
         assert caught.value.errno == errno.EPERM
     with other:
@@ -623,6 +668,35 @@ def test_closing_an_accepting_queue_lets_everything_through(net: Net) -> None:
             break
         path.queue.close()
         assert [path.got()[0] for _ in range(5)] == [0, 1, 2, 3, 4]
+
+
+def test_the_model_of_the_kernel_takes_batches_as_the_kernel_does(net: Net) -> None:
+    """Ids anywhere around the circle of 2^32: the same packets go on, and the same requests are refused."""
+    seed = random.randrange(1 << 30)
+    choose = random.Random(seed)
+    distances = [0, 1, 3, 0x7FFFFFFE, 0x7FFFFFFF, 0x80000000, 0x80000001, 0xC0000000, 0xFFFFFFFE, 0xFFFFFFFF]
+
+    def answers(transport: Transport) -> list[int]:
+        datagrams: list[bytes] = []
+        transport.receive(datagrams, 64)
+        return [netlink.parse_answer(datagram).errno for datagram in datagrams if netlink.is_answer(datagram)]
+
+    with Path(net, "output", V4) as path:
+        transport, model = path.queue._bound().transport, FakeKernel()
+        for _ in range(30):
+            ids = [packet.id for packet in path.send(*(bytes([number]) for number in range(6)))]
+            assert model.feed(6) == ids
+            model.receive([], 64)
+            model.judged.clear()
+            while model.queued:
+                packet_id = (choose.choice(ids) + choose.choice(distances)) & 0xFFFFFFFF
+                message = nfqnl.verdict(1, packet_id, choose.choice([0, 1]), batch=choose.random() < 0.7)
+                transport.send(message)
+                model.send(message)
+                assert answers(transport) == answers(model), (seed, packet_id, ids, list(model.queued))
+            accepted = [packet_id for packet_id, word, _ in model.judged if word == Verdict.ACCEPT]
+            assert [path.got()[0] for _ in accepted] == [ids.index(packet_id) for packet_id in accepted], seed
+        assert path.got_nothing()
 
 
 def test_packets_flushed_by_a_rule_change(net: Net) -> None:

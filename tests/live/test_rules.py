@@ -38,7 +38,7 @@ from .conftest import (
     readable,
     wait_for,
 )
-from .test_compat import running
+from .test_compat import is_bound, running
 from .test_log import collect as collect_messages
 from .test_process import drop_capabilities
 
@@ -504,12 +504,30 @@ def test_a_rule_that_may_not_be_removed_any_more(net: Net, owned: bool, monkeypa
     assert tables(net, "router") == []
 
 
+def feeding(net: Net, host: str) -> list[tuple[range, int]]:
+    """The queues that rules feed, and the flags of these: 1 is bypass."""
+    sock = net.at(host, NetlinkSocket)
+    try:
+        found = [rules.queues_of(*expression) for expression in nftables.expressions(sock)]
+    finally:
+        sock.close()
+    return [(numbers, flags) for numbers, flags in found if numbers]
+
+
+@pytest.mark.parametrize(("words", "flags"), [("", 1), (" bypass=yes", 1), (" bypass=no", 0)])
+def test_the_command_fails_closed_if_told_to(net: Net, words: str, flags: int) -> None:
+    rule = f"hook=forward protocol=udp{words}"
+    with running(net, [sys.executable, "-m", "nfnet", "queue", "1", "--install-rule", rule]) as process:
+        assert wait_for(lambda: is_bound(net, queue=1) or process.poll() is not None)
+        assert feeding(net, "router") == [(range(1, 2), flags)]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT) == 0
+    assert tables(net, "router") == []
+
+
 def test_as_many_queues_as_the_kernel_can_count(net: Net) -> None:
     with rules.queue(range(65535), hook="forward", netns=net.hosts["router"]):
-        sock = net.at("router", NetlinkSocket)
-        found = [rules.queues_of(*expression) for expression in nftables.expressions(sock)]
-        sock.close()
-        assert found == [(range(65535), 1)]
+        assert feeding(net, "router") == [(range(65535), 1)]
 
 
 def test_an_int_is_a_descriptor(net: Net) -> None:

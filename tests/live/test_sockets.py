@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as logging_module
 import os
 import signal
 import socket
@@ -10,15 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
 import nfnet
-from nfnet import doctor, inet
+from nfnet import NetlinkSocket, doctor, inet, netns
 from nfnet.compat.netfilterqueue import NetfilterQueue, Packet
 from nfnet.protocol.nfnetlink import NETLINK_NETFILTER
 
-from .conftest import TIMEOUT, Net, collect, readable
+from .conftest import TIMEOUT, Net, cannot_run, collect, in_child, readable
 from .test_compat import Way, drained, logging, queueing
 
 # --- socket.setdefaulttimeout
@@ -184,3 +186,33 @@ def test_the_time_of_a_timeout_begins_anew_with_each_packet(net: Net) -> None:
     for timer in timers:
         timer.join()
     queue.unbind()
+
+
+# --- a receive buffer that is smaller than what was asked for
+
+
+def test_a_receive_buffer_that_is_cut(privileges: str | None) -> None:
+    """Outside the initial user namespace. The warning comes once, not for every queue."""
+    if privileges:
+        cannot_run(privileges)
+    most = 2 * int(Path("/proc/sys/net/core/rmem_max").read_text())
+
+    def child() -> None:
+        netns.become_root()
+        netns.unshare(netns.CLONE_NEWNET)
+        messages: list[str] = []
+        handler = logging_module.Handler()
+        handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+        logging_module.getLogger("nfnet").addHandler(handler)
+        with nfnet.Queue(1, rcvbuf=most), nfnet.Log(5, rcvbuf=2304):
+            assert messages == []
+        for _ in range(2):
+            with nfnet.Queue(1, rcvbuf=1 << 30) as queue, nfnet.Log(5, rcvbuf=1 << 30):
+                assert queue.rcvbuf == most
+                (message,) = messages
+        assert message.startswith(f"the receive buffer has {most} bytes instead of {1 << 30}, which")
+        assert message.endswith(f"takes net.core.rmem_max={1 << 29}")
+        NetlinkSocket(rcvbuf=1 << 29).close()  # as the doctor does, which has words of its own
+        assert len(messages) == 1
+
+    assert in_child(child) == 0

@@ -208,7 +208,7 @@ def test_arguments() -> None:
 SCRIPT = """\
 import nfnet
 with nfnet.rules.queue(range(3, 5), hook="forward", protocol="udp"):
-    counters = nfnet.run_workers(lambda packet: packet.accept(), queues=range(3, 5))
+    counters = nfnet.run_workers(lambda packet: packet.accept(), queues=range(3, 5), rcvbuf=100_000)
 print(counters.accepted, counters.pending)
 """
 
