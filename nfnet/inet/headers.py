@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Container
 from enum import IntFlag
 from typing import NamedTuple
 
@@ -268,7 +269,11 @@ def flow(packet: bytes) -> Flow | None:
 
 def where_is(packet: bytes, *protocols: int) -> Transport | None:
     """Where header and data of one of the protocols are, if the whole header is there."""
-    upper = upper_of(packet)
+    return where_in(packet, upper_of(packet), protocols)
+
+
+def where_in(packet: bytes, upper: Upper | None, protocols: Container[int]) -> Transport | None:
+    """As `where_is`, for what is known already."""
     if upper is None or upper.protocol not in protocols or not upper.beginning:
         return None
     header = upper.header

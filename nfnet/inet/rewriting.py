@@ -7,11 +7,21 @@ from ipaddress import IPv4Address, IPv6Address
 
 from ..checks import check
 from ..errors import ArgumentError
-from .headers import CHECKSUM, ICMP, SIZES, TCP, UDP, TcpFlag, end_of, upper_of, where_is
+from .headers import CHECKSUM, ICMP, SIZES, TCP, UDP, TcpFlag, end_of, upper_of, where_in
 
 Address = str | IPv4Address | IPv6Address
 
 _MAX_PACKET = 0xFFFF
+# What can be changed in a header of TCP or UDP: place and size.
+_FIELDS = (
+    ("source_port", 0, 2, (TCP, UDP)),
+    ("destination_port", 2, 2, (TCP, UDP)),
+    ("seq", 4, 4, (TCP,)),
+    ("ack", 8, 4, (TCP,)),
+    ("flags", 13, 1, (TCP,)),
+    ("window", 14, 2, (TCP,)),
+)
+_NOTHING = (None,) * len(_FIELDS)
 # What may go to another address although nothing here mends it: addresses are in no checksum of theirs.
 _WITHOUT_ADDRESSES = frozenset((2, 4, 41, 47, 50, 132))  # IGMP, IPv4, IPv6, GRE, ESP, SCTP
 
@@ -66,12 +76,13 @@ def rewrite(
         data = bytes(memoryview(data))
     number, header, checksums = upper.protocol, upper.header, CHECKSUM[packet[0] >> 4]
     new = bytearray(packet[: end_of(packet)])
-    _set_ip(new, ttl, tos)
+    if ttl is not None or tos is not None:
+        _set_ip(new, ttl, tos)
     old_addresses = _addresses(new)
-    for name, address, low in (("source", source, True), ("destination", destination, False)):
-        if address is not None:
-            _set_address(new, name, address, low)
     if source is not None or destination is not None:
+        for name, address, low in (("source", source, True), ("destination", destination, False)):
+            if address is not None:
+                _set_address(new, name, address, low)
         if upper.rerouted:
             raise ArgumentError("addresses of a packet that is routed by its own header cannot be changed")
         if number not in checksums and number not in _WITHOUT_ADDRESSES:
@@ -79,28 +90,21 @@ def rewrite(
                 f"addresses cannot be changed in packets of protocol {number}, whose checksum is unknown"
             )
 
-    fields = (
-        ("source_port", source_port, 0, 2, (TCP, UDP)),
-        ("destination_port", destination_port, 2, 2, (TCP, UDP)),
-        ("seq", seq, 4, 4, (TCP,)),
-        ("ack", ack, 8, 4, (TCP,)),
-        ("flags", flags, 13, 1, (TCP,)),
-        ("window", window, 14, 2, (TCP,)),
-    )
-    wanted = [
-        (name, value, place, size, protocols) for name, value, place, size, protocols in fields if value is not None
-    ]
+    values = (source_port, destination_port, seq, ack, flags, window)
     where = None
-    if data is not None or wanted:
-        where = where_is(packet, *checksums)
+    if data is not None or values != _NOTHING:
+        where = where_in(packet, upper, checksums)
         if where is None:
             raise ArgumentError("not a packet that begins with a whole TCP, UDP or ICMP header")
     old_header = bytes(new[header : header + SIZES.get(number, 0)])
-    for name, value, place, size, protocols in wanted:
-        if number not in protocols:
-            raise ArgumentError(f"{name} cannot be changed in packets of protocol {number}")
-        limit = (1 << 8 * size) - 1
-        new[header + place : header + place + size] = check(name, value or 0, 0, limit).to_bytes(size, "big")
+    if values != _NOTHING:
+        for value, (name, place, size, protocols) in zip(values, _FIELDS):
+            if value is None:
+                continue
+            if number not in protocols:
+                raise ArgumentError(f"{name} cannot be changed in packets of protocol {number}")
+            limit = (1 << 8 * size) - 1
+            new[header + place : header + place + size] = check(name, value, 0, limit).to_bytes(size, "big")
     if data is not None and where is not None:
         if upper.fragment:
             raise ArgumentError("the data of a fragment cannot be replaced: its checksum covers all fragments")
