@@ -42,11 +42,15 @@ class Draining(nfnet.NetlinkSocket):
 
 @dataclass(frozen=True)
 class Traffic:
-    """What `fill` sends: UDP packets of these sizes and with these marks in turn, or one IPv6 packet as it is."""
+    """What `fill` sends: UDP packets of these sizes and with these marks in turn, or one IPv6 packet as it is.
+
+    ``ports`` is from how many source ports they come, as equal as that may be.
+    """
 
     sizes: Sequence[int] = (SIZE,)
     marks: Sequence[int] = (0,)
     ipv6: bytes = b""
+    ports: int = 1
 
 
 USUAL = Traffic()
@@ -82,6 +86,7 @@ def fill(count: int, traffic: Traffic = USUAL) -> None:
     """
     force = SO_SNDBUFFORCE if _may_have_large_buffers() else 0
     share = 20_000 if force else 100  # packets, of each socket
+    share = max(1, min(share, count // traffic.ports))
     given = json.dumps([count, share, force, list(traffic.sizes), list(traffic.marks), traffic.ipv6.hex()])
     subprocess.run([sys.executable, "-S", "-c", _FILL], input=given, text=True, check=True)
 
