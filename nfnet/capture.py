@@ -6,11 +6,13 @@ Recordings of netlink have link type NETLINK, as a Linux ``nlmon`` device or Wir
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import IntEnum
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -30,15 +32,16 @@ from construct import (
 
 from ._io import at_fork
 from ._io.private_files import create, empty, lock, unlock
-from .errors import CaptureError
+from .errors import CaptureError, DecodeError
 from .protocol import byteorder
 from .protocol.layout import compile_struct
 from .protocol.netlink import HOST, ByteOrder
 from .protocol.nfnetlink import NETLINK_NETFILTER
 
-# No record is larger: a datagram of log messages has 256 KiB. Whatever claims to be is no capture of ours, and memory
-# is not taken for it.
+# No record of ours is larger: a datagram of log messages has 256 KiB. No memory is taken for what claims to be.
 MAX_RECORD = 1 << 20
+_MAX_BLOCK = MAX_RECORD + 4096  # with its header and options
+_SKIP = 1 << 16  # what is not read is skipped in pieces of this size
 # All that grows with a file are the interfaces of a section of pcapng.
 MAX_INTERFACES = 1 << 12
 
@@ -56,18 +59,30 @@ class LinkType(IntEnum):
 class Record(NamedTuple):
     """One record of a capture.
 
-    ``time_ns`` is in nanoseconds since 1970, UTC. ``original_length`` is larger than ``data`` if that was cut short.
-    ``byteorder`` is that of the file, "little" or "big". ``offset`` is where the record begins in the file. Only
-    pcapng has comments.
+    ``time_ns`` is in nanoseconds since 1970, UTC; None for the simple packets of pcapng, which have no time.
+    ``original_length`` is larger than ``data`` if that was cut short. ``byteorder`` is that of the file, "little" or
+    "big". ``offset`` is where the record begins in the file, and ``data_offset`` where its data do. ``number`` counts
+    all records of the file from 1, as Wireshark does. Only pcapng has comments.
     """
 
-    time_ns: int
+    time_ns: int | None
     link_type: int
     data: bytes
     original_length: int
     byteorder: ByteOrder
     offset: int
+    data_offset: int
+    number: int
     comment: str | None = None
+
+    @property
+    def size(self) -> int:
+        """How many bytes the data had before they were cut short."""
+        return max(len(self.data), self.original_length)
+
+    def error(self, what: str, place: int = 0) -> CaptureError:
+        """The error that says what is wrong at ``place`` of the data."""
+        return CaptureError(what, self.data_offset + place, self.number)
 
 
 class _Schemas(NamedTuple):
@@ -82,14 +97,13 @@ class _Schemas(NamedTuple):
     enhanced_packet: Any
     simple_packet: Any
     option: Any
-    read_option: Any  # the same, fast
     length: Any
-    # For each packet: a record of pcap; an enhanced packet block of pcapng from its type to its lengths; and what else
-    # a block has.
-    pack_pcap_record: Callable[..., bytes]
-    pack_enhanced_packet: Callable[..., bytes]
-    pack_option: Callable[..., bytes]
-    pack_length: Callable[..., bytes]
+    # The same, fast, for what there is one of for every record.
+    fast_pcap_record: struct.Struct
+    fast_block_header: struct.Struct
+    fast_enhanced_packet: struct.Struct
+    fast_simple_packet: struct.Struct
+    fast_option: struct.Struct
 
 
 def _schemas(order: ByteOrder) -> _Schemas:
@@ -101,11 +115,11 @@ def _schemas(order: ByteOrder) -> _Schemas:
     enhanced_packet = Struct(
         "interface" / u32, "time_high" / u32, "time_low" / u32, "length" / u32, "original_length" / u32
     )
+    simple_packet = Struct("original_length" / u32)
     option = Struct("code" / u16, "length" / u16)
 
-    def compiled(*schemas: Any) -> struct.Struct:
-        fields = "".join(compile_struct(schema).format[1:] for schema in schemas)
-        return struct.Struct(("<" if little else ">") + fields)
+    def fast(schema: Any) -> struct.Struct:
+        return struct.Struct(("<" if little else ">") + compile_struct(schema).format[1:])
 
     return _Schemas(
         order,
@@ -127,23 +141,33 @@ def _schemas(order: ByteOrder) -> _Schemas:
         ),
         interface=Struct("link_type" / u16, Padding(2), "snaplen" / Default(u32, 0)),
         enhanced_packet=enhanced_packet,
-        simple_packet=Struct("original_length" / u32),
+        simple_packet=simple_packet,
         option=option,
-        read_option=compiled(option).unpack_from,
         length=u32,
-        pack_pcap_record=compiled(pcap_record).pack,
-        pack_enhanced_packet=compiled(block_header, enhanced_packet).pack,
-        pack_option=compiled(option).pack,
-        pack_length=compiled(u32).pack,
+        fast_pcap_record=fast(pcap_record),
+        fast_block_header=fast(block_header),
+        fast_enhanced_packet=fast(enhanced_packet),
+        fast_simple_packet=fast(simple_packet),
+        fast_option=fast(option),
     )
 
 
 _BYTE_ORDER_MAGIC = 0x1A2B3C4D
-_SECTION, _INTERFACE, _SIMPLE, _ENHANCED = 0x0A0D0D0A, 1, 3, 6
+_SECTION, _INTERFACE, _SIMPLE, _ENHANCED = _KINDS = 0x0A0D0D0A, 1, 3, 6  # of blocks
 _END, _COMMENT, _FLAGS, _TSRESOL, _TSOFFSET = 0, 1, 2, 9, 14
 _SCHEMAS: dict[ByteOrder, _Schemas] = {"little": _schemas("little"), "big": _schemas("big")}
 _ENHANCED_SIZE = 32  # of an enhanced packet block without the packet and its options
 _MICROSECONDS, _NANOSECONDS = 0xA1B2C3D4, 0xA1B23C4D
+
+# What files begin with.
+MAGIC_SIZE = 4
+_SECTION_MAGIC = _SECTION.to_bytes(4, "big")  # the same in both byte orders
+_PCAP_MAGICS = {
+    magic.to_bytes(4, order): (schemas, unit)
+    for order, schemas in _SCHEMAS.items()
+    for magic, unit in ((_MICROSECONDS, 1000), (_NANOSECONDS, 1))
+}
+_ORDERS = {_BYTE_ORDER_MAGIC.to_bytes(4, order): order for order in _SCHEMAS}
 
 # What stands before a netlink datagram (LINKTYPE_NETLINK), in network byte order.
 netlink_header = Struct(
@@ -152,6 +176,7 @@ netlink_header = Struct(
     Padding(10),
     "family" / Int16ub,
 )
+NETLINK_HEADER_SIZE: int = netlink_header.sizeof()
 
 
 def netfilter_datagram(record: Record) -> bytes | None:
@@ -159,92 +184,115 @@ def netfilter_datagram(record: Record) -> bytes | None:
 
     In the record it is in that of the machine that recorded it, which is that of the file. But programs that copy
     captures write files of their own order, and leave what is in the records as it was: then the length of the first
-    message tells. Raises CaptureError for a record without the pseudo-header, and DecodeError for a damaged datagram,
-    if it has to be turned.
+    message tells. If the record was cut short the datagram is, too. Raises CaptureError for a record without the
+    pseudo-header, and for a damaged datagram, if it has to be turned.
     """
-    size = netlink_header.sizeof()
     try:
         header = netlink_header.parse(record.data)
     except ConstructError:
-        raise CaptureError("record without the header of netlink captures", record.offset) from None
+        raise record.error("no header of netlink captures") from None
     if header.family != NETLINK_NETFILTER:
         return None
-    datagram = record.data[size:]
-    size = max(len(record.data), record.original_length) - size
-    return byteorder.to_host(datagram, byteorder.order_of(datagram, record.byteorder, size))
+    datagram, size = record.data[NETLINK_HEADER_SIZE:], record.size - NETLINK_HEADER_SIZE
+    try:
+        return byteorder.to_host(datagram, byteorder.order_of(datagram, record.byteorder, size), size)
+    except DecodeError as error:
+        raise record.error(error.what, NETLINK_HEADER_SIZE + error.offset) from None
 
 
 class _Source:
     """Reads whole pieces, and says where a file stops short of one."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, head: bytes) -> None:
         self._stream = stream
+        self._pieces = [head]  # of what was asked for and is not whole yet
+        self._held = len(head)  # bytes in them
         self.offset = 0
 
-    def take(self, size: int, what: str) -> bytes:
-        data = self._stream.read(size)
-        while len(data) < size and (more := self._stream.read(size - len(data))):
-            data += more
-        if len(data) < size:
-            raise CaptureError(f"the file ends in the middle of {what}", self.offset + len(data))
+    def take(self, size: int, what: str, record: int | None = None, *, may_end: bool = False) -> bytes | None:
+        """The next bytes; None if they are not all there yet, which is to be asked again.
+
+        At the end of the file b"" if it ``may_end`` here; else, and in the middle, CaptureError.
+        """
+        while self._held < size:
+            data = self._stream.read(size - self._held)
+            if data is None:  # a pipe that does not block
+                return None
+            if not data:
+                if may_end and not self._held:
+                    return b""
+                raise CaptureError(f"the file ends in the middle of {what}", self.offset + self._held, record)
+            self._pieces.append(data)
+            self._held += len(data)
+        data, self._pieces, self._held = b"".join(self._pieces), [], 0
         self.offset += size
         return data
-
-    def at_end(self, first: int) -> bytes:
-        """The next bytes, or nothing at the end of the file."""
-        data = self._stream.read(1)
-        if not data:
-            return b""
-        self.offset += 1
-        return data + self.take(first - 1, "a header")
-
-    def parse(self, schema: Any, what: str, head: bytes = b"") -> Any:
-        data = head + self.take(schema.sizeof() - len(head), what)
-        try:
-            return schema.parse(data)
-        except ConstructError:
-            raise CaptureError(f"{what} that makes no sense", self.offset - len(data)) from None
 
 
 def read(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Record]:
     """The records of a pcap or pcapng file, of either byte order, one at a time.
 
     Raises CaptureError for what is no such file, or is damaged, or stops in the middle of a record; the records
-    before that come first. Raises OSError if the file cannot be opened.
+    before that come first. Raises OSError if the file cannot be opened or read.
     """
     if isinstance(source, (str, os.PathLike)):
         with open(source, "rb") as stream:
             yield from read(stream)
         return
-    file = _Source(source)
-    head = file.at_end(4)
-    if not head:
-        raise CaptureError("the file is empty", 0)
-    for schemas in _SCHEMAS.values():
-        magic = schemas.length.parse(head)
-        if magic in (_MICROSECONDS, _NANOSECONDS):
-            yield from _read_pcap(file, schemas, head, 1 if magic == _NANOSECONDS else 1000)
-            return
-        if magic == _SECTION:
-            yield from _read_pcapng(file, head)
-            return
-    raise CaptureError("neither pcap nor pcapng", 0)
+    for item in scan(source):
+        if item is None:
+            raise BlockingIOError(errno.EAGAIN, "the file does not block and has no more yet")
+        if isinstance(item, CaptureError):
+            raise item
+        yield item
 
 
-def _read_pcap(file: _Source, schemas: _Schemas, head: bytes, unit: int) -> Iterator[Record]:
-    header = file.parse(schemas.pcap_header, "the file header", head)
-    while True:
+def scan(stream: BinaryIO, head: bytes = b"") -> Iterator[Record | CaptureError | None]:
+    """As `read`, but a damaged record is there as the error that says so, and what is behind it follows.
+
+    An error that makes the rest unreadable is the last. None means that there is no more yet, where ``stream`` is a
+    pipe that does not block. ``head`` are bytes that were read from it before, four at most.
+    """
+    file = _Source(stream, head)
+    try:
+        while (magic := file.take(MAGIC_SIZE, "a header", may_end=True)) is None:
+            yield None
+        if not magic:
+            raise CaptureError("the file is empty", 0)
+        if magic == _SECTION_MAGIC:
+            yield from _read_pcapng(file)
+        elif magic in _PCAP_MAGICS:
+            yield from _read_pcap(file, magic)
+        else:
+            raise CaptureError("neither pcap nor pcapng", 0)
+    except CaptureError as error:
+        yield error
+
+
+def is_capture(head: bytes) -> bool:
+    """Whether a file that begins with these MAGIC_SIZE bytes is pcap or pcapng."""
+    return head == _SECTION_MAGIC or head in _PCAP_MAGICS
+
+
+def _read_pcap(file: _Source, magic: bytes) -> Iterator[Record | None]:
+    schemas, unit = _PCAP_MAGICS[magic]
+    while (rest := file.take(schemas.pcap_header.sizeof() - MAGIC_SIZE, "the file header")) is None:
+        yield None
+    link_type = schemas.pcap_header.parse(magic + rest).link_type & 0xFFFF
+    size = schemas.fast_pcap_record.size
+    for number in count(1):
         start = file.offset
-        first = file.at_end(schemas.pcap_record.sizeof())
-        if not first:
+        while (head := file.take(size, "a record", number, may_end=True)) is None:
+            yield None
+        if not head:
             return
-        record = schemas.pcap_record.parse(first)
-        if record.length > MAX_RECORD:
-            raise CaptureError(f"record of {record.length} bytes", start)
-        data = file.take(record.length, "a record")
-        time_ns = record.seconds * 1_000_000_000 + record.fraction * unit
-        link_type = header.link_type & 0xFFFF
-        yield Record(time_ns, link_type, data, record.original_length, schemas.byteorder, start)
+        seconds, fraction, length, original_length = schemas.fast_pcap_record.unpack(head)
+        if length > MAX_RECORD:  # garbage, as a rule, and where the next one begins is not known
+            raise CaptureError(f"record of {length} bytes", start, number)
+        while (data := file.take(length, "a record", number)) is None:
+            yield None
+        time_ns, order = seconds * 1_000_000_000 + fraction * unit, schemas.byteorder
+        yield Record(time_ns, link_type, data, original_length, order, start, start + size, number)
 
 
 class _Interface(NamedTuple):
@@ -254,99 +302,150 @@ class _Interface(NamedTuple):
     offset: int  # seconds
 
 
-def _read_pcapng(file: _Source, head: bytes) -> Iterator[Record]:
+class _Block(NamedTuple):
+    """A block of pcapng, of a kind that is read here; of ``size`` bytes of its body at most _MAX_BLOCK are kept."""
+
+    schemas: _Schemas
+    kind: int
+    body: bytes
+    size: int
+    offset: int
+    number: int | None  # of the record that it is
+
+
+def _blocks(file: _Source) -> Iterator[_Block | None]:
     schemas = _SCHEMAS["little"]
-    interfaces: list[_Interface] = []
-    start = 0
-    while head:
-        if schemas.length.parse(head) == _SECTION:  # reads the same in both byte orders
-            length_bytes = file.take(4, "a section header")
-            magic = file.take(4, "a section header")
-            schemas = _SCHEMAS["little" if magic == _BYTE_ORDER_MAGIC.to_bytes(4, "little") else "big"]
-            if schemas.length.parse(magic) != _BYTE_ORDER_MAGIC:
+    records = start = 0
+    first = _SECTION_MAGIC  # of the block's header
+    while True:
+        while (rest := file.take(8 - len(first), "a block header", may_end=not first)) is None:
+            yield None
+        if not rest:
+            return
+        head, magic = first + rest, b""
+        if head.startswith(_SECTION_MAGIC):
+            while (word := file.take(4, "a section header")) is None:
+                yield None
+            if word not in _ORDERS:
                 raise CaptureError("section of unknown byte order", start)
-            length, known, interfaces = schemas.length.parse(length_bytes), magic, []
-        else:
-            length, known = schemas.length.parse(file.take(4, "a block header")), b""
-        if length % 4 or not 12 + len(known) <= length <= MAX_RECORD + 4096:
+            schemas, magic = _SCHEMAS[_ORDERS[word]], word
+        kind, length = schemas.fast_block_header.unpack(head)
+        size = length - 12 - len(magic)
+        if length % 4 or size < 0:
             raise CaptureError(f"block of {length} bytes", start)
-        body = known + file.take(length - 12 - len(known), "a block")
-        if schemas.length.parse(file.take(4, "a block")) != length:
-            raise CaptureError("block whose two lengths differ", start)
-        kind = schemas.length.parse(head)
-        if kind == _INTERFACE:
+        number = None
+        if kind in (_ENHANCED, _SIMPLE):
+            number = records = records + 1
+        kept = min(size, _MAX_BLOCK) if kind in _KINDS else 0
+        while (body := file.take(kept, "a block", number)) is None:
+            yield None
+        left = size - kept
+        while left:
+            if (piece := file.take(min(left, _SKIP), "a block", number)) is None:
+                yield None
+            else:
+                left -= len(piece)
+        while (word := file.take(4, "a block", number)) is None:
+            yield None
+        if word != head[4:]:
+            raise CaptureError("block whose two lengths differ", start, number)
+        if kind in _KINDS:
+            yield _Block(schemas, kind, body, size, start, number)
+        start, first = file.offset, b""
+
+
+def _read_pcapng(file: _Source) -> Iterator[Record | CaptureError | None]:
+    interfaces: list[_Interface | None] = []  # of the section; None for one whose description is damaged
+    for block in _blocks(file):
+        if block is None:
+            yield None
+        elif block.kind == _SECTION:
+            interfaces = []
+        elif block.kind == _INTERFACE:
             if len(interfaces) >= MAX_INTERFACES:
-                raise CaptureError(f"section of more than {MAX_INTERFACES} interfaces", start)
-            interfaces.append(_parse_interface(schemas, body, start))
-        elif kind in (_ENHANCED, _SIMPLE):
-            yield _parse_packet(schemas, kind, body, interfaces, start)
-        start = file.offset
-        head = file.at_end(4)
+                raise CaptureError(f"section of more than {MAX_INTERFACES} interfaces", block.offset)
+            try:
+                interfaces.append(_parse_interface(block))
+            except CaptureError as error:
+                interfaces.append(None)
+                yield error
+        else:
+            try:
+                item: Record | CaptureError = _parse_packet(block, interfaces)
+            except CaptureError as error:
+                item = error
+            yield item
 
 
-def _parse(schema: Any, data: bytes, what: str, offset: int) -> Any:
-    try:
-        return schema.parse(data)
-    except ConstructError:
-        raise CaptureError(f"{what} that is too short", offset) from None
-
-
-def _options(schemas: _Schemas, data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
-    place = 0
+def _options(block: _Block, place: int) -> Iterator[tuple[int, bytes]]:
+    data = block.body
     while place + 4 <= len(data):
-        code, length = schemas.read_option(data, place)  # a block has room for 260,000 of them
+        code, length = block.schemas.fast_option.unpack_from(data, place)  # a block has room for 260,000 of them
         if code == _END:
             return
         if place + 4 + length > len(data):
-            raise CaptureError(f"option {code} that is longer than its block", offset)
+            raise CaptureError(f"option {code} that is longer than its block", block.offset, block.number)
         yield code, data[place + 4 : place + 4 + length]
         place += 4 + (length + 3 & ~3)
 
 
-def _parse_interface(schemas: _Schemas, body: bytes, start: int) -> _Interface:
-    head = _parse(schemas.interface, body, "interface", start)
+def _parse_interface(block: _Block) -> _Interface:
+    schema = block.schemas.interface
+    try:
+        head = schema.parse(block.body)
+    except ConstructError:
+        raise CaptureError("interface that is too short", block.offset) from None
     units, offset = 1_000_000, 0
-    for code, value in _options(schemas, body[schemas.interface.sizeof() :], start):
+    for code, value in _options(block, schema.sizeof()):
         if code == _TSRESOL and len(value) == 1:
             exponent = value[0] & 0x7F
             if exponent > 63:
-                raise CaptureError("time stamps of impossible resolution", start)
+                raise CaptureError("time stamps of impossible resolution", block.offset)
             units = int(2**exponent if value[0] & 0x80 else 10**exponent)
         elif code == _TSOFFSET and len(value) == 8:
-            offset = int.from_bytes(value, schemas.byteorder, signed=True)
+            offset = int.from_bytes(value, block.schemas.byteorder, signed=True)
     return _Interface(head.link_type, head.snaplen, units, offset)
 
 
-def _parse_packet(schemas: _Schemas, kind: int, body: bytes, interfaces: list[_Interface], start: int) -> Record:
-    if kind == _SIMPLE:
-        head = _parse(schemas.simple_packet, body, "packet", start)
-        number, time, size = 0, 0, head.original_length
+def _parse_packet(block: _Block, interfaces: list[_Interface | None]) -> Record:
+    schemas, simple, start, number = block.schemas, block.kind == _SIMPLE, block.offset, block.number
+    assert number is not None
+    head = schemas.fast_simple_packet if simple else schemas.fast_enhanced_packet
+    room = block.size - head.size
+    if room < 0:
+        raise CaptureError("packet that is too short", start, number)
+    which = high = low = size = 0
+    if simple:
+        (original_length,) = head.unpack_from(block.body)
     else:
-        head = _parse(schemas.enhanced_packet, body, "packet", start)
-        number, time, size = head.interface, head.time_high << 32 | head.time_low, head.length
-    if number >= len(interfaces):
-        raise CaptureError(f"packet of interface {number}, which the file does not describe", start)
-    interface = interfaces[number]
-    if kind == _SIMPLE and interface.snaplen:
-        size = min(size, interface.snaplen)
-    place = (schemas.simple_packet if kind == _SIMPLE else schemas.enhanced_packet).sizeof()
-    data = body[place : place + size]
-    if len(data) < size:
-        raise CaptureError(f"packet of {size} bytes in a block that has {len(data)}", start)
-    comment = None
-    if kind == _ENHANCED:
-        for code, value in _options(schemas, body[place + (size + 3 & ~3) :], start):
-            if code == _COMMENT:
-                comment = value.decode("utf-8", "replace")
-    time_ns = interface.offset * 1_000_000_000 + time * 1_000_000_000 // interface.units
-    return Record(time_ns, interface.link_type, data, head.original_length, schemas.byteorder, start, comment)
+        which, high, low, size, original_length = head.unpack_from(block.body)
+    interface = interfaces[which] if which < len(interfaces) else None
+    if interface is None:
+        what = "whose description is damaged" if which < len(interfaces) else "which the file does not describe"
+        raise CaptureError(f"packet of interface {which}, {what}", start, number)
+    if simple:
+        size = min(original_length, interface.snaplen or original_length)
+    if size > room:
+        raise CaptureError(f"packet of {size} bytes in a block that has {room}", start, number)
+    data = block.body[head.size : head.size + min(size, MAX_RECORD)]
+    if len(data) < size:  # larger than any of ours: as if it had been cut short
+        original_length = max(size, original_length)
+    comment = time_ns = None
+    if not simple:
+        time_ns = interface.offset * 1_000_000_000 + (high << 32 | low) * 1_000_000_000 // interface.units
+        if len(block.body) == block.size:
+            for code, value in _options(block, head.size + (size + 3 & ~3)):
+                if code == _COMMENT:
+                    comment = value.decode("utf-8", "replace")
+    order, data_offset = schemas.byteorder, start + 8 + head.size
+    return Record(time_ns, interface.link_type, data, original_length, order, start, data_offset, number, comment)
 
 
 class Writer:
     """Writes a capture file of one link type, to ``path``: pcapng, or pcap with nanoseconds if that ends in ``.pcap``.
 
     It has the byte order of this machine, as what is written to it must have. The file is made anew, whatever was in
-    it, readable by its owner alone, for packets may hold secrets; see `files.create`. Without ``begin`` that happens
+    it, readable by its owner alone, for packets may hold secrets; see `create`. Without ``begin`` that happens
     only when `begin` is called. Raises OSError, EBUSY if there is another writer of the same file.
     """
 
@@ -385,13 +484,13 @@ class Writer:
             if comment:
                 body += self._option(_COMMENT, comment.encode("utf-8", "replace")) + self._option(_END, b"")
             size = _ENHANCED_SIZE + len(body)
-            head = self._schemas.pack_enhanced_packet(
-                _ENHANCED, size, 0, time_ns >> 32, time_ns & 0xFFFFFFFF, len(data), length
+            head = self._schemas.fast_block_header.pack(_ENHANCED, size) + self._schemas.fast_enhanced_packet.pack(
+                0, time_ns >> 32, time_ns & 0xFFFFFFFF, len(data), length
             )
-            self._stream.write(head + body + self._schemas.pack_length(size))
+            self._stream.write(head + body + size.to_bytes(4, HOST))
         else:
             seconds, fraction = divmod(time_ns, 1_000_000_000)
-            self._stream.write(self._schemas.pack_pcap_record(seconds, fraction, len(data), length) + data)
+            self._stream.write(self._schemas.fast_pcap_record.pack(seconds, fraction, len(data), length) + data)
 
     def flush(self) -> None:
         """Put everything on its way to the disk."""
@@ -402,7 +501,7 @@ class Writer:
         self._stream.close()
 
     def _option(self, code: int, value: bytes) -> bytes:
-        return self._schemas.pack_option(code, len(value)) + _padded(value)
+        return self._schemas.fast_option.pack(code, len(value)) + _padded(value)
 
     def _block(self, kind: int, body: bytes) -> None:
         length = len(body) + 12

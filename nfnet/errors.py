@@ -41,16 +41,25 @@ class ArgumentTypeError(ArgumentError, TypeError):
 class DecodeError(NfnetError, ValueError):
     """Bytes that are no whole netlink message.
 
-    ``offset`` is where in the datagram the reading failed, in bytes from its start.
+    ``what`` is what is wrong, ``offset`` where in the datagram the reading failed, in bytes from its start.
     """
 
     def __init__(self, what: str, offset: int) -> None:
         super().__init__(f"{what} (at byte {offset})")
+        self.what = what
         self.offset = offset
 
 
 class CaptureError(DecodeError):
-    """A file that is no capture, is damaged, or stops in the middle of a record; ``offset`` is where in the file."""
+    """A file that is no capture, stops in the middle of a record, or has a damaged record in it.
+
+    ``offset`` is where in the file, and ``record`` the number of the record, from 1; None if it is none of a record.
+    """
+
+    def __init__(self, what: str, offset: int, record: int | None = None) -> None:
+        super().__init__(what if record is None else f"record {record}: {what}", offset)
+        self.what = what
+        self.record = record
 
 
 class ClosedError(NfnetError):

@@ -13,7 +13,7 @@ from construct import Int16ub
 
 from ._core.bind import Request
 from ._core.binding import Binding
-from ._core.message import Message, enum_member
+from ._core.message import Message, Recorded, enum_member
 from ._core.reader import Reader
 from ._io.netlink_socket import MAX_DATAGRAM
 from ._io.transport import Transport
@@ -155,6 +155,7 @@ class LogBinding(Binding[LogMessage, LogRow]):
         new = list(copy(self.ready))  # a copy: until the statement at the end nothing is taken
         before = len(new)
         problem: DecodeError | None = None
+        untrusted = not self.transport.trusted
         for datagram in self.received:
             start = len(new)
             try:
@@ -162,6 +163,9 @@ class LogBinding(Binding[LogMessage, LogRow]):
             except DecodeError as error:  # what came before it in the datagram is good, and what comes after it too
                 self.malformed += 1
                 problem = problem or error
+            if untrusted and isinstance(datagram, Recorded):
+                for message in new[start:]:
+                    message.raw = Recorded(message.raw, datagram.time_ns)
             if self._sequence and len(new) > start:
                 try:
                     self._check_sequence(new, start)

@@ -490,10 +490,7 @@ class Queue(Reader[QueueBinding, Packet]):
             apply_policy(self._undecided, packet)
 
     def flush(self) -> None:
-        """Send the verdicts given so far, for a handler that is about to block.
-
-        Otherwise they leave when nothing more waits, or after a millisecond, but not while a handler runs.
-        """
+        """Send the verdicts given so far. Without this they leave within two milliseconds."""
         self._bound().ledger.flush()
 
     @property

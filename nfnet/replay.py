@@ -6,25 +6,26 @@ import _thread
 import os
 import sys
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
+from . import records
+from ._core.message import Recorded
 from ._io import at_fork
 from ._io.locks import RLock
+from ._io.poller import Poller
 from ._io.transport import Transport
-from .capture import LinkType, Record, netfilter_datagram, read
+from .capture import Record, scan
 from .checks import check_flag
 from .errors import CaptureError, ClosedError, DecodeError
-from .protocol import byteorder, layout, netlink, nfnetlink, nfqnl, nfulnl
+from .protocol import layout, netlink, nfnetlink, nfqnl
 from .protocol.nfqnl import NFQA, QUEUE_BYPASS, Command, Verdict
 
 _END = sys.maxsize  # ``list[_END:] = more`` appends
-_QUEUE_KINDS = (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH)
-_BARE = (LinkType.RAW, LinkType.IPV4, LinkType.IPV6)
+_PAUSE = 1000  # records of others, after which `receive` returns, so that the loop may be stopped
 
 
 class Decided(NamedTuple):
@@ -53,6 +54,14 @@ class Decided(NamedTuple):
         return cls(verdict, mark, payload, word >> 16, bool(word & QUEUE_BYPASS))
 
 
+class _Found(NamedTuple):
+    """What a record has for the queue or log, and what is damaged in it."""
+
+    time_ns: int | None
+    datagrams: list[bytes]
+    problem: CaptureError | None
+
+
 class Replay(Transport, at_fork.AtFork):
     """The recorded datagrams of one queue or log group, as a transport.
 
@@ -64,25 +73,40 @@ class Replay(Transport, at_fork.AtFork):
     The queue or log that is opened on it gets what was recorded for its number, byte for byte, but for headers from a
     machine of the other byte order, which are turned; its requests are acknowledged and its verdicts collected. When
     all has come, iteration and ``run`` end. Recordings of netlink (LINKTYPE_NETLINK) replay both, those of
-    ``tcpdump -i nflog:N`` (LINKTYPE_NFLOG) a log, and bare IP packets a queue of any number. With ``realtime`` they
-    come at the pace at which they were recorded.
+    ``tcpdump -i nflog:N`` (LINKTYPE_NFLOG) a log, and bare IP packets a queue of any number. What a record that was cut
+    short has of a packet is a packet with that much payload.
 
-    ``verdicts`` maps the id of each packet to what this program decided, ``recorded`` to what the recording says.
-    Raises OSError if the file cannot be opened; CaptureError comes out of the loop, after the records before it.
-    A replay is opened once: after that it raises ClosedError.
+    path: the file, pcap or pcapng. It is read once, from the beginning to the end, and may be a pipe, which may be
+        written to meanwhile.
+    realtime: whether packets come at the pace at which they were recorded.
+    keep_verdicts: whether to fill `verdicts` and `recorded`, which takes memory for every packet.
+
+    Raises OSError if the file cannot be opened. A damaged record is a CaptureError out of the loop, after what was
+    before it; when the loop is started again it goes on behind that record. A replay is opened once: after that it
+    raises ClosedError.
     """
+
+    verdicts: dict[int, Decided]
+    """What this program decided, by the id of the packet."""
+    recorded: dict[int, Decided]
+    """What the recording says was decided. A verdict that was cut short is not in it."""
+    skipped: dict[int, int]
+    """How many records of other link types were skipped so far, by link type (``LINKTYPE_*``)."""
 
     recordable = True
 
-    def __init__(self, path: str | os.PathLike[str], *, realtime: bool = False) -> None:
-        self.verdicts: dict[int, Decided] = {}
-        self.recorded: dict[int, Decided] = {}
+    def __init__(self, path: str | os.PathLike[str], *, realtime: bool = False, keep_verdicts: bool = True) -> None:
+        self.verdicts, self.recorded, self.skipped = {}, {}, {}
         self._realtime = check_flag("realtime", realtime)
+        self._keep_verdicts = check_flag("keep_verdicts", keep_verdicts)
         self._file = open(path, "rb")  # noqa: SIM115 - as long as the replay
-        # With the number of each; None if an exception came in between, see `_advance`.
-        self._records: Iterator[tuple[int, Record]] | None = enumerate(read(self._file), 1)
-        self._taken = 0  # the number of the last that is through
-        self._next: tuple[int, list[bytes]] | None = None
+        if not self._file.seekable():
+            # A pipe: there may be nothing in it for hours. It was opened anew, so that nobody else's blocking changes.
+            os.set_blocking(self._file.fileno(), False)
+        # None if an exception came in between, see `_read_on`.
+        self._items: Iterator[Record | CaptureError | None] | None = scan(self._file)
+        self._taken = 0  # how many of them are through
+        self._next: _Found | None = None
         self._began: tuple[int, float] | None = None
         self._subsystem = 0
         self._number = 0
@@ -90,12 +114,12 @@ class Replay(Transport, at_fork.AtFork):
         self._recorded_waiting: dict[int, None] = {}
         self._bare = 0  # how many bare packets were given an id
         self._ended = False
+        self._empty = False  # a pipe, for now
         self._closed = False
         self._lock = RLock()  # `close` may come from another thread, or in a signal handler
         self._timer: SimpleQueue[None] | None = None  # an item cancels it
-        self._readable = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._finalize = weakref.finalize(self, os.close, self._readable)
-        self._finalize.atexit = False  # see `reader`
+        self._waiter = Poller()  # woken, unless there is something to wait for
+        self._waiter.wake()
         at_fork.register(self)
 
     # --- the transport
@@ -109,23 +133,35 @@ class Replay(Transport, at_fork.AtFork):
         for number, start, _ in layout.walk(message, nfnetlink.BODY, len(message)):
             if number == 1 and message[start] == Command.BIND:
                 self._subsystem = kind >> 8
-                self._number = int.from_bytes(message[18:20], "big")
+                self._number = nfnetlink.resource(message)
 
     def receive(self, into: list[bytes], limit: int) -> bool:
         start = len(into)
         with self._lock:
             self._check_open()
             try:
+                if self._empty:
+                    self._go_on()
                 while True:  # and no condition at its end: see `locks`
                     if limit <= 0 or self._ended:
                         break
-                    if self._next is None and not self._advance():
+                    if self._next is None and not self._read_on():
                         break
                     assert self._next is not None
-                    time_ns, datagrams = self._next
-                    if self._realtime and not self._due(time_ns):
+                    time_ns, datagrams, problem = self._next
+                    if not datagrams:
+                        if len(into) > start:
+                            return True  # what came before the damage is to be handled first
+                        assert problem is not None
+                        try:
+                            raise problem
+                        except CaptureError:  # no other: after a Ctrl-C before that it is still to be raised
+                            self._next = None
+                            raise
+                    if self._realtime and time_ns is not None and not self._due(time_ns):
                         return True
-                    into[_END:], self._next = datagrams, None  # one statement, so that none is lost or there twice
+                    left = None if problem is None else _Found(None, [], problem)
+                    into[_END:], self._next = datagrams, left  # one statement, so that none is lost or there twice
                     limit -= len(datagrams)
                 return not self._ended
             except ValueError:  # in a signal handler the file was closed as it was being read
@@ -136,7 +172,8 @@ class Replay(Transport, at_fork.AtFork):
 
     def send(self, datagram: bytes) -> None:
         self._check_open()
-        self._collect(datagram, self.verdicts, self._waiting)
+        if self._keep_verdicts:
+            self._collect(datagram, self.verdicts, self._waiting)
         self._tell(True, [datagram])
 
     def _tell(self, outgoing: bool, datagrams: list[bytes]) -> None:
@@ -150,7 +187,7 @@ class Replay(Transport, at_fork.AtFork):
 
     def fileno(self) -> int:
         self._check_open()
-        return self._readable
+        return self._waiter.fileno()
 
     def close(self) -> None:
         with self._lock:
@@ -158,7 +195,6 @@ class Replay(Transport, at_fork.AtFork):
             if self._timer is not None:
                 self._timer.put(None)
             self._file.close()
-            self._finalize()
 
     def after_fork(self) -> None:
         """In a forked child: who held the lock is not there."""
@@ -171,43 +207,109 @@ class Replay(Transport, at_fork.AtFork):
     # --- the recording
 
     def first(self) -> tuple[int | None, int | None]:
-        """The number of the queue, or that of the group, whichever comes first in the file; closes the replay.
+        """The number of the queue, or that of the group, whichever has the first packet or message.
 
-        Raises CaptureError if it has neither.
+        Both are None if there is neither. To be called before the replay is opened, which then begins with that packet
+        or message. Waits for a pipe. Raises CaptureError for a damaged record before that, and may be called again.
         """
-        try:
-            for record in read(self._file):
-                found = _owner(record)
-                if found is not None:
-                    return found
-        finally:
-            self.close()
-        raise CaptureError("no packets of a queue and no messages of a log in it", 0)
+        with self._lock:
+            self._check_open()
+            while True:
+                if self._ended:
+                    return None, None
+                items, self._items = self._items or self._from_the_start(), None
+                for item in items:
+                    if item is None:
+                        break
+                    try:
+                        if isinstance(item, CaptureError):
+                            raise item
+                        found = records.owner(item)
+                    except CaptureError:
+                        self._pass_over(item)
+                        self._items = items
+                        raise
+                    if found != (None, None):
+                        self._items = chain([item], items)
+                        return found
+                    self._pass_over(item)
+                else:
+                    self._ended = True
+                    continue
+                self._items = items
+                self._wait_for_more()
+                self._waiter.wait()
+                self._go_on()
 
-    def _advance(self) -> bool:
-        """Find the next record that has something for us."""
-        records, self._records = self._records, None
-        if records is None:
-            # Ctrl-C, say, came out of the generator, which has ended with that: read again what is through already.
-            if not self._file.seekable():
-                raise CaptureError("the replay was interrupted, and what is no regular file cannot be read again", 0)
-            self._file.seek(0)
-            records = islice(enumerate(read(self._file), 1), self._taken, None)
-        try:
-            for number, record in records:
-                datagrams = list(self._datagrams(record))
-                found = (record.time_ns, datagrams) if datagrams else None
-                bare = self._bare + (found is not None and record.link_type in _BARE)
-                # One statement without a call, as in `receive`. What was done before may be done twice.
-                self._next, self._taken, self._bare = found, number, bare
-                if found is not None:
-                    self._records = records
-                    return True
-        except DecodeError:
-            self._records = records  # that record was damaged, there may be others; or the file, and they are at an end
-            raise
+    def _read_on(self) -> bool:
+        """Find the next record that has something for us; False if there is none, at the end or for now."""
+        items, self._items = self._items or self._from_the_start(), None
+        before = self._taken
+        for item in items:
+            if self._taken - before >= _PAUSE:
+                self._items = chain([item], items)
+                return False
+            if item is None:
+                self._items = items
+                self._wait_for_more()
+                return False
+            found = self._look_into(item)
+            if found is None:
+                self._pass_over(item)
+                continue
+            bare = self._bare + (isinstance(item, Record) and item.link_type in records.BARE)
+            # One statement without a call, as in `receive`. What was done before may be done twice.
+            self._next, self._taken, self._bare = found, self._taken + 1, bare
+            self._items = items
+            return True
         self._ended = True
         return False
+
+    def _from_the_start(self) -> Iterator[Record | CaptureError | None]:
+        """Ctrl-C, say, came out of the generator, which has ended with that: read again what is through already."""
+        if not self._file.seekable():
+            self._ended = True
+            raise CaptureError("the replay was interrupted, and what is no regular file cannot be read again", 0)
+        self._file.seek(0)
+        return islice(scan(self._file), self._taken, None)
+
+    def _pass_over(self, item: Record | CaptureError) -> None:
+        if isinstance(item, CaptureError) or item.link_type in records.KNOWN:
+            self._taken += 1
+        else:
+            count = self.skipped.get(item.link_type, 0) + 1
+            self.skipped[item.link_type], self._taken = count, self._taken + 1
+
+    def _look_into(self, item: Record | CaptureError) -> _Found | None:
+        """What it has for us."""
+        if isinstance(item, CaptureError):
+            return _Found(None, [], item)
+        datagrams: list[bytes] = []
+        problem: CaptureError | None = None
+        if item.link_type not in records.BARE:
+            messages, problem = records.messages(item, self._subsystem, self._number)
+            for start, message in messages:
+                kind = netlink.read_length_and_type(message)[1]
+                if kind not in records.VERDICTS:
+                    datagrams.append(message)
+                elif self._keep_verdicts:
+                    try:
+                        self._collect(message, self.recorded, self._recorded_waiting)
+                    except DecodeError as error:
+                        problem = problem or records.located(item, error, start)
+                if kind == nfqnl.MSG_PACKET:
+                    self._expect_verdict(message)
+        elif self._subsystem == nfnetlink.Subsystem.QUEUE:
+            datagrams.append(records.packet_message(self._number, self._bare + 1, item))
+            self._expect_verdict(datagrams[0])
+        if item.time_ns is not None:
+            datagrams = [Recorded(datagram, item.time_ns) for datagram in datagrams]
+        return _Found(item.time_ns, datagrams, problem) if datagrams or problem is not None else None
+
+    def _expect_verdict(self, message: bytes) -> None:
+        if self._keep_verdicts:
+            packet_id = int.from_bytes(message[nfqnl.PACKET_ID], "big")
+            self._waiting[packet_id] = self._recorded_waiting[packet_id] = None
 
     def _due(self, time_ns: int) -> bool:
         now = time.monotonic()
@@ -215,67 +317,33 @@ class Replay(Transport, at_fork.AtFork):
             self._began = (time_ns, now)
         delay = (time_ns - self._began[0]) / 1e9 - (now - self._began[1])
         if delay <= 0:
-            self._wake()
+            self._waiter.wake()
             return True
-        with suppress(BlockingIOError):
-            if not self._closed:  # in a signal handler, just now
-                os.eventfd_read(self._readable)
+        self._waiter.reset()
         if self._timer is not None:
             self._timer.put(None)  # this may be asked more often than something is due
         self._timer = SimpleQueue()
         # No `threading.Timer`, which has an Event: see `locks`.
-        _thread.start_new_thread(_later, (min(delay, _thread.TIMEOUT_MAX), self._timer, self._wake))
+        _thread.start_new_thread(_later, (min(delay, _thread.TIMEOUT_MAX), self._timer, self._waiter.wake))
         return False
 
-    def _wake(self) -> None:
-        with self._lock:
-            if not self._closed:  # else the number may be another file's by now
-                os.eventfd_write(self._readable, 1)
+    def _wait_for_more(self) -> None:
+        """The pipe is empty; `_go_on` when it is not any more."""
+        self._waiter.reset()
+        self._empty = True
+        with suppress(FileExistsError):  # an exception came before `_empty` was reset
+            self._waiter.watch(self._file.fileno())
 
-    def _datagrams(self, record: Record) -> Iterator[bytes]:
-        if record.link_type == LinkType.NETLINK:
-            datagram = netfilter_datagram(record)
-            if datagram is not None:
-                yield from self._netlink(datagram)
-        elif record.link_type == LinkType.NFLOG:
-            if self._subsystem == nfnetlink.Subsystem.LOG and int.from_bytes(record.data[2:4], "big") == self._number:
-                yield _log_message(record)
-        elif record.link_type in _BARE:
-            if self._subsystem == nfnetlink.Subsystem.QUEUE:
-                yield from self._seen(_packet_message(self._number, self._bare + 1, record))
-        else:
-            raise CaptureError(f"records of link type {record.link_type}, which cannot be replayed", record.offset)
-
-    def _netlink(self, datagram: bytes) -> Iterator[bytes]:
-        """What of a datagram the kernel sent to our queue or group; verdicts in it are those recorded."""
-        if len(datagram) < netlink.HEADER_SIZE:
-            yield datagram  # damaged: the reader says so
-            return
-        kind = netlink.read_length_and_type(datagram)[1]
-        number = int.from_bytes(datagram[18:20], "big")
-        if kind in _QUEUE_KINDS:
-            if self._subsystem == nfnetlink.Subsystem.QUEUE and number == self._number:
-                self._collect(datagram, self.recorded, self._recorded_waiting)
-        elif kind == nfqnl.MSG_PACKET:
-            if self._subsystem == nfnetlink.Subsystem.QUEUE and number == self._number:
-                yield from self._seen(datagram)
-        elif kind == nfulnl.MSG_PACKET:
-            if self._subsystem == nfnetlink.Subsystem.LOG and number == self._number:
-                yield datagram
-        elif netlink.is_answer(datagram) and self._subsystem == nfnetlink.Subsystem.QUEUE:
-            answer = netlink.parse_answer(datagram)
-            if answer.type in _QUEUE_KINDS:
-                yield datagram
-
-    def _seen(self, message: bytes) -> Iterator[bytes]:
-        packet_id = int.from_bytes(message[nfqnl.PACKET_ID], "big")
-        self._waiting[packet_id] = self._recorded_waiting[packet_id] = None
-        yield message
+    def _go_on(self) -> None:
+        with suppress(FileNotFoundError):
+            self._waiter.unwatch(self._file.fileno())
+        self._waiter.wake()
+        self._empty = False
 
     def _collect(self, datagram: bytes, verdicts: dict[int, Decided], waiting: dict[int, None]) -> None:
         for _, message in netlink.split_messages(datagram):
             kind = netlink.read_length_and_type(message)[1]
-            if kind not in _QUEUE_KINDS:
+            if kind not in records.VERDICTS:
                 continue
             values = nfnetlink.parse_attributes(message[nfnetlink.BODY :], nfqnl.NFQA_TABLE, nfnetlink.BODY)
             header = values.get(NFQA.VERDICT_HDR)
@@ -301,40 +369,6 @@ def _later(seconds: float, cancelled: SimpleQueue[None], function: Callable[[], 
         function()
 
 
-def replay(path: str | os.PathLike[str], *, realtime: bool = False) -> Replay:
+def replay(path: str | os.PathLike[str], *, realtime: bool = False, keep_verdicts: bool = True) -> Replay:
     """A transport for a `Queue` or a `Log` that gives what was recorded; see `Replay`."""
-    return Replay(path, realtime=realtime)
-
-
-def _owner(record: Record) -> tuple[int | None, int | None] | None:
-    if record.link_type == LinkType.NFLOG:
-        return None, int.from_bytes(record.data[2:4], "big")
-    if record.link_type in _BARE:
-        return 0, None
-    message = netfilter_datagram(record) if record.link_type == LinkType.NETLINK else None
-    if message is not None and len(message) >= nfnetlink.BODY:
-        kind, number = netlink.read_length_and_type(message)[1], int.from_bytes(message[18:20], "big")
-        if kind == nfqnl.MSG_PACKET:
-            return number, None
-        if kind == nfulnl.MSG_PACKET:
-            return None, number
-    return None
-
-
-def _log_message(record: Record) -> bytes:
-    """The netlink message that tcpdump took the header from; its attributes are in the order of the file."""
-    body = byteorder.attributes_to_host(record.data, nfnetlink.nfgenmsg.sizeof(), record.byteorder, nfulnl.NFULA_TABLE)
-    return netlink.build_message(nfulnl.MSG_PACKET, 0, 0, body)
-
-
-def _packet_message(number: int, packet_id: int, record: Record) -> bytes:
-    """A packet message around a bare IP packet."""
-    family = 10 if record.data[:1] and record.data[0] >> 4 == 6 else 2
-    fields = {"packet_id": packet_id, "hw_protocol": 0x86DD if family == 10 else 0x0800, "hook": 0}
-    data = layout.build_attribute(NFQA.PACKET_HDR, bytes(nfqnl.packet_hdr.build(fields)))
-    if record.original_length > len(record.data):
-        data += layout.build_attribute(NFQA.CAP_LEN, record.original_length.to_bytes(4, "big"))
-    payload = record.data[: nfqnl.MAX_PAYLOAD]
-    data += layout.build_attribute(NFQA.PAYLOAD, payload)
-    padding = -len(payload) % 4  # the kernel does not pad the last one
-    return nfnetlink.build_message(nfqnl.MSG_PACKET, number, data[: len(data) - padding], family=family)
+    return Replay(path, realtime=realtime, keep_verdicts=keep_verdicts)

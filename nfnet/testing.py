@@ -24,7 +24,7 @@ from typing import Any
 from . import inet
 from ._io.locks import RLock
 from ._io.transport import Transport
-from .errors import ArgumentError, ClosedError, kernel_error
+from .errors import ArgumentError, CaptureError, ClosedError, kernel_error
 from .log import Log
 from .packet import Packet
 from .protocol import netlink, nfnetlink, nfqnl, nfulnl
@@ -329,9 +329,15 @@ _NAMES = {
 
 def open_replay(path: str | os.PathLike[str], *, queue: int | None = None, group: int | None = None) -> Queue | Log:
     """A queue or a log on a recording, open; its transport is a `Replay`. The first of the file if neither is given."""
-    if queue is None and group is None:
-        queue, group = Replay(path).first()
     replay = Replay(path)
-    reader: Queue | Log = Log(group, transport=replay) if group is not None else Queue(queue or 0, transport=replay)
-    reader.open()
+    try:
+        if queue is None and group is None:
+            queue, group = replay.first()
+        if queue is None and group is None:
+            raise CaptureError("no packets of a queue and no messages of a log in it", 0)
+        reader: Queue | Log = Log(group, transport=replay) if group is not None else Queue(queue or 0, transport=replay)
+        reader.open()
+    except BaseException:
+        replay.close()
+        raise
     return reader

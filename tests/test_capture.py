@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import io
 import os
 import signal
@@ -10,6 +12,7 @@ import struct
 import tempfile
 import threading
 import tracemalloc
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -274,6 +277,9 @@ class Interrupted(io.RawIOBase):
     def seekable(self) -> bool:
         return bool(self._file.seekable())
 
+    def fileno(self) -> int:
+        return int(self._file.fileno())
+
     def seek(self, offset: int, whence: int = 0) -> int:
         return int(self._file.seek(offset, whence))
 
@@ -338,7 +344,7 @@ def test_a_damaged_record_is_reported_and_those_behind_it_come(tmp_path: Path) -
         packet.accept()
 
     with nfnet.Queue(1, transport=nfnet.replay(path)) as queue:
-        with pytest.raises(nfnet.CaptureError, match="without the header"):
+        with pytest.raises(nfnet.CaptureError, match="record 2: no header of netlink captures"):
             queue.run(handler)
         with pytest.raises(nfnet.CaptureError, match="in the middle"):
             queue.run(handler)
@@ -346,22 +352,29 @@ def test_a_damaged_record_is_reported_and_those_behind_it_come(tmp_path: Path) -
     assert got == [1, 2]
 
 
-def test_a_closed_replay_leaves_its_descriptor_alone(tmp_path: Path) -> None:
-    replay = nfnet.replay(recording(tmp_path / "queue.pcap", packet_message(1)), realtime=True)
+def test_a_closed_replay_leaves_its_descriptors_alone(tmp_path: Path) -> None:
+    path = tmp_path / "slow.pcap"
+    writer = Writer(path, LinkType.RAW)
+    for number in range(2):
+        writer.write(TIME + number * 10**12, ipv4(17, b"x"))
+    writer.close()
+    replay = nfnet.replay(path, realtime=True)
     queue = nfnet.Queue(1, transport=replay)
     queue.open()
-    number = replay.fileno()
+    assert queue.process(nfnet.Packet.accept) == 1
+    wake = replay._waiter.wake
     queue.close()
-    with open(tmp_path / "another", "w+b", buffering=0) as another:
-        os.dup2(another.fileno(), number)  # somebody gets its number
-        try:
-            replay._wake()  # as the thread of a timer does that has just passed its wait
-            assert another.tell() == 0
-        finally:
-            os.close(number)
-    for use in (queue.open, replay.fileno, lambda: replay.send(nfqnl.verdict(1, 1, 1))):
+    for use in (queue.open, replay.fileno, partial(replay.send, nfqnl.verdict(1, 1, 1))):
         with pytest.raises(nfnet.ClosedError, match="the replay is closed"):
             use()
+    del queue, replay, use
+    gc.collect()
+    with contextlib.ExitStack() as stack:
+        files = [
+            stack.enter_context(open(tmp_path / f"{n}", "wb", buffering=0)) for n in range(50)
+        ]  # take their numbers
+        wake()  # as the thread of a timer does that has just passed its wait
+        assert [file.tell() for file in files] == [0] * 50
 
 
 def test_a_replay_can_be_recorded(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -17,12 +18,15 @@ from typing import Any
 import pytest
 
 from nfnet import rules, testing
+from nfnet.capture import LinkType, Writer, netlink_header
 from nfnet.cli import common, lines
 from nfnet.cli import log as log_command
 from nfnet.cli.decode import describe
 from nfnet.log import LogMessage
 
 from .conftest import FIXTURES
+from .test_capture import recording
+from .test_replay import cut_file, mixed
 
 COMMANDS = ("queue", "log", "record", "replay", "decode", "rules", "stats", "doctor", "run", "demo")
 QUEUE = FIXTURES / "queue-forward-ipv4.pcapng"
@@ -63,6 +67,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "async function": (["queue", "1", "--handler", "asyncio:sleep"], "the handler sleep is an async function"),
     "generator": (["queue", "1", "--handler", "os:fwalk"], "the handler fwalk has a yield in it"),
     "undecided": (["queue", "1", "--undecided", "accept"], "about what a --handler leaves undecided"),
+    "no mark": (["queue", "1", "--handler", "json:loads", "--mark", "1"], "--mark is for packets that are accepted"),
     "length": (["queue", "1", "--max-len", "0"], "must be in 1..4294967295"),
     "built in": (["queue", "1", "--handler", "sys:nothing"], "there is no function 'nothing' in 'sys' (built in)"),
     "rule": (["queue", "1", "--install-rule", "colour=red"], "is not name=value with one of the names hook,"),
@@ -203,6 +208,152 @@ def test_a_closed_pipe_ends_it() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
+
+
+# --- files that are not as they should be
+
+
+def good_good_bad_good(path: Path) -> Path:
+    packets = [packet(number) for number in range(1, 5)]
+    packets[2] = packets[2][:20] + b"\xff\x7f" + packets[2][22:]  # an attribute that is longer than all of it
+    return recording(path, *packets)
+
+
+def packet(number: int) -> bytes:
+    return testing.packet_message(number, testing.udp(bytes([number])), MARK=number)
+
+
+def test_replay_shows_what_is_damaged_and_goes_on(tmp_path: Path) -> None:
+    path = good_good_bad_good(tmp_path / "queue.pcap")
+    place = path.read_bytes().index(b"\xff\x7f\x01\0")
+    done = nfnet("replay", path)
+    assert done.returncode == 1
+    assert [line.split(" mark ")[1] for line in done.stdout.splitlines()] == ["0x1", "0x2", "0x4"]
+    said = [line for line in done.stderr.splitlines() if line.startswith("nfnet replay: ")]
+    assert said == [
+        f"nfnet replay: record 3: attribute 1 of 32767 bytes where only 53 are left (at byte {place})",
+    ]
+
+
+def test_decode_shows_what_is_damaged_and_goes_on(tmp_path: Path) -> None:
+    path = good_good_bad_good(tmp_path / "queue.pcap")
+    place = path.read_bytes().index(b"\xff\x7f\x01\0")
+    path.write_bytes(path.read_bytes() + b"end")
+    done = nfnet("decode", path)
+    assert done.returncode == 1
+    assert [line.split(",")[0] for line in done.stdout.splitlines() if line.startswith("record")] == [
+        "record 1",
+        "record 2",
+        "record 3",
+        "record 4",
+    ]
+    assert [word for word in done.stdout.split() if word == "packet_id"] == ["packet_id"] * 3
+    size = path.stat().st_size
+    assert done.stderr.splitlines() == [
+        f"nfnet decode: record 3: attribute 1 of 32767 bytes where only 53 are left (at byte {place})",
+        f"nfnet decode: record 5: the file ends in the middle of a record (at byte {size})",
+    ]
+
+
+def test_records_of_other_link_types_are_no_fault(tmp_path: Path) -> None:
+    path = mixed(tmp_path / "mixed.pcapng")
+    done = nfnet("replay", path)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2)
+    assert done.stderr == "nfnet replay: skipped: 3 records of link type 1, 2 records of link type 276\n"
+    done = nfnet("decode", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split(",")[0] for line in done.stdout.splitlines() if line.startswith("record")] == [
+        "record 2",
+        "record 6",
+    ]
+
+
+def test_files_with_nothing_in_them(tmp_path: Path) -> None:
+    ethernet, empty, short = tmp_path / "ethernet.pcap", tmp_path / "empty", tmp_path / "short"
+    recording(ethernet, bytes(60), link_type=1)
+    empty.write_bytes(b"")
+    short.write_bytes(b"abc")
+    wanted = {
+        ("decode", ethernet): f"no netlink messages of netfilter in {ethernet}: 1 record of link type 1",
+        ("replay", ethernet): f"nothing of a queue or log in {ethernet}",
+        ("decode", empty): "the file is empty (at byte 0)",
+        ("replay", empty): "the file is empty (at byte 0)",
+        ("decode", short): "3 bytes are too few for a netlink header (at byte 0)",
+        ("replay", short): "the file ends in the middle of a header (at byte 3)",
+    }
+    for (command, path), text in wanted.items():
+        done = nfnet(command, path)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[0] == f"nfnet {command}: {text}"
+        assert "record " not in done.stdout
+
+
+def test_cut_records_are_no_fault(tmp_path: Path) -> None:
+    path = cut_file(tmp_path / "cut.pcap", QUEUE, 110, "<")
+    done = nfnet("replay", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, whole = done.stdout.splitlines()[0], nfnet("replay", QUEUE).stdout.splitlines()[0]
+    assert first.replace("10.81.1.1", "").startswith(whole.split(" UDP ")[0])
+    done = nfnet("decode", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "record 3, 94 of 117 bytes" in done.stdout
+
+
+# --- pipes
+
+
+@pytest.mark.parametrize("command", ["replay", "decode"])
+@pytest.mark.parametrize("how", ["cat {} | {} {} /dev/stdin", "{1} {2} <(cat {0})", "mkfifo f; cat {} >f & {} {} f"])
+def test_a_pipe_is_a_file(command: str, how: str, tmp_path: Path) -> None:
+    line = how.format(QUEUE, f"{sys.executable} -m nfnet", command)
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == nfnet(command, QUEUE).stdout
+
+
+def test_decode_of_a_datagram_from_a_pipe() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "nfnet", "decode", "/dev/stdin"], input=packet(7), capture_output=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert b"packet_id 7" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_replay_of_a_pipe_shows_what_comes_and_ends_when_it_is_told(number: int, tmp_path: Path) -> None:
+    data = recording(tmp_path / "queue.pcap", packet(1), packet(2), packet(3)).read_bytes()
+    size = (len(data) - 24) // 3
+    command = [sys.executable, "-m", "nfnet", "replay", "/dev/stdin"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        process.stdin.write(data[: 24 + size])
+        assert b"mark 0x1" in process.stdout.readline()
+        process.stdin.write(data[24 + size : 24 + 2 * size + 9])  # and the beginning of the third
+        assert b"mark 0x2" in process.stdout.readline()
+        process.send_signal(number)
+        assert process.wait(10) == 0
+
+
+# --- times
+
+
+@pytest.mark.parametrize(("zone", "shown"), [("UTC", "22:13:20.123456"), ("Asia/Kolkata", "03:43:20.123456")])
+def test_the_time_of_a_record_is_the_time_of_its_packet(zone: str, shown: str, tmp_path: Path) -> None:
+    path = tmp_path / "queue.pcapng"
+    writer = Writer(path, LinkType.NETLINK)
+    writer.write(1_700_000_000_123_456_123, bytes(netlink_header.build({"family": 12})) + packet(1))
+    writer.close()
+    environment = {**os.environ, "TZ": zone}
+    assert nfnet("replay", path, env=environment).stdout.split()[0] == shown
+    row = json.loads(nfnet("replay", "--json", path, env=environment).stdout)
+    assert row["@timestamp"] == "2023-11-14T22:13:20.123456Z"
+
+
+# --- fields
 
 
 def test_decode_of_a_capture_and_of_digits() -> None:

@@ -33,6 +33,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -408,6 +409,16 @@ def compare(says: str, got: str, command: str) -> None:
     if says.strip():
         checker, flags = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
         assert checker.check_output(says + "\n", got, flags), f"{command} printed\n{got}"
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`nfnet replay` prints local times."""
+    with monkeypatch.context() as patches:
+        patches.setenv("TZ", "UTC")
+        time.tzset()
+        yield
+    time.tzset()
 
 
 @every_page

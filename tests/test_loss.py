@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from nfnet.loss import Loss
 
 import nfnet
-from nfnet import CopyMode, Log, Queue, loss, testing
+from nfnet import CopyMode, Log, Queue, testing
+from nfnet._core import loss
+from nfnet._core.loss import Loss
 from nfnet.capture import LinkType, Writer, netlink_header
 from nfnet.compat.netfilterqueue import NetfilterQueue
 from nfnet.protocol.nfnetlink import NETLINK_NETFILTER
@@ -197,21 +201,22 @@ def test_who_does_not_want_warnings_gets_none(kernel: Kernel, caplog: pytest.Log
     assert not caplog.messages
 
 
+def stop_when(queue: Queue, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    queue.stop()
+
+
 def test_a_loop_that_waits_tells_when_it_is_over(kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
     """In a program that runs, and has nothing to do: nobody closes anything, and no packet comes."""
     with Queue(1, transport=kernel) as queue:
         lose(kernel, queue, 7)
         lose(kernel, queue, 100)
-        look = queue._waiter.wait
-
-        def wait() -> bool:
-            happened = look()
-            if len(caplog.messages) == 2:
-                queue.stop()
-            return happened
-
-        queue._waiter.wait = wait  # type: ignore[method-assign]
+        said = threading.Thread(target=stop_when, args=(queue, lambda: len(caplog.messages) == 2))
+        said.start()
         queue.run(lambda packet: packet.accept())
+        said.join()
         assert caplog.messages[-1].startswith("queue 1: 100 packets were lost, 107 so far")
 
 

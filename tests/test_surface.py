@@ -21,7 +21,7 @@ PUBLIC = (
     *("nfnet.errors", "nfnet.inet", "nfnet.log", "nfnet.metrics", "nfnet.netns", "nfnet.packet", "nfnet.protocol"),
     *("nfnet.protocol.conntrack", "nfnet.protocol.nfnetlink", "nfnet.protocol.nfqnl", "nfnet.protocol.nfulnl"),
     *("nfnet.queue", "nfnet.recorder", "nfnet.replay", "nfnet.rules", "nfnet.scapys", "nfnet.stats", "nfnet.testing"),
-    *("nfnet.transport", "nfnet.workers"),
+    *("nfnet._io.transport", "nfnet.workers"),
 )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import nfnet
 from nfnet import Log, Packet, Queue
-from nfnet.capture import LinkType, Writer
+from nfnet.capture import LinkType, Writer, read
 
 from .conftest import FIXTURES
 from .swap import turn_file
@@ -110,3 +110,66 @@ def test_recordings(tshark: str, path: Path, tmp_path: Path) -> None:
         ours = [message.uid for message in messages if message.uid is not None]
         assert [int(value) for value in values(frames, "nflog.uid")] == ours
         assert [int(value) for value in values(frames, "nflog.family")] == [message.family for message in messages]
+
+
+# --- files that Wireshark's tools made of others
+
+
+def program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        if os.environ.get("NFNET_REQUIRE_LIVE") == "1":
+            pytest.fail(f"{name} is needed as a witness")
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def frames_of(tshark: str, path: Path, *fields: str) -> list[list[str]]:
+    command = [tshark, "-r", str(path), "-T", "fields", *(word for field in fields for word in ("-e", field))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [line.split("\t") for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("size", [50, 84, 100, 121, 5000])
+def test_what_editcap_cuts_short(tshark: str, size: int, tmp_path: Path) -> None:
+    source, path = FIXTURES / "queue-forward-ipv4.pcapng", tmp_path / "cut.pcapng"
+    subprocess.run([program("editcap"), "-s", str(size), str(source), str(path)], check=True)
+    wanted = [(int(kept), int(whole)) for kept, whole in frames_of(tshark, path, "frame.cap_len", "frame.len")]
+    assert [(len(record.data), record.original_length) for record in read(path)] == wanted
+    with Queue(1, transport=nfnet.replay(source)) as queue:
+        whole = list(queue)
+    with Queue(1, transport=nfnet.replay(path)) as queue:
+        packets = list(queue)
+    assert [packet.id for packet in packets] == [packet.id for packet in whole]
+    for packet, before in zip(packets, whole):
+        assert before.payload.startswith(packet.payload)
+        assert packet.truncated == (packet.payload != before.payload)
+
+
+def test_what_mergecap_makes_of_two_files(tshark: str, tmp_path: Path) -> None:
+    """Records of another link type between ours; numbers and times are those of Wireshark's frames."""
+    source, other, path = FIXTURES / "queue-output-ipv4.pcapng", tmp_path / "other.pcap", tmp_path / "merged.pcapng"
+    writer = Writer(other, 1)  # type: ignore[arg-type]
+    times = [record.time_ns or 0 for record in read(source)]
+    for time_ns in times[::3]:
+        writer.write(time_ns, bytes(60))
+    writer.close()
+    subprocess.run([program("mergecap"), "-w", str(path), str(source), str(other)], check=True)
+    fields = ("frame.number", "frame.time_epoch", "netlink-netfilter.queue.packet.id")
+    frames = frames_of(tshark, path, *fields)
+    stamps = {int(number): seconds for number, seconds, _ in frames}
+    records = list(read(path))
+    assert [record.number for record in records] == sorted(stamps)
+    for record in records:
+        assert f"{(record.time_ns or 0) // 10**9}.{(record.time_ns or 0) % 10**9:09}" == stamps[record.number]
+    replay = nfnet.replay(path)
+    with Queue(1, transport=replay) as queue:
+        packets = list(queue)
+    wanted = [(int(packet_id), seconds) for _, seconds, packet_id in frames if packet_id]
+    assert wanted
+    assert [packet.id for packet in packets] == [packet_id for packet_id, _ in wanted]
+    for packet, (_, seconds) in zip(packets, wanted):  # packets on their way out have no time stamp
+        time_ns = packet.timestamp_ns
+        assert time_ns is not None
+        assert f"{time_ns // 10**9}.{time_ns % 10**9:09}" == seconds
+    assert replay.skipped == {1: len(times[::3])}

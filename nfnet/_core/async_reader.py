@@ -167,6 +167,7 @@ class AsyncReader(Generic[R, T]):
                         looks = 1
                     else:
                         alone = looks = min(2 * looks, _MOST_ALONE)
+                    self._tell_loss_later(loop)
                     if self._is_over() or not self._may_go_on(session):
                         session.wake_up()
                 except BaseException as error:
@@ -188,6 +189,12 @@ class AsyncReader(Generic[R, T]):
     def _bound_fileno(self) -> int:
         return int(self._reader._bound().transport.fileno())
 
+    def _tell_loss_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        """When none was lost for a while, warn of what is untold."""
+        binding = self._reader._binding
+        if binding is not None and binding.loss.untold:
+            loop.call_later(QUIET, binding.tell_loss)
+
     def _is_over(self) -> bool:
         """Whether nothing will come any more, as at the end of a recording."""
         binding = self._reader._binding
@@ -196,9 +203,7 @@ class AsyncReader(Generic[R, T]):
     async def _readable(self, session: Session) -> None:
         """Wait until something may be there, or `Session.wake_up`."""
         loop, fd = session.running_loop(), self._reader.fileno()
-        binding = self._reader._binding
-        if binding is not None and binding.loss.untold:
-            loop.call_later(QUIET, binding.tell_loss)
+        self._tell_loss_later(loop)
         # Only while nobody reads: it stays readable until somebody does, and the loop would spin.
         loop.add_reader(fd, session.wake_up)
         try:

@@ -13,7 +13,7 @@ from .._io import at_fork
 from .._io.locks import RLock
 from .._io.moves import END
 from .._io.transport import Transport
-from ..errors import ClosedError, OverrunError
+from ..errors import ClosedError, DecodeError, OverrunError
 from ..recorder import Recorder
 from ..stats import Row
 from .loss import Loss
@@ -92,6 +92,9 @@ class Binding(ABC, Generic[T, Row], at_fork.AtFork):
             more = False
         except OverrunError:
             self.overruns += 1
+            raise
+        except DecodeError:  # a damaged recording
+            self.malformed += 1
             raise
         finally:
             self._make_ready()

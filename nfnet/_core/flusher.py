@@ -5,12 +5,13 @@ A handler that accepts a packet and then sleeps, or waits for what that very pac
 So while verdicts are collected a thread looks every 0.8 ms whether one that was there the last time is still there, and
 sends them all: no verdict waits for two milliseconds.
 
-A handler that computes in Python for long lets another thread run only after `sys.getswitchinterval`, 5 ms unless the
-program says otherwise; so much longer may it take.
+A handler that computes in Python for long lets another thread run only after the interpreter's switch interval, 5 ms
+unless the program says otherwise; so much longer may it take.
 """
 
 from __future__ import annotations
 
+import signal
 import time
 from _thread import start_new_thread
 from contextlib import suppress
@@ -44,6 +45,8 @@ class Flusher:
         self._running = False
 
     def _run(self) -> None:
+        # Signals are for the threads of the program, which may wait for one, or block them for a while.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         ledger = self._ledger
         before, idle = None, 0
         while idle < _LINGER and not ledger.closed:

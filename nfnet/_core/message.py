@@ -27,6 +27,18 @@ FAMILY = netlink.HEADER_SIZE
 """Where nfgen_family is, the first byte of struct nfgenmsg."""
 
 
+class Recorded(bytes):
+    """A datagram, or a message in it, from a recording, and the time of its record; see `Message.timestamp`."""
+
+    time_ns: int
+    """In nanoseconds since 1970, UTC."""
+
+    def __new__(cls, data: bytes, time_ns: int = 0) -> Recorded:
+        self = super().__new__(cls, data)
+        self.time_ns = time_ns
+        return self
+
+
 class Vlan(NamedTuple):
     """A VLAN tag: ``protocol`` is its EtherType (0x8100 or 0x88A8), ``tci`` priority, drop eligibility and id."""
 
@@ -181,19 +193,22 @@ class Message:
 
         None for packets on their way out. Else also None unless something on the machine asked the kernel to stamp
         packets: see ``Queue(timestamps=True)``. Newer kernels (not Linux 6.1) stamp all logged packets that come in.
+        In a replay, a message without TIMESTAMP has the time of its record instead.
         """
         span = self._find(self._TIMESTAMP)
         if span is None:
-            return None
+            raw = self.raw
+            return raw.time_ns / 1e9 if isinstance(raw, Recorded) else None
         seconds, microseconds = _read_timestamp(self.raw, span.start)
         return float(seconds + microseconds / 1e6)
 
     @property
     def timestamp_ns(self) -> int | None:
-        """As `timestamp`, in nanoseconds; a multiple of 1000."""
+        """As `timestamp`, in nanoseconds; TIMESTAMP is a multiple of 1000."""
         span = self._find(self._TIMESTAMP)
         if span is None:
-            return None
+            raw = self.raw
+            return raw.time_ns if isinstance(raw, Recorded) else None
         seconds, microseconds = _read_timestamp(self.raw, span.start)
         return int(seconds * 1_000_000_000 + microseconds * 1000)
 

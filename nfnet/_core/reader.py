@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from .._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from .._io.poller import Poller
 from .._io.transport import Transport
-from ..checks import check_handler, check_result
+from ..checks import check_handler, check_result, wrong_type
 from ..errors import ArgumentError, BusyReadingError, ClosedError, NfnetError
 from ..netns import Netns, call_in, check_netns
 from ..recorder import Recorder, current
@@ -58,6 +58,8 @@ class Reader(ABC, Generic[B, T]):
         self._datagram = datagram
         check_netns(netns)
         self._netns = netns
+        if transport is not None and not isinstance(transport, Transport):
+            raise wrong_type("transport", transport, "an nfnet.Transport")
         self._given_transport = transport
         self._poller: Poller | None = None  # made when somebody asks for it: most loops wait for the socket itself
         self._stopping = False

@@ -36,6 +36,10 @@ class Poller(at_fork.AtFork):
         self._epoll.register(fd, select.EPOLLIN)
         self._inherited = fd if inherit else None
 
+    def unwatch(self, fd: int) -> None:
+        """Wait for this one no more. Raises FileNotFoundError if it is not watched."""
+        self._epoll.unregister(fd)
+
     def wake(self) -> None:
         """End a wait, or the next one."""
         # The garbage collector runs finalizers of a cycle before `__del__` of an owner, which may close a queue.

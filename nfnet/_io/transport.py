@@ -36,7 +36,7 @@ class Transport(ABC):
     """Whether a loop takes from `incoming`: then `wake` has somebody to wake."""
 
     recordable: bool = False
-    """Whether it tells `tap` of every datagram."""
+    """Whether it tells ``tap`` of every datagram."""
 
     tap: Tap | None = None
     """Set by a recorder, for a `recordable` transport."""
@@ -54,7 +54,7 @@ class Transport(ABC):
 
     @property
     def incoming(self) -> Iterator[bytes] | None:
-        """Gives one datagram after the other, and waits for each: C code, in which none is lost (see `moves`).
+        """Gives one datagram after the other, and waits for each: C code, in which none is lost.
 
         None if the transport cannot wait: then queues and logs wait until `fileno` is readable, and call `receive`. Its
         OSErrors are for `explain`. Who waits sets `waiting` before, and calls `stop_waiting` in the end.

@@ -9,7 +9,7 @@ import select
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .. import rules
@@ -129,6 +129,11 @@ def wait_readable(file: Any, timeout: float | None) -> bool:
 def counted(count: int, what: str) -> str:
     """1 packet, 2 packets."""
     return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def link_types(counts: Mapping[int, int]) -> str:
+    """How many records there are of each link type."""
+    return ", ".join(f"{counted(count, 'record')} of link type {kind}" for kind, count in sorted(counts.items()))
 
 
 def losses(reader: Queue | Log) -> str:

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ..capture import MAX_RECORD, LinkType, netfilter_datagram, read
+from .. import records
+from ..capture import MAGIC_SIZE, MAX_RECORD, LinkType, Record, is_capture, netfilter_datagram, scan
 from ..errors import CaptureError, DecodeError, strerror
 from ..protocol import byteorder, netlink, nfqnl, nfulnl
 from ..protocol.layout import walk
 from ..protocol.nfnetlink import BODY, Attribute, Table, nfgenmsg
 from ..text import printable
-from . import lines
+from . import common, lines
 
 _DESCRIPTION = """\
 Shows netlink messages of NFQUEUE and NFLOG field by field: where each begins,
 its bytes, its name and what it says. Takes a capture of netlink (nfnet
 record, nlmon, Wireshark), a file with the bytes of a datagram, or hexadecimal
-digits. Those of a machine of the other byte order are turned first.
+digits. Those of a machine of the other byte order are turned first. Records
+that are not netlink are skipped; what is wrong with a damaged one is said,
+with its number and the place in the file, and the next ones follow.
 
     nfnet decode session.pcapng
     nfnet decode 1c000000020305000100000000000000000000010800010001000000
 
-exit status: 0; 1 for bytes that are no such messages
+exit status: 0; 1 for bytes that are no such messages, and if the file is
+damaged, or has none in it
 """
 
 _WIDTH = 16  # bytes shown of a field
@@ -52,78 +57,111 @@ def add_to(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    for number, datagram in enumerate(_datagrams(options.what), 1):
-        if number > 1:
-            print()
-        print(f"datagram {number}, {len(datagram)} bytes")
-        for text in describe(datagram):
-            print(text)
-    return 0
-
-
-def _datagrams(what: str) -> Iterator[bytes]:
+    what: str = options.what
     if not os.path.exists(what):
         digits = "".join(what.replace(":", " ").split())
         try:
             datagram = bytes.fromhex(digits)
         except ValueError:
             raise DecodeError(f"{what[:40]!r} is neither a file nor hexadecimal digits", 0) from None
-        yield _turned(datagram)
-        return
+        return _show_bytes(datagram)
+    with open(what, "rb") as file:  # once: it may be a pipe
+        head = file.read(MAGIC_SIZE)
+        if not head or is_capture(head):
+            return _show_capture(scan(file, head), what)
+        return _show_bytes(head + file.read(MAX_RECORD + 1 - len(head)))
+
+
+def _show_bytes(datagram: bytes) -> int:
+    """Show a bare datagram."""
+    if len(datagram) > MAX_RECORD:
+        raise DecodeError("neither a capture nor a datagram: too long for one", MAX_RECORD)
+    datagram = byteorder.to_host(datagram, byteorder.order_of(datagram, netlink.HOST))
+    print(f"datagram, {len(datagram)} bytes")
+    for text in describe(datagram):
+        print(text)
+    return 0
+
+
+def _show_capture(items: Iterable[Record | CaptureError | None], name: str) -> int:
+    """Show the datagrams of a file, and what is wrong with damaged records."""
+    shown = damaged = 0
+    others: dict[int, int] = {}  # by link type
+    for item in items:
+        try:
+            if isinstance(item, CaptureError):
+                raise item
+            assert item is not None  # the file blocks
+            datagram = netfilter_datagram(item) if item.link_type == LinkType.NETLINK else None
+            if datagram is None:
+                others[item.link_type] = others.get(item.link_type, 0) + 1
+                continue
+            if shown:
+                print()
+            shown += 1
+            _show_record(item, datagram)
+        except CaptureError as error:
+            damaged += 1
+            sys.stdout.flush()
+            common.say(f"nfnet decode: {error}")
+    if not shown and not damaged:
+        instead = f": {common.link_types(others)}" if others else ""
+        common.say(f"nfnet decode: no netlink messages of netfilter in {name}{instead}")
+    return 0 if shown and not damaged else 1
+
+
+def _show_record(record: Record, datagram: bytes) -> None:
+    size = records.original_size(record)
+    there = "" if len(datagram) == size else f"{len(datagram)} of "
+    print(f"record {record.number}, {there}{size} bytes")
     try:
-        for record in read(what):
-            if record.link_type == LinkType.NETLINK and (found := netfilter_datagram(record)) is not None:
-                yield found
-    except CaptureError as error:
-        if error.offset:
-            raise
-        with open(what, "rb") as file:  # no capture: a bare datagram, then
-            datagram = file.read(MAX_RECORD + 1)
-        if len(datagram) > MAX_RECORD:
-            raise DecodeError("neither a capture nor a datagram: too long for one", MAX_RECORD) from None
-        yield _turned(datagram)
+        for text in describe(datagram, size):
+            print(text)
+    except DecodeError as error:
+        raise records.located(record, error) from None
 
 
-def _turned(datagram: bytes) -> bytes:
-    return byteorder.to_host(datagram, byteorder.order_of(datagram, netlink.HOST))
+def describe(datagram: bytes, size: int | None = None) -> Iterator[str]:
+    """The fields of a datagram, a line each. Raises DecodeError where it stops being one.
 
-
-def describe(datagram: bytes) -> Iterator[str]:
-    """The fields of a datagram, a line each. Raises DecodeError where it stops being one."""
-    for start, message in netlink.split_messages(datagram):
+    ``size`` is that of the whole datagram, if this is only its beginning.
+    """
+    for start, message in netlink.split_messages(datagram, size=size):
         header = netlink.header.parse(message)
         name, table = _TABLES.get(header.type, (f"type {header.type:#x}", {}))
         if header.type == netlink.NLMSG_ERROR:
             name = "NLMSG_ERROR"
         yield _field(start, message[: netlink.HEADER_SIZE], f"nlmsghdr: {name}, length {header.length}, flags"
                      f" {header.flags:#x}, seq {header.seq}, pid {header.pid}")  # fmt: skip
-        if header.type == netlink.NLMSG_ERROR:
+        body = start + netlink.HEADER_SIZE
+        if len(message) < min(header.length, netlink.ANSWER_SIZE if header.type == netlink.NLMSG_ERROR else BODY):
+            yield _field(body, message[netlink.HEADER_SIZE :], "cut short here")
+        elif header.type == netlink.NLMSG_ERROR:
             answer = netlink.parse_answer(message)
             text = strerror(answer.errno) if answer.errno else "success"
             said = f', the kernel says "{printable(answer.message)}"' if answer.message else ""
-            yield _field(
-                start + netlink.HEADER_SIZE, message[netlink.HEADER_SIZE :], f"errno {answer.errno}: {text}{said}"
-            )
-            continue
-        if len(message) < BODY:
-            raise DecodeError(f"message of {len(message)} bytes has no room for struct nfgenmsg", start)
-        body = nfgenmsg.parse(message[netlink.HEADER_SIZE : BODY])
-        yield _field(
-            start + netlink.HEADER_SIZE,
-            message[netlink.HEADER_SIZE : BODY],
-            f"nfgenmsg: family {body.family}, queue or group {body.resource}",
-        )
-        yield from _attributes(message[BODY : header.length], table, start + BODY, 1)
+            yield _field(body, message[netlink.HEADER_SIZE :], f"errno {answer.errno}: {text}{said}")
+        elif header.length < BODY:
+            raise DecodeError(f"message of {header.length} bytes has no room for struct nfgenmsg", start)
+        else:
+            fields = nfgenmsg.parse(message[netlink.HEADER_SIZE : BODY])
+            text = f"nfgenmsg: family {fields.family}, queue or group {fields.resource}"
+            yield _field(body, message[netlink.HEADER_SIZE : BODY], text)
+            yield from _attributes(message[BODY:], header.length - BODY, table, start + BODY, 1)
 
 
-def _attributes(data: bytes, table: Table, offset: int, depth: int) -> Iterator[str]:
-    for number, start, end in walk(data, 0, len(data), offset):
+def _attributes(data: bytes, size: int, table: Table, offset: int, depth: int) -> Iterator[str]:
+    """The attributes in ``size`` bytes, of which ``data`` may be only the beginning."""
+    for number, start, end in walk(data, 0, size, offset):
         row = table.get(number)
         value = data[start:end]
         name = row.name if row is not None else f"attribute {number}"
         if row is not None and row.nested is not None:
             yield _field(offset + start - 4, data[start - 4 : start], f"{name}:", depth)
-            yield from _attributes(value, row.nested, offset + start, depth + 1)
+            yield from _attributes(value, end - start, row.nested, offset + start, depth + 1)
+        elif end > len(data):
+            text = f"{name}: the first {len(value)} of {end - start} bytes"
+            yield _field(offset + start - 4, data[start - 4 : end], text, depth)
         else:
             yield _field(
                 offset + start - 4, data[start - 4 : end], f"{name}: {_said(row, value, offset + start)}", depth

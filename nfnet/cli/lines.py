@@ -14,21 +14,24 @@ from ..packet import Packet
 from ..text import printable
 
 
-def _when(message: Packet | LogMessage, recorded: bool) -> datetime.datetime | None:
-    """When it arrived, UTC; None for a recorded one that does not say, or says what no calendar has."""
+def _when(
+    message: Packet | LogMessage, recorded: bool, zone: datetime.tzinfo | None = None
+) -> datetime.datetime | None:
+    """When it arrived, local time if ``zone`` is None; None for a recorded one whose time no calendar has, or none."""
     moment = message.timestamp
     if moment is None and not recorded:
         moment = time.time()
     try:
-        return None if moment is None else datetime.datetime.fromtimestamp(moment, datetime.timezone.utc)
+        utc = None if moment is None else datetime.datetime.fromtimestamp(moment, datetime.timezone.utc)
+        return None if utc is None else utc.astimezone(zone)
     except (OverflowError, ValueError, OSError):  # a damaged recording
         return None
 
 
 def line(message: Packet | LogMessage, note: str = "", *, recorded: bool = False) -> str:
-    """What a person reads, as tcpdump might put it; one from a recording has the time that it says, or none."""
+    """What a person reads, as tcpdump might put it; one from a recording has the time in that, or none."""
     when = _when(message, recorded)
-    moment = "--:--:--" if when is None else when.astimezone().strftime("%H:%M:%S.%f")
+    moment = "--:--:--" if when is None else when.strftime("%H:%M:%S.%f")
     way = printable(f"{message.indev_name or message.indev or '-'} > {message.outdev_name or message.outdev or '-'}")
     words = [moment, way, contents(message.payload)]
     if isinstance(message, LogMessage) and message.prefix:
@@ -58,7 +61,7 @@ def ecs(message: Packet | LogMessage, *, recorded: bool = False, **more: Any) ->
     """One line of JSON."""
     ip, flow = inet.ip(message.payload), inet.flow(message.payload)
     found: dict[str, Any] = {}
-    if (when := _when(message, recorded)) is not None:
+    if (when := _when(message, recorded, datetime.timezone.utc)) is not None:
         found["@timestamp"] = when.isoformat().replace("+00:00", "Z")
     if ip is not None and flow is not None:
         found["source"] = _present(ip=ip.source, port=flow.source_port, mac=_mac(message.hwaddr))

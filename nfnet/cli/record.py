@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from typing import Any
 
+from ..errors import CaptureError
 from ..log import Log, LogMessage
 from ..packet import Packet
 from ..queue import Queue
@@ -26,10 +28,14 @@ refuses, or the file cannot be written; 2 for wrong arguments
 _REPLAY = """\
 Shows the packets or messages of a recording, a line each: what nfnet record,
 an nlmon device, tcpdump -i nflog or a capture of bare IP packets holds. The
-time is that of the packet's arrival, where the kernel said it.
+time is that of the packet's arrival, where the kernel said it, else that of its
+record. Records of other kinds are skipped; what is wrong with a damaged one is
+said, with its number and the place in the file, and the next ones follow. FILE
+may be a pipe.
 
     nfnet replay session.pcapng
     nfnet replay session.pcapng --queue 1 --json --realtime
+    tcpdump -i nflog:5 -U -w - | nfnet replay /dev/stdin
 
 exit status: 0; 1 if the file is damaged, or has nothing of that; 2 for wrong
 arguments
@@ -97,29 +103,52 @@ def _record(options: argparse.Namespace) -> int:
 
 def _replay(options: argparse.Namespace) -> int:
     queue, group = options.queue, options.group
-    if queue is None and group is None:
-        queue, group = Replay(options.file).first()
-    replay = Replay(options.file, realtime=options.realtime)
-    seen = 0
-    if group is not None:
-        with Log(group, transport=replay) as log, common.until_told(log.stop):
-            for message in log:
-                print(_text(message, options.json, group=group), flush=True)
-                seen += 1
-        return _found(seen, f"log group {group}", options.file)
-    with Queue(queue or 0, transport=replay) as reader, common.until_told(reader.stop):
-        for packet in reader:
-            print(_text(packet, options.json, queue=queue), flush=True)
-            seen += 1
-            packet.accept()
-    return _found(seen, f"queue {queue}", options.file)
+    replay = Replay(options.file, realtime=options.realtime, keep_verdicts=False)
+    shown = damaged = 0
+    stopped = False
+
+    def report(error: CaptureError) -> None:
+        nonlocal damaged
+        damaged += 1
+        common.say(f"nfnet replay: {error}")
+
+    with contextlib.closing(replay):
+        searching = queue is None and group is None
+        while searching:
+            try:
+                queue, group = replay.first()
+                searching = False
+            except CaptureError as error:
+                report(error)
+        reader: Queue | Log
+        reader = Log(group, transport=replay) if group is not None else Queue(queue or 0, transport=replay)
+
+        def stop() -> None:
+            nonlocal stopped
+            stopped = True
+            reader.stop()
+
+        with reader, common.until_told(stop):
+            while not stopped:
+                try:
+                    for item in reader:
+                        print(_text(item, options.json, queue=queue, group=group), flush=True)
+                        shown += 1
+                        if isinstance(item, Packet):
+                            item.accept()
+                    break
+                except CaptureError as error:
+                    report(error)
+    if not shown and not damaged:
+        what = "a queue or log" if queue is None else f"queue {queue}"
+        what = what if group is None else f"log group {group}"
+        common.say(f"nfnet replay: nothing of {what} in {options.file}")
+    if replay.skipped:
+        common.say(f"nfnet replay: skipped: {common.link_types(replay.skipped)}")
+    return 0 if shown and not damaged else 1
 
 
-def _text(item: Packet | LogMessage, json: bool, **number: int | None) -> str:
-    return lines.ecs(item, recorded=True, **number) if json else lines.line(item, recorded=True)
-
-
-def _found(count: int, what: str, file: str) -> int:
-    if not count:
-        common.say(f"nfnet replay: nothing of {what} in {file}")
-    return 0 if count else 1
+def _text(item: Packet | LogMessage, json: bool, queue: int | None, group: int | None) -> str:
+    if not json:
+        return lines.line(item, recorded=True)
+    return lines.ecs(item, recorded=True, **({"queue": queue} if group is None else {"group": group}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from ipaddress import IPv4Address, IPv6Address
 
 from ..checks import check
@@ -11,6 +12,7 @@ from .headers import CHECKSUM, ICMP, SIZES, TCP, UDP, TcpFlag, end_of, upper_of,
 
 Address = str | IPv4Address | IPv6Address
 
+_put = struct.Struct(">H").pack_into
 _MAX_PACKET = 0xFFFF
 # What can be changed in a header of TCP or UDP: place and size.
 _FIELDS = (
@@ -26,10 +28,10 @@ _NOTHING = (None,) * len(_FIELDS)
 _WITHOUT_ADDRESSES = frozenset((2, 4, 41, 47, 50, 132))  # IGMP, IPv4, IPv6, GRE, ESP, SCTP
 
 
-def checksum(data: bytes) -> int:
+def checksum(data: bytes | bytearray) -> int:
     """The Internet checksum (RFC 1071) of the bytes, 16 bits, as it goes into a header in network byte order."""
     if len(data) % 2:
-        data += b"\0"
+        data = data + b"\0"
     # Read as one long number: 2^16 is 1 modulo 2^16-1, so the remainder is the one's complement sum of its words.
     total = int.from_bytes(data, "big")
     return ~(total % 0xFFFF or (0xFFFF if total else 0)) & 0xFFFF
@@ -96,7 +98,7 @@ def rewrite(
         where = where_in(packet, upper, checksums)
         if where is None:
             raise ArgumentError("not a packet that begins with a whole TCP, UDP or ICMP header")
-    old_header = bytes(new[header : header + SIZES.get(number, 0)])
+    old_header = packet[header : min(header + SIZES.get(number, 0), len(new))]
     if values != _NOTHING:
         for value, (name, place, size, protocols) in zip(values, _FIELDS):
             if value is None:
@@ -156,11 +158,11 @@ def _addresses(packet: bytearray) -> bytes:
 def _finish_ip(packet: bytearray) -> None:
     """Length, and IPv4's own checksum."""
     if packet[0] >> 4 == 4:
-        packet[2:4] = len(packet).to_bytes(2, "big")
-        packet[10:12] = b"\0\0"
-        packet[10:12] = checksum(bytes(packet[: (packet[0] & 0xF) * 4])).to_bytes(2, "big")
+        _put(packet, 2, len(packet))
+        _put(packet, 10, 0)
+        _put(packet, 10, checksum(packet[: (packet[0] & 0xF) * 4]))
     else:
-        packet[4:6] = (len(packet) - 40).to_bytes(2, "big")
+        _put(packet, 4, len(packet) - 40)
 
 
 def _set_checksum(packet: bytearray, number: int, header: int, resized: bool) -> None:
@@ -202,4 +204,4 @@ def _adjust_checksum(packet: bytearray, number: int, header: int, old: bytes) ->
 def _put_checksum(packet: bytearray, number: int, place: int, value: int) -> None:
     if number == UDP and not value:
         value = 0xFFFF  # 0 stands for "no checksum"
-    packet[place : place + 2] = value.to_bytes(2, "big")
+    _put(packet, place, value)

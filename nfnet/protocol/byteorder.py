@@ -36,18 +36,27 @@ def order_of(datagram: bytes, expected: ByteOrder, size: int | None = None) -> B
     return expected
 
 
-def to_host(datagram: bytes, order: ByteOrder) -> bytes:
+def order_of_attributes(data: bytes, start: int, expected: ByteOrder, size: int) -> ByteOrder:
+    """Likewise for attributes that begin at ``start``; ``size`` is that of the whole data."""
+    other: ByteOrder = "big" if expected == "little" else "little"
+    for order in (expected, other):
+        if netlink.ATTRIBUTE_HEADER_SIZE <= int.from_bytes(data[start : start + 2], order) <= size - start:
+            return order
+    return expected
+
+
+def to_host(datagram: bytes, order: ByteOrder, size: int | None = None) -> bytes:
     """A datagram of that byte order, as this machine would have it. Raises DecodeError if it is damaged.
 
     Its messages may be those of any netfilter subsystem: our tables say which attributes hold attributes, and
-    NLA_F_NESTED does where they know nothing.
+    NLA_F_NESTED does where they know nothing. ``size`` is that of the whole datagram, if this is only its beginning.
     """
     if order == HOST:
         return datagram
     data = bytearray(datagram)
-    for start, message in netlink.split_messages(datagram, order):
-        end = start + len(message)
-        _, kind, flags, _, _ = _turn_header(data, start)
+    for start, _ in netlink.split_messages(datagram, order, size):
+        length, kind, flags, _, _ = _turn_header(data, start)
+        end = start + length
         if kind == netlink.NLMSG_ERROR:
             _turn_answer(data, start, end, flags)
         else:
@@ -55,12 +64,12 @@ def to_host(datagram: bytes, order: ByteOrder) -> bytes:
     return bytes(data)
 
 
-def attributes_to_host(data: bytes, start: int, order: ByteOrder, table: Table) -> bytes:
+def attributes_to_host(data: bytes, start: int, order: ByteOrder, table: Table, size: int | None = None) -> bytes:
     """The same for attributes that begin at ``start`` and which ``table`` describes; what is before them stays."""
     if order == HOST:
         return data
     turned = bytearray(data)
-    _turn_attributes(turned, start, len(data), table)
+    _turn_attributes(turned, start, len(data) if size is None else size, table)
     return bytes(turned)
 
 
@@ -91,6 +100,8 @@ def _turn_answer(data: bytearray, start: int, end: int, flags: int) -> None:
     place = start + netlink.HEADER_SIZE
     if end - place < netlink.nlmsgerr.sizeof():
         raise DecodeError("answer of the kernel cut short", end)
+    if len(data) - place < netlink.nlmsgerr.sizeof():
+        return
     _, length, kind, *_ = _turn_nlmsgerr(data, place)
     place += 4
     echoed = netlink.HEADER_SIZE if flags & netlink.Flag.CAPPED else length

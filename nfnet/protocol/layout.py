@@ -82,12 +82,18 @@ def walk(
 
     The padding of the last one may be missing. Raises DecodeError for one that is too short or overlaps the end,
     with an offset counted from ``base`` bytes before ``data``.
+
+    ``end`` may be beyond the end of ``data``, if that is only the beginning of what it was. Then the end of the last
+    attribute may be, too; without a whole header it is left out.
     """
     while start < end:
         left = end - start
         if left < netlink.ATTRIBUTE_HEADER_SIZE:
             raise DecodeError(f"{left} bytes are too few for an attribute", base + start)
-        length, number = header.unpack_from(data, start)
+        try:
+            length, number = header.unpack_from(data, start)
+        except struct.error:  # where `data` end
+            return
         number &= netlink.TYPE_MASK
         if length < netlink.ATTRIBUTE_HEADER_SIZE:
             raise DecodeError(f"attribute {number} of impossible length {length}", base + start)

@@ -98,7 +98,7 @@ nlmsgerr = Struct("error" / _int32, "request" / header)
 
 # Of a whole answer, `header` and `nlmsgerr`: its length and flags, the error, and length, type and seq of the request.
 _read_answer = struct.Struct(PREFIX + "I2xH8xiIH2xI4x").unpack_from
-_ANSWER_SIZE = 36
+ANSWER_SIZE = 36
 
 error_attributes: dict[int, Construct[Any, Any]] = {
     ErrorAttribute.MSG: NullStripped(GreedyBytes),
@@ -135,13 +135,19 @@ def build_attributes(items: Iterable[tuple[int, bytes]]) -> bytes:
     return bytes(attributes.build([{"type": number, "data": data} for number, data in items]))
 
 
-def split_messages(datagram: bytes, order: ByteOrder = HOST) -> Iterator[tuple[int, bytes]]:
-    """The messages of a datagram, each as its offset and its ``nlmsg_len`` bytes. Raises DecodeError."""
-    offset = 0
+def split_messages(datagram: bytes, order: ByteOrder = HOST, size: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """The messages of a datagram, each as its offset and its ``nlmsg_len`` bytes. Raises DecodeError.
+
+    ``size`` is that of the whole datagram, if this is only its beginning. Then the last message may have fewer bytes
+    than its ``nlmsg_len`` says; without a whole header it is left out.
+    """
+    offset, size = 0, len(datagram) if size is None else size
     while offset < len(datagram):
-        left = len(datagram) - offset
+        left = size - offset
         if left < HEADER_SIZE:
             raise DecodeError(f"{left} bytes are too few for a netlink header", offset)
+        if len(datagram) - offset < HEADER_SIZE:
+            return
         length = int.from_bytes(datagram[offset : offset + 4], order)
         if length < HEADER_SIZE:
             raise DecodeError(f"netlink message of impossible length {length}", offset)
@@ -164,7 +170,7 @@ def parse_answer(message: bytes) -> Answer:
         length, flags, error, request_length, request_type, request_seq = _read_answer(message)
     except struct.error:
         length = 0
-    if length < _ANSWER_SIZE:
+    if length < ANSWER_SIZE:
         raise DecodeError("answer of the kernel cut short", len(message))
     text: str | None = None
     offset: int | None = None

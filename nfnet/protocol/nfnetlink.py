@@ -114,6 +114,11 @@ def message_type(subsystem: int, operation: int) -> int:
     return subsystem << 8 | operation
 
 
+def resource(message: bytes) -> int:
+    """The number of the queue or group that a message is about."""
+    return int.from_bytes(message[BODY - 2 : BODY], "big")
+
+
 def build_message(
     type: int, resource: int, attributes: bytes = b"", *, family: int = 0, flags: int = 0, seq: int = 0
 ) -> bytes:

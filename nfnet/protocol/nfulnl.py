@@ -12,6 +12,7 @@ from typing import Any
 
 from construct import GreedyBytes, Int8ub, Int16ub, Int32ub, NullStripped, Padding, Struct
 
+from ..errors import DecodeError
 from . import conntrack, netlink, nfqnl
 from .layout import Layouts, fixed_size
 from .nfnetlink import BODY, Attribute, Subsystem, build_attributes, build_message, message_type, nested, table
@@ -151,3 +152,11 @@ def config(
 
 layouts: Layouts = Layouts({number: fixed_size(row.schema) for number, row in NFULA_TABLE.items()}, BODY, NFULA.PAYLOAD)
 """Where the attributes of log messages stand."""
+
+
+def check_packet(message: bytes) -> None:
+    """Raise DecodeError if this is no log message as the kernel sends them."""
+    if len(message) < BODY or netlink.read_length_and_type(message)[1] != MSG_PACKET:
+        raise DecodeError("not a log message", 4)
+    if NFULA.PACKET_HDR not in layouts.find(message).spans:
+        raise DecodeError("log message without NFULA_PACKET_HDR", BODY)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -16,7 +17,7 @@ import pytest
 
 import nfnet
 from nfnet import Log, Packet, Queue, inet, rules
-from nfnet.capture import LinkType, Writer, netlink_header
+from nfnet.capture import LinkType, Record, Writer, netlink_header, read, scan
 
 from .conftest import REQUIRED, TIMEOUT, UID, Net, kernel_lacks, readable
 from .test_log import collect as collect_messages
@@ -182,6 +183,52 @@ def test_wireshark_reads_the_recording(net: Net, tmp_path: Path) -> None:
     assert "DROP packet 1" in comments
     assert "ACCEPT packet 2 with another mark" in comments
     assert "ACCEPT packet 3 with another payload" in comments
+
+
+def test_a_file_of_dumpcap_of_two_interfaces_replays(net: Net, tmp_path: Path) -> None:
+    """Ethernet frames of lo between the messages of a log."""
+    dumpcap = need("dumpcap")
+    path = tmp_path / "two.pcapng"
+    if UID:
+        pytest.skip("dumpcap wants to be root of the machine")
+    here = net.hosts["client"]
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [dumpcap, "-q", "-i", "lo", "-i", "nflog:5", "-w", str(path)]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, pass_fds=[here.fileno()])
+
+    def recorded(link_type: int) -> int:
+        with path.open("rb") as file:  # the last record may be there in part
+            return sum(isinstance(item, Record) and item.link_type == link_type for item in scan(file))
+
+    process = net.at("client", start)
+    try:
+        assert process.stderr is not None
+        while line := process.stderr.readline():
+            if line.startswith(b"File:"):
+                break
+        with rules.log(5, prefix="dumped", protocol="udp", out_interface="lo", threshold=1, netns=here):
+            sock = net.open_socket("client")
+            deadline = time.monotonic() + TIMEOUT
+            for number in range(6):
+                sock.sendto(bytes([number]), ("127.0.0.1", 7000))
+            while recorded(LinkType.NFLOG) < 6 or not recorded(1):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    replay = nfnet.replay(path)
+    assert replay.first() == (None, 5)
+    with Log(5, transport=replay) as log:
+        messages = list(log)
+    assert [inet.get_data(message.payload) for message in messages] == [bytes([number]) for number in range(6)]
+    assert replay.skipped[1] >= 6
+    times = [record.time_ns for record in read(path) if record.link_type == LinkType.NFLOG]
+    assert [message.timestamp_ns for message in messages] == times  # on their way out the kernel stamps none
 
 
 def test_a_file_of_tcpdump_replays_as_a_log(net: Net, tmp_path: Path) -> None:

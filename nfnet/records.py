@@ -1,0 +1,162 @@
+"""What the records of a capture hold for a queue or a log: the kernel's messages, as far as they were captured."""
+
+from __future__ import annotations
+
+from .capture import NETLINK_HEADER_SIZE, LinkType, Record, netfilter_datagram
+from .errors import CaptureError, DecodeError
+from .protocol import byteorder, layout, netlink, nfnetlink, nfqnl, nfulnl
+from .protocol.nfnetlink import BODY, Subsystem
+from .protocol.nfqnl import NFQA
+from .protocol.nfulnl import NFULA
+
+BARE = (LinkType.RAW, LinkType.IPV4, LinkType.IPV6)
+KNOWN = (LinkType.NETLINK, LinkType.NFLOG, *BARE)
+
+VERDICTS = (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH)
+_PAYLOAD: dict[int, int] = {nfqnl.MSG_PACKET: NFQA.PAYLOAD, nfulnl.MSG_PACKET: NFULA.PAYLOAD}
+
+
+def datagram(record: Record) -> bytes | None:
+    """The datagram in a record of link type NETLINK or NFLOG, in the byte order of this machine; None if there is none.
+
+    A record of NFLOG is a log message without the netlink header, which it gets. If the record was cut short, so is the
+    datagram. Raises CaptureError.
+    """
+    if record.link_type == LinkType.NETLINK:
+        return netfilter_datagram(record)
+    if record.link_type != LinkType.NFLOG:
+        return None
+    data, start = record.data, nfnetlink.nfgenmsg.sizeof()
+    if len(data) < start:
+        raise record.error("too short for a log message")
+    order = byteorder.order_of_attributes(data, start, record.byteorder, record.size)
+    try:
+        body = byteorder.attributes_to_host(data, start, order, nfulnl.NFULA_TABLE, record.size)
+    except DecodeError as error:
+        raise record.error(error.what, error.offset) from None
+    fields = {"length": original_size(record), "type": nfulnl.MSG_PACKET, "flags": 0, "seq": 0, "pid": 0}
+    return bytes(netlink.header.build(fields)) + body
+
+
+def original_size(record: Record) -> int:
+    """How many bytes that datagram had before the record was cut short."""
+    return record.size - _before(record)
+
+
+def located(record: Record, error: DecodeError, start: int = 0) -> CaptureError:
+    """The error for the file, of one for the message at ``start`` of the datagram in a record."""
+    return record.error(error.what, _before(record) + start + error.offset)
+
+
+def _before(record: Record) -> int:
+    """How many bytes of a record are before its datagram; one of NFLOG lacks the first of the datagram."""
+    return -netlink.HEADER_SIZE if record.link_type == LinkType.NFLOG else NETLINK_HEADER_SIZE
+
+
+def owner(record: Record) -> tuple[int | None, int | None]:
+    """The number of the queue, or that of the log group, whose packet or message is in a record.
+
+    Both are None if there is none. Bare packets are those of queue 0. Raises CaptureError.
+    """
+    if record.link_type in BARE:
+        return 0, None
+    message = datagram(record)
+    if message is not None and len(message) >= BODY:
+        kind, number = netlink.read_length_and_type(message)[1], nfnetlink.resource(message)
+        if kind == nfqnl.MSG_PACKET:
+            return number, None
+        if kind == nfulnl.MSG_PACKET:
+            return None, number
+    return None, None
+
+
+def messages(record: Record, subsystem: int, number: int) -> tuple[list[tuple[int, bytes]], CaptureError | None]:
+    """What a record holds that is about a queue or group, each with its place in the datagram; and what is damaged.
+
+    That are packets or log messages, the latter as one whole datagram if there is nothing wrong with it, verdicts, and
+    the kernel's answers to verdicts. What is cut short is among it if there is enough of it.
+    """
+    found: list[tuple[int, bytes]] = []
+    problem: CaptureError | None = None
+    intact = True
+    try:
+        whole = datagram(record) or b""
+        if len(whole) >= BODY and netlink.read_length_and_type(whole)[1] >> 8 not in (0, subsystem):
+            return [], None  # whatever is wrong with it
+        for start, message in netlink.split_messages(whole, size=original_size(record)):
+            try:
+                ours = _ours(message, subsystem, number)
+            except DecodeError as error:
+                problem = problem or located(record, error, start)
+                continue
+            if ours is not None:
+                found.append((start, ours))
+            intact = intact and (ours is message or netlink.read_length_and_type(message)[1] == netlink.NLMSG_DONE)
+    except CaptureError as error:
+        return [], error
+    except DecodeError as error:  # the rest of the datagram cannot be read
+        problem = problem or located(record, error)
+    if found and problem is None and intact and subsystem == Subsystem.LOG:
+        return [(0, whole)], None
+    return found, problem
+
+
+def _ours(message: bytes, subsystem: int, number: int) -> bytes | None:
+    """A message if it is about that queue or group, in the form in which the kernel sends it. Raises DecodeError."""
+    length, kind = netlink.read_length_and_type(message)
+    cut = length > len(message)
+    if kind == netlink.NLMSG_ERROR and subsystem == Subsystem.QUEUE:
+        try:
+            return message if netlink.parse_answer(message).type in VERDICTS else None
+        except DecodeError:
+            if cut:
+                return None
+            raise
+    if kind >> 8 != subsystem or (len(message) >= BODY and nfnetlink.resource(message) != number):
+        return None
+    if kind in VERDICTS:
+        return None if cut else message
+    if kind not in _PAYLOAD:
+        return None
+    if cut:
+        message = shortened(message)
+    if kind == nfqnl.MSG_PACKET:
+        return nfqnl.normalized(message, number)
+    nfulnl.check_packet(message)
+    return message
+
+
+def shortened(message: bytes) -> bytes:
+    """A packet or log message that was cut short, as the kernel sends one with less of the packet.
+
+    Other attributes than the payload are left out if they are not whole.
+    """
+    length, kind = netlink.read_length_and_type(message)
+    body, known = b"", set()
+    for number, start, end in layout.walk(message, BODY, length):
+        if end <= len(message):
+            known.add(number)
+            body = message[BODY:end] + bytes(-end % 4)
+        elif number == _PAYLOAD[kind]:
+            if kind == nfqnl.MSG_PACKET and NFQA.CAP_LEN not in known:
+                body += layout.build_attribute(NFQA.CAP_LEN, (end - start).to_bytes(4, "big"))
+            payload = message[start:]
+            body += layout.build_attribute(number, payload)[: netlink.ATTRIBUTE_HEADER_SIZE + len(payload)]
+    if NFQA.PACKET_HDR not in known:  # the same number in both
+        raise DecodeError("cut too short to say anything of the packet", len(message))
+    header = netlink.header.parse(message)
+    header.length = BODY + len(body)
+    return bytes(netlink.header.build(header)) + message[netlink.HEADER_SIZE : BODY] + body
+
+
+def packet_message(number: int, packet_id: int, record: Record) -> bytes:
+    """A packet message around a bare IP packet."""
+    family = 10 if record.data[:1] and record.data[0] >> 4 == 6 else 2
+    fields = {"packet_id": packet_id, "hw_protocol": 0x86DD if family == 10 else 0x0800, "hook": 0}
+    data = layout.build_attribute(NFQA.PACKET_HDR, bytes(nfqnl.packet_hdr.build(fields)))
+    payload = record.data[: nfqnl.MAX_PAYLOAD]
+    if record.size > len(payload):
+        data += layout.build_attribute(NFQA.CAP_LEN, record.size.to_bytes(4, "big"))
+    data += layout.build_attribute(NFQA.PAYLOAD, payload)
+    padding = -len(payload) % 4  # the kernel does not pad the last one
+    return nfnetlink.build_message(nfqnl.MSG_PACKET, number, data[: len(data) - padding], family=family)
