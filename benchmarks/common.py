@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import nfnet
@@ -39,26 +40,55 @@ class Draining(nfnet.NetlinkSocket):
         return len(into) > before
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """What `fill` sends: UDP packets of these sizes and with these marks in turn, or one IPv6 packet as it is.
+
+    ``ports`` is from how many source ports they come, as equal as that may be.
+    """
+
+    sizes: Sequence[int] = (SIZE,)
+    marks: Sequence[int] = (0,)
+    ipv6: bytes = b""
+    ports: int = 1
+
+
+USUAL = Traffic()
+
 _FILL = f"""
-import socket, sys
-count, share, force = map(int, sys.argv[1:])
+import itertools, json, socket, sys
+count, share, force, sizes, marks, ipv6 = json.loads(sys.stdin.read())
+ipv6 = bytes.fromhex(ipv6)
+data = itertools.cycle([bytes(size - 28) for size in sizes])
+marks = itertools.cycle(marks)
+mark = 0
 for start in range(0, count, share):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    kind = (socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW) if ipv6 else (socket.AF_INET, socket.SOCK_DGRAM)
+    with socket.socket(*kind) as sock:
         sock.setsockopt(socket.SOL_SOCKET, force or socket.SO_SNDBUF, {BUFFER})
-        sock.connect(("127.0.0.1", {PORT}))
+        if not ipv6:
+            sock.connect(("127.0.0.1", {PORT}))
+            mark = 0
         for _ in range(min(share, count - start)):
-            sock.send(bytes({SIZE - 28}))
+            if ipv6:
+                sock.sendto(ipv6, ("::1", 0))
+                continue
+            if mark != (mark := next(marks)):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            sock.send(next(data))
 """
 
 
-def fill(count: int) -> None:
+def fill(count: int, traffic: Traffic = USUAL) -> None:
     """Send packets that the rule queues, from a process of its own, so that its time is not counted.
 
     It is no fork of this one, which may share a queue with its children, and then decides otherwise.
     """
     force = SO_SNDBUFFORCE if _may_have_large_buffers() else 0
     share = 20_000 if force else 100  # packets, of each socket
-    subprocess.run([sys.executable, "-S", "-c", _FILL, str(count), str(share), str(force)], check=True)
+    share = max(1, min(share, count // traffic.ports))
+    given = json.dumps([count, share, force, list(traffic.sizes), list(traffic.marks), traffic.ipv6.hex()])
+    subprocess.run([sys.executable, "-S", "-c", _FILL], input=given, text=True, check=True)
 
 
 def _may_have_large_buffers() -> bool:
@@ -70,11 +100,11 @@ def _may_have_large_buffers() -> bool:
     return True
 
 
-def measure(program: Program, handler: Handler, count: int) -> tuple[float, float]:
+def measure(program: Program, handler: Handler, count: int, traffic: Traffic = USUAL) -> tuple[float, float]:
     """Processor and wall-clock time a packet, in microseconds."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", PORT))
-        drain, finish = program(handler, count, lambda: fill(count))
+        drain, finish = program(handler, count, lambda: fill(count, traffic))
         before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         drain()
         took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)

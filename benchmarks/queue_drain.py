@@ -58,13 +58,17 @@ def run_nfnet(handler: Handler, count: int, fill: Callable[[], None]) -> tuple[D
     return lambda: queue.run(handler), finish
 
 
-class Ending(Draining):
-    """Tells when nothing waits any more."""
+class Ending(nfnet.NetlinkSocket):
+    """Tells when all that was sent has been received."""
 
-    on_end: Callable[[], None]
+    expected: int
+    on_end: Callable[[], object]
 
     def receive(self, into: list[bytes], limit: int) -> bool:
-        if not super().receive(into, limit):
+        before = len(into)
+        super().receive(into, limit)
+        self.expected -= len(into) - before
+        if self.expected == 0:
             self.on_end()
         return True
 
@@ -72,8 +76,9 @@ class Ending(Draining):
 def run_async(iterate: bool, handler: Handler, count: int, fill: Callable[[], None]) -> tuple[Drain, Callable[[], Any]]:
     transport = Ending(rcvbuf=BUFFER, datagram=MAX_QUEUE_DATAGRAM)
     queue = nfnet.AsyncQueue(1, max_len=BUFFER, transport=transport)
-    transport.on_end = queue.stop
     loop = asyncio.new_event_loop()
+    transport.expected = count
+    transport.on_end = lambda: loop.call_soon(queue.stop)  # when what was received has been handed out
     loop.run_until_complete(queue.open())
     fill()
 

@@ -16,7 +16,15 @@ ENVIRONMENT = ROOT / ".bench"
 PEERS = ["NetfilterQueue==1.1.0"]
 if sys.version_info >= (3, 13):
     PEERS.append("nflogr==0.2.12")  # on 3.10 to 3.12 it crashes
-SCRIPTS = {"queue": "queue_drain.py", "log": "log_drain.py", "workers": "workers.py"}
+SCRIPTS = {
+    "queue": "queue_drain.py",
+    "log": "log_drain.py",
+    "lone": "lone_packet.py",
+    "cliffs": "cliffs.py",
+    "growth": "growth.py",
+    "flood": "flood.py",
+    "workers": "workers.py",
+}
 
 
 def pip(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -49,11 +57,15 @@ def main() -> int:
     python = prepare()
     if options.prepare:
         return 0
+    failed = []
     for what, script in SCRIPTS.items():
         if options.what in (None, what):
             print(f"--- {what}", flush=True)
-            subprocess.run([str(python), str(ROOT / "benchmarks" / script), *arguments], check=True)
-    return 0
+            if subprocess.run([str(python), str(ROOT / "benchmarks" / script), *arguments], check=False).returncode:
+                failed.append(what)
+    if failed:
+        print(f"\nworse than stored, or failed: {', '.join(failed)}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -156,6 +156,7 @@ _BYTE_ORDER_MAGIC = 0x1A2B3C4D
 _SECTION, _INTERFACE, _SIMPLE, _ENHANCED = _KINDS = 0x0A0D0D0A, 1, 3, 6  # of blocks
 _END, _COMMENT, _FLAGS, _TSRESOL, _TSOFFSET = 0, 1, 2, 9, 14
 _SCHEMAS: dict[ByteOrder, _Schemas] = {"little": _schemas("little"), "big": _schemas("big")}
+_ENHANCED_SIZE = 32  # of an enhanced packet block without the packet and its options
 _MICROSECONDS, _NANOSECONDS = 0xA1B2C3D4, 0xA1B23C4D
 
 # What files begin with.
@@ -479,21 +480,17 @@ class Writer:
         """Append a record; the comment goes into pcapng alone."""
         length = len(data) if original_length is None else original_length
         if self._pcapng:
-            fields = {
-                "interface": 0,
-                "time_high": time_ns >> 32,
-                "time_low": time_ns & 0xFFFFFFFF,
-                "length": len(data),
-                "original_length": length,
-            }
-            options = b""
+            body = _padded(data)
             if comment:
-                options = self._option(_COMMENT, comment.encode("utf-8", "replace")) + self._option(_END, b"")
-            self._block(_ENHANCED, self._schemas.enhanced_packet.build(fields) + _padded(data) + options)
+                body += self._option(_COMMENT, comment.encode("utf-8", "replace")) + self._option(_END, b"")
+            size = _ENHANCED_SIZE + len(body)
+            head = self._schemas.fast_block_header.pack(_ENHANCED, size) + self._schemas.fast_enhanced_packet.pack(
+                0, time_ns >> 32, time_ns & 0xFFFFFFFF, len(data), length
+            )
+            self._stream.write(head + body + size.to_bytes(4, HOST))
         else:
             seconds, fraction = divmod(time_ns, 1_000_000_000)
-            record = {"seconds": seconds, "fraction": fraction, "length": len(data), "original_length": length}
-            self._stream.write(self._schemas.pcap_record.build(record) + data)
+            self._stream.write(self._schemas.fast_pcap_record.pack(seconds, fraction, len(data), length) + data)
 
     def flush(self) -> None:
         """Put everything on its way to the disk."""
@@ -504,7 +501,7 @@ class Writer:
         self._stream.close()
 
     def _option(self, code: int, value: bytes) -> bytes:
-        return bytes(self._schemas.option.build({"code": code, "length": len(value)})) + _padded(value)
+        return self._schemas.fast_option.pack(code, len(value)) + _padded(value)
 
     def _block(self, kind: int, body: bytes) -> None:
         length = len(body) + 12

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar
 
 from . import inet, scapys
 from ._core.batching import ACCEPT, DROP, Decision, decide, decide_with
-from ._core.message import Message, Vlan, enum_member
+from ._core.message import FAMILY, Message, Vlan, enum_member
 from .checks import check, check_flag
 from .errors import AlreadyDecidedError, ArgumentError, ClosedError
 from .protocol import nfqnl
@@ -287,10 +287,10 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
                 raise ArgumentError(f"{text}: of a frame of scapy's that is behind the link layer, frame.payload")
             payload = self._build(payload)
         try:
-            data = bytes(memoryview(payload))
+            data = payload if type(payload) is bytes else bytes(memoryview(payload))
         except TypeError:
             raise TypeError(f"payload must be bytes, not {type(payload).__name__}") from None
-        least = _MIN_IPV6_PAYLOAD if self.family == Family.IPV6 else MIN_PAYLOAD
+        least = _MIN_IPV6_PAYLOAD if self.raw[FAMILY] == Family.IPV6 else MIN_PAYLOAD
         if not least <= len(data) <= MAX_PAYLOAD:
             raise ArgumentError(
                 f"payload has {len(data)} bytes and must have {least} to {MAX_PAYLOAD:,}, from the network header on"

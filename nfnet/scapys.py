@@ -13,6 +13,8 @@ _COMPUTED = ("len", "plen", "ihl", "dataofs", "chksum", "cksum")
 
 def is_scapy(value: object) -> bool:
     """Whether a value is a packet of scapy's, without loading it."""
+    if type(value) is bytes:  # what nearly all are
+        return False
     return any(kind.__module__ == "scapy.packet" for kind in type(value).__mro__)
 
 

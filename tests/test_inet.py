@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nfnet import inet
 from nfnet.errors import ArgumentError
+from nfnet.inet import headers
 
 
 def plain_sum(data: bytes) -> int:
@@ -205,3 +206,37 @@ def test_any_bytes_are_read_or_refused(noise: bytes, place: int) -> None:
             inet.get_data(data)
             with contextlib.suppress(ArgumentError):
                 inet.replace_data(data, b"xyz")
+
+
+def behind_headers(count: int, upper: bytes) -> bytes:
+    """An IPv6 packet to UDP behind so many destination options headers."""
+    option = bytes((60, 0, 1, 4, 0, 0, 0, 0))
+    headers = (option * (count - 1) + bytes((17,)) + option[1:]) if count else b""
+    first = 60 if count else 17
+    length = len(headers) + len(upper)
+    return bytes((0x60, 0, 0, 0)) + length.to_bytes(2, "big") + bytes((first, 64)) + bytes(32) + headers + upper
+
+
+def test_more_extension_headers_than_anybody_needs_are_not_read() -> None:
+    udp = bytes.fromhex("1092 0035 0009 0000 41")
+    for count in (0, 1, 15):
+        packet = behind_headers(count, udp)
+        assert inet.flow(packet) == (17, "::", 4242, "::", 53)
+        assert inet.protocol(packet) == 17
+        assert inet.udp(packet) == (4242, 53, b"A")
+    for count in (16, 180):
+        packet = behind_headers(count, udp)
+        assert inet.protocol(packet) is inet.flow(packet) is inet.ip(packet) is inet.udp(packet) is None
+        with pytest.raises(ArgumentError):
+            inet.rewrite(packet, ttl=3)
+
+
+def test_options_are_not_read_where_they_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header of 2,048 bytes of them takes as long to read as a hundred packets, and the sender chooses it."""
+    monkeypatch.setattr(headers, "_has_home_address", None)
+    monkeypatch.setattr(headers, "_is_source_routed", None)
+    udp = bytes.fromhex("1092 0035 0009 0000 41")
+    with_options = bytes.fromhex("46000021 00000000 40110000 7f000001 7f000001 01010101") + udp
+    for packet in (behind_headers(1, udp), with_options):
+        for read in (inet.flow, inet.ip, inet.udp, inet.protocol):
+            assert read(packet) is not None

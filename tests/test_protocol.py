@@ -162,6 +162,47 @@ def test_a_payload_cannot_pass_for_a_header(noise: bytes, mark: int) -> None:
         assert message[nfqnl.layouts.find(message).payload] == spans_by_schema(message)[NFQA.PAYLOAD]
 
 
+def found_by(layouts: layout.Layouts, message: bytes) -> Any:
+    """What is found in a message, or the error."""
+    try:
+        found = layouts.find(message)
+    except DecodeError as error:
+        return str(error)
+    return {number: message[span] for number, span in found.spans.items()}, message[found.payload]
+
+
+def new_layouts() -> layout.Layouts:
+    return layout.Layouts({kind: layout.fixed_size(row.schema) for kind, row in FIXED.items()}, 20, NFQA.PAYLOAD)
+
+
+@given(st.lists(st.tuples(packets(), st.binary(max_size=9), st.integers(0, 255), st.booleans()), max_size=6))
+def test_what_was_learned_before_changes_nothing(items: list[tuple[bytes, bytes, int, bool]]) -> None:
+    """Messages that differ in their end alone, right and damaged, are read as by one who has seen no other."""
+    learned = new_layouts()
+    for message, more, place, announced in items:
+        longer = bytearray(message + more)
+        if announced:
+            longer[:4] = struct.pack(HERE + "I", len(longer))
+        damaged = bytearray(longer)
+        damaged[place % len(damaged)] ^= 1 + place % 7
+        other_end = nfnetlink.build_message(
+            nfqnl.MSG_PACKET, 1, message[20:] + layout.build_attribute(NFQA.PAYLOAD, more), family=2
+        )
+        for each in (message, bytes(longer), other_end, bytes(damaged), message[:-1], other_end, message):
+            assert found_by(learned, each) == found_by(new_layouts(), each)
+
+
+def test_only_new_shapes_are_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither new lengths of the payload nor several shapes of one length cost what a new shape does."""
+    learned = new_layouts()
+    mixed = [packet_message(1, bytes(size), **marks) for marks in ({}, {"MARK": 1}) for size in range(20, 9000, 3)]
+    for message in (mixed[0], mixed[-1]):
+        learned.find(message)
+    monkeypatch.setattr(learned, "_learn", None)
+    for message in mixed:
+        assert message[learned.find(message).payload] == spans_by_schema(message)[NFQA.PAYLOAD]
+
+
 @given(st.binary(max_size=120))
 def test_any_bytes_are_a_message_or_a_decode_error(noise: bytes) -> None:
     for data in (noise, packet_message(1)[:20] + noise, packet_message(7, b"x" * 21)[: len(noise)] + noise):

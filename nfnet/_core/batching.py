@@ -55,16 +55,21 @@ def decide(word: int, mark: int | None = None, priority: int | None = None) -> D
 
 def decide_with(word: int, mark: int | None, priority: int | None, *attributes: tuple[int, bytes]) -> Decision:
     """A decision that also changes what only a single verdict can: payload, VLAN tag, link-layer header."""
-    changes = _changes(mark, priority) + b"".join(layout.build_attribute(*item) for item in attributes)
+    changes = _changes(mark, priority)
+    for number, data in attributes:
+        changes += layout.build_attribute(number, data)
     return Decision(word, changes, batchable=False)
 
 
+_MARK_HEADER, _PRIORITY_HEADER = (
+    layout.build_attribute(number, bytes(4))[: netlink.ATTRIBUTE_HEADER_SIZE] for number in (NFQA.MARK, NFQA.PRIORITY)
+)
+
+
 def _changes(mark: int | None, priority: int | None) -> bytes:
-    changes = b""
-    if mark is not None:
-        changes += layout.build_attribute(NFQA.MARK, mark.to_bytes(4, "big"))
+    changes = b"" if mark is None else _MARK_HEADER + mark.to_bytes(4, "big")
     if priority is not None:
-        changes += layout.build_attribute(NFQA.PRIORITY, priority.to_bytes(4, "big"))
+        changes += _PRIORITY_HEADER + priority.to_bytes(4, "big")
     return changes
 
 
@@ -94,7 +99,8 @@ class Messages:
     """Builds the verdict messages of one queue."""
 
     def __init__(self, number: int) -> None:
-        self._number = number
+        self._frame = _frame(number, batch=False)
+        self._batch_frame = _frame(number, batch=True)
         self.prefix: Callable[[Decision], bytes] = lru_cache(1024)(self._build_prefix)
         """The message with a verdict on one packet, up to the packet's id, which is its end."""
         self._batch_prefix = lru_cache(1024)(self._build_batch_prefix)
@@ -123,6 +129,9 @@ class Messages:
             yield self._together(decisions[0], packets)
             return
         others = set(decisions) - {DROP}
+        if len(others) > len(decisions) // 2:  # a new mark for each: there is hardly a run of any
+            yield from self._new(packets, decisions)
+            return
         if len(others) > 1:
             start = 0
             for what, group in groupby(decisions):
@@ -143,6 +152,12 @@ class Messages:
             yield self.prefix(what) if what.batchable else self._build_prefix(what)
             yield packet.raw[PACKET_ID]
 
+    def _new(self, packets: Sequence[Queued], decisions: Sequence[Decision]) -> Iterator[bytes]:
+        """A message each, and nothing is remembered of decisions that will not come again."""
+        for packet, what in zip(packets, decisions):
+            yield self._build_prefix(what)
+            yield packet.raw[PACKET_ID]
+
     def _together(self, what: Decision, packets: Sequence[Queued]) -> bytes:
         """One message for packets of which all that are older have left, or leave before it."""
         return (self._batch_prefix if len(packets) > 1 else self.prefix)(what) + packets[-1].raw[PACKET_ID]
@@ -151,12 +166,14 @@ class Messages:
         return self._build_prefix(what, batch=True)
 
     def _build_prefix(self, what: Decision, *, batch: bool = False) -> bytes:
-        frame = _frame(self._number, batch)
-        length = (len(frame) + len(what.changes)).to_bytes(4, netlink.HOST)
-        return b"".join((length, frame[4:BODY], what.changes, frame[BODY:-8], what.word.to_bytes(4, "big")))
+        size, header, end = self._batch_frame if batch else self._frame
+        changes = what.changes
+        length = (size + len(changes)).to_bytes(4, netlink.HOST)
+        return length + header + changes + end + what.word.to_bytes(4, "big")
 
 
 @lru_cache
-def _frame(number: int, batch: bool) -> bytes:
-    """The message that the schemas build for a verdict without changes."""
-    return nfqnl.verdict(number, 0, 0, batch=batch)
+def _frame(number: int, batch: bool) -> tuple[int, bytes, bytes]:
+    """Of the message that the schemas build for a verdict without changes: its length, and what is around changes."""
+    frame = nfqnl.verdict(number, 0, 0, batch=batch)
+    return len(frame), frame[4:BODY], frame[BODY:-8]

@@ -26,7 +26,8 @@ _read_u32 = compile_struct(Int32ub).unpack_from
 _read_hwaddr = compile_struct(nfqnl.hwaddr).unpack_from
 _read_timestamp = compile_struct(nfqnl.timestamp).unpack_from
 
-_FAMILY = netlink.HEADER_SIZE  # where nfgen_family is, the first byte of nfgenmsg
+FAMILY = netlink.HEADER_SIZE
+"""Where nfgen_family is, the first byte of struct nfgenmsg."""
 # What the hooks of IPv4 and IPv6 get is that, also where older kernels leave hw_protocol 0.
 _ETHERTYPES = {int(Family.IPV4): 0x0800, int(Family.IPV6): 0x86DD}
 _VERSIONS = {family: IP_VERSIONS[ethertype] for family, ethertype in _ETHERTYPES.items()}
@@ -167,7 +168,7 @@ class Message:
     def _ip_packet(self, payload: bytes | None = None) -> bytes:
         """The payload, or another in its place, from its IP header on; b"" if that is none, whatever it looks like."""
         packet = self.payload if payload is None else payload
-        version = _VERSIONS.get(self.raw[_FAMILY])
+        version = _VERSIONS.get(self.raw[FAMILY])
         if packet and packet[0] >> 4 == version:
             return packet
         return b"" if version else ip_in(packet, self.hw_protocol, self._link_layer_size())
@@ -223,7 +224,7 @@ class Message:
         It is ``IP`` or ``IPv6``; in the other families what `hw_protocol` says, ``ARP`` or ``Dot1Q``, for instance, or
         ``Ether`` where the payload begins with the link-layer header; ``Raw`` for anything else.
         """
-        ethertype = _ETHERTYPES.get(self.raw[_FAMILY])
+        ethertype = _ETHERTYPES.get(self.raw[FAMILY])
         if ethertype is None:
             ethertype = scapys.FRAME if self._link_layer_size() else self.hw_protocol
         return scapys.parse(self.payload, ethertype)
@@ -231,7 +232,7 @@ class Message:
     @property
     def family(self) -> Family:
         """Whose hook the packet was in (``nfgen_family``): IPV4, IPV6, BRIDGE; logs also ARP and NETDEV."""
-        return enum_member(Family, self.raw[_FAMILY])
+        return enum_member(Family, self.raw[FAMILY])
 
     @property
     def mark(self) -> int:

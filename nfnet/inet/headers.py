@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from enum import IntFlag
 from typing import NamedTuple
 
@@ -15,6 +15,9 @@ ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION = 0, 43, 44, 60  # IPv6 extension headers
 _NO_NEXT_HEADER = 59
 _EXTENSIONS = frozenset((_HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION))
+# RFC 8200 has a use for five. A sender could put hundreds into a packet to make it dear to read; the kernel's flow
+# dissector gives up after as many (MAX_FLOW_DISSECT_HDRS).
+_MAX_EXTENSIONS = 15
 _IPV4_FRAGMENT = 0x3FFF  # "more fragments" and the fragment offset
 _HOME_ADDRESS = 201  # a destination option, under which it covers another source
 _JUMBO_PAYLOAD = 0xC2  # a hop-by-hop option, the length of an IPv6 packet of more than 65,575 bytes (RFC 2675)
@@ -166,31 +169,36 @@ class Upper(NamedTuple):
     header: int
     fragment: int  # 0 for none, else the field: whether more follow, and the offset
     beginning: bool  # whether the transport header is here: not in a later fragment
-    rerouted: bool  # whether the checksum covers another destination than the header has
+    rerouted: bool  # whether the checksum covers another address than the header has; False if nobody asked
     whole: bool  # whether all headers before it are here
 
 
-def upper_of(packet: bytes) -> Upper | None:
+def upper_of(packet: bytes, routing: bool = False) -> Upper | None:
+    """What is behind the IP header; only with ``routing`` options and routing headers are looked into."""
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
         header = (packet[0] & 0xF) * 4
         if header < 20:
             return None
         fragment = (packet[6] << 8 | packet[7]) & _IPV4_FRAGMENT
-        rerouted = header > 20 and _is_source_routed(packet[20:header])
+        rerouted = routing and header > 20 and _is_source_routed(packet[20:header])
         return Upper(packet[9], header, fragment, not fragment & 0x1FFF, rerouted, len(packet) >= header)
     if version != 6 or len(packet) < 40:
         return None
     protocol, header = packet[6], 40
     fragment, beginning, rerouted = 0, True, False
+    left = _MAX_EXTENSIONS
     while protocol in _EXTENSIONS and beginning:
-        if len(packet) < header + 8:
+        if len(packet) < header + 8 or not left:
             return Upper(protocol, header, fragment, beginning, rerouted, False)
+        left -= 1
         size = (packet[header + 1] + 1) * 8
         if protocol == _FRAGMENT:
             size = 8
             field = packet[header + 2] << 8 | packet[header + 3]
             fragment, beginning = field & 0xFFF9, not field & 0xFFF8
+        elif not routing:
+            pass
         elif protocol == _ROUTING:
             rerouted |= packet[header + 3] != 0  # segments left
         elif protocol == _DESTINATION:
@@ -304,7 +312,11 @@ def flow(packet: bytes) -> Flow | None:
 
 def where_is(packet: bytes, *protocols: int) -> Transport | None:
     """Where header and data of one of the protocols are, if the whole header is there."""
-    upper = upper_of(packet)
+    return where_in(packet, upper_of(packet), protocols)
+
+
+def where_in(packet: bytes, upper: Upper | None, protocols: Container[int]) -> Transport | None:
+    """As `where_is`, for what is known already."""
     if upper is None or upper.protocol not in protocols or not upper.beginning:
         return None
     header = upper.header

@@ -69,7 +69,7 @@ def rewrite(
     """
     state = check("skbinfo", skbinfo, 0, 0xFFFFFFFF)
     segments, unfinished = bool(state & _GSO), bool(state & (_GSO | _CSUM_NOT_READY))
-    upper = upper_of(packet)
+    upper = upper_of(packet, routing=True)
     if upper is None or not upper.whole or end_of(packet) > len(packet) or end_of(packet) < upper.header:
         raise ArgumentError("not a whole IPv4 or IPv6 packet")
     if packet[0] >> 4 == 6 and packet[4:6] == b"\0\0" and jumbo_length(packet) is not None:

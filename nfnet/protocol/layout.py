@@ -7,7 +7,8 @@ construct takes 64-79 µs for one packet message; a queue has about two. Three t
 - `Layouts` remembers where the attributes stood. The messages that one rule causes have the same attributes at the
   same places, so one ``unpack`` of all attribute headers, compared with those of the remembered message, proves that
   a walk would end up in the same places. Nothing less than *all* headers is proof: what lies at a remembered offset
-  may be chosen by whoever sent the packet.
+  may be chosen by whoever sent the packet. Where only the length of the payload is new, a walk from header to header
+  finds what else was learned of such messages.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import construct
 from ..errors import DecodeError
 from . import netlink
 
-# For as many lengths of datagram `Layouts` remembers one layout each, before it starts afresh.
+# So many layouts and shapes `Layouts` remembers before it starts afresh, and of one length so many.
 _MAX_LAYOUTS = 4096
+_MAX_SHAPES = 1024
+_MAX_OTHERS = 8
 
 
 def compile_struct(schema: Any, *pick: str) -> struct.Struct:
@@ -103,19 +106,74 @@ def walk(
 class Layout:
     """Where the attributes of a message stand, and what proves that those of another stand there too."""
 
-    __slots__ = ("expected", "headers", "payload", "spans")
+    __slots__ = ("expected", "headers", "number", "other", "payload", "spans")
 
-    def __init__(self, data: bytes, spans: dict[int, slice], payload: int) -> None:
-        self.spans: dict[int, slice] = spans
-        """Attribute number to the slice of the message that is its data."""
-        self.payload: slice = spans.get(payload, slice(0, 0))
+    def __init__(self, shape: Shape, spans: dict[int, slice], expected: tuple[int, ...], other: Layout | None) -> None:
+        self.headers: Callable[[bytes], tuple[int, ...]] = shape.headers
+        """Reads nlmsg_len and the headers of all attributes."""
+        self.expected = expected
+        """What it reads in each message that has this layout."""
+        self.spans = spans
+        """Attribute number to the slice of the message that is its data. The last one may count from the end."""
+        self.payload: slice = spans.get(shape.payload, _NOTHING)
         """The slice that is the payload, an empty one where there is none."""
+        self.other = other
+        """Another layout of messages of the same length."""
+        self.number: int = 1 if other is None else other.number + 1
+        """How many of that length there are with it."""
+
+
+_NOTHING = slice(0, 0)
+
+
+class Shape:
+    """What messages have in common that differ in the length of their last attribute alone, which is the payload."""
+
+    __slots__ = ("_least", "_padded", "_spans", "headers", "last", "payload", "start")
+
+    def __init__(self, spans: dict[int, slice], payload: int, least: int) -> None:
+        """``payload`` is the number of the attribute that is asked for most, ``least`` the least size of the last."""
         # nlmsg_len and every attribute header, as one number each; the data between them are skipped. They are compared
         # and nothing else, so that any byte order would do.
         places = [0, *(span.start - netlink.ATTRIBUTE_HEADER_SIZE for span in spans.values())]
         gaps = (f"{later - earlier - 4}xI" for earlier, later in pairwise(places))
         self.headers: Callable[[bytes], tuple[int, ...]] = struct.Struct("=I" + "".join(gaps)).unpack_from
-        self.expected: tuple[int, ...] = self.headers(data)
+        self.payload = payload
+        self.last: int = next(reversed(spans), 0)
+        self.start: int = spans.get(self.last, _NOTHING).start
+        self._least = least
+        self._spans = spans
+        self._padded: dict[int, dict[int, slice]] = {}
+
+    def fits(self, length: int, padding: int) -> bool:
+        """Whether the last attribute may have so much data, and so many bytes behind them."""
+        return length >= self._least and 0 <= padding <= -length % 4
+
+    def spans(self, padding: int) -> dict[int, slice]:
+        """The attributes of a message that has so many bytes behind the data of the last one."""
+        spans = self._padded.get(padding)
+        if spans is None:
+            spans = {**self._spans, self.last: slice(self.start, -padding or None)}
+            self._padded[padding] = spans
+        return spans
+
+
+class _Branch:
+    """Where a walk is after certain attributes, and how it goes on: a node of the tree of all shapes."""
+
+    __slots__ = ("ends", "place", "then")
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+        """Where the next attribute begins."""
+        self.then: dict[int, _Branch] = {}
+        """By its header, if it is not the last one."""
+        self.ends: dict[int, Shape] = {}
+        """By its number with flags, if it is."""
+
+
+_read_header = struct.Struct("=I").unpack_from
+_read_length = struct.Struct(netlink.PREFIX + "I").unpack_from
 
 
 class Layouts:
@@ -123,6 +181,9 @@ class Layouts:
 
     ``sizes`` are the least sizes of the attributes' data: shorter ones are refused, so that a reader may rely on
     them. ``start`` is where the attributes begin, and ``payload`` the number of the one that is asked for most.
+
+    A message is looked for in three steps, from the quickest to the slowest: among the layouts of its length; in the
+    tree of shapes, which takes a walk over the headers but compiles nothing; and by taking it apart.
     """
 
     def __init__(self, sizes: Mapping[int, int], start: int, payload: int) -> None:
@@ -130,17 +191,53 @@ class Layouts:
         self._start = start
         self._payload = payload
         self._known: dict[int, Layout] = {}
+        self._tree = _Branch(start)
+        # How many there are, or some fewer: threads may count at the same time.
+        self._layouts = self._shapes = 0
         self.known: Callable[[int], Layout | None] = self._known.get
 
     def find(self, data: bytes) -> Layout:
         """The layout of the one message that ``data`` is. Raises DecodeError."""
         # By length, so that the header of the payload, too, is one that was seen before.
-        layout = self._known.get(len(data))
-        if layout is not None and layout.headers(data) == layout.expected:
-            return layout
-        return self._learn(data)
+        first = layout = self._known.get(len(data))
+        while layout is not None:
+            if layout.headers(data) == layout.expected:
+                return layout
+            layout = layout.other
+        return self._descend(data, first) or self._learn(data, first)
 
-    def _learn(self, data: bytes) -> Layout:
+    def _descend(self, data: bytes, other: Layout | None) -> Layout | None:
+        """The layout of a message whose shape is known, None if it is not."""
+        size = len(data)
+        if size < self._start or _read_length(data)[0] != size:
+            return None
+        branch: _Branch | None = self._tree
+        while branch is not None:
+            place = branch.place
+            if size - place < netlink.ATTRIBUTE_HEADER_SIZE:
+                return None
+            ends = branch.ends
+            branch = branch.then.get(_read_header(data, place)[0])
+        length, number = attribute_header.unpack_from(data, place)
+        shape = ends.get(number)
+        if shape is None:
+            return None
+        length -= netlink.ATTRIBUTE_HEADER_SIZE
+        padding = size - place - netlink.ATTRIBUTE_HEADER_SIZE - length
+        if not shape.fits(length, padding):
+            return None
+        if other is not None and other.number >= _MAX_OTHERS:
+            other = None
+        if self._layouts >= _MAX_LAYOUTS:
+            self._known.clear()
+            self._layouts = 0
+            other = None
+        layout = Layout(shape, shape.spans(padding), shape.headers(data), other)
+        self._known[size] = layout
+        self._layouts += 1
+        return layout
+
+    def _learn(self, data: bytes, other: Layout | None) -> Layout:
         messages = list(netlink.split_messages(data))
         if len(messages) != 1:
             raise DecodeError(f"{len(messages)} messages where one was expected", 0)
@@ -154,9 +251,21 @@ class Layouts:
                 raise DecodeError(f"attribute {number} of {last - first} bytes is too short", first)
             repeated |= spans.pop(number, None) is not None  # the last one counts, as in the kernel
             spans[number] = slice(first, last)
-        layout = Layout(data, spans, self._payload)
-        if not repeated:  # else `spans` has not every header, and proves nothing
-            if len(self._known) >= _MAX_LAYOUTS:
-                self._known.clear()
-            self._known[len(data)] = layout
-        return layout
+        shape = Shape(spans, self._payload, self._sizes.get(next(reversed(spans), 0), 0))
+        if spans and not repeated:  # else `spans` has not every header, and proves nothing
+            self._plant(data, shape, spans)
+            if layout := self._descend(data, other):  # None if there is padding behind the message itself
+                return layout
+        return Layout(shape, spans, (), None)
+
+    def _plant(self, data: bytes, shape: Shape, spans: dict[int, slice]) -> None:
+        """Put a shape into the tree."""
+        if self._shapes >= _MAX_SHAPES:
+            self._tree = _Branch(self._start)
+            self._shapes = 0
+        self._shapes += 1
+        branch = self._tree
+        places = [span.start - netlink.ATTRIBUTE_HEADER_SIZE for span in spans.values()]
+        for place, following in pairwise(places):
+            branch = branch.then.setdefault(_read_header(data, place)[0], _Branch(following))
+        branch.ends[attribute_header.unpack_from(data, places[-1])[1]] = shape
