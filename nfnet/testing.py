@@ -339,7 +339,10 @@ _NAMES = {
 
 
 def open_replay(path: str | os.PathLike[str], *, queue: int | None = None, group: int | None = None) -> Queue | Log:
-    """A queue or a log on a recording, open; its transport is a `Replay`. The first of the file if neither is given."""
+    """A queue or a log on a recording, open; its transport is a `Replay`. The first of the file if neither is given.
+
+    Raises CaptureError if there is none, or a damaged record before it.
+    """
     replay = Replay(path)
     try:
         if queue is None and group is None:
