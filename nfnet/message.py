@@ -156,9 +156,9 @@ class Message:
         """The payload, or another in its place, from its IP header on; b"" if that is none, whatever it looks like."""
         packet = self.payload if payload is None else payload
         version = _VERSIONS.get(self.raw[_FAMILY])
-        if version is None:
-            return ip_in(packet, self.hw_protocol, self._link_layer_size())
-        return packet if packet and packet[0] >> 4 == version else b""
+        if packet and packet[0] >> 4 == version:
+            return packet
+        return b"" if version else ip_in(packet, self.hw_protocol, self._link_layer_size())
 
     def _missing(self) -> int:
         """How many bytes of the packet were not copied, if that is known."""
@@ -182,8 +182,8 @@ class Message:
 
         This and those below are read anew each time: keep them in a variable.
         """
-        packet = self._ip_packet()
-        return inet.ip(packet, len(packet) + self._missing())
+        packet, missing = self._ip_packet(), self._missing()
+        return inet.ip(packet, len(packet) + missing if missing else None)
 
     @property
     def tcp(self) -> inet.Tcp | None:

@@ -283,13 +283,13 @@ def test_what_is_unfinished_and_cannot_be_finished_is_refused() -> None:
     unfinished, segmented = SkbInfo.CSUM_NOT_READY, SkbInfo.CSUM_NOT_READY | SkbInfo.GSO
     inner = scapy.Ether() / scapy.IP(dst="198.51.100.1") / scapy.TCP(chksum=0x1234)
     tunnel = bytes(scapy.IP(dst="192.0.2.1") / scapy.UDP(dport=4789, chksum=0) / scapy.VXLAN(vni=5) / inner)
-    with pytest.raises(ArgumentError, match="is not UDP's, but one in what it carries"):
+    with pytest.raises(ArgumentError, match="packet of protocol 17 that is not that of TCP"):
         inet.rewrite(tunnel, ttl=9, skbinfo=unfinished)
     new = inet.rewrite(tunnel, ttl=9, skbinfo=segmented)  # the kernel computes the inner one
     assert scapy.IP(new)[scapy.UDP].chksum == 0
     assert new[20:] == tunnel[20:]
     other = bytes(scapy.IP(dst="192.0.2.1", proto=132) / scapy.Raw(bytes(12)))
-    with pytest.raises(ArgumentError, match="protocol 132 is not finished"):
+    with pytest.raises(ArgumentError, match="packet of protocol 132 that is not that of TCP"):
         inet.rewrite(other, ttl=9, skbinfo=unfinished)
     assert inet.rewrite(other, ttl=9)
     fragment = bytes(scapy.IP(dst="192.0.2.1", flags="MF") / scapy.UDP() / scapy.Raw(bytes(8)))

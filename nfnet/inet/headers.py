@@ -265,14 +265,14 @@ def ip(packet: bytes, length: int | None = None) -> Ip | None:
     upper = upper_of(packet)
     if upper is None or not upper.whole:
         return None
-    end = end_of(packet, length)
     if packet[0] >> 4 == 4:
-        _, tos, _, _, _, ttl, number, _, source, destination = _read_ipv4(packet)
+        _, tos, said, _, _, ttl, number, _, source, destination = _read_ipv4(packet)
         addresses = _inet_ntop(_AF_INET, source), _inet_ntop(_AF_INET, destination)
+        end = said or end_of(packet, length)
         return Ip(4, *addresses, number, ttl, tos, end, upper.header, bool(upper.fragment))
-    first, _, _, ttl, source, destination = _read_ipv6(packet)
+    first, said, _, ttl, source, destination = _read_ipv6(packet)
     addresses = _inet_ntop(_AF_INET6, source), _inet_ntop(_AF_INET6, destination)
-    tos = first >> 20 & 0xFF
+    tos, end = first >> 20 & 0xFF, 40 + said if said else end_of(packet, length)
     return Ip(6, *addresses, upper.protocol, ttl, tos, end, upper.header, bool(upper.fragment))
 
 
@@ -282,14 +282,12 @@ _WITH_PORTS = frozenset((TCP, UDP, 33, 132, 136))
 def flow(packet: bytes) -> Flow | None:
     """The five-tuple of an IP packet."""
     size = len(packet)
-    # What most packets are, without the calls: no options, no later fragment, and by its own length with the ports.
-    if (
-        size >= 24
-        and packet[0] == 0x45
-        and not (packet[6] << 8 | packet[7]) & 0x1FFF
-        and (packet[2] or packet[3] >= 24)
-    ):
+    # What most packets are, without the calls: nothing between IP header and ports, which are there by its length, too.
+    first = packet[0] if size >= 24 else 0
+    if first == 0x45 and not (packet[6] << 8 | packet[7]) & 0x1FFF and (packet[2] or packet[3] >= 24):
         number, header = packet[9], 20
+    elif first >> 4 == 6 and size >= 44 and packet[6] in _WITH_PORTS and (packet[4] or packet[5] >= 4):
+        number, header = packet[6], 40
     else:
         upper = upper_of(packet)
         if upper is None or not upper.whole:

@@ -13,6 +13,7 @@ from .headers import CHECKSUM, ICMP, SIZES, TCP, UDP, TcpFlag, Upper, end_of, ju
 Address = str | IPv4Address | IPv6Address
 
 _MAX_PACKET = 0xFFFF
+_CSUM_NOT_READY, _GSO = int(SkbInfo.CSUM_NOT_READY), int(SkbInfo.GSO)
 _REROUTED = "a packet that is routed by its own header cannot be given a checksum"
 # What may go to another address although nothing here mends it: addresses are in no checksum of theirs.
 _WITHOUT_ADDRESSES = frozenset((2, 4, 41, 47, 50, 132))  # IGMP, IPv4, IPv6, GRE, ESP, SCTP
@@ -66,7 +67,8 @@ def rewrite(
     a fragment, addresses under a routing header or a protocol whose checksum is not known here, a packet of more than
     65,535 bytes, a jumbogram, an unfinished checksum in a tunnelled packet, and fewer data of a super-packet.
     """
-    info = SkbInfo(check("skbinfo", skbinfo, 0, 0xFFFFFFFF)) & (SkbInfo.CSUM_NOT_READY | SkbInfo.GSO)
+    state = check("skbinfo", skbinfo, 0, 0xFFFFFFFF)
+    segments, unfinished = bool(state & _GSO), bool(state & (_GSO | _CSUM_NOT_READY))
     upper = upper_of(packet)
     if upper is None or not upper.whole or end_of(packet) > len(packet) or end_of(packet) < upper.header:
         raise ArgumentError("not a whole IPv4 or IPv6 packet")
@@ -74,8 +76,8 @@ def rewrite(
         raise ArgumentError("a jumbogram cannot be rewritten")
     if data is not None:
         data = bytes(memoryview(data))
-    if info:
-        _check_unfinished(packet, upper, info)
+    if unfinished:
+        _check_unfinished(packet, upper, segments)
     number, header, checksums = upper.protocol, upper.header, CHECKSUM[packet[0] >> 4]
     new = bytearray(packet[: end_of(packet)])
     _set_ip(new, ttl, tos)
@@ -116,7 +118,7 @@ def rewrite(
     if data is not None and where is not None:
         if upper.fragment:
             raise ArgumentError("the data of a fragment cannot be replaced: its checksum covers all fragments")
-        if SkbInfo.GSO in info and where.data + len(data) < len(new):
+        if segments and where.data + len(data) < len(new):
             # The kernel drops, in silence, one that is no longer than a segment, and does not say how long those are.
             raise ArgumentError("the data of a super-packet cannot become shorter")
         new[where.data :] = data
@@ -130,30 +132,33 @@ def rewrite(
     elif upper.rerouted:
         if changed:
             raise ArgumentError(_REROUTED)
-        if SkbInfo.CSUM_NOT_READY in info and SkbInfo.GSO not in info:
+        if unfinished and not segments:
             _finish_checksum(new, number, header)
-    elif SkbInfo.GSO in info and number != TCP:
+    elif segments and number != TCP:
         if number == UDP and old_header[6:] != b"\0\0":  # tunnels may have none
             _set_checksum(new, number, header, data is not None, begun=True)
-    elif (changed or info) and number in checksums and len(new) >= header + SIZES[number]:
+    elif (changed or unfinished) and number in checksums and len(new) >= header + SIZES[number]:
         _set_checksum(new, number, header, data is not None)
     _finish_ip(new)
     return bytes(new)
 
 
-def _check_unfinished(packet: bytes, upper: Upper, info: SkbInfo) -> None:
+def _check_unfinished(packet: bytes, upper: Upper, segments: bool) -> None:
     """Refuse what the kernel has not finished, and nothing will if the packet's bytes are replaced."""
     number, header = upper.protocol, upper.header
     if upper.fragment:
         raise ArgumentError("the checksum of a fragment cannot be finished: it covers all fragments")
-    if SkbInfo.GSO in info and number != TCP:
+    if segments and number != TCP:
         return  # the kernel makes the segments' checksums from the begun one, or from the packet inside
-    if SkbInfo.GSO in info and upper.rerouted:
+    if segments and upper.rerouted:
         raise ArgumentError(_REROUTED)
-    if number not in CHECKSUM[packet[0] >> 4] or len(packet) < header + SIZES[number]:
-        raise ArgumentError(f"the checksum of protocol {number} is not finished, and is unknown here")
-    if number == UDP and not upper.rerouted and not _is_begun(packet, header):
-        raise ArgumentError("the checksum that is not finished is not UDP's, but one in what it carries")
+    known = number in CHECKSUM[packet[0] >> 4] and len(packet) >= header + SIZES[number]
+    if not known or (number == UDP and not upper.rerouted and not _is_begun(packet, header)):
+        # SCTP's, or one in what a tunnel carries.
+        raise ArgumentError(
+            f"an unfinished checksum in a packet of protocol {number} that is not that of TCP, UDP or ICMP cannot be"
+            " finished: leave the packet as it is, or open the queue without gso"
+        )
 
 
 def _set_ip(packet: bytearray, ttl: int | None, tos: int | None) -> None:
