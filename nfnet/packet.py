@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -30,11 +33,19 @@ from .protocol.nfqnl import (
 _LABELS_SIZE = 16
 _VERSION = {Family.IPV4: 4, Family.IPV6: 6}
 _OUTGOING = (Hook.FORWARD, Hook.OUTPUT, Hook.POSTROUTING)  # behind which super-packets are cut into segments
+# Since when the kernel cuts UDP super-packets whose payload was replaced: Linux 6.1 loses them, 5.10 crashes.
+_SEGMENTS_UDP = (6, 12)
 _MIN_IPV6_PAYLOAD = 40  # the kernel wants room up to the transport header
 
 _read_header = compile_struct(nfqnl.packet_hdr).unpack_from
 
 
+def _kernel_version() -> tuple[int, ...]:
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return tuple(map(int, found.groups())) if found and sys.platform == "linux" else _SEGMENTS_UDP
+
+
+_kernel = _kernel_version()
 _Packet = TypeVar("_Packet", bound="Packet")
 
 
@@ -235,7 +246,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         IP packet in the bridge family, a second VLAN tag and the padding of Ethernet, stays.
 
         Raises ArgumentError for what cannot be right, also if only the beginning of the packet was copied, and for
-        super-packets of anything but TCP on their way in: those can be rewritten in forward, output and postrouting.
+        super-packets of anything but TCP on their way in (prerouting, input), or of UDP before Linux 6.12.
         """
         if self.truncated:
             text = f"only {len(self.payload)} of the packet's {self.cap_len} bytes were copied"
@@ -244,7 +255,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         if not packet:
             raise ArgumentError(f"not an IP packet (EtherType {self.hw_protocol:#06x}, {len(payload)} bytes)")
         if skbinfo := self._number(NFQA.SKB_INFO) or 0:
-            self._check_segments(packet)
+            self._check_segments()
         new = inet.rewrite(
             packet,
             data=data,
@@ -267,20 +278,26 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         ip = inet.ip(packet)
         return payload[: len(payload) - len(packet)] + new + (packet[ip.length :] if ip else b"")
 
-    def _check_segments(self, packet: bytes) -> None:
-        """Refuse a new payload for a super-packet that comes in, and whose receivers want different checksums.
+    def _check_segments(self) -> None:
+        """Refuse another payload where the packet is a super-packet whose segments would be lost.
 
-        A UDP socket with UDP_GRO gets the whole of it and checks that; others get its segments, each with a checksum
-        that the kernel makes from the begun one. A tunnel's has one inside that nobody can find.
+        Behind the outgoing hooks the kernel cuts it, and makes the segments' checksums from what is in the packet. On
+        the way in, a UDP socket with UDP_GRO gets the whole of it, and others its segments: no checksum is right for
+        both. And what a tunnel carries has a checksum that cannot be found.
         """
-        if SkbInfo.GSO not in self.skbinfo or self.hook in _OUTGOING or inet.protocol(packet) == socket.IPPROTO_TCP:
+        if SkbInfo.GSO not in self.skbinfo:
             return
+        protocol = inet.protocol(self._ip_packet())
+        outgoing, perhaps_udp = self.hook in _OUTGOING, protocol in (socket.IPPROTO_UDP, None)
+        if protocol == socket.IPPROTO_TCP or (outgoing and (not perhaps_udp or _kernel >= _SEGMENTS_UDP)):
+            return
+        where = "by Linux before {}.{}".format(*_SEGMENTS_UDP) if outgoing else "on its way in"
         raise ArgumentError(
-            "a super-packet of another protocol than TCP can be changed in forward, output and postrouting alone;"
-            " Queue(gso=False) gets its segments instead"
+            f"a super-packet that is not TCP's cannot be changed {where}: open the queue without gso, for its segments"
         )
 
     def _check_payload(self, payload: Any) -> bytes:
+        self._check_segments()
         if scapys.is_scapy(payload):
             if not scapys.may_begin(payload, ip=self.family in (Family.IPV4, Family.IPV6)):
                 text = f"payload begins with {payload.name}, and must begin with the network header"
@@ -315,7 +332,6 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         packet = self._ip_packet(payload)
         if not packet or SkbInfo.GSO not in self.skbinfo:
             return payload
-        self._check_segments(packet)
         if len(payload) < len(self.payload):
             raise ArgumentError("a super-packet cannot become shorter")
         return payload[: len(payload) - len(packet)] + inet.rewrite(packet, skbinfo=self.skbinfo)

@@ -185,3 +185,53 @@ def test_a_verdict_may_change_the_connection(nfnet_queue: Any) -> None:
     assert (word, changes[NFQA.MARK]) == (Verdict.ACCEPT, 1)
     assert changes[NFQA.CT] == {CTA.MARK: 7, CTA.LABELS: bytes(range(16))}
     assert second == (2, Verdict.ACCEPT, {})
+
+
+@pytest.mark.parametrize(
+    ("kernel", "hook", "protocol", "refusal"),
+    [
+        ((6, 12), "OUTPUT", "tcp", None),
+        ((6, 12), "OUTPUT", "udp", None),
+        ((6, 12), "POSTROUTING", "udp", None),
+        ((6, 12), "FORWARD", "udp", None),
+        ((6, 12), "INPUT", "tcp", None),
+        ((6, 12), "INPUT", "udp", "on its way in"),
+        ((6, 12), "PREROUTING", "udp", "on its way in"),
+        ((6, 12), "INPUT", "gre", "on its way in"),
+        ((6, 12), "OUTPUT", "gre", None),
+        ((5, 10), "OUTPUT", "gre", None),
+        ((5, 10), "OUTPUT", "tcp", None),
+        ((5, 10), "OUTPUT", "udp", "by Linux before 6.12"),
+        ((5, 10), "INPUT", "udp", "on its way in"),
+        ((5, 10), "OUTPUT", None, "by Linux before 6.12"),
+        ((6, 12), "INPUT", None, "on its way in"),
+    ],
+)
+def test_super_packets_that_the_kernel_would_lose_are_not_changed(
+    nfnet_queue: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: tuple[int, int],
+    hook: str,
+    protocol: str | None,
+    refusal: str | None,
+) -> None:
+    """Not by `rewrite`, and not by other bytes; what is not copied (None) may be anything."""
+    monkeypatch.setattr("nfnet.packet._kernel", kernel)
+    udp = testing.udp(bytes(3000))
+    payload = {"tcp": testing.tcp(bytes(3000)), "udp": udp, "gre": udp[:9] + b"\x2f" + udp[10:], None: None}[protocol]
+    packet_id = nfnet_queue.kernel.feed(1, payload=payload, hook=nfnet.Hook[hook], SKB_INFO=3)[0]
+    kept: list[nfnet.Packet] = []
+    nfnet_queue.run(kept.append)
+    (packet,) = kept
+    if refusal is None:
+        packet.accept(payload=packet.rewrite(ttl=9))
+        assert nfnet_queue.verdicts[packet_id].payload[8] == 9
+        return
+    if payload:
+        with pytest.raises(ArgumentError, match=refusal):
+            packet.rewrite(ttl=9)
+    with pytest.raises(ArgumentError, match=refusal):
+        packet.accept(payload=testing.udp(bytes(3000), destination_port=7))
+    assert packet.decided is None
+    packet.accept(mark=7, payload=packet.payload or None)
+    assert nfnet_queue.verdicts[packet_id].payload is None

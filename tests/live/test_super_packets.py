@@ -14,7 +14,7 @@ import pytest
 
 from nfnet import ArgumentError, Packet, Queue, SkbInfo, inet, rules
 
-from .conftest import ADDRESS, QUIET, TIMEOUT, Net, collect, kernel_lacks, readable
+from .conftest import ADDRESS, QUIET, TIMEOUT, Net, collect, kernel_lacks, kernel_version, readable
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 PORT = 7000
@@ -81,11 +81,13 @@ def transfer(net: Net, family: int, data: bytes, server: str = "server", address
     """What the server gets if the client sends data over TCP."""
     address = address or ADDRESS[server, family]  # type: ignore[index]
     listener = net.open_socket(server, family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("0.0.0.0" if family == V4 else "::", PORT))
     listener.listen()
     client = net.open_socket("client", family, socket.SOCK_STREAM)
     client.connect((address, PORT))
     connection, _ = listener.accept()
+    listener.close()
     connection.settimeout(TIMEOUT)
     sender = threading.Thread(target=lambda: (client.sendall(data), client.close()))
     sender.start()
@@ -150,6 +152,11 @@ def send_segments(net: Net, family: int, host: str = "server") -> socket.socket:
     return sender
 
 
+def need_segments() -> None:
+    if kernel_version() < (6, 12):
+        kernel_lacks("right segments of a UDP super-packet that was changed", since=(6, 12))
+
+
 def received(sock: socket.socket, count: int) -> list[bytes]:
     return [sock.recv(70_000) for _ in range(count)]
 
@@ -170,6 +177,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 @places(OUT)
 @pytest.mark.parametrize("change", CHANGES)
 def test_udp_segments_on_their_way_out(net: Net, family: int, host: str, hook: str, change: str) -> None:
+    need_segments()
     here = net.hosts[host]
     receivers = {port: net.receiver("server", family, port) for port in (PORT, 7001)}
     with rules.queue(1, hook=hook, protocol="udp", netns=here), Queue(1, gso=True, netns=here) as queue:
@@ -186,6 +194,7 @@ def test_udp_segments_on_their_way_out(net: Net, family: int, host: str, hook: s
 
 @families
 def test_udp_segments_to_this_machine(net: Net, family: int) -> None:
+    need_segments()
     here = net.hosts["client"]
     receiver = net.receiver("client", family, PORT)
     with rules.queue(1, hook="output", protocol="udp", netns=here), Queue(1, gso=True, netns=here) as queue:
@@ -223,6 +232,7 @@ def segment_outgoing() -> None:
 @pytest.mark.parametrize("feature", ["rx_udp_gro_forwarding", "rx_gro_list"])
 def test_merged_udp_on_its_way_through(net: Net, family: int, feature: str) -> None:
     """What the router's interface merged is cut again behind the hook."""
+    need_segments()
     net.at("router", lambda: merge_incoming(rx_gro=True, **{feature: True}))
     net.at("client", segment_outgoing)
     receiver = net.receiver("server", family, PORT)
@@ -254,8 +264,10 @@ def test_udp_segments_on_their_way_in_are_refused(net: Net, family: int, host: s
         (packet,) = collect(queue, 1)
         assert packet.skbinfo == SUPER
         for change in CHANGES.values():
-            with pytest.raises(ArgumentError, match="super-packet .* in forward, output and postrouting alone"):
+            with pytest.raises(ArgumentError, match="super-packet .* cannot be changed on its way in"):
                 packet.rewrite(**change)
+        with pytest.raises(ArgumentError, match="cannot be changed on its way in"):
+            packet.accept(payload=packet.payload + b"more")
         packet.accept()
         assert b"".join(received(receiver, 1 if whole else 5)) == DATA
 
@@ -266,6 +278,7 @@ def test_a_super_packet_cannot_become_shorter(net: Net, family: int, protocol: s
     """The kernel drops one that is no longer than a segment, in silence, and nobody knows how long those are."""
     here = net.hosts["client"]
     if protocol == "udp":
+        need_segments()
         receiver = net.receiver("server", family, PORT)
         with rules.queue(1, protocol="udp", netns=here), Queue(1, gso=True, netns=here) as queue:
             send_segments(net, family)
@@ -297,6 +310,7 @@ def test_a_super_packet_cannot_become_shorter(net: Net, family: int, protocol: s
 @families
 def test_scapy_gives_segments_what_the_kernel_wants(net: Net, family: int) -> None:
     scapy: Any = pytest.importorskip("scapy.all")
+    need_segments()
     here = net.hosts["client"]
     receiver = net.receiver("server", family, 7001)
     with rules.queue(1, protocol="udp", netns=here), Queue(1, gso=True, netns=here) as queue:
@@ -360,7 +374,7 @@ def test_tunnels(net: Net, host: str, hook: str) -> None:
     (refusal,) = others
     assert "not that of TCP, UDP or ICMP cannot be finished" in refusal
     assert len(supers) == 1
-    assert (supers == {""}) == (hook != "input")
+    assert (supers == {""}) == (hook != "input" and kernel_version() >= (6, 12))
 
 
 # --- BIG TCP
@@ -395,14 +409,16 @@ def test_packets_longer_than_a_length_can_say(net: Net, family: int, host: str, 
         assert inet.transport(packet.payload).protocol == 6  # type: ignore[union-attr]
         if ip.length > 65_535:
             assert packet.payload[2 if family == V4 else 4 :][:2] == b"\0\0"
-            assert tcp.data in data
             lengths.append(ip.length)
             with pytest.raises(ArgumentError, match="bytes were copied"):
                 packet.rewrite(ttl=9)
         packet.accept()
 
     with handled(net, host, hook, "tcp", handler):
-        assert transfer(net, family, data, "router") == data
+        for _ in range(10):  # how much TCP puts into a packet is its decision
+            assert transfer(net, family, data, "router") == data
+            if lengths:
+                break
     if not lengths and family == V4:
         kernel_lacks("super-packets of IPv4 of more than 65,535 bytes", since=(6, 3))
     assert max(lengths) > 65_535
