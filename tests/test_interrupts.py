@@ -90,14 +90,14 @@ class AtomicKernel(FakeKernel):
     """As a system call does, each call happens or does not, whatever signals come."""
 
     def send(self, datagram: bytes) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])  # in the flusher's thread all are
         super().send(datagram)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def receive(self, into: list[bytes], limit: int) -> bool:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
         more = super().receive(into, limit)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return more
 
 
