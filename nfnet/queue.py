@@ -271,7 +271,7 @@ class QueueBinding(Binding[Packet, QueueRow]):
     def counters(self) -> QueueCounters:
         """What happened so far."""
         self._account()
-        counts = self.ledger.counts
+        counts = self.ledger.counts()
         received = self.ledger.received()
         return QueueCounters(
             received=received,

@@ -74,7 +74,10 @@ class Ledger:
         self.at_hand: list[Any] = []
         self.decided: list[Any] = []
         self.pending: dict[Any, None] = {}  # a set that keeps its order
-        self.counts: dict[int, int] = dict.fromkeys(Verdict, 0)
+        # How many verdicts have left, by kind: those that were sent under the lock, and those of packets that came alone,
+        # which only the thread that reads counts. With one for both each thread would undo what the other one counts.
+        self._counts: dict[int, int] = dict.fromkeys(Verdict, 0)
+        self._alone: dict[int, int] = dict.fromkeys(Verdict, 0)
         self.closed = False
         self.shared = False
         """Whether another process reads from the same socket: a batch would decide what that one has at hand."""
@@ -103,7 +106,7 @@ class Ledger:
         # No lock. Another thread takes the packet out of the slot only if it has decided it, and then this one has not.
         self._send((self._accept if what is ACCEPT else self._prefix(what)) + packet.raw[PACKET_ID])
         kind = what.kind
-        self.counts[kind], self.lone = self.counts[kind] + 1, None  # one statement
+        self._alone[kind], self.lone = self._alone[kind] + 1, None  # one statement
 
     def decide_now(self, packet: Entry) -> None:
         """Send the verdict of a packet, and all that were collected before it."""
@@ -207,7 +210,11 @@ class Ledger:
     def received(self) -> int:
         """How many packets the loop has received so far."""
         with self._lock:
-            return len(self.at_hand) + len(self.pending) + sum(self.counts.values()) + (self.lone is not None)
+            return len(self.at_hand) + len(self.pending) + (self.lone is not None) + sum(self.counts().values())
+
+    def counts(self) -> dict[int, int]:
+        """How many verdicts have left, by kind."""
+        return {kind: count + self._alone[kind] for kind, count in self._counts.items()}
 
     def accept_rest(self, newest: int) -> None:
         """Accept whatever is queued, read by this program or not; ``newest`` is the last id that was seen."""
@@ -259,7 +266,7 @@ class Ledger:
         count = len(packets)
         in_order = packets == self.at_hand[:count] and not self.pending and not self.shared and _near(packets)
         datagram = self._messages.datagram(packets, decisions, in_order=in_order)
-        counts = self.counts.copy()
+        counts = self._counts.copy()
         different = set(decisions)
         if len(different) < _FEW:
             for what in different:
@@ -270,13 +277,13 @@ class Ledger:
         self._send(datagram)
         # The kernel has them. Until the last statement they would be sent once more.
         if in_order:
-            self.counts, self.decided[:count], self.at_hand[:count] = counts, (), ()  # one statement
+            self._counts, self.decided[:count], self.at_hand[:count] = counts, (), ()  # one statement
             return
         for packet in packets:
             # If it was not pending it is among the first at hand; unless an exception ended this loop the last time.
             if self.pending.pop(packet, packet) is packet and packet in self.at_hand:
                 self.at_hand.remove(packet)
-        self.counts, self.decided[:count] = counts, ()  # one statement
+        self._counts, self.decided[:count] = counts, ()  # one statement
 
 
 def _near(packets: list[Entry]) -> bool:
