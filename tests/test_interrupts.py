@@ -90,15 +90,20 @@ class AtomicKernel(FakeKernel):
     """As a system call does, each call happens or does not, whatever signals come."""
 
     def send(self, datagram: bytes) -> None:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])  # in the flusher's thread all are
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
         super().send(datagram)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._allow()
 
     def receive(self, into: list[bytes], limit: int) -> bool:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
         more = super().receive(into, limit)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._allow()
         return more
+
+    @staticmethod
+    def _allow() -> None:
+        if threading.current_thread() is threading.main_thread():  # others, that of the flusher, take no signals
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
 
 
 class Handler:

@@ -74,8 +74,8 @@ class Ledger:
         self.at_hand: list[Any] = []
         self.decided: list[Any] = []
         self.pending: dict[Any, None] = {}  # a set that keeps its order
-        # How many verdicts have left, by kind: those that were sent under the lock, and those of packets that came alone,
-        # which only the thread that reads counts. With one for both each thread would undo what the other one counts.
+        # How many verdicts have left, by kind: those that were sent under the lock, and those of packets that came
+        # alone, which only the thread that reads counts. With one for both, each would undo what the other one counts.
         self._counts: dict[int, int] = dict.fromkeys(Verdict, 0)
         self._alone: dict[int, int] = dict.fromkeys(Verdict, 0)
         self.closed = False
