@@ -361,12 +361,14 @@ def test_a_loop_that_a_task_ended_leaves_nothing_behind(waiting: bool, closed: b
     if closed:
         left[0].close()
     asyncio.run(asyncio.wait_for(goes_on(), TIMEOUT))
+    gc.collect()  # asyncio logs what became of its tasks: not in the midst of another test
 
 
 def test_an_open_queue_goes_on_in_another_loop_after_one_that_a_task_ended() -> None:
     kernel = FakeKernel()
     queue = AsyncQueue(1, transport=kernel)
     held: list[Packet] = []
+    tasks: list[asyncio.Task[None]] = []
 
     async def hold() -> None:
         kernel.feed(2)
@@ -380,7 +382,7 @@ def test_an_open_queue_goes_on_in_another_loop_after_one_that_a_task_ended() -> 
             held.pop().accept()
             raise SystemExit
 
-        asyncio.ensure_future(decide())  # noqa: RUF006
+        tasks.append(asyncio.ensure_future(decide()))
         await asyncio.sleep(0)
 
     async def goes_on() -> None:
@@ -395,6 +397,7 @@ def test_an_open_queue_goes_on_in_another_loop_after_one_that_a_task_ended() -> 
     with pytest.raises(SystemExit):
         loop.run_until_complete(exits())
     loop.close()
+    assert isinstance(tasks[0].exception(), SystemExit)
     asyncio.run(asyncio.wait_for(goes_on(), TIMEOUT))
     assert sorted(words(kernel)) == [(number, 1) for number in range(1, 5)]
 
