@@ -1,35 +1,45 @@
-"""A lock that an exception from a signal handler never leaves locked.
+"""Locks that an exception from a signal handler does not leave locked, and what else it must not leave behind.
 
-The problem: CPython runs signal handlers in the main thread, between two instructions of whatever it executes, and
+The problem. CPython runs signal handlers in the main thread, between two instructions of whatever it executes, and
 they may raise; Ctrl-C raises KeyboardInterrupt. If that happens after a lock was acquired and before the block that
-will release it has begun, nobody releases the lock: every other thread that decides a packet waits for ever, and the
-program never ends.
+will release it has begun, nobody releases it. Every other thread that decides a packet then waits for ever, and the
+program never ends. The same goes for a flag that says that somebody is sending, and for a file that is locked.
 
-CPython does not look for signals between any two instructions, but only
+CPython does not look for signals between any two instructions, but
 
 - after the call of a function that is written in C,
-- where a function that is written in Python begins, or a generator goes on,
+- where a function that is written in Python begins, and where a generator goes on,
 - at a jump backwards.
 
 What fails, therefore:
 
-- ``lock.acquire()`` followed by ``try``, in every version: there is a look after the call.
-- ``with lock:`` in CPython 3.14, where the statement calls ``__enter__`` by the instruction that other calls use, too
-  (gh-148874, mended in 3.15). Before, an instruction of its own called it and began the block.
-- An ``__exit__`` written in Python, in every version: there is a look where it begins, with the lock still held.
-- What has such a lock inside, in every version: `threading.Condition`, and with it Event, Semaphore, Timer, Barrier,
-  `queue.Queue` and `Thread.start`, which waits for an Event.
+- ``lock.acquire()`` and then ``try``, in every version: there is a look behind the call.
+- ``with lock`` in CPython 3.14, which calls ``__enter__`` as any other function (gh-148874, mended in 3.15). Other
+  versions do that, and begin the block, in a single instruction, or do not look.
+- An ``__exit__`` that is written in Python, in every version: there is a look before its first instruction.
+- A loop within a ``with`` or ``try`` block, if a condition is the last thing in it, in CPython 3.13 and 3.14: the jump
+  back from there lies outside of the block (gh-130279, mended in 3.15). That is the case with ``while condition``, too,
+  which the compiler tests at the end of the loop.
+- `threading.Condition` and what is made of it (Event, Semaphore, Timer, `Thread.start`, `queue.Queue`), in every
+  version: they have locks, and acquire them in functions written in Python.
 
-The solution: `RLock` is that of `threading`, which is C; in 3.14 its ``__enter__`` acquires it by an operator, which is
-no call, and its ``__exit__`` stays that of C. All code that the main thread may run takes locks by ``with`` and this
-class, or by `uninterrupted`, and has plain attributes or a `queue.SimpleQueue`, which is C, where others have an Event;
-``tests/test_layers.py`` holds that.
+The solution.
 
-The locks are reentrant because a signal handler may decide packets, or close the queue, while the code that it
-interrupted holds one.
+- `RLock` is that of `threading`, which is written in C. In 3.14 its ``__enter__`` acquires the lock by an operator,
+  which is no call, and its ``__exit__`` stays that of C. Locks are reentrant, because a signal handler may decide a
+  packet, or close a queue, while the code that it interrupted holds one.
+- Where ``with`` will not do, `uninterrupted` calls a function of C without a look behind it.
+- A flag is set in the statement before its ``try``, without a call in between.
+- Loops under ``with`` and ``try`` are ``while True`` with a ``break``, and end with a statement that is no condition;
+  or they are in a function of their own.
+- Attributes, and `queue.SimpleQueue`, which is written in C, are used where others have an Event.
+- What an object holds that has an ``__exit__`` in Python is let go of when the object is collected.
 
-PyPy looks for signals before every instruction, also between the end of a block and the call of ``__exit__``: there,
-nothing that is written in Python is safe, and programs should let their signal handlers call `Queue.stop`.
+``tests/test_layers.py`` and ``tests/test_locks.py`` look for what fails in all the code. What is done in threads other
+than the main thread is never interrupted.
+
+PyPy looks for signals before every instruction, also before that which calls ``__exit__``, so that there nothing helps.
+A signal handler that calls `Queue.stop` instead of raising is always safe.
 """
 
 from __future__ import annotations

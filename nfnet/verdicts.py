@@ -40,7 +40,7 @@ ENOENT; it never makes one get lost.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -126,6 +126,8 @@ class Verdicts:
         self._lock = RLock()  # a signal handler may decide a packet while this thread is sending
         self._sending = False
         self._unseen = 0
+        # No method: a cycle would keep the socket of a queue that nobody has any more, and was not closed.
+        self._build_prefix = partial(_build_prefix, number)
         self._prefix = lru_cache(1024)(self._build_prefix)
         self.may_wait: Callable[[], bool] = _never
         """Whether somebody will call `flush` soon, so that verdicts on pending packets can leave together."""
@@ -153,10 +155,13 @@ class Verdicts:
         """Send what was collected; what else is at hand is pending from now on, but for the last ``waiting``."""
         with self._lock:
             self._send_decided()
+            count = len(self.at_hand) - waiting
+            if not count and not self.pending:
+                return
             # What a signal handler decides from here on waits until the lists are in order again.
             sending, self._sending = self._sending, True
             try:
-                self._make_pending(len(self.at_hand) - waiting, final)
+                self._make_pending(count, final)
             finally:
                 self._sending = sending
             self._send_decided()
@@ -317,11 +322,12 @@ class Verdicts:
         """One message for packets of which all that are older have left, or leave before it."""
         return self._prefix(what, batch=len(packets) > 1) + packets[-1].raw[PACKET_ID]
 
-    def _build_prefix(self, what: Decision, *, batch: bool = False) -> bytes:
-        """A verdict message up to the packet id, which is its end."""
-        frame = _frame(self._number, batch)
-        length = (len(frame) + len(what.changes)).to_bytes(4, netlink.HOST)
-        return b"".join((length, frame[4:BODY], what.changes, frame[BODY:-8], what.word.to_bytes(4, "big")))
+
+def _build_prefix(number: int, what: Decision, *, batch: bool = False) -> bytes:
+    """A verdict message up to the packet id, which is its end."""
+    frame = _frame(number, batch)
+    length = (len(frame) + len(what.changes)).to_bytes(4, netlink.HOST)
+    return b"".join((length, frame[4:BODY], what.changes, frame[BODY:-8], what.word.to_bytes(4, "big")))
 
 
 def _near(packets: Sequence[Packet]) -> bool:

@@ -142,11 +142,9 @@ def test_exported_names_exist_and_are_documented() -> None:
 # What has a lock inside that it takes in a function written in Python: see the head of nfnet/locks.py.
 WITH_LOCKS = {"Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "Queue", "RLock", "Semaphore", "Timer"}
 THEIR_MODULES = {"multiprocessing", "queue", "threading"}
-# Its server's threads are not the main thread, and only there do signal handlers run.
-IN_OTHER_THREADS = {"metrics"}
 
 
-@pytest.mark.parametrize("name", sorted(modules().keys() - IN_OTHER_THREADS - {"locks"}))
+@pytest.mark.parametrize("name", sorted(modules().keys() - {"locks"}))
 def test_what_an_interrupt_could_leave_locked_is_not_used(name: str) -> None:
     used: set[str] = set()
     for node in ast.walk(ast.parse(modules()[name].read_text())):

@@ -22,8 +22,9 @@ import pytest
 import nfnet
 from nfnet import AlreadyDecidedError, ClosedError, Log, Packet, Queue, SkbInfo, inet, netns, rules
 
+from ..test_docs import ROOT
 from ..test_interrupts import WAYS, Interrupt
-from .conftest import ADDRESS, TIMEOUT, Net, collect, readable, wait_for
+from .conftest import ADDRESS, TIMEOUT, Net, cannot_run, collect, readable, wait_for
 from .test_queue import PATHS, PORT, V4, V6, Path
 
 Way = Callable[[Queue, Any], None]
@@ -457,6 +458,40 @@ def test_the_loop_is_ended_by_another_thread_at_any_moment(net: Net, end: str) -
         finally:
             done.set()
             sender.join()
+
+
+def test_interrupts_under_a_flood_while_another_thread_decides(privileges: str | None) -> None:
+    """Programs of their own: one that hangs cannot be ended from within. `python -m tests.flood 200` counts more."""
+    if privileges:
+        cannot_run(privileges)
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.flood"], timeout=TIMEOUT, capture_output=True, text=True, cwd=ROOT
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+# What was interrupted before it could be closed is closed as it is collected.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_anywhere_leaves_no_queue_bound(net: Net) -> None:
+    """Once the exception is dealt with, the queue can be opened anew."""
+    choose, interrupted = random.Random(), 0
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for _ in range(300):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, choose.uniform(1e-5, 1e-3))
+                with Queue(1, netns=net.hosts["client"]):
+                    pass
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted += 1
+            with Queue(1, netns=net.hosts["client"]):
+                pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 50
 
 
 def test_stop_and_close_before_and_after(net: Net) -> None:
