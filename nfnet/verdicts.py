@@ -155,10 +155,13 @@ class Verdicts:
         """Send what was collected; what else is at hand is pending from now on, but for the last ``waiting``."""
         with self._lock:
             self._send_decided()
+            count = len(self.at_hand) - waiting
+            if not count and not self.pending:
+                return
             # What a signal handler decides from here on waits until the lists are in order again.
             sending, self._sending = self._sending, True
             try:
-                self._make_pending(len(self.at_hand) - waiting, final)
+                self._make_pending(count, final)
             finally:
                 self._sending = sending
             self._send_decided()

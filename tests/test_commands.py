@@ -67,6 +67,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "async function": (["queue", "1", "--handler", "asyncio:sleep"], "the handler sleep is an async function"),
     "generator": (["queue", "1", "--handler", "os:fwalk"], "the handler fwalk has a yield in it"),
     "undecided": (["queue", "1", "--undecided", "accept"], "about what a --handler leaves undecided"),
+    "no mark": (["queue", "1", "--handler", "json:loads", "--mark", "1"], "--mark is for packets that are accepted"),
     "length": (["queue", "1", "--max-len", "0"], "must be in 1..4294967295"),
     "built in": (["queue", "1", "--handler", "sys:nothing"], "there is no function 'nothing' in 'sys' (built in)"),
     "rule": (["queue", "1", "--install-rule", "colour=red"], "is not name=value with one of the names hook,"),

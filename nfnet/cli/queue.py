@@ -14,9 +14,10 @@ import sys
 import time
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from .. import rules
+from ..binding import QueueBinding
 from ..checks import check_handler
 from ..errors import ArgumentError, NfnetError
 from ..packet import Packet
@@ -34,12 +35,14 @@ otherwise. Packets that the filter does not choose are let go unseen.
     nfnet queue 1 --handler my_module:decide --fail-open
 
 A handler is a function that is called with each packet that the filter
-chooses, a nfnet.Packet, and gives it its verdict, then or later. What has none
-when the command ends, packets that were not read yet among it, stays with the
-kernel, which drops it; --undecided says otherwise. Without a handler, packets
-that wait at the end are decided as all others. The module is looked for where
-Python finds modules; if it is not there, in the current directory, which then
-is the last place for all that is imported later (not under PYTHONSAFEPATH).
+chooses, a nfnet.Packet, and gives it a verdict, at once or later. Packets that
+have none when the command ends stay with the kernel, which drops them, also
+those that the handler has not seen; --undecided changes that. Without a
+handler, packets that wait at the end are decided like all others.
+
+The handler's module is looked for in Python's path. If it is not there, the
+current directory is added to the end of the path, but not if PYTHONSAFEPATH is
+set.
 
 exit status: 0 when it was told to stop, or after --count packets; 1 if the
 kernel refuses, or the handler raised; 2 for wrong arguments
@@ -47,7 +50,7 @@ kernel refuses, or the handler raised; 2 for wrong arguments
 
 
 _LAST_ROUNDS = 20  # of up to 512 packets
-_MOST_DELAYED = 65_536  # no more fit into a queue of Linux, whatever it is asked for
+_MOST_DELAYED = 65_536  # Linux 6.18 keeps no more in a queue, whatever it is asked for
 
 
 def add_to(commands: Any) -> None:
@@ -69,8 +72,8 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--undecided",
         choices=("pending", "accept", "drop"),
-        help="what becomes of packets that the handler leaves undecided, and of those that wait for it at the end;"
-        " pending ones may be decided until the end, and are dropped then [pending]",
+        help="what becomes of packets that the handler leaves undecided, and of those that wait for it at the end:"
+        " pending ones can be decided later, and are dropped at the end [pending]",
     )
     parser.add_argument("--mark", type=common.number(0, 0xFFFFFFFF), metavar="M", help="set their mark")
     chosen = parser.add_argument_group("filter")
@@ -99,16 +102,20 @@ def _run(options: argparse.Namespace) -> int:
     handler = None if options.handler is None else _load(options)
     if handler is None and options.undecided is not None:
         raise ArgumentError("--undecided is about what a --handler leaves undecided, and there is none")
+    if options.mark is not None and (handler is not None or options.verdict == "drop"):
+        raise ArgumentError("--mark is for packets that are accepted or requeued by this command, not by a handler")
     delayed = options.delay or options.jitter
-    just_accepts = handler is None and options.verdict == "accept" and options.requeue is None and options.mark is None
+    undecided: Literal["pending", "accept", "drop"] = options.undecided or "pending"
+    accepts = handler is None and options.verdict == "accept" and options.requeue is None
+    if accepts and options.mark is None and not options.loss:
+        undecided = "accept"  # also what arrives while the queue closes
     netns = options.netns
-    queue = Queue(
+    queue = _Queue(
         options.number,
         max_len=_MOST_DELAYED if options.max_len is None and delayed else options.max_len,
         fail_open=options.fail_open,
         gso=options.gso,
-        # What comes while it closes. The delayed ones are decided by themselves, and until then they are undecided.
-        undecided="accept" if just_accepts and not delayed and not options.loss else "pending",
+        undecided=undecided,
         netns=netns,
         record=options.write,
     )
@@ -128,6 +135,13 @@ def _run(options: argparse.Namespace) -> int:
             decider.finish(queue)
             common.say(_summary(queue))
     return 0
+
+
+class _Queue(Queue):
+    """A queue whose packets may wait without a verdict: its policy is for what is there when it closes."""
+
+    def _leave_undecided(self, binding: QueueBinding, packet: Packet) -> None:
+        binding.defer(packet)
 
 
 class _Decider:
