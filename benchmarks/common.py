@@ -75,7 +75,10 @@ for start in range(0, count, share):
                 continue
             if mark != (mark := next(marks)):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-            sock.send(next(data))
+            try:
+                sock.send(next(data))
+            except ConnectionRefusedError:  # for one of the last round that came when its receiver had gone
+                sock.send(next(data))
 """
 
 
