@@ -34,16 +34,10 @@ class Flusher:
         """Look after what will be collected. False if no thread is to be had: then nothing should be."""
         if not self._running:
             self._running = True
-            # Signals are for the threads of the program, so this one begins with all of them blocked. Python would
-            # notice one that came here only some time later.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
             try:
-                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
                 start_new_thread(self._run, ())
             except RuntimeError:
                 self._running = False
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self._running
 
     def forget(self) -> None:
@@ -51,6 +45,9 @@ class Flusher:
         self._running = False
 
     def _run(self) -> None:
+        # Signals are for the threads of the program: Python would notice one that came here only some time later. (The
+        # kernel gives a signal to the main thread unless that blocks it.)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         ledger = self._ledger
         before, idle = None, 0
         while idle < _LINGER and not ledger.closed:
