@@ -370,10 +370,13 @@ class Reader(ABC, Generic[B, T]):
     def _wait(self, binding: B) -> None:
         if binding.recorder is not None:
             binding.recorder.flush()  # nothing comes for a while: let it be on the disk
-        with suppress(ClosedError):  # by another thread, just now
+        try:
             poller = self._polling(binding)
             if not self._stopping:
                 poller.wait()
+        except (ClosedError, OSError):
+            if not binding.closed:  # by another thread, just now: there was nothing left to watch
+                raise
 
     def _take(self) -> int:
         """What `process` does without a handler."""
