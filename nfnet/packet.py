@@ -69,7 +69,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     @classmethod
     def from_bytes(cls: type[_Packet], raw: bytes, name_of: Callable[[int], str | None] = lambda _: None) -> _Packet:
-        """As `Message.from_bytes`. No queue waits for a verdict on the packet: giving one raises ClosedError."""
+        """As `LogMessage.from_bytes`. No queue waits for a verdict on the packet: giving one raises ClosedError."""
         self = super().from_bytes(raw, name_of)
         self._decision, self._decide = None, _decide_nothing
         return self
