@@ -605,7 +605,7 @@ def test_an_endless_pipe_takes_no_memory(pipe: Any) -> None:
 
     def handler(packet: nfnet.Packet) -> None:
         packet.accept()
-        if packet.id % 1000 == 0:
+        if packet.id % 20 == 0:
             sizes[packet.id] = tracemalloc.get_traced_memory()[0]
 
     with nfnet.Queue(1, transport=replay) as queue:
@@ -617,8 +617,11 @@ def test_an_endless_pipe_takes_no_memory(pipe: Any) -> None:
             tracemalloc.stop()
             thread.join(10)
         assert queue.counters.received == 8000
-    # A batch of packets may be there or not, 512 at most.
-    assert max(sizes[number] for number in range(6000, 9000, 1000)) < min(sizes.values()) + 512 * 600
+    # How many packets are in memory changes from moment to moment (one to 512, and what the thread writes); the least
+    # over a third of the run does not, unless something of each packet is kept.
+    first = min(size for number, size in sizes.items() if number <= 2660)
+    last = min(size for number, size in sizes.items() if number > 5320)
+    assert last < first + 5320 * 20
     assert replay.verdicts == replay.recorded == {}
 
 
