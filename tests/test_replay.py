@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import capture, inet, testing
-from nfnet.capture import LinkType, Record, Writer, netlink_header, read, scan
-from nfnet.cli import lines
-from nfnet.cli.decode import describe
+from nfnet import inet, testing
+from nfnet.captures import _pcap as capture
+from nfnet.captures._pcap import LinkType, Record, Writer, netlink_header, read, scan
+from nfnet.cli import packet_text
+from nfnet.cli.decode_command import describe
 from nfnet.protocol import netlink, nfqnl
 from nfnet.testing import log_message, packet_message
 
@@ -454,8 +455,8 @@ def test_a_simple_packet_has_no_time(tmp_path: Path) -> None:
     with nfnet.Queue(1, transport=nfnet.replay(path, realtime=True)) as queue:
         (found,) = queue
     assert (found.timestamp, found.timestamp_ns) == (None, None)
-    assert lines.line(found, recorded=True).startswith("--:--:-- ")
-    assert "@timestamp" not in json.loads(lines.ecs(found, recorded=True))
+    assert packet_text.line(found, recorded=True).startswith("--:--:-- ")
+    assert "@timestamp" not in json.loads(packet_text.ecs(found, recorded=True))
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "Pacific/Pago_Pago"])
@@ -471,8 +472,8 @@ def test_times_that_no_calendar_has(tmp_path: Path, zone: str, moment: int, monk
         patches.setenv("TZ", zone)
         time.tzset()
         try:
-            assert "UDP 192.0.2.1.40000" in lines.line(found, recorded=True)
-            json.loads(lines.ecs(found, recorded=True))
+            assert "UDP 192.0.2.1.40000" in packet_text.line(found, recorded=True)
+            json.loads(packet_text.ecs(found, recorded=True))
         finally:
             patches.undo()
             time.tzset()
