@@ -13,7 +13,7 @@ import pickle
 import select
 import threading
 import unittest.mock
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -360,6 +360,28 @@ def test_bad_verdicts_are_refused_and_nothing_is_sent(words: str) -> None:
         with pytest.raises(ValueError, match=words):
             BAD_VERDICTS[words](packet)
         assert not kernel.judged
+        packet.accept()
+        assert verdicts(kernel) == [(1, 1)]
+
+
+POSITIONAL: dict[str, Callable[[Any], None]] = {
+    "accept": lambda p: p.accept(7),
+    "repeat": lambda p: p.repeat(7),
+    "requeue": lambda p: p.requeue(2, 7),
+    "verdict": lambda p: p.verdict(1, 7),
+}
+
+
+@pytest.mark.parametrize("method", POSITIONAL)
+def test_what_a_verdict_changes_is_named(method: str) -> None:
+    """``accept(7)`` could be a mark or anything else."""
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed()
+        packet = next(iter(queue))
+        with pytest.raises(TypeError, match=rf"{method}\(\) takes . positional arguments? but . were given"):
+            POSITIONAL[method](packet)
+        assert (packet.decided, kernel.judged, queue.pending) == (None, [], [packet])
         packet.accept()
         assert verdicts(kernel) == [(1, 1)]
 
