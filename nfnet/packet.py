@@ -148,20 +148,20 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     def requeue(
         self,
-        number: int,
+        num: int,
         *,
         mark: int | None = None,
         payload: Payload | None = None,
         priority: int | None = None,
         bypass: bool = False,
     ) -> None:
-        """Hand the packet to another queue (NF_QUEUE); it gets a new id there. Other arguments as for `accept`.
+        """Hand the packet to queue ``num`` (NF_QUEUE); it gets a new id there. Other arguments as for `accept`.
 
         Where nobody listens to that queue the kernel drops it, or with ``bypass`` lets it go on.
         """
-        number = check("queue number", number, 0, 0xFFFF)
+        num = check("queue number", num, 0, 0xFFFF)
         flags = QUEUE_BYPASS if check_flag("bypass", bypass) else 0
-        self._change(number << 16 | flags | Verdict.QUEUE, mark, payload, priority)
+        self._change(num << 16 | flags | Verdict.QUEUE, mark, payload, priority)
 
     def verdict(
         self,
