@@ -41,12 +41,12 @@ from .errors import (
     NotSupportedError,
     OverrunError,
 )
-from .log import Log, LogMessage
+from .log import Log, LogMessage, LogOptions
 from .packet import Packet
 from .protocol.conntrack import Conntrack, CtInfo
 from .protocol.nfnetlink import Family, Hook
 from .protocol.nfqnl import CopyMode, SkbInfo, Verdict
-from .queue import Queue
+from .queue import Queue, QueueOptions
 from .stats import LogCounters, LogStats, LogStatus, QueueCounters, QueueStats, QueueStatus
 from .workers import Workers, run_workers
 
@@ -99,6 +99,7 @@ __all__ = [
     "Log",
     "LogCounters",
     "LogMessage",
+    "LogOptions",
     "LogStats",
     "LogStatus",
     "NetlinkSocket",
@@ -109,6 +110,7 @@ __all__ = [
     "Packet",
     "Queue",
     "QueueCounters",
+    "QueueOptions",
     "QueueStats",
     "QueueStatus",
     "Recorder",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from functools import lru_cache, partial
 from operator import length_hint
-from typing import Literal, TypeVar
+from typing import Literal, TypedDict, TypeVar
 
 from construct import Int16ub
 
@@ -135,7 +135,26 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         return self._number(NFULA.SEQ_GLOBAL)
 
 
-Handler = Callable[[LogMessage], object]
+Handler = Callable[[LogMessage], None]
+"""A plain function. One that returns something is refused by type checkers, so that no async function is taken."""
+
+
+class LogOptions(TypedDict, total=False):
+    """All options of `Log`, for functions that hand them on: ``**options: Unpack[nfnet.LogOptions]``."""
+
+    copy_range: int
+    copy_mode: CopyMode | int
+    timeout: float | None
+    threshold: int | None
+    buffer_size: int | None
+    rcvbuf: int | None
+    sequence: bool
+    global_sequence: bool
+    conntrack: bool
+    on_overrun: Literal["count", "raise", "ignore"]
+    netns: Netns | None
+    transport: Transport | None
+    record: str | os.PathLike[str] | None
 
 
 class LogBinding(Binding[LogMessage, LogStatus]):
@@ -360,7 +379,9 @@ class Log(Reader[LogBinding, LogMessage]):
         """
         return self._drive(handler, block=False)
 
-    def _hand_out(self, binding: LogBinding, portion: Iterator[LogMessage], handler: Handler) -> None:
+    def _hand_out(
+        self, binding: LogBinding, portion: Iterator[LogMessage], handler: Callable[[LogMessage], object]
+    ) -> None:
         result: object = None
         for message in portion:
             result = handler(message)

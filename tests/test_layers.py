@@ -15,6 +15,7 @@ ROOT = Path(nfnet.__file__).parent
 
 # Each module may import those before it.
 ORDER = [
+    "_typing",
     "_printable",
     "errors",
     "_arguments",

@@ -58,7 +58,7 @@ class Attribute(NamedTuple):
 
     number: int
     name: str
-    schema: Construct[Any, Any]
+    schema: Construct  # which is generic for type checkers alone
     meaning: str
     nested: Table | None = None
 
