@@ -312,11 +312,11 @@ def test_messages_come_in_order_until_stop() -> None:
 def test_process_without_a_handler_keeps_messages() -> None:
     kernel = LogKernel()
     with Log(5, transport=kernel) as log:
-        assert log.process() == 0
+        assert log.fetch() == 0
         kernel.deliver(log_message(MARK=1) + log_message(MARK=2) + DONE)
-        assert log.process() == 2
+        assert log.fetch() == 2
         kernel.deliver(log_message(MARK=3))
-        assert log.process() == 3
+        assert log.fetch() == 3
         assert [message.mark for message in itertools.islice(log, 3)] == [1, 2, 3]
 
 

@@ -58,7 +58,7 @@ def test_privilege_dropped_after_binding(net: Net) -> None:
             drop_capabilities()
             packet.accept()
             with pytest.raises(nfnet.NotPermittedError, match="deciding packets of queue 1"):
-                queue.process()
+                queue.fetch()
             assert queue.counters.refused == {errno.EPERM: 1}
             os._exit(0)  # the rule cannot be removed any more
 
