@@ -2,11 +2,11 @@
 
     python -m tests.branch_coverage [arguments of pytest]
 
-Runs pytest in this process and prints what was covered. The exit status is 1 if a test failed or a file of nfnet/_core is
-below 95 %. Needs root for the live tests, as ``make test`` does.
+Runs pytest in this process and prints what was covered. The exit status is 1 if a test failed or a file of nfnet/_core
+is below 95 %. Needs root for the live tests, as ``make test`` does.
 
-coverage sees the threads of the module `threading` only. The flusher's is started by `_thread`, so this module gives it the
-tracer too. What runs in forked children is not counted.
+coverage sees the threads of the module `threading` only. The flusher's is started by `_thread`, so this module gives
+it the tracer too. What runs in forked children is not counted.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEAST = 95
 # What has to do with queues and logs; not the tests that trace the interpreter themselves.
-UNIT = ("aio", "compat_netfilterqueue", "compat_nflogr", "errors", "families", "locks", "log", "loss", "neighbours", "packet")
-UNIT += ("queue", "replay", "testing", "workers")
+UNIT = ("aio", "compat_netfilterqueue", "compat_nflogr", "errors", "families", "locks", "log", "loss", "neighbours")
+UNIT += ("packet", "queue", "replay", "testing", "workers")
 LIVE = ("aio", "faults", "log", "process", "queue", "sockets")
 TESTS = [*(f"tests/test_{name}.py" for name in UNIT), *(f"tests/live/test_{name}.py" for name in LIVE)]
 
