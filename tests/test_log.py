@@ -445,7 +445,10 @@ def test_any_bytes_raise_nothing_but_our_errors(noise: bytes, place: int) -> Non
     kernel = LogKernel(ends=True)
     kernel.trusted = False
 
+    seen: list[LogMessage] = []
+
     def handler(message: LogMessage) -> None:
+        seen.append(message)
         for name in dir(LogMessage):
             if isinstance(getattr(LogMessage, name), property):
                 with contextlib.suppress(nfnet.NfnetError):
@@ -458,3 +461,4 @@ def test_any_bytes_raise_nothing_but_our_errors(noise: bytes, place: int) -> Non
         for _ in range(3):
             with contextlib.suppress(nfnet.NfnetError):
                 log.run(handler)
+        assert log.counters.received == len(seen)

@@ -1046,6 +1046,8 @@ def test_no_recording_raises_anything_but_our_errors(noise: bytes, place: int) -
         for _ in range(3):
             with contextlib.suppress(nfnet.NfnetError):
                 queue.process(handler)
+        assert queue.counters.received == queue.counters.accepted
+        assert not queue.pending
 
 
 # --- the rules of coalescing, at large
