@@ -44,7 +44,7 @@ from .errors import (
 from .log import Log, LogMessage, LogOptions
 from .packet import Packet
 from .protocol.conntrack import Conntrack, CtInfo
-from .protocol.nfnetlink import Family, Hook
+from .protocol.nfnetlink import ArpHook, Family, Hook, NetdevHook
 from .protocol.nfqnl import CopyMode, SkbInfo, Verdict
 from .queue import Queue, QueueOptions
 from .stats import LogCounters, LogStats, LogStatus, QueueCounters, QueueStats, QueueStatus
@@ -82,6 +82,7 @@ __all__ = [
     "AlreadyDecidedError",
     "ArgumentError",
     "ArgumentTypeError",
+    "ArpHook",
     "AsyncLog",
     "AsyncQueue",
     "BusyError",
@@ -102,6 +103,7 @@ __all__ = [
     "LogOptions",
     "LogStats",
     "LogStatus",
+    "NetdevHook",
     "NetlinkSocket",
     "NfnetError",
     "NotPermittedError",

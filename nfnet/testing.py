@@ -31,7 +31,7 @@ from .log import Log
 from .protocol import netlink, nfnetlink, nfqnl, nfulnl
 from .protocol.layout import build_attribute
 from .protocol.nfnetlink import Hook
-from .protocol.nfqnl import NFQA, NFQA_CFG, Command, Verdict
+from .protocol.nfqnl import NFQA, NFQA_CFG, VERDICTS, Command
 from .queue import Handler, Queue, WorkerOptions
 
 # --- packets from plain bytes
@@ -272,7 +272,7 @@ class FakeKernel(Transport):
         assert header.seq == 0
         verdict = values.pop(NFQA.VERDICT_HDR)
         word = verdict.verdict
-        if word & 0xFF not in list(Verdict):
+        if word & 0xFF not in VERDICTS:
             self.deliver(error_message(errno.EINVAL, message))
             return
         if header.type == nfqnl.MSG_VERDICT_BATCH:

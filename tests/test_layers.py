@@ -19,6 +19,7 @@ ORDER = [
     "_printable",
     "errors",
     "_arguments",
+    "protocol.enumerations",
     "protocol.netlink",
     "protocol.layout",
     "protocol.nfnetlink",
