@@ -1231,3 +1231,19 @@ def test_an_interrupted_verdict_is_not_lost_behind_pending_packets() -> None:
     kept[0]._decision = nfnet.packet.ACCEPT  # likewise, while no loop runs
     queue.close()
     assert sorted(verdicts(kernel)) == [(1, 1), (11, 1)]
+
+
+def test_repr_says_how_many_wait() -> None:
+    kernel = FakeKernel()
+    queue = Queue(7, transport=FakeKernel(num=7))
+    assert repr(queue) == "<Queue 7: closed>"
+    with Queue(1, transport=kernel) as queue:
+        assert repr(queue) == "<Queue 1: open, 0 waiting>"
+        kernel.feed(3)
+        queue.fetch()
+        assert repr(queue) == "<Queue 1: open, 3 waiting>"
+        packets = list(itertools.islice(queue, 2))
+        packets[0].accept()
+        queue.flush()
+        assert repr(queue) == "<Queue 1: open, 2 waiting>"  # one with the program, and one that nobody has seen
+    assert repr(queue) == "<Queue 1: closed>"

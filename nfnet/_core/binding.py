@@ -176,5 +176,5 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
                     self.recorder.close()
 
     def waiting(self) -> int:
-        """How many of `ready` are still to come."""
+        """How many wait for the handler; those of a queue also for its verdict."""
         return length_hint(self.ready)
