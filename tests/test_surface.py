@@ -32,7 +32,13 @@ PUBLIC = (
         "nfnet.doctor",
     ),
     *("nfnet.errors", "nfnet.inet", "nfnet.log", "nfnet.metrics", "nfnet.netns", "nfnet.packet", "nfnet.protocol"),
-    *("nfnet.protocol.conntrack", "nfnet.protocol.nfnetlink", "nfnet.protocol.nfqnl", "nfnet.protocol.nfulnl"),
+    *(
+        "nfnet.protocol.enumerations",
+        "nfnet.protocol.conntrack",
+        "nfnet.protocol.nfnetlink",
+        "nfnet.protocol.nfqnl",
+        "nfnet.protocol.nfulnl",
+    ),
     *("nfnet.queue", "nfnet.rules", "nfnet.stats", "nfnet.testing", "nfnet._io.transport", "nfnet.workers"),
 )
 
