@@ -27,7 +27,7 @@ from nfnet.collect import sqlite
 from nfnet.log import LogMessage
 
 from .conftest import FIXTURES
-from .test_capture import recording
+from .test_captures import recording
 from .test_replay import cut_file, mixed
 
 COMMANDS = ("queue", "log", "record", "replay", "decode", "rules", "stats", "doctor", "run", "demo")

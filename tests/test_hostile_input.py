@@ -39,7 +39,7 @@ from nfnet.protocol.netlink import PREFIX
 from nfnet.stats import LogStatus, QueueStatus
 
 from .conftest import FIXTURES
-from .test_capture import block, interface, pcap, section
+from .test_captures import block, interface, pcap, section
 
 NASTY = "\x1b[2J\x9b31m\n\r\x07\u202e\u2066\udc9b\udcff\0"
 NASTY_BYTES = NASTY.encode("utf-8", "surrogateescape")
