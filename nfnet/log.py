@@ -386,9 +386,11 @@ class Log(Reader[LogBinding, LogMessage]):
         return self._bound_or_last().counters()
 
     def stats(self) -> LogStats:
-        """The counters, and what the kernel says of this group, if it is open and that may be read."""
+        """The counters, and what the kernel says of this group and its socket; see `Queue.stats`."""
         binding = self._binding
-        return LogStats(self.counters, None if binding is None else binding.status())
+        if binding is None:
+            return LogStats(self.counters, None, None)
+        return LogStats(self.counters, binding.status(), binding.transport.socket_status())
 
 
 def _centiseconds(timeout: float) -> int:

@@ -522,9 +522,14 @@ class Queue(Reader[QueueBinding, Packet]):
         return self._bound_or_last().counters()
 
     def stats(self) -> QueueStats:
-        """The counters, and what the kernel says of this queue, if it is open and that may be read."""
+        """The counters, and what the kernel says of this queue and its socket, as far as it may be known.
+
+        Needs no privilege: what only root may read is None. Raises ClosedError if the queue was never open.
+        """
         binding = self._binding
-        return QueueStats(self.counters, None if binding is None else binding.status())
+        if binding is None:
+            return QueueStats(self.counters, None, None)
+        return QueueStats(self.counters, binding.status(), binding.transport.socket_status())
 
 
 def apply_policy(policy: str, packet: Packet) -> None:
