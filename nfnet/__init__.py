@@ -24,6 +24,7 @@ from . import inet, rules, stats
 from ._core.message import Vlan
 from ._io.netlink_socket import NetlinkSocket
 from ._io.transport import Transport
+from .captures import Decided, Recorder, Replay, record, replay
 from .errors import (
     AckTimeoutError,
     AlreadyDecidedError,
@@ -46,8 +47,6 @@ from .protocol.conntrack import Conntrack, CtInfo
 from .protocol.nfnetlink import Family, Hook
 from .protocol.nfqnl import CopyMode, SkbInfo, Verdict
 from .queue import Queue
-from .recorder import Recorder, record
-from .replay import Decided, Replay, replay
 from .stats import LogCounters, LogRow, LogStats, QueueCounters, QueueRow, QueueStats
 from .workers import Workers, run_workers
 

@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+from ._arguments import check
 from ._core.async_reader import AsyncReader, Session
-from .checks import check
 from .errors import AlreadyDecidedError, ClosedError
 from .log import Log, LogMessage
 from .packet import Packet

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from . import nftables, rules
+from . import rules
 from ._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from .errors import KernelError, NfnetError, NotPermittedError, NotSupportedError
 from .netns import Netns, call_in, create
@@ -18,6 +18,8 @@ from .protocol.netlink import Flag
 from .protocol.nfnetlink import build_message
 from .protocol.nfqnl import NFQA, Command, QueueFlag
 from .protocol.nfulnl import LogFlag
+from .rules import _nftables
+from .rules._rule import queues_of
 from .stats import QueueRow, log_rows, process, queue_rows
 
 _CAP_NET_ADMIN = 12
@@ -199,8 +201,8 @@ def _fed_queues() -> dict[int, bool]:
     sock = NetlinkSocket()
     try:
         found: dict[int, bool] = {}
-        for name, values in nftables.expressions(sock):
-            numbers, flags = rules.queues_of(name, values)
+        for name, values in _nftables.expressions(sock):
+            numbers, flags = queues_of(name, values)
             for number in numbers:
                 found[number] = found.get(number, True) and bool(flags & 1)
         return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno as _errno
 import os
 
-from .text import printable
+from ._printable import printable
 
 # The kernel's internal ENOTSUPP: it leaks to user space from nfnetlink, and no libc has a text for it.
 ENOTSUPP = 524

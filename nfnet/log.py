@@ -11,20 +11,28 @@ from typing import Literal, TypeVar
 
 from construct import Int16ub
 
+from ._arguments import check, check_choice, check_flag, check_result, shown
 from ._core.bind import Request
 from ._core.binding import Binding
-from ._core.message import Message, Recorded, enum_member
+from ._core.message import Message, enum_member
 from ._core.reader import Reader
 from ._io.netlink_socket import MAX_DATAGRAM
-from ._io.transport import Transport
-from .checks import check, check_choice, check_flag, check_result, shown
+from ._io.transport import Recorded, Transport
 from .errors import ArgumentError, DecodeError
 from .netns import Netns
 from .protocol import netlink, nfulnl
 from .protocol.layout import compile_struct
 from .protocol.nfnetlink import BODY, Family, Hook
 from .protocol.nfqnl import Command, CopyMode
-from .protocol.nfulnl import MAX_BUFFER_SIZE, MAX_TIMEOUT, MIN_BUFFER_SIZE, MSG_PACKET, NFULA, NFULA_TABLE, LogFlag
+from .protocol.nfulnl import (
+    MAX_BUFFER_SIZE,
+    MAX_TIMEOUT,
+    MIN_BUFFER_SIZE,
+    MSG_PACKET,
+    NFULA,
+    NFULA_TABLE,
+    LogFlag,
+)
 from .stats import LogCounters, LogRow, LogStats, log_rows, own_row
 
 _EGRESS = 1  # hooks of the netdev and ARP families in which the payload begins with the link-layer header

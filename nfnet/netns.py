@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol, TypeVar
 
+from ._arguments import check, wrong_type
 from ._io.locks import uninterrupted
 from ._io.native import thread
-from .checks import check, wrong_type
 from .errors import ArgumentError, KernelError, NotPermittedError, kernel_error
 
 CLONE_NEWUSER = 0x10000000

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from . import inet, scapys
+from . import inet
+from ._arguments import check, check_flag
 from ._core.batching import ACCEPT, DROP, Decision, decide, decide_with
 from ._core.message import FAMILY, Message, Vlan, enum_member
-from .checks import check, check_flag
 from .errors import AlreadyDecidedError, ArgumentError, ClosedError
+from .inet import _scapy
 from .protocol import nfqnl
 from .protocol.conntrack import CTA
 from .protocol.layout import compile_struct
@@ -211,7 +212,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         if priority is not None:
             priority = check("priority", priority, 0, 0xFFFFFFFF)
         attributes: list[tuple[int, bytes]] = []
-        if payload is not None and (scapys.is_scapy(payload) or payload != self.payload):
+        if payload is not None and (_scapy.is_scapy(payload) or payload != self.payload):
             attributes.append((NFQA.PAYLOAD, self._check_payload(payload)))
         if vlan is not None or l2header is not None:
             attributes += self._link_layer(vlan, l2header)
@@ -298,8 +299,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     def _check_payload(self, payload: Any) -> bytes:
         self._check_segments()
-        if scapys.is_scapy(payload):
-            if not scapys.may_begin(payload, ip=self.family in (Family.IPV4, Family.IPV6)):
+        if _scapy.is_scapy(payload):
+            if not _scapy.may_begin(payload, ip=self.family in (Family.IPV4, Family.IPV6)):
                 text = f"payload begins with {payload.name}, and must begin with the network header"
                 raise ArgumentError(f"{text}: of a frame of scapy's that is behind the link layer, frame.payload")
             payload = self._build(payload)
@@ -328,7 +329,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     def _build(self, theirs: Any) -> bytes:
         """The bytes of a packet of scapy's, with lengths and checksums as the kernel wants them."""
-        payload = scapys.build(theirs)
+        payload = _scapy.build(theirs)
         packet = self._ip_packet(payload)
         if not packet or SkbInfo.GSO not in self.skbinfo:
             return payload

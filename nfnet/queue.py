@@ -14,6 +14,7 @@ from functools import partial
 from operator import length_hint
 from typing import ClassVar, Literal
 
+from ._arguments import check, check_choice, check_flag, check_result
 from ._core.bind import Request
 from ._core.binding import Binding
 from ._core.flusher import Flusher
@@ -22,7 +23,6 @@ from ._core.reader import Reader
 from ._io.moves import END
 from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP, new_socket
 from ._io.transport import Transport
-from .checks import check, check_choice, check_flag, check_result
 from .errors import AlreadyDecidedError, ClosedError, DecodeError, NfnetError, kernel_error
 from .netns import Netns
 from .packet import Packet

@@ -24,6 +24,7 @@ from typing import Any
 from . import inet
 from ._io.locks import RLock
 from ._io.transport import Transport
+from .captures._replay import Decided, Replay
 from .errors import ArgumentError, CaptureError, ClosedError, kernel_error
 from .log import Log
 from .packet import Packet
@@ -32,7 +33,6 @@ from .protocol.layout import build_attribute
 from .protocol.nfnetlink import Hook
 from .protocol.nfqnl import NFQA, NFQA_CFG, Command, Verdict
 from .queue import Queue
-from .replay import Decided, Replay
 
 # --- packets from plain bytes
 

@@ -14,8 +14,8 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any
 
+from ._arguments import check, check_handler
 from ._io.poller import Poller
-from .checks import check, check_handler
 from .errors import ArgumentError, ClosedError, NfnetError
 from .packet import Packet
 from .queue import Queue

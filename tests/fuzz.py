@@ -36,15 +36,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import nfnet
-from nfnet import Transport, cli, inet, nftables, rules
-from nfnet.capture import Record, netfilter_datagram, read
-from nfnet.cli import common, decode
-from nfnet.compat import netfilterqueue, nflogdata
+from nfnet import Transport, cli, inet, rules
+from nfnet.captures._pcap import Record, netfilter_datagram, read
+from nfnet.captures._recorder import _verdicts
+from nfnet.cli import decode_command
+from nfnet.cli.command_line import rule_words
+from nfnet.compat import _nflogdata as nflogdata
+from nfnet.compat import netfilterqueue
 from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl
 from nfnet.protocol.nfnetlink import BODY, Attribute, Table
 from nfnet.protocol.nfqnl import NFQA, NFQA_TABLE
 from nfnet.protocol.nfulnl import NFULA, NFULA_TABLE
-from nfnet.recorder import _verdicts
+from nfnet.rules import _nftables as nftables
 from nfnet.testing import FakeKernel, FedQueue, packet_message, tcp, udp
 
 from .swap import turn
@@ -608,7 +611,9 @@ def run_command(*arguments: str) -> Callable[[bytes, bool], None]:
 
 
 def show_fields(data: bytes, look: bool) -> None:
-    for line in decode.describe(data[: len(data) * 3 // 4], len(data)) if look else decode.describe(data):
+    for line in (
+        decode_command.describe(data[: len(data) * 3 // 4], len(data)) if look else decode_command.describe(data)
+    ):
         assert line.isprintable(), line
 
 
@@ -634,7 +639,7 @@ def parse_arguments(data: bytes, look: bool) -> None:
 def parse_words(data: bytes, look: bool) -> None:
     for rule in (rules.queue, rules.log):
         try:
-            found = common.rule_words(text_of(data), rule)
+            found = rule_words(text_of(data), rule)
         except argparse.ArgumentTypeError as error:
             failed = str(error)
             continue

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import nfnet
 from nfnet._io.netlink_socket import SO_RCVBUFFORCE, SO_SNDBUFFORCE, SO_TIMESTAMP, socket_options
-from nfnet.capture import netfilter_datagram, read
-from nfnet.cli.decode import describe
+from nfnet.captures._pcap import netfilter_datagram, read
+from nfnet.cli.decode_command import describe
 from nfnet.errors import DecodeError
 from nfnet.protocol import byteorder, layout, netlink, nfqnl
 from nfnet.protocol.netlink import HOST

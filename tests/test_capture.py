@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import nfnet
 from nfnet import inet
-from nfnet.capture import LinkType, Record, Writer, netlink_header, read
+from nfnet.captures._pcap import LinkType, Record, Writer, netlink_header, read
 from nfnet.protocol import layout, nfqnl
 from nfnet.testing import FakeKernel, log_message, packet_message
 

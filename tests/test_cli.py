@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nfnet
-from nfnet.cli import demo, main
+from nfnet.cli import demo_command, main
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,5 +51,5 @@ def test_demo_says_what_is_missing_and_replays(
 
 def test_the_script_of_the_demo_is_that_of_the_readme() -> None:
     blocks = (ROOT / "README.md").read_text().split("```python\n")
-    assert blocks[1].split("```")[0] == demo.script()
-    assert len([line for line in demo.script().splitlines() if line]) <= 15
+    assert blocks[1].split("```")[0] == demo_command.script()
+    assert len([line for line in demo_command.script().splitlines() if line]) <= 15

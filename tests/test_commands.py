@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from nfnet import rules, testing
-from nfnet.capture import LinkType, Writer, netlink_header
-from nfnet.cli import common, lines
-from nfnet.cli import log as log_command
-from nfnet.cli.decode import describe
+from nfnet.captures._pcap import LinkType, Writer, netlink_header
+from nfnet.cli import log_command, packet_text
+from nfnet.cli.command_line import netns, rule_words
+from nfnet.cli.decode_command import describe
 from nfnet.log import LogMessage
 
 from .conftest import FIXTURES
@@ -391,17 +391,17 @@ def test_decode_of_a_nested_attribute_and_unknown_ones() -> None:
 
 def test_what_a_rule_or_a_packet_says_cannot_command_the_terminal() -> None:
     message = LogMessage.from_bytes(testing.log_message(testing.udp(), prefix="\x1b[2Jred\x07\udcff"))
-    text = lines.line(message)
+    text = packet_text.line(message)
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "[1b]" in text
     text.encode()
-    json.loads(lines.ecs(message))
+    json.loads(packet_text.ecs(message))
 
 
 def test_lines_of_other_packets() -> None:
     def contents(payload: bytes) -> str:
-        return lines.contents(LogMessage.from_bytes(testing.log_message(payload)))
+        return packet_text.contents(LogMessage.from_bytes(testing.log_message(payload)))
 
     assert contents(b"") == "0 bytes that are no IP packet"
     assert contents(testing.tcp(flags=0x12)) == "TCP 192.0.2.1.40000 > 192.0.2.2.80 [SYN.ACK] 40 bytes"
@@ -410,7 +410,7 @@ def test_lines_of_other_packets() -> None:
 
 def test_rules_in_words() -> None:
     words = "hook=output protocol=udp destination_port=1-5 source=192.0.2.0/24 mark=0x7"
-    assert common.rule_words(f"{words} state=new,related uid=0 priority=-5") == {
+    assert rule_words(f"{words} state=new,related uid=0 priority=-5") == {
         "hook": "output",
         "protocol": "udp",
         "destination_port": "1-5",
@@ -421,26 +421,26 @@ def test_rules_in_words() -> None:
         "priority": -5,
     }
     with pytest.raises(argparse.ArgumentTypeError, match="needs protocol"):
-        common.rule_words("destination_port=5")
+        rule_words("destination_port=5")
     with pytest.raises(argparse.ArgumentTypeError, match="mark: 'x' is no number"):
-        common.rule_words("mark=x")
-    assert common.rule_words("protocol=47 uid=root") == {"protocol": 47, "uid": "root"}
+        rule_words("mark=x")
+    assert rule_words("protocol=47 uid=root") == {"protocol": 47, "uid": "root"}
 
 
 def test_rules_in_words_say_whether_they_fail_open() -> None:
-    assert common.rule_words("bypass=no balance=cpu") == {"bypass": False, "balance": "cpu"}
-    assert common.rule_words("bypass=yes") == {"bypass": True}
+    assert rule_words("bypass=no balance=cpu") == {"bypass": False, "balance": "cpu"}
+    assert rule_words("bypass=yes") == {"bypass": True}
     for word in ("bypass=No", "bypass=0", "bypass=", "bypass"):
         with pytest.raises(argparse.ArgumentTypeError, match="neither yes nor no|name=value"):
-            common.rule_words(word)
+            rule_words(word)
     with pytest.raises(argparse.ArgumentTypeError, match="uid never matches at the hook 'input'"):
-        common.rule_words("hook=input uid=0")
+        rule_words("hook=input uid=0")
     with pytest.raises(argparse.ArgumentTypeError, match="only logged"):
-        common.rule_words("hook=ingress in_interface=lo")
+        rule_words("hook=ingress in_interface=lo")
 
 
 def test_rules_that_log_in_words() -> None:
-    assert common.rule_words("hook=ingress in_interface=lo prefix='web: ' snaplen=60 threshold=9", rules.log) == {
+    assert rule_words("hook=ingress in_interface=lo prefix='web: ' snaplen=60 threshold=9", rules.log) == {
         "hook": "ingress",
         "in_interface": "lo",
         "prefix": "web: ",
@@ -454,7 +454,7 @@ def test_rules_that_log_in_words() -> None:
         ("threshold=0", rules.log, "threshold is 0"),
     ):
         with pytest.raises(argparse.ArgumentTypeError, match=error):
-            common.rule_words(text, rule)
+            rule_words(text, rule)
 
 
 @pytest.mark.parametrize("words", [["--prefix", "a"], ["--prefix", "a", "--install-rule", "hook=input prefix=b"]])
@@ -465,9 +465,9 @@ def test_a_prefix_is_for_the_rule_and_said_once(words: list[str]) -> None:
 
 
 def test_a_number_is_a_process_for_the_command() -> None:
-    assert common.netns("7") == "/proc/7/ns/net"
-    assert common.netns("blue") == "blue"
-    assert common.netns("/run/netns/7") == "/run/netns/7"
+    assert netns("7") == "/proc/7/ns/net"
+    assert netns("blue") == "blue"
+    assert netns("/run/netns/7") == "/run/netns/7"
 
 
 def test_the_shell_completes(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import nfnet.compat
-from nfnet.compat.run import environment
+from nfnet.compat._run import environment
 
 WAYS = {"module": ["-m", "nfnet.compat"], "command": ["-m", "nfnet", "run"]}
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from nfnet import ArgumentError, ClosedError, LogMessage, Packet, inet, testing
-from nfnet.cli import decode, lines
+from nfnet.cli import decode_command, packet_text
 
 IPV4, IPV6, ARP, NETDEV, BRIDGE = 2, 10, 3, 5, 7
 V4, V6 = testing.udp(b"four"), testing.udp(b"six", source="fd00::1", destination="fd00::2")
@@ -103,7 +103,7 @@ def test_properties(case: Case, kind: str) -> None:
 @every_case
 def test_lines_and_json(case: Case, kind: str) -> None:
     packet = message(case, kind)
-    found, line = json.loads(lines.ecs(packet)), lines.line(packet)
+    found, line = json.loads(packet_text.ecs(packet)), packet_text.line(packet)
     assert ("source" in found, "192.0.2." in line or "fd00::" in line) == (case.ip is not None,) * 2
     if case.ip is None:
         assert f"{len(case.payload)} bytes that are no IP packet" in line
@@ -114,7 +114,7 @@ def test_lines_and_json(case: Case, kind: str) -> None:
 
 @every_case
 def test_decode(case: Case, kind: str) -> None:
-    (row,) = (text for text in decode.describe(message(case, kind).raw) if "_PAYLOAD" in text)
+    (row,) = (text for text in decode_command.describe(message(case, kind).raw) if "_PAYLOAD" in text)
     assert ("UDP" in row or "protocol" in row) == (case.ip is not None)
     assert ("no IP packet" in row) == (case.ip is None)
 
@@ -149,7 +149,7 @@ def test_a_message_that_does_not_say_what_it_has() -> None:
     header = whole[20:28]
     cut = (len(whole) - 8).to_bytes(4, sys.byteorder) + whole[4:20] + whole[28:]
     assert header[4:6] == b"\x08\0"
-    (row,) = (text for text in decode.describe(cut) if "_PAYLOAD" in text)
+    (row,) = (text for text in decode_command.describe(cut) if "_PAYLOAD" in text)
     assert "damaged" in row
     as_ipv4 = LogMessage.from_bytes(cut[:16] + bytes([IPV4]) + cut[17:])
     assert as_ipv4.ip is not None
@@ -159,7 +159,7 @@ def test_a_verdict_does_not_say_what_its_payload_is(nfnet_queue: Any) -> None:
     nfnet_queue.feed(V4, family=BRIDGE)
     nfnet_queue.run(lambda packet: packet.accept(payload=packet.rewrite(ttl=9)))
     nfnet_queue.queue.flush()
-    (row,) = (text for text in decode.describe(nfnet_queue.kernel.sent[-1]) if "_PAYLOAD" in text)
+    (row,) = (text for text in decode_command.describe(nfnet_queue.kernel.sent[-1]) if "_PAYLOAD" in text)
     assert "32 bytes, if it is IP: UDP 192.0.2.1.40000 > 192.0.2.2.9 32 bytes" in row
 
 
@@ -182,7 +182,7 @@ def test_the_length_of_a_cut_packet_that_does_not_say_it() -> None:
         assert (packet.ip.length, packet.cap_len) == (99_000, 99_000 + len(front))
         assert packet.tcp is not None
         assert packet.tcp.data == bytes(1000)
-        assert "TCP 192.0.2.1.40000 > 192.0.2.2.80 [ACK] 99000 bytes" in lines.line(packet)
-        assert json.loads(lines.ecs(packet))["network"]["bytes"] == 99_000
+        assert "TCP 192.0.2.1.40000 > 192.0.2.2.80 [ACK] 99000 bytes" in packet_text.line(packet)
+        assert json.loads(packet_text.ecs(packet))["network"]["bytes"] == 99_000
         with pytest.raises(ArgumentError, match="were copied"):
             packet.rewrite(ttl=9)

@@ -10,7 +10,7 @@ import pytest
 
 import nfnet
 from nfnet import Log, Packet, Queue
-from nfnet.capture import netfilter_datagram, read
+from nfnet.captures._pcap import netfilter_datagram, read
 from nfnet.protocol import netlink
 
 from .conftest import FIXTURES

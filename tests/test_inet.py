@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nfnet import inet
 from nfnet.errors import ArgumentError
-from nfnet.inet import headers
+from nfnet.inet import _headers as headers
 
 
 def plain_sum(data: bytes) -> int:

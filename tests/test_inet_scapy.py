@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from nfnet import SkbInfo, inet, scapys, testing
+from nfnet import SkbInfo, inet, testing
 from nfnet.errors import ArgumentError
+from nfnet.inet import _scapy as scapys
 
 from .test_inet import plain_sum
 

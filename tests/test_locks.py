@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import Queue, netns, recorder, testing
+from nfnet import Queue, netns, testing
 from nfnet._io.locks import RLock, uninterrupted
-from nfnet.capture import LinkType, Writer
+from nfnet.captures import _recorder as recorder
+from nfnet.captures._pcap import LinkType, Writer
 from nfnet.compat import nflogr
 
 from .kernel import FakeKernel

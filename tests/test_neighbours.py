@@ -25,17 +25,17 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import capture, cli, doctor, metrics, rules, testing
+from nfnet import cli, doctor, metrics, rules, testing
 from nfnet._io import private_files
-from nfnet.capture import LinkType, Writer, read
-from nfnet.cli import decode, lines
-from nfnet.cli import log as log_command
+from nfnet._printable import printable
+from nfnet.captures import _pcap as capture
+from nfnet.captures._pcap import LinkType, Writer, read
+from nfnet.cli import decode_command, log_command, packet_text
 from nfnet.log import LogMessage
 from nfnet.netns import Netns
 from nfnet.protocol import nfqnl
 from nfnet.protocol.netlink import PREFIX
 from nfnet.stats import LogRow, QueueRow
-from nfnet.text import printable
 
 from .conftest import FIXTURES
 from .test_capture import block, interface, pcap, section
@@ -85,13 +85,13 @@ def hostile_packet() -> nfnet.Packet:
 
 def test_lines() -> None:
     for item in (hostile_message(), hostile_packet()):
-        for text in (lines.line(item, recorded=True), lines.ecs(item), repr(item)):
+        for text in (packet_text.line(item, recorded=True), packet_text.ecs(item), repr(item)):
             assert text.isprintable()
             text.encode()
 
 
 def test_reprs_of_the_other_packages_apis() -> None:
-    from nfnet.compat import nflogdata
+    from nfnet.compat import _nflogdata as nflogdata
 
     message = hostile_message()
     assert repr(nflogdata.wrap(message)).isprintable()
@@ -107,7 +107,7 @@ def test_decode_of_all_that_has_text() -> None:
         testing.log_message(testing.udp(NASTY_BYTES), prefix=NASTY),
         testing.packet_message(1, EXP=[{"type": 1, "data": NASTY_BYTES}, {"type": 2, "data": b""}]),
     ):
-        for line in decode.describe(datagram):
+        for line in decode_command.describe(datagram):
             assert line.isprintable(), line
 
 
@@ -124,7 +124,7 @@ def test_errors_that_a_recording_puts_into_the_kernels_mouth() -> None:
     with pytest.raises(nfnet.KernelError, match="the kernel says") as caught:
         fed.run(print)
     assert str(caught.value).isprintable()
-    text = "\n".join(decode.describe(answer_that_says(NASTY_BYTES)))
+    text = "\n".join(decode_command.describe(answer_that_says(NASTY_BYTES)))
     assert "the kernel says" in text
     assert is_harmless(text)
 
@@ -169,7 +169,7 @@ def test_stats_and_doctor(hostile_process: int, monkeypatch: pytest.MonkeyPatch,
     def log_rows(_: Netns | None) -> list[LogRow]:
         return [LogRow(1, hostile_process, 0, nfnet.CopyMode.PACKET, 65535, 1.0)]
 
-    for module in ("cli.stats", "doctor"):
+    for module in ("cli.stats_command", "doctor"):
         monkeypatch.setattr(f"nfnet.{module}.queue_rows", queue_rows)
         monkeypatch.setattr(f"nfnet.{module}.log_rows", log_rows)
     status, text = screen("stats", *more)
@@ -445,7 +445,7 @@ def test_paths_are_what_they_are_to_the_kernel(tmp_path: Path, monkeypatch: pyte
 
 def test_descriptors_by_name_are_written_to(tmp_path: Path) -> None:
     for name in ("/dev/stdout", "/proc/self/fd/1", "/dev/fd/1"):
-        code = f"from nfnet.capture import *; Writer({name!r}, LinkType.RAW).close()"
+        code = f"from nfnet.captures._pcap import *; Writer({name!r}, LinkType.RAW).close()"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
         assert len(done.stdout) == 24 or done.stdout.startswith(b"\n\r\r\n")
     before = len(os.listdir("/proc/self/fd"))
@@ -504,7 +504,7 @@ ROOT = Path(nfnet.__file__).parent
 CODE = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "yaml", "jsonpickle", "code", "runpy", "imp"}
 CALLS = {"eval", "exec", "compile", "__import__"}
 # A handler that the user names, and our own modules that are imported late.
-IMPORTERS = {"__init__.py", "cli/queue.py", "compat/__init__.py"}
+IMPORTERS = {"__init__.py", "cli/queue_command.py", "compat/__init__.py"}
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))

@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import capture, inet, testing
-from nfnet.capture import LinkType, Record, Writer, netlink_header, read, scan
-from nfnet.cli import lines
-from nfnet.cli.decode import describe
+from nfnet import inet, testing
+from nfnet.captures import _pcap as capture
+from nfnet.captures._pcap import LinkType, Record, Writer, netlink_header, read, scan
+from nfnet.cli import packet_text
+from nfnet.cli.decode_command import describe
 from nfnet.protocol import netlink, nfqnl
 from nfnet.testing import log_message, packet_message
 
@@ -454,8 +455,8 @@ def test_a_simple_packet_has_no_time(tmp_path: Path) -> None:
     with nfnet.Queue(1, transport=nfnet.replay(path, realtime=True)) as queue:
         (found,) = queue
     assert (found.timestamp, found.timestamp_ns) == (None, None)
-    assert lines.line(found, recorded=True).startswith("--:--:-- ")
-    assert "@timestamp" not in json.loads(lines.ecs(found, recorded=True))
+    assert packet_text.line(found, recorded=True).startswith("--:--:-- ")
+    assert "@timestamp" not in json.loads(packet_text.ecs(found, recorded=True))
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "Pacific/Pago_Pago"])
@@ -471,8 +472,8 @@ def test_times_that_no_calendar_has(tmp_path: Path, zone: str, moment: int, monk
         patches.setenv("TZ", zone)
         time.tzset()
         try:
-            assert "UDP 192.0.2.1.40000" in lines.line(found, recorded=True)
-            json.loads(lines.ecs(found, recorded=True))
+            assert "UDP 192.0.2.1.40000" in packet_text.line(found, recorded=True)
+            json.loads(packet_text.ecs(found, recorded=True))
         finally:
             patches.undo()
             time.tzset()
@@ -605,7 +606,7 @@ def test_an_endless_pipe_takes_no_memory(pipe: Any) -> None:
 
     def handler(packet: nfnet.Packet) -> None:
         packet.accept()
-        if packet.id % 1000 == 0:
+        if packet.id % 20 == 0:
             sizes[packet.id] = tracemalloc.get_traced_memory()[0]
 
     with nfnet.Queue(1, transport=replay) as queue:
@@ -617,8 +618,11 @@ def test_an_endless_pipe_takes_no_memory(pipe: Any) -> None:
             tracemalloc.stop()
             thread.join(10)
         assert queue.counters.received == 8000
-    # A batch of packets may be there or not, 512 at most.
-    assert max(sizes[number] for number in range(6000, 9000, 1000)) < min(sizes.values()) + 512 * 600
+    # How many packets are in memory changes from moment to moment (one to 512, and what the thread writes); the least
+    # over a third of the run does not, unless something of each packet is kept.
+    first = min(size for number, size in sizes.items() if number <= 2660)
+    last = min(size for number, size in sizes.items() if number > 5320)
+    assert last < first + 5320 * 20
     assert replay.verdicts == replay.recorded == {}
 
 

@@ -17,11 +17,10 @@ import pytest
 import nfnet
 
 PUBLIC = (
-    *("nfnet", "nfnet.capture", "nfnet.compat", "nfnet.compat.netfilterqueue", "nfnet.compat.nflogr", "nfnet.doctor"),
+    *("nfnet", "nfnet.captures", "nfnet.compat", "nfnet.compat.netfilterqueue", "nfnet.compat.nflogr", "nfnet.doctor"),
     *("nfnet.errors", "nfnet.inet", "nfnet.log", "nfnet.metrics", "nfnet.netns", "nfnet.packet", "nfnet.protocol"),
     *("nfnet.protocol.conntrack", "nfnet.protocol.nfnetlink", "nfnet.protocol.nfqnl", "nfnet.protocol.nfulnl"),
-    *("nfnet.queue", "nfnet.recorder", "nfnet.replay", "nfnet.rules", "nfnet.scapys", "nfnet.stats", "nfnet.testing"),
-    *("nfnet._io.transport", "nfnet.workers"),
+    *("nfnet.queue", "nfnet.rules", "nfnet.stats", "nfnet.testing", "nfnet._io.transport", "nfnet.workers"),
 )
 
 

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import nfnet
 from nfnet import CopyMode, Log, Queue, rules, testing
-from nfnet.capture import LinkType, Writer, netfilter_datagram, read
-from nfnet.cli.decode import describe
+from nfnet.captures._pcap import LinkType, Writer, netfilter_datagram, read
+from nfnet.cli.decode_command import describe
 from nfnet.protocol import layout, netlink, nfqnl, nfulnl
 from nfnet.protocol.nfqnl import NFQA, Command, QueueFlag
 from nfnet.protocol.nfulnl import LogFlag

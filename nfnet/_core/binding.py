@@ -13,8 +13,8 @@ from .._io import at_fork
 from .._io.locks import RLock
 from .._io.moves import END
 from .._io.transport import Transport
+from ..captures._recorder import Recorder
 from ..errors import ClosedError, DecodeError, OverrunError
-from ..recorder import Recorder
 from ..stats import Row
 from .loss import Loss
 

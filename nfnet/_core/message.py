@@ -8,16 +8,18 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from construct import Int32ub
 
-from .. import inet, scapys
+from .. import inet
+from .._io.transport import Recorded
+from .._printable import printable
 from ..errors import DecodeError
-from ..inet.headers import IP_VERSIONS, ip_in
+from ..inet import _scapy
+from ..inet._headers import IP_VERSIONS, ip_in
 from ..protocol import netlink, nfqnl
 from ..protocol.conntrack import Conntrack, CtInfo
 from ..protocol.conntrack import parse as parse_conntrack
 from ..protocol.layout import Layout, Layouts, compile_struct
 from ..protocol.nfnetlink import BODY, Family, Table, parse_attributes
 from ..protocol.nfqnl import NFQA_VLAN
-from ..text import printable
 
 _Enum = TypeVar("_Enum", bound=int)
 _Message = TypeVar("_Message", bound="Message")
@@ -31,18 +33,6 @@ FAMILY = netlink.HEADER_SIZE
 # What the hooks of IPv4 and IPv6 get is that, also where older kernels leave hw_protocol 0.
 _ETHERTYPES = {int(Family.IPV4): 0x0800, int(Family.IPV6): 0x86DD}
 _VERSIONS = {family: IP_VERSIONS[ethertype] for family, ethertype in _ETHERTYPES.items()}
-
-
-class Recorded(bytes):
-    """A datagram, or a message in it, from a recording, and the time of its record; see `Message.timestamp`."""
-
-    time_ns: int
-    """In nanoseconds since 1970, UTC."""
-
-    def __new__(cls, data: bytes, time_ns: int = 0) -> Recorded:
-        self = super().__new__(cls, data)
-        self.time_ns = time_ns
-        return self
 
 
 class Vlan(NamedTuple):
@@ -226,8 +216,8 @@ class Message:
         """
         ethertype = _ETHERTYPES.get(self.raw[FAMILY])
         if ethertype is None:
-            ethertype = scapys.FRAME if self._link_layer_size() else self.hw_protocol
-        return scapys.parse(self.payload, ethertype)
+            ethertype = _scapy.FRAME if self._link_layer_size() else self.hw_protocol
+        return _scapy.parse(self.payload, ethertype)
 
     @property
     def family(self) -> Family:

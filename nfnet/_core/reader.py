@@ -14,13 +14,13 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from .._arguments import check_handler, check_result, wrong_type
 from .._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from .._io.poller import Poller
 from .._io.transport import Transport
-from ..checks import check_handler, check_result, wrong_type
+from ..captures._recorder import Recorder, current
 from ..errors import ArgumentError, BusyReadingError, ClosedError, NfnetError
 from ..netns import Netns, call_in, check_netns
-from ..recorder import Recorder, current
 from ..stats import LogRow, QueueRow, is_ours, process
 from .bind import Request, bind
 from .binding import Binding

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
-from ..text import printable
+from .._printable import printable
 
 _PATH = getattr(os, "O_PATH", 0o10000000)  # PyPy has no name for it; the number is that of the machines it runs on
 _LOOK = _PATH | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -13,12 +13,32 @@ from contextlib import suppress
 from typing import NoReturn
 
 from .. import __version__
+from .._printable import printable
 from ..errors import ArgumentError, NfnetError
-from ..text import printable
-from . import decode, demo, doctor, log, queue, record, rules, run, stats
-from .common import say
+from . import (
+    decode_command,
+    demo_command,
+    doctor_command,
+    log_command,
+    queue_command,
+    record_command,
+    rules_command,
+    run_command,
+    stats_command,
+)
+from .summaries import say
 
-_COMMANDS = (queue, log, record, decode, rules, stats, doctor, run, demo)
+_COMMANDS = (
+    queue_command,
+    log_command,
+    record_command,
+    decode_command,
+    rules_command,
+    stats_command,
+    doctor_command,
+    run_command,
+    demo_command,
+)
 
 _EPILOG = """\
 nfnet COMMAND --help says more. exit status: 0 if all went well, 1 if something

@@ -16,6 +16,8 @@ import importlib
 import sys
 from types import ModuleType
 
+from ._run import run as run
+
 MODULES = ("netfilterqueue", "nflogr")
 
 

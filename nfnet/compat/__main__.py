@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from .._printable import printable
 from ..errors import NfnetError
-from ..text import printable
-from .run import run
+from ._run import run
 
 _USAGE = """\
 usage: python -m nfnet.compat SCRIPT [ARGUMENT ...]

@@ -19,15 +19,15 @@ from typing import Any, NamedTuple, Protocol
 
 from .. import inet
 from .. import packet as nfnet_packet
+from .._arguments import check_handler
 from .._io.netlink_socket import MAX_QUEUE_DATAGRAM, NetlinkSocket
 from .._io.transport import Transport
-from ..checks import check_handler
 from ..errors import AlreadyDecidedError, ClosedError, NfnetError
 from ..protocol import nfqnl
 from ..queue import Queue, QueueBinding
-from .borrowed import BorrowedTransport
-from .cnumbers import INT, U8, U16, U32, truncated
-from .numbers import PROTOCOLS
+from ._assigned_numbers import PROTOCOLS
+from ._borrowed import BorrowedTransport
+from ._c_numbers import INT, U8, U16, U32, truncated
 
 __all__ = [
     "COPY_META",

@@ -17,18 +17,18 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .._arguments import check_handler
 from .._io import at_fork
 from .._io.locks import RLock, uninterrupted
 from .._io.native import select
 from .._io.netlink_socket import MAX_DATAGRAM, NetlinkSocket
 from .._io.transport import Transport
-from ..checks import check_handler
 from ..errors import BusyError, BusyReadingError, ClosedError, KernelError, OverrunError
 from ..log import Log, LogMessage
 from ..protocol.nfulnl import MAX_BUFFER_SIZE, MAX_TIMEOUT, MIN_BUFFER_SIZE
-from .cnumbers import INT, LONG_LONG, UNSIGNED_CHAR, real, whole
-from .nflogdata import NflogData, wrap
-from .numbers import ETHERTYPES, HWTYPES
+from ._assigned_numbers import ETHERTYPES, HWTYPES
+from ._c_numbers import INT, LONG_LONG, UNSIGNED_CHAR, real, whole
+from ._nflogdata import NflogData, wrap
 
 COPY_NONE = 0
 COPY_META = 1

@@ -5,13 +5,13 @@ All of this works on plain bytes, from the IP header on: ``packet.payload`` of a
 bytes that are no such packet, or have not the whole header of it.
 """
 
-from .headers import (
+from ._headers import (
     Flow,
     Icmp,
     Ip,
     Tcp,
     TcpFlag,
-    Transport,
+    TransportHeader,
     Udp,
     flow,
     get_data,
@@ -22,7 +22,7 @@ from .headers import (
     transport,
     udp,
 )
-from .rewriting import Address, checksum, replace_data, rewrite
+from ._rewriting import Address, checksum, replace_data, rewrite
 
 __all__ = [
     "Address",
@@ -31,7 +31,7 @@ __all__ = [
     "Ip",
     "Tcp",
     "TcpFlag",
-    "Transport",
+    "TransportHeader",
     "Udp",
     "checksum",
     "flow",

@@ -16,16 +16,7 @@ from construct import Bytes, Default, GreedyBytes, Int8ub, Int16ub, Int32ub, Int
 from ..errors import DecodeError
 from . import conntrack, netlink
 from .layout import Layouts, build_attribute, fixed_size
-from .nfnetlink import (
-    BODY,
-    Attribute,
-    Subsystem,
-    build_attributes,
-    build_message,
-    message_type,
-    nested,
-    table,
-)
+from .nfnetlink import BODY, Attribute, Subsystem, build_attributes, build_message, message_type, nested, table
 
 MSG_PACKET = message_type(Subsystem.QUEUE, 0)  # kernel to program; the others go the other way
 MSG_VERDICT = message_type(Subsystem.QUEUE, 1)

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import Queue, capture, doctor, rules
+from nfnet import Queue, doctor, rules
+from nfnet.captures import _pcap as capture
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, in_child, lacking, readable, said, wait_for
 from .test_compat import Way, is_bound, logging, queueing, running

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import CtInfo, Log, NetlinkSocket, Packet, Queue, nftables, rules
-from nfnet.match import be32
+from nfnet import CtInfo, Log, NetlinkSocket, Packet, Queue, rules
 from nfnet.protocol.conntrack import Status
 from nfnet.protocol.layout import build_attribute
+from nfnet.rules import _nftables as nftables
+from nfnet.rules._criteria import be32
 
 from .conftest import ADDRESS, GLUE, Net, collect, kernel_lacks, lacking
 from .test_log import collect as collect_messages

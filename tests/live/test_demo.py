@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 
-from nfnet.cli.demo import script
+from nfnet.cli.demo_command import script
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, Net, readable, wait_for
 

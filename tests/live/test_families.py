@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nfnet import ArgumentError, Family, Log, LogMessage, Packet, Queue, inet, rules, testing
-from nfnet.cli import lines
+from nfnet.cli import packet_text
 
 from .conftest import TIMEOUT, Net, cannot_run, make_bridge, readable, send_through_bridge, wait_for
 from .test_bridge import queue_rule
@@ -48,8 +48,8 @@ def assert_right(message: Packet | LogMessage, content: str) -> None:
     assert message.flow == inet.flow(ip)
     assert message.udp == inet.udp(ip)
     assert (message.tcp, message.icmp) == (None, None)
-    assert ("no IP packet" in lines.line(message)) == (not ip)
-    assert ("destination" in json.loads(lines.ecs(message))) == bool(ip)
+    assert ("no IP packet" in packet_text.line(message)) == (not ip)
+    assert ("destination" in json.loads(packet_text.ecs(message))) == bool(ip)
 
 
 def is_ours(message: Packet | LogMessage, content: str) -> bool:
@@ -143,7 +143,7 @@ def test_arp(net: Net, hook: str) -> None:
     (message, *_) = found
     assert (message.family, message.hw_protocol) == (Family.ARP, 0x0806)
     assert (message.ip, message.flow) == (None, None)
-    assert "no IP packet (EtherType 0x0806)" in lines.line(message)
+    assert "no IP packet (EtherType 0x0806)" in packet_text.line(message)
     if hook == "output":  # the payload begins with the link-layer header
         assert message.payload[:12] == router + mac
     scapy: Any = pytest.importorskip("scapy.all")

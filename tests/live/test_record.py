@@ -17,7 +17,7 @@ import pytest
 
 import nfnet
 from nfnet import Log, Packet, Queue, inet, rules
-from nfnet.capture import LinkType, Record, Writer, netlink_header, read, scan
+from nfnet.captures._pcap import LinkType, Record, Writer, netlink_header, read, scan
 
 from .conftest import REQUIRED, TIMEOUT, UID, Net, kernel_lacks, readable
 from .test_log import collect as collect_messages

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import Log, NetlinkSocket, Queue, inet, nftables, rules
+from nfnet import Log, NetlinkSocket, Queue, inet, rules
 from nfnet.protocol import nfqnl
 from nfnet.protocol.layout import build_attribute
 from nfnet.protocol.netlink import Flag
 from nfnet.protocol.nfnetlink import build_message
+from nfnet.rules import _nftables as nftables
 
 from .conftest import (
     ADDRESS,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 from ipaddress import IPv4Address, IPv6Address
 
-from ..checks import check
+from .._arguments import check
 from ..errors import ArgumentError
 from ..protocol.nfqnl import SkbInfo
-from .headers import CHECKSUM, ICMP, SIZES, TCP, UDP, TcpFlag, Upper, end_of, jumbo_length, upper_of, where_is
+from ._headers import CHECKSUM, ICMP, SIZES, TCP, UDP, TcpFlag, Upper, end_of, jumbo_length, upper_of, where_is
 
 Address = str | IPv4Address | IPv6Address
 

@@ -9,10 +9,10 @@ import time
 from typing import Any
 
 from .. import inet
+from .._printable import printable
 from ..log import LogMessage
 from ..packet import Packet
 from ..protocol.nfnetlink import Family
-from ..text import printable
 
 _IP = (Family.IPV4, Family.IPV6)
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import IntFlag
 from typing import Any, NamedTuple
 
-from .checks import check, check_choice, wrong_type
-from .errors import ArgumentError
-from .protocol import netlink
-from .protocol.layout import build_attribute
+from .._arguments import check, check_choice, wrong_type
+from ..errors import ArgumentError
+from ..protocol import netlink
+from ..protocol.layout import build_attribute
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

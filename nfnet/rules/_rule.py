@@ -1,14 +1,4 @@
-"""The rule that feeds a queue or a log, installed without any program: nf_tables through netlink.
-
-    with nfnet.rules.queue(1, hook="output", protocol="udp", destination_port=53), nfnet.Queue(1) as queue:
-        ...
-
-or, where no block fits, `install` and `remove`. Each rule lives in a table of its own, so nothing of anybody else's is
-touched. The table belongs to a socket that this module keeps open until the rule is removed, so the kernel removes it
-however the process ends (since Linux 5.12; see `clean` for what is left before that). Mind that the kernel, when a base
-chain goes away, drops what waits in *every* queue of the network namespace: leave the block of the rule after that of
-the queue, as above.
-"""
+"""A rule: what it matches, what happens to it, and how it is installed and removed."""
 
 from __future__ import annotations
 
@@ -22,15 +12,15 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
-from . import nftables
-from ._io.netlink_socket import NetlinkSocket
-from .checks import check, check_choice, check_flag, wrong_type
-from .errors import ArgumentError, KernelError, NfnetError, NotSupportedError
-from .match import CRITERIA, HOOKS, Expression, Match, NoWordsError, be32, check_words, nft_interface
-from .netns import Netns, call_in, check_netns
-from .protocol import netlink
-from .protocol.nfnetlink import Hook
-from .text import printable
+from .._arguments import check, check_choice, check_flag, wrong_type
+from .._io.netlink_socket import NetlinkSocket
+from .._printable import printable
+from ..errors import ArgumentError, KernelError, NfnetError, NotSupportedError
+from ..netns import Netns, call_in, check_netns
+from ..protocol import netlink
+from ..protocol.nfnetlink import Hook
+from . import _nftables
+from ._criteria import CRITERIA, HOOKS, Expression, Match, NoWordsError, be32, check_words, nft_interface
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -200,7 +190,7 @@ def installed(netns: Netns | None = None) -> list[LeftRule]:
     """The rules of this library in a network namespace, whoever installed them. Raises KernelError."""
     sock = call_in(netns, NetlinkSocket)
     try:
-        return [row for family, name, owner in nftables.tables(sock) if (row := _left(family, name, owner))]
+        return [row for family, name, owner in _nftables.tables(sock) if (row := _left(family, name, owner))]
     finally:
         sock.close()
 
@@ -224,12 +214,12 @@ def clean(netns: Netns | None = None) -> list[LeftRule]:
     """
     sock = call_in(netns, NetlinkSocket)
     try:
-        left = [row for family, name, owner in nftables.tables(sock) if (row := _left(family, name, owner))]
+        left = [row for family, name, owner in _nftables.tables(sock) if (row := _left(family, name, owner))]
         left = [row for row in left if row.orphaned]
         for row in left:
             family = _FAMILIES[row.family] if row.family in _FAMILIES else int(row.family)
-            delete = [(nftables.DELTABLE, [("NFTA_TABLE_NAME", row.name)])]
-            nftables.commit(sock, family, delete, f"removing table {row.name}")
+            delete = [(_nftables.DELTABLE, [("NFTA_TABLE_NAME", row.name)])]
+            _nftables.commit(sock, family, delete, f"removing table {row.name}")
         return left
     finally:
         sock.close()
@@ -414,7 +404,7 @@ class Rule:
         attempts = list(itertools.product((_OWNER, 0), self._action.choices()))
         for flags, end in attempts:
             try:
-                nftables.commit(
+                _nftables.commit(
                     sock, _FAMILIES[self._family], self._messages(flags, [*matches, *end]), str(self._action)
                 )
                 self._owned = bool(flags)
@@ -431,7 +421,7 @@ class Rule:
                     text = f"This kernel knows no expression for {self._nft()[-1]!r}"
                     raise NotSupportedError(str(self._action), errno.ENOENT, message=error.message, hint=text) from None
 
-    def _messages(self, flags: int, expressions: list[Expression]) -> list[nftables.Message]:
+    def _messages(self, flags: int, expressions: list[Expression]) -> list[_nftables.Message]:
         number = _INGRESS[self._family] if self._hook == "ingress" else HOOKS.index(self._hook)
         hook: list[Any] = [("NFTA_HOOK_HOOKNUM", number), ("NFTA_HOOK_PRIORITY", self._priority)]
         if self._hook == "ingress":
@@ -443,12 +433,12 @@ class Rule:
             ("NFTA_CHAIN_POLICY", _POLICY_ACCEPT),
             ("NFTA_CHAIN_HOOK", {"attrs": hook}),
         ]
-        encoded = [nftables.encode(expression) for expression in expressions]
+        encoded = [_nftables.encode(expression) for expression in expressions]
         in_chain = [("NFTA_RULE_TABLE", self._name), ("NFTA_RULE_CHAIN", "rules"), ("NFTA_RULE_EXPRESSIONS", encoded)]
         return [
-            (nftables.NEWTABLE, [("NFTA_TABLE_NAME", self._name), ("NFTA_TABLE_FLAGS", flags)]),
-            (nftables.NEWCHAIN, chain),
-            (nftables.NEWRULE, in_chain),
+            (_nftables.NEWTABLE, [("NFTA_TABLE_NAME", self._name), ("NFTA_TABLE_FLAGS", flags)]),
+            (_nftables.NEWCHAIN, chain),
+            (_nftables.NEWRULE, in_chain),
         ]
 
     def remove(self) -> None:
@@ -456,9 +446,9 @@ class Rule:
         sock = _installed.pop(self, None)
         if sock is None:
             return
-        delete = [(nftables.DELTABLE, [("NFTA_TABLE_NAME", self._name)])]
+        delete = [(_nftables.DELTABLE, [("NFTA_TABLE_NAME", self._name)])]
         try:
-            nftables.commit(sock, _FAMILIES[self._family], delete, f"removing the rule for {self._action}")
+            _nftables.commit(sock, _FAMILIES[self._family], delete, f"removing the rule for {self._action}")
         except KernelError as error:
             # ENOENT if somebody flushed the ruleset. A table with an owner goes with the socket in any case.
             if not self._owned and error.errno != errno.ENOENT:

@@ -17,11 +17,14 @@ from types import ModuleType
 from typing import Any, Literal
 
 from .. import rules
-from ..checks import check_handler
+from .._arguments import check_handler
 from ..errors import ArgumentError, NfnetError
 from ..packet import Packet
 from ..queue import Queue, QueueBinding, apply_policy
-from . import common, lines
+from . import packet_text
+from .command_line import add_options, whole_number
+from .signals import until_told, wait_readable
+from .summaries import counted, losses, say
 
 _DESCRIPTION = """\
 Shows the packets of a queue, a line each, and lets them go; or decides
@@ -60,13 +63,13 @@ def add_to(commands: Any) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("number", type=common.number(0, 65535), metavar="NUM", help="number of the queue")
+    parser.add_argument("number", type=whole_number(0, 65535), metavar="NUM", help="number of the queue")
     verdict = parser.add_argument_group("verdict").add_mutually_exclusive_group()
     verdict.add_argument(
         "--accept", dest="verdict", action="store_const", const="accept", help="let them go (if not said)"
     )
     verdict.add_argument("--drop", dest="verdict", action="store_const", const="drop", help="drop them")
-    verdict.add_argument("--requeue", type=common.number(0, 65535), metavar="N", help="hand them to queue N")
+    verdict.add_argument("--requeue", type=whole_number(0, 65535), metavar="N", help="hand them to queue N")
     verdict.add_argument("--handler", type=_handler_name, metavar="MODULE:FUNCTION", help="let a function decide")
     parser.add_argument(
         "--undecided",
@@ -74,26 +77,26 @@ def add_to(commands: Any) -> None:
         help="what becomes of packets that the handler leaves undecided, and of those that wait for it at the end:"
         " pending ones can be decided later, and are dropped at the end [pending]",
     )
-    parser.add_argument("--mark", type=common.number(0, 0xFFFFFFFF), metavar="M", help="set their mark")
+    parser.add_argument("--mark", type=whole_number(0, 0xFFFFFFFF), metavar="M", help="set their mark")
     chosen = parser.add_argument_group("filter")
     chosen.add_argument("--protocol", type=_protocol, metavar="P", help="tcp, udp, icmp, icmpv6, or a number")
     chosen.add_argument("--source", type=_network, metavar="NET", help="an address or a network")
     chosen.add_argument("--destination", type=_network, metavar="NET", help="likewise")
-    chosen.add_argument("--port", type=common.number(0, 65535), metavar="N", help="of either end")
+    chosen.add_argument("--port", type=whole_number(0, 65535), metavar="N", help="of either end")
     network = parser.add_argument_group("a bad network")
     network.add_argument("--delay", type=_milliseconds, default=0.0, metavar="MS", help="let them wait")
     network.add_argument("--jitter", type=_milliseconds, default=0.0, metavar="MS", help="more or less, by up to this")
     network.add_argument("--loss", type=_percent, default=0.0, metavar="PERCENT", help="drop so many, by chance")
     parser.add_argument(
         "--max-len",
-        type=common.number(1, 0xFFFFFFFF),
+        type=whole_number(1, 0xFFFFFFFF),
         metavar="N",
         help=f"how many packets may wait for a verdict; the kernel drops others"
         f" [1024; with --delay or --jitter {_MOST_DELAYED}]",
     )
     parser.add_argument("--fail-open", action="store_true", help="let packets go that find the queue full")
     parser.add_argument("--gso", action="store_true", help="take super-packets as they are")
-    common.describe(parser, rules.queue)
+    add_options(parser, rules.queue)
     parser.set_defaults(run=_run, verdict="accept")
 
 
@@ -126,13 +129,13 @@ def _run(options: argparse.Namespace) -> int:
         if options.install_rule is not None:
             stack.enter_context(rules.queue(options.number, netns=netns, **options.install_rule))
         decider = _Decider(options, handler)
-        stack.enter_context(common.until_told(decider.stop))
+        stack.enter_context(until_told(decider.stop))
         stack.enter_context(queue)  # last: what was in a file to write to is gone with this
         try:
             decider.run(queue)
         finally:
             decider.finish(queue)
-            common.say(_summary(queue))
+            say(_summary(queue))
     return 0
 
 
@@ -160,7 +163,7 @@ class _Decider:
         while not self._stopped:
             if not queue.process(self._take):
                 left = max(0.0, self._waiting[0][0] - time.monotonic()) if self._waiting else None
-                common.wait_readable(queue, left)
+                wait_readable(queue, left)
             while self._waiting and self._waiting[0][0] <= time.monotonic():
                 self._decide(heapq.heappop(self._waiting)[2])
 
@@ -248,19 +251,19 @@ class _Decider:
         if self._options.quiet:
             return
         if self._options.json:
-            print(lines.ecs(packet, queue=self._options.number, verdict=verdict), flush=True)
+            print(packet_text.ecs(packet, queue=self._options.number, verdict=verdict), flush=True)
         else:
-            print(lines.line(packet, verdict), flush=True)
+            print(packet_text.line(packet, verdict), flush=True)
 
 
 def _summary(queue: Queue) -> str:
     c = queue.counters
-    text = f"{common.counted(c.received, 'packet')}: {c.accepted} accepted, {c.dropped} dropped"
+    text = f"{counted(c.received, 'packet')}: {c.accepted} accepted, {c.dropped} dropped"
     for name, count in (("repeated", c.repeated), ("requeued", c.requeued)):
         text += f", {count} {name}" if count else ""
     if c.pending:
         text += f", {c.pending} left undecided, which the kernel drops"
-    return text + common.losses(queue)
+    return text + losses(queue)
 
 
 def _handler_name(text: str) -> tuple[str, str]:
@@ -333,10 +336,10 @@ def _load(options: argparse.Namespace) -> Callable[[Packet], object]:
 
 def _protocol(text: str) -> int:
     try:
-        number = lines.protocol_number(text)
+        number = packet_text.protocol_number(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    return common.number(0, 255)(str(number))
+    return whole_number(0, 255)(str(number))
 
 
 def _network(text: str) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .errors import NfnetError
-from .inet.headers import IP_VERSIONS
+from ..errors import NfnetError
+from ._headers import IP_VERSIONS
 
 FRAME = 0x6558  # "transparent Ethernet bridging", the EtherType under which tunnels carry whole frames
 _COMPUTED = ("len", "plen", "ihl", "dataofs", "chksum", "cksum")

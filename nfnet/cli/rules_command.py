@@ -6,9 +6,10 @@ import argparse
 from typing import Any
 
 from .. import rules
+from .._printable import printable
 from ..errors import NfnetError
-from ..text import printable
-from . import common
+from .command_line import netns
+from .summaries import say
 
 _DESCRIPTION = """\
 Lists the rules that programs installed with nfnet.rules in this network
@@ -32,7 +33,7 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument("what", choices=("list", "clean"), metavar="list|clean")
     parser.add_argument(
-        "--netns", type=common.netns, metavar="NAME", help="name, path or process id of another network namespace"
+        "--netns", type=netns, metavar="NAME", help="name, path or process id of another network namespace"
     )
     parser.set_defaults(run=_run)
 
@@ -42,7 +43,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         found = rules.installed(netns) if options.what == "list" else rules.clean(netns)
     except NfnetError as error:
-        common.say(f"nfnet rules: {error}")
+        say(f"nfnet rules: {error}")
         return 1
     for row in found:
         state = "removed" if options.what == "clean" else "of a process that ended" if row.orphaned else "in use"

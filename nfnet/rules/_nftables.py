@@ -10,14 +10,14 @@ import errno
 from collections.abc import Iterator
 from typing import Any
 
-from ._io.native import select
-from ._io.netlink_socket import NetlinkSocket
-from .errors import AckTimeoutError, DecodeError, kernel_error
-from .match import Expression
-from .protocol import netlink
-from .protocol.layout import build_attribute, walk
-from .protocol.netlink import Flag
-from .protocol.nfnetlink import BODY, Subsystem, build_message, message_type
+from .._io.native import select
+from .._io.netlink_socket import NetlinkSocket
+from ..errors import AckTimeoutError, DecodeError, kernel_error
+from ..protocol import netlink
+from ..protocol.layout import build_attribute, walk
+from ..protocol.netlink import Flag
+from ..protocol.nfnetlink import BODY, Subsystem, build_message, message_type
+from ._criteria import Expression
 
 # linux/netfilter/nf_tables.h and nfnetlink.h
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11

@@ -6,12 +6,15 @@ import argparse
 import contextlib
 from typing import Any
 
+from ..captures._replay import Replay
 from ..errors import CaptureError
 from ..log import Log, LogMessage
 from ..packet import Packet
 from ..queue import Queue
-from ..replay import Replay
-from . import common, lines
+from . import packet_text
+from .command_line import netns, whole_number
+from .signals import until_told
+from .summaries import counted, link_types, losses, say
 
 _RECORD = """\
 Records what passes between the kernel and a queue or log group: packets or
@@ -52,10 +55,10 @@ def add_to(commands: Any) -> None:
     )
     record.add_argument("file", metavar="FILE", help="pcapng, or pcap if it ends so; what was in it is gone")
     which = record.add_mutually_exclusive_group(required=True)
-    which.add_argument("--queue", type=common.number(0, 65535), metavar="NUM", help="number of a queue")
-    which.add_argument("--group", type=common.number(0, 65535), metavar="GROUP", help="number of a log group")
-    record.add_argument("-c", "--count", type=common.number(1), metavar="N", help="stop after so many")
-    record.add_argument("--netns", type=common.netns, metavar="NAME", help="work in another network namespace")
+    which.add_argument("--queue", type=whole_number(0, 65535), metavar="NUM", help="number of a queue")
+    which.add_argument("--group", type=whole_number(0, 65535), metavar="GROUP", help="number of a log group")
+    record.add_argument("-c", "--count", type=whole_number(1), metavar="N", help="stop after so many")
+    record.add_argument("--netns", type=netns, metavar="NAME", help="work in another network namespace")
     record.set_defaults(run=_record)
 
     replay = commands.add_parser(
@@ -67,9 +70,9 @@ def add_to(commands: Any) -> None:
     replay.add_argument("file", metavar="FILE")
     which = replay.add_mutually_exclusive_group()
     which.add_argument(
-        "--queue", type=common.number(0, 65535), metavar="NUM", help="this queue, not the first one in it"
+        "--queue", type=whole_number(0, 65535), metavar="NUM", help="this queue, not the first one in it"
     )
-    which.add_argument("--group", type=common.number(0, 65535), metavar="GROUP", help="this log group")
+    which.add_argument("--group", type=whole_number(0, 65535), metavar="GROUP", help="this log group")
     replay.add_argument("--json", action="store_true", help="JSON Lines")
     replay.add_argument("--realtime", action="store_true", help="at the pace of the recording")
     replay.set_defaults(run=_replay)
@@ -93,11 +96,11 @@ def _record(options: argparse.Namespace) -> int:
             reader.stop()
 
     with reader:
-        with common.until_told(reader.stop):
+        with until_told(reader.stop):
             reader.run(take)
-        losses = common.losses(reader)
+        lost = losses(reader)
     what = "packet" if options.queue is not None else "message"
-    common.say(f"{common.counted(seen, what)} in {options.file}{losses}")
+    say(f"{counted(seen, what)} in {options.file}{lost}")
     return 0
 
 
@@ -110,7 +113,7 @@ def _replay(options: argparse.Namespace) -> int:
     def report(error: CaptureError) -> None:
         nonlocal damaged
         damaged += 1
-        common.say(f"nfnet replay: {error}")
+        say(f"nfnet replay: {error}")
 
     with contextlib.closing(replay):
         searching = queue is None and group is None
@@ -128,7 +131,7 @@ def _replay(options: argparse.Namespace) -> int:
             stopped = True
             reader.stop()
 
-        with reader, common.until_told(stop):
+        with reader, until_told(stop):
             while not stopped:
                 try:
                     for item in reader:
@@ -142,13 +145,13 @@ def _replay(options: argparse.Namespace) -> int:
     if not shown and not damaged:
         what = "a queue or log" if queue is None else f"queue {queue}"
         what = what if group is None else f"log group {group}"
-        common.say(f"nfnet replay: nothing of {what} in {options.file}")
+        say(f"nfnet replay: nothing of {what} in {options.file}")
     if replay.skipped:
-        common.say(f"nfnet replay: skipped: {common.link_types(replay.skipped)}")
+        say(f"nfnet replay: skipped: {link_types(replay.skipped)}")
     return 0 if shown and not damaged else 1
 
 
 def _text(item: Packet | LogMessage, json: bool, queue: int | None, group: int | None) -> str:
     if not json:
-        return lines.line(item, recorded=True)
-    return lines.ecs(item, recorded=True, **({"queue": queue} if group is None else {"group": group}))
+        return packet_text.line(item, recorded=True)
+    return packet_text.ecs(item, recorded=True, **({"queue": queue} if group is None else {"group": group}))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .capture import NETLINK_HEADER_SIZE, LinkType, Record, netfilter_datagram
-from .errors import CaptureError, DecodeError
-from .protocol import byteorder, layout, netlink, nfnetlink, nfqnl, nfulnl
-from .protocol.nfnetlink import BODY, Subsystem
-from .protocol.nfqnl import NFQA
-from .protocol.nfulnl import NFULA
+from ..errors import CaptureError, DecodeError
+from ..protocol import byteorder, layout, netlink, nfnetlink, nfqnl, nfulnl
+from ..protocol.nfnetlink import BODY, Subsystem
+from ..protocol.nfqnl import NFQA
+from ..protocol.nfulnl import NFULA
+from ._pcap import NETLINK_HEADER_SIZE, LinkType, Record, netfilter_datagram
 
 BARE = (LinkType.RAW, LinkType.IPV4, LinkType.IPV6)
 KNOWN = (LinkType.NETLINK, LinkType.NFLOG, *BARE)

@@ -154,7 +154,7 @@ class Flow(NamedTuple):
         return f"{name} {self.source}.{self.source_port} > {self.destination}.{self.destination_port}"
 
 
-class Transport(NamedTuple):
+class TransportHeader(NamedTuple):
     """Where the transport layer of a packet is: ``protocol`` (6 TCP, 17 UDP), offsets of its header and its data."""
 
     protocol: int
@@ -310,12 +310,12 @@ def flow(packet: bytes) -> Flow | None:
     return Flow(number, source, ports[0], destination, ports[1])
 
 
-def where_is(packet: bytes, *protocols: int) -> Transport | None:
+def where_is(packet: bytes, *protocols: int) -> TransportHeader | None:
     """Where header and data of one of the protocols are, if the whole header is there."""
     return where_in(packet, upper_of(packet), protocols)
 
 
-def where_in(packet: bytes, upper: Upper | None, protocols: Container[int]) -> Transport | None:
+def where_in(packet: bytes, upper: Upper | None, protocols: Container[int]) -> TransportHeader | None:
     """As `where_is`, for what is known already."""
     if upper is None or upper.protocol not in protocols or not upper.beginning:
         return None
@@ -324,7 +324,7 @@ def where_in(packet: bytes, upper: Upper | None, protocols: Container[int]) -> T
     data = header + SIZES[upper.protocol]
     if upper.protocol == TCP and data <= end:
         data = header + max(packet[header + 12] >> 4, 5) * 4
-    return Transport(upper.protocol, header, data) if data <= end else None
+    return TransportHeader(upper.protocol, header, data) if data <= end else None
 
 
 def tcp(packet: bytes) -> Tcp | None:
@@ -356,7 +356,7 @@ def icmp(packet: bytes) -> Icmp | None:
     return Icmp(kind, code, rest, packet[where.data : end_of(packet)])
 
 
-def transport(packet: bytes) -> Transport | None:
+def transport(packet: bytes) -> TransportHeader | None:
     """Find the TCP or UDP header of an IP packet; None if it has none, or not the whole of it, or is a fragment."""
     upper = upper_of(packet)
     return None if upper is None or upper.fragment else where_is(packet, TCP, UDP)

@@ -30,13 +30,13 @@ from construct import (
     Struct,
 )
 
-from ._io import at_fork
-from ._io.private_files import create, empty, lock, unlock
-from .errors import CaptureError, DecodeError
-from .protocol import byteorder
-from .protocol.layout import compile_struct
-from .protocol.netlink import HOST, ByteOrder
-from .protocol.nfnetlink import NETLINK_NETFILTER
+from .._io import at_fork
+from .._io.private_files import create, empty, lock, unlock
+from ..errors import CaptureError, DecodeError
+from ..protocol import byteorder
+from ..protocol.layout import compile_struct
+from ..protocol.netlink import HOST, ByteOrder
+from ..protocol.nfnetlink import NETLINK_NETFILTER
 
 # No record of ours is larger: a datagram of log messages has 256 KiB. No memory is taken for what claims to be.
 MAX_RECORD = 1 << 20

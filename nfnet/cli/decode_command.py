@@ -8,16 +8,17 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .. import records
-from ..capture import MAGIC_SIZE, MAX_RECORD, LinkType, Record, is_capture, netfilter_datagram, scan
+from .._printable import printable
+from ..captures import _records
+from ..captures._pcap import MAGIC_SIZE, MAX_RECORD, LinkType, Record, is_capture, netfilter_datagram, scan
 from ..errors import CaptureError, DecodeError, strerror
 from ..log import LogMessage
 from ..packet import Packet
 from ..protocol import byteorder, netlink, nfqnl, nfulnl
 from ..protocol.layout import walk
 from ..protocol.nfnetlink import BODY, Attribute, Table, nfgenmsg
-from ..text import printable
-from . import common, lines
+from . import packet_text
+from .summaries import link_types, say
 
 _DESCRIPTION = """\
 Shows netlink messages of NFQUEUE and NFLOG field by field: where each begins,
@@ -106,22 +107,22 @@ def _show_capture(items: Iterable[Record | CaptureError | None], name: str) -> i
         except CaptureError as error:
             damaged += 1
             sys.stdout.flush()
-            common.say(f"nfnet decode: {error}")
+            say(f"nfnet decode: {error}")
     if not shown and not damaged:
-        instead = f": {common.link_types(others)}" if others else ""
-        common.say(f"nfnet decode: no netlink messages of netfilter in {name}{instead}")
+        instead = f": {link_types(others)}" if others else ""
+        say(f"nfnet decode: no netlink messages of netfilter in {name}{instead}")
     return 0 if shown and not damaged else 1
 
 
 def _show_record(record: Record, datagram: bytes) -> None:
-    size = records.original_size(record)
+    size = _records.original_size(record)
     there = "" if len(datagram) == size else f"{len(datagram)} of "
     print(f"record {record.number}, {there}{size} bytes")
     try:
         for text in describe(datagram, size):
             print(text)
     except DecodeError as error:
-        raise records.located(record, error) from None
+        raise _records.located(record, error) from None
 
 
 def describe(datagram: bytes, size: int | None = None) -> Iterator[str]:
@@ -181,7 +182,9 @@ def _said(row: Attribute | None, value: bytes, packet: Packet | LogMessage | Non
         parsed = row.parse(value, offset)
         if row.name.endswith("_PAYLOAD"):
             # A verdict does not say of what family its packet is.
-            text = f"if it is IP: {lines.contents_as_ip(value)}" if packet is None else lines.contents(packet)
+            text = (
+                f"if it is IP: {packet_text.contents_as_ip(value)}" if packet is None else packet_text.contents(packet)
+            )
             return f"{len(value)} bytes, {text}"
     except DecodeError as error:
         return f"damaged: {error}"

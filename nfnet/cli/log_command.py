@@ -11,11 +11,14 @@ from typing import Any
 
 from .. import rules
 from .._io import private_files
-from ..capture import LinkType, Writer
+from ..captures._pcap import LinkType, Writer
 from ..errors import ArgumentError, NfnetError
 from ..log import Log, LogMessage
 from ..protocol.netlink import HEADER_SIZE
-from . import common, lines
+from . import packet_text
+from .command_line import add_options, whole_number
+from .signals import until_told, wait_readable
+from .summaries import counted, losses, say
 
 _DESCRIPTION = """\
 Shows what firewall rules log to a group, a line each; writes captures that
@@ -59,10 +62,10 @@ def add_to(commands: Any) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("group", type=common.number(0, 65535), metavar="GROUP", help="number of the group")
+    parser.add_argument("group", type=whole_number(0, 65535), metavar="GROUP", help="number of the group")
     parser.add_argument("--prefix", default="", help="what the installed rule shall say")
     parser.add_argument("--sqlite", metavar="FILE", help="add rows to the table messages of a database")
-    common.describe(parser, rules.log)
+    add_options(parser, rules.log)
     parser.set_defaults(run=_run)
 
 
@@ -80,17 +83,17 @@ def _run(options: argparse.Namespace) -> int:
         if options.install_rule is not None:
             rule = {"prefix": options.prefix, **options.install_rule}
             stack.enter_context(rules.log(options.group, netns=netns, **rule))
-        stack.enter_context(common.until_told(sinks.stop))
+        stack.enter_context(until_told(sinks.stop))
         stack.enter_context(log)
         sinks.begin()  # last: what was in a file to write to is gone with this
         try:
             while not sinks.stopped:
                 if not log.process(sinks.take):
                     sinks.flush()
-                    common.wait_readable(log, None)
+                    wait_readable(log, None)
         finally:
             complete = sinks.finish()
-        common.say(f"{common.counted(sinks.seen, 'message')}{common.losses(log)}")
+        say(f"{counted(sinks.seen, 'message')}{losses(log)}")
     return 0 if complete else 1
 
 
@@ -131,7 +134,9 @@ class _Sinks:
         if self._database is not None:
             self._database.take(message)
         if not self._options.quiet:  # last: whoever reads it may be gone
-            text = lines.ecs(message, group=self._options.group) if self._options.json else lines.line(message)
+            text = (
+                packet_text.ecs(message, group=self._options.group) if self._options.json else packet_text.line(message)
+            )
             print(text, flush=True)
 
     def flush(self) -> None:
@@ -183,14 +188,14 @@ class _Capture:
             step()
         except OSError as error:
             self.broken = True
-            common.say(f"nfnet log: -w {self._path}: {error.strerror}; the capture stops here")
+            say(f"nfnet log: -w {self._path}: {error.strerror}; the capture stops here")
 
     def finish(self) -> bool:
         """Whether all messages are there; if not, how many may be missing is said."""
         self.flush()
         if self.broken:
-            what = common.counted(self._unwritten, "message")
-            common.say(f"nfnet log: -w {self._path}: up to {what} not written")
+            what = counted(self._unwritten, "message")
+            say(f"nfnet log: -w {self._path}: up to {what} not written")
         return not self.broken
 
     def close(self) -> None:
@@ -247,11 +252,11 @@ class _Database:
                 break
             if tries == 1 and _is_lock(self._trouble):
                 text = f"waiting for it, for {_LAST_PATIENCE:.0f} s or until told to stop again"
-                common.say(f"nfnet log: --sqlite {self._path}: {self._trouble}; {text}")
+                say(f"nfnet log: --sqlite {self._path}: {self._trouble}; {text}")
         self._missed += len(self._rows)
         if self._missed:
-            what = common.counted(self._missed, "message")
-            common.say(f"nfnet log: --sqlite {self._path}: {what} not stored: {self._last_trouble}")
+            what = counted(self._missed, "message")
+            say(f"nfnet log: --sqlite {self._path}: {what} not stored: {self._last_trouble}")
         return not self._missed
 
     def close(self) -> None:
@@ -276,7 +281,7 @@ class _Database:
             self._failed(error)
             return False
         if self._said:
-            common.say(f"nfnet log: --sqlite {self._path}: {common.counted(len(self._rows), 'message')} stored late")
+            say(f"nfnet log: --sqlite {self._path}: {counted(len(self._rows), 'message')} stored late")
         self._trouble, self._said = None, False
         self._rows.clear()
         self._size = 0
@@ -291,7 +296,7 @@ class _Database:
             self.close()
         if not self._said and (not locked or self._tried >= self._since + _SAY_LOCKED):
             self._said = True
-            common.say(f"nfnet log: --sqlite {self._path}: {error}; messages are kept, to be stored later")
+            say(f"nfnet log: --sqlite {self._path}: {error}; messages are kept, to be stored later")
 
 
 def _is_lock(error: Exception | None) -> bool:

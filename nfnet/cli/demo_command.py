@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import nfnet
 from nfnet import KernelError, Verdict, inet, netns, rules
-from nfnet.text import printable
+from nfnet._printable import printable
 
 _SENDER_MAC, _RECEIVER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 _SENDER: dict[int, str] = {socket.AF_INET: "10.77.0.1", socket.AF_INET6: "fd77::1"}

@@ -12,17 +12,16 @@ from itertools import chain, islice
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-from . import records
-from ._core.message import Recorded
-from ._io import at_fork
-from ._io.locks import RLock
-from ._io.poller import Poller
-from ._io.transport import Transport
-from .capture import Record, scan
-from .checks import check_flag
-from .errors import CaptureError, ClosedError, DecodeError
-from .protocol import layout, netlink, nfnetlink, nfqnl
-from .protocol.nfqnl import NFQA, QUEUE_BYPASS, Command, Verdict
+from .._arguments import check_flag
+from .._io import at_fork
+from .._io.locks import RLock
+from .._io.poller import Poller
+from .._io.transport import Recorded, Transport
+from ..errors import CaptureError, ClosedError, DecodeError
+from ..protocol import layout, netlink, nfnetlink, nfqnl
+from ..protocol.nfqnl import NFQA, QUEUE_BYPASS, Command, Verdict
+from . import _records
+from ._pcap import Record, scan
 
 _END = sys.maxsize  # ``list[_END:] = more`` appends
 _PAUSE = 1000  # records of others, after which `receive` returns, so that the loop may be stopped
@@ -224,7 +223,7 @@ class Replay(Transport, at_fork.AtFork):
                     try:
                         if isinstance(item, CaptureError):
                             raise item
-                        found = records.owner(item)
+                        found = _records.owner(item)
                     except CaptureError:
                         self._pass_over(item)
                         self._items = items
@@ -257,7 +256,7 @@ class Replay(Transport, at_fork.AtFork):
             if found is None:
                 self._pass_over(item)
                 continue
-            bare = self._bare + (isinstance(item, Record) and item.link_type in records.BARE)
+            bare = self._bare + (isinstance(item, Record) and item.link_type in _records.BARE)
             # One statement without a call, as in `receive`. What was done before may be done twice.
             self._next, self._taken, self._bare = found, self._taken + 1, bare
             self._items = items
@@ -274,7 +273,7 @@ class Replay(Transport, at_fork.AtFork):
         return islice(scan(self._file), self._taken, None)
 
     def _pass_over(self, item: Record | CaptureError) -> None:
-        if isinstance(item, CaptureError) or item.link_type in records.KNOWN:
+        if isinstance(item, CaptureError) or item.link_type in _records.KNOWN:
             self._taken += 1
         else:
             count = self.skipped.get(item.link_type, 0) + 1
@@ -286,21 +285,21 @@ class Replay(Transport, at_fork.AtFork):
             return _Found(None, [], item)
         datagrams: list[bytes] = []
         problem: CaptureError | None = None
-        if item.link_type not in records.BARE:
-            messages, problem = records.messages(item, self._subsystem, self._number)
+        if item.link_type not in _records.BARE:
+            messages, problem = _records.messages(item, self._subsystem, self._number)
             for start, message in messages:
                 kind = netlink.read_length_and_type(message)[1]
-                if kind not in records.VERDICTS:
+                if kind not in _records.VERDICTS:
                     datagrams.append(message)
                 elif self._keep_verdicts:
                     try:
                         self._collect(message, self.recorded, self._recorded_waiting)
                     except DecodeError as error:
-                        problem = problem or records.located(item, error, start)
+                        problem = problem or _records.located(item, error, start)
                 if kind == nfqnl.MSG_PACKET:
                     self._expect_verdict(message)
         elif self._subsystem == nfnetlink.Subsystem.QUEUE:
-            datagrams.append(records.packet_message(self._number, self._bare + 1, item))
+            datagrams.append(_records.packet_message(self._number, self._bare + 1, item))
             self._expect_verdict(datagrams[0])
         if item.time_ns is not None:
             datagrams = [Recorded(datagram, item.time_ns) for datagram in datagrams]
@@ -351,7 +350,7 @@ class Replay(Transport, at_fork.AtFork):
     def _collect(self, datagram: bytes, verdicts: dict[int, Decided], waiting: dict[int, None]) -> None:
         for _, message in netlink.split_messages(datagram):
             kind = netlink.read_length_and_type(message)[1]
-            if kind not in records.VERDICTS:
+            if kind not in _records.VERDICTS:
                 continue
             values = nfnetlink.parse_attributes(message[nfnetlink.BODY :], nfqnl.NFQA_TABLE, nfnetlink.BODY)
             header = values.get(NFQA.VERDICT_HDR)

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from .._printable import printable
 from ..netns import Netns
 from ..stats import LogRow, QueueRow, log_rows, process, queue_rows
-from ..text import printable
-from . import common
+from .command_line import netns
+from .signals import until_told
 
 _DESCRIPTION = """\
 Shows the kernel's rows about all queues and log groups of this network
@@ -41,7 +42,7 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument("--watch", action="store_true", help="again every second, until told to stop")
     parser.add_argument("--json", action="store_true", help="JSON Lines")
-    parser.add_argument("--netns", type=common.netns, metavar="NAME", help="of another network namespace")
+    parser.add_argument("--netns", type=netns, metavar="NAME", help="of another network namespace")
     parser.set_defaults(run=_run)
 
 
@@ -54,7 +55,7 @@ def _run(options: argparse.Namespace) -> int:
         nonlocal stopped
         stopped = True
 
-    with common.until_told(stop), contextlib.ExitStack() as stack:
+    with until_told(stop), contextlib.ExitStack() as stack:
         live = _live(stack) if options.watch and not options.json and sys.stdout.isatty() else None
         while True:
             queues, logs = queue_rows(netns), log_rows(netns)

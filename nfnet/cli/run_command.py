@@ -7,7 +7,7 @@ from typing import Any
 
 from ..compat import run
 from ..errors import NfnetError
-from . import common
+from .summaries import say
 
 _DESCRIPTION = """\
 Runs a Python script in which "import netfilterqueue" and "import nflogr" give
@@ -35,7 +35,7 @@ def _run(options: argparse.Namespace) -> int:
     if not options.script:
         options.parser.error("which script?")
     try:
-        run.run(options.script)
+        run(options.script)
     except (NfnetError, OSError) as error:
-        common.say(f"nfnet run: {error}")
+        say(f"nfnet run: {error}")
         return 2

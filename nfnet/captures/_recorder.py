@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
 
-from ._io.locks import RLock
-from .capture import LinkType, Writer, netlink_header
-from .errors import DecodeError
-from .protocol import netlink, nfnetlink, nfqnl
-from .protocol.nfqnl import NFQA, Verdict
+from .._io.locks import RLock
+from ..errors import DecodeError
+from ..protocol import netlink, nfnetlink, nfqnl
+from ..protocol.nfqnl import NFQA, Verdict
+from ._pcap import LinkType, Writer, netlink_header
 
 # Whole records are on their way to the disk after so many seconds of traffic, and whenever there is none.
 _FLUSH_EVERY = 1.0

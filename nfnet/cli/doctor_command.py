@@ -8,8 +8,8 @@ import textwrap
 from typing import Any
 
 from .. import doctor
-from ..text import printable
-from . import common
+from .._printable import printable
+from .command_line import netns
 
 _DESCRIPTION = """\
 Asks the kernel what it can do, looks at what this process may, and at queues
@@ -31,7 +31,7 @@ def add_to(commands: Any) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--netns", type=common.netns, metavar="NAME", help="of another network namespace")
+    parser.add_argument("--netns", type=netns, metavar="NAME", help="of another network namespace")
     parser.add_argument("--json", action="store_true", help="JSON Lines")
     parser.set_defaults(run=_run)
 

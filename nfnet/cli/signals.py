@@ -1,0 +1,25 @@
+"""Commands that run until a signal tells them to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def until_told(stop: Callable[[], object]) -> Iterator[None]:
+    """While the block runs, SIGINT and SIGTERM call ``stop``."""
+    before = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def wait_readable(file: Any, timeout: float | None) -> bool:
+    """Whether a queue or log has something to do in time; a signal ends the wait."""
+    return bool(select.select([file], [], [], 1.0 if timeout is None else min(timeout, 1.0))[0])

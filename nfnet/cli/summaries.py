@@ -1,0 +1,38 @@
+"""What commands say on standard error: counts, losses, and lines that cannot harm a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from .._printable import printable
+from ..log import Log
+from ..queue import Queue
+
+
+def counted(count: int, what: str) -> str:
+    """1 packet, 2 packets."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def link_types(counts: Mapping[int, int]) -> str:
+    """How many records there are of each link type."""
+    return ", ".join(f"{counted(count, 'record')} of link type {kind}" for kind, count in sorted(counts.items()))
+
+
+def losses(reader: Queue | Log) -> str:
+    """What the kernel could not queue or deliver, for the end of a line; to be asked for while it is open."""
+    lost = reader.counters.lost or 0
+    text = ""
+    if isinstance(reader, Queue) and (row := reader.stats().kernel) is not None:
+        lost -= row.queue_dropped + row.user_dropped
+        if row.queue_dropped:
+            text += f", {row.queue_dropped} dropped by the kernel because the queue was full"
+        if row.user_dropped:
+            text += f", {row.user_dropped} dropped by the kernel because the receive buffer was full"
+    return text + (f", {lost} lost" if lost > 0 else "")
+
+
+def say(text: str) -> None:
+    """What is not the output proper; file names in it may be anybody's."""
+    print(printable(text), file=sys.stderr, flush=True)
