@@ -6,6 +6,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from itertools import islice
 from operator import length_hint
 from typing import Generic, TypeVar
 
@@ -14,7 +15,7 @@ from .._io.locks import RLock
 from .._io.moves import END
 from .._io.transport import Transport
 from ..captures._recorder import Recorder
-from ..errors import ClosedError, DecodeError, OverrunError
+from ..errors import ClosedError, DecodeError, NfnetError, OverrunError
 from ..stats import Row
 from .loss import Loss
 
@@ -100,11 +101,32 @@ class Binding(ABC, Generic[T, Row], at_fork.AtFork):
             self._make_ready()
         self.ended = not more
 
-    def take(self) -> Iterator[T]:
-        """Make `ready` of the datagram that came while the loop waited for one."""
+    def each(self, count: int) -> Iterator[T]:
+        """What is in the next datagrams, at most ``count``, each of which is waited for.
+
+        It ends before that with a datagram that has nothing for the handler, which may have come to end the wait, and
+        after a second without any.
+        """
+        incoming = self.transport.incoming
+        assert incoming is not None
+        try:
+            yield from self._each(islice(incoming, count))
+        except OSError as error:
+            if isinstance(error, NfnetError):  # of what is done with what came
+                raise
+            self.transport.explain(error)
+
+    def _each(self, datagrams: Iterator[bytes]) -> Iterator[T]:
+        for self.incoming in datagrams:
+            self._take_incoming()
+            if not length_hint(self.ready):
+                return
+            yield from self.ready
+
+    def _take_incoming(self) -> None:
+        """Make `ready` of a datagram that came while the loop waited for one."""
         self.received[END:], self.incoming = (self.incoming,), None  # type: ignore[assignment]  # one statement
         self._make_ready()
-        return self.ready
 
     @abstractmethod
     def _make_ready(self) -> None:
@@ -172,7 +194,3 @@ class Binding(ABC, Generic[T, Row], at_fork.AtFork):
                 self.transport.tap = None  # it may be lent to the next binding
                 if self.owns_recorder:
                     self.recorder.close()
-
-    def waiting(self) -> int:
-        """How many of `ready` are still to come."""
-        return length_hint(self.ready)

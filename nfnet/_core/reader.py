@@ -28,7 +28,7 @@ from .binding import Binding
 # A verdict waits for others no longer than this, in seconds, and the time of at most so many calls of the handler.
 _MAX_DELAY = 0.001
 _MAX_PORTION = 16
-_MOST_ALONE = 64  # packets, until the next look whether several wait
+MOST_ALONE = 256  # packets, until the next look whether several wait, which costs as much as a packet
 
 _log = logging.getLogger("nfnet")
 
@@ -285,9 +285,9 @@ class Reader(ABC, Generic[B, T]):
         It, and what is done for every packet, is as it is because that was measured. ``binding.ready`` is one
         iterator for all loops, so whatever ends a loop, the next one goes on with the packet after.
 
-        While packets come one at a time the loop takes each from ``transport.incoming``, which waits for it: a system
-        call for the packet and one for its verdict. Now and then it looks whether more wait, and if so, takes many at a
-        time.
+        While packets come one at a time a portion is what comes next, each waited for (`Binding.each`): a system call
+        for the packet and one for its verdict. Now and then the loop looks whether more wait, and if so, takes many at
+        a time.
         """
         self._check_reading(binding)
         binding.reading = True
@@ -325,8 +325,12 @@ class Reader(ABC, Generic[B, T]):
                     if not found:
                         self._wait(binding)
                 else:
-                    looks = min(2 * looks, _MOST_ALONE)
-                    yield from self._alone(binding, looks)
+                    transport.waiting = True  # before the look at `_stopping`: who sets that wakes who waits
+                    if self._stopping:
+                        return
+                    yield binding.each(looks)
+                    transport.waiting = False
+                    looks = min(2 * looks, MOST_ALONE)
                 go_on = block
         finally:
             try:
@@ -339,28 +343,6 @@ class Reader(ABC, Generic[B, T]):
                     self._poller.reset()
                     if length_hint(binding.ready):
                         self._poller.wake()  # the next `process` has something to do
-
-    def _alone(self, binding: B, count: int) -> Generator[Iterator[T], None, None]:
-        """So many packets, each of which is waited for."""
-        transport = binding.transport
-        assert transport.incoming is not None
-        transport.waiting = True
-        if self._stopping:
-            return
-        try:
-            for binding.incoming in transport.incoming:
-                transport.waiting = False
-                yield binding.take()
-                transport.waiting = True  # before the look at `_stopping`: who sets that wakes who waits
-                if self._stopping or not count:
-                    return
-                count -= 1
-        except OSError as error:
-            if isinstance(error, NfnetError):  # of what is done with what came
-                raise
-            transport.explain(error)
-        finally:
-            transport.waiting = False
 
     def _check_reading(self, binding: B) -> None:
         # The caller sets the flag at once: no lock, whose holder an exception may end before it can let go.

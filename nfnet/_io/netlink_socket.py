@@ -141,6 +141,8 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         self._kept: list[bytes] = []
         self._incoming = map(self._socket.recv, repeat(datagram))
         self._closed = False
+        self.tap = None  # here, where it is found sooner than in the class
+        self._sendto = self._socket.sendto
         try:
             self._configure(DEFAULT_RCVBUF if rcvbuf is None else rcvbuf, overruns)
         except OSError as error:
@@ -212,7 +214,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         try:
             # With an address the kernel asks only whether this process may; without, also whether the one that
             # opened the socket might.
-            self._socket.sendto(datagram, KERNEL)
+            self._sendto(datagram, KERNEL)
         except OSError as error:
             self._check_open()
             raise _system_error(f"sending {len(datagram)} bytes to the kernel", error) from None
