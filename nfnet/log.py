@@ -351,7 +351,7 @@ class Log(Reader[LogBinding, LogMessage]):
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), DecodeError for a datagram that is
         no log message (those after it still come), BusyReadingError, ClosedError, KernelError.
         """
-        self._drive(handler, block=True)
+        self._run(handler)
 
     def process(self, handler: Handler | None = None) -> int:
         """Take what waits, without blocking, and return how many messages that were; for any event loop.
@@ -359,7 +359,7 @@ class Log(Reader[LogBinding, LogMessage]):
         Call it when `fileno` is readable, and once after opening. Without a handler the messages are kept, and an
         iteration gives that many without blocking. Raises as `run`.
         """
-        return self._take() if handler is None else self._drive(handler, block=False)
+        return self._process(handler)
 
     def _hand_out(self, binding: LogBinding, portion: Iterator[LogMessage], handler: Handler) -> None:
         result: object = None

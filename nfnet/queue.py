@@ -440,7 +440,7 @@ class Queue(Reader[QueueBinding, Packet]):
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege
         to decide was dropped, DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.
         """
-        self._drive(handler, block=True)
+        self._run(handler)
 
     def process(self, handler: Handler | None = None) -> int:
         """Take what waits, without blocking, and return how many packets that were; for any event loop.
@@ -448,7 +448,7 @@ class Queue(Reader[QueueBinding, Packet]):
         Call it when `fileno` is readable, and once after opening. Without a handler the packets are kept, and an
         iteration gives that many without blocking. Raises as `run`.
         """
-        return self._take() if handler is None else self._drive(handler, block=False)
+        return self._process(handler)
 
     def _hand_out(self, binding: QueueBinding, portion: Iterator[Packet], handler: Handler) -> None:
         result: object = None

@@ -6,7 +6,6 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from itertools import islice
 from operator import length_hint
 from typing import Generic, TypeVar
 
@@ -101,16 +100,13 @@ class Binding(ABC, Generic[T, Row], at_fork.AtFork):
             self._make_ready()
         self.ended = not more
 
-    def each(self, count: int) -> Iterator[T]:
-        """What is in the next datagrams, at most ``count``, each of which is waited for.
+    def each(self, datagrams: Iterator[bytes]) -> Iterator[T]:
+        """What is in these datagrams of the transport, one by one as they come.
 
-        It ends before that with a datagram that has nothing for the handler, which may have come to end the wait, and
-        after a second without any.
+        It ends with one that has nothing for the handler, which may have come to end the wait, and when none comes.
         """
-        incoming = self.transport.incoming
-        assert incoming is not None
         try:
-            yield from self._each(islice(incoming, count))
+            yield from self._each(datagrams)
         except OSError as error:
             if isinstance(error, NfnetError):  # of what is done with what came
                 raise
