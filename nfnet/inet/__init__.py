@@ -23,11 +23,16 @@ from ._headers import (
     udp,
 )
 from ._rewriting import Address, checksum, replace_data, rewrite
+from ._streams import Beginnings
+from ._tls import INCOMPLETE, Incomplete, server_name
 
 __all__ = [
+    "INCOMPLETE",
     "Address",
+    "Beginnings",
     "Flow",
     "Icmp",
+    "Incomplete",
     "Ip",
     "Tcp",
     "TcpFlag",
@@ -41,6 +46,7 @@ __all__ = [
     "protocol",
     "replace_data",
     "rewrite",
+    "server_name",
     "tcp",
     "transport",
     "udp",

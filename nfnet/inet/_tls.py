@@ -1,0 +1,126 @@
+"""The name of the server that a TLS client asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import Final, Literal
+
+from .._printable import printable
+
+MAX_HELLO = 16_384  # bytes of a stream, after which nothing is incomplete any more
+# So many records, extensions or names are read. Real hellos have one or two records, some twenty extensions and one
+# name; thousands would take as long to read as a hundred hellos, and for each segment anew.
+_MOST = 64
+
+_HANDSHAKE_RECORD = b"\x16\x03"  # its type, and the first byte of the version, which never became another
+_RECORD_HEADER = 5
+_CLIENT_HELLO = 1  # of handshake messages
+_MESSAGE_HEADER = 4
+_SESSION_ID = 38  # where it is in a hello: behind the message's header, a version and 32 random bytes
+_SERVER_NAME = 0  # of extensions
+_HOST_NAME = 0  # of server names
+
+
+class Incomplete(Enum):
+    """The type of `INCOMPLETE`, which is its only member."""
+
+    INCOMPLETE = "incomplete"
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+
+INCOMPLETE: Final = Incomplete.INCOMPLETE
+"""What `server_name` returns while more of the stream is needed; false, as None is."""
+
+
+class _Ended(Exception):  # noqa: N818 - not an error
+    """The bytes end before what is to be read."""
+
+
+def server_name(data: bytes | None) -> str | Incomplete | None:
+    """The host name in the ClientHello with which a TLS stream begins (SNI), in lower case, without a dot at its end.
+
+    ``data`` is the beginning of the stream, as `Beginnings.add` returns it. There are three answers:
+
+    - the name, as soon as it is among the bytes. It is printable ASCII: any other byte is shown as ``[c3]``. That it is
+      the name of a host, or no IP address, is not checked.
+    - None: there is none, and more data would not change that. Also if the stream is no TLS; if it is TLS without the
+      extension, such as an SSL 2.0 hello; if the hello is malformed; if the name is not in the first 16 KiB of the
+      stream, or behind 64 records or extensions, which no ordinary client sends; and for None.
+    - `INCOMPLETE`: more of the stream is needed; never for 16 KiB or more.
+
+    A handler has to accept packets while the hello is incomplete, since some senders send the rest only then. Nothing
+    is lost by that: it decides about the packet that completes the hello, without which no server can answer.
+
+    With Encrypted ClientHello (ECH) it is the name in the outer hello, that of the operator and not of the site.
+
+    Raises TypeError if ``data`` are no bytes.
+    """
+    if data is None:
+        return None
+    data = bytes(memoryview(data)[:MAX_HELLO])
+    hello, whole = _client_hello(data)
+    try:
+        name = None if hello is None else _host_name(hello)
+    except _Ended:
+        return None if whole or len(data) == MAX_HELLO else INCOMPLETE
+    if name is None:
+        return None
+    return printable(name.decode("ascii", "surrogateescape")).lower().removesuffix(".") or None
+
+
+def _client_hello(data: bytes) -> tuple[bytes | None, bool]:
+    """The handshake message in the records, as far as it goes, and whether it is whole; no message if it is another."""
+    message, place = b"", 0
+    for _ in range(_MOST):
+        header = data[place : place + _RECORD_HEADER]
+        if not header.startswith(_HANDSHAKE_RECORD[: len(header)]):
+            return None, True
+        if len(header) < _RECORD_HEADER:
+            return message, False
+        place += _RECORD_HEADER
+        size = int.from_bytes(header[3:], "big")
+        message += data[place : place + size]
+        place += size
+        if message and message[0] != _CLIENT_HELLO:
+            return None, True
+        if len(message) >= _MESSAGE_HEADER:
+            end = _MESSAGE_HEADER + int.from_bytes(message[1:_MESSAGE_HEADER], "big")
+            if len(message) >= end:
+                return message[:end], True
+    return None, True
+
+
+def _host_name(hello: bytes) -> bytes | None:
+    """The first host name in a hello. Raises _Ended if the hello ends before that can be said."""
+    place = _SESSION_ID
+    for size in (1, 2, 1):  # of the lengths of session ID, cipher suites and compression methods
+        place += size + _number(hello, place, size)
+    end = place + 2 + _number(hello, place, 2)
+    for extension, start, stop in _fields(hello, place + 2, end, 2):
+        if extension == _SERVER_NAME:
+            for kind, first, last in _fields(hello, start + 2, stop, 1):
+                if kind == _HOST_NAME:
+                    if last > len(hello):
+                        raise _Ended
+                    return hello[first:last] if last <= stop else None
+            return None
+    return None
+
+
+def _fields(data: bytes, place: int, end: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Of each field in a list its type, a number of ``size`` bytes, and where its content begins and ends."""
+    for _ in range(_MOST):
+        if place >= end:
+            return
+        kind, start = _number(data, place, size), place + size + 2
+        place = start + _number(data, place + size, 2)
+        yield kind, start, place
+
+
+def _number(data: bytes, place: int, size: int) -> int:
+    if place + size > len(data):
+        raise _Ended
+    return int.from_bytes(data[place : place + size], "big")
