@@ -29,8 +29,8 @@ class Beginnings:
         ago, or if none has ended, the one whose last packet was the longest ago. Default: 4096.
 
     A stream takes some 300 bytes of memory, and twice the bytes that are kept of it. With the defaults all of them take
-    at most 150 MiB, if every sender sends just that, and about 17 MiB for 4096 TLS hellos of 2 KB. The time for a packet
-    depends neither on the number of streams nor, on average, on how a sender cuts, orders or repeats its segments.
+    at most 150 MiB, if every sender sends that much, and about 17 MiB for 4096 TLS hellos of 2 KB. The time for a
+    packet depends neither on the number of streams nor, on average, on how a sender cuts, orders or repeats segments.
 
     One thread at a time may use an object. ``len()`` is the number of streams.
 

@@ -61,40 +61,38 @@ def server_name(data: bytes | None) -> str | Incomplete | None:
     if data is None:
         return None
     data = bytes(memoryview(data)[:MAX_HELLO])
-    hello, whole = _client_hello(data)
+    hello, is_all = _first_message(data)
     try:
-        name = None if hello is None else _host_name(hello)
+        name = _host_name(hello)
     except _Ended:
-        return None if whole or len(data) == MAX_HELLO else INCOMPLETE
-    if name is None:
-        return None
+        return None if is_all or len(data) == MAX_HELLO else INCOMPLETE
     return printable(name.decode("ascii", "surrogateescape")).lower().removesuffix(".") or None
 
 
-def _client_hello(data: bytes) -> tuple[bytes | None, bool]:
-    """The handshake message in the records, as far as it goes, and whether it is whole; no message if it is another."""
+def _first_message(data: bytes) -> tuple[bytes, bool]:
+    """The first handshake message in the records, as far as it goes, and whether more data would not add to it."""
     message, place = b"", 0
     for _ in range(_MOST):
         header = data[place : place + _RECORD_HEADER]
         if not header.startswith(_HANDSHAKE_RECORD[: len(header)]):
-            return None, True
+            break
         if len(header) < _RECORD_HEADER:
             return message, False
         place += _RECORD_HEADER
         size = int.from_bytes(header[3:], "big")
         message += data[place : place + size]
         place += size
-        if message and message[0] != _CLIENT_HELLO:
-            return None, True
         if len(message) >= _MESSAGE_HEADER:
             end = _MESSAGE_HEADER + int.from_bytes(message[1:_MESSAGE_HEADER], "big")
             if len(message) >= end:
                 return message[:end], True
-    return None, True
+    return message, True
 
 
-def _host_name(hello: bytes) -> bytes | None:
-    """The first host name in a hello. Raises _Ended if the hello ends before that can be said."""
+def _host_name(hello: bytes) -> bytes:
+    """The first host name in a hello, b"" for none. Raises _Ended if the message ends before that can be said."""
+    if _number(hello, 0, 1) != _CLIENT_HELLO:
+        return b""
     place = _SESSION_ID
     for size in (1, 2, 1):  # of the lengths of session ID, cipher suites and compression methods
         place += size + _number(hello, place, size)
@@ -105,18 +103,23 @@ def _host_name(hello: bytes) -> bytes | None:
                 if kind == _HOST_NAME:
                     if last > len(hello):
                         raise _Ended
-                    return hello[first:last] if last <= stop else None
-            return None
-    return None
+                    return hello[first:last]
+            break
+    return b""
 
 
 def _fields(data: bytes, place: int, end: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """Of each field in a list its type, a number of ``size`` bytes, and where its content begins and ends."""
+    """Of each field in a list its type, a number of ``size`` bytes, and where its content begins and ends.
+
+    Ends before a field that is longer than the list.
+    """
     for _ in range(_MOST):
         if place >= end:
             return
         kind, start = _number(data, place, size), place + size + 2
         place = start + _number(data, place + size, 2)
+        if place > end:
+            return
         yield kind, start, place
 
 
