@@ -169,7 +169,7 @@ def test_stats_and_doctor(hostile_process: int, monkeypatch: pytest.MonkeyPatch,
     def log_rows(_: Netns | None) -> list[LogRow]:
         return [LogRow(1, hostile_process, 0, nfnet.CopyMode.PACKET, 65535, 1.0)]
 
-    for module in ("cli.stats", "doctor"):
+    for module in ("cli.stats_command", "doctor"):
         monkeypatch.setattr(f"nfnet.{module}.queue_rows", queue_rows)
         monkeypatch.setattr(f"nfnet.{module}.log_rows", log_rows)
     status, text = screen("stats", *more)
@@ -504,7 +504,7 @@ ROOT = Path(nfnet.__file__).parent
 CODE = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "yaml", "jsonpickle", "code", "runpy", "imp"}
 CALLS = {"eval", "exec", "compile", "__import__"}
 # A handler that the user names, and our own modules that are imported late.
-IMPORTERS = {"__init__.py", "cli/queue.py", "compat/__init__.py"}
+IMPORTERS = {"__init__.py", "cli/queue_command.py", "compat/__init__.py"}
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
