@@ -73,7 +73,7 @@ class Beginnings:
         seq, flags = int.from_bytes(packet[header + 4 : header + 8], "big"), packet[header + 13]
         stream = self._open.get(key) or self._ended.get(key)
         if flags & _SYN and not flags & _RST:
-            seq = (seq + 1) & 0xFFFFFFFF  # the SYN has a number itself, the one before the first byte's
+            seq += 1  # the SYN has a number itself, the one before the first byte's
             if stream is None or stream.start != seq:
                 stream = self._begin(key, seq)
         if stream is None:
