@@ -24,7 +24,7 @@ from nfnet.inet import INCOMPLETE, Beginnings, TcpFlag, server_name
 from nfnet.inet._tls import MAX_HELLO
 from nfnet.testing import tcp, udp
 
-from .test_witness import tshark
+from .test_tshark import tshark
 
 __all__ = ["tshark"]
 
