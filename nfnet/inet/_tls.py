@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from enum import Enum
 from typing import Final, Literal
 
+from construct import Int8ub, Int16ub, Struct
+
 from .._printable import printable
+from ..protocol.layout import compile_struct
 
 MAX_HELLO = 16_384  # bytes of a stream, after which nothing is incomplete any more
 # So many records, extensions or names are read. Real hellos have one or two records, some twenty extensions and one
@@ -20,6 +24,9 @@ _MESSAGE_HEADER = 4
 _SESSION_ID = 38  # where it is in a hello: behind the message's header, a version and 32 random bytes
 _SERVER_NAME = 0  # of extensions
 _HOST_NAME = 0  # of server names
+
+_EXTENSION = compile_struct(Struct("type" / Int16ub, "length" / Int16ub))
+_NAME = compile_struct(Struct("type" / Int8ub, "length" / Int16ub))
 
 
 class Incomplete(Enum):
@@ -97,9 +104,9 @@ def _host_name(hello: bytes) -> bytes:
     for size in (1, 2, 1):  # of the lengths of session ID, cipher suites and compression methods
         place += size + _number(hello, place, size)
     end = place + 2 + _number(hello, place, 2)
-    for extension, start, stop in _fields(hello, place + 2, end, 2):
+    for extension, start, stop in _fields(hello, place + 2, end, _EXTENSION):
         if extension == _SERVER_NAME:
-            for kind, first, last in _fields(hello, start + 2, stop, 1):
+            for kind, first, last in _fields(hello, start + 2, stop, _NAME):
                 if kind == _HOST_NAME:
                     if last > len(hello):
                         raise _Ended
@@ -108,16 +115,19 @@ def _host_name(hello: bytes) -> bytes:
     return b""
 
 
-def _fields(data: bytes, place: int, end: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """Of each field in a list its type, a number of ``size`` bytes, and where its content begins and ends.
+def _fields(data: bytes, place: int, end: int, head: struct.Struct) -> Iterator[tuple[int, int, int]]:
+    """Of each field in a list its type, and where its content begins and ends; the head has the type and the length.
 
     Ends before a field that is longer than the list.
     """
     for _ in range(_MOST):
         if place >= end:
             return
-        kind, start = _number(data, place, size), place + size + 2
-        place = start + _number(data, place + size, 2)
+        start = place + head.size
+        if start > len(data):
+            raise _Ended
+        kind, size = head.unpack_from(data, place)
+        place = start + size
         if place > end:
             return
         yield kind, start, place
