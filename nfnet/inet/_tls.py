@@ -30,7 +30,7 @@ _NAME = compile_struct(Struct("type" / Int8ub, "length" / Int16ub))
 
 
 class Incomplete(Enum):
-    """The type of `INCOMPLETE`, which is its only member."""
+    """The answer while more of the stream is needed: `INCOMPLETE`, the only member. It is false, as None is."""
 
     INCOMPLETE = "incomplete"
 
@@ -39,7 +39,6 @@ class Incomplete(Enum):
 
 
 INCOMPLETE: Final = Incomplete.INCOMPLETE
-"""What `server_name` returns while more of the stream is needed; false, as None is."""
 
 
 class _Ended(Exception):  # noqa: N818 - not an error

@@ -16,7 +16,7 @@ import pytest
 from nfnet import Packet, Queue, inet, rules
 
 from ..test_streams import client_hello
-from .conftest import ADDRESS, QUIET, TIMEOUT, Net, collect, readable, wait_for
+from .conftest import ADDRESS, QUIET, TIMEOUT, Net, readable, wait_for
 from .test_compat import is_bound, running
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "block_server_name.py"
@@ -104,10 +104,22 @@ def test_segments_out_of_order(net: Net) -> None:
     """The packets of a real connection in reverse: the name is known with the last, and the server gets all."""
     router, hello = net.hosts["router"], client_hello(BLOCKED)
     beginnings = inet.Beginnings()
+    numbers: list[int] = []
+    held: dict[int, Packet] = {}
 
     def accept(packet: Packet) -> str | inet.Incomplete | None:
+        assert packet.tcp is not None
+        numbers.append(packet.tcp.seq)
         packet.accept()
         return inet.server_name(beginnings.add(packet.payload))
+
+    def hold(packet: Packet) -> None:
+        assert packet.tcp is not None
+        place = (packet.tcp.seq - numbers[0] - 1) & 0xFFFFFFFF
+        if place in held or not packet.tcp.data:
+            packet.drop()
+        else:
+            held[place] = packet
 
     rule = rules.queue(1, hook="forward", protocol="tcp", destination_port=443, netns=router)
     with listening(net, socket.AF_INET) as door, rule, Queue(1, netns=router) as queue:
@@ -120,13 +132,19 @@ def test_segments_out_of_order(net: Net) -> None:
             queue.process(accept)
             return readable(door, 0)
 
+        def whole() -> bool:
+            queue.process(hold)
+            return sum(len(packet.tcp.data) for packet in held.values() if packet.tcp) == len(hello)
+
         assert wait_for(established)
         with door.accept()[0] as server:
             server.settimeout(TIMEOUT)
             for part in (hello[:1], hello[1:50], hello[50:]):
                 client.send(part)
-            answers = [accept(packet) for packet in reversed(collect(queue, 3)[:3])]
-            assert answers == [inet.INCOMPLETE, inet.INCOMPLETE, BLOCKED]
+            assert wait_for(whole)
+            answers = {place: accept(held[place]) for place in sorted(held, reverse=True)}
+            assert answers.pop(0) == BLOCKED
+            assert set(answers.values()) == {inet.INCOMPLETE}
             received = b""
             while len(received) < len(hello):
                 received += server.recv(1000)
