@@ -41,12 +41,12 @@ from .errors import (
     NotSupportedError,
     OverrunError,
 )
-from .log import Log, LogMessage
+from .log import Log, LogMessage, LogOptions
 from .packet import Packet
 from .protocol.conntrack import Conntrack, CtInfo
-from .protocol.nfnetlink import Family, Hook
+from .protocol.nfnetlink import ArpHook, Family, Hook, NetdevHook
 from .protocol.nfqnl import CopyMode, SkbInfo, Verdict
-from .queue import Queue
+from .queue import Queue, QueueOptions
 from .stats import LogCounters, LogStats, LogStatus, QueueCounters, QueueStats, QueueStatus
 from .workers import Workers, run_workers
 
@@ -82,6 +82,7 @@ __all__ = [
     "AlreadyDecidedError",
     "ArgumentError",
     "ArgumentTypeError",
+    "ArpHook",
     "AsyncLog",
     "AsyncQueue",
     "BusyError",
@@ -99,8 +100,10 @@ __all__ = [
     "Log",
     "LogCounters",
     "LogMessage",
+    "LogOptions",
     "LogStats",
     "LogStatus",
+    "NetdevHook",
     "NetlinkSocket",
     "NfnetError",
     "NotPermittedError",
@@ -109,6 +112,7 @@ __all__ = [
     "Packet",
     "Queue",
     "QueueCounters",
+    "QueueOptions",
     "QueueStats",
     "QueueStatus",
     "Recorder",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from operator import length_hint
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 from ._arguments import check, check_choice, check_flag, check_result
 from ._core.bind import Request
@@ -42,7 +42,34 @@ _MOST_ALONE = 64
 
 _log = logging.getLogger("nfnet")
 
-Handler = Callable[[Packet], object]
+Handler = Callable[[Packet], None]
+"""A plain function. One that returns something is refused by type checkers, so that no async function is taken."""
+
+
+class WorkerOptions(TypedDict, total=False):
+    """The options of `Queue` that several queues can have alike: all but ``transport`` and ``record``."""
+
+    copy_range: int
+    copy_mode: CopyMode | int
+    max_len: int | None
+    rcvbuf: int | None
+    fail_open: bool
+    gso: bool
+    conntrack: bool
+    uid_gid: bool
+    secctx: bool
+    timestamps: bool
+    on_overrun: Literal["count", "raise", "ignore"]
+    undecided: Literal["pending", "accept", "drop"]
+    on_error: Literal["raise", "accept", "drop"]
+    netns: Netns | None
+
+
+class QueueOptions(WorkerOptions, total=False):
+    """All options of `Queue`, for functions that hand them on: ``**options: Unpack[nfnet.QueueOptions]``."""
+
+    transport: Transport | None
+    record: str | os.PathLike[str] | None
 
 
 class QueueBinding(Binding[Packet, QueueStatus]):
@@ -456,7 +483,7 @@ class Queue(Reader[QueueBinding, Packet]):
         """
         return self._drive(handler, block=False)
 
-    def _hand_out(self, binding: QueueBinding, portion: Iterator[Packet], handler: Handler) -> None:
+    def _hand_out(self, binding: QueueBinding, portion: Iterator[Packet], handler: Callable[[Packet], object]) -> None:
         result: object = None
         for packet in portion:
             try:
