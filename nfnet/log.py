@@ -361,14 +361,14 @@ class Log(Reader[LogBinding, LogMessage]):
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), DecodeError for a datagram that is
         no log message (those after it still come), BusyReadingError, ClosedError, KernelError.
         """
-        self._drive(handler, block=True)
+        self._run(handler)
 
     def process(self, handler: Handler) -> int:
         """Call the handler for each message that waits, without blocking, and return how many those were.
 
         For any event loop: call it when `fileno` is readable, and once after opening. Raises as `run`.
         """
-        return self._drive(handler, block=False)
+        return self._process(handler)
 
     def _hand_out(
         self, binding: LogBinding, portion: Iterator[LogMessage], handler: Callable[[LogMessage], object]

@@ -24,11 +24,16 @@ from ._headers import (
     udp,
 )
 from ._rewriting import Address, checksum, replace_data, rewrite
+from ._streams import Beginnings
+from ._tls import INCOMPLETE, Incomplete, server_name
 
 __all__ = [
+    "INCOMPLETE",
     "Address",
+    "Beginnings",
     "Flow",
     "Icmp",
+    "Incomplete",
     "Ip",
     "Tcp",
     "TcpFlag",
@@ -43,6 +48,7 @@ __all__ = [
     "protocol",
     "replace_data",
     "rewrite",
+    "server_name",
     "tcp",
     "transport",
     "udp",
