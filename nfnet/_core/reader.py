@@ -21,7 +21,7 @@ from .._io.transport import Transport
 from ..captures._recorder import Recorder, current
 from ..errors import ArgumentError, BusyReadingError, ClosedError, NfnetError
 from ..netns import Netns, call_in, check_netns
-from ..stats import LogRow, QueueRow, is_ours, process
+from ..stats import LogStatus, QueueStatus, is_ours, process
 from .bind import Request, bind
 from .binding import Binding
 
@@ -42,7 +42,8 @@ class Reader(ABC, Generic[B, T]):
 
     def __init__(
         self,
-        name: str,
+        what: str,
+        number: int,
         *,
         rcvbuf: int | None,
         overruns: bool,
@@ -51,7 +52,8 @@ class Reader(ABC, Generic[B, T]):
         transport: Transport | None,
         record: str | os.PathLike[str] | None,
     ) -> None:
-        self._name = name
+        self._name = f"{what} {number}"
+        self._resource = number
         self._record = record
         self._rcvbuf = rcvbuf
         self._overruns = overruns
@@ -82,7 +84,7 @@ class Reader(ABC, Generic[B, T]):
         """The options that were asked for and that a kernel may lack, each with a request that asks for it alone."""
 
     @abstractmethod
-    def _row(self) -> QueueRow | LogRow | None: ...
+    def _status(self) -> QueueStatus | LogStatus | None: ...
 
     _module: str
     """The kernel's module, which is also the name of its file in /proc/net/netfilter."""
@@ -106,7 +108,9 @@ class Reader(ABC, Generic[B, T]):
         """The body of an iteration is through with an item."""
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._name}: {'closed' if self._binding is None else 'open'}>"
+        binding = self._binding
+        state = "closed" if binding is None else f"open, {binding.waiting()} waiting"
+        return f"<{type(self).__name__} {self._resource}: {state}>"
 
     # --- opening and closing
 
@@ -173,12 +177,12 @@ class Reader(ABC, Generic[B, T]):
 
     def _owner(self) -> tuple[str, str | None]:
         """Who has it, where this process may know, and what to do about it."""
-        row = self._row()
-        if row is None:
+        status = self._status()
+        if status is None:
             return "another socket has it", None
-        if is_ours(row.port_id, self._netns):
+        if is_ours(status.port_id, self._netns):
             return "another socket of this process has it", "Close that one first, or use another number"
-        return f"another socket has it: {process(row.port_id, self._netns)}", None
+        return f"another socket has it: {process(status.port_id, self._netns)}", None
 
     def close(self) -> None:
         """Unbind. May be called twice, and from any thread: a loop that is reading then ends.
@@ -280,10 +284,8 @@ class Reader(ABC, Generic[B, T]):
         binding = self._bound()
         self._drive(binding, self._portions(binding, block=True), handler)
 
-    def _process(self, handler: Callable[[T], object] | None) -> int:
-        """Hand out what waits, without a handler to the next loop, and return how much that was."""
-        if handler is None:
-            return self._take()
+    def _process(self, handler: Callable[[T], object]) -> int:
+        """Hand out what waits, and return how much that was."""
         check_handler(handler, self._remedy)
         binding = self._bound()
         before = binding.taken()
@@ -377,8 +379,12 @@ class Reader(ABC, Generic[B, T]):
             if not binding.closed:  # by another thread, just now: there was nothing left to watch
                 raise
 
-    def _take(self) -> int:
-        """What `process` does without a handler."""
+    def fetch(self) -> int:
+        """Receive what waits in the socket, without blocking, and return how many are ready for the next loop.
+
+        Nothing is handed out yet: the next iteration, `run` or `process` begins with these, and so many steps of an
+        iteration do not block. Raises as `run`.
+        """
         binding = self._bound()
         self._check_reading(binding)
         binding.reading = True
