@@ -245,7 +245,7 @@ class _Queue(Queue):
         self.stop()
 
 
-def _call(callback: Any, packet: Packet) -> object:
+def _call(callback: Any, packet: Packet) -> Any:
     return callback(packet)
 
 
@@ -262,7 +262,7 @@ class _Receives(Protocol):
 class _Bound(NamedTuple):
     queue: _Queue
     transport: BorrowedTransport
-    callback: Callable[[Any], object]
+    callback: Callable[[Any], Any]
 
 
 class NetfilterQueue:
