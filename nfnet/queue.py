@@ -271,7 +271,10 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             return "the kernel dropped " + " and ".join(
                 f"{count} because {where} was full" for count, where in drops if count
             )
-        # With fail-open the kernel counts neither.
+        # With fail-open the kernel counts neither, and only root may ask; but the socket has a count of its own.
+        socket_status = self.transport.socket_status()
+        if socket_status is not None and socket_status.dropped:
+            return f"{self._buffer()} was full"
         if self._max_len is None or self._max_len <= _MOST_WAITING:
             return f"probably {self._buffer()} was full"
         return f"{self._buffer()} was full, or the queue, which holds {_MOST_WAITING} packets on newer kernels"

@@ -262,7 +262,7 @@ class _Receives(Protocol):
 class _Bound(NamedTuple):
     queue: _Queue
     transport: BorrowedTransport
-    callback: Callable[[Any], object]
+    callback: Callable[[Any], Any]
 
 
 class NetfilterQueue:
