@@ -455,9 +455,9 @@ class Queue(Reader[QueueBinding, Packet]):
     def run(self, handler: Handler) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
 
-        The handler is a plain function; for async ones there is `AsyncQueue`. What it raises is treated as ``on_error``
-        says; exceptions that are no `Exception`, such as KeyboardInterrupt, always come out. Verdicts given before
-        leave first, and `run` may be called again.
+        The handler is a plain function that returns nothing; for async ones there is `AsyncQueue`. What it raises is
+        treated as ``on_error`` says; exceptions that are no `Exception`, such as KeyboardInterrupt, always come out.
+        Verdicts given before leave first, and `run` may be called again.
 
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege
         to decide was dropped, DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.
