@@ -355,8 +355,8 @@ class Log(Reader[LogBinding, LogMessage]):
     def run(self, handler: Handler) -> None:
         """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.
 
-        Then `run` may be called again and goes on with the next message. The handler is a plain function; for async
-        ones there is `AsyncLog`.
+        Then `run` may be called again and goes on with the next message. The handler is a plain function that
+        returns nothing; for async ones there is `AsyncLog`.
 
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), DecodeError for a datagram that is
         no log message (those after it still come), BusyReadingError, ClosedError, KernelError.

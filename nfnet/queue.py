@@ -271,7 +271,10 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             return "the kernel dropped " + " and ".join(
                 f"{count} because {where} was full" for count, where in drops if count
             )
-        # With fail-open the kernel counts neither.
+        # With fail-open the kernel counts neither, and only root may ask; but the socket has a count of its own.
+        socket_status = self.transport.socket_status()
+        if socket_status is not None and socket_status.dropped:
+            return f"{self._buffer()} was full"
         if self._max_len is None or self._max_len <= _MOST_WAITING:
             return f"probably {self._buffer()} was full"
         return f"{self._buffer()} was full, or the queue, which holds {_MOST_WAITING} packets on newer kernels"
@@ -452,9 +455,9 @@ class Queue(Reader[QueueBinding, Packet]):
     def run(self, handler: Handler) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
 
-        The handler is a plain function; for async ones there is `AsyncQueue`. What it raises is treated as ``on_error``
-        says; exceptions that are no `Exception`, such as KeyboardInterrupt, always come out. Verdicts given before
-        leave first, and `run` may be called again.
+        The handler is a plain function that returns nothing; for async ones there is `AsyncQueue`. What it raises is
+        treated as ``on_error`` says; exceptions that are no `Exception`, such as KeyboardInterrupt, always come out.
+        Verdicts given before leave first, and `run` may be called again.
 
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege
         to decide was dropped, DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.

@@ -741,7 +741,7 @@ def test_packets_cannot_be_copied(duplicate: Any) -> None:
         assert verdicts(kernel) == [(1, 1)]
 
 
-def test_process_without_a_handler_keeps_packets_for_the_next_loop() -> None:
+def test_fetch_keeps_packets_for_the_next_loop() -> None:
     kernel = FakeKernel()
     with Queue(1, transport=kernel) as queue:
         assert queue.fetch() == 0
