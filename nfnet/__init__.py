@@ -30,6 +30,7 @@ Recordings
 Counters
     QueueCounters, QueueStatus, QueueStats      what a queue counts, what the kernel says of it, and both
     LogCounters, LogStatus, LogStats            the same for a log group
+    SocketStatus                                how full the receive buffer is
 
 Errors: all are NfnetError, and those of the kernel KernelError
     ArgumentError, ArgumentTypeError            what cannot be right; nothing was sent
@@ -62,7 +63,7 @@ from typing import TYPE_CHECKING, Any
 from . import inet, rules, stats
 from ._core.message import Vlan
 from ._io.netlink_socket import NetlinkSocket
-from ._io.transport import Transport
+from ._io.transport import SocketStatus, Transport
 from .captures import GivenVerdict, Recorder, Replay, record, replay
 from .errors import (
     AckTimeoutError,
@@ -159,6 +160,7 @@ __all__ = [
     "Recorder",
     "Replay",
     "SkbInfo",
+    "SocketStatus",
     "Transport",
     "Verdict",
     "Vlan",
