@@ -234,7 +234,7 @@ class LogBinding(Binding[LogMessage, LogStatus]):
         self._next_seq = (last + 1) & 0xFFFFFFFF
         # Numbers of the kernel's only grow, however many are missing. Else they may have gone back: recordings, one
         # behind the other.
-        if 0 < lost and (lost < 0x80000000 or self.transport.trusted):
+        if lost > 0 and (lost < 0x80000000 or self.transport.trusted):
             self.count_lost(lost)
 
     def taken(self) -> int:
