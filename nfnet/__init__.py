@@ -24,6 +24,7 @@ from . import inet, rules, stats
 from ._core.message import Vlan
 from ._io.netlink_socket import NetlinkSocket
 from ._io.transport import Transport
+from ._processes import Process, process_of
 from .captures import Decided, Recorder, Replay, record, replay
 from .errors import (
     AckTimeoutError,
@@ -107,6 +108,7 @@ __all__ = [
     "NotSupportedError",
     "OverrunError",
     "Packet",
+    "Process",
     "Queue",
     "QueueCounters",
     "QueueRow",
@@ -119,6 +121,7 @@ __all__ = [
     "Vlan",
     "Workers",
     "inet",
+    "process_of",
     "record",
     "replay",
     "rules",

@@ -14,7 +14,7 @@ from construct import Int16ub
 from ._arguments import check, check_choice, check_flag, check_result, shown
 from ._core.bind import Request
 from ._core.binding import Binding
-from ._core.message import Message, enum_member
+from ._core.message import Fed, Message, enum_member
 from ._core.reader import Reader
 from ._io.netlink_socket import MAX_DATAGRAM
 from ._io.transport import Recorded, Transport
@@ -174,6 +174,9 @@ class LogBinding(Binding[LogMessage, LogRow]):
             if untrusted and isinstance(datagram, Recorded):
                 for message in new[start:]:
                     message.raw = Recorded(message.raw, datagram.time_ns)
+            if isinstance(datagram, Fed):
+                for message in new[start:]:
+                    message.raw = Fed(message.raw, datagram.process)
             if self._sequence and len(new) > start:
                 try:
                     self._check_sequence(new, start)
@@ -188,7 +191,7 @@ class LogBinding(Binding[LogMessage, LogRow]):
 
     def _split(self, datagram: bytes, into: list[LogMessage]) -> None:
         """Append the messages of a datagram; whatever else is in it is of no interest."""
-        offset, end, name_of = 0, len(datagram), self.transport.interface_name
+        offset, end, origin = 0, len(datagram), self.origin
         while offset < end:
             if end - offset < netlink.HEADER_SIZE:
                 raise DecodeError(f"{end - offset} bytes are too few for a netlink header", offset)
@@ -202,7 +205,7 @@ class LogBinding(Binding[LogMessage, LogRow]):
                 message = LogMessage()  # as `from_bytes`, without the call
                 message.raw = datagram[offset : offset + length]
                 message._layout = None
-                message._name_of = name_of
+                message._origin = origin
                 into.append(message)
             elif kind >= netlink.NLMSG_MIN_TYPE:
                 raise DecodeError(f"message of type {kind:#x} where a log message was expected", offset)

@@ -70,7 +70,6 @@ class QueueBinding(Binding[Packet, QueueRow]):
         self._number = number
         self._max_len = max_len
         self._packet_type = packet_type
-        self._name_of = transport.interface_name
         self._flusher = Flusher(self.ledger)
         self._decide_lone = self.ledger.decide_lone
         self._plain = transport.trusted  # and not shared: then packets are what they seem
@@ -140,7 +139,7 @@ class QueueBinding(Binding[Packet, QueueRow]):
             self.settle()
         packet = self._packet_type()
         packet.raw = raw
-        packet._name_of = self._name_of
+        packet._origin = self.origin
         packet._decision = packet._layout = None
         packet._decide = self._decide_lone
         ready = iter((packet,))
@@ -168,7 +167,7 @@ class QueueBinding(Binding[Packet, QueueRow]):
             self._make_lone(received[0])
             return
         ledger = self.ledger
-        packet_type, name_of = self._packet_type, self._name_of
+        packet_type, origin = self._packet_type, self.origin
         untrusted = not self.transport.trusted
         ready = ledger.at_hand[-waiting:] if waiting else []
         new: list[Packet] = []
@@ -188,7 +187,7 @@ class QueueBinding(Binding[Packet, QueueRow]):
                     continue
             packet = packet_type()
             packet.raw = raw
-            packet._name_of = name_of
+            packet._origin = origin
             packet._decision = packet._layout = None
             packet._decide = collect
             new.append(packet)

@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 
 import nfnet
 from nfnet import Transport, cli, inet, rules
+from nfnet._core.message import Origin
 from nfnet.captures._pcap import Record, netfilter_datagram, read
 from nfnet.captures._recorder import _verdicts
 from nfnet.cli import decode_command
@@ -215,13 +216,13 @@ def compare(item: Any, table: Table, kind: type[IntEnum], expected: dict[str, Ca
 def read_packet(data: bytes, look: bool) -> None:
     raw = nfqnl.normalized(data, int.from_bytes(data[18:20], "big"))
     packet = netfilterqueue.Packet()
-    packet.raw, packet._layout, packet._decision, packet._name_of = raw, None, None, str
+    packet.raw, packet._layout, packet._decision, packet._origin = raw, None, None, Origin(str)
     packet._live, packet._changes, packet._kept = True, None, None
     touch(packet, PACKET)
     str(packet)
     if look:
         mine = nfnet.Packet()
-        mine.raw, mine._layout, mine._decision, mine._name_of = raw, None, None, str
+        mine.raw, mine._layout, mine._decision, mine._origin = raw, None, None, Origin(str)
         compare(mine, NFQA_TABLE, NFQA, EXPECTED_PACKET)
 
 

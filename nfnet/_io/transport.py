@@ -121,6 +121,13 @@ class Transport(ABC):
         """The name of the interface with that index, None if it is gone or not known here."""
         return None
 
+    def open_netns(self) -> int | None:
+        """A new file descriptor of the network namespace that packets come from, for the caller to close.
+
+        None without a kernel. Raises ClosedError, and KernelError, for CAP_NET_ADMIN is needed.
+        """
+        return None
+
     @abstractmethod
     def fileno(self) -> int:
         """The file descriptor that polls readable when `receive` has something to give."""

@@ -58,6 +58,9 @@ class BorrowedTransport(Transport, at_fork.AtFork):
     def interface_name(self, index: int) -> str | None:
         return self._lender.interface_name(index)
 
+    def open_netns(self) -> int | None:
+        return self._lender.open_netns()
+
     def fileno(self) -> int:
         return self._lender.fileno()
 
