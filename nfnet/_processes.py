@@ -18,7 +18,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from ._arguments import check, wrong_type
 from ._io import at_fork
@@ -131,10 +131,10 @@ def _packed(address: str) -> bytes:
 class Processes(at_fork.AtFork):
     """The processes behind the packets of one queue or log. Finds what it can, and raises nothing.
 
-    ``open_netns`` gives a descriptor of the network namespace in which they are, None if they are of no kernel.
+    ``open_netns`` opens the network namespace in which they are, and returns None if they are of no kernel.
     """
 
-    def __init__(self, open_netns: Callable[[], int | None]) -> None:
+    def __init__(self, open_netns: Callable[[], BinaryIO | None]) -> None:
         self._open_netns = open_netns
         self._sockets = Sockets(self._call)
         self._failed = False
@@ -160,13 +160,10 @@ class Processes(at_fork.AtFork):
         netns = self._open_netns()
         if netns is None:
             raise _NowhereError
-        try:
-            with open("/proc/thread-self/ns/net") as own:
-                if os.path.sameopenfile(own.fileno(), netns):
-                    return function()  # which takes no privilege
+        with netns, open("/proc/thread-self/ns/net", "rb") as own:
+            if os.path.sameopenfile(own.fileno(), netns.fileno()):
+                return function()  # which takes no privilege
             return call_in(netns, function)
-        finally:
-            os.close(netns)
 
     def close(self) -> None:
         """Let go of the sockets; from now on nothing is found."""
@@ -440,10 +437,7 @@ def _cgroup(lines: Iterable[str]) -> str | None:
 def _contents(path: str) -> bytes | None:
     """The beginning of a file, None if it cannot be read."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.read(file, _MOST_BYTES)
-        finally:
-            os.close(file)
+        with open(path, "rb", buffering=0) as file:
+            return file.read(_MOST_BYTES)
     except OSError:
         return None

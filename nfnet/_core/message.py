@@ -51,7 +51,7 @@ class Fed(bytes):
 
     process: Process | None
 
-    def __new__(cls, data: bytes, process: Process | None) -> Fed:
+    def __new__(cls, data: bytes, process: Process | None = None) -> Fed:
         self = super().__new__(cls, data)
         self.process = process
         return self

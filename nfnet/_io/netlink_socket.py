@@ -12,6 +12,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from itertools import repeat
+from typing import BinaryIO
 
 from ..errors import AckTimeoutError, ClosedError, KernelError, kernel_error
 from ..protocol import netlink
@@ -318,9 +319,9 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     def interface_name(self, index: int) -> str | None:
         return self._names.get(index)
 
-    def open_netns(self) -> int | None:
+    def open_netns(self) -> BinaryIO | None:
         try:
-            return fcntl.ioctl(self.fileno(), SIOCGSKNS)
+            return open(fcntl.ioctl(self.fileno(), SIOCGSKNS), "rb")
         except OSError as error:
             raise _system_error("asking for the network namespace of a socket", error) from None
 

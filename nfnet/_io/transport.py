@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import BinaryIO
 
 from ..errors import NfnetError
 from ..protocol import netlink
@@ -121,8 +122,8 @@ class Transport(ABC):
         """The name of the interface with that index, None if it is gone or not known here."""
         return None
 
-    def open_netns(self) -> int | None:
-        """A new file descriptor of the network namespace that packets come from, for the caller to close.
+    def open_netns(self) -> BinaryIO | None:
+        """The network namespace that packets come from, as an open file.
 
         None without a kernel. Raises ClosedError, and KernelError, for CAP_NET_ADMIN is needed.
         """
