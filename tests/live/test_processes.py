@@ -431,6 +431,33 @@ def test_ping(net: Net, run: Callable[..., Program], family: int) -> None:
             queue.flush()
 
 
+def test_ping_that_the_kernel_answers(net: Net, run: Callable[..., Program]) -> None:
+    """The identifier is that of a ping socket here, but also that of somebody else's request."""
+    for host in ("client", "server"):
+        net.at(host, lambda: Path("/proc/sys/net/ipv4/ping_group_range").write_text(f"0 {os.getegid()}"))
+    make = f"s = socket.socket({V4}, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)"
+    make += "; s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)"
+    local, remote, elsewhere = run("server"), run("client"), run("client")
+    local.do(make + "; s.bind(('', 77))")
+    remote.do(make + f"; s.bind(({ADDRESS['client', V4]!r}, 77)); s.connect(({ADDRESS['server', V4]!r}, 0))")
+    elsewhere.do(make + "; s.bind(('127.0.0.1', 77))")
+    with (
+        queueing(net, "client", "output", protocol="icmp") as outgoing,
+        queueing(net, "server", "input", 2, protocol="icmp") as incoming,
+        queueing(net, "server", "output", 3, protocol="icmp") as answers,
+    ):
+        remote.do("s.send(bytes([8]) + bytes(7))")
+        seen = []
+        for queue in (outgoing, incoming, answers):
+            packet = get(queue)
+            assert packet.icmp is not None
+            assert packet.icmp.rest[:2] == (77).to_bytes(2, "big")
+            seen.append(packet.process and packet.process.pid)
+            packet.accept()
+            queue.flush()
+        assert seen == [remote.pid, None, None]
+
+
 def test_logged_packets(net: Net, run: Callable[..., Program]) -> None:
     program = run("client")
     with (
@@ -497,7 +524,7 @@ def test_in_the_namespace_of_the_program_itself(net: Net) -> None:
     assert in_child(child) == 0
 
 
-CAP_NET_ADMIN = 12
+CAP_NET_ADMIN, CAP_SYS_PTRACE = 12, 19
 
 
 def keep_capabilities(mask: int) -> None:
@@ -508,8 +535,12 @@ def keep_capabilities(mask: int) -> None:
     assert libc.capset(header, data) == 0, os.strerror(ctypes.get_errno())
 
 
-@pytest.mark.parametrize("mask", [0, 1 << CAP_NET_ADMIN], ids=["none", "CAP_NET_ADMIN"])
-def test_without_privileges_others_are_nobody(net: Net, run: Callable[..., Program], mask: int) -> None:
+@pytest.mark.parametrize(
+    ("mask", "seen"),
+    [(0, False), (1 << CAP_NET_ADMIN, False), (1 << CAP_NET_ADMIN | 1 << CAP_SYS_PTRACE, True)],
+    ids=["none", "CAP_NET_ADMIN", "CAP_SYS_PTRACE"],
+)
+def test_without_privileges_others_are_nobody(net: Net, run: Callable[..., Program], mask: int, seen: bool) -> None:
     """A program with more capabilities may not be looked into."""
     program = run("client")
 
@@ -521,8 +552,8 @@ def test_without_privileges_others_are_nobody(net: Net, run: Callable[..., Progr
             assert packet.flow is not None
             assert packet.process is not None
             keep_capabilities(mask)
-            assert packet.process is None
-            assert process_of(packet.flow) is None
+            for process in (packet.process, process_of(packet.flow)):
+                assert (process and process.pid) == (program.pid if seen else None)
             os._exit(0)
 
     assert in_child(child) == 0
