@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from operator import length_hint
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 from ._arguments import check, check_choice, check_flag, check_result
 from ._core.bind import Request
 from ._core.binding import Binding
 from ._core.flusher import Flusher
 from ._core.ledger import Ledger
-from ._core.reader import Reader
+from ._core.reader import MOST_ALONE, Reader
 from ._io.moves import END
 from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP, new_socket
 from ._io.transport import Transport
@@ -29,7 +29,7 @@ from .packet import Packet
 from .protocol import netlink, nfqnl
 from .protocol.nfnetlink import Subsystem
 from .protocol.nfqnl import PACKET_ID, SUBSYSTEM_BYTE, Command, CopyMode, QueueFlag, Verdict
-from .stats import QueueCounters, QueueRow, QueueStats, own_row, queue_rows
+from .stats import QueueCounters, QueueStats, QueueStatus, find_queue
 
 _OPTIONAL = (("conntrack", QueueFlag.CONNTRACK), ("secctx", QueueFlag.SECCTX), ("uid_gid", QueueFlag.UID_GID))
 
@@ -38,14 +38,40 @@ _FEW = 4  # packets
 # On newer kernels (6.12.117, 6.18) a queue holds no more, whatever `max_len` says, and what comes then is dropped after
 # it got an id. What comes when `max_len` wait gets none, and leaves no gap.
 _MOST_WAITING = 65536
-_MOST_ALONE = 64
 
 _log = logging.getLogger("nfnet")
 
-Handler = Callable[[Packet], object]
+Handler = Callable[[Packet], None]
+"""A plain function. One that returns something is refused by type checkers, so that no async function is taken."""
 
 
-class QueueBinding(Binding[Packet, QueueRow]):
+class WorkerOptions(TypedDict, total=False):
+    """The options of `Queue` that several queues can have alike: all but ``transport`` and ``record``."""
+
+    copy_range: int
+    copy_mode: CopyMode | int
+    max_len: int | None
+    rcvbuf: int | None
+    fail_open: bool
+    gso: bool
+    conntrack: bool
+    uid_gid: bool
+    secctx: bool
+    timestamps: bool
+    on_overrun: Literal["count", "raise", "ignore"]
+    undecided: Literal["pending", "accept", "drop"]
+    on_error: Literal["raise", "accept", "drop"]
+    netns: Netns | None
+
+
+class QueueOptions(WorkerOptions, total=False):
+    """All options of `Queue`, for functions that hand them on: ``**options: Unpack[nfnet.QueueOptions]``."""
+
+    transport: Transport | None
+    record: str | os.PathLike[str] | None
+
+
+class QueueBinding(Binding[Packet, QueueStatus]):
     """A queue while it is bound; with the next binding packet ids begin at 1 again."""
 
     # Measured: 256 costs 3 to 7 % more; 1024 gains nothing, and makes Python's garbage collector run, which it does
@@ -55,23 +81,22 @@ class QueueBinding(Binding[Packet, QueueRow]):
 
     def __init__(
         self,
-        number: int,
+        num: int,
         transport: Transport,
         on_overrun: str,
-        find_row: Callable[[], QueueRow | None],
+        find_status: Callable[[], QueueStatus | None],
         *,
         max_len: int | None = None,
         timestamps: bool = False,
         packet_type: type[Packet] = Packet,
     ) -> None:
-        super().__init__(f"queue {number}", transport, on_overrun, find_row)
-        self.ledger = Ledger(number, transport)
+        super().__init__(f"queue {num}", transport, on_overrun, find_status)
+        self.ledger = Ledger(num, transport)
         self.last_id = 0
-        self._number = number
+        self._num = num
         self._max_len = max_len
         self._packet_type = packet_type
         self._flusher = Flusher(self.ledger)
-        self._decide_lone = self.ledger.decide_lone
         self._plain = transport.trusted  # and not shared: then packets are what they seem
         self._last: bytes | None = None  # the last packet that came alone: its id is still to be counted
         self._alone = 0  # packets that came alone since the last look for lost ones
@@ -96,7 +121,7 @@ class QueueBinding(Binding[Packet, QueueRow]):
         if ledger.at_hand or ledger.decided or ledger.pending:
             ledger.settle(waiting)
         self._alone += 1
-        if self._last is None or self._alone > _MOST_ALONE:
+        if self._last is None or self._alone > MOST_ALONE:
             self._account()
         if self.loss.untold:
             self.tell_loss()
@@ -126,57 +151,49 @@ class QueueBinding(Binding[Packet, QueueRow]):
             if self._stamping is not None:
                 self._stamping()
 
-    def take(self) -> Iterator[Packet]:
-        raw = self.incoming
-        if raw is None or not self._plain or raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM:
-            return super().take()
-        return self._make_lone(raw)
-
-    def _make_lone(self, raw: bytes) -> Iterator[Packet]:
-        """Make `ready` of the only packet that came."""
-        ledger = self.ledger
-        if ledger.lone is not None:
-            self.settle()
-        packet = self._packet_type()
-        packet.raw = raw
-        packet._origin = self.origin
-        packet._decision = packet._layout = None
-        packet._decide = self._decide_lone
-        ready = iter((packet,))
-        self.incoming, self.received, self._last, self.ready, ledger.lone = (
-            None,
-            [],
-            raw,
-            ready,
-            packet,
-        )  # one statement
-        return ready
+    def _each(self, datagrams: Iterator[bytes]) -> Iterator[Packet]:
+        # As `_make_ready`, without a call for each packet.
+        ledger, packet_type, origin, plain = self.ledger, self._packet_type, self.origin, self._plain
+        decide_lone = ledger.decide_lone
+        for self.incoming in datagrams:
+            raw = self.incoming
+            if raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM or not plain or ledger.lone is not None:
+                self._take_incoming()
+                if not length_hint(self.ready):
+                    return
+                yield from self.ready
+                continue
+            packet = packet_type()
+            packet.raw = raw
+            packet._origin = origin
+            packet._decision = packet._layout = None
+            packet._decide = decide_lone
+            self.incoming, self._last, ledger.lone = None, raw, packet  # one statement
+            yield packet
 
     def _make_ready(self) -> None:
         received = self.received
         if not received:
             return
-        waiting = length_hint(self.ready)
-        if (
-            len(received) == 1
-            and not waiting
-            and self._plain
-            and received[0][SUBSYSTEM_BYTE] == _QUEUE_SUBSYSTEM
-            and not self.ledger.at_hand
-        ):
-            self._make_lone(received[0])
-            return
         ledger = self.ledger
         packet_type, origin = self._packet_type, self.origin
         untrusted = not self.transport.trusted
+        waiting = length_hint(self.ready)
+        if ledger.lone is not None:
+            self.settle(waiting)
         ready = ledger.at_hand[-waiting:] if waiting else []
         new: list[Packet] = []
         problem: NfnetError | None = None
         refused: list[int] = []
+        collect: Callable[[Packet], None]
+        if alone := len(received) == 1 and self._plain and not waiting and not ledger.at_hand:
+            collect = ledger.decide_lone
         # A few verdicts are not worth the wait for each other.
-        collecting = len(self.received) > _FEW and self._flusher.watch()
-        collect = ledger.decided.append if collecting else ledger.decide_now
-        for raw in self.received:
+        elif len(received) > _FEW and self._flusher.watch():
+            collect = ledger.decided.append
+        else:
+            collect = ledger.decide_now
+        for raw in received:
             if untrusted or raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM:
                 try:
                     if (whole := self._look_into(raw, refused)) is None:
@@ -191,13 +208,16 @@ class QueueBinding(Binding[Packet, QueueRow]):
             packet._decision = packet._layout = None
             packet._decide = collect
             new.append(packet)
-        if new:
-            new[-1]._decide = ledger.decide_now  # nothing waits behind it: why should its verdict?
         nothing: list[bytes] = []
         iterator = iter(ready + new)
+        if alone and new:
+            self.received, self.ready, ledger.lone, self._last = nothing, iterator, packet, packet.raw  # one statement
+            return
+        if new:
+            new[-1]._decide = ledger.decide_now  # nothing waits behind it: why should its verdict?
         self.received, self.ready, ledger.at_hand[END:] = nothing, iterator, new  # one statement
-        for number in refused:
-            self._refused[number] = self._refused.get(number, 0) + 1
+        for error_number in refused:
+            self._refused[error_number] = self._refused.get(error_number, 0) + 1
         if new:
             if not self._issued and untrusted:  # a recording may begin anywhere, the kernel begins at 1
                 self.last_id = new[0].id - 1
@@ -218,7 +238,7 @@ class QueueBinding(Binding[Packet, QueueRow]):
         """A datagram that is no packet for sure: the packet that it is after all, or None if it was dealt with."""
         try:
             if not netlink.is_answer(message):
-                return nfqnl.normalized(message, self._number)
+                return nfqnl.normalized(message, self._num)
             answer = netlink.parse_answer(message)
         except DecodeError:
             self.malformed += 1
@@ -226,7 +246,7 @@ class QueueBinding(Binding[Packet, QueueRow]):
         if answer.errno and answer.type in (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH):
             refused.append(answer.errno)
             if answer.errno != errno.ENOENT:  # that one is no surprise: see QueueCounters
-                raise kernel_error(f"deciding packets of queue {self._number}", answer.errno, message=answer.message)
+                raise kernel_error(f"deciding packets of queue {self._num}", answer.errno, message=answer.message)
         return None
 
     def _account(self) -> None:
@@ -240,15 +260,15 @@ class QueueBinding(Binding[Packet, QueueRow]):
 
     def sum_up(self) -> None:
         self._account()
-        row = self.row()
+        status = self.status()
         # Those that were lost behind the last one that came left no gap.
-        if row is not None and row.user_dropped > self.loss.total:
-            self.count_lost(row.user_dropped - self.loss.total)
+        if status is not None and status.user_dropped > self.loss.total:
+            self.count_lost(status.user_dropped - self.loss.total)
         super().sum_up()
 
-    def _cause_of_loss(self, row: QueueRow | None) -> str:
-        if row is not None and (row.user_dropped or row.queue_dropped):
-            drops = ((row.user_dropped, self._buffer()), (row.queue_dropped, "the queue"))
+    def _cause_of_loss(self, status: QueueStatus | None) -> str:
+        if status is not None and (status.user_dropped or status.queue_dropped):
+            drops = ((status.user_dropped, self._buffer()), (status.queue_dropped, "the queue"))
             return "the kernel dropped " + " and ".join(
                 f"{count} because {where} was full" for count, where in drops if count
             )
@@ -259,6 +279,9 @@ class QueueBinding(Binding[Packet, QueueRow]):
 
     def taken(self) -> int:
         return self.ledger.received() - length_hint(self.ready)
+
+    def waiting(self) -> int:
+        return self.ledger.received() - sum(self.ledger.counts().values())
 
     def pending(self) -> list[Packet]:
         """The packets that went to a handler and have no verdict, oldest first."""
@@ -363,7 +386,8 @@ class Queue(Reader[QueueBinding, Packet]):
         self._on_error = on_error
         self._timestamps = check_flag("timestamps", timestamps)
         super().__init__(
-            f"queue {self.num}",
+            "queue",
+            self.num,
             rcvbuf=None if rcvbuf is None else check("rcvbuf", rcvbuf, 1, 0x7FFFFFFF),
             overruns=on_overrun == "raise",
             datagram=MAX_QUEUE_DATAGRAM,
@@ -384,7 +408,7 @@ class Queue(Reader[QueueBinding, Packet]):
             self.num,
             transport,
             self._on_overrun,
-            partial(own_row, queue_rows, self.num, self._netns),
+            partial(find_queue, self.num, self._netns),
             max_len=self._max_len,
             timestamps=self._timestamps,
             packet_type=self.packet_type,
@@ -410,8 +434,8 @@ class Queue(Reader[QueueBinding, Packet]):
             if flag in self._flags:
                 yield name, lambda seq, flag=flag: nfqnl.config(self.num, flags=flag, seq=seq, ack=True)  # type: ignore[misc]
 
-    def _row(self) -> QueueRow | None:
-        return own_row(queue_rows, self.num, self._netns)
+    def _status(self) -> QueueStatus | None:
+        return find_queue(self.num, self._netns)
 
     def _pass_requests(self) -> bytes:
         """Requests after which the kernel accepts what comes without queueing it: the queue is full, and fails open.
@@ -446,17 +470,16 @@ class Queue(Reader[QueueBinding, Packet]):
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege
         to decide was dropped, DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.
         """
-        self._drive(handler, block=True)
+        self._run(handler)
 
-    def process(self, handler: Handler | None = None) -> int:
-        """Take what waits, without blocking, and return how many packets that were; for any event loop.
+    def process(self, handler: Handler) -> int:
+        """Call the handler for each packet that waits, without blocking, and return how many those were.
 
-        Call it when `fileno` is readable, and once after opening. Without a handler the packets are kept, and an
-        iteration gives that many without blocking. Raises as `run`.
+        For any event loop: call it when `fileno` is readable, and once after opening. Raises as `run`.
         """
-        return self._take() if handler is None else self._drive(handler, block=False)
+        return self._process(handler)
 
-    def _hand_out(self, binding: QueueBinding, portion: Iterator[Packet], handler: Handler) -> None:
+    def _hand_out(self, binding: QueueBinding, portion: Iterator[Packet], handler: Callable[[Packet], object]) -> None:
         result: object = None
         for packet in portion:
             try:
@@ -503,9 +526,9 @@ class Queue(Reader[QueueBinding, Packet]):
         return self._bound_or_last().counters()
 
     def stats(self) -> QueueStats:
-        """The counters beside the kernel's own row about this queue, if it is open and the row may be read."""
+        """The counters, and what the kernel says of this queue, if it is open and that may be read."""
         binding = self._binding
-        return QueueStats(self.counters, None if binding is None else binding.row())
+        return QueueStats(self.counters, None if binding is None else binding.status())
 
 
 def apply_policy(policy: str, packet: Packet) -> None:

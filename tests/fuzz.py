@@ -48,11 +48,12 @@ from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl, rtnetli
 from nfnet.protocol.nfnetlink import BODY, Attribute, Table
 from nfnet.protocol.nfqnl import NFQA, NFQA_TABLE
 from nfnet.protocol.nfulnl import NFULA, NFULA_TABLE
-from nfnet.rules import _nftables as nftables
+from nfnet.rules import _nftables, _rule
 from nfnet.testing import FakeKernel, FedQueue, packet_message, tcp, udp
 
 from .swap import turn
-from .test_capture import block, interface, pcap, section
+from .test_captures import block, interface, pcap, section
+from .test_streams import HELLOS
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LIMIT = 1.0  # seconds of processor time for one input
@@ -61,6 +62,7 @@ LOOK_EVERY = 20  # so many inputs one is compared with the schemas
 WEIGH_EVERY = 5000  # so many inputs the memory of one is measured
 CROSSED = 0.05  # of the inputs are seeds of other targets
 LITTLE, BIG = "<", ">"
+STREAM = 40  # bytes that are kept of one
 
 
 # --- damage
@@ -297,10 +299,10 @@ class _Socket:
 
 
 def read_dump(data: bytes, look: bool) -> None:
-    for _, name, _ in nftables.tables(_Socket(data)):  # type: ignore[arg-type]
-        rules._left(2, name, None)
-    for name, values in nftables.expressions(_Socket(data)):  # type: ignore[arg-type]
-        rules.queues_of(name, values)
+    for _, name, _ in _nftables.tables(_Socket(data)):  # type: ignore[arg-type]
+        _rule._left(2, name, None)
+    for name, values in _nftables.expressions(_Socket(data)):  # type: ignore[arg-type]
+        _rule.queues_of(name, values)
 
 
 class _Requests(Transport):
@@ -326,7 +328,7 @@ class _Requests(Transport):
 
 
 def run_queue(data: bytes, look: bool) -> None:
-    kernel = FakeKernel(number=1, ends=True)
+    kernel = FakeKernel(num=1, ends=True)
     kernel.trusted = False
     with nfnet.Queue(1, transport=kernel) as queue:
         kernel.deliver(data)
@@ -507,6 +509,53 @@ def change_inet(data: bytes, look: bool) -> None:
             assert total((b"" if ip.protocol == 1 else pseudo) + upper) == 0xFFFF
     if refused is not None and not changed:
         raise refused
+
+
+def read_streams(data: bytes, look: bool) -> None:
+    """Packets one behind the other; compared with a dictionary for each stream, of places and bytes."""
+    beginnings = inet.Beginnings(max_bytes=STREAM)
+    streams: dict[inet.Flow, tuple[int, dict[int, int]]] = {}
+    while data:
+        ip = inet.ip(data)
+        size = (ip and ip.length) or len(data)
+        packet, data = data[:size], data[size:]
+        got = beginnings.add(packet)
+        if look:
+            known = add_to_streams(streams, packet)
+            length = next((place for place in range(STREAM) if known is None or place not in known), STREAM)
+            assert got == (None if known is None else bytes(known[place] for place in range(length)))
+    assert len(beginnings) == len(streams) or not look
+
+
+def add_to_streams(streams: dict[inet.Flow, tuple[int, dict[int, int]]], packet: bytes) -> dict[int, int] | None:
+    ip, flow, tcp = inet.ip(packet), inet.flow(packet), inet.tcp(packet)
+    if ip is None or flow is None or tcp is None or ip.fragment:
+        return None
+    seq = tcp.seq
+    if tcp.flags & inet.TcpFlag.SYN and not tcp.flags & inet.TcpFlag.RST:
+        seq = (seq + 1) % (1 << 32)
+        if flow not in streams or streams[flow][0] != seq:
+            streams[flow] = seq, {}
+    if flow not in streams:
+        return None
+    start, known = streams[flow]
+    first = (seq - start) % (1 << 32)
+    first -= first >> 31 << 32
+    if ip.length > len(packet) and first + len(tcp.data) < STREAM:
+        return None
+    for place, byte in enumerate(tcp.data, first):
+        if 0 <= place < STREAM:
+            known.setdefault(place, byte)
+    return known
+
+
+def read_name(data: bytes, look: bool) -> None:
+    """The answer for a beginning of the data stands, or is that there must be more."""
+    name = inet.server_name(data)
+    assert not name or name.isprintable()
+    if look:
+        for end in range(len(data)):
+            assert inet.server_name(data[:end]) in (inet.INCOMPLETE, name)
 
 
 # --- captures
@@ -834,6 +883,14 @@ PACKETS += [
     TCP[:4] + b"\0\0" + TCP[6:],
     TCP[:4] + b"\0\0\0" + TCP[7:40] + b"\x06\0\xc2\4\0\1\0\0" + TCP[40:],  # a jumbogram
 ]
+STREAMS = [
+    b"".join(
+        tcp(data, flags=flags, seq=(start + place) % (1 << 32), **ends)
+        for place, data, flags in ((-1, b"", 2), *((at, b"0123456789", 0x18) for at in (10, 4, 25, 0)))
+    )
+    for start in (1, 0xFFFFFFF0)
+    for ends in ({}, {"source": "fd00::1", "destination": "fd00::2"})
+]
 CONNECTION: dict[int, Any] = {
     1: {1: {1: bytes(4), 2: b"\1\2\3\4"}, 2: {1: 6, 2: 1, 3: 2}},
     2: {1: {3: bytes(16), 4: bytes(16)}, 2: {1: 17}},
@@ -842,7 +899,7 @@ CONNECTION: dict[int, Any] = {
 }
 QUEUED += [
     packet_message(8, UDP, family=7, hw_protocol=0x88A8, SKB_INFO=3),
-    packet_message(5, UDP, CT=CONNECTION, CT_INFO=1, VLAN={1: 0x8100, 2: 5}, L2HDR=b"abcdef", CAP_LEN=99, number=1),
+    packet_message(5, UDP, CT=CONNECTION, CT_INFO=1, VLAN={1: 0x8100, 2: 5}, L2HDR=b"abcdef", CAP_LEN=99, num=1),
     packet_message(6, None, HWADDR={"length": 6, "address": bytes(8)}, SECCTX=b"a:b\0", UID=0, GID=0, PRIORITY=1),
     packet_message(7, TCP, TIMESTAMP={"seconds": 1 << 30, "microseconds": 5}, MARK=7, CGROUP_CLASSID=1, SKB_INFO=5),
 ]
@@ -900,7 +957,9 @@ TARGETS = (
     Target("dump", 30, [*DATAGRAMS], read_dump),
     Target("queue", 8, QUEUED, run_queue),
     Target("log", 9, LOGGED, run_log),
-    Target("inet", 176, PACKETS, read_inet),
+    Target("inet", 156, PACKETS, read_inet),
+    Target("streams", 10, STREAMS, read_streams),
+    Target("server name", 10, [hello for hello in HELLOS.values() if len(hello) < 1000], read_name),
     Target("rewrite", 90, PACKETS, change_inet),
     Target("pcap", 60, PCAP, read_capture),
     Target("pcapng", 60, PCAPNG, read_capture),

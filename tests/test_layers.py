@@ -15,9 +15,11 @@ ROOT = Path(nfnet.__file__).parent
 
 # Each module may import those before it.
 ORDER = [
+    "_typing",
     "_printable",
     "errors",
     "_arguments",
+    "protocol.enumerations",
     "protocol.netlink",
     "protocol.layout",
     "protocol.nfnetlink",
@@ -30,6 +32,8 @@ ORDER = [
     "protocol",
     "inet._headers",
     "inet._rewriting",
+    "inet._streams",
+    "inet._tls",
     "inet._scapy",
     "inet",
     # the way to the kernel and to the machine
@@ -70,6 +74,10 @@ ORDER = [
     "rules._nftables",
     "rules._rule",
     "rules",
+    "collect._output",
+    "collect.capture",
+    "collect.sqlite",
+    "collect",
     "doctor",
     "metrics",
     "workers",

@@ -51,7 +51,7 @@ sockid = Struct(
     "cookie" / Default(Bytes(8), ANY_COOKIE),
 )
 
-# struct inet_diag_req_v2. For one socket, and not a list, `states` counts for nothing.
+# struct inet_diag_req_v2. The states count only where all sockets are asked for.
 request = Struct(
     "family" / Int8ub,
     "protocol" / Int8ub,
