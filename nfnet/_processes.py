@@ -46,6 +46,7 @@ _MOST_ANCESTORS = 64
 _MOST_BYTES = 0x10000  # of a file in /proc
 _DATAGRAM = 8192
 _NO_FILE_YET = (TcpState.ESTABLISHED, TcpState.SYN_RECV, TcpState.CLOSE_WAIT)
+_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:192.0.2.1 is what a socket of IPv6 that takes IPv4 calls 192.0.2.1
 _PING_TABLES = {socket.IPPROTO_ICMP: "icmp", socket.IPPROTO_ICMPV6: "icmp6"}
 
 _UNIT = re.compile(r".+\.(?:service|scope|socket|mount|swap)")
@@ -125,7 +126,8 @@ def _check_flow(flow: Flow) -> None:
 
 
 def _packed(address: str) -> bytes:
-    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+    packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+    return packed.removeprefix(_MAPPED) if len(packed) == 16 else packed
 
 
 class Processes(at_fork.AtFork):
@@ -137,22 +139,24 @@ class Processes(at_fork.AtFork):
     def __init__(self, open_netns: Callable[[], BinaryIO | None]) -> None:
         self._open_netns = open_netns
         self._sockets = Sockets(self._call)
-        self._failed = False
+        self._closed = False
+        self._complained = False
         at_fork.register(self)
 
     def find(
         self, flow: Flow, *, sends: bool, interface: int = 0, certain: bool = False, echo: int | None = None
     ) -> Process | None:
-        """As `Sockets.process`."""
-        if self._failed:
+        """As `Sockets.process`; what fails is logged once."""
+        if self._closed:
             return None
         try:
             return self._sockets.process(flow, sends=sends, interface=interface, certain=certain, echo=echo)
         except _NowhereError:
-            self._failed = True
+            self._closed = True
         except (NfnetError, OSError) as error:
-            self._failed = True
-            _log.warning("which processes send and receive cannot be found out: %s", error)
+            if not (self._complained or self._closed):
+                self._complained = True
+                _log.warning("which processes send and receive packets cannot be found out: %s", error)
         return None
 
     def _call(self, function: Callable[[], _T]) -> _T:
@@ -167,7 +171,7 @@ class Processes(at_fork.AtFork):
 
     def close(self) -> None:
         """Let go of the sockets; from now on nothing is found."""
-        self._failed = True
+        self._closed = True
         self._sockets.close()
 
     def after_fork(self) -> None:

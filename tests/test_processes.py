@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 import nfnet
 from nfnet import ArgumentError, Log, LogMessage, Packet, Process, _processes, inet, process_of
+from nfnet._core.message import Origin
 from nfnet.protocol import netlink, rtnetlink, sock_diag
 from nfnet.testing import FedQueue, log_message, open_replay, packet_message, tcp
 
@@ -273,6 +275,64 @@ FLOW = inet.Flow(6, "127.0.0.1", 1, "127.0.0.1", 2)
 def test_what_is_no_flow(flow: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         process_of(flow)
+
+
+def test_addresses_of_ipv4_as_sockets_of_ipv6_write_them() -> None:
+    assert _processes._packed("::ffff:192.0.2.1") == _processes._packed("192.0.2.1") == bytes([192, 0, 2, 1])
+    assert len(_processes._packed("::1")) == 16
+
+
+def test_what_fails_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse() -> None:
+        raise nfnet.NotPermittedError("asking for the network namespace", errno.EPERM)
+
+    processes = _processes.Processes(refuse)
+    assert [processes.find(FLOW, sends=True) for _ in range(3)] == [None] * 3
+    (record,) = caplog.records
+    assert "asking for the network namespace" in record.getMessage()
+    processes.close()
+    assert processes.find(FLOW, sends=True) is None
+
+
+ORIGINAL = ("192.0.2.1", "192.0.2.2", 1000, 80)
+REPLY = ("198.51.100.7", "203.0.113.9", 8080, 2000)
+
+
+@pytest.mark.parametrize(
+    ("hook", "info", "expected"),
+    [
+        (nfnet.Hook.OUTPUT, nfnet.CtInfo.NEW, ORIGINAL),
+        (nfnet.Hook.INPUT, nfnet.CtInfo.ESTABLISHED_REPLY, ORIGINAL),
+        (nfnet.Hook.INPUT, nfnet.CtInfo.ESTABLISHED, REPLY),
+        (nfnet.Hook.OUTPUT, nfnet.CtInfo.ESTABLISHED_REPLY, REPLY),
+    ],
+)
+def test_connection_as_the_socket_knows_it(hook: nfnet.Hook, info: nfnet.CtInfo, expected: tuple[Any, ...]) -> None:
+    """What NAT has changed is looked for once more as it was, or as the answer has it."""
+
+    def ends(source: str, destination: str, source_port: int, destination_port: int) -> dict[int, Any]:
+        addresses = {1: socket.inet_aton(source), 2: socket.inet_aton(destination)}
+        return {1: addresses, 2: {1: 6, 2: source_port, 3: destination_port}}
+
+    asked: list[tuple[inet.Flow, bool]] = []
+
+    class Processes(_processes.Processes):
+        def find(self, flow: inet.Flow, *, sends: bool, **_: Any) -> Process | None:
+            asked.append((flow, sends))
+            return CURL if len(asked) == 2 else None
+
+    connection = {1: ends(*ORIGINAL), 2: ends(*REPLY)}
+    message = packet_message(
+        1, tcp(source="192.0.2.5", destination="192.0.2.6"), hook=hook, CT=connection, CT_INFO=info
+    )
+    packet = Packet.from_bytes(message)
+    packet._origin = Origin(lambda _: None, Processes(lambda: None))
+    assert packet.process == CURL
+    source, destination, source_port, destination_port = expected
+    assert asked == [
+        (packet.flow, hook == nfnet.Hook.OUTPUT),
+        (inet.Flow(6, source, source_port, destination, destination_port), True),
+    ]
 
 
 def test_no_such_namespace() -> None:
