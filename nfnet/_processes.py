@@ -11,6 +11,7 @@ remembered, and before it is believed again that one link is read.
 from __future__ import annotations
 
 import _socket
+import errno
 import logging
 import os
 import re
@@ -263,9 +264,11 @@ class Sockets:
             sock = self._idle[protocol].pop()
         except IndexError:
             sock = self._open(protocol)
-        # The kernel has answered when the request is sent.
-        sock.sendto(request, KERNEL)
-        answer = sock.recv(_DATAGRAM, socket.MSG_DONTWAIT)
+        try:
+            sock.sendto(request, KERNEL)
+            answer = sock.recv(_DATAGRAM, socket.MSG_DONTWAIT)  # it is there when the request is sent
+        except OSError as error:
+            raise kernel_error("asking the kernel for a socket", error.errno or errno.EIO) from None
         self._idle[protocol].append(sock)
         return answer
 
@@ -276,7 +279,7 @@ class Sockets:
         except OSError as error:
             if isinstance(error, NfnetError):
                 raise
-            raise kernel_error(f"opening a netlink socket of protocol {protocol}", error.errno or 0) from None
+            raise kernel_error(f"opening a netlink socket of protocol {protocol}", error.errno or errno.EIO) from None
         return sock
 
     def close(self) -> None:
@@ -340,7 +343,10 @@ class _Holders:
                 return place
         # New programs first. Most of those with no more files than the standard ones wait for something, and have no
         # socket: a look at their files would be half of all the work.
-        others = sorted((int(name) for name in os.listdir("/proc") if name.isdecimal()), reverse=True)
+        try:
+            others = sorted((int(name) for name in os.listdir("/proc") if name.isdecimal()), reverse=True)
+        except OSError as error:
+            raise kernel_error("looking for processes in /proc", error.errno or errno.EIO) from None
         few = []
         counted = _count_files(os.getpid()) > 0
         for pid in others:
