@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from ..errors import NfnetError
 from ..protocol import netlink
@@ -29,6 +29,19 @@ class Recorded(bytes):
         self = super().__new__(cls, data)
         self.time_ns = time_ns
         return self
+
+
+class SocketStatus(NamedTuple):
+    """What the kernel says of the socket of a queue or log, to whoever has it, also without privileges.
+
+    ``rcvbuf`` is the size of the receive buffer in bytes, as the kernel counts; ``unread`` is how many of these are
+    taken by what was not read yet; ``dropped`` is how many datagrams did not fit since the socket was opened: packets
+    or log messages, and what the kernel answers to verdicts that it refuses.
+    """
+
+    rcvbuf: int
+    unread: int
+    dropped: int
 
 
 class Transport(ABC):
@@ -116,6 +129,10 @@ class Transport(ABC):
     @property
     def rcvbuf(self) -> int | None:
         """The size of the socket's receive buffer in bytes, as the kernel counts; None without a socket."""
+        return None
+
+    def socket_status(self) -> SocketStatus | None:
+        """How full the receive buffer is; None without a socket, and where the kernel does not say."""
         return None
 
     @property
