@@ -14,7 +14,7 @@ from construct import Int16ub
 from ._arguments import check, check_choice, check_result, shown
 from ._core.bind import Request, asked_for, one_by_one
 from ._core.binding import Binding
-from ._core.message import FAMILY, Message
+from ._core.message import FAMILY, Fed, Message
 from ._core.reader import Reader
 from ._io.netlink_socket import MAX_DATAGRAM
 from ._io.transport import Recorded, Transport
@@ -190,6 +190,9 @@ class LogBinding(Binding[LogMessage, LogStatus]):
             if untrusted and isinstance(datagram, Recorded):
                 for message in new[start:]:
                     message.raw = Recorded(message.raw, datagram.time_ns)
+            if isinstance(datagram, Fed):
+                for message in new[start:]:
+                    message.raw = Fed(message.raw, datagram.process)
             if self._sequence and len(new) > start:
                 try:
                     self._check_sequence(new, start)
@@ -204,7 +207,7 @@ class LogBinding(Binding[LogMessage, LogStatus]):
 
     def _split(self, datagram: bytes, into: list[LogMessage]) -> None:
         """Append the messages of a datagram; whatever else is in it is of no interest."""
-        offset, end, name_of = 0, len(datagram), self.transport.interface_name
+        offset, end, origin = 0, len(datagram), self.origin
         while offset < end:
             if end - offset < netlink.HEADER_SIZE:
                 raise DecodeError(f"{end - offset} bytes are too few for a netlink header", offset)
@@ -218,7 +221,7 @@ class LogBinding(Binding[LogMessage, LogStatus]):
                 message = LogMessage()  # as `from_bytes`, without the call
                 message.raw = datagram[offset : offset + length]
                 message._layout = None
-                message._name_of = name_of
+                message._origin = origin
                 into.append(message)
             elif kind >= netlink.NLMSG_MIN_TYPE:
                 raise DecodeError(f"message of type {kind:#x} where a log message was expected", offset)

@@ -94,7 +94,6 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         self._num = num
         self._max_len = max_len
         self._packet_type = packet_type
-        self._name_of = transport.interface_name
         self._flusher = Flusher(self.ledger)
         self._plain = transport.trusted  # and not shared: then packets are what they seem
         self._last: bytes | None = None  # the last packet that came alone: its id is still to be counted
@@ -152,7 +151,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
 
     def _each(self, datagrams: Iterator[bytes]) -> Iterator[Packet]:
         # As `_make_ready`, without a call for each packet.
-        ledger, packet_type, name_of, plain = self.ledger, self._packet_type, self._name_of, self._plain
+        ledger, packet_type, origin, plain = self.ledger, self._packet_type, self.origin, self._plain
         decide_lone = ledger.decide_lone
         for self.incoming in datagrams:
             raw = self.incoming
@@ -164,7 +163,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
                 continue
             packet = packet_type()
             packet.raw = raw
-            packet._name_of = name_of
+            packet._origin = origin
             packet._decision = packet._layout = None
             packet._decide = decide_lone
             self.incoming, self._last, ledger.lone = None, raw, packet  # one statement
@@ -175,7 +174,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         if not received:
             return
         ledger = self.ledger
-        packet_type, name_of = self._packet_type, self._name_of
+        packet_type, origin = self._packet_type, self.origin
         untrusted = not self.transport.trusted
         waiting = length_hint(self.ready)
         if ledger.lone is not None:
@@ -203,7 +202,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
                     continue
             packet = packet_type()
             packet.raw = raw
-            packet._name_of = name_of
+            packet._origin = origin
             packet._decision = packet._layout = None
             packet._decide = collect
             new.append(packet)
