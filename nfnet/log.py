@@ -232,9 +232,10 @@ class LogBinding(Binding[LogMessage, LogStatus]):
         expected = first if self._next_seq is None else self._next_seq
         lost = (last + 1 - expected - count) & 0xFFFFFFFF
         self._next_seq = (last + 1) & 0xFFFFFFFF
-        if not 0 < lost < 0x80000000:  # beyond that it went back: recordings, one behind the other
-            return
-        self.count_lost(lost)
+        # Numbers of the kernel's only grow, however many are missing. Else they may have gone back: recordings, one
+        # behind the other.
+        if lost > 0 and (lost < 0x80000000 or self.transport.trusted):
+            self.count_lost(lost)
 
     def taken(self) -> int:
         return self._count - length_hint(self.ready)

@@ -230,7 +230,8 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         packet_id = int.from_bytes(raw[PACKET_ID], "big")
         step = (packet_id - self.last_id) & 0xFFFFFFFF
         self.last_id = packet_id
-        if step < 0x80000000:  # else it went back: recordings, one behind the other
+        # Ids of the kernel's only grow, however many are missing. Else it went back: recordings, one behind the other.
+        if step < 0x80000000 or self.transport.trusted:
             self._issued += step
 
     def _look_into(self, message: bytes, refused: list[int]) -> bytes | None:
