@@ -222,9 +222,11 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         """End the packet's TCP connection by a reset to both ends of it, with right sequence numbers; drop the packet.
 
         Neither end waits for a time-out: both see "connection reset", and a connection that is being opened is
-        refused. Any segment will do, but for a reset itself; also a super-packet, and one that was not wholly copied.
+        refused. Any segment will do, also a super-packet, and one that was not wholly copied; if it is a reset itself,
+        only its receiver gets one. (The ends of a connection that is signed, TCP-MD5 or TCP-AO, believe neither.)
 
-        Raises as `answer`. If only the second reset cannot be sent, the first is on its way already.
+        Raises ArgumentError if `tcp` is None, and else as `answer`. If the first reset was sent and another cannot be,
+        the packet stays undecided all the same.
         """
         self._inject_and_drop(_answers.resets)
 
@@ -233,16 +235,18 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
         TCP: a reset to the sender (``connect`` fails with ECONNREFUSED). Protocols with ports, such as UDP: an error of
         ICMP or ICMPv6, "port unreachable"; other protocols: "administratively prohibited". It has the packet's
-        destination as its source.
+        destination as its source. Where the sender must not be told (RFC 1122, RFC 4443) the packet is just dropped: a
+        TCP reset, an error of ICMP, a fragment other than the first, a packet to or from a multicast address.
 
         connection: whether the rest of the connection shall be refused, too, by the kernel; not possible yet.
 
-        Raises as `answer`. No error answers an error of ICMP, or a fragment other than the first (RFC 1122, RFC 4443).
+        Raises NotSupportedError for ``connection``; ArgumentError for what is no IP packet, is of the family bridge or
+        was injected by nfnet; and else as `answer`.
         """
         if check_flag("connection", connection):
             hint = "Give each of its packets a verdict"
             raise NotSupportedError("rejecting a connection", errno.EOPNOTSUPP, hint=hint)
-        self._inject_and_drop(lambda packet, length: [_answers.refusal(packet, length)])
+        self._inject_and_drop(_answers.refusals)
 
     def _inject_and_drop(self, build: Callable[[bytes, int], list[bytes]]) -> None:
         """Send what ``build`` makes of the packet and its length. Only then drop it: if that fails nothing is lost."""
