@@ -51,6 +51,9 @@ def _kernel_version() -> tuple[int, ...]:
 _kernel = _kernel_version()
 _Packet = TypeVar("_Packet", bound="Packet")
 
+Payload = bytes | bytearray | memoryview | _scapy.ScapyPacket
+"""What may replace the bytes of a packet: anything like bytes, or a packet of scapy's."""
+
 
 def _decide_nothing(packet: Packet) -> None:
     raise ClosedError(f"packet {packet.id} was read from bytes: there is no queue that could decide it")
@@ -91,8 +94,9 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     def accept(
         self,
+        *,
         mark: int | None = None,
-        payload: bytes | Any | None = None,
+        payload: Payload | None = None,
         priority: int | None = None,
         vlan: Vlan | None = None,
         l2header: bytes | None = None,
@@ -137,7 +141,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         self._decision = DROP
         self._decide(self)
 
-    def repeat(self, mark: int | None = None, payload: bytes | None = None, priority: int | None = None) -> None:
+    def repeat(self, *, mark: int | None = None, payload: Payload | None = None, priority: int | None = None) -> None:
         """Let the packet pass its chain again from the first rule (NF_REPEAT); arguments as for `accept`.
 
         The rule that queued it queues it again, with a new id, unless it looks at the mark, for instance.
@@ -146,25 +150,27 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     def requeue(
         self,
-        number: int,
+        num: int,
+        *,
         mark: int | None = None,
-        payload: bytes | None = None,
+        payload: Payload | None = None,
         priority: int | None = None,
         bypass: bool = False,
     ) -> None:
-        """Hand the packet to another queue (NF_QUEUE); it gets a new id there. Other arguments as for `accept`.
+        """Hand the packet to queue ``num`` (NF_QUEUE); it gets a new id there. Other arguments as for `accept`.
 
         Where nobody listens to that queue the kernel drops it, or with ``bypass`` lets it go on.
         """
-        number = check("queue number", number, 0, 0xFFFF)
+        num = check("queue number", num, 0, 0xFFFF)
         flags = QUEUE_BYPASS if check_flag("bypass", bypass) else 0
-        self._change(number << 16 | flags | Verdict.QUEUE, mark, payload, priority)
+        self._change(num << 16 | flags | Verdict.QUEUE, mark, payload, priority)
 
     def verdict(
         self,
         code: int,
+        *,
         mark: int | None = None,
-        payload: bytes | None = None,
+        payload: Payload | None = None,
         priority: int | None = None,
         vlan: Vlan | None = None,
         l2header: bytes | None = None,
@@ -271,7 +277,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         self,
         word: int,
         mark: int | None,
-        payload: bytes | None,
+        payload: Payload | None,
         priority: int | None,
         vlan: Vlan | None = None,
         l2header: bytes | None = None,
