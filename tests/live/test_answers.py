@@ -413,6 +413,20 @@ def test_connection_tracking_lets_answers_pass(net: Net) -> None:
                 near.recv(100)
 
 
+def test_a_flow_whose_first_packet_was_dropped_is_new(net: Net) -> None:
+    """As the page says: a firewall of the sender's own machine must accept the mark."""
+    nft_at(net, "client", "nft add rule inet mine input ct state established,related counter accept")
+    nft_at(net, "client", "nft add rule inet mine input counter drop")
+    with deciding(net, "client", "output", lambda packet: packet.answer(b"answer"), protocol="udp") as queue:
+        sock = client(net, V4, UDP)
+        sock.send(b"this")
+        assert wait_for(lambda: queue.counters.dropped == 1)
+        assert not readable(sock, QUIET)
+        nft_at(net, "client", f"nft insert rule inet mine input meta mark {nfnet.INJECTED_MARK} accept")
+        sock.send(b"this")
+        assert sock.recv(100) == b"answer"
+
+
 def nft_at(net: Net, host: str, command: str) -> None:
     """An nft command in a table with a chain for each hook."""
 
