@@ -43,12 +43,12 @@ from .errors import (
     NotSupportedError,
     OverrunError,
 )
-from .log import Log, LogMessage
+from .log import Log, LogMessage, LogOptions
 from .packet import Packet
 from .protocol.conntrack import Conntrack, CtInfo
-from .protocol.nfnetlink import Family, Hook
+from .protocol.nfnetlink import ArpHook, Family, Hook, NetdevHook
 from .protocol.nfqnl import CopyMode, SkbInfo, Verdict
-from .queue import Queue
+from .queue import Queue, QueueOptions
 from .stats import LogCounters, LogStats, LogStatus, QueueCounters, QueueStats, QueueStatus
 from .workers import Workers, run_workers
 
@@ -85,6 +85,7 @@ __all__ = [
     "AlreadyDecidedError",
     "ArgumentError",
     "ArgumentTypeError",
+    "ArpHook",
     "AsyncLog",
     "AsyncQueue",
     "BusyError",
@@ -102,8 +103,10 @@ __all__ = [
     "Log",
     "LogCounters",
     "LogMessage",
+    "LogOptions",
     "LogStats",
     "LogStatus",
+    "NetdevHook",
     "NetlinkSocket",
     "NfnetError",
     "NotPermittedError",
@@ -112,6 +115,7 @@ __all__ = [
     "Packet",
     "Queue",
     "QueueCounters",
+    "QueueOptions",
     "QueueStats",
     "QueueStatus",
     "Recorder",

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from . import inet
 from ._arguments import check, check_flag, wrong_type
 from ._core.batching import ACCEPT, DROP, Decision, decide, decide_with
-from ._core.message import FAMILY, Message, Vlan, enum_member
+from ._core.message import FAMILY, Message, Vlan
 from ._io.raw_socket import INJECTED_MARK
 from .errors import AlreadyDecidedError, ArgumentError, ClosedError, NotSupportedError
 from .inet import _answers, _scapy
@@ -29,6 +29,7 @@ from .protocol.nfqnl import (
     NFQA_VLAN,
     PACKET_ID,
     QUEUE_BYPASS,
+    VERDICTS,
     SkbInfo,
     Verdict,
 )
@@ -81,7 +82,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         return self
 
     def _summary(self) -> str:
-        hook = getattr(self.hook, "name", self.hook)
+        hook = self.hook.name
         verdict = "undecided" if self.decided is None else self.decided.name
         return f"{self.id}: {hook}, {super()._summary()}, {verdict}"
 
@@ -183,7 +184,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         """
         word = check("verdict", code, 0, 0xFFFFFFFF)
         kind = word & 0xFF
-        if kind not in (Verdict.DROP, Verdict.ACCEPT, Verdict.QUEUE, Verdict.REPEAT, Verdict.STOP):
+        if kind not in VERDICTS:
             raise ArgumentError(f"verdict {word:#x}: the low byte must be 0, 1, 3, 4 or 5")
         if word != kind and (kind != Verdict.QUEUE or word & 0x7F00):
             raise ArgumentError(f"verdict {word:#x}: only QUEUE (3) may have bits above the lowest 8 (queue, bypass)")
@@ -481,7 +482,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     @property
     def hook(self) -> Hook:
         """The hook that queued the packet (``NF_INET_*``)."""
-        return enum_member(Hook, self._header()[2])
+        return Hook(self._header()[2])
 
     @property
     def hw_protocol(self) -> int:

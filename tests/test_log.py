@@ -216,10 +216,10 @@ def test_what_this_kernel_did_not_send() -> None:
     assert (message.physindev_name, message.uid) == ("eth0", 65534)
 
 
-def test_hooks_of_other_families_are_numbers() -> None:
+def test_other_families_have_hooks_of_their_own() -> None:
     arp, netdev = read(log_message(family=3), log_message(family=5))
-    assert (arp.hook, netdev.hook) == (1, 1)
-    assert not isinstance(arp.hook, nfnet.Hook)
+    assert (arp.hook, netdev.hook) == (nfnet.ArpHook.OUT, nfnet.NetdevHook.EGRESS)
+    assert (type(arp.hook), type(netdev.hook)) == (nfnet.ArpHook, nfnet.NetdevHook)
     assert (arp.family, netdev.family) == (nfnet.Family.ARP, nfnet.Family.NETDEV)
 
 
