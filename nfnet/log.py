@@ -18,6 +18,7 @@ from ._core.message import FAMILY, Message
 from ._core.reader import Reader
 from ._io.netlink_socket import MAX_DATAGRAM
 from ._io.transport import Recorded, Transport
+from ._printable import printable
 from .errors import ArgumentError, DecodeError
 from .netns import Netns
 from .protocol import netlink, nfulnl
@@ -73,9 +74,10 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         indexes = {self.indev, self.outdev, self.physindev, self.physoutdev} - {None}
         return type(self).from_bytes, (self.raw, {index: self._name(index) for index in indexes}.get)
 
-    def _summary(self) -> str:
-        hook = self.hook.name
-        return f"{self.prefix!r}: {hook}, {super()._summary()}"
+    def _words(self) -> Iterator[str]:
+        if self.prefix:
+            yield printable(self.prefix.rstrip(" :")) + ":"
+        yield from super()._words()
 
     @property
     def prefix(self) -> str:
@@ -316,7 +318,8 @@ class Log(Reader[LogBinding, LogMessage]):
             if check_flag(name, wanted):
                 self._flags |= flag
         super().__init__(
-            f"log group {self.group}",
+            "log group",
+            self.group,
             rcvbuf=None if rcvbuf is None else check("rcvbuf", rcvbuf, 1, 0x7FFFFFFF),
             overruns=on_overrun == "raise",
             datagram=MAX_DATAGRAM,

@@ -281,6 +281,9 @@ class QueueBinding(Binding[Packet, QueueStatus]):
     def taken(self) -> int:
         return self.ledger.received() - length_hint(self.ready)
 
+    def waiting(self) -> int:
+        return self.ledger.received() - sum(self.ledger.counts().values())
+
     def pending(self) -> list[Packet]:
         """The packets that went to a handler and have no verdict, oldest first."""
         ledger = self.ledger
@@ -384,7 +387,8 @@ class Queue(Reader[QueueBinding, Packet]):
         self._on_error = on_error
         self._timestamps = check_flag("timestamps", timestamps)
         super().__init__(
-            f"queue {self.num}",
+            "queue",
+            self.num,
             rcvbuf=None if rcvbuf is None else check("rcvbuf", rcvbuf, 1, 0x7FFFFFFF),
             overruns=on_overrun == "raise",
             datagram=MAX_QUEUE_DATAGRAM,

@@ -847,8 +847,8 @@ def test_arguments() -> None:
     with pytest.raises(TypeError):
         AsyncQueue(1, colour="red")
     queue = AsyncQueue(1, transport=FakeKernel())
-    assert repr(queue) == "<AsyncQueue queue 1: closed>"
-    assert repr(AsyncLog(5)) == "<AsyncLog log group 5: closed>"
+    assert repr(queue) == "<AsyncQueue 1: closed>"
+    assert repr(AsyncLog(5)) == "<AsyncLog 5: closed>"
 
     async def main() -> None:
         with pytest.raises(nfnet.ClosedError):

@@ -31,6 +31,8 @@ ORDER = [
     "inet._headers",
     "inet._rewriting",
     "inet._answers",
+    "inet._streams",
+    "inet._tls",
     "inet._scapy",
     "inet",
     # the way to the kernel and to the machine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import pydoc
 import re
 import shutil
 import subprocess
@@ -21,9 +22,23 @@ import nfnet
 from nfnet.queue import WorkerOptions
 
 PUBLIC = (
-    *("nfnet", "nfnet.captures", "nfnet.compat", "nfnet.compat.netfilterqueue", "nfnet.compat.nflogr", "nfnet.doctor"),
+    *(
+        "nfnet",
+        "nfnet.aio",
+        "nfnet.captures",
+        "nfnet.compat",
+        "nfnet.compat.netfilterqueue",
+        "nfnet.compat.nflogr",
+        "nfnet.doctor",
+    ),
     *("nfnet.errors", "nfnet.inet", "nfnet.log", "nfnet.metrics", "nfnet.netns", "nfnet.packet", "nfnet.protocol"),
-    *("nfnet.protocol.conntrack", "nfnet.protocol.nfnetlink", "nfnet.protocol.nfqnl", "nfnet.protocol.nfulnl"),
+    *(
+        "nfnet.protocol.enumerations",
+        "nfnet.protocol.conntrack",
+        "nfnet.protocol.nfnetlink",
+        "nfnet.protocol.nfqnl",
+        "nfnet.protocol.nfulnl",
+    ),
     *("nfnet.queue", "nfnet.rules", "nfnet.stats", "nfnet.testing", "nfnet._io.transport", "nfnet.workers"),
 )
 
@@ -76,6 +91,23 @@ def test_names_that_are_not_there(name: str) -> None:
         getattr(importlib.import_module(parent), last)
 
 
+def test_dir_shows_what_is_public() -> None:
+    modules = {name.split(".")[1] for name in PUBLIC if name != "nfnet" and not name.split(".")[1].startswith("_")}
+    assert set(dir(nfnet)) == {*nfnet.__all__, *modules, "__doc__", "__version__"}
+
+
+def test_help_shows_what_is_public() -> None:
+    """In a few words at the beginning, and with its own docstring below, what is imported late, too."""
+    overview = set(re.findall(r"\w+", nfnet.__doc__ or ""))
+    assert set(nfnet.__all__) - overview == set()
+    text = pydoc.plain(pydoc.render_doc(nfnet))
+    for name, item in public(nfnet):
+        kind = "class " if inspect.isclass(item) else ""
+        first = (inspect.getdoc(item) or "").splitlines()[0]
+        assert re.search(rf"^    {kind}{name}\(", text, re.MULTILINE), name
+        assert first in text, name
+
+
 def test_a_typed_script_of_a_user_has_no_errors(tmp_path: Path) -> None:
     """Strictly, with nothing but what is exported."""
     done = check_types(Path(__file__).parent / "typed_script.py", tmp_path)
@@ -113,7 +145,7 @@ def check_types(script: Path, directory: Path) -> subprocess.CompletedProcess[st
 
 def callables() -> Iterator[tuple[str, Any]]:
     """All public functions, classes and methods, also of what is imported late."""
-    for name in (*PUBLIC, "nfnet.aio"):
+    for name in PUBLIC:
         for short, item in public(importlib.import_module(name)):
             yield f"{name}.{short}", item
             if inspect.isclass(item):

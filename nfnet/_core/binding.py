@@ -192,3 +192,7 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
                 self.transport.tap = None  # it may be lent to the next binding
                 if self.owns_recorder:
                     self.recorder.close()
+
+    def waiting(self) -> int:
+        """How many wait for the handler; those of a queue also for its verdict."""
+        return length_hint(self.ready)

@@ -42,7 +42,8 @@ class Reader(ABC, Generic[B, T]):
 
     def __init__(
         self,
-        name: str,
+        what: str,
+        number: int,
         *,
         rcvbuf: int | None,
         overruns: bool,
@@ -51,7 +52,8 @@ class Reader(ABC, Generic[B, T]):
         transport: Transport | None,
         record: str | os.PathLike[str] | None,
     ) -> None:
-        self._name = name
+        self._name = f"{what} {number}"
+        self._resource = number
         self._record = record
         self._rcvbuf = rcvbuf
         self._overruns = overruns
@@ -106,7 +108,9 @@ class Reader(ABC, Generic[B, T]):
         """The body of an iteration is through with an item."""
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._name}: {'closed' if self._binding is None else 'open'}>"
+        binding = self._binding
+        state = "closed" if binding is None else f"open, {binding.waiting()} waiting"
+        return f"<{type(self).__name__} {self._resource}: {state}>"
 
     # --- opening and closing
 
