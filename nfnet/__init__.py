@@ -14,6 +14,7 @@ Packets to decide (NFQUEUE)
     Hook, Family, SkbInfo   where a packet was queued, and what the kernel says of its checksum
     Conntrack, CtInfo       its connection, and how it relates to that
     Vlan                    its VLAN tag, in the bridge family
+    inject, INJECTED_MARK   send a packet of one's own; the mark of what is sent
     QueueOptions            the options of Queue, for functions that hand them on
 
 Packets that rules log (NFLOG)

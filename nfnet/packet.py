@@ -224,7 +224,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             answer = bytes(memoryview(data))
         except TypeError:
             raise wrong_type("data", data, "bytes") from None
-        self._inject_and_drop(lambda packet, length: _answers.answer(packet, answer, length))
+        self._inject_and_drop(lambda packet, *about: _answers.answer(packet, answer, *about))
 
     def reset(self) -> None:
         """End the packet's TCP connection by a reset to both ends of it, with right sequence numbers; drop the packet.
@@ -256,8 +256,11 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             raise NotSupportedError("rejecting a connection", errno.EOPNOTSUPP, hint=hint)
         self._inject_and_drop(_answers.refusals)
 
-    def _inject_and_drop(self, build: Callable[[bytes, int], list[bytes]]) -> None:
-        """Send what ``build`` makes of the packet and its length. Only then drop it: if that fails nothing is lost."""
+    def _inject_and_drop(self, build: Callable[[bytes, int, bool], list[bytes]]) -> None:
+        """Send what ``build`` makes of the packet, and only then drop it: if sending fails nothing is lost.
+
+        ``build`` gets the packet, its length and whether its destination is a broadcast address.
+        """
         if self._decision is not None:
             self._refuse()
         if self.family not in _VERSION:
@@ -268,7 +271,9 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         if not (packet := self._ip_packet()):
             raise ArgumentError(f"not an IP packet ({len(self.payload)} bytes were copied)")
         interface = self.outdev if self.indev is None else self.indev
-        for answer in build(packet, self.cap_len):
+        ip = inet.ip(packet)
+        broadcast = ip is not None and ip.version == 4 and self._origin.is_broadcast(ip.destination)
+        for answer in build(packet, self.cap_len, broadcast):
             self._origin.inject(answer, interface)
         self.drop()
 

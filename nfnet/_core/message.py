@@ -50,6 +50,9 @@ class _Bytes(NamedTuple):
     def inject(self, packet: bytes, interface: int | None = None) -> None:
         raise ClosedError("the packet was read from bytes: there is no queue to answer from")
 
+    def is_broadcast(self, address: str) -> bool:
+        return False
+
 
 def _clock(moment: float | None) -> str:
     """The local time of day; dashes if there is none, or no calendar has it."""

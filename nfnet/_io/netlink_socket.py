@@ -318,6 +318,10 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         self._check_open()
         self._raw.send(packet, interface)
 
+    def is_broadcast(self, address: str) -> bool:
+        self._check_open()
+        return self._raw.is_broadcast(address)
+
     def close(self) -> None:
         self._closed = True
         self._raw.close()

@@ -136,6 +136,10 @@ class Transport(ABC):
         hint = f"A {type(self).__name__} has no network to send to"
         raise NotSupportedError("injecting a packet", errno.EOPNOTSUPP, hint=hint)
 
+    def is_broadcast(self, address: str) -> bool:
+        """Whether an IPv4 address is the broadcast address of a network that the machine is in."""
+        return False
+
     @abstractmethod
     def fileno(self) -> int:
         """The file descriptor that polls readable when `receive` has something to give."""

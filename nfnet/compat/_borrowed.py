@@ -61,6 +61,9 @@ class BorrowedTransport(Transport, at_fork.AtFork):
     def inject(self, packet: bytes, interface: int | None = None) -> None:
         self._lender.inject(packet, interface)
 
+    def is_broadcast(self, address: str) -> bool:
+        return self._lender.is_broadcast(address)
+
     def fileno(self) -> int:
         return self._lender.fileno()
 

@@ -575,6 +575,27 @@ def give_up(name: str) -> None:
     assert libc.capset(header, struct.pack("=6I", *words)) == 0
 
 
+def test_nobody_answers_a_broadcast(net: Net) -> None:
+    """To the network's address, which looks like any other."""
+    place = net.hosts["router"]
+    with rules.queue(1, hook="input", netns=place, protocol="udp"), Queue(1, netns=place) as queue:
+        sock = net.open_socket("client")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        for address in ("10.81.1.255", "255.255.255.255"):
+            sock.sendto(b"who is there?", (address, PORT))
+            (packet,) = collect(queue, 1)
+            with pytest.raises(ArgumentError, match="broadcast"):
+                packet.answer(b"I am")
+            packet.reject()
+        sock.sendto(b"who is there?", (ADDRESS["router", V4], PORT))
+        (packet,) = collect(queue, 1)
+        packet.answer(b"I am")
+        assert sock.recv(100) == b"I am"
+        assert raw_sockets(net, "router") == 1
+        assert queue.counters.dropped == 3
+    assert not readable(sock, QUIET)
+
+
 # --- sockets
 
 
