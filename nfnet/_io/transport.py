@@ -6,6 +6,7 @@ import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import BinaryIO, NamedTuple
 
 from ..errors import NfnetError, NotSupportedError
 from ..protocol import netlink
@@ -29,6 +30,19 @@ class Recorded(bytes):
         self = super().__new__(cls, data)
         self.time_ns = time_ns
         return self
+
+
+class SocketStatus(NamedTuple):
+    """What the kernel says of the socket of a queue or log, to whoever has it, also without privileges.
+
+    ``rcvbuf`` is the size of the receive buffer in bytes, as the kernel counts; ``unread`` is how many of these are
+    taken by what was not read yet; ``dropped`` is how many datagrams did not fit since the socket was opened: packets
+    or log messages, and what the kernel answers to verdicts that it refuses.
+    """
+
+    rcvbuf: int
+    unread: int
+    dropped: int
 
 
 class Transport(ABC):
@@ -118,6 +132,10 @@ class Transport(ABC):
         """The size of the socket's receive buffer in bytes, as the kernel counts; None without a socket."""
         return None
 
+    def socket_status(self) -> SocketStatus | None:
+        """How full the receive buffer is; None without a socket, and where the kernel does not say."""
+        return None
+
     @property
     def patience(self) -> float | None:
         """How long a plain ``recv`` would wait, in seconds; None for as long as it takes."""
@@ -139,6 +157,13 @@ class Transport(ABC):
     def is_broadcast(self, address: str) -> bool:
         """Whether an IPv4 address is the broadcast address of a network that the machine is in."""
         return False
+
+    def open_netns(self) -> BinaryIO | None:
+        """The network namespace that packets come from, as an open file.
+
+        None without a kernel. Raises ClosedError, and KernelError, for CAP_NET_ADMIN is needed.
+        """
+        return None
 
     @abstractmethod
     def fileno(self) -> int:

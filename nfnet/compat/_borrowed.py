@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import BinaryIO
 
 from .._io import at_fork
 from .._io.locks import RLock
@@ -63,6 +64,9 @@ class BorrowedTransport(Transport, at_fork.AtFork):
 
     def is_broadcast(self, address: str) -> bool:
         return self._lender.is_broadcast(address)
+
+    def open_netns(self) -> BinaryIO | None:
+        return self._lender.open_netns()
 
     def fileno(self) -> int:
         return self._lender.fileno()
