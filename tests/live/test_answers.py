@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import socket
 import struct
 import subprocess
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -676,6 +678,26 @@ def test_sockets_are_opened_late_and_closed_with_the_queue(net: Net) -> None:
     assert os.waitpid(child, 0)[1] == 0
     with pytest.raises(nfnet.ClosedError):
         packet.answer(b"answer")
+
+
+def test_a_queue_that_is_forgotten_lets_go_of_all_sockets_at_once(net: Net) -> None:
+    """Without the garbage collector, which would find circles of references."""
+    place = net.hosts["client"]
+    with rules.queue(1, netns=place, protocol="udp"):
+        gc.disable()
+        try:
+            queue = Queue(1, netns=place)
+            queue.open()
+            client(net, V4, UDP).send(b"this")
+            collect(queue, 1)[0].answer(b"answer")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                del queue
+            assert raw_sockets(net, "client") == 0
+            with Queue(1, netns=place):  # nobody else has it
+                pass
+        finally:
+            gc.enable()
 
 
 def test_the_queue_of_another_namespace_answers_there(net: Net) -> None:
