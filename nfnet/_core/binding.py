@@ -40,7 +40,7 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
         self, name: str, transport: Transport, on_overrun: str, find_status: Callable[[], Status | None]
     ) -> None:
         self.transport = transport
-        self.origin = Origin(transport.interface_name, Processes(transport.open_netns))
+        self.origin = Origin(transport.interface_name, Processes(transport.open_netns), transport)
         self.loss = Loss(warn=on_overrun == "count")
         self.overruns = 0
         self.incoming: bytes | None = None
