@@ -21,7 +21,8 @@ from ._core.flusher import Flusher
 from ._core.ledger import Ledger
 from ._core.reader import Reader
 from ._io.moves import END
-from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP, new_socket
+from ._io.native import new_socket
+from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP
 from ._io.transport import Transport
 from .errors import AlreadyDecidedError, ClosedError, DecodeError, NfnetError, kernel_error
 from .netns import Netns
@@ -70,7 +71,6 @@ class QueueBinding(Binding[Packet, QueueRow]):
         self._number = number
         self._max_len = max_len
         self._packet_type = packet_type
-        self._name_of = transport.interface_name
         self._flusher = Flusher(self.ledger)
         self._decide_lone = self.ledger.decide_lone
         self._plain = transport.trusted  # and not shared: then packets are what they seem
@@ -140,7 +140,7 @@ class QueueBinding(Binding[Packet, QueueRow]):
             self.settle()
         packet = self._packet_type()
         packet.raw = raw
-        packet._name_of = self._name_of
+        packet._origin = self.transport
         packet._decision = packet._layout = None
         packet._decide = self._decide_lone
         ready = iter((packet,))
@@ -168,8 +168,8 @@ class QueueBinding(Binding[Packet, QueueRow]):
             self._make_lone(received[0])
             return
         ledger = self.ledger
-        packet_type, name_of = self._packet_type, self._name_of
-        untrusted = not self.transport.trusted
+        packet_type, transport = self._packet_type, self.transport
+        untrusted = not transport.trusted
         ready = ledger.at_hand[-waiting:] if waiting else []
         new: list[Packet] = []
         problem: NfnetError | None = None
@@ -188,7 +188,7 @@ class QueueBinding(Binding[Packet, QueueRow]):
                     continue
             packet = packet_type()
             packet.raw = raw
-            packet._name_of = name_of
+            packet._origin = transport
             packet._decision = packet._layout = None
             packet._decide = collect
             new.append(packet)
