@@ -276,10 +276,6 @@ class NetlinkSocket(Transport, at_fork.AtFork):
                 poll.poll(left * 1000)
 
     def dump(self, request: bytes, operation: str) -> Iterator[bytes]:
-        """Send a request for a dump, and give its messages; for a socket that has nothing else to receive.
-
-        Raises KernelError, AckTimeoutError.
-        """
         self.send(request)
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
@@ -329,6 +325,9 @@ class NetlinkSocket(Transport, at_fork.AtFork):
 
     def interface_name(self, index: int) -> str | None:
         return self._names.get(index)
+
+    def beside(self) -> NetlinkSocket:
+        return netns.call_beside(self._socket, NetlinkSocket)
 
     def inject(self, packet: bytes, interface: int | None = None) -> None:
         self._check_open()

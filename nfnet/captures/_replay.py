@@ -20,6 +20,7 @@ from .._io.poller import Poller
 from .._io.transport import Recorded, Transport
 from ..errors import CaptureError, ClosedError, DecodeError
 from ..protocol import layout, netlink, nfnetlink, nfqnl
+from ..protocol.markbits import REST, Fate, MarkBits
 from ..protocol.nfqnl import NFQA, QUEUE_BYPASS, Command, Verdict
 from . import _records
 from ._pcap import Record, scan
@@ -33,6 +34,8 @@ class Decided(NamedTuple):
 
     ``mark`` and ``payload`` are the new ones, None where unchanged. ``queue`` is the number of the queue that it was
     handed to, None if ``verdict`` is not QUEUE, and ``bypass`` whether it was to go on if nobody listens there.
+    ``connection`` says whether the kernel was left with the rest of the connection, and ``rejected`` whether it was to
+    tell the sender that it dropped the packet.
     """
 
     verdict: Verdict
@@ -40,15 +43,21 @@ class Decided(NamedTuple):
     payload: bytes | None = None
     queue: int | None = None
     bypass: bool = False
+    connection: bool = False
+    rejected: bool = False
 
     @classmethod
-    def from_word(cls, word: int, changes: dict[int, Any]) -> Decided:
-        """From the verdict word and the attributes of a verdict message.
+    def from_word(cls, word: int, changes: dict[int, Any], bits: MarkBits | None = None) -> Decided:
+        """From the verdict word and the attributes of a verdict message; ``bits`` of a mark say what rules shall do.
 
         Raises ValueError if the low byte of the word is none of the verdicts that the kernel takes.
         """
         verdict = Verdict(word & 0xFF)
         mark, payload = changes.get(NFQA.MARK), changes.get(NFQA.PAYLOAD)
+        if verdict == Verdict.REPEAT and mark and bits and (fate := bits.fate(mark)) is not None:
+            verdict = Verdict.ACCEPT if fate == Fate.ACCEPT else Verdict.DROP
+            rejected = fate in (Fate.REJECT_PACKET, Fate.REJECT)
+            return cls(verdict, mark & ~bits.mask or None, payload, connection=bool(fate & REST), rejected=rejected)
         if verdict != Verdict.QUEUE:
             return cls(verdict, mark, payload)
         return cls(verdict, mark, payload, word >> 16, bool(word & QUEUE_BYPASS))
@@ -99,6 +108,7 @@ class Replay(Transport, at_fork.AtFork):
     """How many records of other link types were skipped so far, by link type (``LINKTYPE_*``)."""
 
     recordable = True
+    simulated = True
 
     def __init__(self, path: str | os.PathLike[str], *, realtime: bool = False, keep_verdicts: bool = True) -> None:
         self.verdicts, self.recorded, self.skipped = {}, {}, {}
@@ -362,6 +372,7 @@ class Replay(Transport, at_fork.AtFork):
         self._empty = False
 
     def _collect(self, datagram: bytes, verdicts: dict[int, Decided], waiting: dict[int, None]) -> None:
+        bits = None if self.connections is None else self.connections.given
         for _, message in netlink.split_messages(datagram):
             kind = netlink.read_length_and_type(message)[1]
             if kind not in _records.VERDICTS:
@@ -371,7 +382,7 @@ class Replay(Transport, at_fork.AtFork):
             if header is None:
                 continue
             try:
-                decided = Decided.from_word(header.verdict, values)
+                decided = Decided.from_word(header.verdict, values, bits)
             except ValueError:  # the kernel refused it (EINVAL), and the packet went on waiting
                 continue
             if kind == nfqnl.MSG_VERDICT:

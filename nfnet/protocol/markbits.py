@@ -8,6 +8,10 @@ the chain do what the bits say. The same bits of the connection's mark remember 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import NamedTuple
+
+from .._arguments import check
+from ..errors import ArgumentError
 
 
 class Fate(IntEnum):
@@ -24,20 +28,20 @@ REST = 0b100
 REJECTS = 0b011
 """The bits that are both set if, and only if, a packet is to be rejected."""
 
-DEFAULT_BITS = 0x1C000000
-COUNT = 3
+DEFAULT_BITS = 0x0E000000
+_COUNT = 3
 
 
 class MarkBits:
-    """Three bits of the 32 of a mark; ``mask`` has them set."""
+    """Three bits of the 32 of a mark; ``mask`` has them set. Raises ArgumentError for any other number of bits."""
 
     __slots__ = ("_places", "mask")
 
     def __init__(self, mask: int = DEFAULT_BITS) -> None:
-        self.mask = mask
+        self.mask = check("bits", mask, 0, 0xFFFFFFFF)
         self._places = [1 << place for place in range(32) if mask >> place & 1]
-        if len(self._places) != COUNT or mask >> 32:
-            raise ValueError(f"{mask:#x} has not {COUNT} of 32 bits set")
+        if len(self._places) != _COUNT:
+            raise ArgumentError(f"bits is {mask:#x}, with {len(self._places)} bits set, and must have {_COUNT}")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, MarkBits) and self.mask == other.mask
@@ -56,3 +60,13 @@ class MarkBits:
         """What a mark says; None if it says nothing."""
         number = sum(1 << index for index, place in enumerate(self._places) if mark & place)
         return Fate(number) if number in Fate.__members__.values() else None
+
+
+class Support(NamedTuple):
+    """What rules carry out: the bits they look at, and the fates they know."""
+
+    bits: MarkBits
+    fates: frozenset[Fate]
+
+
+ALL_FATES = frozenset(Fate)

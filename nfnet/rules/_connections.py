@@ -26,13 +26,11 @@ What they have to heed:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from .._io.netlink_socket import NetlinkSocket
-from ..protocol.layout import build_attribute, walk
+from ..protocol.layout import build_attribute
 from ..protocol.markbits import REJECTS, Fate, MarkBits
-from . import _nftables
 from ._expressions import (
     EQUAL,
     META_L4PROTO,
@@ -55,20 +53,26 @@ REJECT_HOOKS = ("prerouting", "input", "forward", "output")
 """Those at which the kernel rejects packets (nft_reject_inet_validate); prerouting since Linux 5.9."""
 
 _CT_STATE, _CT_MARK = 0, 3
-_DROP, _ACCEPT, _JUMP, _GOTO = 0, 1, 0xFFFFFFFD, 0xFFFFFFFC  # NF_* and NFT_*
+_DROP, _ACCEPT, _JUMP = 0, 1, 0xFFFFFFFD  # NF_DROP, NF_ACCEPT, NFT_JUMP
 _RELATED = 4  # NF_CT_STATE_BIT(IP_CT_RELATED)
 _RST = 4
-_TCP, _ICMP, _ICMPV6 = 6, 1, 58
+_TCP, _UDP = 6, 17
 _UNREACH, _TCP_RST, _ICMPX = 0, 1, 2  # NFT_REJECT_*
+# The kind of error, its number, and nft's words.
+_NO_PORT = {
+    "inet": (_ICMPX, 1, "icmpx port-unreachable"),
+    "ip": (_UNREACH, 3, "icmp port-unreachable"),
+    "ip6": (_UNREACH, 4, "icmpv6 port-unreachable"),
+}
 _PROHIBITED = {
     "inet": (_ICMPX, 3, "icmpx admin-prohibited"),
     "ip": (_UNREACH, 13, "icmp admin-prohibited"),
     "ip6": (_UNREACH, 1, "icmpv6 admin-prohibited"),
 }
-_COMMENT = "nfnet"  # and the bits, and which fates this rule carries out
-_NAMES = {"accept": (Fate.ACCEPT,), "drop": (Fate.DROP,), "reject": (Fate.REJECT_PACKET, Fate.REJECT)}
-_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 4, 7
-_MOST_JUMPS = 16  # NFT_JUMP_STACK_SIZE
+
+# What the comment of a rule begins with; the bits and a name of `FATES` follow.
+COMMENT = "nfnet connections"
+FATES = {"accept": (Fate.ACCEPT,), "drop": (Fate.DROP,), "reject": (Fate.REJECT_PACKET, Fate.REJECT)}
 
 
 class Line(NamedTuple):
@@ -76,7 +80,7 @@ class Line(NamedTuple):
 
     chain: "" for the hook's own, else what the name of its chain ends with.
     expressions, words: what it does, and the same in nft's words.
-    comment: by which `find` knows it again.
+    comment: by which a queue finds it again.
     """
 
     chain: str
@@ -96,33 +100,33 @@ def lines(bits: MarkBits, *, hook: str, family: str, chain: str) -> list[Line]:
 
 def _lines(marks: _Marks, rejects: bool, family: str, chain: str) -> Iterator[Line]:
     accept, drop = _verdict(_ACCEPT, "accept"), _verdict(_DROP, "drop")
-    tcp = [*meta_is(META_L4PROTO, _TCP)], "meta l4proto tcp"
     yield _line("", marks.packet_has(0), marks.connection_has(Fate.ACCEPT), accept)
     yield _line("", marks.packet_has(0, differs=True), _jump(f"{chain}-decided"))
     yield _line("", marks.connection_has(0, differs=True), _jump(f"{chain}-remembered"))
 
     for fate in [Fate.ACCEPT, Fate.DROP, *([Fate.REJECT_PACKET, Fate.REJECT] if rejects else [])]:
         yield _line("decided", marks.packet_has(fate), marks.set_connection(fate))
-    yield _line("decided", marks.packet_has(Fate.DROP), drop, comment=marks.comment("drop"))
-    if rejects:
-        is_rejected = marks.packet_has(REJECTS, mask=REJECTS)
-        yield _line("decided", is_rejected, tcp, marks.clear_packet(), _reset())
-        yield _line("decided", is_rejected, marks.clear_packet(), _prohibited(family), comment=marks.comment("reject"))
-    is_accepted = marks.packet_has(Fate.ACCEPT)
+    is_accepted, is_dropped = marks.packet_has(Fate.ACCEPT), marks.packet_has(Fate.DROP)
     yield _line("decided", is_accepted, marks.clear_packet(), accept, comment=marks.comment("accept"))
-
+    yield _line("decided", is_dropped, drop, comment=marks.comment("drop"))
     yield _line("remembered", marks.connection_has(Fate.DROP), drop)
-    if rejects:
-        was_rejected = marks.connection_has(REJECTS, mask=REJECTS)
-        yield _line("remembered", was_rejected, _has_reset_flag(), accept)
-        yield _line("remembered", was_rejected, _is_related(), accept)
-        yield _line("remembered", marks.connection_has(Fate.REJECT), tcp, _reset())
-        yield _line("remembered", marks.connection_has(Fate.REJECT), _prohibited(family))
+    if not rejects:
+        return
+    is_rejected, was_rejected = (has(REJECTS, mask=REJECTS) for has in (marks.packet_has, marks.connection_has))
+    no_port, prohibited = _error(_NO_PORT[family]), _error(_PROHIBITED[family])
+    answers = [(_is(_TCP, "tcp"), _RESET), (_is(_UDP, "udp"), no_port), (_ANY, prohibited)]
+    for which, reject in answers:
+        comment = marks.comment("reject") if which is _ANY else ""
+        yield _line("decided", is_rejected, which, marks.clear_packet(), reject, comment=comment)
+    yield _line("remembered", was_rejected, _HAS_RESET_FLAG, accept)
+    yield _line("remembered", was_rejected, _IS_RELATED, accept)
+    for which, reject in answers:
+        yield _line("remembered", marks.connection_has(Fate.REJECT), which, reject)
 
 
 def _line(chain: str, *steps: Step, comment: str = "") -> Line:
     expressions = [expression for step, _ in steps for expression in step]
-    return Line(chain, expressions, " ".join(words for _, words in steps), comment)
+    return Line(chain, expressions, " ".join(words for _, words in steps if words), comment)
 
 
 class _Marks:
@@ -133,7 +137,7 @@ class _Marks:
         self._others = bits.mask ^ 0xFFFFFFFF
 
     def comment(self, name: str) -> str:
-        return f"{_COMMENT} {self._bits.mask:#x} {name}"
+        return f"{COMMENT} {self._bits.mask:#x} {name}"
 
     def packet_has(self, number: int, *, mask: int | None = None, differs: bool = False) -> Step:
         """Go on if the packet's mark has this number in the bits, or, of that, in those of ``mask``; or if not."""
@@ -166,9 +170,8 @@ class _Marks:
         return "bitwise", {1: be32(REGISTER), 2: be32(REGISTER), 3: be32(4), **values}
 
 
-def meta_is(key: int, value: int) -> Iterator[Expression]:
-    yield meta(key)
-    yield compare(bytes([value]))
+def _is(protocol: int, words: str) -> Step:
+    return [meta(META_L4PROTO), compare(bytes([protocol]))], f"meta l4proto {words}"
 
 
 def _verdict(code: int, words: str, chain: bytes = b"") -> Step:
@@ -180,20 +183,15 @@ def _jump(chain: str) -> Step:
     return _verdict(_JUMP, f"jump {chain}", chain.encode())
 
 
-def _reset() -> Step:
-    return [("reject", {1: be32(_TCP_RST), 2: b"\0"})], "reject with tcp reset"
-
-
-def _prohibited(family: str) -> Step:
-    kind, code, words = _PROHIBITED[family]
+def _error(which: tuple[int, int, str]) -> Step:
+    kind, code, words = which
     return [("reject", {1: be32(kind), 2: bytes([code])})], f"reject with {words}"
 
 
-def _has_reset_flag() -> Step:
-    load = payload(TRANSPORT_HEADER, 13, 1)
-    flags = [load, masked(bytes([_RST])), compare(bytes(1), NOT_EQUAL)]
-    return [*meta_is(META_L4PROTO, _TCP), *flags], "tcp flags & rst == rst"
-
-
-def _is_related() -> Step:
-    return [ct(_CT_STATE), masked(host32(_RELATED)), compare(bytes(4), NOT_EQUAL)], "ct state related"
+_ANY: Step = [], ""
+_RESET: Step = [("reject", {1: be32(_TCP_RST)})], "reject with tcp reset"
+_HAS_RESET_FLAG: Step = (
+    [*_is(_TCP, "tcp")[0], payload(TRANSPORT_HEADER, 13, 1), masked(bytes([_RST])), compare(bytes(1), NOT_EQUAL)],
+    "tcp flags & rst == rst",
+)
+_IS_RELATED: Step = [ct(_CT_STATE), masked(host32(_RELATED)), compare(bytes(4), NOT_EQUAL)], "ct state related"

@@ -6,13 +6,12 @@ privilege, and cannot run inside an event loop.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from .._io.native import select
 from .._io.netlink_socket import NetlinkSocket
-from ..errors import AckTimeoutError, DecodeError, kernel_error
+from .._io.transport import Transport
+from ..errors import DecodeError
 from ..protocol import netlink
 from ..protocol.layout import build_attribute, walk
 from ..protocol.netlink import Flag
@@ -21,12 +20,13 @@ from ._criteria import Expression
 
 # linux/netfilter/nf_tables.h and nfnetlink.h
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, NEWRULE, GETRULE = 0, 1, 2, 3, 6, 7
+NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, NEWRULE, GETRULE = 0, 1, 2, 3, 4, 6, 7
 _CREATE, _DUMP = 0x400, 0x300  # NLM_F_*
 _TABLE_NAME, _TABLE_OWNER = 1, 7
-_RULE_EXPRESSIONS = 4
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _HOOK_NUMBER = 1, 3, 4, 1
+_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 4, 7
+_UDATA_COMMENT = 0  # NFTNL_UDATA_RULE_COMMENT
 _EXPR_NAME, _EXPR_DATA = 1, 2
-_DUMP_TIMEOUT = 5000  # milliseconds
 _LISTING = "listing what is in nf_tables"
 
 Message = tuple[int, list[Any]]
@@ -75,44 +75,88 @@ def encode(expression: Expression) -> Any:
     return {"attrs": [("NFTA_EXPR_NAME", name.encode() + b"\0"), ("NFTA_EXPR_DATA", data)]}
 
 
-def tables(sock: NetlinkSocket) -> Iterator[tuple[int, str, int | None]]:
+def tables(sock: Transport) -> Iterator[tuple[int, str, int | None]]:
     """Family and name of each table, and the port id of its owner if it has one. Raises KernelError."""
     for family, values in _dump(sock, GETTABLE):
         owner = values.get(_TABLE_OWNER)
-        name = values.get(_TABLE_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
-        yield family, name, None if owner is None else int.from_bytes(owner, "big")
+        yield family, _text(values.get(_TABLE_NAME, b"")), None if owner is None else int.from_bytes(owner, "big")
 
 
-def expressions(sock: NetlinkSocket) -> Iterator[Expression]:
+class Chain(NamedTuple):
+    """A chain; ``hook`` is the number of the hook to which it belongs, None if rules jump to it."""
+
+    family: int
+    table: str
+    name: str
+    hook: int | None
+
+
+class KernelRule(NamedTuple):
+    """A rule as the kernel has it: its chain, its expressions, and the comment of nft's."""
+
+    family: int
+    table: str
+    chain: str
+    expressions: list[Expression]
+    comment: str
+
+
+def chains(sock: Transport) -> Iterator[Chain]:
+    """All chains. Raises KernelError."""
+    for family, values in _dump(sock, GETCHAIN):
+        hook = _inner(values[_CHAIN_HOOK]).get(_HOOK_NUMBER) if _CHAIN_HOOK in values else None
+        number = None if hook is None else int.from_bytes(hook, "big")
+        yield Chain(family, _text(values.get(_CHAIN_TABLE, b"")), _text(values.get(_CHAIN_NAME, b"")), number)
+
+
+def rules(sock: Transport) -> Iterator[KernelRule]:
+    """All rules, those of a chain in order. Raises KernelError."""
+    for family, values in _dump(sock, GETRULE):
+        table, chain = _text(values.get(_RULE_TABLE, b"")), _text(values.get(_RULE_CHAIN, b""))
+        found = list(_expressions(values.get(_RULE_EXPRESSIONS, b"")))
+        yield KernelRule(family, table, chain, found, _comment(values.get(_RULE_USERDATA, b"")))
+
+
+def expressions(sock: Transport) -> Iterator[Expression]:
     """The expressions of all rules. Raises KernelError."""
-    for _, values in _dump(sock, GETRULE):
-        data = values.get(_RULE_EXPRESSIONS, b"")
-        for _, start, end in walk(data, 0, len(data)):
-            parts = {number: data[first:last] for number, first, last in walk(data, start, end)}
-            inner = parts.get(_EXPR_DATA, b"")
-            name = parts.get(_EXPR_NAME, b"").rstrip(b"\0").decode("ascii", "replace")
-            yield name, {number: inner[first:last] for number, first, last in walk(inner, 0, len(inner))}
+    for rule in rules(sock):
+        yield from rule.expressions
 
 
-def _dump(sock: NetlinkSocket, operation: int) -> Iterator[tuple[int, dict[int, bytes]]]:
+def _expressions(data: bytes) -> Iterator[Expression]:
+    for _, start, end in walk(data, 0, len(data)):
+        parts = {number: data[first:last] for number, first, last in walk(data, start, end)}
+        yield _text(parts.get(_EXPR_NAME, b"")), _inner(parts.get(_EXPR_DATA, b""))
+
+
+def _inner(data: bytes) -> dict[int, bytes]:
+    return {number: data[first:last] for number, first, last in walk(data, 0, len(data))}
+
+
+def _text(data: bytes) -> str:
+    return data.rstrip(b"\0").decode("utf-8", "replace")
+
+
+def userdata(comment: str) -> bytes:
+    """A comment as nft and iptables put it to a rule: of libnftnl's, a number, a length and the text."""
+    text = comment.encode() + b"\0"
+    return bytes([_UDATA_COMMENT, len(text)]) + text
+
+
+def _comment(data: bytes) -> str:
+    while len(data) >= 2:
+        kind, size = data[:2]
+        if kind == _UDATA_COMMENT:
+            return _text(data[2 : 2 + size])
+        data = data[2 + size :]
+    return ""
+
+
+def _dump(sock: Transport, operation: int) -> Iterator[tuple[int, dict[int, bytes]]]:
     """Family and attributes of all objects of a kind."""
-    sock.send(build_message(message_type(Subsystem.NFTABLES, operation), 0, flags=Flag.REQUEST | _DUMP, seq=1))
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN)
-    while True:
-        datagrams: list[bytes] = []
-        sock.receive(datagrams, 16)
-        for datagram in datagrams:
-            for _, message in netlink.split_messages(datagram):
-                header = netlink.header.parse(message)
-                if header.type == netlink.NLMSG_DONE:
-                    return
-                if header.type == netlink.NLMSG_ERROR:
-                    answer = netlink.parse_answer(message)
-                    raise kernel_error(_LISTING, answer.errno, message=answer.message)
-                if len(message) < BODY:
-                    raise DecodeError(f"message of {len(message)} bytes has no room for struct nfgenmsg", 0)
-                values = {number: message[start:end] for number, start, end in walk(message, BODY, len(message))}
-                yield message[netlink.HEADER_SIZE], values
-        if not datagrams and not poll.poll(_DUMP_TIMEOUT):
-            raise AckTimeoutError(_LISTING, errno.ETIMEDOUT)
+    request = build_message(message_type(Subsystem.NFTABLES, operation), 0, flags=Flag.REQUEST | _DUMP, seq=1)
+    for message in sock.dump(request, _LISTING):
+        if len(message) < BODY:
+            raise DecodeError(f"message of {len(message)} bytes has no room for struct nfgenmsg", 0)
+        values = {number: message[start:end] for number, start, end in walk(message, BODY, len(message))}
+        yield message[netlink.HEADER_SIZE], values
