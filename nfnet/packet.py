@@ -139,8 +139,9 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     def drop(self, connection: bool = False) -> None:
         """Drop the packet (NF_DROP); a local sender is not told.
 
-        ``connection`` drops the rest of its connection, too, as for `accept`. The kernel knows a connection once one of
-        its packets has got through: if the first one is dropped, the next one comes here as well.
+        ``connection`` drops the rest of its connection, too, as for `accept`. If the packet is the first one the
+        kernel does not know the connection yet, and is told of it, for TCP and UDP without translated addresses (NAT
+        of the destination). Of other protocols the next packet comes here as well.
 
         Raises as `accept`.
         """
@@ -348,6 +349,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         if mark is not None and mark & bits:
             text = f"mark {mark:#x} has some of the bits {bits:#x}, which nfnet uses for connections"
             raise ArgumentError(f"{text}: leave them out, or let the rule use others, nfnet.rules.queue(bits=...)")
+        if fate in (Fate.DROP, Fate.REJECT):
+            connections.remember(self._ip_packet(), support.bits.spread(fate))
         return (self.mark if mark is None else mark) | support.bits.spread(fate)
 
     def _nobody_carries_out(self, fate: Fate, support: Support | None) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import TypeVar
 
+from .. import inet
 from .._io.transport import Transport
-from ..inet import Flow
+from ..inet import Flow, TcpFlag
 from ..protocol import conntrack, ctnetlink
+from ..protocol.conntrack import Endpoints
 from ..protocol.markbits import ALL_FATES, DEFAULT_BITS, REST, MarkBits, Support
 from ..protocol.nfnetlink import BODY
 from ..rules._finding import find
 
 _LOOK_AGAIN = 1.0  # seconds after a look that found no rules
 _MOST_AT_ONCE = 1024  # requests in a datagram
+_OPENING_TIMEOUT, _UDP_TIMEOUT = 120, 30  # seconds, the kernel's own for connections without an answer
 _FORGETTING = "forgetting connections"
 
 T = TypeVar("T")
@@ -61,6 +65,23 @@ class Connections:
             return function(sock)
         finally:
             sock.close()
+
+    def remember(self, packet: bytes, mark: int) -> None:
+        """Have the kernel know the connection of a packet that will not get through, if it may be the first one.
+
+        Else its entry would vanish with the packet, and what is to become of the rest would not be remembered. The
+        kernel refuses that if it knows the connection already, which is left to whoever reads its answers.
+
+        Raises KernelError if it cannot be sent.
+        """
+        flow, tcp = inet.flow(packet), inet.tcp(packet)
+        begins = tcp is not None and tcp.flags & (TcpFlag.SYN | TcpFlag.ACK) == TcpFlag.SYN
+        if flow is None or flow.source_port is None or self._transport.simulated:
+            return
+        if begins or flow.protocol == socket.IPPROTO_UDP:
+            timeout = _OPENING_TIMEOUT if begins else _UDP_TIMEOUT
+            there = Endpoints(flow.source, flow.destination, flow.protocol, flow.source_port, flow.destination_port)
+            self._transport.send(ctnetlink.create(there, mark, timeout))
 
     # --- taking verdicts back
 

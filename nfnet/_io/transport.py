@@ -39,6 +39,9 @@ class Connections(Protocol):
     given: MarkBits | None
     """The bits that these use, if they need not be looked for."""
 
+    def remember(self, packet: bytes, mark: int) -> None:
+        """Have the kernel know the connection of a packet that will not get through, by this mark of the connection."""
+
     def distrust(self) -> None:
         """What is known of them was found to be wrong."""
 

@@ -7,12 +7,12 @@ from enum import IntEnum
 from typing import Any
 
 from . import netlink, nfnetlink
-from .conntrack import CTA, CTA_TABLE
+from .conntrack import CTA, CTA_TABLE, Endpoints, tuple_of
 from .layout import build_attribute, walk
 from .netlink import Flag
-from .nfnetlink import BODY, Subsystem, message_type
+from .nfnetlink import BODY, Family, Subsystem, message_type
 
-_CREATE, _DUMP = 0x400, 0x300  # NLM_F_*
+_CREATE, _EXCLUSIVE, _DUMP = 0x400, 0x200, 0x300  # NLM_F_*
 
 
 class Operation(IntEnum):
@@ -36,6 +36,22 @@ def build_attributes(values: Mapping[int, Any]) -> bytes:
 def dump_marked(mark: int, mask: int) -> bytes:
     """Ask for all entries whose mark, of the bits of ``mask``, is ``mark``."""
     return _build(Operation.GET, build_attributes({CTA.MARK: mark, CTA.MARK_MASK: mask}), flags=_DUMP, seq=1)
+
+
+def create(there: Endpoints, mark: int, timeout: int) -> bytes:
+    """Make an entry for a connection of which no packet has got through, for so many seconds from its last packet on.
+
+    Of UDP or TCP, untranslated, in zone 0. Answered with EEXIST if there is one.
+    """
+    back = Endpoints(there.destination, there.source, there.protocol, there.destination_port, there.source_port)
+    values: dict[int, Any] = {
+        CTA.TUPLE_ORIG: tuple_of(there),
+        CTA.TUPLE_REPLY: tuple_of(back),
+        CTA.TIMEOUT: timeout,
+        CTA.MARK: mark,
+    }
+    family = Family.IPV6 if ":" in str(there.source) else Family.IPV4
+    return _build(Operation.NEW, build_attributes(values), family=family, flags=_CREATE | _EXCLUSIVE)
 
 
 def set_mark(entry: bytes, mark: int, mask: int) -> bytes:

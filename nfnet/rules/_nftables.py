@@ -137,13 +137,8 @@ def _text(data: bytes) -> str:
     return data.rstrip(b"\0").decode("utf-8", "replace")
 
 
-def userdata(comment: str) -> bytes:
-    """A comment as nft and iptables put it to a rule: of libnftnl's, a number, a length and the text."""
-    text = comment.encode() + b"\0"
-    return bytes([_UDATA_COMMENT, len(text)]) + text
-
-
 def _comment(data: bytes) -> str:
+    """Of NFTA_RULE_USERDATA, what nft and iptables put there as libnftnl's: items of a number, a length and data."""
     while len(data) >= 2:
         kind, size = data[:2]
         if kind == _UDATA_COMMENT:
