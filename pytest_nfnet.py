@@ -24,7 +24,7 @@ def nfnet_queue() -> Iterator[FedQueue]:
 
 @pytest.fixture
 def nfnet_replay() -> Iterator[Callable[..., Queue | Log]]:
-    """Opens a recording: ``nfnet_replay(path)`` is the first queue or log in it, ``queue=`` or ``group=`` another."""
+    """Opens a recording: ``nfnet_replay(path)`` is the first queue or log in it, ``num=`` or ``group=`` another."""
     from nfnet.testing import open_replay
 
     opened: list[Queue | Log] = []

@@ -26,7 +26,7 @@ from ._injection import inject
 from ._io.netlink_socket import NetlinkSocket
 from ._io.raw_socket import INJECTED_MARK
 from ._io.transport import Transport
-from .captures import Decided, Recorder, Replay, record, replay
+from .captures import GivenVerdict, Recorder, Replay, record, replay
 from .errors import (
     AckTimeoutError,
     AlreadyDecidedError,
@@ -49,7 +49,7 @@ from .protocol.conntrack import Conntrack, CtInfo
 from .protocol.nfnetlink import Family, Hook
 from .protocol.nfqnl import CopyMode, SkbInfo, Verdict
 from .queue import Queue
-from .stats import LogCounters, LogRow, LogStats, QueueCounters, QueueRow, QueueStats
+from .stats import LogCounters, LogStats, LogStatus, QueueCounters, QueueStats, QueueStatus
 from .workers import Workers, run_workers
 
 __version__ = "0.1.0"
@@ -94,16 +94,16 @@ __all__ = [
     "Conntrack",
     "CopyMode",
     "CtInfo",
-    "Decided",
     "DecodeError",
     "Family",
+    "GivenVerdict",
     "Hook",
     "KernelError",
     "Log",
     "LogCounters",
     "LogMessage",
-    "LogRow",
     "LogStats",
+    "LogStatus",
     "NetlinkSocket",
     "NfnetError",
     "NotPermittedError",
@@ -112,8 +112,8 @@ __all__ = [
     "Packet",
     "Queue",
     "QueueCounters",
-    "QueueRow",
     "QueueStats",
+    "QueueStatus",
     "Recorder",
     "Replay",
     "SkbInfo",

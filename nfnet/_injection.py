@@ -46,7 +46,7 @@ def inject(packet: bytes | Any, *, mark: int | None = None, netns: Netns | None 
     if (double := _double()) is not None:
         double.inject(data)
         return
-    sock = RawSocket(number, lambda make: call_in(netns, make))
+    sock = RawSocket(number, lambda make: call_in(netns, make), broadcast=True)
     try:
         sock.send(data)
     finally:

@@ -1,4 +1,4 @@
-"""Queues and logs in a program with an event loop (asyncio, uvloop): the same drain, woken by the loop.
+"""Queues and logs in a program with an event loop (asyncio, uvloop): the same arguments and methods, woken by the loop.
 
     async with nfnet.AsyncQueue(1) as queue:
         async for packet in queue:

@@ -33,7 +33,7 @@ from .protocol.nfulnl import (
     NFULA_TABLE,
     LogFlag,
 )
-from .stats import LogCounters, LogRow, LogStats, log_rows, own_row
+from .stats import LogCounters, LogStats, LogStatus, find_log
 
 _EGRESS = 1  # hooks of the netdev and ARP families in which the payload begins with the link-layer header
 _ARP_OUT = 1
@@ -138,7 +138,7 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
 Handler = Callable[[LogMessage], object]
 
 
-class LogBinding(Binding[LogMessage, LogRow]):
+class LogBinding(Binding[LogMessage, LogStatus]):
     """A log group while it is bound; with the next binding sequence numbers begin at 0 again."""
 
     drain = 16  # of up to 256 KiB each
@@ -149,11 +149,11 @@ class LogBinding(Binding[LogMessage, LogRow]):
         group: int,
         transport: Transport,
         on_overrun: str,
-        find_row: Callable[[], LogRow | None],
+        find_status: Callable[[], LogStatus | None],
         *,
         sequence: bool,
     ) -> None:
-        super().__init__(f"log group {group}", transport, on_overrun, find_row)
+        super().__init__(f"log group {group}", transport, on_overrun, find_status)
         self._sequence = sequence
         self._count = 0
         # They begin at 0 in the kernel, and anywhere in a recording.
@@ -315,8 +315,8 @@ class Log(Reader[LogBinding, LogMessage]):
     _remedy = "use AsyncLog, whose run awaits it"
 
     def _make_binding(self, transport: Transport) -> LogBinding:
-        find_row = partial(own_row, log_rows, self.group, self._netns)
-        return LogBinding(self.group, transport, self._on_overrun, find_row, sequence=LogFlag.SEQ in self._flags)
+        find_status = partial(find_log, self.group, self._netns)
+        return LogBinding(self.group, transport, self._on_overrun, find_status, sequence=LogFlag.SEQ in self._flags)
 
     def _bind_request(self, seq: int) -> bytes:
         return nfulnl.config(
@@ -339,8 +339,8 @@ class Log(Reader[LogBinding, LogMessage]):
         if LogFlag.CONNTRACK in self._flags:
             yield "conntrack", lambda seq: nfulnl.config(self.group, flags=LogFlag.CONNTRACK, seq=seq, ack=True)
 
-    def _row(self) -> LogRow | None:
-        return own_row(log_rows, self.group, self._netns)
+    def _status(self) -> LogStatus | None:
+        return find_log(self.group, self._netns)
 
     def run(self, handler: Handler) -> None:
         """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.
@@ -353,13 +353,12 @@ class Log(Reader[LogBinding, LogMessage]):
         """
         self._drive(handler, block=True)
 
-    def process(self, handler: Handler | None = None) -> int:
-        """Take what waits, without blocking, and return how many messages that were; for any event loop.
+    def process(self, handler: Handler) -> int:
+        """Call the handler for each message that waits, without blocking, and return how many those were.
 
-        Call it when `fileno` is readable, and once after opening. Without a handler the messages are kept, and an
-        iteration gives that many without blocking. Raises as `run`.
+        For any event loop: call it when `fileno` is readable, and once after opening. Raises as `run`.
         """
-        return self._take() if handler is None else self._drive(handler, block=False)
+        return self._drive(handler, block=False)
 
     def _hand_out(self, binding: LogBinding, portion: Iterator[LogMessage], handler: Handler) -> None:
         result: object = None
@@ -375,9 +374,9 @@ class Log(Reader[LogBinding, LogMessage]):
         return self._bound_or_last().counters()
 
     def stats(self) -> LogStats:
-        """The counters beside the kernel's own row about this group, if it is open and the row may be read."""
+        """The counters, and what the kernel says of this group, if it is open and that may be read."""
         binding = self._binding
-        return LogStats(self.counters, None if binding is None else binding.row())
+        return LogStats(self.counters, None if binding is None else binding.status())
 
 
 def _centiseconds(timeout: float) -> int:

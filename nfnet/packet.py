@@ -51,6 +51,9 @@ def _kernel_version() -> tuple[int, ...]:
 _kernel = _kernel_version()
 _Packet = TypeVar("_Packet", bound="Packet")
 
+Payload = bytes | bytearray | memoryview | _scapy.ScapyPacket
+"""What may replace the bytes of a packet: anything like bytes, or a packet of scapy's."""
+
 
 def _decide_nothing(packet: Packet) -> None:
     raise ClosedError(f"packet {packet.id} was read from bytes: there is no queue that could decide it")
@@ -91,8 +94,9 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     def accept(
         self,
+        *,
         mark: int | None = None,
-        payload: bytes | Any | None = None,
+        payload: Payload | None = None,
         priority: int | None = None,
         vlan: Vlan | None = None,
         l2header: bytes | None = None,
@@ -136,7 +140,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             self._decision = ACCEPT
             self._decide(self)
 
-    def drop(self, connection: bool = False) -> None:
+    def drop(self, *, connection: bool = False) -> None:
         """Drop the packet (NF_DROP); a local sender is not told.
 
         ``connection`` drops the rest of its connection, too, as for `accept`. If the packet is the first one the
@@ -154,7 +158,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         self._decision = DROP
         self._decide(self)
 
-    def repeat(self, mark: int | None = None, payload: bytes | None = None, priority: int | None = None) -> None:
+    def repeat(self, *, mark: int | None = None, payload: Payload | None = None, priority: int | None = None) -> None:
         """Let the packet pass its chain again from the first rule (NF_REPEAT); arguments as for `accept`.
 
         The rule that queued it queues it again, with a new id, unless it looks at the mark, for instance.
@@ -163,25 +167,27 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     def requeue(
         self,
-        number: int,
+        num: int,
+        *,
         mark: int | None = None,
-        payload: bytes | None = None,
+        payload: Payload | None = None,
         priority: int | None = None,
         bypass: bool = False,
     ) -> None:
-        """Hand the packet to another queue (NF_QUEUE); it gets a new id there. Other arguments as for `accept`.
+        """Hand the packet to queue ``num`` (NF_QUEUE); it gets a new id there. Other arguments as for `accept`.
 
         Where nobody listens to that queue the kernel drops it, or with ``bypass`` lets it go on.
         """
-        number = check("queue number", number, 0, 0xFFFF)
+        num = check("queue number", num, 0, 0xFFFF)
         flags = QUEUE_BYPASS if check_flag("bypass", bypass) else 0
-        self._change(number << 16 | flags | Verdict.QUEUE, mark, payload, priority)
+        self._change(num << 16 | flags | Verdict.QUEUE, mark, payload, priority)
 
     def verdict(
         self,
         code: int,
+        *,
         mark: int | None = None,
-        payload: bytes | None = None,
+        payload: Payload | None = None,
         priority: int | None = None,
         vlan: Vlan | None = None,
         l2header: bytes | None = None,
@@ -239,18 +245,21 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         """End the packet's TCP connection by a reset to both ends of it, with right sequence numbers; drop the packet.
 
         Neither end waits for a time-out: both see "connection reset", and a connection that is being opened is
-        refused. Any segment will do, but for a reset itself; also a super-packet, and one that was not wholly copied.
+        refused. Any segment will do, also a super-packet, and one that was not wholly copied; if it is a reset itself,
+        only its receiver gets one. (The ends of a connection that is signed, TCP-MD5 or TCP-AO, believe neither.)
 
-        Raises as `answer`. If only the second reset cannot be sent, the first is on its way already.
+        Raises ArgumentError if `tcp` is None, and else as `answer`. If the first reset was sent and another cannot be,
+        the packet stays undecided all the same.
         """
         self._inject_and_drop(_answers.resets)
 
-    def reject(self, connection: bool = False) -> None:
+    def reject(self, *, connection: bool = False) -> None:
         """Tell the sender that the packet was refused, and drop it.
 
         TCP: a reset to the sender (``connect`` fails with ECONNREFUSED). Protocols with ports, such as UDP: an error of
         ICMP or ICMPv6, "port unreachable"; other protocols: "administratively prohibited". It has the packet's
-        destination as its source.
+        destination as its source. Where the sender must not be told (RFC 1122, RFC 4443) the packet is just dropped: a
+        TCP reset, an error of ICMP, a fragment other than the first, a packet to or from a multicast address.
 
         Where the rule that queues has ``remember=True`` the kernel makes that, except at the hook postrouting, where it
         cannot. Elsewhere it is injected.
@@ -258,7 +267,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         connection: whether the kernel shall refuse the rest of the connection, too, each packet in the same way, for
             which there must be such a rule.
 
-        Raises as `answer`. No error answers an error of ICMP, or a fragment other than the first (RFC 1122, RFC 4443).
+        Raises ArgumentError for ``connection`` where there is no such rule, and for what is no IP packet, is of the
+        family bridge or was injected by nfnet; and else as `answer`.
         """
         if self._decision is not None:
             self._refuse()
@@ -266,7 +276,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         if fate == Fate.REJECT or self._carries_out(fate):
             self._change(Verdict.DROP, None, None, None, fate=fate)
         else:
-            self._inject_and_drop(lambda packet, length: [_answers.refusal(packet, length)])
+            self._inject_and_drop(_answers.refusals)
 
     def _inject_and_drop(self, build: Callable[[bytes, int], list[bytes]]) -> None:
         """Send what ``build`` makes of the packet and its length. Only then drop it: if that fails nothing is lost."""
@@ -291,7 +301,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         self,
         word: int,
         mark: int | None,
-        payload: bytes | None,
+        payload: Payload | None,
         priority: int | None,
         vlan: Vlan | None = None,
         l2header: bytes | None = None,

@@ -325,7 +325,7 @@ class _Requests(Transport):
 
 
 def run_queue(data: bytes, look: bool) -> None:
-    kernel = FakeKernel(number=1, ends=True)
+    kernel = FakeKernel(num=1, ends=True)
     kernel.trusted = False
     with nfnet.Queue(1, transport=kernel) as queue:
         kernel.deliver(data)
@@ -840,7 +840,7 @@ CONNECTION: dict[int, Any] = {
 }
 QUEUED += [
     packet_message(8, UDP, family=7, hw_protocol=0x88A8, SKB_INFO=3),
-    packet_message(5, UDP, CT=CONNECTION, CT_INFO=1, VLAN={1: 0x8100, 2: 5}, L2HDR=b"abcdef", CAP_LEN=99, number=1),
+    packet_message(5, UDP, CT=CONNECTION, CT_INFO=1, VLAN={1: 0x8100, 2: 5}, L2HDR=b"abcdef", CAP_LEN=99, num=1),
     packet_message(6, None, HWADDR={"length": 6, "address": bytes(8)}, SECCTX=b"a:b\0", UID=0, GID=0, PRIORITY=1),
     packet_message(7, TCP, TIMESTAMP={"seconds": 1 << 30, "microseconds": 5}, MARK=7, CGROUP_CLASSID=1, SKB_INFO=5),
 ]

@@ -35,7 +35,7 @@ from nfnet.log import LogMessage
 from nfnet.netns import Netns
 from nfnet.protocol import nfqnl
 from nfnet.protocol.netlink import PREFIX
-from nfnet.stats import LogRow, QueueRow
+from nfnet.stats import LogStatus, QueueStatus
 
 from .conftest import FIXTURES
 from .test_capture import block, interface, pcap, section
@@ -163,15 +163,14 @@ def screen(*arguments: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("more", [[], ["--json"]])
 def test_stats_and_doctor(hostile_process: int, monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
-    def queue_rows(_: Netns | None) -> list[QueueRow]:
-        return [QueueRow(1, hostile_process, 0, nfnet.CopyMode.PACKET, 65535, 5, 0, 9)]
+    def queues(_: Netns | None) -> list[QueueStatus]:
+        return [QueueStatus(1, hostile_process, 0, nfnet.CopyMode.PACKET, 65535, 5, 0, 9)]
 
-    def log_rows(_: Netns | None) -> list[LogRow]:
-        return [LogRow(1, hostile_process, 0, nfnet.CopyMode.PACKET, 65535, 1.0)]
+    def logs(_: Netns | None) -> list[LogStatus]:
+        return [LogStatus(1, hostile_process, 0, nfnet.CopyMode.PACKET, 65535, 1.0)]
 
-    for module in ("cli.stats_command", "doctor"):
-        monkeypatch.setattr(f"nfnet.{module}.queue_rows", queue_rows)
-        monkeypatch.setattr(f"nfnet.{module}.log_rows", log_rows)
+    monkeypatch.setattr("nfnet.stats.queues", queues)
+    monkeypatch.setattr("nfnet.stats.logs", logs)
     status, text = screen("stats", *more)
     assert (status, is_harmless(text)) == (0, True)
     assert str(hostile_process) in text

@@ -15,7 +15,7 @@ from .kernel import FakeKernel, packet_message
 
 
 def read(message: bytes, number: int = 1) -> Packet:
-    kernel = FakeKernel(number=number)
+    kernel = FakeKernel(num=number)
     kernel.interfaces[2] = "eth0"
     with Queue(number, transport=kernel) as queue:
         kernel.deliver(message)

@@ -15,7 +15,7 @@ from .native import new_socket
 INJECTED_MARK = 0x10000000
 """The mark of packets that nfnet sends, if no other is given, and over which `nfnet.rules.queue` passes.
 
-They come by the hooks as all that this machine sends, output first: a rule that matches would have them answered, again.
+They come by the hooks as all that this machine sends, output first: a rule that matches would have them answered again.
 """
 
 _IP_MTU, _IPV6_MTU = 14, 24
@@ -29,13 +29,15 @@ class RawSocket:
     """Sends IP packets as they are, IPv4 and IPv6, into one network namespace.
 
     mark: what packets are marked with (SO_MARK).
+    broadcast: whether packets may go to broadcast addresses (SO_BROADCAST).
     open_in: calls a function in the namespace.
 
     The sockets of the kernel are opened when they are first needed, one for each family.
     """
 
-    def __init__(self, mark: int, open_in: _Open) -> None:
+    def __init__(self, mark: int, open_in: _Open, *, broadcast: bool = False) -> None:
         self._mark = mark
+        self._broadcast = broadcast
         self._open_in = open_in
         self._sockets: dict[int, _socket.socket] = {}
         self._closed = False
@@ -55,7 +57,7 @@ class RawSocket:
                 raise ClosedError("the queue is closed: nothing can be sent from it")
             sock = self._sockets.get(family)
             if sock is None:
-                sock = self._sockets[family] = self._open_in(lambda: _open(family, self._mark))
+                sock = self._sockets[family] = self._open_in(lambda: _open(family, self._mark, self._broadcast))
             try:
                 sock.sendto(packet, socket.MSG_DONTWAIT, destination)
                 return
@@ -106,7 +108,7 @@ def _where_to(packet: bytes, interface: int | None) -> tuple[int, tuple[object, 
     return socket.AF_INET6, (socket.inet_ntop(socket.AF_INET6, address), 0, 0, scope)
 
 
-def _open(family: int, mark: int) -> _socket.socket:
+def _open(family: int, mark: int, broadcast: bool) -> _socket.socket:
     """A socket in the namespace of the calling thread."""
     try:
         # IPPROTO_RAW: whoever sends gives the IP header, too; and nothing is ever received.
@@ -119,7 +121,7 @@ def _open(family: int, mark: int) -> _socket.socket:
     try:
         if mark:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, broadcast)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SNDBUF // 2)
     except PermissionError as error:
         sock.close()
@@ -150,7 +152,7 @@ def _explained(error: OSError, packet: bytes, destination: object) -> KernelErro
     operation = f"injecting a packet of {len(packet)} bytes for {destination}"
     hints = {
         errno.EPERM: "A rule of a firewall drops it, at the hook output or behind it",
-        errno.EACCES: "A route of this machine prohibits it",
+        errno.EACCES: "It is a broadcast address, or a route of this machine prohibits it",
         errno.ENETUNREACH: "This machine has no route to there",
         errno.EHOSTUNREACH: "This machine has no route to there",
         errno.EAGAIN: "Too many injected packets wait to leave, in a queue, perhaps: try again later",

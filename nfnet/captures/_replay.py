@@ -29,10 +29,10 @@ _END = sys.maxsize  # ``list[_END:] = more`` appends
 _PAUSE = 1000  # records of others, after which `receive` returns, so that the loop may be stopped
 
 
-class Decided(NamedTuple):
+class GivenVerdict(NamedTuple):
     """What was decided about a packet.
 
-    ``mark`` and ``payload`` are the new ones, None where unchanged. ``queue`` is the number of the queue that it was
+    ``mark`` and ``payload`` are the new ones, None where unchanged. ``num`` is the number of the queue that it was
     handed to, None if ``verdict`` is not QUEUE, and ``bypass`` whether it was to go on if nobody listens there.
     ``connection`` says whether the kernel was left with the rest of the connection, and ``rejected`` whether it was to
     tell the sender that it dropped the packet.
@@ -41,13 +41,13 @@ class Decided(NamedTuple):
     verdict: Verdict
     mark: int | None = None
     payload: bytes | None = None
-    queue: int | None = None
+    num: int | None = None
     bypass: bool = False
     connection: bool = False
     rejected: bool = False
 
     @classmethod
-    def from_word(cls, word: int, changes: dict[int, Any], bits: MarkBits | None = None) -> Decided:
+    def from_word(cls, word: int, changes: dict[int, Any], bits: MarkBits | None = None) -> GivenVerdict:
         """From the verdict word and the attributes of a verdict message; ``bits`` of a mark say what rules shall do.
 
         Raises ValueError if the low byte of the word is none of the verdicts that the kernel takes.
@@ -95,9 +95,9 @@ class Replay(Transport, at_fork.AtFork):
     raises ClosedError.
     """
 
-    verdicts: dict[int, Decided]
+    verdicts: dict[int, GivenVerdict]
     """What this program decided, by the id of the packet."""
-    recorded: dict[int, Decided]
+    recorded: dict[int, GivenVerdict]
     """What the recording says was decided. A verdict that was cut short is not in it."""
     injected: list[bytes]
     """What was to be sent, from the IP header on: by `Packet.answer`, `reset`, `reject` and `nfnet.inject`.
@@ -371,7 +371,7 @@ class Replay(Transport, at_fork.AtFork):
         self._waiter.wake()
         self._empty = False
 
-    def _collect(self, datagram: bytes, verdicts: dict[int, Decided], waiting: dict[int, None]) -> None:
+    def _collect(self, datagram: bytes, verdicts: dict[int, GivenVerdict], waiting: dict[int, None]) -> None:
         bits = None if self.connections is None else self.connections.given
         for _, message in netlink.split_messages(datagram):
             kind = netlink.read_length_and_type(message)[1]
@@ -382,7 +382,7 @@ class Replay(Transport, at_fork.AtFork):
             if header is None:
                 continue
             try:
-                decided = Decided.from_word(header.verdict, values, bits)
+                decided = GivenVerdict.from_word(header.verdict, values, bits)
             except ValueError:  # the kernel refused it (EINVAL), and the packet went on waiting
                 continue
             if kind == nfqnl.MSG_VERDICT:

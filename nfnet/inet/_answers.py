@@ -4,7 +4,8 @@ Bytes in, bytes out: a packet from its IP header on, and the packets to send, wi
 ``length`` is how many bytes the packet has, if only its beginning is here (`Packet.cap_len`): sequence numbers count
 what it carries, however much of it was copied.
 
-Everything here raises ArgumentError for what has no answer: it must be one packet, from one host to another one.
+Others choose what they send, and to whom. `answer` raises ArgumentError for what has no answer; `resets` and `refusals`
+are empty where nobody may be told (RFC 1122, RFC 4443), because to drop the packet is then all that can be done.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _ERRORS_V4 = frozenset((3, 4, 5, 11, 12))
 
 
 class _Packet(NamedTuple):
-    """A packet that can be answered."""
+    """A packet that is to be answered."""
 
     data: bytes
     version: int
@@ -61,6 +62,17 @@ class _Packet(NamedTuple):
     upper: Upper
     end: int
     """Where it ends, beyond the data that are here, perhaps."""
+    is_unicast: bool
+    """Whether it is from one host to one host, by its addresses."""
+
+    @property
+    def no_answer(self) -> str:
+        """Why nobody can be answered; empty if that can be."""
+        if not self.is_unicast:
+            return "a packet to or from a multicast, broadcast or unspecified address has no answer"
+        if self.upper.fragment:
+            return "a fragment has no answer: connection tracking puts packets together"
+        return "a packet that is routed by its own header has no answer" if self.upper.rerouted else ""
 
 
 class _Segment(NamedTuple):
@@ -85,6 +97,8 @@ def answer(packet: bytes, data: bytes, length: int | None = None) -> list[bytes]
     last one with FIN, for which the packet must carry data, and a reset to the receiver, which knows nothing of them.
     """
     asked = _read(packet, length)
+    if asked.no_answer:
+        raise ArgumentError(asked.no_answer)
     number = asked.upper.protocol
     if number == UDP:
         return [_udp_answer(asked, data)]
@@ -96,23 +110,31 @@ def answer(packet: bytes, data: bytes, length: int | None = None) -> list[bytes]
 
 
 def resets(packet: bytes, length: int | None = None) -> list[bytes]:
-    """Resets to the sender and to the receiver of a TCP segment, in this order."""
+    """Resets to the sender and to the receiver of a TCP segment, in this order.
+
+    Of a segment that is a reset only the receiver gets one: the sender has left. Raises ArgumentError for what has no
+    whole TCP header.
+    """
     asked = _read(packet, length)
     segment = _read_segment(asked)
-    return [_reset_to_sender(asked, segment), *_resets_to_receiver(asked, segment)]
+    if asked.is_unicast:
+        return [*_reset_to_sender(asked, segment), *_resets_to_receiver(asked, segment)]
+    return []
 
 
-def refusal(packet: bytes, length: int | None = None) -> bytes:
-    """What tells the sender that the packet was refused: a TCP reset, or an error of ICMP or ICMPv6.
+def refusals(packet: bytes, length: int | None = None) -> list[bytes]:
+    """What tells the sender that the packet was refused: a TCP reset, or an error of ICMP or ICMPv6; at most one.
 
-    The error is "port unreachable" for protocols with ports, and "administratively prohibited" for others.
+    The error is "port unreachable" for protocols with ports, and "administratively prohibited" for others. Raises
+    ArgumentError for what is no IP packet.
     """
-    asked = _read(packet, length, first_fragment=True)
-    if asked.upper.protocol == TCP:
-        if asked.upper.fragment:
-            raise ArgumentError("a fragment of a TCP segment cannot be refused: its sequence numbers are not known")
-        return _reset_to_sender(asked, _read_segment(asked))
-    return _icmp_error(asked)
+    asked = _read(packet, length)
+    if not asked.is_unicast or not asked.upper.beginning:
+        return []
+    if asked.upper.protocol != TCP:
+        return _icmp_error(asked)
+    is_whole = where_in(asked.data, asked.upper, (TCP,)) is not None
+    return _reset_to_sender(asked, _read_segment(asked)) if is_whole else []
 
 
 def mend(packet: bytes) -> bytes:
@@ -181,28 +203,18 @@ def fragments(packet: bytes, mtu: int) -> list[bytes]:
 # --- reading what is to be answered
 
 
-def _read(packet: bytes, length: int | None, *, first_fragment: bool = False) -> _Packet:
+def _read(packet: bytes, length: int | None) -> _Packet:
     upper = upper_of(packet, routing=True)
     if upper is None or not upper.whole:
         raise ArgumentError("not an IPv4 or IPv6 packet, or not the whole of its headers")
     version = packet[0] >> 4
     if version == 4:
         source, destination = packet[12:16], packet[16:20]
-        source_is_none = source[0] == 0 or source[0] >= 224
-        destination_is_group = destination[0] >= 224
+        is_unicast = 0 < source[0] < 224 and destination[0] < 224
     else:
         source, destination = packet[8:24], packet[24:40]
-        source_is_none = source[0] == 0xFF or source == bytes(16)
-        destination_is_group = destination[0] == 0xFF
-    if source_is_none:
-        raise ArgumentError("the packet's source is not the address of one host: nobody could be answered")
-    if destination_is_group:
-        raise ArgumentError("a packet to a multicast or broadcast address has no answer: it went to many")
-    if upper.fragment and not (first_fragment and upper.beginning):
-        raise ArgumentError("a fragment has no answer: let connection tracking put packets together, or drop() it")
-    if upper.rerouted:
-        raise ArgumentError("a packet that is routed by its own header cannot be answered")
-    return _Packet(packet, version, source, destination, upper, end_of(packet, length))
+        is_unicast = source[0] != 0xFF and source != bytes(16) and destination[0] != 0xFF
+    return _Packet(packet, version, source, destination, upper, end_of(packet, length), is_unicast)
 
 
 def _read_segment(asked: _Packet) -> _Segment:
@@ -213,11 +225,7 @@ def _read_segment(asked: _Packet) -> _Segment:
         raise ArgumentError("not the whole TCP header: a larger copy_range is needed")
     source_port, destination_port, seq, ack, _, bits, _, _, _ = read_tcp(asked.data, where.header)
     flags = TcpFlag(bits)
-    if TcpFlag.RST in flags:
-        raise ArgumentError("a TCP reset has no answer: drop() it, or let it pass")
     options = asked.data[where.header + SIZES[TCP] : where.data]
-    if any(kind in _SIGNATURES for kind, _ in _options(options)):
-        raise ArgumentError("the segment is signed (TCP-MD5 or TCP-AO): nobody would believe an answer")
     size = max(asked.end - where.data, 0)
     end = (seq + size + (TcpFlag.SYN in flags) + (TcpFlag.FIN in flags)) & 0xFFFFFFFF
     return _Segment(source_port, destination_port, seq, ack, flags, end, size, options)
@@ -285,8 +293,12 @@ def _check_size(asked: _Packet, data: bytes, header: int) -> None:
 
 def _tcp_answer(asked: _Packet, data: bytes) -> list[bytes]:
     segment = _read_segment(asked)
-    if TcpFlag.ACK not in segment.flags or TcpFlag.SYN in segment.flags or not segment.size:
-        raise ArgumentError("of TCP only a segment that carries data can be answered: what would be the question?")
+    if segment.flags & (TcpFlag.ACK | TcpFlag.SYN | TcpFlag.RST) != TcpFlag.ACK or not segment.size:
+        raise ArgumentError(
+            "of TCP only a segment that carries data can be answered, of an open connection: see reset()"
+        )
+    if any(kind in _SIGNATURES for kind, _ in _options(segment.options)):
+        raise ArgumentError("the segment is signed (TCP-MD5 or TCP-AO): nobody would believe an answer")
     if len(data) > MAX_TCP_DATA:
         text = f"data has {len(data)} bytes and may have {MAX_TCP_DATA} with TCP"
         raise ArgumentError(f"{text}: nobody would send again what gets lost")
@@ -308,12 +320,14 @@ def _tcp_answer(asked: _Packet, data: bytes) -> list[bytes]:
     return [*found, *_resets_to_receiver(asked, segment)]
 
 
-def _reset_to_sender(asked: _Packet, segment: _Segment) -> bytes:
-    """As RFC 9293 (3.10.7.1) has it for a segment that belongs to no connection."""
+def _reset_to_sender(asked: _Packet, segment: _Segment) -> list[bytes]:
+    """As RFC 9293 (3.10.7.1) has it for a segment that belongs to no connection; none for a reset."""
     ports = (segment.destination_port, segment.source_port)
+    if TcpFlag.RST in segment.flags:
+        return []
     if TcpFlag.ACK in segment.flags:
-        return _back(asked, _tcp(ports, segment.ack, 0, TcpFlag.RST))
-    return _back(asked, _tcp(ports, 0, segment.end, TcpFlag.RST | TcpFlag.ACK))
+        return [_back(asked, _tcp(ports, segment.ack, 0, TcpFlag.RST))]
+    return [_back(asked, _tcp(ports, 0, segment.end, TcpFlag.RST | TcpFlag.ACK))]
 
 
 def _resets_to_receiver(asked: _Packet, segment: _Segment) -> list[bytes]:
@@ -337,15 +351,15 @@ def _tcp(ports: tuple[int, int], seq: int, ack: int, flags: TcpFlag, *, window: 
     return struct.pack("!HHIIBBHHH", *ports, seq & 0xFFFFFFFF, ack, words << 4, flags, window, 0, 0) + options
 
 
-def _icmp_error(asked: _Packet) -> bytes:
+def _icmp_error(asked: _Packet) -> list[bytes]:
     version, number = asked.version, asked.upper.protocol
     own = ICMP if version == 4 else ICMPV6
     if number == own:
         kind = asked.data[asked.upper.header] if len(asked.data) > asked.upper.header else None
         is_error = kind in _ERRORS_V4 if version == 4 else kind is not None and (kind < 128 or kind == _REDIRECT_V6)
         if kind is None or is_error:
-            raise ArgumentError("an error of ICMP is not answered by another one: drop() it, or let it pass")
+            return []
     code = _PORT_UNREACHABLE[version] if number in _WITH_PORTS else _PROHIBITED[version]
     headers = (20 if version == 4 else 40) + 8
     quoted = asked.data[: min(asked.end, _MAX_ERROR[version] - headers)]
-    return _back(asked, struct.pack("!BBHI", _UNREACHABLE[version], code, 0, 0) + quoted, own)
+    return [_back(asked, struct.pack("!BBHI", _UNREACHABLE[version], code, 0, 0) + quoted, own)]

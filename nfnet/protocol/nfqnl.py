@@ -188,7 +188,7 @@ TABLES = {
 
 
 def config(
-    number: int,
+    num: int,
     *,
     command: Command | None = None,
     copy_range: int | None = None,
@@ -199,7 +199,7 @@ def config(
     seq: int = 0,
     ack: bool = False,
 ) -> bytes:
-    """A configuration request for queue ``number``; what is None is left as it is.
+    """A configuration request for queue ``num``; what is None is left as it is.
 
     The kernel takes everything in one message together with BIND, and creates nothing if it refuses a part.
     """
@@ -215,13 +215,13 @@ def config(
         items.append((NFQA_CFG.MASK, flags if mask is None else mask))
     request_flags = netlink.Flag.REQUEST | (netlink.Flag.ACK if ack else 0)
     data = build_attributes((NFQA_CFG_TABLE[kind], value) for kind, value in items)
-    return build_message(MSG_CONFIG, number, data, flags=request_flags, seq=seq)
+    return build_message(MSG_CONFIG, num, data, flags=request_flags, seq=seq)
 
 
 def verdict(
-    number: int, packet_id: int, word: int, changes: Iterable[tuple[NFQA, Any]] = (), *, batch: bool = False
+    num: int, packet_id: int, word: int, changes: Iterable[tuple[NFQA, Any]] = (), *, batch: bool = False
 ) -> bytes:
-    """A verdict on a packet of queue ``number``, or on all that are queued up to ``packet_id`` (``batch``).
+    """A verdict on a packet of queue ``num``, or on all that are queued up to ``packet_id`` (``batch``).
 
     ``changes`` are MARK, PRIORITY, PAYLOAD and so on; a batch heeds the first two alone. The verdict header comes
     last, so that messages that differ in the packet id alone differ at their end alone. Sequence number 0 is kept
@@ -229,7 +229,7 @@ def verdict(
     """
     items = [*changes, (NFQA.VERDICT_HDR, {"verdict": word, "packet_id": packet_id})]
     data = build_attributes((NFQA_TABLE[kind], value) for kind, value in items)
-    return build_message(MSG_VERDICT_BATCH if batch else MSG_VERDICT, number, data, flags=netlink.Flag.REQUEST)
+    return build_message(MSG_VERDICT_BATCH if batch else MSG_VERDICT, num, data, flags=netlink.Flag.REQUEST)
 
 
 def is_after(packet_id: int, other: int) -> bool:
@@ -264,16 +264,16 @@ def is_packet(message: bytes) -> bool:
     return int.from_bytes(message[4:6], netlink.HOST) == MSG_PACKET
 
 
-def normalized(message: bytes, number: int) -> bytes:
-    """A packet message of queue ``number`` in the form in which the kernel sends it. Raises DecodeError."""
+def normalized(message: bytes, num: int) -> bytes:
+    """A packet message of queue ``num`` in the form in which the kernel sends it. Raises DecodeError."""
     if len(message) < BODY or not is_packet(message):
         raise DecodeError("not a packet message", 4)
     spans = layouts.find(message).spans
     if NFQA.PACKET_HDR not in spans:
         raise DecodeError("packet without NFQA_PACKET_HDR", BODY)
-    its_number = int.from_bytes(message[18:20], "big")
-    if its_number != number:
-        raise DecodeError(f"packet of queue {its_number} where one of queue {number} was expected", 18)
+    its_num = int.from_bytes(message[18:20], "big")
+    if its_num != num:
+        raise DecodeError(f"packet of queue {its_num} where one of queue {num} was expected", 18)
     if spans[NFQA.PACKET_HDR].start == PACKET_ID.start:
         return message
     order = sorted(spans, key=lambda kind: (kind != NFQA.PACKET_HDR, kind == NFQA.PAYLOAD))

@@ -355,8 +355,9 @@ def test_stop_from_another_thread(net: Net) -> None:
     with Log(7, netns=net.hosts["client"]) as log:
         timer = threading.Timer(0.05, log.stop)
         timer.start()
-        log.run(print)
+        log.run(print)  # until then
         timer.join()
+        assert log.counters.received == 0
 
 
 def test_the_rule_says_what_was_asked(net: Net) -> None:
@@ -407,13 +408,13 @@ def test_stats_of_a_log_and_of_all(net: Net) -> None:
         send(3)
         assert log.stats().counters.received == 0
         try:
-            rows = stats.log_rows(here)
+            rows = stats.logs(here)
         except nfnet.NotPermittedError:
             assert UID
             assert log.stats().kernel is None
             return
         port_id = log._bound().transport.port_id
-        assert rows == [stats.LogRow(5, port_id, 3, CopyMode.PACKET, 64, 60.0)]
+        assert rows == [stats.LogStatus(5, port_id, 3, CopyMode.PACKET, 64, 60.0)]
         assert log.stats().kernel == rows[0]
     assert log.stats().kernel is None
 
@@ -425,12 +426,12 @@ def test_stats_of_a_queue_and_of_all(net: Net) -> None:
         for _ in range(4):
             sock.sendto(b"x", (ADDRESS["server", V4], PORT))
         try:
-            (row,) = stats.queue_rows(here)
+            (row,) = stats.queues(here)
         except nfnet.NotPermittedError:
             assert UID
             assert queue.stats().kernel is None
             return
-        assert (row.number, row.waiting, row.copy_mode, row.copy_range, row.last_id) == (3, 4, 2, 65531, 4)
+        assert (row.num, row.waiting, row.copy_mode, row.copy_range, row.last_id) == (3, 4, 2, 65531, 4)
         readable(queue, TIMEOUT)  # type: ignore[arg-type]
         queue.process(lambda packet: packet.drop())
         both = queue.stats()
