@@ -24,7 +24,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEAST = 95
 # What has to do with queues and logs; not the tests that trace the interpreter themselves.
-UNIT = ("aio", "compat_netfilterqueue", "compat_nflogr", "errors", "families", "locks", "log", "loss", "neighbours")
+UNIT = ("aio", "compat_netfilterqueue", "compat_nflogr", "errors", "families", "locks", "log", "loss", "hostile_input")
 UNIT += ("packet", "queue", "replay", "testing", "workers")
 LIVE = ("aio", "faults", "log", "process", "queue", "sockets")
 TESTS = [*(f"tests/test_{name}.py" for name in UNIT), *(f"tests/live/test_{name}.py" for name in LIVE)]

@@ -51,7 +51,7 @@ from nfnet.rules import _nftables as nftables
 from nfnet.testing import FakeKernel, FedQueue, packet_message, tcp, udp
 
 from .swap import turn
-from .test_capture import block, interface, pcap, section
+from .test_captures import block, interface, pcap, section
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LIMIT = 1.0  # seconds of processor time for one input

@@ -187,7 +187,7 @@ def test_decode_turns_what_it_is_given() -> None:
 
 
 def test_attributes_within_attributes_of_a_log_that_tcpdump_recorded(tmp_path: Path) -> None:
-    from .test_capture import recording
+    from .test_captures import recording
 
     message = turn(log_message(b"payload" * 3, VLAN={1: 0x8100, 2: 5}), HERE)
     path = recording(tmp_path / "log.pcap", message[16:], byteorder=THERE, link_type=239)
@@ -198,7 +198,7 @@ def test_attributes_within_attributes_of_a_log_that_tcpdump_recorded(tmp_path: P
 
 
 def test_a_damaged_datagram_comes_out_of_the_loop_and_the_next_one_after_it(tmp_path: Path) -> None:
-    from .test_capture import recording
+    from .test_captures import recording
 
     good = turn(packet_message(1), HERE)
     bad = good[:20] + b"\0\1" + good[22:]

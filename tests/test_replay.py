@@ -29,7 +29,7 @@ from nfnet.testing import log_message, packet_message
 
 from .conftest import FIXTURES
 from .swap import turn
-from .test_capture import block, interface, pcap, recording, section
+from .test_captures import block, interface, pcap, recording, section
 
 HEAD = bytes(netlink_header.build({"family": 12}))
 SECONDS = 1_700_000_000

@@ -5,14 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-from .._printable import printable
+from .._printable import counted, printable
 from ..log import Log
 from ..queue import Queue
-
-
-def counted(count: int, what: str) -> str:
-    """1 packet, 2 packets."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def link_types(counts: Mapping[int, int]) -> str:

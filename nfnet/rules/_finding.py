@@ -33,7 +33,7 @@ def find(sock: Transport, number: int) -> dict[tuple[int, int], Support | None]:
             continue
         reached = list(_reached(chain, by_chain))
         if any(number in queues for rule in reached for queues in _queues(rule)):
-            support = _support(rule.comment for rule in reached)
+            support = _support(comment for rule in reached for comment in _comments(rule))
             for family in _FAMILIES[chain.family]:
                 place = family, chain.hook
                 found[place] = support if found.get(place, support) == support else None
@@ -50,6 +50,13 @@ def _reached(chain: Chain, by_chain: _Rules) -> Iterator[KernelRule]:
                 if name not in seen:
                     seen.add(name)
                     left.append(name)
+
+
+def _comments(rule: KernelRule) -> Iterator[str]:
+    yield rule.comment
+    for name, values in rule.expressions:
+        if name == "match" and values.get(1, b"").rstrip(b"\0") == b"comment":  # of iptables
+            yield values.get(3, b"").partition(b"\0")[0].decode("utf-8", "replace")
 
 
 def _jumps(rule: KernelRule) -> Iterator[str]:
