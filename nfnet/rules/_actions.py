@@ -344,8 +344,10 @@ class _UnreachableAction(Action):
         return [[("reject", {1: be32(kind), 2: bytes([both if code is None else code])})]]
 
     def nft(self, family: str) -> str:
-        _, (_, word), (_, word6) = _UNREACHABLE[self.error]
-        return "reject with " + {"ip": f"icmp {word}", "ip6": f"icmpv6 {word6}"}.get(family, f"icmpx {self.error}")
+        _, of_ip, of_ip6 = _UNREACHABLE[self.error]
+        return "reject with " + {"ip": f"icmp {of_ip[1]}", "ip6": f"icmpv6 {of_ip6[1]}"}.get(
+            family, f"icmpx {self.error}"
+        )
 
     def iptables(self, version: int) -> str:
         code, _ = _UNREACHABLE[self.error][1 if version == 4 else 2]

@@ -7,7 +7,7 @@ command line, and in those of the documentation.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypedDict, TypeVar
+from typing import TypeAlias, TypedDict, TypeVar
 
 from ..netns import Netns
 from ..protocol.nfnetlink import Hook
@@ -59,9 +59,9 @@ CRITERIA: dict[str, Criterion] = {
 
 
 _T = TypeVar("_T")
-Some = _T | Iterable[_T] | None
+Some: TypeAlias = _T | Iterable[_T] | None
 """A value, or several."""
-Numbers = int | range | str
+Numbers: TypeAlias = int | range | str
 
 
 class _Place(TypedDict):
