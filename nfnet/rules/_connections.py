@@ -4,10 +4,11 @@ A verdict on a connection is NF_REPEAT with a `Fate` in three bits of the packet
 again, and meets these rules (``bits`` are all three, the fates are written as what they do):
 
     chain of the hook:
-        packet's mark has none of them, connection's mark says accept: accept      (the way of all later packets)
-        packet's mark has any: jump to `decided`
-        connection's mark has any: jump to `remembered`
-        ... the rule that queues
+        packet's mark has any of them: jump to `decided`
+        ... rules that come before the one that queues
+        connection's mark says accept: accept                   (where all later packets go)
+        connection's mark has any of the bits: jump to `remembered`
+        the rule that queues
     decided:
         write the fate into the connection's mark, take the bits out of the packet's mark; accept, drop or reject
     remembered:
@@ -29,32 +30,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..protocol.layout import build_attribute
 from ..protocol.markbits import REJECTS, Fate, MarkBits
 from ._expressions import (
+    CT_MARK,
+    CT_STATE,
     EQUAL,
     META_L4PROTO,
     META_MARK,
     NOT_EQUAL,
-    REGISTER,
     TRANSPORT_HEADER,
     Expression,
     be32,
     compare,
     ct,
-    data,
     host32,
+    jump,
     masked,
     meta,
     payload,
+    set_ct,
+    set_meta,
+    verdict,
 )
 
 REJECT_HOOKS = ("prerouting", "input", "forward", "output")
 """Those at which the kernel rejects packets (nft_reject_inet_validate); prerouting since Linux 5.9."""
 
-_CT_STATE, _CT_MARK = 0, 3
-_DROP, _ACCEPT, _JUMP = 0, 1, 0xFFFFFFFD  # NF_DROP, NF_ACCEPT, NFT_JUMP
-_RELATED = 4  # NF_CT_STATE_BIT(IP_CT_RELATED)
+_DROP, _ACCEPT = 0, 1  # NF_*
+_RELATED = 4  # NFCT_STATE_BIT(IP_CT_RELATED)
 _RST = 4
 _TCP, _UDP = 6, 17
 _UNREACH, _TCP_RST, _ICMPX = 0, 1, 2  # NFT_REJECT_*
@@ -78,59 +81,72 @@ FATES = {"accept": (Fate.ACCEPT,), "drop": (Fate.DROP,), "reject": (Fate.REJECT_
 class Line(NamedTuple):
     """A rule of the kernel.
 
-    chain: "" for the hook's own, else what the name of its chain ends with.
+    branch: the chain that it is in: "" for that of the hook, else one to which rules of that jump.
     expressions, words: what it does, and the same in nft's words.
     comment: by which a queue finds it again.
     """
 
-    chain: str
+    branch: str
     expressions: list[Expression]
     words: str
     comment: str = ""
 
 
-Step = tuple[list[Expression], str]
+Part = tuple[list[Expression], str]
 """A part of a rule, and the same in nft's words."""
 
-
-def lines(bits: MarkBits, *, hook: str, family: str, chain: str) -> list[Line]:
-    """The rules in front of the one that queues in ``chain``."""
-    return list(_lines(_Marks(bits), hook in REJECT_HOOKS, family, chain))
+DECIDED, REMEMBERED = "decided", "remembered"
 
 
-def _lines(marks: _Marks, rejects: bool, family: str, chain: str) -> Iterator[Line]:
-    accept, drop = _verdict(_ACCEPT, "accept"), _verdict(_DROP, "drop")
-    yield _line("", marks.packet_has(0), marks.connection_has(Fate.ACCEPT), accept)
-    yield _line("", marks.packet_has(0, differs=True), _jump(f"{chain}-decided"))
-    yield _line("", marks.connection_has(0, differs=True), _jump(f"{chain}-remembered"))
+def branch_name(chain: str, branch: str) -> str:
+    """The name of a chain to which rules of another one jump."""
+    return f"{chain}-{branch}"
 
-    for fate in [Fate.ACCEPT, Fate.DROP, *([Fate.REJECT_PACKET, Fate.REJECT] if rejects else [])]:
-        yield _line("decided", marks.packet_has(fate), marks.set_connection(fate))
-    is_accepted, is_dropped = marks.packet_has(Fate.ACCEPT), marks.packet_has(Fate.DROP)
-    yield _line("decided", is_accepted, marks.clear_packet(), accept, comment=marks.comment("accept"))
-    yield _line("decided", is_dropped, drop, comment=marks.comment("drop"))
-    yield _line("remembered", marks.connection_has(Fate.DROP), drop)
-    if not rejects:
-        return
-    is_rejected, was_rejected = (has(REJECTS, mask=REJECTS) for has in (marks.packet_has, marks.connection_has))
+
+def decided(bits: MarkBits, *, hook: str, family: str, chain: str) -> Iterator[Line]:
+    """The rules at the head of a chain of that name."""
+    marks = _Marks(bits)
+    yield _line("", marks.packet_has(0, differs=True), _jump(branch_name(chain, DECIDED)))
+    can_reject = hook in REJECT_HOOKS
+    for fate in [Fate.ACCEPT, Fate.DROP, *([Fate.REJECT_PACKET, Fate.REJECT] if can_reject else [])]:
+        yield _line(DECIDED, marks.packet_has(fate), marks.set_connection(fate))
+    accepts, drops = marks.packet_has(Fate.ACCEPT), marks.packet_has(Fate.DROP)
+    yield _line(DECIDED, accepts, marks.clear_packet(), _ACCEPTED, comment=marks.comment("accept"))
+    yield _line(DECIDED, drops, _DROPPED, comment=marks.comment("drop"))
+    if can_reject:
+        rejects = marks.packet_has(REJECTS, mask=REJECTS)
+        for which, answer in _answers(family):
+            comment = marks.comment("reject") if which is _ANY else ""
+            yield _line(DECIDED, rejects, which, marks.clear_packet(), answer, comment=comment)
+
+
+def remembered(bits: MarkBits, *, hook: str, family: str, chain: str) -> Iterator[Line]:
+    """The rules in front of the one that queues."""
+    marks = _Marks(bits)
+    yield _line("", marks.connection_has(Fate.ACCEPT), _ACCEPTED)
+    yield _line("", marks.connection_has(0, differs=True), _jump(branch_name(chain, REMEMBERED)))
+    yield _line(REMEMBERED, marks.connection_has(Fate.DROP), _DROPPED)
+    if hook in REJECT_HOOKS:
+        rejected = marks.connection_has(REJECTS, mask=REJECTS)
+        yield _line(REMEMBERED, rejected, _HAS_RESET_FLAG, _ACCEPTED)
+        yield _line(REMEMBERED, rejected, _IS_RELATED, _ACCEPTED)
+        for which, answer in _answers(family):
+            yield _line(REMEMBERED, marks.connection_has(Fate.REJECT), which, answer)
+
+
+def _answers(family: str) -> list[tuple[Part, Part]]:
+    """What senders of rejected packets get: for each kind of packets."""
     no_port, prohibited = _error(_NO_PORT[family]), _error(_PROHIBITED[family])
-    answers = [(_is(_TCP, "tcp"), _RESET), (_is(_UDP, "udp"), no_port), (_ANY, prohibited)]
-    for which, reject in answers:
-        comment = marks.comment("reject") if which is _ANY else ""
-        yield _line("decided", is_rejected, which, marks.clear_packet(), reject, comment=comment)
-    yield _line("remembered", was_rejected, _HAS_RESET_FLAG, accept)
-    yield _line("remembered", was_rejected, _IS_RELATED, accept)
-    for which, reject in answers:
-        yield _line("remembered", marks.connection_has(Fate.REJECT), which, reject)
+    return [(_is(_TCP, "tcp"), _RESET), (_is(_UDP, "udp"), no_port), (_ANY, prohibited)]
 
 
-def _line(chain: str, *steps: Step, comment: str = "") -> Line:
-    expressions = [expression for step, _ in steps for expression in step]
-    return Line(chain, expressions, " ".join(words for _, words in steps if words), comment)
+def _line(branch: str, *parts: Part, comment: str = "") -> Line:
+    expressions = [expression for part, _ in parts for expression in part]
+    return Line(branch, expressions, " ".join(words for _, words in parts if words), comment)
 
 
 class _Marks:
-    """Steps that look at the bits of both marks, or change them."""
+    """Parts of rules that look at the bits of both marks, or change them."""
 
     def __init__(self, bits: MarkBits) -> None:
         self._bits = bits
@@ -139,59 +155,50 @@ class _Marks:
     def comment(self, name: str) -> str:
         return f"{COMMENT} {self._bits.mask:#x} {name}"
 
-    def packet_has(self, number: int, *, mask: int | None = None, differs: bool = False) -> Step:
+    def packet_has(self, number: int, *, mask: int | None = None, differs: bool = False) -> Part:
         """Go on if the packet's mark has this number in the bits, or, of that, in those of ``mask``; or if not."""
         return self._has(meta(META_MARK), "meta", number, mask, differs)
 
-    def connection_has(self, number: int, *, mask: int | None = None, differs: bool = False) -> Step:
+    def connection_has(self, number: int, *, mask: int | None = None, differs: bool = False) -> Part:
         """The same about the connection's mark; a packet without a connection does not go on."""
-        return self._has(ct(_CT_MARK), "ct", number, mask, differs)
+        return self._has(ct(CT_MARK), "ct", number, mask, differs)
 
-    def _has(self, load: Expression, whose: str, number: int, mask: int | None, differs: bool) -> Step:
+    def _has(self, load: Expression, whose: str, number: int, mask: int | None, differs: bool) -> Part:
         wanted = self._bits.mask if mask is None else self._bits.spread(mask)
         value = self._bits.spread(number)
         words = f"{whose} mark & {wanted:#010x} {'!=' if differs else '=='} {value:#010x}"
         operator = NOT_EQUAL if differs else EQUAL
         return [load, masked(host32(wanted)), compare(host32(value), operator)], words
 
-    def set_connection(self, fate: Fate) -> Step:
+    def set_connection(self, fate: Fate) -> Part:
         value = self._bits.spread(fate)
-        store = ("ct", {2: be32(_CT_MARK), 4: be32(REGISTER)})
         words = f"ct mark set ct mark & {self._others:#010x} | {value:#010x}"
-        return [ct(_CT_MARK), self._replace(value), store], words
+        return [ct(CT_MARK), masked(host32(self._others), host32(value)), set_ct(CT_MARK)], words
 
-    def clear_packet(self) -> Step:
-        store = ("meta", {2: be32(META_MARK), 3: be32(REGISTER)})
-        return [meta(META_MARK), self._replace(0), store], f"meta mark set meta mark & {self._others:#010x}"
-
-    def _replace(self, value: int) -> Expression:
-        """Replace the bits in what is loaded."""
-        values = {4: data(host32(self._others)), 5: data(host32(value))}
-        return "bitwise", {1: be32(REGISTER), 2: be32(REGISTER), 3: be32(4), **values}
+    def clear_packet(self) -> Part:
+        words = f"meta mark set meta mark & {self._others:#010x}"
+        return [meta(META_MARK), masked(host32(self._others)), set_meta(META_MARK)], words
 
 
-def _is(protocol: int, words: str) -> Step:
+def _is(protocol: int, words: str) -> Part:
     return [meta(META_L4PROTO), compare(bytes([protocol]))], f"meta l4proto {words}"
 
 
-def _verdict(code: int, words: str, chain: bytes = b"") -> Step:
-    verdict = build_attribute(1, be32(code)) + (build_attribute(2, chain + b"\0") if chain else b"")
-    return [("immediate", {1: be32(0), 2: build_attribute(2, verdict)})], words  # NFT_REG_VERDICT, NFTA_DATA_VERDICT
+def _jump(chain: str) -> Part:
+    return [jump(chain)], f"jump {chain}"
 
 
-def _jump(chain: str) -> Step:
-    return _verdict(_JUMP, f"jump {chain}", chain.encode())
-
-
-def _error(which: tuple[int, int, str]) -> Step:
+def _error(which: tuple[int, int, str]) -> Part:
     kind, code, words = which
     return [("reject", {1: be32(kind), 2: bytes([code])})], f"reject with {words}"
 
 
-_ANY: Step = [], ""
-_RESET: Step = [("reject", {1: be32(_TCP_RST)})], "reject with tcp reset"
-_HAS_RESET_FLAG: Step = (
+_ANY: Part = [], ""
+_ACCEPTED: Part = [verdict(_ACCEPT)], "accept"
+_DROPPED: Part = [verdict(_DROP)], "drop"
+_RESET: Part = [("reject", {1: be32(_TCP_RST)})], "reject with tcp reset"
+_HAS_RESET_FLAG: Part = (
     [*_is(_TCP, "tcp")[0], payload(TRANSPORT_HEADER, 13, 1), masked(bytes([_RST])), compare(bytes(1), NOT_EQUAL)],
     "tcp flags & rst == rst",
 )
-_IS_RELATED: Step = [ct(_CT_STATE), masked(host32(_RELATED)), compare(bytes(4), NOT_EQUAL)], "ct state related"
+_IS_RELATED: Part = [ct(CT_STATE), masked(host32(_RELATED)), compare(bytes(4), NOT_EQUAL)], "ct state related"

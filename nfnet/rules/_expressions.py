@@ -13,11 +13,12 @@ Expression = tuple[str, dict[int, bytes]]
 REGISTER = 1
 META_LENGTH, META_PROTOCOL, META_MARK, META_IIFNAME, META_OIFNAME, META_SKUID, META_SKGID = 0, 1, 3, 6, 7, 10, 11
 META_NFPROTO, META_L4PROTO = 15, 16
-CT_STATE, CT_MARK = 0, 3
+CT_STATE, CT_DIRECTION, CT_MARK, CT_PACKETS = 0, 1, 3, 14
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
 EQUAL, NOT_EQUAL, LESS_OR_EQUAL, GREATER_OR_EQUAL = 0, 1, 3, 5
 TO_NETWORK_ORDER = 1
 _INVERTED = 1
+_JUMP = 0xFFFFFFFD  # NFT_JUMP
 
 
 def be16(number: int) -> bytes:
@@ -53,9 +54,10 @@ def meta(key: int) -> Expression:
     return "meta", {1: be32(REGISTER), 2: be32(key)}
 
 
-def ct(key: int) -> Expression:
-    """What connection tracking knows of it."""
-    return "ct", {1: be32(REGISTER), 2: be32(key)}
+def ct(key: int, direction: int | None = None) -> Expression:
+    """What connection tracking knows of it, or of one direction of its connection."""
+    of = {} if direction is None else {3: bytes([direction])}
+    return "ct", {1: be32(REGISTER), 2: be32(key), **of}
 
 
 def payload(base: int, offset: int, length: int) -> Expression:
@@ -145,6 +147,22 @@ def limit(packets: int, seconds: int, burst: int, over: bool) -> Expression:
 def counter() -> Expression:
     """They are counted."""
     return "counter", {1: be64(0), 2: be64(0)}
+
+
+def set_meta(key: int) -> Expression:
+    """What the kernel knows of them becomes what is in the register."""
+    return "meta", {2: be32(key), 3: be32(REGISTER)}
+
+
+def set_ct(key: int) -> Expression:
+    """What connection tracking knows of them; nothing, if they have no connection."""
+    return "ct", {2: be32(key), 4: be32(REGISTER)}
+
+
+def jump(chain: str) -> Expression:
+    """They pass another chain, and if that decides nothing the rest of this one."""
+    verdict = build_attribute(1, be32(_JUMP)) + build_attribute(2, chain.encode() + b"\0")
+    return "immediate", {1: be32(0), 2: build_attribute(2, verdict)}
 
 
 def verdict(code: int) -> Expression:

@@ -8,14 +8,15 @@ from .._io.transport import Transport
 from ..protocol.layout import walk
 from ..protocol.markbits import Fate, MarkBits, Support
 from . import _nftables
+from ._actions import queues_of
 from ._connections import COMMENT, FATES
-from ._nftables import Chain, KernelRule
-from ._rule import queues_of
+from ._nftables import Found, FoundChain
 
 _FAMILIES = {1: (2, 10), 2: (2,), 10: (10,)}  # NFPROTO_* of a table: those of the packets that it gets
+_UDATA_COMMENT = 0  # NFTNL_UDATA_RULE_COMMENT
 _QUEUE_SREG, _HASH_MODULUS, _HASH_OFFSET = 4, 4, 6
 
-_Rules = dict[tuple[int, str, str], list[KernelRule]]
+_Rules = dict[tuple[int, str, str], list[Found]]
 
 
 def find(sock: Transport, number: int) -> dict[tuple[int, int], Support | None]:
@@ -40,7 +41,7 @@ def find(sock: Transport, number: int) -> dict[tuple[int, int], Support | None]:
     return found
 
 
-def _reached(chain: Chain, by_chain: _Rules) -> Iterator[KernelRule]:
+def _reached(chain: FoundChain, by_chain: _Rules) -> Iterator[Found]:
     """The rules that packets may meet in a chain and in those to which it jumps."""
     seen, left = {chain.name}, [chain.name]
     while left:
@@ -52,14 +53,23 @@ def _reached(chain: Chain, by_chain: _Rules) -> Iterator[KernelRule]:
                     left.append(name)
 
 
-def _comments(rule: KernelRule) -> Iterator[str]:
-    yield rule.comment
+def _comments(rule: Found) -> Iterator[str]:
+    yield from _comments_of_nft(rule.userdata)
     for name, values in rule.expressions:
         if name == "match" and values.get(1, b"").rstrip(b"\0") == b"comment":  # of iptables
             yield values.get(3, b"").partition(b"\0")[0].decode("utf-8", "replace")
 
 
-def _jumps(rule: KernelRule) -> Iterator[str]:
+def _comments_of_nft(data: bytes) -> Iterator[str]:
+    """Of items of a number, a length and data (libnftnl/udata.h)."""
+    while len(data) >= 2:
+        kind, size = data[:2]
+        if kind == _UDATA_COMMENT:
+            yield data[2 : 2 + size].rstrip(b"\0").decode("utf-8", "replace")
+        data = data[2 + size :]
+
+
+def _jumps(rule: Found) -> Iterator[str]:
     for name, values in rule.expressions:
         data = values.get(2, b"") if name == "immediate" else b""
         for kind, start, end in walk(data, 0, len(data)):
@@ -69,7 +79,7 @@ def _jumps(rule: KernelRule) -> Iterator[str]:
                         yield data[first:last].rstrip(b"\0").decode("utf-8", "replace")
 
 
-def _queues(rule: KernelRule) -> Iterator[range]:
+def _queues(rule: Found) -> Iterator[range]:
     """The numbers of the queues that a rule puts packets into."""
     hashed = range(0)
     for name, values in rule.expressions:
