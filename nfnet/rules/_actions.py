@@ -202,8 +202,8 @@ class QueueAction(Action):
     def words(self) -> list[str]:
         words = [self.name, _span(self.numbers, "-")] + ["bypass=no"] * (not self.bypass)
         words += [] if self.first is None else [f"first={self.first}"]
-        words += [] if self.bits is None else ["remember=yes"]
-        words += [f"bits={self.bits.mask:#x}"] * (self.bits is not None and self.bits.mask != DEFAULT_BITS)
+        if self.bits is not None:
+            words += ["remember=yes"] + [f"bits={self.bits.mask:#x}"] * (self.bits.mask != DEFAULT_BITS)
         return words + [f"balance={self.balance}"] * (len(self.numbers) > 1)
 
 

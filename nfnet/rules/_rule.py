@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import socket
-from dataclasses import replace
 from collections.abc import Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,8 @@ from ._actions import (
     Refusal,
     RejectAction,
 )
-from ._criteria import CRITERIA, Where
 from ._connections import Line, branch_name, decided, remembered
+from ._criteria import CRITERIA, Where
 from ._expressions import META_L4PROTO, compare, counter, meta
 from ._host_criteria import nft_interface
 from ._match import NOT, TRACKED_AT, Match
@@ -67,9 +67,8 @@ def queue(
         to the same queue (the kernel's own hash, which leaves it to chance whether all queues get some); by the "cpu"
         that they arrived on; or by "flow", a hash of the five-tuple, the same for both directions (which needs nft's
         own queue and hash expressions: CONFIG_NFT_QUEUE, CONFIG_NFT_HASH).
-    remember: install, with it, the rules that carry out verdicts on whole connections, ``packet.accept(connection=True)``
-        and its like, and reject packets for `Packet.reject`. Once such a verdict is given, no more packets of the
-        connection match, in either direction.
+    remember: install, with it, the rules by which the kernel carries out ``packet.accept(connection=True)`` and the
+        like, and `Packet.reject`. Once a connection is decided no more packets of it match, in either direction.
     first: queue only the first so many packets of each direction of a connection, as conntrack counts them, and those
         that belong to none (invalid, untracked). Installing that sets net.netfilter.nf_conntrack_acct to 1; connections
         that began before are not counted, and all their packets are queued.
@@ -317,10 +316,9 @@ class Rule(RuleSet):
             raise ArgumentError(
                 f"{action} is not possible at the hook {hook!r}: it is for {', '.join(action.hooks(family))}"
             )
-        if isinstance(action, QueueAction):
-            if hook != "forward" and "mark" not in given:
-                # Where what this machine sends comes by. A rule that asks for a mark says by itself what it is for.
-                action = replace(action, passes_over=INJECTED_MARK)
+        if isinstance(action, QueueAction) and hook != "forward" and "mark" not in given:
+            # Where what this machine sends comes by. A rule that asks for a mark says by itself what it is for.
+            action = replace(action, passes_over=INJECTED_MARK)
         self.action, self.family = action, family
         self.remembers = action.bits if isinstance(action, QueueAction) else None
         priority = check("priority", priority, -0x80000000, 0x7FFFFFFF)
@@ -336,6 +334,8 @@ class Rule(RuleSet):
             raise ArgumentError(
                 "limit would count IPv4 and IPv6, or TCP and others, apart: make a rule for each, by family or protocol"
             )
+        if self.match.has("limit") and len(action.cases()) > 1:
+            raise ArgumentError("limit would count both directions of connections apart: it does not go with first")
         super().__init__(self)
 
     def __repr__(self) -> str:
@@ -411,7 +411,7 @@ class Rule(RuleSet):
 
     def _iptables_table(self) -> list[str]:
         """Options that choose the table with a chain at this hook and priority. Raises NoWordsError."""
-        _, hook, priority, _, _ = self.chain
+        hook, priority = self.chain.hook, self.chain.priority
         if hook == "ingress":
             raise NoWordsError("the hook ingress")
         table = _TABLES.get((hook, priority))
