@@ -103,8 +103,12 @@ def branch_name(chain: str, branch: str) -> str:
     return f"{chain}-{branch}"
 
 
-def decided(bits: MarkBits, *, hook: str, family: str, chain: str) -> Iterator[Line]:
-    """The rules at the head of a chain of that name."""
+def kernel_lines(part: str, bits: MarkBits, hook: str, family: str, chain: str) -> Iterator[Line]:
+    """DECIDED: the rules at the head of the chain of that name; REMEMBERED: those in front of the one that queues."""
+    yield from (_decided if part == DECIDED else _remembered)(bits, hook, family, chain)
+
+
+def _decided(bits: MarkBits, hook: str, family: str, chain: str) -> Iterator[Line]:
     marks = _Marks(bits)
     yield _line("", marks.packet_has(0, differs=True), _jump(branch_name(chain, DECIDED)))
     can_reject = hook in REJECT_HOOKS
@@ -120,8 +124,7 @@ def decided(bits: MarkBits, *, hook: str, family: str, chain: str) -> Iterator[L
             yield _line(DECIDED, rejects, which, marks.clear_packet(), answer, comment=comment)
 
 
-def remembered(bits: MarkBits, *, hook: str, family: str, chain: str) -> Iterator[Line]:
-    """The rules in front of the one that queues."""
+def _remembered(bits: MarkBits, hook: str, family: str, chain: str) -> Iterator[Line]:
     marks = _Marks(bits)
     yield _line("", marks.connection_has(Fate.ACCEPT), _ACCEPTED)
     yield _line("", marks.connection_has(0, differs=True), _jump(branch_name(chain, REMEMBERED)))
@@ -202,3 +205,56 @@ _HAS_RESET_FLAG: Part = (
     "tcp flags & rst == rst",
 )
 _IS_RELATED: Part = [ct(CT_STATE), masked(host32(_RELATED)), compare(bytes(4), NOT_EQUAL)], "ct state related"
+
+
+# --- the same in words of iptables
+
+
+def iptables_lines(part: str, bits: MarkBits, hook: str, version: int, is_filter: bool) -> Iterator[str]:
+    """The same as arguments of iptables (4) or ip6tables (6), but for the table; only that called filter can reject."""
+    make = _iptables_decided if part == DECIDED else _iptables_remembered
+    yield from make(bits, hook, version, is_filter and hook in REJECT_HOOKS)
+
+
+def _iptables_decided(bits: MarkBits, hook: str, version: int, can_reject: bool) -> Iterator[str]:
+    chain, mask = f"nfnet-{hook}", bits.mask
+    clear = f"-j MARK --set-xmark 0x0/{mask:#x}"
+    ends = {"accept": [clear, "-j ACCEPT"], "drop": ["-j DROP"]}
+    if can_reject:
+        ends["reject"] = [clear, *_rejecting(version)]
+    for name, targets in ends.items():
+        yield f"-N {chain}-{name}"
+        yield f"-A {chain}-{name} -j CONNMARK --save-mark --nfmask {mask:#x} --ctmask {mask:#x}"
+        for target in targets[:-1]:
+            yield f"-A {chain}-{name} {target}"
+        comment = f'"{_Marks(bits).comment(name)}"'
+        yield f"-A {chain}-{name} -m comment --comment {comment} {targets[-1]}"
+        value = bits.spread(FATES[name][0])
+        wanted = bits.spread(REJECTS) if name == "reject" else mask
+        yield f"-A {hook.upper()} -m mark --mark {value:#x}/{wanted:#x} -j {chain}-{name}"
+
+
+def _iptables_remembered(bits: MarkBits, hook: str, version: int, can_reject: bool) -> Iterator[str]:
+    def when(number: int, mask: int) -> str:
+        return f"-A {hook.upper()} -m connmark --mark {bits.spread(number):#x}/{mask:#x}"
+
+    yield f"{when(Fate.ACCEPT, bits.mask)} -j ACCEPT"
+    yield f"{when(Fate.DROP, bits.mask)} -j DROP"
+    if can_reject:
+        rejected = when(REJECTS, bits.spread(REJECTS))
+        yield f"{rejected} -p tcp --tcp-flags RST RST -j ACCEPT"
+        yield f"{rejected} -m conntrack --ctstate RELATED -j ACCEPT"
+        for target in _rejecting(version):
+            yield f"{when(Fate.REJECT, bits.mask)} {target}"
+
+
+def _rejecting(version: int) -> list[str]:
+    no_port, prohibited = {
+        4: ("icmp-port-unreachable", "icmp-admin-prohibited"),
+        6: ("icmp6-port-unreachable", "icmp6-adm-prohibited"),
+    }[version]
+    return [
+        "-p tcp -j REJECT --reject-with tcp-reset",
+        f"-p udp -j REJECT --reject-with {no_port}",
+        f"-j REJECT --reject-with {prohibited}",
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from ._actions import (
     Refusal,
     RejectAction,
 )
-from ._connections import Line, branch_name, decided, remembered
+from ._connections import DECIDED, REMEMBERED, Line, branch_name, iptables_lines, kernel_lines
 from ._criteria import CRITERIA, Where
 from ._expressions import META_L4PROTO, compare, counter, meta
 from ._host_criteria import nft_interface
@@ -199,10 +199,10 @@ class RuleSet:
         return NetlinkSocket()
 
     def _kernel_rules(self) -> Iterator[_installed.KernelRule]:
-        lines = self._lines()
+        before = self._lines()
         for number, rule in enumerate(self.rules):
             chain, said = self._chain(rule), _installed.said(number, _installed.fitted(rule.words()))
-            for line in lines[number]:
+            for line in before[number]:
                 comment = _installed.comment(line.comment) if line.comment else b""
                 yield _installed.KernelRule(chain._replace(branch=line.branch), list(line.expressions), [[]], comment)
             for version, part in rule.parts():
@@ -216,21 +216,25 @@ class RuleSet:
         """In which rules of a chain remember connections."""
         return {bits for rule in self.rules if (bits := rule.remembers) is not None and self._chain(rule) == chain}
 
-    def _lines(self) -> list[list[Line]]:
-        """What comes before each rule, where connections are remembered."""
-        names = _installed.names(map(self._chain, self.rules))
-        lines, begun, remembering = [], set(), set()
+    def _before(self) -> Iterator[tuple[Rule, list[str], MarkBits | None]]:
+        """For each rule what has to come before it, DECIDED or REMEMBERED, where a rule of its chain remembers."""
+        done: set[tuple[_installed.Chain, str]] = set()
         for rule in self.rules:
-            chain, before = self._chain(rule), list[Line]()
-            for bits in self._bits(chain):
-                if chain not in begun:
-                    before += decided(bits, hook=chain.hook, family=chain.family, chain=names[chain])
-                if rule.remembers is not None and chain not in remembering:
-                    before += remembered(bits, hook=chain.hook, family=chain.family, chain=names[chain])
-                    remembering.add(chain)
-            begun.add(chain)
-            lines.append(before)
-        return lines
+            chain = self._chain(rule)
+            bits = next(iter(self._bits(chain)), None)
+            wanted = [] if bits is None else [DECIDED] if rule.remembers is None else [DECIDED, REMEMBERED]
+            yield rule, [part for part in wanted if (chain, part) not in done], bits
+            done.update((chain, part) for part in wanted)
+
+    def _lines(self) -> list[list[Line]]:
+        """The same as rules of the kernel."""
+        names = _installed.names(map(self._chain, self.rules))
+        found = []
+        for rule, parts, bits in self._before():
+            chain = self._chain(rule)
+            place = chain.hook, chain.family, names[chain]
+            found.append([line for part in parts if bits is not None for line in kernel_lines(part, bits, *place)])
+        return found
 
     def _chain(self, rule: Rule) -> _installed.Chain:
         """That of a rule; the same for all at a hook and a priority, so that they are in an order."""
@@ -256,30 +260,33 @@ class RuleSet:
 
     def describe(self) -> str:
         """The commands of nft and iptables that install the same rules; see `nfnet.rules.describe`."""
-        return "\n".join([*self._nft(), *(line for rule in self.rules for line in rule.iptables())])
+        found = self._nft()
+        for rule, parts, bits in self._before():
+            found += rule.iptables(parts, bits)
+        return "\n".join(found)
 
     def _nft(self) -> list[str]:
         chains = _installed.names(self._chain(rule) for rule in self.rules)
         try:
-            lines = [f"nft add table {family} nfnet" for family in dict.fromkeys(chain.family for chain in chains)]
+            commands = [f"nft add table {family} nfnet" for family in dict.fromkeys(chain.family for chain in chains)]
             for chain, name in chains.items():
                 device = "" if chain.device is None else f" device {nft_interface(chain.device)}"
                 hook = f"{{ type {chain.kind} hook {chain.hook}{device} priority {chain.priority}; }}"
-                lines.append(f"nft add chain {chain.family} nfnet {name} {shlex.quote(hook)}")
+                commands.append(f"nft add chain {chain.family} nfnet {name} {shlex.quote(hook)}")
             for rule, before in zip(self.rules, self._lines(), strict=True):
                 name = chains[self._chain(rule)]
                 for branch in dict.fromkeys(line.branch for line in before if line.branch):
-                    lines.append(f"nft add chain {rule.family} nfnet {branch_name(name, branch)}")
+                    commands.append(f"nft add chain {rule.family} nfnet {branch_name(name, branch)}")
                 for line in before:
                     place = branch_name(name, line.branch) if line.branch else name
                     comment = f' comment "{line.comment}"' if line.comment else ""
-                    lines.append(f"nft add rule {rule.family} nfnet {place} {shlex.quote(line.words + comment)}")
+                    commands.append(f"nft add rule {rule.family} nfnet {place} {shlex.quote(line.words + comment)}")
                 for words in rule.nft():
                     text = shlex.quote(" ".join(words))
-                    lines.append(f"nft add rule {rule.family} nfnet {name} {text}")
+                    commands.append(f"nft add rule {rule.family} nfnet {name} {text}")
         except NoWordsError as error:
             return [f"# nft has no words for {error}"]
-        return lines
+        return commands
 
 
 class Rule(RuleSet):
@@ -378,17 +385,25 @@ class Rule(RuleSet):
                     words.insert(0, "meta l4proto tcp")
                 yield [*words, *([case.nft] if case.nft else []), part.nft(self.family)]
 
-    def iptables(self) -> list[str]:
-        """Commands of iptables and ip6tables, or a line that says for what there are no words."""
+    def iptables(self, before: Sequence[str] = (), bits: MarkBits | None = None) -> list[str]:
+        """Commands of iptables and ip6tables, or a line that says for what there are no words.
+
+        before: what has to come before the rule, DECIDED or REMEMBERED, with these bits.
+        """
         try:
             if self.family in ("bridge", "netdev"):
                 raise NoWordsError(f"the family {self.family}")
-            table = self._iptables_table()
-            return [
-                " ".join([_PROGRAMS[version], *table, "-A", self.chain.hook.upper(), *words])
-                for version in self.match.versions
-                for words in self._iptables_words(version)
-            ]
+            table, hook = self._iptables_table(), self.chain.hook
+            commands: list[str] = []
+            for version in self.match.versions:
+                program = " ".join([_PROGRAMS[version], *table])
+                if bits is not None:
+                    for part in before:
+                        lines = iptables_lines(part, bits, hook, version, not table)
+                        commands += [f"{program} {line}" for line in lines]
+                for words in self._iptables_words(version):
+                    commands.append(" ".join([program, "-A", hook.upper(), *words]))
+            return commands
         except NoWordsError as error:
             return [f"# iptables has no words for {error}"]
 
