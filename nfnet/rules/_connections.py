@@ -201,7 +201,7 @@ _ACCEPTED: Part = [verdict(_ACCEPT)], "accept"
 _DROPPED: Part = [verdict(_DROP)], "drop"
 _RESET: Part = [("reject", {1: be32(_TCP_RST)})], "reject with tcp reset"
 _HAS_RESET_FLAG: Part = (
-    [*_is(_TCP, "tcp")[0], payload(TRANSPORT_HEADER, 13, 1), masked(bytes([_RST])), compare(bytes(1), NOT_EQUAL)],
+    [*_is(_TCP, "tcp")[0], payload(TRANSPORT_HEADER, 13, 1), masked(bytes([_RST])), compare(bytes([_RST]))],
     "tcp flags & rst == rst",
 )
 _IS_RELATED: Part = [ct(CT_STATE), masked(host32(_RELATED)), compare(bytes(4), NOT_EQUAL)], "ct state related"
