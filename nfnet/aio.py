@@ -15,14 +15,16 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeGuard
 
 from ._arguments import check
 from ._core.async_reader import AsyncReader, Session
+from ._typing import Unpack
 from .errors import AlreadyDecidedError, ClosedError
-from .log import Log, LogMessage
+from .log import Handler as LogHandler
+from .log import Log, LogMessage, LogOptions
 from .packet import Packet
-from .queue import Queue, QueueBinding, apply_policy
+from .queue import Handler, Queue, QueueBinding, QueueOptions, apply_policy
 from .stats import LogCounters, LogStats, QueueCounters, QueueStats
 
 _log = logging.getLogger("nfnet")
@@ -48,12 +50,6 @@ class _Queue(Queue):
         """From now on packets are in the hands of tasks."""
         self.in_tasks = self._bound()
         return self.in_tasks
-
-    def send_each(self, packet: Packet) -> None:
-        """Those given so far leave now; that of this packet, if it has none yet, by itself. So nothing need tick."""
-        if (binding := self._binding) is not None:
-            binding.ledger.decide_each([packet])
-            binding.ledger.flush()
 
     async def decide(
         self, handler: Callable[[Packet], Any], packet: Packet, binding: QueueBinding, session: Session
@@ -85,7 +81,7 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
     Packets may be decided at any time while the queue is open; verdicts leave together. One task at a time may read.
     """
 
-    def __init__(self, num: int, **options: Any) -> None:
+    def __init__(self, num: int, **options: Unpack[QueueOptions]) -> None:
         super().__init__(_Queue(num, **options))
 
     def __repr__(self) -> str:
@@ -96,12 +92,7 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
         await super().open()
         self._reader.collect(self._flush_soon)
 
-    _has_verdicts = True
-
-    def _body_waits(self, packet: Packet) -> None:
-        self._reader.send_each(packet)
-
-    async def run(self, handler: AsyncHandler | Callable[[Packet], object], concurrency: int = 100) -> None:
+    async def run(self, handler: AsyncHandler | Handler, concurrency: int = 100) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
 
         An async handler runs in a task of its own for each packet, so many at a time, and others wait in the queue; a
@@ -159,8 +150,9 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
                     elif room > 0 and self._is_over():
                         break
                     elif room > 0:
-                        await self._readable(session)
+                        await self._received(session)
                     else:
+                        session.unwatch()  # there is no room for more
                         await session.woken()
                 while tasks and not errors:  # `stop` lets them finish
                     await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -226,7 +218,7 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
         return self._reader.stats()
 
 
-def _is_async(handler: Any) -> bool:
+def _is_async(handler: Any) -> TypeGuard[Callable[[Any], Awaitable[object]]]:
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
 
 
@@ -237,6 +229,9 @@ def _start(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> 
     return loop.create_task(work)
 
 
+AsyncLogHandler = Callable[[LogMessage], Awaitable[object]]
+
+
 class AsyncLog(AsyncReader[Log, LogMessage]):
     """A `Log` for asyncio: the same arguments, attributes and errors.
 
@@ -245,13 +240,13 @@ class AsyncLog(AsyncReader[Log, LogMessage]):
             print(message.prefix)
     """
 
-    def __init__(self, group: int, **options: Any) -> None:
+    def __init__(self, group: int, **options: Unpack[LogOptions]) -> None:
         super().__init__(Log(group, **options))
 
     def __repr__(self) -> str:
         return "<Async" + repr(self._reader)[1:]
 
-    async def run(self, handler: Callable[[LogMessage], Any]) -> None:
+    async def run(self, handler: AsyncLogHandler | LogHandler) -> None:
         """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.
 
         An async handler is awaited, one message after the other. Raises as `Log.run`.

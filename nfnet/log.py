@@ -7,22 +7,23 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from functools import lru_cache, partial
 from operator import length_hint
-from typing import Literal, TypeVar
+from typing import Literal, TypedDict, TypeVar
 
 from construct import Int16ub
 
 from ._arguments import check, check_choice, check_flag, check_result, shown
 from ._core.bind import Request
 from ._core.binding import Binding
-from ._core.message import Message, enum_member
+from ._core.message import FAMILY, Message
 from ._core.reader import Reader
 from ._io.netlink_socket import MAX_DATAGRAM
 from ._io.transport import Recorded, Transport
+from ._printable import printable
 from .errors import ArgumentError, DecodeError
 from .netns import Netns
 from .protocol import netlink, nfulnl
 from .protocol.layout import compile_struct
-from .protocol.nfnetlink import BODY, Family, Hook
+from .protocol.nfnetlink import BODY, ArpHook, Family, Hook, NetdevHook
 from .protocol.nfqnl import Command, CopyMode
 from .protocol.nfulnl import (
     MAX_BUFFER_SIZE,
@@ -35,8 +36,7 @@ from .protocol.nfulnl import (
 )
 from .stats import LogCounters, LogStats, LogStatus, find_log
 
-_EGRESS = 1  # hooks of the netdev and ARP families in which the payload begins with the link-layer header
-_ARP_OUT = 1
+_HOOKS: dict[int, type[Hook | ArpHook | NetdevHook]] = {Family.ARP: ArpHook, Family.NETDEV: NetdevHook}
 _ETHERNET_HEADER = 14
 
 _read_header = compile_struct(nfulnl.packet_hdr).unpack_from
@@ -74,9 +74,10 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         indexes = {self.indev, self.outdev, self.physindev, self.physoutdev} - {None}
         return type(self).from_bytes, (self.raw, {index: self._name(index) for index in indexes}.get)
 
-    def _summary(self) -> str:
-        hook = getattr(self.hook, "name", self.hook)
-        return f"{self.prefix!r}: {hook}, {super()._summary()}"
+    def _words(self) -> Iterator[str]:
+        if self.prefix:
+            yield printable(self.prefix.rstrip(" :")) + ":"
+        yield from super()._words()
 
     @property
     def prefix(self) -> str:
@@ -85,13 +86,9 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         return "" if span is None else _decode_prefix(self.raw[span])
 
     @property
-    def hook(self) -> Hook | int:
-        """The hook in which the rule is (PACKET_HDR); for the ARP and netdev families a bare number, they have others.
-
-        ARP: 0 in, 1 out, 2 forward. netdev: 0 ingress, 1 egress.
-        """
-        number = self._header()[1]
-        return number if self.family in (Family.ARP, Family.NETDEV) else enum_member(Hook, number)
+    def hook(self) -> Hook | ArpHook | NetdevHook:
+        """The hook in which the rule is (PACKET_HDR); the families ARP and NETDEV have hooks of their own."""
+        return _HOOKS.get(self.raw[FAMILY], Hook)(self._header()[1])
 
     @property
     def hw_protocol(self) -> int:
@@ -99,10 +96,10 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         return self._header()[0]
 
     def _link_layer_size(self) -> int:
-        family = self.family
-        if family == Family.NETDEV and self.hook == _EGRESS:
+        family = self.raw[FAMILY]
+        if family == Family.NETDEV and self.hook == NetdevHook.EGRESS:
             return len(self.l2header or b"")
-        if family == Family.ARP and self.hook == _ARP_OUT:
+        if family == Family.ARP and self.hook == ArpHook.OUT:
             return _ETHERNET_HEADER  # ARP has no L2HDR
         return 0
 
@@ -135,7 +132,26 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         return self._number(NFULA.SEQ_GLOBAL)
 
 
-Handler = Callable[[LogMessage], object]
+Handler = Callable[[LogMessage], None]
+"""A plain function. One that returns something is refused by type checkers, so that no async function is taken."""
+
+
+class LogOptions(TypedDict, total=False):
+    """All options of `Log`, for functions that hand them on: ``**options: Unpack[nfnet.LogOptions]``."""
+
+    copy_range: int
+    copy_mode: CopyMode | int
+    timeout: float | None
+    threshold: int | None
+    buffer_size: int | None
+    rcvbuf: int | None
+    sequence: bool
+    global_sequence: bool
+    conntrack: bool
+    on_overrun: Literal["count", "raise", "ignore"]
+    netns: Netns | None
+    transport: Transport | None
+    record: str | os.PathLike[str] | None
 
 
 class LogBinding(Binding[LogMessage, LogStatus]):
@@ -302,7 +318,8 @@ class Log(Reader[LogBinding, LogMessage]):
             if check_flag(name, wanted):
                 self._flags |= flag
         super().__init__(
-            f"log group {self.group}",
+            "log group",
+            self.group,
             rcvbuf=None if rcvbuf is None else check("rcvbuf", rcvbuf, 1, 0x7FFFFFFF),
             overruns=on_overrun == "raise",
             datagram=MAX_DATAGRAM,
@@ -351,16 +368,18 @@ class Log(Reader[LogBinding, LogMessage]):
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), DecodeError for a datagram that is
         no log message (those after it still come), BusyReadingError, ClosedError, KernelError.
         """
-        self._drive(handler, block=True)
+        self._run(handler)
 
     def process(self, handler: Handler) -> int:
         """Call the handler for each message that waits, without blocking, and return how many those were.
 
         For any event loop: call it when `fileno` is readable, and once after opening. Raises as `run`.
         """
-        return self._drive(handler, block=False)
+        return self._process(handler)
 
-    def _hand_out(self, binding: LogBinding, portion: Iterator[LogMessage], handler: Handler) -> None:
+    def _hand_out(
+        self, binding: LogBinding, portion: Iterator[LogMessage], handler: Callable[[LogMessage], object]
+    ) -> None:
         result: object = None
         for message in portion:
             result = handler(message)

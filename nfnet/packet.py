@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 from . import inet
 from ._arguments import check, check_flag, wrong_type
 from ._core.batching import ACCEPT, DROP, Decision, decide, decide_with
-from ._core.message import FAMILY, Message, Vlan, enum_member
+from ._core.message import FAMILY, Message, Vlan
 from ._io.raw_socket import INJECTED_MARK
 from .errors import AlreadyDecidedError, ArgumentError, ClosedError
 from .inet import _answers, _scapy
@@ -29,6 +29,7 @@ from .protocol.nfqnl import (
     NFQA_VLAN,
     PACKET_ID,
     QUEUE_BYPASS,
+    VERDICTS,
     SkbInfo,
     Verdict,
 )
@@ -80,10 +81,11 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         self._decision, self._decide = None, _decide_nothing
         return self
 
-    def _summary(self) -> str:
-        hook = getattr(self.hook, "name", self.hook)
-        verdict = "undecided" if self.decided is None else self.decided.name
-        return f"{self.id}: {hook}, {super()._summary()}, {verdict}"
+    def _label(self) -> str:
+        return f"{self.id} {self.hook.name}"
+
+    def _line(self) -> str:
+        return f"{self.summary()} {'undecided' if self.decided is None else self.decided.name.lower()}"
 
     def __reduce__(self) -> NoReturn:
         """For `copy` and `pickle`. Raises TypeError: only this object can decide the packet, a copy could not."""
@@ -200,7 +202,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         """
         word = check("verdict", code, 0, 0xFFFFFFFF)
         kind = word & 0xFF
-        if kind not in (Verdict.DROP, Verdict.ACCEPT, Verdict.QUEUE, Verdict.REPEAT, Verdict.STOP):
+        if kind not in VERDICTS:
             raise ArgumentError(f"verdict {word:#x}: the low byte must be 0, 1, 3, 4 or 5")
         if word != kind and (kind != Verdict.QUEUE or word & 0x7F00):
             raise ArgumentError(f"verdict {word:#x}: only QUEUE (3) may have bits above the lowest 8 (queue, bypass)")
@@ -549,7 +551,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     @property
     def hook(self) -> Hook:
         """The hook that queued the packet (``NF_INET_*``)."""
-        return enum_member(Hook, self._header()[2])
+        return Hook(self._header()[2])
 
     @property
     def hw_protocol(self) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from operator import length_hint
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 from . import inet
 from ._arguments import check, check_choice, check_flag, check_result, wrong_type
@@ -21,7 +21,7 @@ from ._core.binding import Binding
 from ._core.connections import Connections
 from ._core.flusher import Flusher
 from ._core.ledger import Ledger
-from ._core.reader import Reader
+from ._core.reader import MOST_ALONE, Reader
 from ._io.moves import END
 from ._io.native import new_socket
 from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP
@@ -42,11 +42,37 @@ _FEW = 4  # packets
 # On newer kernels (6.12.117, 6.18) a queue holds no more, whatever `max_len` says, and what comes then is dropped after
 # it got an id. What comes when `max_len` wait gets none, and leaves no gap.
 _MOST_WAITING = 65536
-_MOST_ALONE = 64
 
 _log = logging.getLogger("nfnet")
 
-Handler = Callable[[Packet], object]
+Handler = Callable[[Packet], None]
+"""A plain function. One that returns something is refused by type checkers, so that no async function is taken."""
+
+
+class WorkerOptions(TypedDict, total=False):
+    """The options of `Queue` that several queues can have alike: all but ``transport`` and ``record``."""
+
+    copy_range: int
+    copy_mode: CopyMode | int
+    max_len: int | None
+    rcvbuf: int | None
+    fail_open: bool
+    gso: bool
+    conntrack: bool
+    uid_gid: bool
+    secctx: bool
+    timestamps: bool
+    on_overrun: Literal["count", "raise", "ignore"]
+    undecided: Literal["pending", "accept", "drop"]
+    on_error: Literal["raise", "accept", "drop"]
+    netns: Netns | None
+
+
+class QueueOptions(WorkerOptions, total=False):
+    """All options of `Queue`, for functions that hand them on: ``**options: Unpack[nfnet.QueueOptions]``."""
+
+    transport: Transport | None
+    record: str | os.PathLike[str] | None
 
 
 class QueueBinding(Binding[Packet, QueueStatus]):
@@ -77,7 +103,6 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         self._max_len = max_len
         self._packet_type = packet_type
         self._flusher = Flusher(self.ledger)
-        self._decide_lone = self.ledger.decide_lone
         self._plain = transport.trusted  # and not shared: then packets are what they seem
         self._last: bytes | None = None  # the last packet that came alone: its id is still to be counted
         self._alone = 0  # packets that came alone since the last look for lost ones
@@ -102,7 +127,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         if ledger.at_hand or ledger.decided or ledger.pending:
             ledger.settle(waiting)
         self._alone += 1
-        if self._last is None or self._alone > _MOST_ALONE:
+        if self._last is None or self._alone > MOST_ALONE:
             self._account()
         if self.loss.untold:
             self.tell_loss()
@@ -132,57 +157,49 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             if self._stamping is not None:
                 self._stamping()
 
-    def take(self) -> Iterator[Packet]:
-        raw = self.incoming
-        if raw is None or not self._plain or raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM:
-            return super().take()
-        return self._make_lone(raw)
-
-    def _make_lone(self, raw: bytes) -> Iterator[Packet]:
-        """Make `ready` of the only packet that came."""
-        ledger = self.ledger
-        if ledger.lone is not None:
-            self.settle()
-        packet = self._packet_type()
-        packet.raw = raw
-        packet._origin = self.transport
-        packet._decision = packet._layout = None
-        packet._decide = self._decide_lone
-        ready = iter((packet,))
-        self.incoming, self.received, self._last, self.ready, ledger.lone = (
-            None,
-            [],
-            raw,
-            ready,
-            packet,
-        )  # one statement
-        return ready
+    def _each(self, datagrams: Iterator[bytes]) -> Iterator[Packet]:
+        # As `_make_ready`, without a call for each packet.
+        ledger, packet_type, transport, plain = self.ledger, self._packet_type, self.transport, self._plain
+        decide_lone = ledger.decide_lone
+        for self.incoming in datagrams:
+            raw = self.incoming
+            if raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM or not plain or ledger.lone is not None:
+                self._take_incoming()
+                if not length_hint(self.ready):
+                    return
+                yield from self.ready
+                continue
+            packet = packet_type()
+            packet.raw = raw
+            packet._origin = transport
+            packet._decision = packet._layout = None
+            packet._decide = decide_lone
+            self.incoming, self._last, ledger.lone = None, raw, packet  # one statement
+            yield packet
 
     def _make_ready(self) -> None:
         received = self.received
         if not received:
             return
-        waiting = length_hint(self.ready)
-        if (
-            len(received) == 1
-            and not waiting
-            and self._plain
-            and received[0][SUBSYSTEM_BYTE] == _QUEUE_SUBSYSTEM
-            and not self.ledger.at_hand
-        ):
-            self._make_lone(received[0])
-            return
         ledger = self.ledger
         packet_type, transport = self._packet_type, self.transport
         untrusted = not transport.trusted
+        waiting = length_hint(self.ready)
+        if ledger.lone is not None:
+            self.settle(waiting)
         ready = ledger.at_hand[-waiting:] if waiting else []
         new: list[Packet] = []
         problem: NfnetError | None = None
         refused: list[int] = []
+        collect: Callable[[Packet], None]
+        if alone := len(received) == 1 and self._plain and not waiting and not ledger.at_hand:
+            collect = ledger.decide_lone
         # A few verdicts are not worth the wait for each other.
-        collecting = len(self.received) > _FEW and self._flusher.watch()
-        collect = ledger.decided.append if collecting else ledger.decide_now
-        for raw in self.received:
+        elif len(received) > _FEW and self._flusher.watch():
+            collect = ledger.decided.append
+        else:
+            collect = ledger.decide_now
+        for raw in received:
             if untrusted or raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM:
                 try:
                     if (whole := self._look_into(raw, refused)) is None:
@@ -197,10 +214,13 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             packet._decision = packet._layout = None
             packet._decide = collect
             new.append(packet)
-        if new:
-            new[-1]._decide = ledger.decide_now  # nothing waits behind it: why should its verdict?
         nothing: list[bytes] = []
         iterator = iter(ready + new)
+        if alone and new:
+            self.received, self.ready, ledger.lone, self._last = nothing, iterator, packet, packet.raw  # one statement
+            return
+        if new:
+            new[-1]._decide = ledger.decide_now  # nothing waits behind it: why should its verdict?
         self.received, self.ready, ledger.at_hand[END:] = nothing, iterator, new  # one statement
         for error_number in refused:
             self._refused[error_number] = self._refused.get(error_number, 0) + 1
@@ -265,6 +285,9 @@ class QueueBinding(Binding[Packet, QueueStatus]):
 
     def taken(self) -> int:
         return self.ledger.received() - length_hint(self.ready)
+
+    def waiting(self) -> int:
+        return self.ledger.received() - sum(self.ledger.counts().values())
 
     def pending(self) -> list[Packet]:
         """The packets that went to a handler and have no verdict, oldest first."""
@@ -373,7 +396,8 @@ class Queue(Reader[QueueBinding, Packet]):
         self._timestamps = check_flag("timestamps", timestamps)
         self._bits = None if bits is None else MarkBits(bits)
         super().__init__(
-            f"queue {self.num}",
+            "queue",
+            self.num,
             rcvbuf=None if rcvbuf is None else check("rcvbuf", rcvbuf, 1, 0x7FFFFFFF),
             overruns=on_overrun == "raise",
             datagram=MAX_QUEUE_DATAGRAM,
@@ -457,16 +481,16 @@ class Queue(Reader[QueueBinding, Packet]):
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege
         to decide was dropped, DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.
         """
-        self._drive(handler, block=True)
+        self._run(handler)
 
     def process(self, handler: Handler) -> int:
         """Call the handler for each packet that waits, without blocking, and return how many those were.
 
         For any event loop: call it when `fileno` is readable, and once after opening. Raises as `run`.
         """
-        return self._drive(handler, block=False)
+        return self._process(handler)
 
-    def _hand_out(self, binding: QueueBinding, portion: Iterator[Packet], handler: Handler) -> None:
+    def _hand_out(self, binding: QueueBinding, portion: Iterator[Packet], handler: Callable[[Packet], object]) -> None:
         result: object = None
         for packet in portion:
             try:

@@ -19,21 +19,21 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol, overload
 
 from . import inet
 from ._injection import divert, restore
 from ._io.locks import RLock
 from ._io.transport import Transport
+from ._typing import Unpack
 from .captures._replay import GivenVerdict, Replay
 from .errors import ArgumentError, CaptureError, ClosedError, kernel_error
 from .log import Log
-from .packet import Packet
 from .protocol import netlink, nfnetlink, nfqnl, nfulnl
 from .protocol.layout import build_attribute
 from .protocol.nfnetlink import Hook
-from .protocol.nfqnl import NFQA, NFQA_CFG, Command, Verdict
-from .queue import Queue
+from .protocol.nfqnl import NFQA, NFQA_CFG, VERDICTS, Command
+from .queue import Handler, Queue, WorkerOptions
 
 # --- packets from plain bytes
 
@@ -283,7 +283,7 @@ class FakeKernel(Transport):
         assert header.seq == 0
         verdict = values.pop(NFQA.VERDICT_HDR)
         word = verdict.verdict
-        if word & 0xFF not in list(Verdict):
+        if word & 0xFF not in VERDICTS:
             self.deliver(error_message(errno.EINVAL, message))
             return
         if header.type == nfqnl.MSG_VERDICT_BATCH:
@@ -300,7 +300,7 @@ class FakeKernel(Transport):
 class FedQueue:
     """A queue that a test feeds."""
 
-    def __init__(self, num: int = 1, **options: Any) -> None:
+    def __init__(self, num: int = 1, **options: Unpack[WorkerOptions]) -> None:
         self.kernel = FakeKernel(num=num, ends=True)
         self.queue = Queue(num, transport=self.kernel, **options)
         self.queue.open()
@@ -323,7 +323,7 @@ class FedQueue:
         self.kernel.interfaces[index] = value
         return index
 
-    def run(self, handler: Callable[[Packet], object]) -> None:
+    def run(self, handler: Handler) -> None:
         """Let the handler decide everything that was fed."""
         self.queue.run(handler)
 
@@ -360,6 +360,31 @@ _NAMES = {
     "uid": "UID",
     "gid": "GID",
 }
+
+
+class OpenReplay(Protocol):
+    """The signature of `open_replay`, which is also that of what the fixture `nfnet_replay` gives."""
+
+    @overload
+    def __call__(self, path: str | os.PathLike[str], *, num: int) -> Queue: ...
+
+    @overload
+    def __call__(self, path: str | os.PathLike[str], *, group: int) -> Log: ...
+
+    @overload
+    def __call__(self, path: str | os.PathLike[str]) -> Queue | Log: ...
+
+
+@overload
+def open_replay(path: str | os.PathLike[str], *, num: int) -> Queue: ...
+
+
+@overload
+def open_replay(path: str | os.PathLike[str], *, group: int) -> Log: ...
+
+
+@overload
+def open_replay(path: str | os.PathLike[str]) -> Queue | Log: ...
 
 
 def open_replay(path: str | os.PathLike[str], *, num: int | None = None, group: int | None = None) -> Queue | Log:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from ctypes import c_bool, c_uint64
 from queue import Empty, SimpleQueue
@@ -16,9 +16,9 @@ from typing import Any
 
 from ._arguments import check, check_handler
 from ._io.poller import Poller
+from ._typing import Unpack
 from .errors import ArgumentError, ClosedError, NfnetError
-from .packet import Packet
-from .queue import Queue
+from .queue import Handler, Queue, WorkerOptions
 from .stats import QueueCounters
 
 _GIVE_UP = 5  # times in a row that a worker may end as soon as it began
@@ -53,10 +53,10 @@ class Workers:
 
     def __init__(
         self,
-        handler: Callable[[Packet], object],
+        handler: Handler,
         queues: Sequence[int] = range(4),
         processes: int | None = None,
-        **options: Any,
+        **options: Unpack[WorkerOptions],
     ) -> None:
         check_handler(handler, "workers take plain functions")
         nums = list(queues)
@@ -146,10 +146,10 @@ class Workers:
 
 
 def run_workers(
-    handler: Callable[[Packet], object],
+    handler: Handler,
     queues: Sequence[int] = range(4),
     processes: int | None = None,
-    **options: Any,
+    **options: Unpack[WorkerOptions],
 ) -> QueueCounters:
     """Run `Workers` until SIGINT or SIGTERM, and return what they did in all; to be called in the main thread.
 
@@ -176,7 +176,7 @@ def run_workers(
 class _Worker:
     """One process, and its successors."""
 
-    def __init__(self, handler: Callable[[Packet], object], nums: list[int], options: dict[str, Any]) -> None:
+    def __init__(self, handler: Handler, nums: list[int], options: WorkerOptions) -> None:
         from multiprocessing import get_context
         from multiprocessing.sharedctypes import RawArray, RawValue
 

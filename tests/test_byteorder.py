@@ -169,7 +169,7 @@ def test_recordings_of_either_kind_say_the_same_on_machines_of_either_kind(tmp_p
 
 def test_the_other_tests_hold_on_a_machine_of_the_other_kind() -> None:
     """Those of the modules that know of bytes, in a Python that is told that this is one."""
-    names = ["protocol", "fixtures", "packet", "log", "queue", "capture", "replay"]
+    names = ["protocol", "fixtures", "packet", "log", "queue", "captures", "replay"]
     files = [str(Path(__file__).parent / f"test_{name}.py") for name in names]
     arguments = ["-q", "-p", "no:cacheprovider", *files]
     code = f"import sys; sys.byteorder = {OTHER!r}; import pytest; sys.exit(pytest.main({arguments!r}))"

@@ -15,9 +15,11 @@ ROOT = Path(nfnet.__file__).parent
 
 # Each module may import those before it.
 ORDER = [
+    "_typing",
     "_printable",
     "errors",
     "_arguments",
+    "protocol.enumerations",
     "protocol.netlink",
     "protocol.layout",
     "protocol.nfnetlink",
@@ -31,6 +33,8 @@ ORDER = [
     "inet._headers",
     "inet._rewriting",
     "inet._answers",
+    "inet._streams",
+    "inet._tls",
     "inet._scapy",
     "inet",
     # the way to the kernel and to the machine

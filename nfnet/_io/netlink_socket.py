@@ -131,7 +131,10 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         self._sequence = 0
         self._kept: list[bytes] = []
         self._incoming = map(self._socket.recv, repeat(datagram))
+        self._arrived = map(self._socket.recv, repeat(datagram), repeat(socket.MSG_DONTWAIT))
         self._closed = False
+        self.tap = None  # here, where it is found sooner than in the class
+        self._sendto = self._socket.sendto
         try:
             self._configure(DEFAULT_RCVBUF if rcvbuf is None else rcvbuf, overruns)
         except OSError as error:
@@ -203,7 +206,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         try:
             # With an address the kernel asks only whether this process may; without, also whether the one that
             # opened the socket might.
-            self._socket.sendto(datagram, KERNEL)
+            self._sendto(datagram, KERNEL)
         except OSError as error:
             self._check_open()
             raise _system_error(f"sending {len(datagram)} bytes to the kernel", error) from None
@@ -237,13 +240,17 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     def incoming(self) -> Iterator[bytes] | None:
         return None if among_greenlets() else self._incoming
 
+    @property
+    def arrived(self) -> Iterator[bytes]:
+        return self._arrived
+
     def stop_waiting(self) -> None:
         self.waiting = False
         if self._closed:
             self._socket.close()
 
     def explain(self, error: OSError) -> None:
-        if isinstance(error, BlockingIOError):  # the second is over
+        if isinstance(error, BlockingIOError):  # the second is over, or nothing has arrived
             return
         self._check_open()
         raise _system_error("receiving from the kernel", error) from None

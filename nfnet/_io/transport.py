@@ -101,6 +101,11 @@ class Transport(ABC):
         """
         return None
 
+    @property
+    def arrived(self) -> Iterator[bytes] | None:
+        """As `incoming`, but does not wait: BlockingIOError means that nothing is there. For event loops."""
+        return None
+
     def nudge(self) -> None:
         """Send a message that does nothing but cause an answer, so that there is something to receive."""
         with suppress(NfnetError):  # the kernel refuses it if the process has lost its privilege: an answer, too
@@ -116,7 +121,7 @@ class Transport(ABC):
         self.waiting = False
 
     def explain(self, error: OSError) -> None:
-        """Raise the `NfnetError` for an error of `incoming`; return if it was only time to look for signals."""
+        """Raise the `NfnetError` for an error of `incoming` or `arrived`; return if there was only nothing to take."""
         raise error
 
     @abstractmethod

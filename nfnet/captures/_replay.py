@@ -48,10 +48,7 @@ class GivenVerdict(NamedTuple):
 
     @classmethod
     def from_word(cls, word: int, changes: dict[int, Any], bits: MarkBits | None = None) -> GivenVerdict:
-        """From the verdict word and the attributes of a verdict message; ``bits`` of a mark say what rules shall do.
-
-        Raises ValueError if the low byte of the word is none of the verdicts that the kernel takes.
-        """
+        """From the verdict word and the attributes of a verdict message; ``bits`` of a mark say what rules shall do."""
         verdict = Verdict(word & 0xFF)
         mark, payload = changes.get(NFQA.MARK), changes.get(NFQA.PAYLOAD)
         if verdict == Verdict.REPEAT and mark and bits and (fate := bits.fate(mark)) is not None:
@@ -379,18 +376,15 @@ class Replay(Transport, at_fork.AtFork):
                 continue
             values = nfnetlink.parse_attributes(message[nfnetlink.BODY :], nfqnl.NFQA_TABLE, nfnetlink.BODY)
             header = values.get(NFQA.VERDICT_HDR)
-            if header is None:
+            if header is None or header.verdict & 0xFF not in nfqnl.VERDICTS:  # the kernel refused it
                 continue
-            try:
-                decided = GivenVerdict.from_word(header.verdict, values, bits)
-            except ValueError:  # the kernel refused it (EINVAL), and the packet went on waiting
-                continue
+            given = GivenVerdict.from_word(header.verdict, values, bits)
             if kind == nfqnl.MSG_VERDICT:
                 covered = [header.packet_id] if header.packet_id in waiting else []
             else:
                 covered = nfqnl.covered_by_batch(waiting, header.packet_id)
             for number in covered:
-                verdicts[number] = decided
+                verdicts[number] = given
                 del waiting[number]
 
 

@@ -15,6 +15,7 @@ from construct import Bytes, Default, GreedyBytes, Int8ub, Int16ub, Int32ub, Int
 
 from ..errors import DecodeError
 from . import conntrack, netlink
+from .enumerations import OpenEnum, OpenFlag
 from .layout import Layouts, build_attribute, fixed_size
 from .nfnetlink import BODY, Attribute, Subsystem, build_attributes, build_message, message_type, nested, table
 
@@ -28,7 +29,7 @@ MIN_PAYLOAD = 20
 MAX_PAYLOAD = netlink.MAX_ATTRIBUTE_DATA
 
 
-class Verdict(IntEnum):
+class Verdict(OpenEnum):
     """``NF_*``: what becomes of a packet; the low byte of the verdict word.
 
     QUEUE takes the number of another queue in the upper 16 bits and QUEUE_BYPASS beside it. STOP accepts and skips
@@ -41,6 +42,9 @@ class Verdict(IntEnum):
     REPEAT = 4
     STOP = 5
 
+
+VERDICTS = frozenset(Verdict)
+"""What the kernel takes; anything else it refuses (EINVAL), and the packet goes on waiting."""
 
 QUEUE_BYPASS = 0x8000  # NF_VERDICT_FLAG_QUEUE_BYPASS: where the other queue does not exist go on, do not drop
 
@@ -55,7 +59,7 @@ class Command(IntEnum):
     PF_UNBIND = 4
 
 
-class CopyMode(IntEnum):
+class CopyMode(OpenEnum):
     """``NFQNL_COPY_*``: how much of each packet the kernel hands over.
 
     NONE: nothing, and the kernel drops every packet that reaches the queue. META: the metadata alone. PACKET: the
@@ -77,7 +81,7 @@ class QueueFlag(IntFlag):
     SECCTX = 0x10
 
 
-class SkbInfo(IntFlag):
+class SkbInfo(OpenFlag):
     """``NFQA_SKB_*``: the state of a packet's checksum and segmentation.
 
     CSUM_NOT_READY: the transport checksum is a partial sum, to be finished on the way out. GSO: a super-packet, to
@@ -89,7 +93,7 @@ class SkbInfo(IntFlag):
     CSUM_NOT_VERIFIED = 0x4
 
 
-class NFQA(IntEnum):
+class NFQA(OpenEnum):
     """``NFQA_*``: attribute numbers of packets and verdicts."""
 
     PACKET_HDR = 1
