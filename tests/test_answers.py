@@ -29,7 +29,7 @@ from nfnet.errors import (
 from nfnet.inet import TcpFlag, _answers
 from nfnet.testing import FakeKernel, FedQueue, tcp, udp
 
-from .test_witness import tshark, values
+from .test_tshark import tshark, values
 
 __all__ = ["tshark"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _socket
 import errno
 import socket
+import struct
 from collections.abc import Callable
 
 from ..errors import ArgumentError, ClosedError, KernelError, NotPermittedError, kernel_error
@@ -119,8 +120,7 @@ def _open(family: int, mark: int, broadcast: bool) -> _socket.socket:
     except OSError as error:
         raise kernel_error("opening a raw socket", error.errno or errno.EIO) from None
     try:
-        if mark:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        _set_mark(sock, mark)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, broadcast)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SNDBUF // 2)
     except PermissionError as error:
@@ -133,12 +133,16 @@ def _open(family: int, mark: int, broadcast: bool) -> _socket.socket:
     return sock
 
 
+def _set_mark(sock: _socket.socket, mark: int) -> None:
+    if mark:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", mark))  # as an int it would be signed
+
+
 def _connected(family: int, mark: int, destination: tuple[object, ...]) -> _socket.socket:
     """A socket that is never used to send; the kernel knows the MTU of its way."""
     sock = new_socket(family, socket.SOCK_DGRAM)
     try:
-        if mark:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        _set_mark(sock, mark)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         sock.connect((destination[0], 9, *destination[2:]))
     except OSError as error:

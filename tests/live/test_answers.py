@@ -96,7 +96,8 @@ def test_an_answer(net: Net, host: str, hook: str, family: int) -> None:
         sock.send(b"this")
         assert sock.recv(100) == b"answer to this"
         assert not readable(sock, QUIET)
-        assert (len(seen), queue.counters.dropped) == (1, 1)
+        assert wait_for(lambda: queue.counters.dropped == 1)
+    assert len(seen) == 1
     assert not readable(receiver, 0)
 
 
@@ -109,7 +110,7 @@ def test_a_refusal_of_udp(net: Net, host: str, hook: str, family: int) -> None:
         sock.send(b"this")
         with pytest.raises(ConnectionRefusedError):
             sock.recv(100)
-        assert queue.counters.dropped == 1
+        assert wait_for(lambda: queue.counters.dropped == 1)
 
 
 def ping(net: Net, family: int, data: bytes) -> bytes:
@@ -242,6 +243,20 @@ def test_a_reset_ends_both_ends(net: Net, host: str, hook: str, family: int, gso
         assert max(lengths) > 1500
 
 
+LISTEN = 10
+
+
+def states(net: Net, host: str, family: int) -> list[int]:
+    """Those of the TCP sockets of a host."""
+
+    def read() -> list[int]:
+        with open("/proc/thread-self/net/" + ("tcp" if family == V4 else "tcp6")) as file:
+            return [int(line.split()[3], 16) for line in file if "local" not in line]
+
+    found: list[int] = net.at(host, read)
+    return found
+
+
 @pytest.mark.parametrize("moment", ["SYN/ACK", "ACK", "FIN", "answer", "again"])
 @families
 def test_a_reset_at_any_moment(net: Net, family: int, moment: str) -> None:
@@ -276,9 +291,14 @@ def test_a_reset_at_any_moment(net: Net, family: int, moment: str) -> None:
         if moment == "SYN/ACK":
             with pytest.raises(ConnectionRefusedError):
                 client(net, family, TCP)
-            assert not readable(door, QUIET)
+            assert wait_for(lambda: states(net, "server", family) == [LISTEN])
             return
         near = client(net, family, TCP)
+        if moment == "ACK":  # that of the handshake
+            with pytest.raises(ConnectionResetError):
+                near.recv(100)
+            assert wait_for(lambda: states(net, "server", family) == [LISTEN])
+            return
         far, _ = door.accept()
         with far:
             far.settimeout(TIMEOUT)
@@ -351,8 +371,9 @@ def test_what_is_sent_is_not_queued_again(net: Net, hook: str) -> None:
 def test_a_rule_that_does_not_pass_over_it_is_told(net: Net) -> None:
     """The rule is somebody else's."""
     place = net.hosts["client"]
-    with rules.queue(1, netns=place, protocol="udp"), Queue(1, netns=place) as queue:
-        subprocess_at(net, "client", "nft add rule inet mine output meta l4proto udp counter queue num 1")
+    with Queue(1, netns=place) as queue:
+        command = ["iptables", "-A", "OUTPUT", "-p", "udp", "-j", "NFQUEUE", "--queue-num", "1"]
+        net.at("client", lambda: subprocess.run(command, check=True))
         sock = client(net, V4, UDP)
         sock.send(b"this")
         with pytest.raises(ArgumentError, match="one that nfnet has injected"):
@@ -364,8 +385,8 @@ def test_a_rule_that_does_not_pass_over_it_is_told(net: Net) -> None:
 
 def test_connection_tracking_lets_answers_pass(net: Net) -> None:
     """A firewall of the sender's, for which only what belongs to a connection may come in."""
-    subprocess_at(net, "client", "nft add rule inet mine input ct state established,related counter accept")
-    subprocess_at(net, "client", "nft add rule inet mine input counter drop")
+    nft_at(net, "client", "nft add rule inet mine input ct state established,related counter accept")
+    nft_at(net, "client", "nft add rule inet mine input counter drop")
 
     def handle(packet: Packet) -> None:
         if packet.tcp and packet.tcp.data:
@@ -392,7 +413,21 @@ def test_connection_tracking_lets_answers_pass(net: Net) -> None:
                 near.recv(100)
 
 
-def subprocess_at(net: Net, host: str, command: str) -> None:
+def test_a_flow_whose_first_packet_was_dropped_is_new(net: Net) -> None:
+    """As the page says: a firewall of the sender's own machine must accept the mark."""
+    nft_at(net, "client", "nft add rule inet mine input ct state established,related counter accept")
+    nft_at(net, "client", "nft add rule inet mine input counter drop")
+    with deciding(net, "client", "output", lambda packet: packet.answer(b"answer"), protocol="udp") as queue:
+        sock = client(net, V4, UDP)
+        sock.send(b"this")
+        assert wait_for(lambda: queue.counters.dropped == 1)
+        assert not readable(sock, QUIET)
+        nft_at(net, "client", f"nft insert rule inet mine input meta mark {nfnet.INJECTED_MARK} accept")
+        sock.send(b"this")
+        assert sock.recv(100) == b"answer"
+
+
+def nft_at(net: Net, host: str, command: str) -> None:
     """An nft command in a table with a chain for each hook."""
 
     def run() -> None:
@@ -408,7 +443,7 @@ def subprocess_at(net: Net, host: str, command: str) -> None:
 
 
 def test_a_firewall_that_drops_the_answer(net: Net) -> None:
-    subprocess_at(net, "server", f"nft add rule inet mine output meta mark {nfnet.INJECTED_MARK} drop")
+    nft_at(net, "server", f"nft add rule inet mine output meta mark {nfnet.INJECTED_MARK} drop")
     receiver = net.receiver()
     place = net.hosts["server"]
     with rules.queue(1, hook="input", netns=place, protocol="udp"), Queue(1, netns=place) as queue:
