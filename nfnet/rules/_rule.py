@@ -27,7 +27,6 @@ from ._actions import (
     RejectAction,
 )
 from ._criteria import CRITERIA, Where
-from ._expressions import META_L4PROTO, compare, meta
 from ._host_criteria import nft_interface
 from ._match import NOT, Match
 from ._values import HOOKS, NoWordsError
@@ -176,11 +175,9 @@ class RuleSet:
     def _kernel_rules(self) -> Iterator[_installed.KernelRule]:
         for number, rule in enumerate(self.rules):
             words = _installed.fitted(rule.words())
-            for version, part in rule.parts():
-                steps = list(rule.match.steps(version))
-                if part.only_tcp and not rule.match.only_tcp(version):
-                    steps = [meta(META_L4PROTO), compare(bytes([socket.IPPROTO_TCP])), *steps]
-                yield _installed.KernelRule(self._chain(rule), steps, part.choices(rule.family), number, words)
+            for version, match, part in rule.parts():
+                steps, choices = list(match.steps(version)), part.choices(rule.family)
+                yield _installed.KernelRule(self._chain(rule), steps, choices, number, words)
 
     def _chain(self, rule: Rule) -> _installed.Chain:
         """That of a rule; the same for all at a hook and a priority, so that they are in an order."""
@@ -276,17 +273,21 @@ class Rule(RuleSet):
     def __repr__(self) -> str:
         return f"<Rule {self.action}: {'installed' if _installed.is_installed(self) else 'not installed'}>"
 
-    def parts(self) -> Iterator[tuple[int | None, Action]]:
-        """The rules of the kernel that it is: IP version of the packets, if it matters, and what is done."""
+    def parts(self) -> Iterator[tuple[int | None, Match, Action]]:
+        """The rules of the kernel that it is: IP version of the packets, if it matters, which, and what is done."""
         for version in self.match.branches():
-            only_tcp = self.match.only_tcp(version)
-            parts = self.action.parts()
-            for part in parts:
-                if part.only_tcp and only_tcp is False:
-                    continue
-                yield version, part
-                if part.only_tcp and only_tcp:
-                    break
+            for match, part in self._parts_of(version):
+                yield version, match, part
+
+    def _parts_of(self, version: int | None) -> Iterator[tuple[Match, Action]]:
+        only_tcp = self.match.only_tcp(version)
+        for part in self.action.parts():
+            if not part.only_tcp:
+                yield self.match, part
+            elif only_tcp is not False:
+                yield self.match.of_tcp(), part
+                if only_tcp:
+                    return
 
     def words(self) -> list[str]:
         """The same in words of the command line: what is done, and the arguments."""
@@ -306,11 +307,8 @@ class Rule(RuleSet):
 
     def nft(self) -> Iterator[list[str]]:
         """Words of the rules that it is. Raises NoWordsError."""
-        for version, part in self.parts():
-            words = self.match.nft(version)
-            if part.only_tcp and not self.match.only_tcp(version):
-                words.insert(0, "meta l4proto tcp")
-            yield [*words, part.nft(self.family)]
+        for version, match, part in self.parts():
+            yield [*match.nft(version), "counter", part.nft(self.family)]
 
     def iptables(self) -> list[str]:
         """Commands of iptables and ip6tables, or a line that says for what there are no words."""
@@ -319,28 +317,13 @@ class Rule(RuleSet):
                 raise NoWordsError(f"the family {self.family}")
             table = self._iptables_table()
             return [
-                " ".join([_PROGRAMS[version], *table, "-A", self.chain.hook.upper(), *words])
+                " ".join([_PROGRAMS[version], *table, "-A", self.chain.hook.upper(), *words, part.iptables(version)])
                 for version in self.match.versions
-                for words in self._iptables_words(version)
+                for match, part in self._parts_of(version)
+                for words in match.iptables(version)
             ]
         except NoWordsError as error:
             return [f"# iptables has no words for {error}"]
-
-    def _iptables_words(self, version: int) -> Iterator[list[str]]:
-        for part in self.action.parts():
-            only_tcp = self.match.only_tcp(version)
-            if part.only_tcp and only_tcp is False:
-                continue
-            for words in self.match.iptables(version):
-                if part.only_tcp and not only_tcp:
-                    if any(word.startswith(("-p ", "! -p ")) for word in words):
-                        if "-p tcp" not in words:
-                            continue
-                    else:
-                        words = ["-p tcp", *words]
-                yield [*words, part.iptables(version)]
-            if part.only_tcp and only_tcp:
-                return
 
     def _iptables_table(self) -> list[str]:
         """Options that choose the table with a chain at this hook and priority. Raises NoWordsError."""
