@@ -97,7 +97,8 @@ class Criterion(ABC):
 
     def parse(self, text: str) -> Any:
         """An argument, made of a word of the command line. Raises ArgumentError."""
-        return [self.parse_one(one) for one in text.split(",")]
+        values = [self.parse_one(one) for one in text.split(",")]
+        return values[0] if len(values) == 1 else values
 
     def parse_one(self, text: str) -> Any:
         """One of several values."""

@@ -218,12 +218,12 @@ class Match:
             count *= len(found)
         if count > _MAX_IPTABLES_RULES:
             raise NoWordsError(f"so many values: it would be {count} rules")
-        found = [[word for word in words if word] for words in itertools.product(*choices)]
-        for words in found:  # behind -m multiport, --dport would be taken for one of its options
+        lines = [[word for word in words if word] for words in itertools.product(*choices)]
+        for words in lines:  # behind -m multiport, --dport would be taken for one of its options
             words.sort(key=lambda word: word.startswith("-m "))
-        if any(sum(word.startswith("-m multiport") for word in words) > 1 for words in found):
+        if any(sum(word.startswith("-m multiport") for word in words) > 1 for words in lines):
             raise NoWordsError("several ports of both senders and receivers")
-        return found
+        return lines
 
     def words(self) -> list[str]:
         """The same in words of the command line, not quoted."""

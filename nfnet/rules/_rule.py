@@ -249,9 +249,6 @@ class Rule(RuleSet):
                 raise ArgumentError(f"hook 'ingress' is there in the families netdev and inet, not in {family!r}")
             if isinstance(action, QueueAction):
                 raise ArgumentError("packets cannot be queued at ingress, only logged: use hook='prerouting'")
-            interface = given.get("in_interface")
-            if not isinstance(interface, str) or interface.endswith("*"):
-                raise ArgumentError("hook 'ingress' needs in_interface, the name of one interface")
         if hook not in action.hooks(family):
             raise ArgumentError(
                 f"{action} is not possible at the hook {hook!r}: it is for {', '.join(action.hooks(family))}"
@@ -261,9 +258,10 @@ class Rule(RuleSet):
         check_netns(self.netns)
         self.match = Match(family, given)
         self.match.check_place(hook, priority)
-        self.chain = _installed.Chain(
-            family, hook, priority, given["in_interface"] if hook == "ingress" else None, "filter"
-        )
+        devices = list(self.match.interfaces()) if hook == "ingress" else [None]
+        if len(devices) != 1:
+            raise ArgumentError("hook 'ingress' needs in_interface, the name of one interface")
+        self.chain = _installed.Chain(family, hook, priority, devices[0], "filter")
         if self.match.has("limit") and len(list(self.parts())) > 1:
             raise ArgumentError(
                 "limit would count IPv4 and IPv6, or TCP and others, apart: make a rule for each, by family or protocol"
