@@ -6,11 +6,12 @@ import shlex
 import socket
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._arguments import check, check_choice, wrong_type
 from .._io.netlink_socket import NetlinkSocket
 from .._printable import printable
+from .._typing import Unpack
 from ..errors import ArgumentError
 from ..netns import call_in, check_netns
 from ..protocol.nfnetlink import Hook
@@ -30,9 +31,6 @@ from ._criteria import CRITERIA, Where
 from ._host_criteria import nft_interface
 from ._match import NOT, Match
 from ._values import HOOKS, NoWordsError
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 # The tables of iptables that have a chain at a hook with a priority. Not that called security: it is at 50 with
 # iptables-legacy, and at 150 with iptables-nft.
@@ -153,7 +151,7 @@ class RuleSet:
         """Install them. Raises as `queue` says, and NfnetError if they are installed already."""
         sock = call_in(self.rules[0].netns, self._connect)
         unknown = " or ".join(dict.fromkeys(repr(text) for rule in self.rules for text in rule.unknown()))
-        _installed.put_in(self, sock, list(self._kernel_rules()), self._operation(), unknown)
+        _installed.put_in(self, sock, list(self.kernel_rules()), self._operation(), unknown)
 
     def _operation(self) -> str:
         return ", ".join(dict.fromkeys(str(rule.action) for rule in self.rules))
@@ -172,7 +170,8 @@ class RuleSet:
                     raise ArgumentError(f"{name!r} is another name of the interface {printable(real)}: use that")
         return NetlinkSocket()
 
-    def _kernel_rules(self) -> Iterator[_installed.KernelRule]:
+    def kernel_rules(self) -> Iterator[_installed.KernelRule]:
+        """What the kernel is told."""
         for number, rule in enumerate(self.rules):
             words = _installed.fitted(rule.words())
             for version, match, part in rule.parts():
