@@ -11,6 +11,7 @@ from typing import Any
 from .. import rules
 from ..errors import ArgumentError
 from ..rules._criteria import CRITERIA
+from ..rules._values import number
 
 
 def add_options(parser: argparse.ArgumentParser, rule: Callable[..., rules.Rule]) -> None:
