@@ -30,6 +30,7 @@ Recordings
 Counters
     QueueCounters, QueueStatus, QueueStats      what a queue counts, what the kernel says of it, and both
     LogCounters, LogStatus, LogStats            the same for a log group
+    SocketStatus                                how full the receive buffer is
 
 Errors: all are NfnetError, and those of the kernel KernelError
     ArgumentError, ArgumentTypeError            what cannot be right; nothing was sent
@@ -64,7 +65,7 @@ from ._core.message import Vlan
 from ._injection import inject
 from ._io.netlink_socket import NetlinkSocket
 from ._io.raw_socket import INJECTED_MARK
-from ._io.transport import Transport
+from ._io.transport import SocketStatus, Transport
 from .captures import GivenVerdict, Recorder, Replay, record, replay
 from .errors import (
     AckTimeoutError,
@@ -162,6 +163,7 @@ __all__ = [
     "Recorder",
     "Replay",
     "SkbInfo",
+    "SocketStatus",
     "Transport",
     "Verdict",
     "Vlan",

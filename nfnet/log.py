@@ -11,8 +11,8 @@ from typing import Literal, TypedDict, TypeVar
 
 from construct import Int16ub
 
-from ._arguments import check, check_choice, check_flag, check_result, shown
-from ._core.bind import Request
+from ._arguments import check, check_choice, check_result, shown
+from ._core.bind import Request, asked_for, one_by_one
 from ._core.binding import Binding
 from ._core.message import FAMILY, Message
 from ._core.reader import Reader
@@ -309,14 +309,8 @@ class Log(Reader[LogBinding, LogMessage]):
         )
         check_choice("on_overrun", on_overrun, ("count", "raise", "ignore"))
         self._on_overrun = on_overrun
-        self._flags = LogFlag(0)
-        for name, wanted, flag in (
-            ("sequence", sequence, LogFlag.SEQ),
-            ("global_sequence", global_sequence, LogFlag.SEQ_GLOBAL),
-            ("conntrack", conntrack, LogFlag.CONNTRACK),
-        ):
-            if check_flag(name, wanted):
-                self._flags |= flag
+        wanted = {"sequence": sequence, "global_sequence": global_sequence, "conntrack": conntrack}
+        self._flags = LogFlag(asked_for(nfulnl.FLAG_OPTIONS, wanted))
         super().__init__(
             "log group",
             self.group,
@@ -353,8 +347,7 @@ class Log(Reader[LogBinding, LogMessage]):
         return nfulnl.config(self.group, command=Command.UNBIND)
 
     def _flag_requests(self) -> Iterator[tuple[str, Request]]:
-        if LogFlag.CONNTRACK in self._flags:
-            yield "conntrack", lambda seq: nfulnl.config(self.group, flags=LogFlag.CONNTRACK, seq=seq, ack=True)
+        return one_by_one(nfulnl.FLAG_OPTIONS, self._flags, partial(nfulnl.config, self.group))
 
     def _status(self) -> LogStatus | None:
         return find_log(self.group, self._netns)
@@ -393,9 +386,11 @@ class Log(Reader[LogBinding, LogMessage]):
         return self._bound_or_last().counters()
 
     def stats(self) -> LogStats:
-        """The counters, and what the kernel says of this group, if it is open and that may be read."""
+        """The counters, and what the kernel says of this group and its socket; see `Queue.stats`."""
         binding = self._binding
-        return LogStats(self.counters, None if binding is None else binding.status())
+        if binding is None:
+            return LogStats(self.counters, None, None)
+        return LogStats(self.counters, binding.status(), binding.transport.socket_status())
 
 
 def _centiseconds(timeout: float) -> int:

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, TypedDict
 
 from . import inet
 from ._arguments import check, check_choice, check_flag, check_result, wrong_type
-from ._core.bind import Request
+from ._core.bind import Request, asked_for, one_by_one
 from ._core.binding import Binding
 from ._core.connections import Connections
 from ._core.flusher import Flusher
@@ -34,8 +34,6 @@ from .protocol.markbits import MarkBits
 from .protocol.nfnetlink import Subsystem
 from .protocol.nfqnl import PACKET_ID, SUBSYSTEM_BYTE, Command, CopyMode, QueueFlag, Verdict
 from .stats import QueueCounters, QueueStats, QueueStatus, find_queue
-
-_OPTIONAL = (("conntrack", QueueFlag.CONNTRACK), ("secctx", QueueFlag.SECCTX), ("uid_gid", QueueFlag.UID_GID))
 
 _QUEUE_SUBSYSTEM = int(Subsystem.QUEUE)
 _FEW = 4  # packets
@@ -381,16 +379,8 @@ class Queue(Reader[QueueBinding, Packet]):
         check_choice("on_overrun", on_overrun, ("count", "raise", "ignore"))
         check_choice("undecided", undecided, ("pending", "accept", "drop"))
         check_choice("on_error", on_error, ("raise", "accept", "drop"))
-        self._flags = QueueFlag(0)
-        for name, wanted, flag in (
-            ("fail_open", fail_open, QueueFlag.FAIL_OPEN),
-            ("gso", gso, QueueFlag.GSO),
-            ("conntrack", conntrack, QueueFlag.CONNTRACK),
-            ("uid_gid", uid_gid, QueueFlag.UID_GID),
-            ("secctx", secctx, QueueFlag.SECCTX),
-        ):
-            if check_flag(name, wanted):
-                self._flags |= flag
+        wanted = {"fail_open": fail_open, "gso": gso, "conntrack": conntrack, "uid_gid": uid_gid, "secctx": secctx}
+        self._flags = QueueFlag(asked_for(nfqnl.FLAG_OPTIONS, wanted))
         self._on_overrun = on_overrun
         self._undecided = undecided
         self._on_error = on_error
@@ -442,9 +432,7 @@ class Queue(Reader[QueueBinding, Packet]):
         return nfqnl.config(self.num, command=Command.UNBIND)
 
     def _flag_requests(self) -> Iterator[tuple[str, Request]]:
-        for name, flag in _OPTIONAL:
-            if flag in self._flags:
-                yield name, lambda seq, flag=flag: nfqnl.config(self.num, flags=flag, seq=seq, ack=True)  # type: ignore[misc]
+        return one_by_one(nfqnl.FLAG_OPTIONS, self._flags, partial(nfqnl.config, self.num))
 
     def _status(self) -> QueueStatus | None:
         return find_queue(self.num, self._netns)
@@ -558,9 +546,14 @@ class Queue(Reader[QueueBinding, Packet]):
         return self._bound_or_last().counters()
 
     def stats(self) -> QueueStats:
-        """The counters, and what the kernel says of this queue, if it is open and that may be read."""
+        """The counters, and what the kernel says of this queue and its socket, as far as it may be known.
+
+        Needs no privilege: what only root may read is None. Raises ClosedError if the queue was never open.
+        """
         binding = self._binding
-        return QueueStats(self.counters, None if binding is None else binding.status())
+        if binding is None:
+            return QueueStats(self.counters, None, None)
+        return QueueStats(self.counters, binding.status(), binding.transport.socket_status())
 
 
 def apply_policy(policy: str, packet: Packet) -> None:

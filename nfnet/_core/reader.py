@@ -302,7 +302,7 @@ class Reader(ABC, Generic[B, T]):
         one for its verdict. Now and then the loop looks whether more wait, and if so, takes many at a time.
 
         block: whether to wait for more when all that waits was handed out.
-        alone: only the next datagram, which has arrived, if `takes_alone`.
+        alone: only the next datagram, which has arrived, as asyncio takes it.
         """
         self._check_reading(binding)
         binding.reading = True

@@ -22,7 +22,7 @@ from .locks import RLock
 from .moves import move
 from .native import among_greenlets, new_socket, select
 from .raw_socket import INJECTED_MARK, RawSocket
-from .transport import Transport
+from .transport import SocketStatus, Transport
 
 # Python has names for none of these.
 SOL_NETLINK = 270
@@ -31,24 +31,26 @@ NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
 
 
-def socket_options(machine: str) -> tuple[int, int, int]:
-    """SO_SNDBUFFORCE, SO_RCVBUFFORCE and SO_TIMESTAMP of a machine by that name (``uname -m``).
+def socket_options(machine: str) -> tuple[int, int, int, int]:
+    """SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMP and SO_MEMINFO of a machine by that name (``uname -m``).
 
     They are not the same everywhere, and a wrong one may be the right number of something else.
     """
     for architecture, numbers in _SOCKET_OPTIONS.items():
         if machine.startswith(architecture):
             return numbers
-    return 32, 33, 29  # include/uapi/asm-generic/socket.h
+    return 32, 33, 29, 55  # include/uapi/asm-generic/socket.h
 
 
 _SOCKET_OPTIONS = {  # arch/*/include/uapi/asm/socket.h
-    "mips": (31, 33, 29),
-    "alpha": (0x100A, 0x100B, 29),
-    "sparc": (0x100A, 0x100B, 29),
-    "parisc": (0x100A, 0x100B, 0x4012),
+    "mips": (31, 33, 29, 55),
+    "alpha": (0x100A, 0x100B, 29, 55),
+    "sparc": (0x100A, 0x100B, 29, 0x39),
+    "parisc": (0x100A, 0x100B, 0x4012, 0x4030),
 }
-SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMP = socket_options(os.uname().machine)
+SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMP, SO_MEMINFO = socket_options(os.uname().machine)
+
+_meminfo = struct.Struct("=II24xI")  # SK_MEMINFO_RMEM_ALLOC, RCVBUF, ..., DROPS
 
 KERNEL = (0, 0)  # the kernel's port id, and no multicast groups
 
@@ -188,6 +190,16 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             self._rcvbuf = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         except OSError as error:
             raise _system_error(f"setting the receive buffer to {size} bytes", error) from None
+
+    def socket_status(self) -> SocketStatus | None:
+        try:
+            data = self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _meminfo.size)
+        except OSError:  # before Linux 4.12, or it is closed
+            return None
+        if len(data) < _meminfo.size:
+            return None
+        unread, rcvbuf, dropped = _meminfo.unpack(data)
+        return SocketStatus(rcvbuf, unread, dropped)
 
     @property
     def patience(self) -> float | None:

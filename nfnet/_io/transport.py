@@ -6,7 +6,7 @@ import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..errors import NfnetError, NotSupportedError
 from ..protocol import netlink
@@ -47,6 +47,19 @@ class Connections(Protocol):
 
     def support(self, family: int, hook: int) -> Support | None:
         """What they carry out for packets of a family, at a hook of it; None if there are none."""
+
+
+class SocketStatus(NamedTuple):
+    """What the kernel says of the socket of a queue or log, to whoever has it, also without privileges.
+
+    ``rcvbuf`` is the size of the receive buffer in bytes, as the kernel counts; ``unread`` is how many of these are
+    taken by what was not read yet; ``dropped`` is how many datagrams did not fit since the socket was opened: packets
+    or log messages, and what the kernel answers to verdicts that it refuses.
+    """
+
+    rcvbuf: int
+    unread: int
+    dropped: int
 
 
 class Transport(ABC):
@@ -140,6 +153,10 @@ class Transport(ABC):
     @property
     def rcvbuf(self) -> int | None:
         """The size of the socket's receive buffer in bytes, as the kernel counts; None without a socket."""
+        return None
+
+    def socket_status(self) -> SocketStatus | None:
+        """How full the receive buffer is; None without a socket, and where the kernel does not say."""
         return None
 
     @property
