@@ -45,7 +45,9 @@ import pytest
 import nfnet
 from nfnet import cli, metrics, testing
 from nfnet._injection import divert, restore
+from nfnet.captures import GivenVerdict
 from nfnet.protocol import netlink
+from nfnet.protocol.markbits import MarkBits
 from nfnet.protocol.nfnetlink import Subsystem
 from nfnet.testing import FakeKernel
 
@@ -142,9 +144,9 @@ class Stage:
         self.waiting += [(item, {}) if isinstance(item, bytes) else item for item in packets]
 
     def verdicts(self) -> list[str]:
-        """The verdicts that the last queue got, in the order of the packets: "accept", "drop", ..."""
-        words = {item: word for item, word, _ in self._judged()}
-        return [nfnet.Verdict(words[item] & 0xFF).name.lower() for item in sorted(words)]
+        """The verdicts that the last queue got, in the order of the packets: "accept", "drop connection", ..."""
+        found = {item: GivenVerdict.from_word(word, changes, MarkBits()) for item, word, changes in self._judged()}
+        return [given.verdict.name.lower() + " connection" * given.connection for _, given in sorted(found.items())]
 
     def judged(self) -> list[dict[str, Any]]:
         """What the verdicts change, in the order of the packets: "MARK", "PAYLOAD" and so on."""

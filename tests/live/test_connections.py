@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -526,3 +527,51 @@ def test_nothing_is_left_behind(net: Net, number: signal.Signals) -> None:
             process.wait(TIMEOUT)
         assert wait_for(lambda: not rules.clean(net.hosts["router"]) and not rules.installed(net.hosts["router"]))
         assert talk.again() == "ok"
+
+
+# --- a program
+
+
+def test_a_firewall_that_asks_once(net: Net) -> None:
+    """examples/ask_once.py: a question for each server, and none for later packets and connections."""
+    script = Path(__file__).parents[2] / "examples" / "ask_once.py"
+    with (
+        running(net, [sys.executable, str(script)], "client", stdin=subprocess.PIPE) as program,
+        exchange(net, "udp", V4) as allowed,
+        exchange(net, "udp", V6) as refused,
+        exchange(net, "tcp", V4) as third,
+    ):
+        stdin, stdout = program.stdin, program.stdout
+        assert stdin is not None
+        assert stdout is not None
+        assert stdout.readline() == "asking\n"
+
+        def asked(function: Callable[[], str], *answers: str) -> tuple[list[str], str]:
+            """What is asked while the function runs, and what that returns."""
+            results: list[str] = []
+            thread = threading.Thread(target=lambda: results.append(function()))
+            thread.start()
+            lines = []
+            for answer in answers:
+                lines.append(stdout.readline())
+                stdin.write(f"{answer}\n")
+                stdin.flush()
+                if answer == "again":
+                    lines.append(stdout.readline())
+            thread.join(TIMEOUT)
+            return lines, results[0]
+
+        (question,), result = asked(allowed.open, "y")
+        assert (result, allowed.again()) == ("ok", "ok")
+        assert re.search(r"opens UDP 10\.81\.1\.1\.\d+ > 10\.81\.2\.2\.7000: y, n or again\?", question)
+        (question,), result = asked(refused.open, "n")
+        assert (result, refused.again()) == ("refused", "refused (EPERM)")
+        assert "> fd81:2::2.7000" in question
+        questions, result = asked(third.open, "again", "y")
+        assert "opens TCP" in questions[0]
+        assert questions[1:] == ["2 connections will be asked about\n", questions[0]]
+        assert result == "ok"
+        (question,), result = asked(allowed.again, "n")
+        assert "10.81.2.2.7000" in question
+        assert result == "refused"
+        assert third.again() == "ok"
