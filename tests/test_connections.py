@@ -241,7 +241,11 @@ def test_requests_to_connection_tracking() -> None:
     assert (entry.original, entry.mark, entry.timeout) == (there, 0x0C000000, 120)
     assert entry.reply == Endpoints("2001:db8::2", "2001:db8::1", 6, 80, 1234)
 
-    changed = ctnetlink.set_mark(request, 0, 0x0E000000)
+    changed, again = (
+        message for _, message in netlink.split_messages(ctnetlink.set_marks([request] * 2, 0, 0x0E000000))
+    )
+    assert again == changed
+    assert changed[16] == 10
     values = conntrack.parse(changed[BODY:]).values
     assert conntrack.parse(changed[BODY:]).original == there
     assert sorted(values) == [CTA.TUPLE_ORIG, CTA.MARK, CTA.MARK_MASK]

@@ -374,6 +374,9 @@ class Rule(RuleSet):
         try:
             for words in self.nft():
                 yield words[-1]
+            if self.remembers is not None:
+                yield "ct mark set"
+                yield "reject"
         except NoWordsError:
             yield self.action.name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import shutil
 import signal
@@ -19,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from nfnet import ArgumentError, Log, Packet, Queue, inet, rules
+import nfnet
+from nfnet import ArgumentError, Hook, Log, Packet, Queue, inet, rules
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, Net, cannot_run, collect, readable, wait_for
 from .test_compat import is_bound, running
@@ -285,6 +287,65 @@ def test_marks(net: Net) -> None:
             assert talk.open() == "ok"
         assert [message.mark for message in collect_messages(log, 3)] == [0x71, 0, 0]
         assert len(collect_messages(log_before, 3)) == 3
+
+
+@pytest.mark.parametrize("family", [V4, V6], ids=["IPv4", "IPv6"])
+def test_a_reset_does_not_get_our_bits(net: Net, family: int) -> None:
+    """Where the kernel gives what it sends the mark of what it answers. A reset that had them would be rejected."""
+    path = f"/proc/sys/net/{'ipv4' if family == V4 else 'ipv6'}/fwmark_reflect"
+
+    def reflect() -> None:
+        with open(path, "w") as file:
+            file.write("1")
+
+    net.at("server", reflect)
+    here = net.hosts["server"]
+    resets = rules.queue(1, hook="output", protocol="tcp", source_port=PORT, remember=True, netns=here)
+    with remembering(net, "input"), resets, Deciding(net, "input") as queue:
+        queue.decide = Packet.reject
+        with exchange(net, "tcp", family) as talk:
+            assert talk.open() == "refused"
+            assert [(packet.hook, packet.mark) for packet in queue.seen] == [(Hook.INPUT, 0)]
+        assert not queue.errors
+
+
+@pytest.mark.parametrize("gso", [False, True], ids=["segments", "super-packets"])
+@pytest.mark.parametrize("hook", ["output", "forward", "input"])
+def test_a_stream_that_is_let_go_in_its_middle(net: Net, hook: str, gso: bool) -> None:
+    """Nothing of it is lost, or comes twice, and Python sees little of the rest."""
+    sent = os.urandom(4_000_000)
+    with remembering(net, hook), Deciding(net, hook, gso=gso, max_len=10_000) as queue:
+        queue.decide = lambda packet: packet.accept(connection=packet.id > 20)
+        with exchange(net, "tcp", V4) as talk:
+            assert talk.open() == "ok"
+            client, server = talk.ends[1:]
+            thread = threading.Thread(target=client.sendall, args=(sent,))
+            thread.start()
+            received = bytearray()
+            while len(received) < len(sent):
+                received += server.recv(1 << 20)
+            thread.join(TIMEOUT)
+            assert received == sent
+        assert queue.count() < (1000 if gso else 2000)  # of 2800 segments, or of the super-packets made of them
+        counters = queue.queue.counters
+        assert (counters.lost, counters.refused) == (0, {})
+
+
+def test_what_is_recorded(net: Net, tmp_path: Path) -> None:
+    """What is said to connection tracking meanwhile is no packet of the queue's, in a replay neither."""
+    path = tmp_path / "session.pcapng"
+    with remembering(net, "output", protocol="udp"), Deciding(net, "output", record=path) as queue:
+        queue.decide = lambda packet: packet.drop(connection=True)
+        for family in (V4, V6):
+            with exchange(net, "udp", family) as talk:
+                assert talk.open(QUIET) == "timeout"
+        assert queue.count() == 2
+    replay = nfnet.replay(path)
+    with Queue(1, transport=replay) as again:
+        again.run(lambda packet: packet.drop(connection=True))
+    assert replay.verdicts == replay.recorded
+    assert list(replay.recorded.values()) == [nfnet.GivenVerdict(nfnet.Verdict.DROP, connection=True)] * 2
+    assert again.counters.malformed == 0
 
 
 def test_untracked_packets_are_decided_one_by_one(net: Net) -> None:
