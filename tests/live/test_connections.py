@@ -309,6 +309,18 @@ def test_a_reset_does_not_get_our_bits(net: Net, family: int) -> None:
         assert not queue.errors
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["packet", "connection"])
+def test_nobody_is_asked_about_the_reset_that_rejects(net: Net, whole: bool) -> None:
+    """On its way from this machine to this machine it passes the same hook."""
+    with remembering(net, "output", destination_port=None), Deciding(net, "output") as queue:
+        queue.decide = lambda packet: packet.reject(connection=whole)
+        client = net.open_socket("client", V4, socket.SOCK_STREAM)
+        assert said(lambda: client.connect(("127.0.0.1", PORT))) == "refused"
+        (packet,) = queue.seen
+        assert packet.tcp is not None
+        assert packet.tcp.destination_port == PORT
+
+
 @pytest.mark.parametrize("gso", [False, True], ids=["segments", "super-packets"])
 @pytest.mark.parametrize("hook", ["output", "forward", "input"])
 def test_a_stream_that_is_let_go_in_its_middle(net: Net, hook: str, gso: bool) -> None:
@@ -526,9 +538,11 @@ def test_pasted_iptables(net: Net, hook: str) -> None:
                 with exchange(net, kind, family) as talk:
                     assert talk.open() == "ok"
                     assert talk.again() == "ok"
-                    assert queue.count() == 1
+                    (packet,) = queue.seen
+                    assert packet.flow is not None
+                    queue.count()
                     queue.decide = lambda packet: packet.reject(connection=True)
-                    queue.queue.forget_all()
+                    assert queue.queue.forget(packet.flow)
                     assert talk.again() == "refused"
                     assert queue.count() == 1
                 queue.decide = lambda packet: packet.drop(connection=True)
