@@ -13,7 +13,9 @@ Packets to decide (NFQUEUE)
     Verdict, CopyMode       what becomes of a packet; how much of it is copied
     Hook, Family, SkbInfo   where a packet was queued, and what the kernel says of its checksum
     Conntrack, CtInfo       its connection, and how it relates to that
+    Process, process_of     the program on this machine that sends or receives it; the same for a five-tuple
     Vlan                    its VLAN tag, in the bridge family
+    inject, INJECTED_MARK   send a packet of one's own; the mark of what is sent
     QueueOptions            the options of Queue, for functions that hand them on
 
 Packets that rules log (NFLOG)
@@ -66,6 +68,7 @@ from ._injection import inject
 from ._io.netlink_socket import NetlinkSocket
 from ._io.raw_socket import INJECTED_MARK
 from ._io.transport import SocketStatus, Transport
+from ._processes import Process, process_of
 from .captures import GivenVerdict, Recorder, Replay, record, replay
 from .errors import (
     AckTimeoutError,
@@ -155,6 +158,7 @@ __all__ = [
     "NotSupportedError",
     "OverrunError",
     "Packet",
+    "Process",
     "Queue",
     "QueueCounters",
     "QueueOptions",
@@ -170,6 +174,7 @@ __all__ = [
     "Workers",
     "inet",
     "inject",
+    "process_of",
     "record",
     "replay",
     "rules",

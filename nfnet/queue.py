@@ -158,7 +158,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
 
     def _each(self, datagrams: Iterator[bytes]) -> Iterator[Packet]:
         # As `_make_ready`, without a call for each packet.
-        ledger, packet_type, transport, plain = self.ledger, self._packet_type, self.transport, self._plain
+        ledger, packet_type, origin, plain = self.ledger, self._packet_type, self.origin, self._plain
         decide_lone = ledger.decide_lone
         for self.incoming in datagrams:
             raw = self.incoming
@@ -170,7 +170,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
                 continue
             packet = packet_type()
             packet.raw = raw
-            packet._origin = transport
+            packet._origin = origin
             packet._decision = packet._layout = None
             packet._decide = decide_lone
             self.incoming, self._last, ledger.lone = None, raw, packet  # one statement
@@ -181,8 +181,8 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         if not received:
             return
         ledger = self.ledger
-        packet_type, transport = self._packet_type, self.transport
-        untrusted = not transport.trusted
+        packet_type, origin = self._packet_type, self.origin
+        untrusted = not self.transport.trusted
         waiting = length_hint(self.ready)
         if ledger.lone is not None:
             self.settle(waiting)
@@ -209,7 +209,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
                     continue
             packet = packet_type()
             packet.raw = raw
-            packet._origin = transport
+            packet._origin = origin
             packet._decision = packet._layout = None
             packet._decide = collect
             new.append(packet)
@@ -236,7 +236,8 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         packet_id = int.from_bytes(raw[PACKET_ID], "big")
         step = (packet_id - self.last_id) & 0xFFFFFFFF
         self.last_id = packet_id
-        if step < 0x80000000:  # else it went back: recordings, one behind the other
+        # Ids of the kernel's only grow, however many are missing. Else it went back: recordings, one behind the other.
+        if step < 0x80000000 or self.transport.trusted:
             self._issued += step
 
     def _look_into(self, message: bytes, refused: list[int]) -> bytes | None:
@@ -277,7 +278,10 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             return "the kernel dropped " + " and ".join(
                 f"{count} because {where} was full" for count, where in drops if count
             )
-        # With fail-open the kernel counts neither.
+        # With fail-open the kernel counts neither, and only root may ask; but the socket has a count of its own.
+        socket_status = self.transport.socket_status()
+        if socket_status is not None and socket_status.dropped:
+            return f"{self._buffer()} was full"
         if self._max_len is None or self._max_len <= _MOST_WAITING:
             return f"probably {self._buffer()} was full"
         return f"{self._buffer()} was full, or the queue, which holds {_MOST_WAITING} packets on newer kernels"
@@ -463,9 +467,9 @@ class Queue(Reader[QueueBinding, Packet]):
     def run(self, handler: Handler) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
 
-        The handler is a plain function; for async ones there is `AsyncQueue`. What it raises is treated as ``on_error``
-        says; exceptions that are no `Exception`, such as KeyboardInterrupt, always come out. Verdicts given before
-        leave first, and `run` may be called again.
+        The handler is a plain function that returns nothing; for async ones there is `AsyncQueue`. What it raises is
+        treated as ``on_error`` says; exceptions that are no `Exception`, such as KeyboardInterrupt, always come out.
+        Verdicts given before leave first, and `run` may be called again.
 
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege
         to decide was dropped, DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.

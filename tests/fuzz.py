@@ -32,19 +32,21 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nfnet
 from nfnet import Transport, cli, inet, rules
+from nfnet._core.message import Origin
 from nfnet.captures._pcap import Record, netfilter_datagram, read
 from nfnet.captures._recorder import _verdicts
 from nfnet.cli import decode_command
 from nfnet.cli.command_line import rule_words
 from nfnet.compat import _nflogdata as nflogdata
 from nfnet.compat import netfilterqueue
-from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl
+from nfnet.inet import _answers
+from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl, rtnetlink, sock_diag
 from nfnet.protocol.nfnetlink import BODY, Attribute, Table
 from nfnet.protocol.nfqnl import NFQA, NFQA_TABLE
 from nfnet.protocol.nfulnl import NFULA, NFULA_TABLE
@@ -215,26 +217,16 @@ def compare(item: Any, table: Table, kind: type[IntEnum], expected: dict[str, Ca
     repr(item)
 
 
-class _Names(FakeKernel):
-    """Where packets are from; interfaces are called by their numbers."""
-
-    def __init__(self) -> None:
-        """It is not open."""
-
-    def interface_name(self, index: int) -> str:
-        return str(index)
-
-
 def read_packet(data: bytes, look: bool) -> None:
     raw = nfqnl.normalized(data, int.from_bytes(data[18:20], "big"))
     packet = netfilterqueue.Packet()
-    packet.raw, packet._layout, packet._decision, packet._origin = raw, None, None, _Names()
+    packet.raw, packet._layout, packet._decision, packet._origin = raw, None, None, Origin(str)
     packet._live, packet._changes, packet._kept = True, None, None
     touch(packet, PACKET)
     str(packet)
     if look:
         mine = nfnet.Packet()
-        mine.raw, mine._layout, mine._decision, mine._origin = raw, None, None, _Names()
+        mine.raw, mine._layout, mine._decision, mine._origin = raw, None, None, Origin(str)
         compare(mine, NFQA_TABLE, NFQA, EXPECTED_PACKET)
 
 
@@ -281,6 +273,16 @@ def read_conntrack(data: bytes, look: bool) -> None:
     entry = conntrack.parse(data)
     if look:
         assert entry.values == value_by_schema(NFQA_TABLE[NFQA.CT], data)
+
+
+def read_socket(data: bytes, look: bool) -> None:
+    with contextlib.suppress(nfnet.DecodeError):
+        rtnetlink.is_local(data)
+    found = sock_diag.parse_socket(data)
+    if look and found is not None:
+        message = sock_diag.message.parse(data[netlink.HEADER_SIZE :])
+        assert (found.state, found.uid, found.inode) == (message.state, message.uid, message.inode)
+        assert (found.source, found.cookie) == (message.id.source[: len(found.source)], message.id.cookie)
 
 
 class _Socket:
@@ -475,6 +477,28 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"ttl": 7, "skbinfo": 1},  # an unfinished checksum
     {"destination_port": 5, "skbinfo": 3},  # and segments
 )
+
+
+def answer_inet(data: bytes, look: bool) -> None:
+    """Packets that answer have right lengths and checksums, whatever they answer."""
+    builds = (_answers.resets, _answers.refusals, lambda packet, size: _answers.answer(packet, b"data", size))
+    for build, size in product(builds, (None, len(data) + 1000)):
+        try:
+            answers = build(data, size)
+        except nfnet.ArgumentError:
+            continue
+        for answer in answers:
+            ip = inet.ip(answer)
+            assert ip is not None
+            assert ip.length == len(answer)
+            assert not ip.fragment
+            assert _answers.mend(answer) == answer
+    with contextlib.suppress(nfnet.ArgumentError):
+        mended = _answers.mend(data)
+        assert len(mended) == len(data)
+        assert _answers.mend(mended) == mended
+        for mtu in (68, 1280):
+            assert all(len(piece) <= mtu for piece in _answers.fragments(mended, mtu))
 
 
 def change_inet(data: bytes, look: bool) -> None:
@@ -818,6 +842,7 @@ def recordings() -> Iterator[list[Record]]:
 
 FILES = [list(records) for records in recordings()]
 DATAGRAMS = [netfilter_datagram(record) or b"" for records in FILES for record in records]
+SOCKETS = [bytes.fromhex(row["answer"]) for row in json.loads((FIXTURES / "sockets.json").read_text())]
 _RAW = [bytes.fromhex(row[2]) for row in json.loads((FIXTURES / "datagrams.json").read_text())]
 DATAGRAMS += _RAW if netlink.HOST == "little" else [turn(datagram, "<") for datagram in _RAW]
 
@@ -951,10 +976,11 @@ class Target(NamedTuple):
 
 
 TARGETS = (
-    Target("packet", 157, QUEUED, read_packet),
+    Target("packet", 147, QUEUED, read_packet),
     Target("message", 150, LOGGED, read_message),
     Target("messages", 40, DATAGRAMS, read_messages),
     Target("answer", 60, of_type(netlink.NLMSG_ERROR), read_answer),
+    Target("socket", 10, SOCKETS, read_socket),
     Target("other order", 40, TURNED, turn_messages),
     Target("conntrack", 50, [m[nfqnl.layouts.find(m).spans[11]] for m in QUEUED[-3:-2]], read_conntrack),
     Target("dump", 30, [*DATAGRAMS], read_dump),
@@ -964,6 +990,7 @@ TARGETS = (
     Target("streams", 10, STREAMS, read_streams),
     Target("server name", 10, [hello for hello in HELLOS.values() if len(hello) < 1000], read_name),
     Target("rewrite", 90, PACKETS, change_inet),
+    Target("answers", 40, PACKETS, answer_inet),
     Target("pcap", 60, PCAP, read_capture),
     Target("pcapng", 60, PCAPNG, read_capture),
     Target("replay", 10, [*PCAP, *PCAPNG, *CUT, *WHOLE], run_replay),

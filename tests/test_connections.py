@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import BinaryIO
 
 import pytest
 
@@ -267,8 +268,8 @@ class Socket(FakeKernel):
         self.entries = entries
         self.sent_beside: list[bytes] = []
 
-    def beside(self) -> Socket:
-        return self
+    def open_netns(self) -> BinaryIO:
+        return open("/proc/self/ns/net", "rb")
 
     def dump(self, request: bytes, operation: str):  # type: ignore[no-untyped-def]
         return iter(self.entries)
@@ -299,11 +300,12 @@ def entry(original: Endpoints, reply: Endpoints) -> bytes:
         (inet.Flow(17, "10.0.0.1", 53, "10.0.0.9", 1000), False),
     ],
 )
-def test_flows_of_a_translated_connection(flow: inet.Flow, found: bool) -> None:
+def test_flows_of_a_translated_connection(flow: inet.Flow, found: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Endpoints("10.0.0.1", "10.0.0.9", 17, 1000, 53)
     reply = Endpoints("192.0.2.5", "192.0.2.1", 17, 5353, 2000)
     other = Endpoints("10.0.0.2", "10.0.0.9", 17, 1000, 53)
     sock = Socket([entry(original, reply), entry(other, Endpoints("10.0.0.9", "10.0.0.2", 17, 53, 1000))])
+    monkeypatch.setattr("nfnet._core.connections.NetlinkSocket", lambda: sock)
     connections = Connections(1, sock, MarkBits())
     assert connections.forget(flow) == found
     assert len(sock.sent_beside) == found

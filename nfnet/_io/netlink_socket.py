@@ -5,12 +5,14 @@ from __future__ import annotations
 import _socket
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
 from itertools import repeat
+from typing import BinaryIO
 
 from .. import netns
 from ..errors import AckTimeoutError, ClosedError, KernelError, kernel_error
@@ -29,6 +31,7 @@ SOL_NETLINK = 270
 NETLINK_NO_ENOBUFS = 5
 NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
+SIOCGSKNS = 0x894C  # the same on all machines
 
 
 def socket_options(machine: str) -> tuple[int, int, int, int]:
@@ -125,7 +128,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         except OSError as error:
             raise _system_error("opening a netfilter netlink socket", error) from None
         self._reading = RLock()  # `close` may come in a signal handler
-        self._raw = RawSocket(INJECTED_MARK, lambda make: netns.call_beside(self._socket, make))
+        self._raw = RawSocket(INJECTED_MARK, self._open_there)
         self._names = InterfaceNames(self._socket)
         self.inherit = inherit
         at_fork.register(self)
@@ -295,6 +298,10 @@ class NetlinkSocket(Transport, at_fork.AtFork):
                 poll.poll(left * 1000)
 
     def dump(self, request: bytes, operation: str) -> Iterator[bytes]:
+        """Send a request for a dump, and give its messages; for a socket that has nothing else to receive.
+
+        Raises KernelError, AckTimeoutError.
+        """
         self.send(request)
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
@@ -345,12 +352,23 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     def interface_name(self, index: int) -> str | None:
         return self._names.get(index)
 
-    def beside(self) -> NetlinkSocket:
-        return netns.call_beside(self._socket, NetlinkSocket)
+    def _open_there(self, make: Callable[[], _socket.socket]) -> _socket.socket:
+        with self.open_netns() as place:
+            return netns.call_in_open(place, make)
 
     def inject(self, packet: bytes, interface: int | None = None) -> None:
         self._check_open()
         self._raw.send(packet, interface)
+
+    def is_broadcast(self, address: str) -> bool:
+        self._check_open()
+        return self._raw.is_broadcast(address)
+
+    def open_netns(self) -> BinaryIO:
+        try:
+            return open(fcntl.ioctl(self.fileno(), SIOCGSKNS), "rb")
+        except OSError as error:
+            raise _system_error("asking for the network namespace of a socket", error) from None
 
     def close(self) -> None:
         self._closed = True

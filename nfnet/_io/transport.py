@@ -6,7 +6,7 @@ import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from ..errors import NfnetError, NotSupportedError
 from ..protocol import netlink
@@ -177,20 +177,16 @@ class Transport(ABC):
         hint = f"A {type(self).__name__} has no network to send to"
         raise NotSupportedError("injecting a packet", errno.EOPNOTSUPP, hint=hint)
 
-    def beside(self) -> Transport:
-        """A new socket in the same network namespace, for requests about other things.
+    def is_broadcast(self, address: str) -> bool:
+        """Whether an IPv4 address is the broadcast address of a network that the machine is in."""
+        return False
 
-        Raises the `KernelError` that fits; and NotSupportedError if the transport has no socket.
+    def open_netns(self) -> BinaryIO | None:
+        """The network namespace that packets come from, as an open file.
+
+        None without a kernel. Raises ClosedError, and KernelError, for CAP_NET_ADMIN is needed.
         """
-        hint = f"A {type(self).__name__} has no socket"
-        raise NotSupportedError("opening a netlink socket", errno.EOPNOTSUPP, hint=hint)
-
-    def dump(self, request: bytes, operation: str) -> Iterator[bytes]:
-        """Send a request for a dump, and give its messages; for a transport that has nothing else to receive.
-
-        Raises KernelError, AckTimeoutError.
-        """
-        raise NotSupportedError(operation, errno.EOPNOTSUPP)
+        return None
 
     @abstractmethod
     def fileno(self) -> int:

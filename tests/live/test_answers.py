@@ -160,14 +160,14 @@ def test_a_large_answer_comes_in_fragments(net: Net, host: str, hook: str, famil
 
 
 def test_the_address_of_a_link(net: Net) -> None:
-    """Which link that is, the packet's interface says."""
-    client_address, server_address = (link_address(net, *ends) for ends in (("client", "router"), ("router", "client")))
-    for host, hook in (("client", "output"), ("router", "input")):
+    """Which link that is, the packet's interface says: the router has two."""
+    mine, theirs = (link_address(net, *ends) for ends in (("server", "router"), ("router", "server")))
+    for host, hook in (("server", "output"), ("router", "input")):
         with deciding(net, host, hook, lambda packet: packet.answer(b"answer"), protocol="udp"):
-            sock = net.open_socket("client", V6)
-            index = net.index("client", "to-router")
-            sock.bind((client_address, 0, 0, index))
-            sock.connect((server_address, PORT, 0, index))
+            sock = net.open_socket("server", V6)
+            index = net.index("server", "to-router")
+            sock.bind((mine, 0, 0, index))
+            sock.connect((theirs, PORT, 0, index))
             sock.send(b"this")
             assert sock.recv(100) == b"answer", hook
 
@@ -575,6 +575,27 @@ def give_up(name: str) -> None:
     assert libc.capset(header, struct.pack("=6I", *words)) == 0
 
 
+def test_nobody_answers_a_broadcast(net: Net) -> None:
+    """To the network's address, which looks like any other."""
+    place = net.hosts["router"]
+    with rules.queue(1, hook="input", netns=place, protocol="udp"), Queue(1, netns=place) as queue:
+        sock = net.open_socket("client")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        for address in ("10.81.1.255", "255.255.255.255"):
+            sock.sendto(b"who is there?", (address, PORT))
+            (packet,) = collect(queue, 1)
+            with pytest.raises(ArgumentError, match="broadcast"):
+                packet.answer(b"I am")
+            packet.reject()
+        sock.sendto(b"who is there?", (ADDRESS["router", V4], PORT))
+        (packet,) = collect(queue, 1)
+        packet.answer(b"I am")
+        assert sock.recv(100) == b"I am"
+        assert raw_sockets(net, "router") == 1
+        assert queue.counters.dropped == 3
+    assert not readable(sock, QUIET)
+
+
 # --- sockets
 
 
@@ -596,14 +617,18 @@ def test_sockets_are_opened_late_and_closed_with_the_queue(net: Net) -> None:
             collect(queue, 1)[0].answer(b"answer")
         assert raw_sockets(net, "client") == 2
 
-        def child() -> None:
-            assert raw_sockets(net, "client") == 2  # the parent's
-            queue.close()
-
-        assert in_child(child) == 0
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:  # it has none of them, so that they go with the queue of its parent
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0)
+        os.close(reading)
         client(net, V4, UDP).send(b"this")
         (packet,) = collect(queue, 1)
     assert raw_sockets(net, "client") == 0
+    os.close(writing)
+    assert os.waitpid(child, 0)[1] == 0
     with pytest.raises(nfnet.ClosedError):
         packet.answer(b"answer")
 
