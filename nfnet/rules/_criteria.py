@@ -109,6 +109,5 @@ class Where(_Place, total=False):
     destination_type: Some[str]
     not_destination_type: Some[str]
     cgroup: Some[str]
-    not_cgroup: Some[str]
     limit: int | str | None
     not_limit: int | str | None
