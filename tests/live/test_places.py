@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nfnet import ArgumentError, inet, rules, testing
+from nfnet.rules._criteria import CRITERIA
 
 from .conftest import (
     ADDRESS,
@@ -292,6 +293,9 @@ def ping(net: Net, here: str, there: str, family: int) -> None:
 
 def test_what_matches_is_what_nft_says_that_it_means(net: Net) -> None:
     """Each criterion, and its negation, is counted at each hook by a rule of ours, and by nft's of its own words."""
+    names = {name for options, _ in MEANING for name in options}
+    without = {"cgroup", "not_cgroup", "not_limit"}  # see test_cgroup; a limit is not about what a packet is
+    assert {*CRITERIA, *(f"not_{name}" for name in CRITERIA)} - names <= without
     here, made = net.hosts["router"], []
     counted: dict[str, tuple[str, dict[str, Any]]] = {}
     text = ""
