@@ -741,7 +741,7 @@ def test_packets_cannot_be_copied(duplicate: Any) -> None:
         assert verdicts(kernel) == [(1, 1)]
 
 
-def test_process_without_a_handler_keeps_packets_for_the_next_loop() -> None:
+def test_fetch_keeps_packets_for_the_next_loop() -> None:
     kernel = FakeKernel()
     with Queue(1, transport=kernel) as queue:
         assert queue.fetch() == 0
@@ -965,6 +965,19 @@ def test_packets_that_are_read_together_may_be_far_apart(distance: int) -> None:
         queue.process(lambda packet: packet.accept())
         assert queue.counters.refused == {}
         assert queue.counters.accepted == 6
+        assert queue.counters.lost == distance - 3
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_ids_from_the_kernel_never_go_back(distance: int) -> None:
+    """However large a gap is, the packets in it are lost: nobody read for long, and all ids have 32 bits."""
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel, on_overrun="ignore") as queue:
+        for times in range(3):
+            kernel.feed(1)
+            queue.process(lambda packet: packet.accept())
+            assert (queue.counters.lost, queue.counters.received) == (times * distance, times + 1)
+            kernel.skip(distance)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -1231,3 +1244,37 @@ def test_an_interrupted_verdict_is_not_lost_behind_pending_packets() -> None:
     kept[0]._decision = nfnet.packet.ACCEPT  # likewise, while no loop runs
     queue.close()
     assert sorted(verdicts(kernel)) == [(1, 1), (11, 1)]
+
+
+def test_a_packet_that_was_taken_alone_and_not_handed_out_comes_before_those_taken_later() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        seen: list[int] = []
+
+        def handler(packet: Packet) -> None:
+            seen.append(packet.id)
+            packet.accept()
+
+        kernel.feed(1)
+        assert queue.fetch() == 1
+        kernel.feed(2)
+        queue.fetch()
+        queue.process(handler)
+        assert seen == [1, 2, 3]
+        assert (queue.counters.pending, kernel.queued) == (0, {})
+
+
+def test_repr_says_how_many_wait() -> None:
+    kernel = FakeKernel()
+    queue = Queue(7, transport=FakeKernel(num=7))
+    assert repr(queue) == "<Queue 7: closed>"
+    with Queue(1, transport=kernel) as queue:
+        assert repr(queue) == "<Queue 1: open, 0 waiting>"
+        kernel.feed(3)
+        queue.fetch()
+        assert repr(queue) == "<Queue 1: open, 3 waiting>"
+        packets = list(itertools.islice(queue, 2))
+        packets[0].accept()
+        queue.flush()
+        assert repr(queue) == "<Queue 1: open, 2 waiting>"  # one with the program, and one that nobody has seen
+    assert repr(queue) == "<Queue 1: closed>"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -11,6 +12,7 @@ from construct import Int32ub
 from .. import inet
 from .._io.transport import Recorded
 from .._printable import printable
+from .._processes import Process, Processes
 from ..errors import DecodeError
 from ..inet import _scapy
 from ..inet._headers import IP_VERSIONS, ip_in
@@ -18,7 +20,7 @@ from ..protocol import netlink, nfqnl
 from ..protocol.conntrack import Conntrack, CtInfo
 from ..protocol.conntrack import parse as parse_conntrack
 from ..protocol.layout import Layout, Layouts, compile_struct
-from ..protocol.nfnetlink import BODY, Family, Table, parse_attributes
+from ..protocol.nfnetlink import BODY, ArpHook, Family, Hook, NetdevHook, Table, parse_attributes
 from ..protocol.nfqnl import NFQA_VLAN
 
 _Message = TypeVar("_Message", bound="Message")
@@ -31,7 +33,38 @@ FAMILY = netlink.HEADER_SIZE
 """Where nfgen_family is, the first byte of struct nfgenmsg."""
 # What the hooks of IPv4 and IPv6 get is that, also where older kernels leave hw_protocol 0.
 _ETHERTYPES = {int(Family.IPV4): 0x0800, int(Family.IPV6): 0x86DD}
+# Whether the sender of a packet in these hooks is on this machine; else the receiver is.
+_SENT: dict[int, bool] = {
+    Hook.PREROUTING: False,
+    Hook.INPUT: False,
+    Hook.INGRESS: False,
+    Hook.OUTPUT: True,
+    Hook.POSTROUTING: True,
+}
+_NETDEV_SENT: dict[int, bool] = {NetdevHook.INGRESS: False, NetdevHook.EGRESS: True}
+_ECHO_SENT = {8: True, 0: False, 128: True, 129: False}  # requests and replies of ICMP and ICMPv6, by their type
 _VERSIONS = {family: IP_VERSIONS[ethertype] for family, ethertype in _ETHERTYPES.items()}
+
+
+class Fed(bytes):
+    """A message that a test made, and the process that it says is behind it."""
+
+    process: Process | None
+
+    def __new__(cls, data: bytes, process: Process | None = None) -> Fed:
+        self = super().__new__(cls, data)
+        self.process = process
+        return self
+
+
+class Origin:
+    """The machine that messages came from, as far as it is known: names of its interfaces, and its processes."""
+
+    __slots__ = ("interface_name", "processes")
+
+    def __init__(self, interface_name: Callable[[int], str | None], processes: Processes | None = None) -> None:
+        self.interface_name = interface_name
+        self.processes = processes
 
 
 class Vlan(NamedTuple):
@@ -41,6 +74,24 @@ class Vlan(NamedTuple):
     tci: int
 
 
+def _clock(moment: float | None) -> str:
+    """The local time of day; dashes if there is none, or no calendar has it."""
+    try:
+        if moment is not None:
+            seconds, microseconds = divmod(round(moment * 1e6), 1_000_000)
+            return f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{microseconds:06}"
+    except (OverflowError, ValueError, OSError):  # a damaged recording
+        pass
+    return "--:--:--"
+
+
+def _or_unreadable(text: Callable[[], str]) -> str:
+    try:
+        return text()
+    except Exception as error:  # a damaged recording: logs and debuggers show what they are given
+        return f"unreadable: {printable(str(error))}"
+
+
 class Message:
     """A packet in a netlink message. Its bytes are its own and never change.
 
@@ -48,13 +99,13 @@ class Message:
     for a log. Reading an attribute raises DecodeError if the message, from a damaged recording, say, is malformed.
     """
 
-    __slots__ = ("_layout", "_name_of", "raw")
+    __slots__ = ("_layout", "_origin", "raw")
 
     # `Queue` and `Log` fill in bare instances: a call to __init__ would cost a tenth of all that is done for a packet.
     raw: bytes
     """The netlink message as the kernel sent it."""
     _layout: Layout | None
-    _name_of: Callable[[int], str | None]  # interface names, where the message came from
+    _origin: Origin
 
     # What differs: how to find attributes, and their numbers.
     _layouts: ClassVar[Layouts]
@@ -93,20 +144,51 @@ class Message:
         if len(raw) < BODY:
             raise DecodeError(f"message of {len(raw)} bytes has no room for its header", 0)
         self = cls()
-        self.raw, self._name_of, self._layout = raw, name_of, None
+        self.raw, self._origin, self._layout = raw, Origin(name_of), None
         return self
 
     def __repr__(self) -> str:
-        try:
-            summary = self._summary()
-        except Exception as error:  # a damaged recording: logs and debuggers show what they are given
-            summary = f"unreadable: {printable(str(error))}"
-        return f"<{type(self).__name__} {summary}>"
+        return f"<{type(self).__name__} {_or_unreadable(lambda: f'{self._label()}: {self._line()}')}>"
 
-    def _summary(self) -> str:
-        """From where to where the packet goes, and how many of its bytes are here."""
-        flow, size = self.flow, len(self.payload)
-        return f"{flow}, {size} bytes" if flow else f"{size} bytes"
+    def __str__(self) -> str:
+        return _or_unreadable(self._line)
+
+    def _label(self) -> str:
+        """What `repr` begins with."""
+        return self.hook.name
+
+    def _line(self) -> str:
+        """What `str` and `repr` say."""
+        return self.summary()
+
+    def summary(self, moment: float | None = None) -> str:
+        """One line for people: time, interfaces, from where to where, length, mark, user; as the commands show it.
+
+            12:30:01.250000 eth0 > - UDP 192.0.2.1.40000 > 192.0.2.2.53 29 bytes mark 0x7
+
+        The time is local; ``moment``, in seconds since 1970, is for messages that have no `timestamp`. ``str(packet)``
+        is this with the verdict.
+        """
+        timestamp = self.timestamp
+        return " ".join([_clock(moment if timestamp is None else timestamp), *self._words()])
+
+    def _words(self) -> Iterator[str]:
+        """What `summary` says behind the time."""
+        yield printable(f"{self.indev_name or self.indev or '-'} > {self.outdev_name or self.outdev or '-'}")
+        yield self.contents()
+        if self.mark:
+            yield f"mark {self.mark:#x}"
+        if self.uid is not None:
+            yield f"uid {self.uid}"
+
+    def contents(self) -> str:
+        """What the packet is, in a few words: ``UDP 192.0.2.1.40000 > 192.0.2.2.53 29 bytes``."""
+        packet, missing = self._ip_packet(), self._missing()
+        text = inet.describe(packet, len(packet) + missing if missing else None)
+        if text is not None:
+            return text
+        behind = "" if self.raw[FAMILY] in _VERSIONS else f" (EtherType {self.hw_protocol:#06x})"
+        return f"{len(self.payload)} bytes that are no IP packet{behind}"
 
     def _find(self, number: int) -> slice | None:
         layout = self._layout
@@ -126,7 +208,7 @@ class Message:
         return None if span is None else self.raw[span]
 
     def _name(self, index: int | None) -> str | None:
-        return None if index is None else self._name_of(index)
+        return None if index is None else self._origin.interface_name(index)
 
     @property
     def payload(self) -> bytes:
@@ -161,6 +243,11 @@ class Message:
     def _link_layer_size(self) -> int:
         """How many bytes of link-layer header the payload begins with."""
         return 0
+
+    @property
+    def hook(self) -> Hook | ArpHook | NetdevHook:
+        """The hook of the rule that queued or logged the packet (``NF_INET_*``)."""
+        raise NotImplementedError
 
     @property
     def hw_protocol(self) -> int:
@@ -323,6 +410,67 @@ class Message:
     def gid(self) -> int | None:
         """Group id of the local sender (GID), likewise."""
         return self._number(self._GID)
+
+    @property
+    def process(self) -> Process | None:
+        """The process on this machine that sends the packet (output, postrouting) or receives it (input, prerouting).
+
+        It is looked up when it is asked for, which takes tens of microseconds if its socket was seen before; else some
+        two more for each file of each process until it is found. It is
+
+        - for TCP the process that has the connection; as long as nobody has accepted it, that which listens. When the
+          connection was closed, by the program or by its end, the kernel may go on sending: then it is the process that
+          was found before, though it may have ended, and None if nobody asked before;
+        - for UDP, UDP-Lite, SCTP the process whose socket gets what comes from there: the connected one, else the one
+          bound to the address, else to all addresses; of several with SO_REUSEPORT the one that the kernel chooses for
+          this packet, or, if this machine sends it, for the answer, which another one of them may have sent;
+        - for echo requests and replies of ICMP the process that has the ping socket;
+        - of several processes that have the same socket, the ancestor of the others, which inherited it. Without one,
+          because it has closed it, or the socket was passed on otherwise, the one that is found first, and always that
+          one as long as it has it: processes in which sockets were found lately are searched first, then the others
+          from the highest pid down, those with no more than three open files last.
+
+        It is None if it cannot be found: for packets that are forwarded and for fragments; where the sender has closed
+        its socket, or ended, before that was asked; what the kernel itself sends, and raw sockets; for processes in pid
+        namespaces that cannot be seen from here, and, without CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, those of other
+        users; where another rule has changed addresses before (DNAT in the output hook, say), unless the connection
+        came with the packet (``conntrack=True``). Also in a replay, and when the queue or log is closed. A test may say
+        what it is: `nfnet.testing.packet_message`.
+        """
+        raw = self.raw
+        if isinstance(raw, Fed):
+            return raw.process
+        processes, flow = self._origin.processes, self.flow
+        sent = _NETDEV_SENT.get(self.hook) if self.family == Family.NETDEV else _SENT.get(self.hook)
+        if processes is None or flow is None or sent is None:
+            return None
+        echo = None
+        if flow.source_port is None:
+            icmp = self.icmp
+            if icmp is None or _ECHO_SENT.get(icmp.type) is not sent:
+                return None
+            echo = int.from_bytes(icmp.rest[:2], "big")
+        interface = (self.outdev if sent else self.indev) or 0
+        # In the other hooks, and in bridges, a packet may be on its way through.
+        certain = self.family in _ETHERTYPES and self.hook in (Hook.INPUT, Hook.OUTPUT)
+        found = processes.find(flow, sends=sent, interface=interface, certain=certain, echo=echo)
+        if found is None and echo is None and (flow := self._untranslated(sent)) is not None:
+            found = processes.find(flow, sends=True, interface=interface, certain=certain)
+        return found
+
+    def _untranslated(self, sent: bool) -> inet.Flow | None:
+        """From the socket on this machine to the other end, as the socket knows them, whatever NAT made of the packet.
+
+        None if the connection did not come with the packet.
+        """
+        entry, info = self.conntrack, self.ctinfo
+        if entry is None or info is None:
+            return None
+        began_here = sent == (info < CtInfo.ESTABLISHED_REPLY)
+        ends = entry.original if began_here else entry.reply
+        if ends is None or ends.source is None or ends.destination is None or ends.protocol is None:
+            return None
+        return inet.Flow(ends.protocol, ends.source, ends.source_port, ends.destination, ends.destination_port)
 
     @property
     def conntrack(self) -> Conntrack | None:

@@ -96,7 +96,7 @@ def example(net: Net, name: str, *arguments: str) -> Iterator[Callable[..., str]
 
 
 def test_all_are_tested() -> None:
-    assert {path.stem for path in EXAMPLES.rglob("*.py")} == {*TESTED, "dns_answers", "guard"}
+    assert {path.stem for path in EXAMPLES.rglob("*.py")} == {*TESTED, "dns_answers", "guard", "block_server_name"}
 
 
 def test_a_service_of_an_ordinary_user_with_one_capability(net: Net) -> None:
