@@ -176,8 +176,9 @@ class RuleSet:
     def install(self) -> None:
         """Install them. Raises as `queue` says, and NfnetError if they are installed already."""
         sock = call_in(self.rules[0].netns, self._connect)
-        unknown = " or ".join(dict.fromkeys(repr(text) for rule in self.rules for text in rule.unknown()))
-        _installed.put_in(self, sock, list(self.kernel_rules()), self._operation(), unknown)
+        # The kernel does not say which expression it lacks.
+        lines = [line for line in self._nft() if line.startswith(("nft add rule", "#"))]
+        _installed.put_in(self, sock, list(self.kernel_rules()), self._operation(), " or ".join(map(repr, lines)))
 
     def _operation(self) -> str:
         return ", ".join(dict.fromkeys(str(rule.action) for rule in self.rules))
@@ -368,17 +369,6 @@ class Rule(RuleSet):
         words += [f"family={chain.family}"] * (chain.family != "inet")
         words += [f"priority={chain.priority}"] * bool(chain.priority)
         return [*words, *map(shlex.quote, self.match.words())]
-
-    def unknown(self) -> Iterator[str]:
-        """What a kernel may not know, in nft's words."""
-        try:
-            for words in self.nft():
-                yield words[-1]
-            if self.remembers is not None:
-                yield "ct mark set"
-                yield "reject"
-        except NoWordsError:
-            yield self.action.name
 
     def nft(self) -> Iterator[list[str]]:
         """Words of the rules that it is. Raises NoWordsError."""
