@@ -1,10 +1,9 @@
-"""A firewall that asks once for each user and server, and then leaves connections to the kernel: python ask_once.py
+"""A firewall that asks once for each program and server, and then leaves connections to the kernel: python ask_once.py
 
 Every new connection that a program of this machine opens waits for an answer: y lets it go, n refuses it. Answers hold
-for later connections, too, until the program ends; "again" forgets them, and asks anew, also about what is open.
+for later connections, too, until the firewall ends; "again" forgets them, and asks anew, also about what is open.
 """
 
-import pwd
 import sys
 
 import nfnet
@@ -12,35 +11,29 @@ import nfnet
 answers = {}
 
 
-def user_of(packet):
-    try:
-        return pwd.getpwuid(packet.uid).pw_name
-    except (KeyError, TypeError):
-        return f"user {packet.uid}"
-
-
-def ask(packet, queue):
-    flow = packet.flow
-    server = user_of(packet), flow.protocol, flow.destination, flow.destination_port
+def is_allowed(packet):
+    flow, process = packet.flow, packet.process
+    program = process.executable or process.name if process else "an unknown program"
+    server = program, flow.protocol, flow.destination, flow.destination_port
     while server not in answers:
-        print(f"{server[0]} opens {flow}: y, n or again?", flush=True)
+        print(f"{program} opens {flow}: y, n or again?", flush=True)
         answer = sys.stdin.readline().strip()
         if answer == "again":
             answers.clear()
             print(f"{queue.forget_all()} connections will be asked about", flush=True)
-        elif answer in ("y", "n", ""):  # the end of the input is a no
+        elif answer in ("y", "n", ""):  # which is what the end of the input looks like
             answers[server] = answer == "y"
     return answers[server]
 
 
 def handle(packet):
-    if ask(packet, queue):
+    if is_allowed(packet):
         packet.accept(connection=True)
     else:
         packet.reject(connection=True)
 
 
 rule = nfnet.rules.queue(1, hook="output", protocol=["tcp", "udp"], not_out_interface="lo", remember=True)
-with rule, nfnet.Queue(1, uid_gid=True, on_error="drop") as queue:
+with rule, nfnet.Queue(1, on_error="drop") as queue:
     print("asking", flush=True)
     queue.run(handle)

@@ -35,6 +35,7 @@ from .protocol.nfqnl import (
 )
 
 _LABELS_SIZE = 16
+_MARK_SIZE = 8  # NFQA_MARK, with its header
 _VERSION: dict[int, int] = {Family.IPV4: 4, Family.IPV6: 6}
 _OUTGOING = (Hook.FORWARD, Hook.OUTPUT, Hook.POSTROUTING)  # behind which super-packets are cut into segments
 # Since when the kernel cuts UDP super-packets whose payload was replaced: Linux 6.1 loses them, 5.10 crashes.
@@ -216,7 +217,13 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     @property
     def changed(self) -> bool:
         """Whether the verdict changes the packet: its bytes, mark, priority or link-layer header."""
-        return self._decision is not None and bool(self._decision.changes)
+        what = self._decision
+        if what is None or what.kind == what.word & 0xFF:
+            return what is not None and bool(what.changes)
+        # A verdict that rules carry out: first among the changes is the mark, in which what they shall do is not counted.
+        support = self._support()
+        ours = 0 if support is None else support.bits.mask
+        return len(what.changes) > _MARK_SIZE or int.from_bytes(what.changes[4:8], "big") & ~ours != self.mark
 
     # --- answers
 
@@ -344,11 +351,15 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         self._decision = what
         self._decide(self)
 
-    def _carries_out(self, fate: Fate) -> bool:
-        """Whether there are rules that do that with the packet."""
+    def _support(self) -> Support | None:
+        """What the rules that queued the packet can do with it."""
         transport = self._origin.transport
         connections = None if transport is None else transport.connections
-        support = None if connections is None else connections.support(self.raw[FAMILY], self._header()[2])
+        return None if connections is None else connections.support(self.raw[FAMILY], self._header()[2])
+
+    def _carries_out(self, fate: Fate) -> bool:
+        """Whether there are rules that do that with the packet."""
+        support = self._support()
         return support is not None and fate in support.fates
 
     def _marked(self, fate: Fate, mark: int | None) -> int:

@@ -165,6 +165,18 @@ def test_nothing_is_remembered_where_there_is_no_kernel(nfnet_queue: FedQueue) -
         nfnet_queue.queue.forget("192.0.2.1")  # type: ignore[arg-type]
 
 
+def test_what_was_changed(nfnet_queue: FedQueue) -> None:
+    """Not the mark, if only ours is in it."""
+    packets: list[Packet] = []
+    for _ in range(3):
+        nfnet_queue.feed(udp(b"1"), mark=0x11)
+    nfnet_queue.run(packets.append)
+    packets[0].accept(connection=True)
+    packets[1].accept(mark=0x12, connection=True)
+    packets[2].accept(payload=udp(b"2"), connection=True)
+    assert [packet.changed for packet in packets] == [False, True, True]
+
+
 # --- bits
 
 

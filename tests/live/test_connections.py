@@ -638,6 +638,7 @@ def test_a_firewall_that_asks_once(net: Net) -> None:
 
         (question,), result = asked(allowed.open, "y")
         assert (result, allowed.again()) == ("ok", "ok")
+        assert question.startswith(f"{os.path.realpath(sys.executable)} opens ")
         assert re.search(r"opens UDP 10\.81\.1\.1\.\d+ > 10\.81\.2\.2\.7000: y, n or again\?", question)
         (question,), result = asked(refused.open, "n")
         assert (result, refused.again()) == ("refused", "refused (EPERM)")
