@@ -220,7 +220,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         what = self._decision
         if what is None or what.kind == what.word & 0xFF:
             return what is not None and bool(what.changes)
-        # A verdict that rules carry out: first among the changes is the mark, in which what they shall do is not counted.
+        # A verdict that rules carry out: the mark, the first of its changes, says in some bits what they shall do.
         support = self._support()
         ours = 0 if support is None else support.bits.mask
         return len(what.changes) > _MARK_SIZE or int.from_bytes(what.changes[4:8], "big") & ~ours != self.mark
