@@ -353,8 +353,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     def _support(self) -> Support | None:
         """What the rules that queued the packet can do with it."""
-        transport = self._origin.transport
-        connections = None if transport is None else transport.connections
+        connections = self._origin.connections
         return None if connections is None else connections.support(self.raw[FAMILY], self._header()[2])
 
     def _carries_out(self, fate: Fate) -> bool:
@@ -367,8 +366,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
         Raises ArgumentError if there are none.
         """
-        transport = self._origin.transport
-        connections = None if transport is None else transport.connections
+        connections = self._origin.connections
         if connections is None:
             raise ClosedError(f"packet {self.id} was read from bytes: there is no queue that could decide it")
         support = connections.support(self.raw[FAMILY], self._header()[2])

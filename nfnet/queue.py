@@ -95,7 +95,8 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         bits: MarkBits | None = None,
     ) -> None:
         super().__init__(f"queue {num}", transport, on_overrun, find_status)
-        self.connections = transport.connections = Connections(num, transport, bits)
+        self.connections = self.origin.connections = Connections(num, transport, bits)
+        transport.bits = self.connections.given
         self.ledger = Ledger(num, transport)
         self.last_id = 0
         self._num = num

@@ -348,7 +348,7 @@ class FedQueue:
     def verdicts(self) -> dict[int, GivenVerdict]:
         """What was decided, by packet id."""
         self.queue.flush()
-        bits = None if self.kernel.connections is None else self.kernel.connections.given
+        bits = self.kernel.bits
         return {
             packet_id: GivenVerdict.from_word(word, changes, bits) for packet_id, word, changes in self.kernel.judged
         }

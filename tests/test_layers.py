@@ -76,11 +76,11 @@ ORDER = [
     "rules._rule",
     "rules",
     # what queues and logs are made of
+    "_core.connections",
     "_core.message",
     "_core.batching",
     "_core.ledger",
     "_core.flusher",
-    "_core.connections",
     "_core.loss",
     "_core.binding",
     "_core.bind",

@@ -6,11 +6,11 @@ import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple
 
 from ..errors import NfnetError, NotSupportedError
 from ..protocol import netlink
-from ..protocol.markbits import MarkBits, Support
+from ..protocol.markbits import MarkBits
 
 _NOOP = netlink.build_message(netlink.NLMSG_NOOP, netlink.Flag.REQUEST | netlink.Flag.ACK, 0, b"")
 
@@ -31,22 +31,6 @@ class Recorded(bytes):
         self = super().__new__(cls, data)
         self.time_ns = time_ns
         return self
-
-
-class Connections(Protocol):
-    """Knows where there are rules that carry out verdicts on whole connections."""
-
-    given: MarkBits | None
-    """The bits that these use, if they need not be looked for."""
-
-    def remember(self, packet: bytes, mark: int) -> None:
-        """Have the kernel know the connection of a packet that will not get through, by this mark of the connection."""
-
-    def distrust(self) -> None:
-        """What is known of them was found to be wrong."""
-
-    def support(self, family: int, hook: int) -> Support | None:
-        """What they carry out for packets of a family, at a hook of it; None if there are none."""
 
 
 class SocketStatus(NamedTuple):
@@ -88,8 +72,8 @@ class Transport(ABC):
     simulated: bool = False
     """Whether a recording or a double is behind it, and no kernel: verdicts on connections need no rules there."""
 
-    connections: Connections | None = None
-    """Set by a queue."""
+    bits: MarkBits | None = None
+    """Set by a queue: in which bits of marks verdicts on connections are sent, as far as that is known."""
 
     tap: Tap | None = None
     """Set by a recorder, for a `recordable` transport."""
