@@ -11,6 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import repeat
 from typing import BinaryIO
 
@@ -95,6 +96,19 @@ def _system_error(operation: str, error: OSError) -> KernelError:
     return kernel_error(operation, error.errno or errno.EIO)
 
 
+def _netns_of(sock: _socket.socket) -> BinaryIO:
+    try:
+        return open(fcntl.ioctl(sock.fileno(), SIOCGSKNS), "rb")
+    except OSError as error:
+        raise _system_error("asking for the network namespace of a socket", error) from None
+
+
+def _call_beside(sock: _socket.socket, make: Callable[[], _socket.socket]) -> _socket.socket:
+    """Make a socket in the namespace of another one."""
+    with _netns_of(sock) as place:
+        return netns.call_in_open(place, make)
+
+
 class NetlinkSocket(Transport, at_fork.AtFork):
     """A NETLINK_NETFILTER socket in the network namespace of the calling thread.
 
@@ -128,7 +142,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         except OSError as error:
             raise _system_error("opening a netfilter netlink socket", error) from None
         self._reading = RLock()  # `close` may come in a signal handler
-        self._raw = RawSocket(INJECTED_MARK, self._open_there)
+        self._raw = RawSocket(INJECTED_MARK, partial(_call_beside, self._socket))  # no method: see `Processes`
         self._names = InterfaceNames(self._socket)
         self.inherit = inherit
         at_fork.register(self)
@@ -352,10 +366,6 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     def interface_name(self, index: int) -> str | None:
         return self._names.get(index)
 
-    def _open_there(self, make: Callable[[], _socket.socket]) -> _socket.socket:
-        with self.open_netns() as place:
-            return netns.call_in_open(place, make)
-
     def inject(self, packet: bytes, interface: int | None = None) -> None:
         self._check_open()
         self._raw.send(packet, interface)
@@ -365,10 +375,8 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         return self._raw.is_broadcast(address)
 
     def open_netns(self) -> BinaryIO:
-        try:
-            return open(fcntl.ioctl(self.fileno(), SIOCGSKNS), "rb")
-        except OSError as error:
-            raise _system_error("asking for the network namespace of a socket", error) from None
+        self._check_open()
+        return _netns_of(self._socket)
 
     def close(self) -> None:
         self._closed = True

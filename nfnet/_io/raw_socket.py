@@ -20,7 +20,8 @@ They come by the hooks as all that this machine sends, output first: a rule that
 """
 
 _IP_MTU, _IPV6_MTU = 14, 24
-# Injected packets that wait in somebody's queue count against it: the default, 208 KiB, holds 256 small ones.
+# Injected packets that wait, in somebody's queue, say, count against it; net.core.wmem_max limits it. The default, 208
+# KiB, holds 256 small ones.
 _SNDBUF = 1 << 20
 
 _Open = Callable[[Callable[[], _socket.socket]], _socket.socket]
@@ -91,7 +92,7 @@ class RawSocket:
             self._check_open()
             sock = self._asking
             if sock is None:
-                sock = self._asking = self._open_in(lambda: new_socket(socket.AF_INET, socket.SOCK_DGRAM))
+                sock = self._asking = self._open_in(_open_asking)
             # A route may prohibit the address, too; but not only to those who do not want to broadcast.
             return _refused(sock, address, broadcast=False) and not _refused(sock, address, broadcast=True)
 
@@ -159,15 +160,24 @@ def _set_mark(sock: _socket.socket, mark: int) -> None:
 
 def _connected(family: int, mark: int, destination: tuple[object, ...]) -> _socket.socket:
     """A socket that is never used to send; the kernel knows the MTU of its way."""
-    sock = new_socket(family, socket.SOCK_DGRAM)
+    sock: _socket.socket | None = None
     try:
+        sock = new_socket(family, socket.SOCK_DGRAM)
         _set_mark(sock, mark)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         sock.connect((destination[0], 9, *destination[2:]))
     except OSError as error:
-        sock.close()
+        if sock is not None:
+            sock.close()
         raise kernel_error(f"finding the MTU of the way to {destination[0]}", error.errno or errno.EIO) from None
     return sock
+
+
+def _open_asking() -> _socket.socket:
+    try:
+        return new_socket(socket.AF_INET, socket.SOCK_DGRAM)
+    except OSError as error:
+        raise kernel_error("opening a socket", error.errno or errno.EIO) from None
 
 
 def _refused(sock: _socket.socket, address: str, *, broadcast: bool) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import socket
 import struct
 import subprocess
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -413,6 +415,51 @@ def test_connection_tracking_lets_answers_pass(net: Net) -> None:
                 near.recv(100)
 
 
+NAT = {
+    "source": ("postrouting", "srcnat", "oifname to-server masquerade", ADDRESS["server", V4], "forward", 0),
+    "destination": ("prerouting", "dstnat", "ip daddr 192.0.2.1 dnat to 10.81.2.2", "192.0.2.1", "prerouting", -150),
+}
+
+
+@pytest.mark.parametrize("kind", NAT)
+def test_behind_address_translation(net: Net, kind: str) -> None:
+    """Where the packet has the addresses that its sender knows."""
+    chain, priority, rule, address, hook, place = NAT[kind]
+
+    def translate() -> None:
+        from pyroute2 import IPRoute
+
+        with IPRoute() as ip:
+            ip.addr("add", index=1, address="192.0.2.1", prefixlen=32)  # of the router's own
+        chain_text = f"add chain ip mine {chain} {{ type nat hook {chain} priority {priority}; }}"
+        for line in ("add table ip mine", chain_text, f"add rule ip mine {chain} {rule}"):
+            subprocess.run(["nft", line], check=True)
+
+    def handle(packet: Packet) -> None:
+        if packet.udp:
+            packet.answer(b"answer")
+        elif packet.tcp and packet.tcp.data:
+            packet.reset()
+        else:
+            packet.accept()
+
+    net.at("router", translate)
+    with server(net, V4) as door, deciding(net, "router", hook, handle, priority=place):
+        sock = net.open_socket("client")
+        sock.connect((address, PORT))
+        sock.send(b"this")
+        assert sock.recv(100) == b"answer"
+        near = net.open_socket("client", V4, TCP)
+        near.connect((address, PORT))
+        far, _ = door.accept()
+        with far:
+            far.settimeout(TIMEOUT)
+            near.send(b"data")
+            for end in (near, far):
+                with pytest.raises(ConnectionResetError):
+                    end.recv(100)
+
+
 def test_a_flow_whose_first_packet_was_dropped_is_new(net: Net) -> None:
     """As the page says: a firewall of the sender's own machine must accept the mark."""
     nft_at(net, "client", "nft add rule inet mine input ct state established,related counter accept")
@@ -631,6 +678,26 @@ def test_sockets_are_opened_late_and_closed_with_the_queue(net: Net) -> None:
     assert os.waitpid(child, 0)[1] == 0
     with pytest.raises(nfnet.ClosedError):
         packet.answer(b"answer")
+
+
+def test_a_queue_that_is_forgotten_lets_go_of_all_sockets_at_once(net: Net) -> None:
+    """Without the garbage collector, which would find circles of references."""
+    place = net.hosts["client"]
+    with rules.queue(1, netns=place, protocol="udp"):
+        gc.disable()
+        try:
+            queue = Queue(1, netns=place)
+            queue.open()
+            client(net, V4, UDP).send(b"this")
+            collect(queue, 1)[0].answer(b"answer")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                del queue
+            assert raw_sockets(net, "client") == 0
+            with Queue(1, netns=place):  # nobody else has it
+                pass
+        finally:
+            gc.enable()
 
 
 def test_the_queue_of_another_namespace_answers_there(net: Net) -> None:
