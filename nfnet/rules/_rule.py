@@ -149,10 +149,15 @@ class RuleSet:
 
     def install(self) -> None:
         """Install them. Raises as `queue` says, and NfnetError if they are installed already."""
+        self._install(block=False)
+
+    def _install(self, *, block: bool) -> None:
         sock = call_in(self.rules[0].netns, self._connect)
         # The kernel does not say which expression it lacks.
         lines = [line for line in self._nft() if line.startswith(("nft add rule", "#"))]
-        _installed.put_in(self, sock, list(self.kernel_rules()), self._operation(), " or ".join(map(repr, lines)))
+        _installed.put_in(
+            self, sock, list(self.kernel_rules()), self._operation(), " or ".join(map(repr, lines)), block=block
+        )
 
     def _operation(self) -> str:
         return ", ".join(dict.fromkeys(str(rule.action) for rule in self.rules))
@@ -192,8 +197,7 @@ class RuleSet:
 
     def __enter__(self) -> RuleSet:
         if not _installed.enter(self):
-            self.install()
-            _installed.enter(self)
+            self._install(block=True)
         return self
 
     def __exit__(
@@ -203,7 +207,10 @@ class RuleSet:
 
     def describe(self) -> str:
         """The commands of nft and iptables that install the same rules; see `nfnet.rules.describe`."""
-        return "\n".join([*self._nft(), *(line for rule in self.rules for line in rule.iptables())])
+        of_iptables = [line for rule in self.rules for line in rule.iptables()]
+        # Without one of them the others would do something else.
+        excuses = list(dict.fromkeys(line for line in of_iptables if line.startswith("#")))
+        return "\n".join([*self._nft(), *(excuses or of_iptables)])
 
     def _nft(self) -> list[str]:
         chains = _installed.names(self._chain(rule) for rule in self.rules)
@@ -306,14 +313,17 @@ class Rule(RuleSet):
             if self.family in ("bridge", "netdev"):
                 raise NoWordsError(f"the family {self.family}")
             table = self._iptables_table()
-            return [
+            lines = [
                 " ".join([_PROGRAMS[version], *table, "-A", self.chain.hook.upper(), *words, part.iptables(version)])
                 for version in self.match.versions
                 for match, part in self._parts_of(version)
                 for words in match.iptables(version)
             ]
+            if self.match.has("limit") and len(lines) > 1:
+                raise NoWordsError("one limit for several of its rules")
         except NoWordsError as error:
             return [f"# iptables has no words for {error}"]
+        return lines
 
     def _iptables_table(self) -> list[str]:
         """Options that choose the table with a chain at this hook and priority. Raises NoWordsError."""
