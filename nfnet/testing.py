@@ -190,6 +190,7 @@ class FakeKernel(Transport):
     """
 
     trusted = True
+    simulated = True
 
     def __init__(self, *, num: int = 1, ends: bool = False) -> None:
         self.queued: dict[int, None] = {}
@@ -347,7 +348,10 @@ class FedQueue:
     def verdicts(self) -> dict[int, GivenVerdict]:
         """What was decided, by packet id."""
         self.queue.flush()
-        return {packet_id: GivenVerdict.from_word(word, changes) for packet_id, word, changes in self.kernel.judged}
+        bits = self.kernel.bits
+        return {
+            packet_id: GivenVerdict.from_word(word, changes, bits) for packet_id, word, changes in self.kernel.judged
+        }
 
     @property
     def injected(self) -> list[bytes]:

@@ -19,6 +19,7 @@ import contextlib
 import gc
 import io
 import ipaddress
+import itertools
 import json
 import logging
 import os
@@ -49,7 +50,8 @@ from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl, rtnetli
 from nfnet.protocol.nfnetlink import BODY, Attribute, Table
 from nfnet.protocol.nfqnl import NFQA, NFQA_TABLE
 from nfnet.protocol.nfulnl import NFULA, NFULA_TABLE
-from nfnet.rules import _nftables, _rule
+from nfnet.rules import _actions, _installed, _nftables
+from nfnet.rules._criteria import CRITERIA
 from nfnet.testing import FakeKernel, FedQueue, packet_message, tcp, udp
 
 from .swap import turn
@@ -86,6 +88,7 @@ WORDS = tuple(
     for text in (
         *words("= , - / : . 0 1 4 9 -1 0x 0b1 1e9 nan inf 65535 65536 4294967295 4294967296 192.0.2.1 fd00::1 /24"),
         *words("hook= family= protocol= source= destination= in_interface= out_interface= uid= priority= mark="),
+        *words("not_source= tcp_flags= icmp_type= length= limit= connection_mark= source_type= cgroup= gid= not_uid="),
         *words("state= source_port= destination_port= input ingress forward netdev bridge inet ip6 udp tcp icmpv6"),
         *words("new,related /129"),
         *words("eth* lo root nobody --queue --group --netns --count --json -w -q --mark --loss --delay --handler a:b"),
@@ -300,10 +303,9 @@ class _Socket:
 
 
 def read_dump(data: bytes, look: bool) -> None:
-    for _, name, _ in _nftables.tables(_Socket(data)):  # type: ignore[arg-type]
-        _rule._left(2, name, None)
+    _installed.listed(_Socket(data))  # type: ignore[arg-type]
     for name, values in _nftables.expressions(_Socket(data)):  # type: ignore[arg-type]
-        _rule.queues_of(name, values)
+        _actions.queues_of(name, values)
 
 
 class _Requests(Transport):
@@ -720,7 +722,7 @@ def parse_arguments(data: bytes, look: bool) -> None:
 
 
 def parse_words(data: bytes, look: bool) -> None:
-    for rule in (rules.queue, rules.log):
+    for rule in (rules.queue, rules.log, rules.mark):
         try:
             found = rule_words(text_of(data), rule)
         except argparse.ArgumentTypeError as error:
@@ -728,9 +730,15 @@ def parse_words(data: bytes, look: bool) -> None:
             continue
         made = rule(7, **found)
         assert made.describe().isascii() or all(map(str.isprintable, made.describe().splitlines()))
-        made._messages(0, [*made._match.expressions(made._family), *made._action.choices()[0]])
+        encode_rule(made)
         return
     raise nfnet.NfnetError(failed)
+
+
+def encode_rule(rule: rules.Rule) -> None:
+    """All that would be sent to install it."""
+    for step in rule.kernel_rules():
+        _nftables.rule(1, "t", "c", [*step.match, *step.choices[0]], b"", itertools.count(1))
 
 
 ODD: tuple[Any, ...] = (
@@ -758,9 +766,12 @@ def make_log(**options: Any) -> None:
 
 def make_rule(make: Callable[..., rules.Rule]) -> Callable[..., None]:
     def run(**options: Any) -> None:
+        # Most values fit nothing: with one argument at a time, and what it needs, some do.
+        if "hook" not in options:
+            options = {"hook": "output", **dict([*options.items()][:2])}
         rule = make(options.pop("number", 1), **options)
         assert rule.describe()
-        rule._messages(0, [*rule._match.expressions(rule._family), *rule._action.choices()[0]])
+        encode_rule(rule)
 
     return run
 
@@ -791,14 +802,16 @@ def decide(method: str) -> Callable[..., None]:
 
 
 _MATCH = (
-    *words("hook family priority protocol source destination source_port destination_port in_interface"),
-    *words("out_interface mark not_mark state uid"),
+    *words("hook family priority"),
+    *(negation + name for name in CRITERIA for negation in ("", "not_")),
 )
 _VERDICT = words("mark payload priority vlan l2header ct_mark ct_labels")
 _REWRITE = words("data source destination source_port destination_port ttl tos seq ack flags window")
 CALLS: tuple[tuple[Callable[..., object], Sequence[str]], ...] = (
     (make_rule(rules.queue), ("number", "bypass", "balance", *_MATCH)),
     (make_rule(rules.log), ("number", "prefix", "snaplen", "threshold", *_MATCH)),
+    (make_rule(rules.mark), ("number", "mask", *_MATCH)),
+    (make_rule(lambda number, **options: rules.reject(**options)), ("error", *_MATCH)),
     (
         make_queue,
         words("num copy_range copy_mode max_len rcvbuf fail_open gso conntrack on_overrun undecided on_error"),
@@ -933,6 +946,9 @@ RULES = [
     b"hook=input family=ip6 source=fd00::/8 protocol=tcp source_port=80 uid=0",
     b"hook=ingress family=netdev in_interface=eth0 not_mark=1",
     b"hook=postrouting out_interface=eth* uid=root protocol=icmp",
+    b"hook=input protocol=icmp,icmpv6 icmp_type=echo-request,redirect 'limit=10/minute burst 20' not_length=0-60",
+    b"hook=output protocol=tcp 'tcp_flags=syn,!ack' not_source=10.0.0.0/8,192.0.2.1-192.0.2.9,fd00::/8 not_uid=5-9",
+    b"hook=output connection_mark=0x1/0xff not_mark=1,2 not_destination_type=local,broadcast cgroup=init.scope gid=0",
     b"",
 ]
 ARGUMENTS = [

@@ -22,6 +22,7 @@ from ..protocol.conntrack import parse as parse_conntrack
 from ..protocol.layout import Layout, Layouts, compile_struct
 from ..protocol.nfnetlink import BODY, ArpHook, Family, Hook, NetdevHook, Table, parse_attributes
 from ..protocol.nfqnl import NFQA_VLAN
+from .connections import Connections
 
 _Message = TypeVar("_Message", bound="Message")
 
@@ -60,10 +61,11 @@ class Fed(bytes):
 class Origin:
     """The machine that messages came from, as far as it is known.
 
-    That are the names of its interfaces, its processes, and the transport by which packets can be sent there.
+    That are the names of its interfaces, its processes, the transport by which packets can be sent there, and, of a
+    queue, what is known of verdicts on connections.
     """
 
-    __slots__ = ("interface_name", "processes", "transport")
+    __slots__ = ("connections", "interface_name", "processes", "transport")
 
     def __init__(
         self,
@@ -74,6 +76,7 @@ class Origin:
         self.interface_name = interface_name
         self.processes = processes
         self.transport = transport
+        self.connections: Connections | None = None
 
 
 class Vlan(NamedTuple):

@@ -311,6 +311,29 @@ class NetlinkSocket(Transport, at_fork.AtFork):
                 poll.register(self.fileno(), select.POLLIN)
                 poll.poll(left * 1000)
 
+    def dump(self, request: bytes, operation: str) -> Iterator[bytes]:
+        """Send a request for a dump, and give its messages; for a socket that has nothing else to receive.
+
+        Raises KernelError, AckTimeoutError.
+        """
+        self.send(request)
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        while True:
+            datagrams: list[bytes] = []
+            self.receive(datagrams, 16)
+            for datagram in datagrams:
+                for _, message in netlink.split_messages(datagram):
+                    kind = netlink.read_length_and_type(message)[1]
+                    if kind == netlink.NLMSG_DONE:
+                        return
+                    if kind == netlink.NLMSG_ERROR:
+                        answer = netlink.parse_answer(message)
+                        raise kernel_error(operation, answer.errno, message=answer.message)
+                    yield message
+            if not datagrams and not poll.poll(_ACK_TIMEOUT * 1000):
+                raise AckTimeoutError(operation, errno.ETIMEDOUT)
+
     def _socket_receive(self, into: list[bytes]) -> None:
         try:
             into.append(self._socket.recv(self._datagram, socket.MSG_DONTWAIT))

@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 from ..errors import NfnetError, NotSupportedError
 from ..protocol import netlink
+from ..protocol.markbits import MarkBits
 
 _NOOP = netlink.build_message(netlink.NLMSG_NOOP, netlink.Flag.REQUEST | netlink.Flag.ACK, 0, b"")
 
@@ -67,6 +68,12 @@ class Transport(ABC):
 
     recordable: bool = False
     """Whether it tells ``tap`` of every datagram."""
+
+    simulated: bool = False
+    """Whether a recording or a double is behind it, and no kernel: verdicts on connections need no rules there."""
+
+    bits: MarkBits | None = None
+    """Set by a queue: in which bits of marks verdicts on connections are sent, as far as that is known."""
 
     tap: Tap | None = None
     """Set by a recorder, for a `recordable` transport."""

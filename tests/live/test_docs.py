@@ -161,6 +161,20 @@ def test_dropping(page: Page, net: Net) -> None:
     assert not readable(receiver, 0)
 
 
+def test_deciding_connections(page: Page, net: Net) -> None:
+    with listening(net, 80) as door, page.program("docs/connections.md", 0, host="client") as end:
+        with pytest.raises(ConnectionRefusedError):
+            connect(net, 25)
+        with connect(net, 80) as sock, door.accept()[0] as connection:
+            for _ in range(10):
+                sock.send(b"x")
+                assert connection.recv(100) == b"x"
+        output = end(lines=2)
+    refused, accepted = output.splitlines()
+    assert refused.endswith(f" > {SERVER}.25")
+    assert accepted.endswith(f" > {SERVER}.80")
+
+
 def test_refusing(page: Page, net: Net) -> None:
     with listening(net, 80) as door, listening(net, 23), page.program("docs/answers.md", 0, host="server") as end:
         with pytest.raises(ConnectionRefusedError):
