@@ -114,6 +114,8 @@ class Compared(Criterion):
     host_order = False
     touching = True
     """Whether values in a row are a range."""
+    set_kinds: tuple[str, ...] = ()
+    """The kinds of `Set` that may stand for values; see `_in_set`."""
 
     @abstractmethod
     def read_one(self, name: str, value: Any) -> Iterable[Span]:

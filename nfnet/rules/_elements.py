@@ -169,18 +169,16 @@ def _read_ports(value: Any) -> bytes:
     if isinstance(value, str):
         first, dash, last = (part.strip() for part in value.partition("-"))
         last = last if dash else first
-        if not all(text.isdecimal() and len(text) < 20 for text in (first, last)):
+        if not all(text.isascii() and text.isdecimal() and len(text) < 20 for text in (first, last)):
             raise ArgumentError(f"no port: {value!r}, which must be one, or two like 1024-2047")
         value = range(int(first), int(last) + 1)
         if not value:
             raise ArgumentError(f"no ports: '{first}-{last}' ends before it begins")
-    if isinstance(value, range):
-        if value.step != 1 or not value:
-            raise ArgumentError(f"no ports: {value}, which must be a range of some, without gaps")
-        first, last = value[0], value[-1]
-    else:
-        first = last = check("a port", value, 0, 0xFFFF, what=_PORTS)
-    return b"".join(check("a port", port, 0, 0xFFFF).to_bytes(2, "big") for port in (first, last))
+    if not isinstance(value, range):
+        return check("a port", value, 0, 0xFFFF, what=_PORTS).to_bytes(2, "big") * 2
+    if value.step != 1 or not value:
+        raise ArgumentError(f"no ports: {value}, which must be a range of some, without gaps")
+    return b"".join(check("a port", port, 0, 0xFFFF).to_bytes(2, "big") for port in (value[0], value[-1]))
 
 
 def _show_ports(data: bytes) -> Element:
@@ -191,7 +189,7 @@ def _show_ports(data: bytes) -> Element:
 def _read_mark(value: Any) -> bytes:
     if isinstance(value, str):
         try:
-            value = int(value, 0)
+            value = int(value, 0) if len(value) < 20 else -1
         except ValueError:
             raise ArgumentError(f"no mark: {value!r} is no number") from None
     return check("a mark", value, 0, 0xFFFFFFFF).to_bytes(4, netlink.HOST)
@@ -334,7 +332,10 @@ class Intervals(Content):
         begin, end = bisect_left(known, first), bisect_left(known, _behind(last))
         if begin and known[begin - 1][size:] >= first:
             begin -= 1
-        first, last = min([first, *known[begin:end][:1]])[:size], max([last, *[segment[size:] for segment in known[begin:end][-1:]]])
+        first, last = (
+            min([first, *known[begin:end][:1]])[:size],
+            max([last, *[segment[size:] for segment in known[begin:end][-1:]]]),
+        )
         if begin and _add(known[begin - 1][size:], 1) == first:
             begin -= 1
             first = known[begin][:size]
@@ -355,7 +356,11 @@ class Intervals(Content):
         return segment if self._cut is None else self._cut[segment]
 
     def _change(
-        self, before: dict[bytes, bytes], after: dict[bytes, bytes], deadlines: Mapping[bytes, float], make: Callable[[], object]
+        self,
+        before: dict[bytes, bytes],
+        after: dict[bytes, bytes],
+        deadlines: Mapping[bytes, float],
+        make: Callable[[], object],
     ) -> Change:
         stays = {
             segment

@@ -103,6 +103,7 @@ class Mark(Compared):
     """A mark, or those of its bits that a mask has."""
 
     kind, host_order, touching = 19, True, False
+    set_kinds = ("mark",)
     takes = "a number, or a pair of number and mask, which says which bits are looked at"
 
     def __init__(self, about: str, load: Expression, nft: str, iptables: str) -> None:

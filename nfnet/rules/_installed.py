@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from .._io.netlink_socket import NetlinkSocket
 from ..errors import KernelError, NfnetError, NotSupportedError
 from ..netns import Netns, call_in
-from . import _nftables
+from . import _nftables, _sets
 from ._expressions import Step, be32, counter
+from ._sets import Set
 from ._values import HOOKS
 
 FAMILIES = {"inet": 1, "ip": 2, "netdev": 5, "bridge": 7, "ip6": 10}  # NFPROTO_*
@@ -64,6 +65,8 @@ class KernelRule(NamedTuple):
     """Which rule of the set it belongs to, from 0 on."""
     words: str
     """What that rule says."""
+    sets: Sequence[Set] = ()
+    """Those that it looks packets up in."""
 
 
 def names(chains: Iterable[Chain]) -> dict[Chain, str]:
@@ -85,6 +88,7 @@ class _Installation:
         self.name = f"{_NAME}{os.getpid()}-{os.urandom(4).hex()}"
         self.is_owned = True
         self.is_entered = False
+        self.used: list[Set] = []
 
     def messages(self, flags: int, rules: Sequence[KernelRule], attempt: int) -> list[_nftables.Message]:
         table = _nftables.text(self.name)
@@ -100,6 +104,9 @@ class _Installation:
         for chain, name in chains.items():
             attributes = chain.attributes(self.name, name)
             messages.append(_nftables.Message(_nftables.NEWCHAIN, FAMILIES[chain.family], attributes))
+        for family, used in self.sets(rules).items():
+            for one in used:
+                messages += one.creation(FAMILIES[family], self.name)
         sets = itertools.count(1)
         for rule in rules:
             end = rule.choices[min(attempt, len(rule.choices) - 1)]
@@ -112,6 +119,27 @@ class _Installation:
                 sets,
             )
         return messages
+
+    @staticmethod
+    def sets(rules: Sequence[KernelRule]) -> dict[str, list[Set]]:
+        """The sets that are used, each once, by family."""
+        found: dict[str, list[Set]] = {}
+        for rule in rules:
+            here = found.setdefault(rule.chain.family, [])
+            here += [one for one in dict.fromkeys(rule.sets) if one not in here]
+        return found
+
+    def attach(self, rules: Sequence[KernelRule]) -> None:
+        """Tell the sets where they are."""
+        for family, used in self.sets(rules).items():
+            for one in used:
+                one.attach(self.sock, FAMILIES[family], self.name)
+                self.used.append(one)
+
+    def detach(self) -> None:
+        """Tell them that they are there no longer."""
+        for one in self.used:
+            one.detach(self.sock)
 
     def deletions(self) -> list[_nftables.Message]:
         table = [(_nftables.TABLE_NAME, _nftables.text(self.name))]
@@ -148,10 +176,13 @@ def put_in(what: object, sock: NetlinkSocket, rules: Sequence[KernelRule], opera
     try:
         if _installed.setdefault(what, installation) is not installation:
             raise NfnetError("the rule is installed already")
-        _try_all(installation, rules, operation, unknown)
+        with _sets.lock():  # they must not change in between
+            _try_all(installation, rules, operation, unknown)
+            installation.attach(rules)
     except BaseException:
         if _installed.get(what) is installation:
             del _installed[what]
+        installation.detach()
         sock.close()
         raise
 
@@ -182,7 +213,9 @@ def take_out(what: object, operation: str) -> None:
     if installation is None:
         return
     try:
-        _nftables.commit(installation.sock, installation.deletions(), operation)
+        with _sets.lock():
+            installation.detach()
+            _nftables.commit(installation.sock, installation.deletions(), operation)
     except KernelError as error:
         # ENOENT if somebody flushed the ruleset. A table with an owner goes with the socket in any case.
         if not installation.is_owned and error.errno != errno.ENOENT:

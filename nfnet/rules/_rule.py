@@ -175,12 +175,12 @@ class RuleSet:
 
     def _kernel_rules(self) -> Iterator[_installed.KernelRule]:
         for number, rule in enumerate(self.rules):
-            words = _installed.fitted(rule.words())
+            words, sets = _installed.fitted(rule.words()), rule.match.sets()
             for version, part in rule.parts():
                 steps = list(rule.match.steps(version))
                 if part.only_tcp and not rule.match.only_tcp(version):
                     steps = [meta(META_L4PROTO), compare(bytes([socket.IPPROTO_TCP])), *steps]
-                yield _installed.KernelRule(self._chain(rule), steps, part.choices(rule.family), number, words)
+                yield _installed.KernelRule(self._chain(rule), steps, part.choices(rule.family), number, words, sets)
 
     def _chain(self, rule: Rule) -> _installed.Chain:
         """That of a rule; the same for all at a hook and a priority, so that they are in an order."""

@@ -33,6 +33,7 @@ SetKind = Literal["address", "network", "port", "mark"]
 
 # linux/netfilter/nf_tables.h
 _INTERVAL, _TIMEOUT = 0x4, 0x10  # NFT_SET_*
+_FIRST_NUMBER = 0x40000000
 _INTERVAL_END = 1  # NFT_SET_ELEM_INTERVAL_END
 _LIST_ELEM = 1
 _KEY, _FLAGS, _ELEMENT_TIMEOUT, _EXPRESSION = 1, 3, 4, 7  # NFTA_SET_ELEM_*
@@ -194,9 +195,10 @@ class Set(at_fork.AtFork):
     # --- questions
 
     def __contains__(self, element: Any) -> bool:
-        """Whether it is there; whether all of it is, if elements are networks or ranges: then one may have others in it.
+        """Whether a packet with this is found in the set.
 
-        Raises ArgumentError if it is not of the kind.
+        A network or a range is there if all of it is, in one element or several. Raises ArgumentError if the element
+        is not of the kind.
         """
         data = self._kind.read(element)
         with _shared.lock:
@@ -234,30 +236,32 @@ class Set(at_fork.AtFork):
         return self._kind.parts
 
     @property
-    def has_tables(self) -> bool:
-        """Whether it is in any."""
-        return bool(self._tables)
+    def title(self) -> str:
+        """What it is called in lists of rules."""
+        return f"{self.kind}{self._number}"
 
     def name(self, part: int) -> str:
         """What the set of a part is called in tables."""
         version = self._kind.parts[part].version
-        return f"{self.kind}{self._number}" + (f"-ipv{version}" if version else "")
+        return self.title + (f"-ipv{version}" if version else "")
+
+    def number(self, part: int) -> int:
+        """What it is known by in the transaction that makes it: far from those of the sets of rules themselves."""
+        return _FIRST_NUMBER + self._number * 2 + part
 
     def creation(self, family: int, table: str) -> list[Message]:
         """What makes the set in a table, with what it holds. Hold `lock` from here until `attach`."""
         now = time.monotonic()
-        home = _Table.__new__(_Table)
-        home.family, home.name = family, table
         flags = _TIMEOUT | (_INTERVAL if self._kind.intervals else 0)
         messages = []
         for number, part in enumerate(self._kind.parts):
             attributes = [
                 *((1, _text(table)), (2, _text(self.name(number))), (3, be32(flags))),
-                *((4, be32(part.type)), (5, be32(part.size)), (10, be32(self._id(number)))),
+                *((4, be32(part.type)), (5, be32(part.size)), (10, be32(self.number(number)))),
                 (13, bytes([_BYTE_ORDER, 4]) + part.order.to_bytes(4, netlink.HOST)),
             ]
             messages.append(Message(NEWSET, family, attributes))
-        return [*messages, *self._additions(home, self._whole(now), now)]
+        return [*messages, *self._additions(family, table, self._whole(now), now)]
 
     def attach(self, sock: NetlinkSocket, family: int, table: str) -> None:
         """It is in a table now, which belongs to a socket."""
@@ -266,9 +270,6 @@ class Set(at_fork.AtFork):
     def detach(self, sock: NetlinkSocket) -> None:
         """It no longer is in the table of a socket."""
         self._tables = [table for table in self._tables if table.sock is not sock]
-
-    def _id(self, part: int) -> int:
-        return 0x40000000 + self._number * 2 + part  # far from those of the sets of rules themselves
 
     # --- with the lock
 
@@ -356,7 +357,9 @@ class Set(at_fork.AtFork):
             changed.append(table)
             if not was_stale:
                 try:
-                    self._commit(table, [*self._removals(table, plans), *self._additions(table, plans, now)])
+                    self._commit(
+                        table, [*self._removals(table, plans), *self._additions(table.family, table.name, plans, now)]
+                    )
                     continue
                 except KernelError as error:
                     # Elements whose time was just over were there still, or no longer.
@@ -378,7 +381,7 @@ class Set(at_fork.AtFork):
             Message(DELSETELEM, table.family, [(1, _text(table.name)), (2, _text(self.name(number)))])
             for number in range(len(self._contents))
         ]
-        self._commit(table, [*empty, *self._additions(table, whole, now)])
+        self._commit(table, [*empty, *self._additions(table.family, table.name, whole, now)])
 
     def _whole(self, now: float, plans: Sequence[Change] = ()) -> list[Change]:
         """What is there, or will be after a change, as something that comes."""
@@ -406,21 +409,23 @@ class Set(at_fork.AtFork):
     def _removals(self, table: _Table, plans: list[Change]) -> Iterator[Message]:
         for number, plan in enumerate(plans):
             elements = self._encode(number, [(segment, NEVER) for segment in plan.gone], 0.0, False)
-            yield from self._messages(DELSETELEM, table, number, elements)
+            yield from self._messages(DELSETELEM, table.family, table.name, number, elements)
 
-    def _additions(self, table: _Table, plans: list[Change], now: float) -> Iterator[Message]:
+    def _additions(self, family: int, table: str, plans: list[Change], now: float) -> Iterator[Message]:
         for number, plan in enumerate(plans):
             elements = self._encode(number, plan.come, now, self._counters)
-            yield from self._messages(NEWSETELEM, table, number, elements)
+            yield from self._messages(NEWSETELEM, family, table, number, elements)
 
-    def _messages(self, operation: int, table: _Table, number: int, elements: list[bytes]) -> Iterator[Message]:
+    def _messages(
+        self, operation: int, family: int, table: str, number: int, elements: list[bytes]
+    ) -> Iterator[Message]:
         if not elements:
             return
         count = _MOST_BYTES // max(map(len, elements))
-        where = [(1, _text(table.name)), (2, _text(self.name(number)))]
+        where = [(1, _text(table)), (2, _text(self.name(number)))]
         for start in range(0, len(elements), count):
             together = (3 | _NESTED, b"".join(elements[start : start + count]))
-            yield Message(operation, table.family, [*where, together])
+            yield Message(operation, family, [*where, together])
 
     def _encode(self, number: int, come: Sequence[tuple[bytes, float]], now: float, counters: bool) -> list[bytes]:
         """Elements as attributes; those of intervals two each, for what is first in it, and first behind it."""
@@ -447,7 +452,9 @@ class Set(at_fork.AtFork):
         show = self._kind.show
         counts = {show(data): [0, 0] for data in self._all(now)}
         for number, content in enumerate(self._contents):
-            begins = {segment[: self._kind.parts[number].size]: element for segment, element in content.segments(now).items()}
+            begins = {
+                segment[: self._kind.parts[number].size]: element for segment, element in content.segments(now).items()
+            }
             for table in self._tables:
                 for key, packets, octets in _elements_of(table, self.name(number)):
                     if key in begins:
@@ -471,7 +478,7 @@ class Set(at_fork.AtFork):
         return list(dict.fromkeys(map(self._kind.read, elements)))
 
     def _read_lines(self, lines: Iterable[Any], name: str) -> list[bytes]:
-        found = {}
+        found: dict[bytes, None] = {}
         for number, line in enumerate(lines, 1):
             if not isinstance(line, str):
                 raise ArgumentTypeError(f"{name} must be open for reading text, not bytes")
@@ -529,7 +536,9 @@ def _elements_of(table: _Table, name: str) -> Iterator[tuple[bytes, int, int]]:
             if _EXPRESSION in parts:
                 expression = _attributes(parts[_EXPRESSION])
                 counter = _attributes(expression.get(_EXPR_DATA, b""))
-                packets, octets = (int.from_bytes(counter.get(n, b""), "big") for n in (_COUNTER_PACKETS, _COUNTER_BYTES))
+                packets, octets = (
+                    int.from_bytes(counter.get(n, b""), "big") for n in (_COUNTER_PACKETS, _COUNTER_BYTES)
+                )
                 yield _attributes(parts[_KEY])[_VALUE], packets, octets
 
 
