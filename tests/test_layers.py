@@ -66,6 +66,7 @@ ORDER = [
     "rules._expressions",
     "rules._nftables",
     "rules._elements",
+    "rules._set_messages",
     "rules._sets",
     "rules._values",
     "rules._cgroups",

@@ -78,9 +78,13 @@ def _pack(text: str) -> bytes:
         return _plain(socket.inet_pton(socket.AF_INET6, text))
     except OSError:
         pass
+    _check_zone(text)
+    return ipaddress.ip_address(text).packed  # which says what is wrong
+
+
+def _check_zone(text: str) -> None:
     if "%" in text:
         raise ValueError(f"{text!r} has a zone, which packets do not: leave it out")
-    return ipaddress.ip_address(text).packed  # which says what is wrong
 
 
 def _plain(address: bytes) -> bytes:
@@ -92,6 +96,7 @@ def _read_address(value: Any) -> bytes:
         if isinstance(value, str):
             return _pack(value)
         if isinstance(value, _Address):
+            _check_zone(str(value))
             return _plain(value.packed)
     except ValueError as error:
         hint = '; networks and ranges are for Set("network")' if re.search(r"[/-]", str(value)) else ""
@@ -114,6 +119,8 @@ def _read_network(value: Any) -> bytes:
             if dash:
                 return _range(value, _pack(first.strip()), _pack(last.strip()))
             return _pack(value) * 2
+        if isinstance(value, (_Address, _Network)):
+            _check_zone(str(value))
         if isinstance(value, _Address):
             return _plain(value.packed) * 2
         if isinstance(value, _Network):
@@ -131,6 +138,7 @@ def _network(address: str, length: str, text: str) -> bytes:
     except (OSError, KeyError):
         hosts = number = 1
     if number & hosts:
+        _check_zone(text)
         network = ipaddress.ip_network(text)  # which says what is wrong, or knows masks like 255.255.255.0
         return network.network_address.packed + network.broadcast_address.packed
     return first + (number | hosts).to_bytes(size, "big")

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import ArgumentError
 from ._criterion import Compared, Criterion
 from ._expressions import Step, lookup
+from ._set_messages import KernelSet
 from ._sets import Set
 from ._values import NoWordsError
 
@@ -31,20 +32,21 @@ class InSet(Criterion):
         raise NotImplementedError
 
     def tells_versions_apart(self, asked: Set) -> bool:
-        return any(part.version is not None for part in asked.parts)
+        return len(asked.kernel_sets) > 1
 
-    def _part(self, asked: Set, version: int | None) -> int:
+    @staticmethod
+    def _of_version(asked: Set, version: int | None) -> KernelSet:
         """The set in the kernel that has what packets of the version can have."""
-        return next(number for number, part in enumerate(asked.parts) if part.version in (None, version))
+        return next(one for one in asked.kernel_sets if one.part.version in (None, version))
 
     def steps(self, asked: Set, version: int | None) -> Iterator[Step]:
-        part = self._part(asked, version)
+        found = self._of_version(asked, version)
         yield self._row.load(version)
-        yield lookup(asked.name(part).encode(), asked.number(part), self._negated)
+        yield lookup(found.name.encode(), found.number, self._negated)
 
     def nft(self, asked: Set, version: int | None, protocol: str) -> str:
         unequal = "!= " if self._negated else ""
-        return f"{self._row.key(version, protocol)} {unequal}@{asked.name(self._part(asked, version))}"
+        return f"{self._row.key(version, protocol)} {unequal}@{self._of_version(asked, version).name}"
 
     def iptables(self, asked: Set, version: int, protocol: str) -> list[str]:
         raise NoWordsError("sets")

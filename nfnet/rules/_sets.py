@@ -1,9 +1,9 @@
 """Sets: addresses, networks, ports or marks that rules look packets up in, and that change while these are installed.
 
 A set lives in the table of each rule that uses it, for nf_tables shares none among tables; and what it holds is known
-here, too. So nothing is asked of the kernel before a change, elements are there before a rule is installed and after
-it was removed, and a change that fails half-way is undone: the kernel's set is then written anew (`_Table.stale`), in
-one transaction like any other change.
+here, too. So nothing is asked of the kernel before a change, and elements are there before a rule is installed and
+after it was removed. A change that fails half-way is undone: what the kernel has is then written anew
+(`_Table.is_stale`), in one transaction like any other change.
 
 The kernel removes elements whose time is over. Here they are passed over, by the same clock, and forgotten later.
 """
@@ -21,30 +21,26 @@ from .._arguments import check, check_choice, check_flag, wrong_type
 from .._io import at_fork
 from .._io.locks import RLock
 from .._io.netlink_socket import NetlinkSocket
-from ..errors import AckTimeoutError, ArgumentError, ArgumentTypeError, KernelError, NfnetError, NoElementError
-from ..protocol import netlink
-from ..protocol.layout import build_attribute, walk
+from ..errors import (
+    AckTimeoutError,
+    ArgumentError,
+    ArgumentTypeError,
+    ClosedError,
+    KernelError,
+    NfnetError,
+    NoElementError,
+)
 from . import _nftables
-from ._elements import KINDS, NEVER, Change, Content, Element, Intervals, Part, Points
-from ._expressions import be32, be64
-from ._nftables import DELSETELEM, NEWSET, NEWSETELEM, Message
+from ._elements import KINDS, NEVER, Change, Content, Element, Intervals, Points
+from ._nftables import Message
+from ._set_messages import KernelSet
 
 SetKind = Literal["address", "network", "port", "mark"]
 
-# linux/netfilter/nf_tables.h
-_INTERVAL, _TIMEOUT = 0x4, 0x10  # NFT_SET_*
-_FIRST_NUMBER = 0x40000000
-_INTERVAL_END = 1  # NFT_SET_ELEM_INTERVAL_END
-_LIST_ELEM = 1
-_KEY, _FLAGS, _ELEMENT_TIMEOUT, _EXPRESSION = 1, 3, 4, 7  # NFTA_SET_ELEM_*
-_VALUE = 1
-_EXPR_NAME, _EXPR_DATA = 1, 2
-_COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
-_BYTE_ORDER = 0  # NFTNL_UDATA_SET_KEYBYTEORDER, which is for nft alone
-_NESTED = 0x8000  # NLA_F_NESTED
-_MOST_BYTES = 65_000  # of elements in a message: the length of an attribute has 16 bits
-_BEFORE_KEY = 12  # bytes: the headers of the element, its key and the value
+_FIRST_NUMBER = 0x40000000  # far from those of the sets that rules have themselves
 _MAX_TIMEOUT = 1e9  # seconds; the kernel counts milliseconds
+# What the kernel says if elements whose time was just over are there still, or no longer: two clocks read the time.
+_OTHER_MOMENT = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)
 _GONE = "Somebody else removed the table of the rule: remove the rule, and install it again"
 
 
@@ -78,11 +74,12 @@ def lock() -> RLock:
 
 
 class _Table:
-    """A table in which a set is."""
+    """Tables of one name in which a set is, one for each family, which belong to a socket."""
 
-    def __init__(self, sock: NetlinkSocket, family: int, name: str) -> None:
-        self.sock, self.family, self.name = sock, family, name
-        self.stale = False
+    def __init__(self, sock: NetlinkSocket, name: str) -> None:
+        self.sock, self.name = sock, name
+        self.families: list[int] = []
+        self.is_stale = False
         """Whether what is in the kernel may not be what is known here: a change was interrupted."""
 
 
@@ -122,9 +119,22 @@ class Set(at_fork.AtFork):
         self._timeout = NEVER if timeout is None else _check_timeout(timeout)
         self._size = None if size is None else check("size", size, 1, 0xFFFFFFFF)
         self._counters = check_flag("counters", counters)
-        self._number = next(_numbers)
         self._tables: list[_Table] = []
         self._contents: list[Content] = [Intervals() if self._kind.intervals else Points() for _ in self._kind.parts]
+        number = next(_numbers)
+        self.title = f"{kind}{number}"
+        """What it is called in lists of rules."""
+        self.kernel_sets = [
+            KernelSet(
+                self.title + (f"-ipv{part.version}" if part.version else ""),
+                _FIRST_NUMBER + 2 * number + place,
+                part,
+                self._kind.intervals,
+                self._counters,
+            )
+            for place, part in enumerate(self._kind.parts)
+        ]
+        """The sets of which it is made in tables: one for each IP version, if that matters."""
         at_fork.register(self)
         self.update(elements)
 
@@ -230,45 +240,24 @@ class Set(at_fork.AtFork):
 
     # --- for rules
 
-    @property
-    def parts(self) -> Sequence[Part]:
-        """What it has a set in the kernel for, each."""
-        return self._kind.parts
-
-    @property
-    def title(self) -> str:
-        """What it is called in lists of rules."""
-        return f"{self.kind}{self._number}"
-
-    def name(self, part: int) -> str:
-        """What the set of a part is called in tables."""
-        version = self._kind.parts[part].version
-        return self.title + (f"-ipv{version}" if version else "")
-
-    def number(self, part: int) -> int:
-        """What it is known by in the transaction that makes it: far from those of the sets of rules themselves."""
-        return _FIRST_NUMBER + self._number * 2 + part
-
     def creation(self, family: int, table: str) -> list[Message]:
         """What makes the set in a table, with what it holds. Hold `lock` from here until `attach`."""
         now = time.monotonic()
-        flags = _TIMEOUT | (_INTERVAL if self._kind.intervals else 0)
-        messages = []
-        for number, part in enumerate(self._kind.parts):
-            attributes = [
-                *((1, _text(table)), (2, _text(self.name(number))), (3, be32(flags))),
-                *((4, be32(part.type)), (5, be32(part.size)), (10, be32(self.number(number)))),
-                (13, bytes([_BYTE_ORDER, 4]) + part.order.to_bytes(4, netlink.HOST)),
-            ]
-            messages.append(Message(NEWSET, family, attributes))
-        return [*messages, *self._additions(family, table, self._whole(now), now)]
+        messages = [kernel_set.creation(family, table) for kernel_set in self.kernel_sets]
+        for kernel_set, segments in zip(self.kernel_sets, self._whole(now)):
+            messages += kernel_set.addition(family, table, segments.items(), now)
+        return messages
 
-    def attach(self, sock: NetlinkSocket, family: int, table: str) -> None:
+    def attach(self, sock: NetlinkSocket, family: int, name: str) -> None:
         """It is in a table now, which belongs to a socket."""
-        self._tables = [*self._tables, _Table(sock, family, table)]
+        table = next((table for table in self._tables if table.sock is sock), None)
+        if table is None:
+            table = _Table(sock, name)
+            self._tables = [*self._tables, table]
+        table.families.append(family)
 
     def detach(self, sock: NetlinkSocket) -> None:
-        """It no longer is in the table of a socket."""
+        """It no longer is in the tables of a socket."""
         self._tables = [table for table in self._tables if table.sock is not sock]
 
     # --- with the lock
@@ -327,7 +316,7 @@ class Set(at_fork.AtFork):
         for plan in plans:
             plan.make()
         for table in self._tables:
-            table.stale = False
+            table.is_stale = False
         for content in self._contents:
             content.tidy(now)
 
@@ -341,126 +330,97 @@ class Set(at_fork.AtFork):
             raise ArgumentError(f"the set would have {count} elements, and its size is {size}")
 
     def _send(self, plans: list[Change], now: float) -> None:
-        changed: list[_Table] = []
+        """Make changes in all tables, or in none."""
+        begun: list[_Table] = []
         try:
-            self._send_to_all(plans, now, changed)
-        except BaseException as error:
-            # A transaction that is refused has changed nothing. Of others nobody knows, and those before are done.
-            if isinstance(error, KernelError) and not isinstance(error, AckTimeoutError) and changed:
-                changed.pop().stale = False
-            self._restore(changed, now)
+            self._send_to_all(plans, now, begun)
+        except BaseException:
+            self._restore(begun, now)
             raise
 
-    def _send_to_all(self, plans: list[Change], now: float, changed: list[_Table]) -> None:
+    def _send_to_all(self, plans: list[Change], now: float, begun: list[_Table]) -> None:
         for table in self._tables:
-            was_stale, table.stale = table.stale, True
-            changed.append(table)
-            if not was_stale:
-                try:
-                    self._commit(
-                        table, [*self._removals(table, plans), *self._additions(table.family, table.name, plans, now)]
-                    )
-                    continue
-                except KernelError as error:
-                    # Elements whose time was just over were there still, or no longer.
-                    if error.errno not in (errno.EEXIST, errno.ENOENT):
-                        raise
-            self._rewrite(table, self._whole(now, plans), now)
-
-    def _restore(self, tables: list[_Table], now: float) -> None:
-        """Bring back what was there before a change that failed."""
-        for table in tables:
+            was_stale, table.is_stale = table.is_stale, True
+            begun.append(table)
             try:
-                self._rewrite(table, self._whole(now), now)
-            except KernelError:
-                continue  # the next change will
-            table.stale = False
+                self._send_to(table, plans, now, was_stale)
+            except ClosedError:  # of the socket, with which the table went
+                self.detach(table.sock)
+            except AckTimeoutError:
+                raise
+            except KernelError:  # which refused all of it
+                table.is_stale = was_stale
+                raise
 
-    def _rewrite(self, table: _Table, whole: list[Change], now: float) -> None:
-        empty = [
-            Message(DELSETELEM, table.family, [(1, _text(table.name)), (2, _text(self.name(number)))])
-            for number in range(len(self._contents))
-        ]
-        self._commit(table, [*empty, *self._additions(table.family, table.name, whole, now)])
+    def _send_to(self, table: _Table, plans: list[Change], now: float, was_stale: bool) -> None:
+        if not was_stale:
+            try:
+                self._commit(table, self._messages(table, plans, now))
+                return
+            except KernelError as error:
+                if error.errno not in _OTHER_MOMENT:
+                    raise
+        self._rewrite(table, plans, now)
 
-    def _whole(self, now: float, plans: Sequence[Change] = ()) -> list[Change]:
-        """What is there, or will be after a change, as something that comes."""
-        whole = []
-        for number, content in enumerate(self._contents):
-            there = {segment: content.deadlines[element] for segment, element in content.segments(now).items()}
-            if plans:
-                for segment in plans[number].gone:
-                    there.pop(segment, None)
-                there.update(plans[number].come)
-            whole.append(Change([], list(there.items()), _nothing))
-        return whole
+    def _restore(self, begun: list[_Table], now: float) -> None:
+        """Bring back what was there before a change that failed."""
+        for table in begun:
+            if table.is_stale:
+                try:
+                    self._rewrite(table, (), now)
+                except (KernelError, ClosedError):
+                    continue  # the next change will
+                table.is_stale = False
 
-    def _commit(self, table: _Table, messages: list[Message]) -> None:
-        if not messages:
-            return
-        operation = f"changing a set of {self.kind} elements"
+    def _messages(self, table: _Table, plans: list[Change], now: float) -> Iterator[Message]:
+        for family in table.families:
+            for kernel_set, plan in zip(self.kernel_sets, plans):
+                yield from kernel_set.removal(family, table.name, plan.gone)
+                yield from kernel_set.addition(family, table.name, plan.come, now)
+
+    def _rewrite(self, table: _Table, plans: Sequence[Change], now: float) -> None:
+        """Have in a table what there is, or will be after some changes, whatever is there."""
+        messages: list[Message] = []
+        for family in table.families:
+            for kernel_set, segments in zip(self.kernel_sets, self._whole(now, plans)):
+                messages.append(kernel_set.clearing(family, table.name))
+                messages += kernel_set.addition(family, table.name, segments.items(), now)
         try:
-            _nftables.commit(table.sock, messages, operation)
+            self._commit(table, messages)
         except KernelError as error:
             if error.errno == errno.ENOENT:
-                raise KernelError(operation, errno.ENOENT, message=error.message, hint=_GONE) from None
+                raise KernelError(error.operation, errno.ENOENT, message=error.message, hint=_GONE) from None
             raise
 
-    def _removals(self, table: _Table, plans: list[Change]) -> Iterator[Message]:
-        for number, plan in enumerate(plans):
-            elements = self._encode(number, [(segment, NEVER) for segment in plan.gone], 0.0, False)
-            yield from self._messages(DELSETELEM, table.family, table.name, number, elements)
+    def _whole(self, now: float, plans: Sequence[Change] = ()) -> Iterator[dict[bytes, float]]:
+        """All that the kernel's sets have, or will have after some changes, and when that expires."""
+        for place, content in enumerate(self._contents):
+            there = {segment: content.deadlines[element] for segment, element in content.segments(now).items()}
+            for plan in plans[place : place + 1]:
+                for segment in plan.gone:
+                    there.pop(segment, None)
+                there.update(plan.come)
+            yield there
 
-    def _additions(self, family: int, table: str, plans: list[Change], now: float) -> Iterator[Message]:
-        for number, plan in enumerate(plans):
-            elements = self._encode(number, plan.come, now, self._counters)
-            yield from self._messages(NEWSETELEM, family, table, number, elements)
-
-    def _messages(
-        self, operation: int, family: int, table: str, number: int, elements: list[bytes]
-    ) -> Iterator[Message]:
-        if not elements:
-            return
-        count = _MOST_BYTES // max(map(len, elements))
-        where = [(1, _text(table)), (2, _text(self.name(number)))]
-        for start in range(0, len(elements), count):
-            together = (3 | _NESTED, b"".join(elements[start : start + count]))
-            yield Message(operation, family, [*where, together])
-
-    def _encode(self, number: int, come: Sequence[tuple[bytes, float]], now: float, counters: bool) -> list[bytes]:
-        """Elements as attributes; those of intervals two each, for what is first in it, and first behind it."""
-        size = self._kind.parts[number].size
-        around: dict[float, tuple[bytes, bytes]] = {}
-        for deadline in {deadline for _, deadline in come}:
-            around[deadline] = _around_key(size, _milliseconds(deadline - now), counters)
-        if not self._kind.intervals:
-            return [around[at][0] + data + around[at][1] for data, at in come]
-        before_end, behind_end = _around_key(size, None, False, end=True)
-        beyond = 1 << size * 8
-        encoded = []
-        for segment, deadline in come:
-            before, behind = around[deadline]
-            element = before + segment[:size] + behind
-            end = int.from_bytes(segment[size:], "big") + 1
-            if end < beyond:
-                element += before_end + end.to_bytes(size, "big") + behind_end
-            encoded.append(element)
-        return encoded
+    def _commit(self, table: _Table, messages: Iterable[Message]) -> None:
+        messages = list(messages)
+        if messages:
+            _nftables.commit(table.sock, messages, f"changing a set of the kind {self.kind!r}")
 
     def _counted(self) -> dict[Element, Count]:
         now = time.monotonic()
         show = self._kind.show
         counts = {show(data): [0, 0] for data in self._all(now)}
-        for number, content in enumerate(self._contents):
-            begins = {
-                segment[: self._kind.parts[number].size]: element for segment, element in content.segments(now).items()
-            }
+        for kernel_set, content in zip(self.kernel_sets, self._contents):
+            size = kernel_set.part.size
+            begins = {segment[:size]: element for segment, element in content.segments(now).items()}
             for table in self._tables:
-                for key, packets, octets in _elements_of(table, self.name(number)):
-                    if key in begins:
-                        count = counts[show(begins[key])]
-                        count[0] += packets
-                        count[1] += octets
+                for family in table.families:
+                    for key, packets, octets in kernel_set.counts(table.sock, family, table.name):
+                        if key in begins:
+                            count = counts[show(begins[key])]
+                            count[0] += packets
+                            count[1] += octets
         return {element: Count(*count) for element, count in counts.items()}
 
     # --- without the lock
@@ -491,14 +451,6 @@ class Set(at_fork.AtFork):
         return list(found)
 
 
-def _nothing() -> None:
-    pass
-
-
-def _text(name: str) -> bytes:
-    return name.encode() + b"\0"
-
-
 def _check_timeout(timeout: float) -> float:
     """Seconds. Raises ArgumentError."""
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
@@ -506,41 +458,3 @@ def _check_timeout(timeout: float) -> float:
     if not (0 < timeout <= _MAX_TIMEOUT or timeout == NEVER):
         raise ArgumentError(f"timeout is {timeout} and must be above 0 s, and at most {_MAX_TIMEOUT:.0f} s or math.inf")
     return float(timeout)
-
-
-def _milliseconds(seconds: float) -> int | None:
-    return None if seconds == NEVER else max(1, round(seconds * 1000))
-
-
-def _around_key(size: int, timeout: int | None, counters: bool, end: bool = False) -> tuple[bytes, bytes]:
-    """What stands before and behind the key in an element."""
-    parts = [build_attribute(_KEY | _NESTED, build_attribute(_VALUE, bytes(size)))]
-    if end:
-        parts.append(build_attribute(_FLAGS, be32(_INTERVAL_END)))
-    if timeout is not None:
-        parts.append(build_attribute(_ELEMENT_TIMEOUT, be64(timeout)))
-    if counters:
-        counter = build_attribute(_EXPR_NAME, b"counter\0") + build_attribute(_EXPR_DATA | _NESTED, b"")
-        parts.append(build_attribute(_EXPRESSION | _NESTED, counter))
-    element = build_attribute(_LIST_ELEM | _NESTED, b"".join(parts))
-    return element[:_BEFORE_KEY], element[_BEFORE_KEY + size :]
-
-
-def _elements_of(table: _Table, name: str) -> Iterator[tuple[bytes, int, int]]:
-    """The key, packets and bytes of each element of a set in the kernel that counts them."""
-    where = [(1, _text(table.name)), (2, _text(name))]
-    for _, values in _nftables.dump(table.sock, _nftables.GETSETELEM, table.family, where):
-        data = values.get(3, b"")
-        for _, start, end in walk(data, 0, len(data)):
-            parts = {number: data[first:last] for number, first, last in walk(data, start, end)}
-            if _EXPRESSION in parts:
-                expression = _attributes(parts[_EXPRESSION])
-                counter = _attributes(expression.get(_EXPR_DATA, b""))
-                packets, octets = (
-                    int.from_bytes(counter.get(n, b""), "big") for n in (_COUNTER_PACKETS, _COUNTER_BYTES)
-                )
-                yield _attributes(parts[_KEY])[_VALUE], packets, octets
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    return {number: data[start:end] for number, start, end in walk(data, 0, len(data))}
