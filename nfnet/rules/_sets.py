@@ -144,7 +144,7 @@ class Set(at_fork.AtFork):
     # --- changes
 
     def add(self, element: Any, timeout: float | None = None) -> None:
-        """Add an element. If it is there already, its time begins anew, and so does its counter.
+        """Add an element. If it is there already, its time begins anew, and its counter too, unless it stays anyway.
 
         timeout: seconds after which it goes; if not given, that of the set. ``math.inf``: it stays.
 
@@ -171,7 +171,7 @@ class Set(at_fork.AtFork):
     def replace(self, elements: Iterable[Any] | os.PathLike[str], timeout: float | None = None) -> None:
         """Have these elements and no others, in one transaction; otherwise like `update`.
 
-        Those that were there before, with the same time left, keep their counters.
+        Those that were there to stay, and are to stay, keep their counters.
         """
         found = self._read(elements)
         timeout = self._timeout if timeout is None else _check_timeout(timeout)
@@ -284,14 +284,9 @@ class Set(at_fork.AtFork):
         raise NoElementError(text)
 
     def _replace(self, found: Sequence[bytes], timeout: float) -> None:
-        now = time.monotonic()
-        if timeout == NEVER:  # those that are there to stay need not go and come
-            stays = {data for data in found if self._contents[self._kind.part(data)].deadlines.get(data) == NEVER}
-        else:
-            stays = set()
         wanted = {*found}
-        gone = [data for data in self._all(now) if data not in wanted]
-        self._change(gone, [data for data in found if data not in stays], timeout)
+        gone = [data for data in self._all(time.monotonic()) if data not in wanted]
+        self._change(gone, found, timeout)
 
     def _change(self, drop: Sequence[bytes], add: Sequence[bytes], timeout: float) -> None:
         if _shared.busy:
@@ -310,8 +305,10 @@ class Set(at_fork.AtFork):
         for part, content in zip(self._kind.parts, self._contents):
             length = part.size << self._kind.intervals
             fewer = [data for data in drop if len(data) == length]
-            more = dict.fromkeys([data for data in add if len(data) == length], deadline)
-            plans.append(content.plan(fewer, more, now))
+            more = [data for data in add if len(data) == length]
+            if deadline == NEVER:  # those that are there to stay need not go and come
+                more = [data for data in more if content.deadlines.get(data) != NEVER]
+            plans.append(content.plan(fewer, dict.fromkeys(more, deadline), now))
         self._send(plans, now)
         for plan in plans:
             plan.make()
