@@ -34,6 +34,8 @@ class Part(NamedTuple):
 
     type: int
     """nft's number of it, by which ``nft list`` knows how to show elements (datatype.h of nftables)."""
+    name: str
+    """What nft calls it."""
     size: int
     """Bytes of an address, a port or a mark."""
     version: int | None = None
@@ -65,7 +67,7 @@ _ADDRESS = "an address, as text or of the module ipaddress"
 _NETWORK = "a network, an address or a range of addresses, as text or of the module ipaddress"
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-_TYPES = {4: Part(7, 4, 4), 16: Part(8, 16, 6)}
+_PARTS = (Part(7, "ipv4_addr", 4, 4), Part(8, "ipv6_addr", 16, 6))
 
 
 def _pack(text: str) -> bytes:
@@ -208,10 +210,10 @@ def _show_mark(data: bytes) -> int:
 
 
 KINDS = {
-    "address": Kind((_TYPES[4], _TYPES[16]), False, _read_address, _show_address),
-    "network": Kind((_TYPES[4], _TYPES[16]), True, _read_network, _show_network),
-    "port": Kind((Part(13, 2),), True, _read_ports, _show_ports),
-    "mark": Kind((Part(19, 4, order=1),), False, _read_mark, _show_mark),
+    "address": Kind(_PARTS, False, _read_address, _show_address),
+    "network": Kind(_PARTS, True, _read_network, _show_network),
+    "port": Kind((Part(13, "inet_service", 2),), True, _read_ports, _show_ports),
+    "mark": Kind((Part(19, "mark", 4, order=1),), False, _read_mark, _show_mark),
 }
 
 

@@ -216,6 +216,8 @@ class RuleSet:
                 device = "" if chain.device is None else f" device {nft_interface(chain.device)}"
                 hook = f"{{ type {chain.kind} hook {chain.hook}{device} priority {chain.priority}; }}"
                 lines.append(f"nft add chain {chain.family} nfnet {name} {shlex.quote(hook)}")
+            used = dict.fromkeys((rule.family, one) for rule in self.rules for one in rule.match.sets())
+            lines += [line for family, one in used for line in one.nft(family, "nfnet")]
             for rule in self.rules:
                 for words in rule.nft():
                     text = shlex.quote(" ".join(words))

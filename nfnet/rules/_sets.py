@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -38,6 +39,7 @@ from ._set_messages import KernelSet
 SetKind = Literal["address", "network", "port", "mark"]
 
 _FIRST_NUMBER = 0x40000000  # far from those of the sets that rules have themselves
+_MOST_SHOWN, _A_COMMAND = 1000, 100  # elements
 _MAX_TIMEOUT = 1e9  # seconds; the kernel counts milliseconds
 # What the kernel says if elements whose time was just over are there still, or no longer: two clocks read the time.
 _OTHER_MOMENT = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)
@@ -247,6 +249,25 @@ class Set(at_fork.AtFork):
         for kernel_set, segments in zip(self.kernel_sets, self._whole(now)):
             messages += kernel_set.addition(family, table, segments.items(), now)
         return messages
+
+    def nft(self, family: str, table: str) -> Iterator[str]:
+        """Commands of nft that make the same set in a table, for a shell; of many elements, the first."""
+        now = time.monotonic()
+        options = f"flags {'interval,' * self._kind.intervals}timeout;" + " counter;" * self._counters
+        with _shared.lock:
+            contents = list(self._whole(now))
+        for kernel_set, segments in zip(self.kernel_sets, contents):
+            name = f"{family} {table} {kernel_set.name}"
+            yield f"nft add set {name} {shlex.quote(f'{{ type {kernel_set.part.name}; {options} }}')}"
+            words = [
+                f"{self._kind.show(segment)}" + (f" timeout {round((at - now) * 1000)}ms" if at != NEVER else "")
+                for segment, at in sorted(segments.items())
+            ]
+            for start in range(0, min(len(words), _MOST_SHOWN), _A_COMMAND):
+                text = ", ".join(words[start : start + _A_COMMAND])
+                yield f"nft add element {name} {shlex.quote(f'{{ {text} }}')}"
+            if len(words) > _MOST_SHOWN:
+                yield f"# and {len(words) - _MOST_SHOWN} more elements of {kernel_set.name}"
 
     def attach(self, sock: NetlinkSocket, family: int, name: str) -> None:
         """It is in a table now, which belongs to a socket."""

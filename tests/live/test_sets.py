@@ -407,3 +407,35 @@ def test_a_rule_that_cannot_be_installed_leaves_the_set_alone(way: Way) -> None:
     blocked.add(CLIENT6)
     with drop(way, source=blocked):
         assert not way.passes(V6)
+
+
+def test_nft_installs_the_same_set(way: Way) -> None:
+    """What `describe` says: elements, how long they stay, and that they are counted."""
+    networks = Set("network", ["10.0.0.0/8", "192.0.2.1-192.0.2.9"], counters=True)
+    networks.add("10.81.0.0/16", timeout=500)
+    networks.add("fd81::/16", timeout=1.5)
+    ports, marks = Set("port", [PORT, "80-90"]), Set("mark", [7])
+    where = {"source": networks, "destination_port": ports, "not_mark": marks}
+    rule = drop(way, **where)
+    with rule:
+        installed = nft_elements(way.server)
+    for command in rules.describe(rule).splitlines():
+        if command.startswith("nft"):
+            netns.call_in(way.server, lambda command=command: subprocess.run(command, shell=True, check=True))  # type: ignore[misc]
+
+    def same(elements: list[Any]) -> list[Any]:
+        for element in elements:
+            if isinstance(element, dict) and "elem" in element:
+                element["elem"].pop("expires", None)
+        return elements
+
+    assert {name: same(elements) for name, elements in nft_elements(way.server).items()} == {
+        name: same(elements) for name, elements in installed.items()
+    }
+    assert not way.passes(V4)
+
+
+def test_of_many_elements_some_are_described(way: Way) -> None:
+    text = rules.describe(drop(way, source=Set("address", many("address", 1500))))
+    assert text.count("nft add element") == 10
+    assert "# and 500 more elements of address" in text
