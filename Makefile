@@ -5,13 +5,16 @@ ARGS ?=
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint check test-vm bench bench-report fuzz soak docs clean
+.PHONY: demo test coverage lint check test-vm bench bench-report fuzz soak docs clean
 
 demo: $(VENV)/.installed          ## real packets, in namespaces of its own
 	@$(BIN)/nfnet demo
 
 test: $(VENV)/.installed-dev      ## all tests that this machine allows
 	$(BIN)/python -m pytest
+
+coverage: $(VENV)/.installed-dev  ## branch coverage of nfnet/_core, by file; below 95 % it fails
+	$(BIN)/python -m tests.branch_coverage $(ARGS)
 
 lint: $(VENV)/.installed-dev      ## lint, format, types
 	$(BIN)/ruff check .

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from nfnet import Log, Queue
-    from nfnet.testing import FedQueue
+    from nfnet.testing import FedQueue, OpenReplay
 
 
 @pytest.fixture
@@ -23,13 +23,13 @@ def nfnet_queue() -> Iterator[FedQueue]:
 
 
 @pytest.fixture
-def nfnet_replay() -> Iterator[Callable[..., Queue | Log]]:
-    """Opens a recording: ``nfnet_replay(path)`` is the first queue or log in it, ``queue=`` or ``group=`` another."""
+def nfnet_replay() -> Iterator[OpenReplay]:
+    """Opens a recording: ``nfnet_replay(path)`` is the first queue or log in it, ``num=`` or ``group=`` another."""
     from nfnet.testing import open_replay
 
     opened: list[Queue | Log] = []
 
-    def open_one(*arguments: Any, **options: Any) -> Queue | Log:
+    def open_one(*arguments: Any, **options: Any) -> Any:
         reader = open_replay(*arguments, **options)
         opened.append(reader)
         return reader

@@ -48,22 +48,22 @@ def measure(processes: int, count: int) -> tuple[float, float]:
 
     queues = range(1, 3)
 
-    def rows() -> list[nfnet.QueueRow]:
-        return [row for row in nfnet.stats.queue_rows() if row.number in queues]
+    def statuses() -> list[nfnet.QueueStatus]:
+        return [status for status in nfnet.stats.queues() if status.num in queues]
 
     with (
         rules.queue(queues, hook="output", protocol="udp", destination_port=PORT),
         nfnet.Workers(handler, queues, processes, max_len=count, rcvbuf=1 << 28) as workers,
     ):
         threading.Thread(target=workers.wait, daemon=True).start()
-        while len(rows()) < len(queues):
+        while len(statuses()) < len(queues):
             time.sleep(0.01)
         fill(count)
-        shares = [row.waiting for row in rows()]
+        shares = [status.waiting for status in statuses()]
         assert sum(shares) == count // 50 * 50, shares
         began = time.monotonic()
         go.set()
-        while sum(row.waiting for row in rows()):
+        while sum(status.waiting for status in statuses()):
             time.sleep(0.005)
         took = time.monotonic() - began
         workers.stop()

@@ -24,7 +24,7 @@ from . import inet, rules, stats
 from ._core.message import Vlan
 from ._io.netlink_socket import NetlinkSocket
 from ._io.transport import Transport
-from .captures import Decided, Recorder, Replay, record, replay
+from .captures import GivenVerdict, Recorder, Replay, record, replay
 from .errors import (
     AckTimeoutError,
     AlreadyDecidedError,
@@ -42,13 +42,13 @@ from .errors import (
     NotSupportedError,
     OverrunError,
 )
-from .log import Log, LogMessage
+from .log import Log, LogMessage, LogOptions
 from .packet import Packet
 from .protocol.conntrack import Conntrack, CtInfo
-from .protocol.nfnetlink import Family, Hook
+from .protocol.nfnetlink import ArpHook, Family, Hook, NetdevHook
 from .protocol.nfqnl import CopyMode, SkbInfo, Verdict
-from .queue import Queue
-from .stats import LogCounters, LogRow, LogStats, QueueCounters, QueueRow, QueueStats
+from .queue import Queue, QueueOptions
+from .stats import LogCounters, LogStats, LogStatus, QueueCounters, QueueStats, QueueStatus
 from .workers import Workers, run_workers
 
 __version__ = "0.1.0"
@@ -83,6 +83,7 @@ __all__ = [
     "AlreadyDecidedError",
     "ArgumentError",
     "ArgumentTypeError",
+    "ArpHook",
     "AsyncLog",
     "AsyncQueue",
     "BusyError",
@@ -92,16 +93,18 @@ __all__ = [
     "Conntrack",
     "CopyMode",
     "CtInfo",
-    "Decided",
     "DecodeError",
     "Family",
+    "GivenVerdict",
     "Hook",
     "KernelError",
     "Log",
     "LogCounters",
     "LogMessage",
-    "LogRow",
+    "LogOptions",
     "LogStats",
+    "LogStatus",
+    "NetdevHook",
     "NetlinkSocket",
     "NfnetError",
     "NoElementError",
@@ -111,8 +114,9 @@ __all__ = [
     "Packet",
     "Queue",
     "QueueCounters",
-    "QueueRow",
+    "QueueOptions",
     "QueueStats",
+    "QueueStatus",
     "Recorder",
     "Replay",
     "SkbInfo",

@@ -1,4 +1,4 @@
-"""Text that somebody else has chosen: whoever sent a packet, wrote a rule, named an interface, a process or a file."""
+"""Text for people; also what somebody else has chosen, who sent a packet, say, or named an interface or a process."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def _bytes_of(character: str) -> bytes:
         return character.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # a surrogate that stands for no byte
         return character.encode("utf-8", "surrogatepass")
+
+
+def counted(count: int, what: str) -> str:
+    """1 packet, 2 packets."""
+    return f"{count} {what}{'' if count == 1 else 's'}"

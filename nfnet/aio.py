@@ -1,4 +1,4 @@
-"""Queues and logs in a program with an event loop (asyncio, uvloop): the same drain, woken by the loop.
+"""Queues and logs in a program with an event loop (asyncio, uvloop): the same arguments and methods, woken by the loop.
 
     async with nfnet.AsyncQueue(1) as queue:
         async for packet in queue:
@@ -15,14 +15,16 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeGuard
 
 from ._arguments import check
 from ._core.async_reader import AsyncReader, Session
+from ._typing import Unpack
 from .errors import AlreadyDecidedError, ClosedError
-from .log import Log, LogMessage
+from .log import Handler as LogHandler
+from .log import Log, LogMessage, LogOptions
 from .packet import Packet
-from .queue import Queue, QueueBinding, apply_policy
+from .queue import Handler, Queue, QueueBinding, QueueOptions, apply_policy
 from .stats import LogCounters, LogStats, QueueCounters, QueueStats
 
 _log = logging.getLogger("nfnet")
@@ -85,7 +87,7 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
     Packets may be decided at any time while the queue is open; verdicts leave together. One task at a time may read.
     """
 
-    def __init__(self, num: int, **options: Any) -> None:
+    def __init__(self, num: int, **options: Unpack[QueueOptions]) -> None:
         super().__init__(_Queue(num, **options))
 
     def __repr__(self) -> str:
@@ -101,7 +103,7 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
     def _body_waits(self, packet: Packet) -> None:
         self._reader.send_each(packet)
 
-    async def run(self, handler: AsyncHandler | Callable[[Packet], object], concurrency: int = 100) -> None:
+    async def run(self, handler: AsyncHandler | Handler, concurrency: int = 100) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
 
         An async handler runs in a task of its own for each packet, so many at a time, and others wait in the queue; a
@@ -226,7 +228,7 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
         return self._reader.stats()
 
 
-def _is_async(handler: Any) -> bool:
+def _is_async(handler: Any) -> TypeGuard[Callable[[Any], Awaitable[object]]]:
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
 
 
@@ -237,6 +239,9 @@ def _start(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> 
     return loop.create_task(work)
 
 
+AsyncLogHandler = Callable[[LogMessage], Awaitable[object]]
+
+
 class AsyncLog(AsyncReader[Log, LogMessage]):
     """A `Log` for asyncio: the same arguments, attributes and errors.
 
@@ -245,13 +250,13 @@ class AsyncLog(AsyncReader[Log, LogMessage]):
             print(message.prefix)
     """
 
-    def __init__(self, group: int, **options: Any) -> None:
+    def __init__(self, group: int, **options: Unpack[LogOptions]) -> None:
         super().__init__(Log(group, **options))
 
     def __repr__(self) -> str:
         return "<Async" + repr(self._reader)[1:]
 
-    async def run(self, handler: Callable[[LogMessage], Any]) -> None:
+    async def run(self, handler: AsyncLogHandler | LogHandler) -> None:
         """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.
 
         An async handler is awaited, one message after the other. Raises as `Log.run`.

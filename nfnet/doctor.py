@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from . import rules
+from . import rules, stats
 from ._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from .errors import KernelError, NfnetError, NotPermittedError, NotSupportedError
 from .netns import Netns, call_in, create
@@ -20,7 +20,7 @@ from .protocol.nfqnl import NFQA, Command, QueueFlag
 from .protocol.nfulnl import LogFlag
 from .rules import _nftables
 from .rules._actions import queues_of
-from .stats import QueueRow, log_rows, process, queue_rows
+from .stats import QueueStatus, process
 
 _CAP_NET_ADMIN = 12
 _CAP_NEEDED = "CAP_NET_ADMIN is needed, see above"
@@ -179,27 +179,29 @@ def _rule_support() -> Iterator[Finding]:
 
 def _queues(netns: Netns | None) -> Iterator[Finding]:
     try:
-        queues, logs = queue_rows(netns), log_rows(netns)
+        queues, logs = stats.queues(netns), stats.logs(netns)
     except NfnetError as error:
         yield Finding("warning", f"who has which queue is not known: {error}")
         return
-    for row in queues:
-        yield _queue(row, netns)
-    for group in logs:
-        yield Finding("ok", f"log group {group.group} is read by {process(group.port_id, netns)}")
+    for queue in queues:
+        yield _queue(queue, netns)
+    for log in logs:
+        yield Finding("ok", f"log group {log.group} is read by {process(log.port_id, netns)}")
     fed = call_in(netns, _fed_queues)
-    for number, bypass in sorted(fed.items()):
-        if number not in {row.number for row in queues}:
+    for num, bypass in sorted(fed.items()):
+        if num not in {queue.num for queue in queues}:
             text = "packets pass, for the rule says bypass" if bypass else "its packets are dropped"
-            remedy = f"start the program that reads queue {number}, or remove the rule"
-            yield Finding("warning", f"a rule feeds queue {number}, which nobody reads: {text}", remedy)
+            remedy = f"start the program that reads queue {num}, or remove the rule"
+            yield Finding("warning", f"a rule feeds queue {num}, which nobody reads: {text}", remedy)
 
 
-def _queue(row: QueueRow, netns: Netns | None) -> Finding:
-    text = f"queue {row.number} is read by {process(row.port_id, netns)}, {row.waiting} packets wait"
-    if row.queue_dropped or row.user_dropped:
+def _queue(queue: QueueStatus, netns: Netns | None) -> Finding:
+    text = f"queue {queue.num} is read by {process(queue.port_id, netns)}, {queue.waiting} packets wait"
+    if queue.queue_dropped or queue.user_dropped:
         remedy = "a faster handler, several queues (run_workers), more room (max_len=, rcvbuf=), or fail_open=True"
-        drops = f"{row.queue_dropped} dropped because it was full, {row.user_dropped} because the receive buffer was"
+        drops = (
+            f"{queue.queue_dropped} dropped because it was full, {queue.user_dropped} because the receive buffer was"
+        )
         return Finding("warning", f"{text}; {drops}", remedy)
     return Finding("ok", text)
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from functools import lru_cache, partial
 from operator import length_hint
-from typing import Literal, TypeVar
+from typing import Literal, TypedDict, TypeVar
 
 from construct import Int16ub
 
 from ._arguments import check, check_choice, check_flag, check_result, shown
 from ._core.bind import Request
 from ._core.binding import Binding
-from ._core.message import Message, enum_member
+from ._core.message import FAMILY, Message
 from ._core.reader import Reader
 from ._io.netlink_socket import MAX_DATAGRAM
 from ._io.transport import Recorded, Transport
@@ -22,7 +22,7 @@ from .errors import ArgumentError, DecodeError
 from .netns import Netns
 from .protocol import netlink, nfulnl
 from .protocol.layout import compile_struct
-from .protocol.nfnetlink import BODY, Family, Hook
+from .protocol.nfnetlink import BODY, ArpHook, Family, Hook, NetdevHook
 from .protocol.nfqnl import Command, CopyMode
 from .protocol.nfulnl import (
     MAX_BUFFER_SIZE,
@@ -33,10 +33,9 @@ from .protocol.nfulnl import (
     NFULA_TABLE,
     LogFlag,
 )
-from .stats import LogCounters, LogRow, LogStats, log_rows, own_row
+from .stats import LogCounters, LogStats, LogStatus, find_log
 
-_EGRESS = 1  # hooks of the netdev and ARP families in which the payload begins with the link-layer header
-_ARP_OUT = 1
+_HOOKS: dict[int, type[Hook | ArpHook | NetdevHook]] = {Family.ARP: ArpHook, Family.NETDEV: NetdevHook}
 _ETHERNET_HEADER = 14
 
 _read_header = compile_struct(nfulnl.packet_hdr).unpack_from
@@ -75,7 +74,7 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         return type(self).from_bytes, (self.raw, {index: self._name(index) for index in indexes}.get)
 
     def _summary(self) -> str:
-        hook = getattr(self.hook, "name", self.hook)
+        hook = self.hook.name
         return f"{self.prefix!r}: {hook}, {super()._summary()}"
 
     @property
@@ -85,13 +84,9 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         return "" if span is None else _decode_prefix(self.raw[span])
 
     @property
-    def hook(self) -> Hook | int:
-        """The hook in which the rule is (PACKET_HDR); for the ARP and netdev families a bare number, they have others.
-
-        ARP: 0 in, 1 out, 2 forward. netdev: 0 ingress, 1 egress.
-        """
-        number = self._header()[1]
-        return number if self.family in (Family.ARP, Family.NETDEV) else enum_member(Hook, number)
+    def hook(self) -> Hook | ArpHook | NetdevHook:
+        """The hook in which the rule is (PACKET_HDR); the families ARP and NETDEV have hooks of their own."""
+        return _HOOKS.get(self.raw[FAMILY], Hook)(self._header()[1])
 
     @property
     def hw_protocol(self) -> int:
@@ -99,10 +94,10 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         return self._header()[0]
 
     def _link_layer_size(self) -> int:
-        family = self.family
-        if family == Family.NETDEV and self.hook == _EGRESS:
+        family = self.raw[FAMILY]
+        if family == Family.NETDEV and self.hook == NetdevHook.EGRESS:
             return len(self.l2header or b"")
-        if family == Family.ARP and self.hook == _ARP_OUT:
+        if family == Family.ARP and self.hook == ArpHook.OUT:
             return _ETHERNET_HEADER  # ARP has no L2HDR
         return 0
 
@@ -135,10 +130,29 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         return self._number(NFULA.SEQ_GLOBAL)
 
 
-Handler = Callable[[LogMessage], object]
+Handler = Callable[[LogMessage], None]
+"""A plain function. One that returns something is refused by type checkers, so that no async function is taken."""
 
 
-class LogBinding(Binding[LogMessage, LogRow]):
+class LogOptions(TypedDict, total=False):
+    """All options of `Log`, for functions that hand them on: ``**options: Unpack[nfnet.LogOptions]``."""
+
+    copy_range: int
+    copy_mode: CopyMode | int
+    timeout: float | None
+    threshold: int | None
+    buffer_size: int | None
+    rcvbuf: int | None
+    sequence: bool
+    global_sequence: bool
+    conntrack: bool
+    on_overrun: Literal["count", "raise", "ignore"]
+    netns: Netns | None
+    transport: Transport | None
+    record: str | os.PathLike[str] | None
+
+
+class LogBinding(Binding[LogMessage, LogStatus]):
     """A log group while it is bound; with the next binding sequence numbers begin at 0 again."""
 
     drain = 16  # of up to 256 KiB each
@@ -149,11 +163,11 @@ class LogBinding(Binding[LogMessage, LogRow]):
         group: int,
         transport: Transport,
         on_overrun: str,
-        find_row: Callable[[], LogRow | None],
+        find_status: Callable[[], LogStatus | None],
         *,
         sequence: bool,
     ) -> None:
-        super().__init__(f"log group {group}", transport, on_overrun, find_row)
+        super().__init__(f"log group {group}", transport, on_overrun, find_status)
         self._sequence = sequence
         self._count = 0
         # They begin at 0 in the kernel, and anywhere in a recording.
@@ -315,8 +329,8 @@ class Log(Reader[LogBinding, LogMessage]):
     _remedy = "use AsyncLog, whose run awaits it"
 
     def _make_binding(self, transport: Transport) -> LogBinding:
-        find_row = partial(own_row, log_rows, self.group, self._netns)
-        return LogBinding(self.group, transport, self._on_overrun, find_row, sequence=LogFlag.SEQ in self._flags)
+        find_status = partial(find_log, self.group, self._netns)
+        return LogBinding(self.group, transport, self._on_overrun, find_status, sequence=LogFlag.SEQ in self._flags)
 
     def _bind_request(self, seq: int) -> bytes:
         return nfulnl.config(
@@ -339,8 +353,8 @@ class Log(Reader[LogBinding, LogMessage]):
         if LogFlag.CONNTRACK in self._flags:
             yield "conntrack", lambda seq: nfulnl.config(self.group, flags=LogFlag.CONNTRACK, seq=seq, ack=True)
 
-    def _row(self) -> LogRow | None:
-        return own_row(log_rows, self.group, self._netns)
+    def _status(self) -> LogStatus | None:
+        return find_log(self.group, self._netns)
 
     def run(self, handler: Handler) -> None:
         """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.
@@ -353,15 +367,16 @@ class Log(Reader[LogBinding, LogMessage]):
         """
         self._drive(handler, block=True)
 
-    def process(self, handler: Handler | None = None) -> int:
-        """Take what waits, without blocking, and return how many messages that were; for any event loop.
+    def process(self, handler: Handler) -> int:
+        """Call the handler for each message that waits, without blocking, and return how many those were.
 
-        Call it when `fileno` is readable, and once after opening. Without a handler the messages are kept, and an
-        iteration gives that many without blocking. Raises as `run`.
+        For any event loop: call it when `fileno` is readable, and once after opening. Raises as `run`.
         """
-        return self._take() if handler is None else self._drive(handler, block=False)
+        return self._drive(handler, block=False)
 
-    def _hand_out(self, binding: LogBinding, portion: Iterator[LogMessage], handler: Handler) -> None:
+    def _hand_out(
+        self, binding: LogBinding, portion: Iterator[LogMessage], handler: Callable[[LogMessage], object]
+    ) -> None:
         result: object = None
         for message in portion:
             result = handler(message)
@@ -375,9 +390,9 @@ class Log(Reader[LogBinding, LogMessage]):
         return self._bound_or_last().counters()
 
     def stats(self) -> LogStats:
-        """The counters beside the kernel's own row about this group, if it is open and the row may be read."""
+        """The counters, and what the kernel says of this group, if it is open and that may be read."""
         binding = self._binding
-        return LogStats(self.counters, None if binding is None else binding.row())
+        return LogStats(self.counters, None if binding is None else binding.status())
 
 
 def _centiseconds(timeout: float) -> int:

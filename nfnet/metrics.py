@@ -62,14 +62,14 @@ class Collector:
     @staticmethod
     def _add(reader: Any, packets: Any, pending: Any, dropped: Any, messages: Any) -> None:
         if isinstance(reader, (Queue, AsyncQueue)):
-            counters, row = reader.stats()
-            number = str(reader.num)
+            counters, status = reader.stats()
+            num = str(reader.num)
             for name in _QUEUE:
-                packets.add_metric([number, name], getattr(counters, name))
-            pending.add_metric([number], counters.pending)
-            if row is not None:
-                dropped.add_metric([number, "queue full"], row.queue_dropped)
-                dropped.add_metric([number, "receive buffer full"], row.user_dropped)
+                packets.add_metric([num, name], getattr(counters, name))
+            pending.add_metric([num], counters.pending)
+            if status is not None:
+                dropped.add_metric([num, "queue full"], status.queue_dropped)
+                dropped.add_metric([num, "receive buffer full"], status.user_dropped)
         else:
             for name in _LOG:
                 if (value := getattr(reader.counters, name)) is not None:

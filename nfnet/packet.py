@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 from . import inet
 from ._arguments import check, check_flag
 from ._core.batching import ACCEPT, DROP, Decision, decide, decide_with
-from ._core.message import FAMILY, Message, Vlan, enum_member
+from ._core.message import FAMILY, Message, Vlan
 from .errors import AlreadyDecidedError, ArgumentError, ClosedError
 from .inet import _scapy
 from .protocol import nfqnl
@@ -27,6 +27,7 @@ from .protocol.nfqnl import (
     NFQA_VLAN,
     PACKET_ID,
     QUEUE_BYPASS,
+    VERDICTS,
     SkbInfo,
     Verdict,
 )
@@ -48,6 +49,9 @@ def _kernel_version() -> tuple[int, ...]:
 
 _kernel = _kernel_version()
 _Packet = TypeVar("_Packet", bound="Packet")
+
+Payload = bytes | bytearray | memoryview | _scapy.ScapyPacket
+"""What may replace the bytes of a packet: anything like bytes, or a packet of scapy's."""
 
 
 def _decide_nothing(packet: Packet) -> None:
@@ -76,7 +80,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         return self
 
     def _summary(self) -> str:
-        hook = getattr(self.hook, "name", self.hook)
+        hook = self.hook.name
         verdict = "undecided" if self.decided is None else self.decided.name
         return f"{self.id}: {hook}, {super()._summary()}, {verdict}"
 
@@ -89,8 +93,9 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     def accept(
         self,
+        *,
         mark: int | None = None,
-        payload: bytes | Any | None = None,
+        payload: Payload | None = None,
         priority: int | None = None,
         vlan: Vlan | None = None,
         l2header: bytes | None = None,
@@ -135,7 +140,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         self._decision = DROP
         self._decide(self)
 
-    def repeat(self, mark: int | None = None, payload: bytes | None = None, priority: int | None = None) -> None:
+    def repeat(self, *, mark: int | None = None, payload: Payload | None = None, priority: int | None = None) -> None:
         """Let the packet pass its chain again from the first rule (NF_REPEAT); arguments as for `accept`.
 
         The rule that queued it queues it again, with a new id, unless it looks at the mark, for instance.
@@ -144,25 +149,27 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     def requeue(
         self,
-        number: int,
+        num: int,
+        *,
         mark: int | None = None,
-        payload: bytes | None = None,
+        payload: Payload | None = None,
         priority: int | None = None,
         bypass: bool = False,
     ) -> None:
-        """Hand the packet to another queue (NF_QUEUE); it gets a new id there. Other arguments as for `accept`.
+        """Hand the packet to queue ``num`` (NF_QUEUE); it gets a new id there. Other arguments as for `accept`.
 
         Where nobody listens to that queue the kernel drops it, or with ``bypass`` lets it go on.
         """
-        number = check("queue number", number, 0, 0xFFFF)
+        num = check("queue number", num, 0, 0xFFFF)
         flags = QUEUE_BYPASS if check_flag("bypass", bypass) else 0
-        self._change(number << 16 | flags | Verdict.QUEUE, mark, payload, priority)
+        self._change(num << 16 | flags | Verdict.QUEUE, mark, payload, priority)
 
     def verdict(
         self,
         code: int,
+        *,
         mark: int | None = None,
-        payload: bytes | None = None,
+        payload: Payload | None = None,
         priority: int | None = None,
         vlan: Vlan | None = None,
         l2header: bytes | None = None,
@@ -175,7 +182,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         """
         word = check("verdict", code, 0, 0xFFFFFFFF)
         kind = word & 0xFF
-        if kind not in (Verdict.DROP, Verdict.ACCEPT, Verdict.QUEUE, Verdict.REPEAT, Verdict.STOP):
+        if kind not in VERDICTS:
             raise ArgumentError(f"verdict {word:#x}: the low byte must be 0, 1, 3, 4 or 5")
         if word != kind and (kind != Verdict.QUEUE or word & 0x7F00):
             raise ArgumentError(f"verdict {word:#x}: only QUEUE (3) may have bits above the lowest 8 (queue, bypass)")
@@ -198,7 +205,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         self,
         word: int,
         mark: int | None,
-        payload: bytes | None,
+        payload: Payload | None,
         priority: int | None,
         vlan: Vlan | None = None,
         l2header: bytes | None = None,
@@ -402,7 +409,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     @property
     def hook(self) -> Hook:
         """The hook that queued the packet (``NF_INET_*``)."""
-        return enum_member(Hook, self._header()[2])
+        return Hook(self._header()[2])
 
     @property
     def hw_protocol(self) -> int:

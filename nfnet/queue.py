@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from operator import length_hint
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 from ._arguments import check, check_choice, check_flag, check_result
 from ._core.bind import Request
@@ -29,7 +29,7 @@ from .packet import Packet
 from .protocol import netlink, nfqnl
 from .protocol.nfnetlink import Subsystem
 from .protocol.nfqnl import PACKET_ID, SUBSYSTEM_BYTE, Command, CopyMode, QueueFlag, Verdict
-from .stats import QueueCounters, QueueRow, QueueStats, own_row, queue_rows
+from .stats import QueueCounters, QueueStats, QueueStatus, find_queue
 
 _OPTIONAL = (("conntrack", QueueFlag.CONNTRACK), ("secctx", QueueFlag.SECCTX), ("uid_gid", QueueFlag.UID_GID))
 
@@ -42,10 +42,37 @@ _MOST_ALONE = 64
 
 _log = logging.getLogger("nfnet")
 
-Handler = Callable[[Packet], object]
+Handler = Callable[[Packet], None]
+"""A plain function. One that returns something is refused by type checkers, so that no async function is taken."""
 
 
-class QueueBinding(Binding[Packet, QueueRow]):
+class WorkerOptions(TypedDict, total=False):
+    """The options of `Queue` that several queues can have alike: all but ``transport`` and ``record``."""
+
+    copy_range: int
+    copy_mode: CopyMode | int
+    max_len: int | None
+    rcvbuf: int | None
+    fail_open: bool
+    gso: bool
+    conntrack: bool
+    uid_gid: bool
+    secctx: bool
+    timestamps: bool
+    on_overrun: Literal["count", "raise", "ignore"]
+    undecided: Literal["pending", "accept", "drop"]
+    on_error: Literal["raise", "accept", "drop"]
+    netns: Netns | None
+
+
+class QueueOptions(WorkerOptions, total=False):
+    """All options of `Queue`, for functions that hand them on: ``**options: Unpack[nfnet.QueueOptions]``."""
+
+    transport: Transport | None
+    record: str | os.PathLike[str] | None
+
+
+class QueueBinding(Binding[Packet, QueueStatus]):
     """A queue while it is bound; with the next binding packet ids begin at 1 again."""
 
     # Measured: 256 costs 3 to 7 % more; 1024 gains nothing, and makes Python's garbage collector run, which it does
@@ -55,19 +82,19 @@ class QueueBinding(Binding[Packet, QueueRow]):
 
     def __init__(
         self,
-        number: int,
+        num: int,
         transport: Transport,
         on_overrun: str,
-        find_row: Callable[[], QueueRow | None],
+        find_status: Callable[[], QueueStatus | None],
         *,
         max_len: int | None = None,
         timestamps: bool = False,
         packet_type: type[Packet] = Packet,
     ) -> None:
-        super().__init__(f"queue {number}", transport, on_overrun, find_row)
-        self.ledger = Ledger(number, transport)
+        super().__init__(f"queue {num}", transport, on_overrun, find_status)
+        self.ledger = Ledger(num, transport)
         self.last_id = 0
-        self._number = number
+        self._num = num
         self._max_len = max_len
         self._packet_type = packet_type
         self._name_of = transport.interface_name
@@ -197,8 +224,8 @@ class QueueBinding(Binding[Packet, QueueRow]):
         nothing: list[bytes] = []
         iterator = iter(ready + new)
         self.received, self.ready, ledger.at_hand[END:] = nothing, iterator, new  # one statement
-        for number in refused:
-            self._refused[number] = self._refused.get(number, 0) + 1
+        for error_number in refused:
+            self._refused[error_number] = self._refused.get(error_number, 0) + 1
         if new:
             if not self._issued and untrusted:  # a recording may begin anywhere, the kernel begins at 1
                 self.last_id = new[0].id - 1
@@ -219,7 +246,7 @@ class QueueBinding(Binding[Packet, QueueRow]):
         """A datagram that is no packet for sure: the packet that it is after all, or None if it was dealt with."""
         try:
             if not netlink.is_answer(message):
-                return nfqnl.normalized(message, self._number)
+                return nfqnl.normalized(message, self._num)
             answer = netlink.parse_answer(message)
         except DecodeError:
             self.malformed += 1
@@ -227,7 +254,7 @@ class QueueBinding(Binding[Packet, QueueRow]):
         if answer.errno and answer.type in (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH):
             refused.append(answer.errno)
             if answer.errno != errno.ENOENT:  # that one is no surprise: see QueueCounters
-                raise kernel_error(f"deciding packets of queue {self._number}", answer.errno, message=answer.message)
+                raise kernel_error(f"deciding packets of queue {self._num}", answer.errno, message=answer.message)
         return None
 
     def _account(self) -> None:
@@ -241,15 +268,15 @@ class QueueBinding(Binding[Packet, QueueRow]):
 
     def sum_up(self) -> None:
         self._account()
-        row = self.row()
+        status = self.status()
         # Those that were lost behind the last one that came left no gap.
-        if row is not None and row.user_dropped > self.loss.total:
-            self.count_lost(row.user_dropped - self.loss.total)
+        if status is not None and status.user_dropped > self.loss.total:
+            self.count_lost(status.user_dropped - self.loss.total)
         super().sum_up()
 
-    def _cause_of_loss(self, row: QueueRow | None) -> str:
-        if row is not None and (row.user_dropped or row.queue_dropped):
-            drops = ((row.user_dropped, self._buffer()), (row.queue_dropped, "the queue"))
+    def _cause_of_loss(self, status: QueueStatus | None) -> str:
+        if status is not None and (status.user_dropped or status.queue_dropped):
+            drops = ((status.user_dropped, self._buffer()), (status.queue_dropped, "the queue"))
             return "the kernel dropped " + " and ".join(
                 f"{count} because {where} was full" for count, where in drops if count
             )
@@ -385,7 +412,7 @@ class Queue(Reader[QueueBinding, Packet]):
             self.num,
             transport,
             self._on_overrun,
-            partial(own_row, queue_rows, self.num, self._netns),
+            partial(find_queue, self.num, self._netns),
             max_len=self._max_len,
             timestamps=self._timestamps,
             packet_type=self.packet_type,
@@ -411,8 +438,8 @@ class Queue(Reader[QueueBinding, Packet]):
             if flag in self._flags:
                 yield name, lambda seq, flag=flag: nfqnl.config(self.num, flags=flag, seq=seq, ack=True)  # type: ignore[misc]
 
-    def _row(self) -> QueueRow | None:
-        return own_row(queue_rows, self.num, self._netns)
+    def _status(self) -> QueueStatus | None:
+        return find_queue(self.num, self._netns)
 
     def _pass_requests(self) -> bytes:
         """Requests after which the kernel accepts what comes without queueing it: the queue is full, and fails open.
@@ -449,15 +476,14 @@ class Queue(Reader[QueueBinding, Packet]):
         """
         self._drive(handler, block=True)
 
-    def process(self, handler: Handler | None = None) -> int:
-        """Take what waits, without blocking, and return how many packets that were; for any event loop.
+    def process(self, handler: Handler) -> int:
+        """Call the handler for each packet that waits, without blocking, and return how many those were.
 
-        Call it when `fileno` is readable, and once after opening. Without a handler the packets are kept, and an
-        iteration gives that many without blocking. Raises as `run`.
+        For any event loop: call it when `fileno` is readable, and once after opening. Raises as `run`.
         """
-        return self._take() if handler is None else self._drive(handler, block=False)
+        return self._drive(handler, block=False)
 
-    def _hand_out(self, binding: QueueBinding, portion: Iterator[Packet], handler: Handler) -> None:
+    def _hand_out(self, binding: QueueBinding, portion: Iterator[Packet], handler: Callable[[Packet], object]) -> None:
         result: object = None
         for packet in portion:
             try:
@@ -504,9 +530,9 @@ class Queue(Reader[QueueBinding, Packet]):
         return self._bound_or_last().counters()
 
     def stats(self) -> QueueStats:
-        """The counters beside the kernel's own row about this queue, if it is open and the row may be read."""
+        """The counters, and what the kernel says of this queue, if it is open and that may be read."""
         binding = self._binding
-        return QueueStats(self.counters, None if binding is None else binding.row())
+        return QueueStats(self.counters, None if binding is None else binding.status())
 
 
 def apply_policy(policy: str, packet: Packet) -> None:

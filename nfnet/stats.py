@@ -1,4 +1,4 @@
-"""How much came, went and was lost: a reader's own counters, and the kernel's rows in /proc."""
+"""How much came, went and was lost: the counters of queues and logs, and what the kernel says of them in /proc."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class QueueCounters(NamedTuple):
     malformed: int
 
 
-class QueueRow(NamedTuple):
+class QueueStatus(NamedTuple):
     """What the kernel says of a queue (/proc/net/netfilter/nfnetlink_queue).
 
     ``port_id`` is the netlink port of the socket that has it; ``waiting`` packets have no verdict yet;
@@ -51,7 +51,7 @@ class QueueRow(NamedTuple):
     receive buffer (with fail-open neither counts); ``last_id`` is the id of the newest packet, modulo 2^32.
     """
 
-    number: int
+    num: int
     port_id: int
     waiting: int
     copy_mode: CopyMode
@@ -62,10 +62,10 @@ class QueueRow(NamedTuple):
 
 
 class QueueStats(NamedTuple):
-    """A queue's own counters and the kernel's row; None when that cannot be read (only root of the machine may)."""
+    """A queue's own counters, and what the kernel says of it; None where only root of the machine may read that."""
 
     counters: QueueCounters
-    kernel: QueueRow | None
+    kernel: QueueStatus | None
 
 
 class LogCounters(NamedTuple):
@@ -81,7 +81,7 @@ class LogCounters(NamedTuple):
     malformed: int
 
 
-class LogRow(NamedTuple):
+class LogStatus(NamedTuple):
     """What the kernel says of a log group (/proc/net/netfilter/nfnetlink_log).
 
     ``port_id`` is the netlink port of the socket that has it; ``waiting`` messages are in the buffer that collects
@@ -97,40 +97,48 @@ class LogRow(NamedTuple):
 
 
 class LogStats(NamedTuple):
-    """A log's own counters and the kernel's row; None when that cannot be read (only root of the machine may)."""
+    """A log's own counters, and what the kernel says of it; None where only root of the machine may read that."""
 
     counters: LogCounters
-    kernel: LogRow | None
+    kernel: LogStatus | None
 
 
-def queue_rows(netns: Netns | None = None) -> list[QueueRow]:
+def queues(netns: Netns | None = None) -> list[QueueStatus]:
     """All queues of a network namespace, whoever has them. Raises NotPermittedError or another KernelError."""
     return [
-        QueueRow(number, port_id, waiting, CopyMode(mode), size, queue_dropped, user_dropped, last_id)
-        for number, port_id, waiting, mode, size, queue_dropped, user_dropped, last_id, _ in _rows(
+        QueueStatus(num, port_id, waiting, CopyMode(mode), size, queue_dropped, user_dropped, last_id)
+        for num, port_id, waiting, mode, size, queue_dropped, user_dropped, last_id, _ in _rows(
             "nfnetlink_queue", 9, netns
         )
     ]
 
 
-def log_rows(netns: Netns | None = None) -> list[LogRow]:
+def logs(netns: Netns | None = None) -> list[LogStatus]:
     """All log groups of a network namespace, whoever has them. Raises NotPermittedError or another KernelError."""
     return [
-        LogRow(group, port_id, waiting, CopyMode(mode), size, timeout / 100)
+        LogStatus(group, port_id, waiting, CopyMode(mode), size, timeout / 100)
         for group, port_id, waiting, mode, size, timeout, _ in _rows("nfnetlink_log", 7, netns)
     ]
 
 
-Row = TypeVar("Row", QueueRow, LogRow)
+def find_queue(num: int, netns: Netns | None = None) -> QueueStatus | None:
+    """The status of one queue; None if nobody has it, or the kernel's list may not be read."""
+    return next((queue for queue in _readable(queues, netns) if queue.num == num), None)
 
 
-def own_row(rows: Callable[[Netns | None], list[Row]], number: int, netns: Netns | None) -> Row | None:
-    """The row of a queue or group, None where there is none or it may not be read."""
+def find_log(group: int, netns: Netns | None = None) -> LogStatus | None:
+    """The status of one log group; None if nobody has it, or the kernel's list may not be read."""
+    return next((log for log in _readable(logs, netns) if log.group == group), None)
+
+
+Status = TypeVar("Status", QueueStatus, LogStatus)
+
+
+def _readable(read: Callable[[Netns | None], list[Status]], netns: Netns | None) -> list[Status]:
     try:
-        found = rows(netns)
+        return read(netns)
     except (NfnetError, ValueError):  # ValueError: the namespace is an open file that was closed
-        return None
-    return next((row for row in found if (row.number if isinstance(row, QueueRow) else row.group) == number), None)
+        return []
 
 
 def _rows(name: str, columns: int, netns: Netns | None) -> list[list[int]]:

@@ -19,20 +19,20 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol, overload
 
 from . import inet
 from ._io.locks import RLock
 from ._io.transport import Transport
-from .captures._replay import Decided, Replay
+from ._typing import Unpack
+from .captures._replay import GivenVerdict, Replay
 from .errors import ArgumentError, CaptureError, ClosedError, kernel_error
 from .log import Log
-from .packet import Packet
 from .protocol import netlink, nfnetlink, nfqnl, nfulnl
 from .protocol.layout import build_attribute
 from .protocol.nfnetlink import Hook
-from .protocol.nfqnl import NFQA, NFQA_CFG, Command, Verdict
-from .queue import Queue
+from .protocol.nfqnl import NFQA, NFQA_CFG, VERDICTS, Command
+from .queue import Handler, Queue, WorkerOptions
 
 # --- packets from plain bytes
 
@@ -96,13 +96,13 @@ def packet_message(
     packet_id: int,
     payload: bytes | None = b"E" + bytes(19),
     *,
-    number: int = 1,
+    num: int = 1,
     family: int | None = None,
     hw_protocol: int | None = None,
     hook: int = Hook.OUTPUT,
     **attributes: Any,
 ) -> bytes:
-    """A packet of queue ``number``; keywords are names of NFQA members (``MARK=7``), ``payload`` None is META.
+    """A packet of queue ``num``; keywords are names of NFQA members (``MARK=7``), ``payload`` None is META.
 
     ``hw_protocol`` is the EtherType, by which a packet of the bridge family is IP or something else; if it is not given
     the first byte of the payload decides.
@@ -115,7 +115,7 @@ def packet_message(
     data = _attributes(nfqnl.NFQA_TABLE, values)
     if payload is not None:  # the kernel does not pad the last one
         data += build_attribute(NFQA.PAYLOAD, payload)[: 4 + len(payload)]
-    return nfnetlink.build_message(nfqnl.MSG_PACKET, number, data, family=family)
+    return nfnetlink.build_message(nfqnl.MSG_PACKET, num, data, family=family)
 
 
 def _ethertype(family: int, payload: bytes | None) -> int:
@@ -174,7 +174,7 @@ class FakeKernel(Transport):
 
     trusted = True
 
-    def __init__(self, *, number: int = 1, ends: bool = False) -> None:
+    def __init__(self, *, num: int = 1, ends: bool = False) -> None:
         self.queued: dict[int, None] = {}
         self.judged: list[tuple[int, int, dict[int, Any]]] = []  # id, verdict word, changes; in the kernel's order
         self.sent: list[bytes] = []
@@ -183,7 +183,7 @@ class FakeKernel(Transport):
         self.closed = False
         self.refuse_config = 0
         self.refuse_send = 0
-        self._number = number
+        self._num = num
         self._ends = ends
         self._waiting: list[bytes] = []
         self._next_id = 1
@@ -196,7 +196,7 @@ class FakeKernel(Transport):
         ids = [(self._next_id + index) & 0xFFFFFFFF for index in range(count)]
         for packet_id in ids:
             self.queued[packet_id] = None
-            self.deliver(packet_message(packet_id, number=self._number, **attributes))
+            self.deliver(packet_message(packet_id, num=self._num, **attributes))
         self._next_id = (self._next_id + count) & 0xFFFFFFFF
         return ids
 
@@ -265,14 +265,14 @@ class FakeKernel(Transport):
             command = values.get(NFQA_CFG.CMD)
             if command is not None and command.command in (Command.PF_BIND, Command.PF_UNBIND):
                 return  # without effect, for whatever queue
-        assert nfnetlink.nfgenmsg.parse(message[16:20]).resource == self._number
+        assert nfnetlink.nfgenmsg.parse(message[16:20]).resource == self._num
         if header.type == nfqnl.MSG_CONFIG:
             self.config.append(values)
             return
         assert header.seq == 0
         verdict = values.pop(NFQA.VERDICT_HDR)
         word = verdict.verdict
-        if word & 0xFF not in list(Verdict):
+        if word & 0xFF not in VERDICTS:
             self.deliver(error_message(errno.EINVAL, message))
             return
         if header.type == nfqnl.MSG_VERDICT_BATCH:
@@ -289,9 +289,9 @@ class FakeKernel(Transport):
 class FedQueue:
     """A queue that a test feeds."""
 
-    def __init__(self, number: int = 1, **options: Any) -> None:
-        self.kernel = FakeKernel(number=number, ends=True)
-        self.queue = Queue(number, transport=self.kernel, **options)
+    def __init__(self, num: int = 1, **options: Unpack[WorkerOptions]) -> None:
+        self.kernel = FakeKernel(num=num, ends=True)
+        self.queue = Queue(num, transport=self.kernel, **options)
         self.queue.open()
 
     def feed(self, payload: bytes = b"E" + bytes(19), **attributes: Any) -> int:
@@ -311,15 +311,15 @@ class FedQueue:
         self.kernel.interfaces[index] = value
         return index
 
-    def run(self, handler: Callable[[Packet], object]) -> None:
+    def run(self, handler: Handler) -> None:
         """Let the handler decide everything that was fed."""
         self.queue.run(handler)
 
     @property
-    def verdicts(self) -> dict[int, Decided]:
+    def verdicts(self) -> dict[int, GivenVerdict]:
         """What was decided, by packet id."""
         self.queue.flush()
-        return {packet_id: Decided.from_word(word, changes) for packet_id, word, changes in self.kernel.judged}
+        return {packet_id: GivenVerdict.from_word(word, changes) for packet_id, word, changes in self.kernel.judged}
 
     def close(self) -> None:
         """Close the queue."""
@@ -338,18 +338,45 @@ _NAMES = {
 }
 
 
-def open_replay(path: str | os.PathLike[str], *, queue: int | None = None, group: int | None = None) -> Queue | Log:
-    """A queue or a log on a recording, open; its transport is a `Replay`. The first of the file if neither is given.
+class OpenReplay(Protocol):
+    """The signature of `open_replay`, which is also that of what the fixture `nfnet_replay` gives."""
+
+    @overload
+    def __call__(self, path: str | os.PathLike[str], *, num: int) -> Queue: ...
+
+    @overload
+    def __call__(self, path: str | os.PathLike[str], *, group: int) -> Log: ...
+
+    @overload
+    def __call__(self, path: str | os.PathLike[str]) -> Queue | Log: ...
+
+
+@overload
+def open_replay(path: str | os.PathLike[str], *, num: int) -> Queue: ...
+
+
+@overload
+def open_replay(path: str | os.PathLike[str], *, group: int) -> Log: ...
+
+
+@overload
+def open_replay(path: str | os.PathLike[str]) -> Queue | Log: ...
+
+
+def open_replay(path: str | os.PathLike[str], *, num: int | None = None, group: int | None = None) -> Queue | Log:
+    """Queue ``num`` or log group ``group`` of a recording, open; the first of the file if neither is given.
+
+    Its transport is a `Replay`.
 
     Raises CaptureError if there is none, or a damaged record before it.
     """
     replay = Replay(path)
     try:
-        if queue is None and group is None:
-            queue, group = replay.first()
-        if queue is None and group is None:
+        if num is None and group is None:
+            num, group = replay.first()
+        if num is None and group is None:
             raise CaptureError("no packets of a queue and no messages of a log in it", 0)
-        reader: Queue | Log = Log(group, transport=replay) if group is not None else Queue(queue or 0, transport=replay)
+        reader: Queue | Log = Log(group, transport=replay) if group is not None else Queue(num or 0, transport=replay)
         reader.open()
     except BaseException:
         replay.close()

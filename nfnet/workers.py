@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from ctypes import c_bool, c_uint64
 from queue import Empty, SimpleQueue
@@ -16,9 +16,9 @@ from typing import Any
 
 from ._arguments import check, check_handler
 from ._io.poller import Poller
+from ._typing import Unpack
 from .errors import ArgumentError, ClosedError, NfnetError
-from .packet import Packet
-from .queue import Queue
+from .queue import Handler, Queue, WorkerOptions
 from .stats import QueueCounters
 
 _GIVE_UP = 5  # times in a row that a worker may end as soon as it began
@@ -53,23 +53,23 @@ class Workers:
 
     def __init__(
         self,
-        handler: Callable[[Packet], object],
+        handler: Handler,
         queues: Sequence[int] = range(4),
         processes: int | None = None,
-        **options: Any,
+        **options: Unpack[WorkerOptions],
     ) -> None:
         check_handler(handler, "workers take plain functions")
-        numbers = list(queues)
-        if not numbers or len(set(numbers)) != len(numbers):
-            raise ArgumentError(f"queues are {numbers} and must be at least one, none of them twice")
-        count = len(numbers) if processes is None else check("processes", processes, 1, len(numbers))
+        nums = list(queues)
+        if not nums or len(set(nums)) != len(nums):
+            raise ArgumentError(f"queues are {nums} and must be at least one, none of them twice")
+        count = len(nums) if processes is None else check("processes", processes, 1, len(nums))
         for name in ("transport", "record"):
             if options.get(name) is not None:
                 raise ArgumentError(f"{name} is not for workers: each is a process of its own")
-        for number in numbers:
-            Queue(number, **options)  # says what cannot be
+        for num in nums:
+            Queue(num, **options)  # says what cannot be
         self._handler, self._options = handler, options
-        self._shares = [numbers[start::count] for start in range(count)]
+        self._shares = [nums[start::count] for start in range(count)]
         self._workers: list[_Worker] = []
         # A plain attribute: an Event has a lock, which a signal handler that calls `stop` may find locked for ever.
         self._stopping = False
@@ -146,10 +146,10 @@ class Workers:
 
 
 def run_workers(
-    handler: Callable[[Packet], object],
+    handler: Handler,
     queues: Sequence[int] = range(4),
     processes: int | None = None,
-    **options: Any,
+    **options: Unpack[WorkerOptions],
 ) -> QueueCounters:
     """Run `Workers` until SIGINT or SIGTERM, and return what they did in all; to be called in the main thread.
 
@@ -176,11 +176,11 @@ def run_workers(
 class _Worker:
     """One process, and its successors."""
 
-    def __init__(self, handler: Callable[[Packet], object], numbers: list[int], options: dict[str, Any]) -> None:
+    def __init__(self, handler: Handler, nums: list[int], options: WorkerOptions) -> None:
         from multiprocessing import get_context
         from multiprocessing.sharedctypes import RawArray, RawValue
 
-        self._handler, self._numbers, self._options = handler, numbers, options
+        self._handler, self._nums, self._options = handler, nums, options
         self._context = get_context("fork")
         # Of the process that runs, and of those before it; a child writes, the parent reads.
         self._now = RawArray(c_uint64, len(_NAMES))
@@ -194,7 +194,7 @@ class _Worker:
     def start(self) -> None:
         self._began = time.monotonic()
         self._opened.value = False
-        process = self._context.Process(target=self._work, name=f"nfnet-queue-{self._numbers[0]}")
+        process = self._context.Process(target=self._work, name=f"nfnet-queue-{self._nums[0]}")
         # A signal that comes before the child has handlers of its own would be for the parent's.
         signals = (signal.SIGINT, signal.SIGTERM)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -218,9 +218,9 @@ class _Worker:
         status = self._process.exitcode
         self._quick = 0 if self._worked(status) else self._quick + 1
         if self._quick >= _GIVE_UP:
-            text = f"the worker of queue {self._numbers[0]} ended as soon as it began, {self._quick} times in a row"
+            text = f"the worker of queue {self._nums[0]} ended as soon as it began, {self._quick} times in a row"
             raise NfnetError(f"{text}, {_why(status)}")
-        _log.warning("the worker of queue %d ended, %s; starting another", self._numbers[0], _why(status))
+        _log.warning("the worker of queue %d ended, %s; starting another", self._nums[0], _why(status))
         self._before = [before + now for before, now in zip(self._before, self._now)]
         self._now[:] = [0] * len(_NAMES)
         self.restarts += 1
@@ -247,7 +247,7 @@ class _Worker:
         if self._process is None:
             return
         if self._process.is_alive():
-            _log.warning("the worker of queue %d did not end when asked to, and was killed", self._numbers[0])
+            _log.warning("the worker of queue %d did not end when asked to, and was killed", self._nums[0])
             self._process.kill()
         self._process.join()
 
@@ -256,7 +256,7 @@ class _Worker:
     def _work(self) -> None:
         parent = self._parent
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent sees to it
-        queues = [Queue(number, **self._options) for number in self._numbers]
+        queues = [Queue(num, **self._options) for num in self._nums]
 
         stopped = False
 

@@ -19,6 +19,7 @@ import contextlib
 import gc
 import io
 import ipaddress
+import itertools
 import json
 import logging
 import os
@@ -47,13 +48,11 @@ from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl
 from nfnet.protocol.nfnetlink import BODY, Attribute, Table
 from nfnet.protocol.nfqnl import NFQA, NFQA_TABLE
 from nfnet.protocol.nfulnl import NFULA, NFULA_TABLE
-from nfnet.rules import _installed
-from nfnet.rules import _nftables as nftables
-from nfnet.rules._actions import queues_of
+from nfnet.rules import _actions, _installed, _nftables
 from nfnet.testing import FakeKernel, FedQueue, packet_message, tcp, udp
 
 from .swap import turn
-from .test_capture import block, interface, pcap, section
+from .test_captures import block, interface, pcap, section
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LIMIT = 1.0  # seconds of processor time for one input
@@ -288,10 +287,9 @@ class _Socket:
 
 
 def read_dump(data: bytes, look: bool) -> None:
-    for _, name, _ in nftables.tables(_Socket(data)):  # type: ignore[arg-type]
-        _installed._left(2, name, None)
-    for name, values in nftables.expressions(_Socket(data)):  # type: ignore[arg-type]
-        queues_of(name, values)
+    _installed.listed(_Socket(data))  # type: ignore[arg-type]
+    for name, values in _nftables.expressions(_Socket(data)):  # type: ignore[arg-type]
+        _actions.queues_of(name, values)
 
 
 class _Requests(Transport):
@@ -317,7 +315,7 @@ class _Requests(Transport):
 
 
 def run_queue(data: bytes, look: bool) -> None:
-    kernel = FakeKernel(number=1, ends=True)
+    kernel = FakeKernel(num=1, ends=True)
     kernel.trusted = False
     with nfnet.Queue(1, transport=kernel) as queue:
         kernel.deliver(data)
@@ -647,9 +645,15 @@ def parse_words(data: bytes, look: bool) -> None:
             continue
         made = rule(7, **found)
         assert made.describe().isascii() or all(map(str.isprintable, made.describe().splitlines()))
-        made._messages(0, [*made._match.expressions(made._family), *made._action.choices()[0]])
+        encode_rule(made)
         return
     raise nfnet.NfnetError(failed)
+
+
+def encode_rule(rule: rules.Rule) -> None:
+    """All that would be sent to install it."""
+    for step in rule.kernel_rules():
+        _nftables.rule(1, "t", "c", [*step.match, *step.choices[0]], b"", itertools.count(1))
 
 
 ODD: tuple[Any, ...] = (
@@ -679,7 +683,7 @@ def make_rule(make: Callable[..., rules.Rule]) -> Callable[..., None]:
     def run(**options: Any) -> None:
         rule = make(options.pop("number", 1), **options)
         assert rule.describe()
-        rule._messages(0, [*rule._match.expressions(rule._family), *rule._action.choices()[0]])
+        encode_rule(rule)
 
     return run
 
@@ -832,7 +836,7 @@ CONNECTION: dict[int, Any] = {
 }
 QUEUED += [
     packet_message(8, UDP, family=7, hw_protocol=0x88A8, SKB_INFO=3),
-    packet_message(5, UDP, CT=CONNECTION, CT_INFO=1, VLAN={1: 0x8100, 2: 5}, L2HDR=b"abcdef", CAP_LEN=99, number=1),
+    packet_message(5, UDP, CT=CONNECTION, CT_INFO=1, VLAN={1: 0x8100, 2: 5}, L2HDR=b"abcdef", CAP_LEN=99, num=1),
     packet_message(6, None, HWADDR={"length": 6, "address": bytes(8)}, SECCTX=b"a:b\0", UID=0, GID=0, PRIORITY=1),
     packet_message(7, TCP, TIMESTAMP={"seconds": 1 << 30, "microseconds": 5}, MARK=7, CGROUP_CLASSID=1, SKB_INFO=5),
 ]

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import nfnet
 from nfnet import AlreadyDecidedError, AsyncQueue, ClosedError, Log, Packet, Queue, inet, rules
 from nfnet._io.netlink_socket import SO_RCVBUFFORCE
-from nfnet.stats import QueueCounters, QueueRow, queue_rows
+from nfnet.stats import QueueCounters, QueueStatus
 
 from .live.conftest import ADDRESS, Net, wait_for
 
@@ -346,8 +346,8 @@ class Soak:
         for helper in (self.sender, self.receiver, self.log):
             helper.close()
 
-    def row(self, number: int) -> QueueRow:
-        return next(row for row in queue_rows(self.router) if row.number == number)
+    def row(self, number: int) -> QueueStatus:
+        return next(row for row in nfnet.stats.queues(self.router) if row.num == number)
 
     def run(self, seconds: float, say: Callable[[str], None]) -> None:
         self.deciders.start(3)
@@ -436,7 +436,7 @@ class Soak:
         if problems:
             raise Unbalanced(f"{phase.name}: {'; '.join(problems)}: {self.sent=} {books} {counters} {row} {logged}")
 
-    def flood(self, phase: Phase, seconds: float) -> tuple[QueueRow, QueueCounters]:
+    def flood(self, phase: Phase, seconds: float) -> tuple[QueueStatus, QueueCounters]:
         """Read a queue until the referee ends it; what the kernel and it say then."""
         with Queue(1, netns=self.router, **phase.options) as queue, self.refereed(queue, seconds, queue.stop):
             with interrupts(phase.interrupted):
@@ -446,7 +446,7 @@ class Soak:
             self.end_of_flood.wait()
             return self.row(1), queue.counters
 
-    async def flood_async(self, phase: Phase, seconds: float) -> tuple[QueueRow, QueueCounters]:
+    async def flood_async(self, phase: Phase, seconds: float) -> tuple[QueueStatus, QueueCounters]:
         """The same with asyncio; every other packet is decided by a task."""
 
         async def decide_later(packet: Packet) -> None:
@@ -593,7 +593,7 @@ def soak(seconds: float, say: Callable[[str], None] = print) -> None:
 def main() -> int:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 180.0
     try:
-        queue_rows()
+        nfnet.stats.queues()
     except nfnet.NfnetError as error:
         print(f"only root of the machine may read the kernel's counters: {error}", file=sys.stderr)
         return 1

@@ -169,7 +169,7 @@ def test_recordings_of_either_kind_say_the_same_on_machines_of_either_kind(tmp_p
 
 def test_the_other_tests_hold_on_a_machine_of_the_other_kind() -> None:
     """Those of the modules that know of bytes, in a Python that is told that this is one."""
-    names = ["protocol", "fixtures", "packet", "log", "queue", "capture", "replay"]
+    names = ["protocol", "fixtures", "packet", "log", "queue", "captures", "replay"]
     files = [str(Path(__file__).parent / f"test_{name}.py") for name in names]
     arguments = ["-q", "-p", "no:cacheprovider", *files]
     code = f"import sys; sys.byteorder = {OTHER!r}; import pytest; sys.exit(pytest.main({arguments!r}))"
@@ -187,7 +187,7 @@ def test_decode_turns_what_it_is_given() -> None:
 
 
 def test_attributes_within_attributes_of_a_log_that_tcpdump_recorded(tmp_path: Path) -> None:
-    from .test_capture import recording
+    from .test_captures import recording
 
     message = turn(log_message(b"payload" * 3, VLAN={1: 0x8100, 2: 5}), HERE)
     path = recording(tmp_path / "log.pcap", message[16:], byteorder=THERE, link_type=239)
@@ -198,7 +198,7 @@ def test_attributes_within_attributes_of_a_log_that_tcpdump_recorded(tmp_path: P
 
 
 def test_a_damaged_datagram_comes_out_of_the_loop_and_the_next_one_after_it(tmp_path: Path) -> None:
-    from .test_capture import recording
+    from .test_captures import recording
 
     good = turn(packet_message(1), HERE)
     bad = good[:20] + b"\0\1" + good[22:]

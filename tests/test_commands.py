@@ -19,13 +19,15 @@ import pytest
 
 from nfnet import rules, testing
 from nfnet.captures._pcap import LinkType, Writer, netlink_header
-from nfnet.cli import log_command, packet_text
+from nfnet.cli import packet_text
 from nfnet.cli.command_line import netns, rule_words
 from nfnet.cli.decode_command import describe
+from nfnet.cli.summaries import say
+from nfnet.collect import sqlite
 from nfnet.log import LogMessage
 
 from .conftest import FIXTURES
-from .test_capture import recording
+from .test_captures import recording
 from .test_replay import cut_file, mixed
 
 COMMANDS = ("queue", "log", "record", "replay", "decode", "rules", "stats", "doctor", "run", "demo")
@@ -113,10 +115,10 @@ def message(number: int, size: int = 10) -> LogMessage:
 
 
 @pytest.fixture
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[log_command._Database]:
-    monkeypatch.setattr(log_command, "_AGAIN", 0.0)
-    monkeypatch.setattr(log_command, "_LOCK_PATIENCE", 0.0)
-    database = log_command._Database(str(tmp_path / "log.db"), 5)
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sqlite.Sqlite]:
+    monkeypatch.setattr(sqlite, "_AGAIN", 0.0)
+    monkeypatch.setattr(sqlite, "_LOCK_PATIENCE", 0.0)
+    database = sqlite.Sqlite(str(tmp_path / "log.db"), 5, lambda text: say(f"nfnet log: {text}"))
     database.begin()
     yield database
     database.close()
@@ -138,7 +140,7 @@ TROUBLE = {
 
 @pytest.mark.parametrize("what", TROUBLE)
 def test_no_batch_is_lost_to_a_database_that_fails_for_a_while(
-    database: log_command._Database, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    database: sqlite.Sqlite, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     database.take(message(0))
     database.flush()
@@ -162,9 +164,9 @@ def test_no_batch_is_lost_to_a_database_that_fails_for_a_while(
 
 
 def test_what_is_kept_for_a_database_is_bounded_and_what_is_not_is_said(
-    database: log_command._Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    database: sqlite.Sqlite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(log_command, "_MOST_KEPT", 10 * (log_command._ROW_SIZE + 38))
+    monkeypatch.setattr(sqlite, "_MOST_KEPT", 10 * (sqlite._ROW_SIZE + 38))
     with contextlib.closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         for number in range(13):
@@ -421,19 +423,21 @@ def test_rules_in_words() -> None:
         "priority": -5,
     }
     with pytest.raises(argparse.ArgumentTypeError, match="needs protocol"):
-        rule_words("destination_port=5")
+        rule_words("hook=output destination_port=5")
     with pytest.raises(argparse.ArgumentTypeError, match="mark: 'x' is no number"):
         rule_words("mark=x")
-    assert rule_words("protocol=47 uid=root") == {"protocol": 47, "uid": "root"}
+    with pytest.raises(argparse.ArgumentTypeError, match="hook must be given: where packets meet the rule, one of 'pr"):
+        rule_words("protocol=udp")
+    assert rule_words("hook=output protocol=47 uid=root") == {"hook": "output", "protocol": 47, "uid": "root"}
 
 
 def test_rules_in_words_say_whether_they_fail_open() -> None:
-    assert rule_words("bypass=no balance=cpu") == {"bypass": False, "balance": "cpu"}
-    assert rule_words("bypass=yes") == {"bypass": True}
+    assert rule_words("hook=input bypass=no balance=cpu") == {"hook": "input", "bypass": False, "balance": "cpu"}
+    assert rule_words("hook=input bypass=yes") == {"hook": "input", "bypass": True}
     for word in ("bypass=No", "bypass=0", "bypass=", "bypass"):
         with pytest.raises(argparse.ArgumentTypeError, match="neither yes nor no|name=value"):
             rule_words(word)
-    with pytest.raises(argparse.ArgumentTypeError, match="uid never matches at the hook 'input'"):
+    with pytest.raises(argparse.ArgumentTypeError, match="uid has no meaning at the hook 'input'"):
         rule_words("hook=input uid=0")
     with pytest.raises(argparse.ArgumentTypeError, match="only logged"):
         rule_words("hook=ingress in_interface=lo")

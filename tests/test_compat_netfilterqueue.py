@@ -425,7 +425,10 @@ def test_collected_objects_unbind() -> None:
 
 
 def test_packets_can_be_referred_to_weakly() -> None:
-    run(lambda p: weakref.ref(p)())
+    alive: list[bool] = []
+    run(lambda p: alive.append(weakref.ref(p)() is p))
+    assert alive
+    assert all(alive)
 
 
 # --- running
@@ -444,8 +447,8 @@ def test_run_without_blocking_drains_and_returns() -> None:
 
 def test_run_of_an_unbound_queue_returns() -> None:
     queue = NetfilterQueue(transport=FakeKernel())
-    queue.run(block=False)
-    queue.run()
+    assert queue.run(block=False) is None
+    assert queue.run() is None  # and does not wait
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt, StopIteration])

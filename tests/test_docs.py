@@ -232,13 +232,13 @@ class Kernel(FakeKernel):
     def request(self, build: Callable[[int], bytes], operation: str) -> None:
         message = build(1)
         self._is_log = netlink.read_length_and_type(message)[1] >> 8 == Subsystem.LOG
-        self._number = int.from_bytes(message[18:20], "big")
+        self._num = int.from_bytes(message[18:20], "big")
         assert self._stage.waiting, "nothing was fed to this queue or log: say what, in a comment before the block"
         for seq, (payload, attributes) in enumerate(self._stage.waiting):
             values = {testing._NAMES.get(name, name): self._index(name, value) for name, value in attributes.items()}
             if self._is_log:
                 values.setdefault("SEQ", seq)
-                self.deliver(testing.log_message(payload, group=self._number, **{"prefix": "test", **values}))
+                self.deliver(testing.log_message(payload, group=self._num, **{"prefix": "test", **values}))
             else:
                 self.feed(payload=payload, **values)
         self._stage.waiting = []

@@ -13,7 +13,7 @@ from nfnet.protocol import netlink
 from nfnet.testing import FedQueue, log_message, packet_message, udp
 
 from . import fuzz
-from .test_capture import pcap
+from .test_captures import pcap
 
 
 def test_damaged_input(capsys: pytest.CaptureFixture[str]) -> None:

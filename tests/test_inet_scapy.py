@@ -14,7 +14,7 @@ from nfnet.inet import _scapy as scapys
 from .test_inet import plain_sum
 
 scapy = pytest.importorskip("scapy.all")
-COUNT = 3000
+COUNT = 1000
 random_bytes = random.Random(7)
 
 

@@ -252,7 +252,7 @@ def test_keyboard_interrupt_at_any_moment_of_a_replay(tmp_path: Path) -> None:
             for packet in queue.pending:
                 packet.accept()
             assert (queue.counters.received, queue.counters.lost) == (4, 0), where
-            assert replay.recorded == {number: nfnet.Decided(1, None, None) for number in range(1, 5)}, where
+            assert replay.recorded == {number: nfnet.GivenVerdict(1, None, None) for number in range(1, 5)}, where
         moment += choose.randint(1, 24)
     assert interrupted > 50
 

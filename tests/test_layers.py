@@ -15,9 +15,11 @@ ROOT = Path(nfnet.__file__).parent
 
 # Each module may import those before it.
 ORDER = [
+    "_typing",
     "_printable",
     "errors",
     "_arguments",
+    "protocol.enumerations",
     "protocol.netlink",
     "protocol.layout",
     "protocol.nfnetlink",
@@ -80,6 +82,10 @@ ORDER = [
     "rules._installed",
     "rules._rule",
     "rules",
+    "collect._output",
+    "collect.capture",
+    "collect.sqlite",
+    "collect",
     "doctor",
     "metrics",
     "workers",

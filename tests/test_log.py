@@ -216,10 +216,10 @@ def test_what_this_kernel_did_not_send() -> None:
     assert (message.physindev_name, message.uid) == ("eth0", 65534)
 
 
-def test_hooks_of_other_families_are_numbers() -> None:
+def test_other_families_have_hooks_of_their_own() -> None:
     arp, netdev = read(log_message(family=3), log_message(family=5))
-    assert (arp.hook, netdev.hook) == (1, 1)
-    assert not isinstance(arp.hook, nfnet.Hook)
+    assert (arp.hook, netdev.hook) == (nfnet.ArpHook.OUT, nfnet.NetdevHook.EGRESS)
+    assert (type(arp.hook), type(netdev.hook)) == (nfnet.ArpHook, nfnet.NetdevHook)
     assert (arp.family, netdev.family) == (nfnet.Family.ARP, nfnet.Family.NETDEV)
 
 
@@ -312,11 +312,11 @@ def test_messages_come_in_order_until_stop() -> None:
 def test_process_without_a_handler_keeps_messages() -> None:
     kernel = LogKernel()
     with Log(5, transport=kernel) as log:
-        assert log.process() == 0
+        assert log.fetch() == 0
         kernel.deliver(log_message(MARK=1) + log_message(MARK=2) + DONE)
-        assert log.process() == 2
+        assert log.fetch() == 2
         kernel.deliver(log_message(MARK=3))
-        assert log.process() == 3
+        assert log.fetch() == 3
         assert [message.mark for message in itertools.islice(log, 3)] == [1, 2, 3]
 
 
@@ -445,7 +445,10 @@ def test_any_bytes_raise_nothing_but_our_errors(noise: bytes, place: int) -> Non
     kernel = LogKernel(ends=True)
     kernel.trusted = False
 
+    seen: list[LogMessage] = []
+
     def handler(message: LogMessage) -> None:
+        seen.append(message)
         for name in dir(LogMessage):
             if isinstance(getattr(LogMessage, name), property):
                 with contextlib.suppress(nfnet.NfnetError):
@@ -458,3 +461,4 @@ def test_any_bytes_raise_nothing_but_our_errors(noise: bytes, place: int) -> Non
         for _ in range(3):
             with contextlib.suppress(nfnet.NfnetError):
                 log.run(handler)
+        assert log.counters.received == len(seen)

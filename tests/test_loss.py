@@ -19,7 +19,7 @@ from nfnet._core.loss import Loss
 from nfnet.captures._pcap import LinkType, Writer, netlink_header
 from nfnet.compat.netfilterqueue import NetfilterQueue
 from nfnet.protocol.nfnetlink import NETLINK_NETFILTER
-from nfnet.stats import QueueRow, log_rows, own_row
+from nfnet.stats import QueueStatus, find_log
 
 from .kernel import FakeKernel
 
@@ -83,20 +83,20 @@ def test_bursts_get_two_warnings_in_ten_seconds_at_most(clock: Clock) -> None:
 
 
 class Kernel(FakeKernel):
-    """One with a socket whose row in /proc says what it is told to say."""
+    """One with a socket of which /proc says what it is told to say."""
 
     rcvbuf = 425984
     port_id = 4242
 
-    def __init__(self, *, number: int = 1, ends: bool = False) -> None:
-        super().__init__(number=number, ends=ends)
+    def __init__(self, *, num: int = 1, ends: bool = False) -> None:
+        super().__init__(num=num, ends=ends)
         self.drops: tuple[int, int] | None = None  # of the queue and of the receive buffer; None if nobody may read it
         self.owner = self.port_id
 
-    def rows(self, _: object) -> list[QueueRow]:
+    def rows(self, _: object) -> list[QueueStatus]:
         if self.drops is None:
             raise nfnet.NotPermittedError("reading", 1)
-        return [QueueRow(1, self.owner, 0, CopyMode.PACKET, 65531, *self.drops, 0)]
+        return [QueueStatus(1, self.owner, 0, CopyMode.PACKET, 65531, *self.drops, 0)]
 
     def taken(self) -> list[bytes]:
         """What somebody else received."""
@@ -108,7 +108,7 @@ class Kernel(FakeKernel):
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     kernel = Kernel()
-    monkeypatch.setattr("nfnet.queue.queue_rows", kernel.rows)
+    monkeypatch.setattr("nfnet.stats.queues", kernel.rows)
     return kernel
 
 
@@ -293,5 +293,5 @@ def test_netfilterqueue_says_how_large_the_receive_buffer_is(
 
 def test_closing_does_not_fail_because_the_namespace_was_closed() -> None:
     with open("/proc/self/ns/net") as file:
-        find_row = partial(own_row, log_rows, 5, file)
-    assert find_row() is None
+        find_status = partial(find_log, 5, file)
+    assert find_status() is None

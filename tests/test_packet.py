@@ -15,7 +15,7 @@ from .kernel import FakeKernel, packet_message
 
 
 def read(message: bytes, number: int = 1) -> Packet:
-    kernel = FakeKernel(number=number)
+    kernel = FakeKernel(num=number)
     kernel.interfaces[2] = "eth0"
     with Queue(number, transport=kernel) as queue:
         kernel.deliver(message)
@@ -134,6 +134,7 @@ def test_attributes_that_this_kernel_did_not_send() -> None:
 def test_numbers_that_nobody_knows_yet_are_kept() -> None:
     packet = read(packet_message(3, family=77, hook=9, CT_INFO=99))
     assert (packet.family, packet.hook, packet.ctinfo) == (77, 9, 99)
+    assert (packet.family.name, packet.hook.name) == ("UNKNOWN_77", "UNKNOWN_9")
 
 
 def test_interface_names() -> None:

@@ -13,7 +13,7 @@ import pickle
 import select
 import threading
 import unittest.mock
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -129,7 +129,7 @@ def test_refusals_when_binding(number: int, kind: type[nfnet.KernelError], words
 
 def test_a_queue_that_is_not_open_says_so() -> None:
     queue = Queue(1)
-    for use in (lambda: queue.run(print), queue.fileno, queue.process, lambda: next(iter(queue)), queue.flush):
+    for use in (lambda: queue.run(print), queue.fileno, queue.fetch, lambda: next(iter(queue)), queue.flush):
         with pytest.raises(nfnet.ClosedError, match="queue 1 is not open: use it in a with statement"):
             use()
     queue.stop()
@@ -274,7 +274,7 @@ def test_every_kind_of_verdict() -> None:
     payload = b"E" + bytes(30)
     with Queue(1, transport=kernel) as queue:
         kernel.feed(9)
-        packets = list(itertools.islice(queue, queue.process()))
+        packets = list(itertools.islice(queue, queue.fetch()))
         packets[0].accept(mark=7)
         packets[1].accept(payload=payload, priority=3)
         packets[2].repeat(mark=1)
@@ -360,6 +360,28 @@ def test_bad_verdicts_are_refused_and_nothing_is_sent(words: str) -> None:
         with pytest.raises(ValueError, match=words):
             BAD_VERDICTS[words](packet)
         assert not kernel.judged
+        packet.accept()
+        assert verdicts(kernel) == [(1, 1)]
+
+
+POSITIONAL: dict[str, Callable[[Any], None]] = {
+    "accept": lambda p: p.accept(7),
+    "repeat": lambda p: p.repeat(7),
+    "requeue": lambda p: p.requeue(2, 7),
+    "verdict": lambda p: p.verdict(1, 7),
+}
+
+
+@pytest.mark.parametrize("method", POSITIONAL)
+def test_what_a_verdict_changes_is_named(method: str) -> None:
+    """``accept(7)`` could be a mark or anything else."""
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed()
+        packet = next(iter(queue))
+        with pytest.raises(TypeError, match=rf"{method}\(\) takes . positional arguments? but . were given"):
+            POSITIONAL[method](packet)
+        assert (packet.decided, kernel.judged, queue.pending) == (None, [], [packet])
         packet.accept()
         assert verdicts(kernel) == [(1, 1)]
 
@@ -591,12 +613,12 @@ def test_one_loop_at_a_time() -> None:
         kernel.feed(2)
         packets = iter(queue)
         next(packets).accept()
-        for use in (lambda: queue.run(print), lambda: queue.process(print), queue.process, lambda: next(iter(queue))):
+        for use in (lambda: queue.run(print), lambda: queue.process(print), queue.fetch, lambda: next(iter(queue))):
             with pytest.raises(nfnet.BusyReadingError, match="read by another loop"):
                 use()
         next(packets).accept()
         packets.close()
-        assert queue.process() == 0
+        assert queue.fetch() == 0
 
 
 def test_the_file_descriptor_tells_of_packets_that_were_read_already() -> None:
@@ -722,11 +744,11 @@ def test_packets_cannot_be_copied(duplicate: Any) -> None:
 def test_process_without_a_handler_keeps_packets_for_the_next_loop() -> None:
     kernel = FakeKernel()
     with Queue(1, transport=kernel) as queue:
-        assert queue.process() == 0
+        assert queue.fetch() == 0
         kernel.feed(3)
-        assert queue.process() == 3
+        assert queue.fetch() == 3
         kernel.feed(2)
-        assert queue.process() == 5
+        assert queue.fetch() == 5
         assert [packet.id for packet in itertools.islice(queue, 5)] == [1, 2, 3, 4, 5]
 
 
@@ -1024,6 +1046,8 @@ def test_no_recording_raises_anything_but_our_errors(noise: bytes, place: int) -
         for _ in range(3):
             with contextlib.suppress(nfnet.NfnetError):
                 queue.process(handler)
+        assert queue.counters.received == queue.counters.accepted
+        assert not queue.pending
 
 
 # --- the rules of coalescing, at large
@@ -1149,12 +1173,12 @@ def test_deciding_many_kept_packets_searches_no_lists(received_first: bool, orde
 
     with ComparedQueue(1, transport=kernel) as queue:
         kernel.feed(count)
-        while received_first and queue.process() < count:
+        while received_first and queue.fetch() < count:
             pass
         while queue.process(keep_most):
             pass
         later = kernel.feed(500)
-        queue.process()  # these are at hand while the others are decided
+        queue.fetch()  # these are at hand while the others are decided
         for packet in kept[::order]:
             packet.accept()
         assert list(kernel.queued) == later

@@ -29,7 +29,7 @@ from nfnet.testing import log_message, packet_message
 
 from .conftest import FIXTURES
 from .swap import turn
-from .test_capture import block, interface, pcap, recording, section
+from .test_captures import block, interface, pcap, recording, section
 
 HEAD = bytes(netlink_header.build({"family": 12}))
 SECONDS = 1_700_000_000
@@ -219,7 +219,7 @@ def test_a_damaged_verdict_of_the_recording(tmp_path: Path) -> None:
 
 def test_what_others_said_may_be_as_it_likes(tmp_path: Path) -> None:
     tables = netlink.build_message(0x0A03, 0, 0, bytes(6)) + b"\xff\xff\xff\xff"
-    path = recording(tmp_path / "queue.pcap", packet(1), tables, damaged(packet(2, number=7)), packet(3))
+    path = recording(tmp_path / "queue.pcap", packet(1), tables, damaged(packet(2, num=7)), packet(3))
     with nfnet.Queue(1, transport=nfnet.replay(path)) as queue:
         packets, errors = drain(queue)
     assert ([packet.id for packet in packets], errors) == ([1, 3], [])
@@ -378,7 +378,7 @@ def test_a_cut_verdict_is_not_recorded(tmp_path: Path) -> None:
     with nfnet.Queue(1, transport=replay) as queue:
         packets, errors = drain(queue)
     assert (len(packets), errors) == (2, [])
-    assert replay.recorded == {2: nfnet.Decided(0, None, None)}
+    assert replay.recorded == {2: nfnet.GivenVerdict(0, None, None)}
 
 
 def test_bare_packets_larger_than_a_payload_are_truncated(tmp_path: Path) -> None:
@@ -562,7 +562,7 @@ def test_stop_ends_a_loop_that_waits_for_a_pipe(pipe: Any) -> None:
 
 def test_first_waits_for_a_pipe(pipe: Any) -> None:
     name, write, end = pipe
-    data = pcap(HEAD + packet(1, number=7), link_type=253)
+    data = pcap(HEAD + packet(1, num=7), link_type=253)
     replay = nfnet.replay(name)
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(replay.first()))
@@ -579,7 +579,7 @@ def test_first_waits_for_a_pipe(pipe: Any) -> None:
 def test_a_fifo_is_opened_once(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    data = pcap(HEAD + packet(1, number=3), HEAD + packet(2, number=3), link_type=253)
+    data = pcap(HEAD + packet(1, num=3), HEAD + packet(2, num=3), link_type=253)
     thread = threading.Thread(target=fifo.write_bytes, args=(data,))
     thread.start()
     with contextlib.closing(testing.open_replay(fifo)) as queue:

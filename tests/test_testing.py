@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import Decided, Packet, Verdict, inet, testing
+from nfnet import GivenVerdict, Packet, Verdict, inet, testing
 from nfnet.captures._pcap import LinkType, Writer
 from nfnet.testing import FedQueue
 
@@ -42,7 +42,7 @@ def test_attributes_are_fed(nfnet_queue: FedQueue) -> None:
     ]
     seen: list[Packet] = []
     nfnet_queue.run(lambda packet: (seen.append(packet), handle(packet)))
-    assert nfnet_queue.verdicts == {ids[0]: Decided(1, 8, None), ids[1]: Decided(1, None, None)}
+    assert nfnet_queue.verdicts == {ids[0]: GivenVerdict(1, 8, None), ids[1]: GivenVerdict(1, None, None)}
     assert (seen[0].uid, seen[0].indev_name, seen[0].family) == (1000, "lan0", nfnet.Family.IPV4)
     assert (seen[1].outdev, seen[1].family) == (4, nfnet.Family.IPV6)
     ids.append(nfnet_queue.feed(testing.udp(b"secret")))
@@ -57,9 +57,9 @@ def test_the_verdict_and_the_queue_are_apart(nfnet_queue: FedQueue) -> None:
     found = nfnet_queue.verdicts
     assert [found[packet_id].verdict for packet_id in ids] == [Verdict.QUEUE, Verdict.QUEUE, Verdict.REPEAT]
     assert [found[packet_id].verdict.name for packet_id in ids] == ["QUEUE", "QUEUE", "REPEAT"]
-    assert [found[packet_id].queue for packet_id in ids] == [2, 0, None]
+    assert [found[packet_id].num for packet_id in ids] == [2, 0, None]
     assert [found[packet_id].bypass for packet_id in ids] == [False, True, False]
-    assert found[ids[1]] == Decided(Verdict.QUEUE, mark=3, queue=0, bypass=True)
+    assert found[ids[1]] == GivenVerdict(Verdict.QUEUE, mark=3, num=0, bypass=True)
 
 
 def test_another_thread_may_receive_what_is_just_being_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_a_recording_is_opened(nfnet_replay: Callable[..., Any], tmp_path: Path)
     assert [(message.prefix, inet.get_data(message.payload)) for message in log] == [("test", b"logged")]
     assert log.group == 9
     assert list(nfnet_replay(tmp_path / "file.pcap", group=3)) == []
-    assert list(nfnet_replay(tmp_path / "file.pcap", queue=3)) == []
+    assert list(nfnet_replay(tmp_path / "file.pcap", num=3)) == []
 
 
 def test_the_plugin_costs_nothing_until_it_is_used(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from .._io.moves import END
 from .._io.transport import Transport
 from ..captures._recorder import Recorder
 from ..errors import ClosedError, DecodeError, OverrunError
-from ..stats import Row
+from ..stats import Status
 from .loss import Loss
 
 _log = logging.getLogger("nfnet")
@@ -23,10 +23,10 @@ _log = logging.getLogger("nfnet")
 T = TypeVar("T")
 
 
-class Binding(ABC, Generic[T, Row], at_fork.AtFork):
+class Binding(ABC, Generic[T, Status], at_fork.AtFork):
     """What `Reader` knows of one time of being bound; the next one begins anew, with another socket.
 
-    ``find_row`` looks for the kernel's row about it.
+    ``find_status`` asks what the kernel says of it.
     """
 
     drain = 0
@@ -34,7 +34,9 @@ class Binding(ABC, Generic[T, Row], at_fork.AtFork):
     what = ""
     """What gets lost."""
 
-    def __init__(self, name: str, transport: Transport, on_overrun: str, find_row: Callable[[], Row | None]) -> None:
+    def __init__(
+        self, name: str, transport: Transport, on_overrun: str, find_status: Callable[[], Status | None]
+    ) -> None:
         self.transport = transport
         self.loss = Loss(warn=on_overrun == "count")
         self.overruns = 0
@@ -56,7 +58,7 @@ class Binding(ABC, Generic[T, Row], at_fork.AtFork):
         self.shared = False  # with another process: one that was forked from this one, or the one it was forked from
         self._name = name
         self._on_overrun = on_overrun
-        self._find_row: Callable[[], Row | None] = find_row
+        self._find_status: Callable[[], Status | None] = find_status
         self._process = os.getpid()
         if transport.inherit:
             at_fork.register(self)
@@ -138,13 +140,13 @@ class Binding(ABC, Generic[T, Row], at_fork.AtFork):
         new = self.loss.due(end=end)
         if not new:
             return
-        amounts, row = (self._name, new, self.what, self.loss.total), self.row()
-        if row is None and not self.transport.trusted:  # a recording, say, of which somebody took some out
+        amounts, status = (self._name, new, self.what, self.loss.total), self.status()
+        if status is None and not self.transport.trusted:  # a recording, say, of which somebody took some out
             _log.warning("%s: %d %s are missing, %d so far", *amounts)
         else:
-            _log.warning("%s: %d %s were lost, %d so far; %s", *amounts, self._cause_of_loss(row))
+            _log.warning("%s: %d %s were lost, %d so far; %s", *amounts, self._cause_of_loss(status))
 
-    def _cause_of_loss(self, row: Row | None) -> str:
+    def _cause_of_loss(self, status: Status | None) -> str:
         """Where there was no room, as far as that is known."""
         return f"{self._buffer()} was full"
 
@@ -152,11 +154,11 @@ class Binding(ABC, Generic[T, Row], at_fork.AtFork):
         size = self.transport.rcvbuf
         return "the receive buffer" if size is None else f"the receive buffer of {size} bytes"
 
-    def row(self) -> Row | None:
-        """The kernel's row about it; None if there is none, as for a recording, or it may not be read."""
+    def status(self) -> Status | None:
+        """What the kernel says of it; None if it says nothing, as for a recording, or that may not be read."""
         port = self.transport.port_id
-        row = None if port is None else self._find_row()
-        return row if row is not None and row.port_id == port else None
+        status = None if port is None else self._find_status()
+        return status if status is not None and status.port_id == port else None
 
     def sum_up(self) -> None:
         """It is about to be closed: count, and tell, what there is."""

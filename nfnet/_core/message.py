@@ -21,7 +21,6 @@ from ..protocol.layout import Layout, Layouts, compile_struct
 from ..protocol.nfnetlink import BODY, Family, Table, parse_attributes
 from ..protocol.nfqnl import NFQA_VLAN
 
-_Enum = TypeVar("_Enum", bound=int)
 _Message = TypeVar("_Message", bound="Message")
 
 _read_u32 = compile_struct(Int32ub).unpack_from
@@ -40,14 +39,6 @@ class Vlan(NamedTuple):
 
     protocol: int
     tci: int
-
-
-def enum_member(kind: Callable[[int], _Enum], number: int) -> _Enum:
-    """The member, or the bare number where a newer kernel knows more than we do."""
-    try:
-        return kind(number)
-    except ValueError:
-        return number  # type: ignore[return-value]
 
 
 class Message:
@@ -222,7 +213,7 @@ class Message:
     @property
     def family(self) -> Family:
         """Whose hook the packet was in (``nfgen_family``): IPV4, IPV6, BRIDGE; logs also ARP and NETDEV."""
-        return enum_member(Family, self.raw[FAMILY])
+        return Family(self.raw[FAMILY])
 
     @property
     def mark(self) -> int:
@@ -343,14 +334,13 @@ class Message:
     def ctinfo(self) -> CtInfo | None:
         """How the packet relates to its connection (CT_INFO); to be asked for with ``conntrack=True``."""
         number = self._number(self._CT_INFO)
-        return None if number is None else enum_member(CtInfo, number)
+        return None if number is None else CtInfo(number)
 
     @property
-    def attributes(self) -> dict[int, Any]:
+    def attributes(self) -> dict[IntEnum, Any]:
         """All attributes of the message, decoded by the schemas; keys are members of the kernel's enumeration.
 
-        For looking at, not for the hot path: it takes hundreds of microseconds. Unknown ones have plain numbers as
-        keys and bytes as values.
+        For looking at, not for the hot path: it takes hundreds of microseconds. The values of unknown ones are bytes.
         """
         values = parse_attributes(self.raw[BODY:], self._table, BODY)
-        return {enum_member(self._kind, number): value for number, value in values.items()}
+        return {self._kind(number): value for number, value in values.items()}

@@ -21,7 +21,7 @@ from .._io.transport import Transport
 from ..captures._recorder import Recorder, current
 from ..errors import ArgumentError, BusyReadingError, ClosedError, NfnetError
 from ..netns import Netns, call_in, check_netns
-from ..stats import LogRow, QueueRow, is_ours, process
+from ..stats import LogStatus, QueueStatus, is_ours, process
 from .bind import Request, bind
 from .binding import Binding
 
@@ -82,7 +82,7 @@ class Reader(ABC, Generic[B, T]):
         """The options that were asked for and that a kernel may lack, each with a request that asks for it alone."""
 
     @abstractmethod
-    def _row(self) -> QueueRow | LogRow | None: ...
+    def _status(self) -> QueueStatus | LogStatus | None: ...
 
     _module: str
     """The kernel's module, which is also the name of its file in /proc/net/netfilter."""
@@ -173,12 +173,12 @@ class Reader(ABC, Generic[B, T]):
 
     def _owner(self) -> tuple[str, str | None]:
         """Who has it, where this process may know, and what to do about it."""
-        row = self._row()
-        if row is None:
+        status = self._status()
+        if status is None:
             return "another socket has it", None
-        if is_ours(row.port_id, self._netns):
+        if is_ours(status.port_id, self._netns):
             return "another socket of this process has it", "Close that one first, or use another number"
-        return f"another socket has it: {process(row.port_id, self._netns)}", None
+        return f"another socket has it: {process(status.port_id, self._netns)}", None
 
     def close(self) -> None:
         """Unbind. May be called twice, and from any thread: a loop that is reading then ends.
@@ -378,8 +378,12 @@ class Reader(ABC, Generic[B, T]):
             if not binding.closed:  # by another thread, just now: there was nothing left to watch
                 raise
 
-    def _take(self) -> int:
-        """What `process` does without a handler."""
+    def fetch(self) -> int:
+        """Receive what waits in the socket, without blocking, and return how many are ready for the next loop.
+
+        Nothing is handed out yet: the next iteration, `run` or `process` begins with these, and so many steps of an
+        iteration do not block. Raises as `run`.
+        """
         binding = self._bound()
         self._check_reading(binding)
         binding.reading = True

@@ -5,10 +5,10 @@
 
 from ._pcap import LinkType, Record, Writer, is_capture, read, scan
 from ._recorder import Recorder, record
-from ._replay import Decided, Replay, replay
+from ._replay import GivenVerdict, Replay, replay
 
 __all__ = [
-    "Decided",
+    "GivenVerdict",
     "LinkType",
     "Record",
     "Recorder",

@@ -175,5 +175,5 @@ def _verdicts(datagram: bytes) -> Iterator[str]:
                 if number in spans:
                     text += f" with another {name}"
             yield text
-    except (DecodeError, KeyError, ValueError):  # a datagram that is not ours
+    except (DecodeError, KeyError):  # a datagram that is not ours
         return

@@ -27,25 +27,22 @@ _END = sys.maxsize  # ``list[_END:] = more`` appends
 _PAUSE = 1000  # records of others, after which `receive` returns, so that the loop may be stopped
 
 
-class Decided(NamedTuple):
+class GivenVerdict(NamedTuple):
     """What was decided about a packet.
 
-    ``mark`` and ``payload`` are the new ones, None where unchanged. ``queue`` is the number of the queue that it was
+    ``mark`` and ``payload`` are the new ones, None where unchanged. ``num`` is the number of the queue that it was
     handed to, None if ``verdict`` is not QUEUE, and ``bypass`` whether it was to go on if nobody listens there.
     """
 
     verdict: Verdict
     mark: int | None = None
     payload: bytes | None = None
-    queue: int | None = None
+    num: int | None = None
     bypass: bool = False
 
     @classmethod
-    def from_word(cls, word: int, changes: dict[int, Any]) -> Decided:
-        """From the verdict word and the attributes of a verdict message.
-
-        Raises ValueError if the low byte of the word is none of the verdicts that the kernel takes.
-        """
+    def from_word(cls, word: int, changes: dict[int, Any]) -> GivenVerdict:
+        """From the verdict word and the attributes of a verdict message."""
         verdict = Verdict(word & 0xFF)
         mark, payload = changes.get(NFQA.MARK), changes.get(NFQA.PAYLOAD)
         if verdict != Verdict.QUEUE:
@@ -85,9 +82,9 @@ class Replay(Transport, at_fork.AtFork):
     raises ClosedError.
     """
 
-    verdicts: dict[int, Decided]
+    verdicts: dict[int, GivenVerdict]
     """What this program decided, by the id of the packet."""
-    recorded: dict[int, Decided]
+    recorded: dict[int, GivenVerdict]
     """What the recording says was decided. A verdict that was cut short is not in it."""
     skipped: dict[int, int]
     """How many records of other link types were skipped so far, by link type (``LINKTYPE_*``)."""
@@ -347,25 +344,22 @@ class Replay(Transport, at_fork.AtFork):
         self._waiter.wake()
         self._empty = False
 
-    def _collect(self, datagram: bytes, verdicts: dict[int, Decided], waiting: dict[int, None]) -> None:
+    def _collect(self, datagram: bytes, verdicts: dict[int, GivenVerdict], waiting: dict[int, None]) -> None:
         for _, message in netlink.split_messages(datagram):
             kind = netlink.read_length_and_type(message)[1]
             if kind not in _records.VERDICTS:
                 continue
             values = nfnetlink.parse_attributes(message[nfnetlink.BODY :], nfqnl.NFQA_TABLE, nfnetlink.BODY)
             header = values.get(NFQA.VERDICT_HDR)
-            if header is None:
+            if header is None or header.verdict & 0xFF not in nfqnl.VERDICTS:  # the kernel refused it
                 continue
-            try:
-                decided = Decided.from_word(header.verdict, values)
-            except ValueError:  # the kernel refused it (EINVAL), and the packet went on waiting
-                continue
+            given = GivenVerdict.from_word(header.verdict, values)
             if kind == nfqnl.MSG_VERDICT:
                 covered = [header.packet_id] if header.packet_id in waiting else []
             else:
                 covered = nfqnl.covered_by_batch(waiting, header.packet_id)
             for number in covered:
-                verdicts[number] = decided
+                verdicts[number] = given
                 del waiting[number]
 
 

@@ -22,9 +22,6 @@ def add_options(parser: argparse.ArgumentParser, rule: Callable[..., rules.Rule]
     parser.add_argument("--json", action="store_true", help="JSON Lines with field names of the Elastic Common Schema")
     parser.add_argument("-q", "--quiet", action="store_true", help="no line for each packet")
     parser.add_argument(
-        "-w", dest="write", metavar="FILE", help="also write a capture, anew: pcapng, or pcap if it ends so"
-    )
-    parser.add_argument(
         "--install-rule",
         metavar="WORDS",
         type=functools.partial(rule_words, rule=rule),

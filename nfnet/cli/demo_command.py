@@ -100,11 +100,13 @@ def _replay() -> int:
     """Show the recording that comes with the package."""
     replay = nfnet.replay(RECORDING)
     with nfnet.Queue(1, transport=replay) as queue:
-        queue.run(_handle_and_show)
+        for packet in queue:
+            _handle_and_show(packet)
         counters = queue.counters
     print("\nWhat the rule at the other end logged:")
     with nfnet.Log(5, transport=nfnet.replay(RECORDING)) as log:
-        log.run(_show_message)
+        for message in log:
+            _show_message(message)
     same = replay.verdicts == replay.recorded
     print(f"\n{counters.received} packets; the verdicts are {'those' if same else 'NOT those'} of the recording")
     return 0 if same else 1

@@ -90,8 +90,7 @@ def ecs(message: Packet | LogMessage, *, recorded: bool = False, **more: Any) ->
         found["observer"] = observer
     if message.uid is not None:
         found["user"] = {"id": str(message.uid)}
-    hook = getattr(message.hook, "name", message.hook)
-    nfnet: dict[str, Any] = {"hook": hook.lower() if isinstance(hook, str) else hook, "mark": message.mark, **more}
+    nfnet: dict[str, Any] = {"hook": message.hook.name.lower(), "mark": message.mark, **more}
     if isinstance(message, LogMessage):
         nfnet["prefix"] = message.prefix.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     else:

@@ -18,13 +18,14 @@ from typing import Any, Literal
 
 from .. import rules
 from .._arguments import check_handler
+from .._printable import counted
 from ..errors import ArgumentError, NfnetError
 from ..packet import Packet
 from ..queue import Queue, QueueBinding, apply_policy
 from . import packet_text
 from .command_line import add_options, whole_number
 from .signals import until_told, wait_readable
-from .summaries import counted, losses, say
+from .summaries import losses, say
 
 _DESCRIPTION = """\
 Shows the packets of a queue, a line each, and lets them go; or decides
@@ -97,6 +98,9 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--fail-open", action="store_true", help="let packets go that find the queue full")
     parser.add_argument("--gso", action="store_true", help="take super-packets as they are")
     add_options(parser, rules.queue)
+    parser.add_argument(
+        "-w", dest="write", metavar="FILE", help="also write a capture, anew: pcapng, or pcap if it ends so"
+    )
     parser.set_defaults(run=_run, verdict="accept")
 
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 from typing import Any
 
+from .._printable import counted
 from ..captures._replay import Replay
 from ..errors import CaptureError
 from ..log import Log, LogMessage
@@ -14,7 +15,7 @@ from ..queue import Queue
 from . import packet_text
 from .command_line import netns, whole_number
 from .signals import until_told
-from .summaries import counted, link_types, losses, say
+from .summaries import link_types, losses, say
 
 _RECORD = """\
 Records what passes between the kernel and a queue or log group: packets or

@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from .. import stats
 from .._printable import printable
 from ..netns import Netns
-from ..stats import LogRow, QueueRow, log_rows, process, queue_rows
+from ..stats import LogStatus, QueueStatus, process
 from .command_line import netns
 from .signals import until_told
 
 _DESCRIPTION = """\
-Shows the kernel's rows about all queues and log groups of this network
+Shows what the kernel says of all queues and log groups of this network
 namespace: who has them, how many packets wait, how many were dropped because
 the queue or the receive buffer was full. Only root may read them.
 
@@ -48,7 +49,7 @@ def add_to(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     netns = options.netns
-    before: dict[int, QueueRow] = {}
+    before: dict[int, QueueStatus] = {}
     stopped = False
 
     def stop() -> None:
@@ -58,11 +59,11 @@ def _run(options: argparse.Namespace) -> int:
     with until_told(stop), contextlib.ExitStack() as stack:
         live = _live(stack) if options.watch and not options.json and sys.stdout.isatty() else None
         while True:
-            queues, logs = queue_rows(netns), log_rows(netns)
+            queues, logs = stats.queues(netns), stats.logs(netns)
             if options.json:
-                found: list[QueueRow | LogRow] = [*queues, *logs]
-                for row in found:
-                    print(json.dumps({**row._asdict(), "process": process(row.port_id, netns)}), flush=True)
+                found: list[QueueStatus | LogStatus] = [*queues, *logs]
+                for status in found:
+                    print(json.dumps({**status._asdict(), "process": process(status.port_id, netns)}), flush=True)
             else:
                 text = "\n".join(_tables(queues, logs, before, netns))
                 if live is None:
@@ -71,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
                     live(text)
             if not options.watch:
                 return 0
-            before = {row.number: row for row in queues}
+            before = {queue.num: queue for queue in queues}
             deadline = time.monotonic() + 1
             while not stopped and time.monotonic() < deadline:
                 time.sleep(0.05)
@@ -91,16 +92,16 @@ def _live(stack: contextlib.ExitStack) -> Callable[[str], None]:
 
 
 def _tables(
-    queues: Sequence[QueueRow], logs: Sequence[LogRow], before: dict[int, QueueRow], netns: Netns | None
+    queues: Sequence[QueueStatus], logs: Sequence[LogStatus], before: dict[int, QueueStatus], netns: Netns | None
 ) -> Iterator[str]:
     rows: list[list[object]] = []
-    for row in queues:
-        rate = (row.last_id - before[row.number].last_id) & 0xFFFFFFFF if row.number in before else ""
-        counts = (row.waiting, row.last_id, rate, row.queue_dropped, row.user_dropped)
-        rows.append([row.number, process(row.port_id, netns), *counts])
+    for queue in queues:
+        rate = (queue.last_id - before[queue.num].last_id) & 0xFFFFFFFF if queue.num in before else ""
+        counts = (queue.waiting, queue.last_id, rate, queue.queue_dropped, queue.user_dropped)
+        rows.append([queue.num, process(queue.port_id, netns), *counts])
     yield from _table(_QUEUES, rows, "no queues")
     yield ""
-    rows = [[row.group, process(row.port_id, netns), row.waiting, f"{row.timeout} s"] for row in logs]
+    rows = [[log.group, process(log.port_id, netns), log.waiting, f"{log.timeout} s"] for log in logs]
     yield from _table(_LOGS, rows, "no log groups")
 
 

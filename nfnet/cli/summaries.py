@@ -5,14 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-from .._printable import printable
+from .._printable import counted, printable
 from ..log import Log
 from ..queue import Queue
-
-
-def counted(count: int, what: str) -> str:
-    """1 packet, 2 packets."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def link_types(counts: Mapping[int, int]) -> str:
@@ -24,12 +19,12 @@ def losses(reader: Queue | Log) -> str:
     """What the kernel could not queue or deliver, for the end of a line; to be asked for while it is open."""
     lost = reader.counters.lost or 0
     text = ""
-    if isinstance(reader, Queue) and (row := reader.stats().kernel) is not None:
-        lost -= row.queue_dropped + row.user_dropped
-        if row.queue_dropped:
-            text += f", {row.queue_dropped} dropped by the kernel because the queue was full"
-        if row.user_dropped:
-            text += f", {row.user_dropped} dropped by the kernel because the receive buffer was full"
+    if isinstance(reader, Queue) and (status := reader.stats().kernel) is not None:
+        lost -= status.queue_dropped + status.user_dropped
+        if status.queue_dropped:
+            text += f", {status.queue_dropped} dropped by the kernel because the queue was full"
+        if status.user_dropped:
+            text += f", {status.user_dropped} dropped by the kernel because the receive buffer was full"
     return text + (f", {lost} lost" if lost > 0 else "")
 
 

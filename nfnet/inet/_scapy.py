@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import NfnetError
 from ._headers import IP_VERSIONS
 
 FRAME = 0x6558  # "transparent Ethernet bridging", the EtherType under which tunnels carry whole frames
 _COMPUTED = ("len", "plen", "ihl", "dataofs", "chksum", "cksum")
+
+
+class ScapyPacket(Protocol):
+    """What type checkers know of a packet of scapy's, whether or not scapy is installed."""
+
+    def build(self) -> bytes:
+        """The packet as bytes."""
+
+    def __bytes__(self) -> bytes:
+        """The packet as bytes."""
 
 
 def is_scapy(value: object) -> bool:

@@ -7,15 +7,16 @@ without swapping: it is an opaque hash, to be compared and nothing else.
 from __future__ import annotations
 
 import socket
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 from construct import Bytes, GreedyBytes, Int8ub, Int16ub, Int32ub, Int64ub, NullStripped, Struct
 
+from .enumerations import OpenEnum, OpenFlag
 from .nfnetlink import Attribute, nested, parse_attributes, table
 
 
-class CtInfo(IntEnum):
+class CtInfo(OpenEnum):
     """How a packet relates to its connection (``enum ip_conntrack_info``); from 3 on it goes in reply direction."""
 
     ESTABLISHED = 0
@@ -25,7 +26,7 @@ class CtInfo(IntEnum):
     RELATED_REPLY = 4
 
 
-class Status(IntFlag):
+class Status(OpenFlag):
     """``IPS_*``: what connection tracking knows of the connection."""
 
     EXPECTED = 0x1

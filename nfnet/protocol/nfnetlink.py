@@ -10,6 +10,7 @@ from construct import Construct, ConstructError, Default, Int8ub, Int16ub, Struc
 
 from ..errors import DecodeError
 from . import layout, netlink
+from .enumerations import OpenEnum
 
 NETLINK_NETFILTER = 12  # not socket.NETLINK_NFLOG, which is the dead ULOG protocol
 BODY = netlink.HEADER_SIZE + 4  # where the attributes of a message begin: behind nlmsghdr and nfgenmsg
@@ -24,7 +25,7 @@ class Subsystem(IntEnum):
     NFTABLES = 10
 
 
-class Family(IntEnum):
+class Family(OpenEnum):
     """``nfgen_family`` (``NFPROTO_*``): whose hooks the packet passes."""
 
     UNSPEC = 0
@@ -35,7 +36,7 @@ class Family(IntEnum):
     IPV6 = 10
 
 
-class Hook(IntEnum):
+class Hook(OpenEnum):
     """The point in the packet's way through the kernel, for the IPv4, IPv6 and bridge families (``NF_INET_*``)."""
 
     PREROUTING = 0
@@ -44,6 +45,21 @@ class Hook(IntEnum):
     OUTPUT = 3
     POSTROUTING = 4
     INGRESS = 5
+
+
+class ArpHook(OpenEnum):
+    """The point in the way of an ARP packet (``NF_ARP_*``)."""
+
+    IN = 0
+    OUT = 1
+    FORWARD = 2
+
+
+class NetdevHook(OpenEnum):
+    """The point in the way of a packet of the netdev family (``NF_NETDEV_*``)."""
+
+    INGRESS = 0
+    EGRESS = 1
 
 
 # struct nfgenmsg. `resource` is the number of the queue or group, in network byte order like all that follows it.
@@ -58,7 +74,7 @@ class Attribute(NamedTuple):
 
     number: int
     name: str
-    schema: Construct[Any, Any]
+    schema: Construct  # which is generic for type checkers alone
     meaning: str
     nested: Table | None = None
 

@@ -15,6 +15,7 @@ from construct import Bytes, Default, GreedyBytes, Int8ub, Int16ub, Int32ub, Int
 
 from ..errors import DecodeError
 from . import conntrack, netlink
+from .enumerations import OpenEnum, OpenFlag
 from .layout import Layouts, build_attribute, fixed_size
 from .nfnetlink import BODY, Attribute, Subsystem, build_attributes, build_message, message_type, nested, table
 
@@ -28,7 +29,7 @@ MIN_PAYLOAD = 20
 MAX_PAYLOAD = netlink.MAX_ATTRIBUTE_DATA
 
 
-class Verdict(IntEnum):
+class Verdict(OpenEnum):
     """``NF_*``: what becomes of a packet; the low byte of the verdict word.
 
     QUEUE takes the number of another queue in the upper 16 bits and QUEUE_BYPASS beside it. STOP accepts and skips
@@ -41,6 +42,9 @@ class Verdict(IntEnum):
     REPEAT = 4
     STOP = 5
 
+
+VERDICTS = frozenset(Verdict)
+"""What the kernel takes; anything else it refuses (EINVAL), and the packet goes on waiting."""
 
 QUEUE_BYPASS = 0x8000  # NF_VERDICT_FLAG_QUEUE_BYPASS: where the other queue does not exist go on, do not drop
 
@@ -55,7 +59,7 @@ class Command(IntEnum):
     PF_UNBIND = 4
 
 
-class CopyMode(IntEnum):
+class CopyMode(OpenEnum):
     """``NFQNL_COPY_*``: how much of each packet the kernel hands over.
 
     NONE: nothing, and the kernel drops every packet that reaches the queue. META: the metadata alone. PACKET: the
@@ -77,7 +81,7 @@ class QueueFlag(IntFlag):
     SECCTX = 0x10
 
 
-class SkbInfo(IntFlag):
+class SkbInfo(OpenFlag):
     """``NFQA_SKB_*``: the state of a packet's checksum and segmentation.
 
     CSUM_NOT_READY: the transport checksum is a partial sum, to be finished on the way out. GSO: a super-packet, to
@@ -89,7 +93,7 @@ class SkbInfo(IntFlag):
     CSUM_NOT_VERIFIED = 0x4
 
 
-class NFQA(IntEnum):
+class NFQA(OpenEnum):
     """``NFQA_*``: attribute numbers of packets and verdicts."""
 
     PACKET_HDR = 1
@@ -188,7 +192,7 @@ TABLES = {
 
 
 def config(
-    number: int,
+    num: int,
     *,
     command: Command | None = None,
     copy_range: int | None = None,
@@ -199,7 +203,7 @@ def config(
     seq: int = 0,
     ack: bool = False,
 ) -> bytes:
-    """A configuration request for queue ``number``; what is None is left as it is.
+    """A configuration request for queue ``num``; what is None is left as it is.
 
     The kernel takes everything in one message together with BIND, and creates nothing if it refuses a part.
     """
@@ -215,13 +219,13 @@ def config(
         items.append((NFQA_CFG.MASK, flags if mask is None else mask))
     request_flags = netlink.Flag.REQUEST | (netlink.Flag.ACK if ack else 0)
     data = build_attributes((NFQA_CFG_TABLE[kind], value) for kind, value in items)
-    return build_message(MSG_CONFIG, number, data, flags=request_flags, seq=seq)
+    return build_message(MSG_CONFIG, num, data, flags=request_flags, seq=seq)
 
 
 def verdict(
-    number: int, packet_id: int, word: int, changes: Iterable[tuple[NFQA, Any]] = (), *, batch: bool = False
+    num: int, packet_id: int, word: int, changes: Iterable[tuple[NFQA, Any]] = (), *, batch: bool = False
 ) -> bytes:
-    """A verdict on a packet of queue ``number``, or on all that are queued up to ``packet_id`` (``batch``).
+    """A verdict on a packet of queue ``num``, or on all that are queued up to ``packet_id`` (``batch``).
 
     ``changes`` are MARK, PRIORITY, PAYLOAD and so on; a batch heeds the first two alone. The verdict header comes
     last, so that messages that differ in the packet id alone differ at their end alone. Sequence number 0 is kept
@@ -229,7 +233,7 @@ def verdict(
     """
     items = [*changes, (NFQA.VERDICT_HDR, {"verdict": word, "packet_id": packet_id})]
     data = build_attributes((NFQA_TABLE[kind], value) for kind, value in items)
-    return build_message(MSG_VERDICT_BATCH if batch else MSG_VERDICT, number, data, flags=netlink.Flag.REQUEST)
+    return build_message(MSG_VERDICT_BATCH if batch else MSG_VERDICT, num, data, flags=netlink.Flag.REQUEST)
 
 
 def is_after(packet_id: int, other: int) -> bool:
@@ -264,16 +268,16 @@ def is_packet(message: bytes) -> bool:
     return int.from_bytes(message[4:6], netlink.HOST) == MSG_PACKET
 
 
-def normalized(message: bytes, number: int) -> bytes:
-    """A packet message of queue ``number`` in the form in which the kernel sends it. Raises DecodeError."""
+def normalized(message: bytes, num: int) -> bytes:
+    """A packet message of queue ``num`` in the form in which the kernel sends it. Raises DecodeError."""
     if len(message) < BODY or not is_packet(message):
         raise DecodeError("not a packet message", 4)
     spans = layouts.find(message).spans
     if NFQA.PACKET_HDR not in spans:
         raise DecodeError("packet without NFQA_PACKET_HDR", BODY)
-    its_number = int.from_bytes(message[18:20], "big")
-    if its_number != number:
-        raise DecodeError(f"packet of queue {its_number} where one of queue {number} was expected", 18)
+    its_num = int.from_bytes(message[18:20], "big")
+    if its_num != num:
+        raise DecodeError(f"packet of queue {its_num} where one of queue {num} was expected", 18)
     if spans[NFQA.PACKET_HDR].start == PACKET_ID.start:
         return message
     order = sorted(spans, key=lambda kind: (kind != NFQA.PACKET_HDR, kind == NFQA.PAYLOAD))

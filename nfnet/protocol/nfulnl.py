@@ -14,6 +14,7 @@ from construct import GreedyBytes, Int8ub, Int16ub, Int32ub, NullStripped, Paddi
 
 from ..errors import DecodeError
 from . import conntrack, netlink, nfqnl
+from .enumerations import OpenEnum
 from .layout import Layouts, fixed_size
 from .nfnetlink import BODY, Attribute, Subsystem, build_attributes, build_message, message_type, nested, table
 from .nfqnl import Command, CopyMode
@@ -37,7 +38,7 @@ class LogFlag(IntFlag):
     CONNTRACK = 0x4
 
 
-class NFULA(IntEnum):
+class NFULA(OpenEnum):
     """``NFULA_*``: attribute numbers of logged packets."""
 
     PACKET_HDR = 1

@@ -6,11 +6,12 @@ import shlex
 import socket
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._arguments import check, check_choice, wrong_type
 from .._io.netlink_socket import NetlinkSocket
 from .._printable import printable
+from .._typing import Unpack
 from ..errors import ArgumentError
 from ..netns import call_in, check_netns
 from ..protocol.nfnetlink import Hook
@@ -27,13 +28,9 @@ from ._actions import (
     RejectAction,
 )
 from ._criteria import CRITERIA, Where
-from ._expressions import META_L4PROTO, compare, meta
 from ._host_criteria import nft_interface
 from ._match import NOT, Match
 from ._values import HOOKS, NoWordsError
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 # The tables of iptables that have a chain at a hook with a priority. Not that called security: it is at 50 with
 # iptables-legacy, and at 150 with iptables-nft.
@@ -154,7 +151,7 @@ class RuleSet:
         """Install them. Raises as `queue` says, and NfnetError if they are installed already."""
         sock = call_in(self.rules[0].netns, self._connect)
         unknown = " or ".join(dict.fromkeys(repr(text) for rule in self.rules for text in rule.unknown()))
-        _installed.put_in(self, sock, list(self._kernel_rules()), self._operation(), unknown)
+        _installed.put_in(self, sock, list(self.kernel_rules()), self._operation(), unknown)
 
     def _operation(self) -> str:
         return ", ".join(dict.fromkeys(str(rule.action) for rule in self.rules))
@@ -173,14 +170,13 @@ class RuleSet:
                     raise ArgumentError(f"{name!r} is another name of the interface {printable(real)}: use that")
         return NetlinkSocket()
 
-    def _kernel_rules(self) -> Iterator[_installed.KernelRule]:
+    def kernel_rules(self) -> Iterator[_installed.KernelRule]:
+        """What the kernel is told."""
         for number, rule in enumerate(self.rules):
             words, sets = _installed.fitted(rule.words()), rule.match.sets()
-            for version, part in rule.parts():
-                steps = list(rule.match.steps(version))
-                if part.only_tcp and not rule.match.only_tcp(version):
-                    steps = [meta(META_L4PROTO), compare(bytes([socket.IPPROTO_TCP])), *steps]
-                yield _installed.KernelRule(self._chain(rule), steps, part.choices(rule.family), number, words, sets)
+            for version, match, part in rule.parts():
+                steps, choices = list(match.steps(version)), part.choices(rule.family)
+                yield _installed.KernelRule(self._chain(rule), steps, choices, number, words, sets)
 
     def _chain(self, rule: Rule) -> _installed.Chain:
         """That of a rule; the same for all at a hook and a priority, so that they are in an order."""
@@ -254,9 +250,6 @@ class Rule(RuleSet):
                 raise ArgumentError(f"hook 'ingress' is there in the families netdev and inet, not in {family!r}")
             if isinstance(action, QueueAction):
                 raise ArgumentError("packets cannot be queued at ingress, only logged: use hook='prerouting'")
-            interface = given.get("in_interface")
-            if not isinstance(interface, str) or interface.endswith("*"):
-                raise ArgumentError("hook 'ingress' needs in_interface, the name of one interface")
         if hook not in action.hooks(family):
             raise ArgumentError(
                 f"{action} is not possible at the hook {hook!r}: it is for {', '.join(action.hooks(family))}"
@@ -266,9 +259,10 @@ class Rule(RuleSet):
         check_netns(self.netns)
         self.match = Match(family, given)
         self.match.check_place(hook, priority)
-        self.chain = _installed.Chain(
-            family, hook, priority, given["in_interface"] if hook == "ingress" else None, "filter"
-        )
+        devices = list(self.match.interfaces()) if hook == "ingress" else [None]
+        if len(devices) != 1:
+            raise ArgumentError("hook 'ingress' needs in_interface, the name of one interface")
+        self.chain = _installed.Chain(family, hook, priority, devices[0], "filter")
         if self.match.has("limit") and len(list(self.parts())) > 1:
             raise ArgumentError(
                 "limit would count IPv4 and IPv6, or TCP and others, apart: make a rule for each, by family or protocol"
@@ -278,17 +272,21 @@ class Rule(RuleSet):
     def __repr__(self) -> str:
         return f"<Rule {self.action}: {'installed' if _installed.is_installed(self) else 'not installed'}>"
 
-    def parts(self) -> Iterator[tuple[int | None, Action]]:
-        """The rules of the kernel that it is: IP version of the packets, if it matters, and what is done."""
+    def parts(self) -> Iterator[tuple[int | None, Match, Action]]:
+        """The rules of the kernel that it is: IP version of the packets, if it matters, which, and what is done."""
         for version in self.match.branches():
-            only_tcp = self.match.only_tcp(version)
-            parts = self.action.parts()
-            for part in parts:
-                if part.only_tcp and only_tcp is False:
-                    continue
-                yield version, part
-                if part.only_tcp and only_tcp:
-                    break
+            for match, part in self._parts_of(version):
+                yield version, match, part
+
+    def _parts_of(self, version: int | None) -> Iterator[tuple[Match, Action]]:
+        only_tcp = self.match.only_tcp(version)
+        for part in self.action.parts():
+            if not part.only_tcp:
+                yield self.match, part
+            elif only_tcp is not False:
+                yield self.match.of_tcp(), part
+                if only_tcp:
+                    return
 
     def words(self) -> list[str]:
         """The same in words of the command line: what is done, and the arguments."""
@@ -308,11 +306,8 @@ class Rule(RuleSet):
 
     def nft(self) -> Iterator[list[str]]:
         """Words of the rules that it is. Raises NoWordsError."""
-        for version, part in self.parts():
-            words = self.match.nft(version)
-            if part.only_tcp and not self.match.only_tcp(version):
-                words.insert(0, "meta l4proto tcp")
-            yield [*words, part.nft(self.family)]
+        for version, match, part in self.parts():
+            yield [*match.nft(version), "counter", part.nft(self.family)]
 
     def iptables(self) -> list[str]:
         """Commands of iptables and ip6tables, or a line that says for what there are no words."""
@@ -321,28 +316,13 @@ class Rule(RuleSet):
                 raise NoWordsError(f"the family {self.family}")
             table = self._iptables_table()
             return [
-                " ".join([_PROGRAMS[version], *table, "-A", self.chain.hook.upper(), *words])
+                " ".join([_PROGRAMS[version], *table, "-A", self.chain.hook.upper(), *words, part.iptables(version)])
                 for version in self.match.versions
-                for words in self._iptables_words(version)
+                for match, part in self._parts_of(version)
+                for words in match.iptables(version)
             ]
         except NoWordsError as error:
             return [f"# iptables has no words for {error}"]
-
-    def _iptables_words(self, version: int) -> Iterator[list[str]]:
-        for part in self.action.parts():
-            only_tcp = self.match.only_tcp(version)
-            if part.only_tcp and only_tcp is False:
-                continue
-            for words in self.match.iptables(version):
-                if part.only_tcp and not only_tcp:
-                    if any(word.startswith(("-p ", "! -p ")) for word in words):
-                        if "-p tcp" not in words:
-                            continue
-                    else:
-                        words = ["-p tcp", *words]
-                yield [*words, part.iptables(version)]
-            if part.only_tcp and only_tcp:
-                return
 
     def _iptables_table(self) -> list[str]:
         """Options that choose the table with a chain at this hook and priority. Raises NoWordsError."""

@@ -165,4 +165,4 @@ def test_addresses(net: Net) -> None:
         seen: list[bytes] = []
         send_through_bridge(net, frame_for("forward"), lambda: bool(log.process(lambda m: seen.append(m.payload))))
         assert seen[0][16:20] == bytes([10, 0, 0, 2])
-        assert not other.process()
+        assert not other.fetch()

@@ -498,7 +498,7 @@ def test_stats(way: Way) -> None:
         assert lines[1].split()[0] == "1"
         assert f"(process {process.pid})" in lines[1]
         row = json.loads(stats("--json"))
-        assert (row["number"], row["waiting"]) == (1, 0)
+        assert (row["num"], row["waiting"]) == (1, 0)
         finish(process)
 
 

@@ -259,7 +259,7 @@ def test_a_device_is_deleted_while_packets_wait(net: Net) -> None:
         net.at("router", delete)
         first.accept()
         second.accept(payload=second.payload + b"more")
-        path.queue.process()
+        path.queue.fetch()
         assert path.queue.counters.refused == {errno.ENOENT: 2}
         assert path.queue.counters.pending == 0
         assert path.send() == []  # and goes on reading
@@ -299,7 +299,7 @@ def test_the_senders_namespace_is_deleted_while_packets_wait(net: Net) -> None:
         client.close()
         assert wait_for(lambda: "wire" not in net.at("router", names))
         packet.accept()
-        queue.process()
+        queue.fetch()
         assert queue.counters.refused == {errno.ENOENT: 1}
         assert packet.payload.endswith(b"x")
 
@@ -613,7 +613,7 @@ def test_the_disk_is_full_while_recording(net: Net, what: str, caplog: pytest.Lo
         Queue(1, netns=here, record="/dev/full") if what == "queue" else Log(5, netns=here, record="/dev/full")
     )
     rule: Any = rules.queue if what == "queue" else rules.log
-    with rule(1 if what == "queue" else 5, protocol="udp", destination_port=PORT, netns=here):
+    with rule(1 if what == "queue" else 5, hook="output", protocol="udp", destination_port=PORT, netns=here):
         reader.open()
         got: list[Any] = []
 

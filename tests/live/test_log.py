@@ -11,14 +11,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 
 import nfnet
 from nfnet import CopyMode, Hook, Log, LogMessage, inet, rules, stats
 
-from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, featured, kernel_lacks, lacking, readable, wait_for
+from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, doing, featured, kernel_lacks, lacking, readable, wait_for
 from .conftest import collect as collect_packets
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -39,8 +38,7 @@ def xtables_log(group: int, *, prefix: str, hook: str, family: str, netns: Any) 
     info = struct.pack("=IHHHH64s", 0, group, 0, 0, 0, prefix.encode()) + bytes(4)  # struct xt_nflog_info
     target = ("target", {1: b"NFLOG\0", 2: bytes(4), 3: info})
     rule = rules.log(group, hook=hook, family=family, netns=netns)
-    rule._action = Mock(choices=lambda: [[target]])
-    with rule:
+    with doing(rule, [target]):
         yield
 
 
@@ -181,7 +179,7 @@ def logged(net: Net, group: int = 5, *, rule_options: dict[str, Any] | None = No
     """A log of what the client sends by UDP, and a function that sends so many datagrams."""
     here = net.hosts["client"]
     sock = net.open_socket("client")
-    rule = rules.log(group, protocol="udp", netns=here, **(rule_options or {}))
+    rule = rules.log(group, hook="output", protocol="udp", netns=here, **(rule_options or {}))
     with Log(group, netns=here, **options) as log, rule:
 
         def send(count: int, data: bytes = b"x" * 72) -> None:
@@ -355,8 +353,9 @@ def test_stop_from_another_thread(net: Net) -> None:
     with Log(7, netns=net.hosts["client"]) as log:
         timer = threading.Timer(0.05, log.stop)
         timer.start()
-        log.run(print)
+        log.run(print)  # until then
         timer.join()
+        assert log.counters.received == 0
 
 
 def test_the_rule_says_what_was_asked(net: Net) -> None:
@@ -397,7 +396,7 @@ def test_the_rule_says_what_was_asked(net: Net) -> None:
     ],
 )
 def test_bad_rules_are_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words), rules.log(5, **options):
+    with pytest.raises(ValueError, match=words), rules.log(5, **{"hook": "output", **options}):
         pass
 
 
@@ -407,13 +406,13 @@ def test_stats_of_a_log_and_of_all(net: Net) -> None:
         send(3)
         assert log.stats().counters.received == 0
         try:
-            rows = stats.log_rows(here)
+            rows = stats.logs(here)
         except nfnet.NotPermittedError:
             assert UID
             assert log.stats().kernel is None
             return
         port_id = log._bound().transport.port_id
-        assert rows == [stats.LogRow(5, port_id, 3, CopyMode.PACKET, 64, 60.0)]
+        assert rows == [stats.LogStatus(5, port_id, 3, CopyMode.PACKET, 64, 60.0)]
         assert log.stats().kernel == rows[0]
     assert log.stats().kernel is None
 
@@ -425,12 +424,12 @@ def test_stats_of_a_queue_and_of_all(net: Net) -> None:
         for _ in range(4):
             sock.sendto(b"x", (ADDRESS["server", V4], PORT))
         try:
-            (row,) = stats.queue_rows(here)
+            (row,) = stats.queues(here)
         except nfnet.NotPermittedError:
             assert UID
             assert queue.stats().kernel is None
             return
-        assert (row.number, row.waiting, row.copy_mode, row.copy_range, row.last_id) == (3, 4, 2, 65531, 4)
+        assert (row.num, row.waiting, row.copy_mode, row.copy_range, row.last_id) == (3, 4, 2, 65531, 4)
         readable(queue, TIMEOUT)  # type: ignore[arg-type]
         queue.process(lambda packet: packet.drop())
         both = queue.stats()

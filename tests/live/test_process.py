@@ -58,7 +58,7 @@ def test_privilege_dropped_after_binding(net: Net) -> None:
             drop_capabilities()
             packet.accept()
             with pytest.raises(nfnet.NotPermittedError, match="deciding packets of queue 1"):
-                queue.process()
+                queue.fetch()
             assert queue.counters.refused == {errno.EPERM: 1}
             os._exit(0)  # the rule cannot be removed any more
 
@@ -79,12 +79,14 @@ def test_stop_from_another_thread_while_waiting(net: Net) -> None:
 
 def test_stop_from_a_signal_handler_while_waiting(net: Net) -> None:
     with Queue(1, netns=net.hosts["client"]) as queue:
-        before = signal.signal(signal.SIGALRM, lambda *_: queue.stop())
+        stopped: list[int] = []
+        before = signal.signal(signal.SIGALRM, lambda number, _: (stopped.append(number), queue.stop()))
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.05)
             queue.run(print)
         finally:
             signal.signal(signal.SIGALRM, before)
+        assert stopped == [signal.SIGALRM]
 
 
 def test_keyboard_interrupt_while_waiting(net: Net) -> None:
@@ -301,6 +303,9 @@ def test_namespaces_of_processes(net: Net) -> None:
             ),
         ):
             net.open_socket("client").sendto(b"x", (ADDRESS["server", V4], PORT))
-            collect(queue, 1)[0].drop()
+            packet = collect(queue, 1)[0]
+            assert packet.udp is not None
+            assert packet.udp.data == b"x"
+            packet.drop()
         parent_end.send(b"x")
-        os.waitpid(pid, 0)
+        assert os.waitpid(pid, 0)[1] == 0

@@ -393,7 +393,7 @@ def test_copy_mode_none_drops(net: Net) -> None:
     with Path(net, "output", V4, copy_mode=CopyMode.NONE) as path:
         path.sender.sendto(b"x", path.destination)
         assert path.got_nothing()
-        assert path.queue.process() == 0
+        assert path.queue.fetch() == 0
 
 
 def test_copy_mode_meta(net: Net, family: int) -> None:
@@ -728,5 +728,5 @@ def test_device_taken_down_while_packets_wait(net: Net) -> None:
         (packet,) = path.send(b"x")
         net.at("router", down)
         packet.accept()
-        path.queue.process()
+        path.queue.fetch()
         assert path.queue.counters.refused == {errno.ENOENT: 1}

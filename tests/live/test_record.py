@@ -51,7 +51,7 @@ def record_session(net: Net, path: Path, family: int) -> None:
         with rules.queue(99, hook="input", netns=net.hosts["client"]):
             pass  # going, it flushes the queue
         way.queue.process(handler)
-        way.queue.process()
+        way.queue.fetch()
         assert way.queue.counters.refused == {2: 1}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import nfnet
-from nfnet.stats import queue_rows
+from nfnet.stats import queues
 
 from .. import soak
 from .conftest import cannot_run
@@ -13,7 +13,7 @@ from .conftest import cannot_run
 
 def test_the_books_balance(privileges: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        queue_rows()
+        queues()
     except nfnet.NotPermittedError as error:
         cannot_run(privileges or f"only root of the machine may read the kernel's counters: {error}")
     soak.soak(5)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 import nfnet
+from nfnet.queue import WorkerOptions
 
 PUBLIC = (
     *("nfnet", "nfnet.captures", "nfnet.compat", "nfnet.compat.netfilterqueue", "nfnet.compat.nflogr", "nfnet.doctor"),
@@ -78,18 +82,78 @@ def test_a_typed_script_of_a_user_has_no_errors(tmp_path: Path) -> None:
     assert done.stdout.startswith("Success"), done.stdout + done.stderr
 
 
-def test_type_checkers_see_wrong_names_and_arguments(tmp_path: Path) -> None:
+WRONG = Path(__file__).parent / "wrong_script.py"
+
+
+def wrong_lines() -> set[int]:
+    return {number for number, line in enumerate(WRONG.read_text().splitlines(), 1) if "# wrong" in line}
+
+
+def test_mypy_refuses_wrong_names_and_arguments(tmp_path: Path) -> None:
     """Also behind what is imported late."""
-    script = tmp_path / "script.py"
-    wrong = ("nfnet.no_such", "nfnet.testing.no_such", "nfnet.testing.udp(5)", "nfnet.AsyncQueue('1')")
-    script.write_text("\n".join(["import nfnet", *wrong, "nfnet.testing.udp(b'')", "nfnet.AsyncQueue(1)"]))
-    done = check_types(script, tmp_path)
-    assert re.findall(r"script.py:(\d+): error", done.stdout) == ["2", "3", "4", "5"], done.stdout
+    done = check_types(WRONG, tmp_path)
+    assert {int(number) for number in re.findall(r"wrong_script.py:(\d+): error", done.stdout)} == wrong_lines()
+
+
+@pytest.mark.skipif(shutil.which("pyright") is None, reason="pyright is not installed")
+@pytest.mark.parametrize("script", ["wrong_script.py", "typed_script.py"])
+def test_pyright_says_the_same(script: str, tmp_path: Path) -> None:
+    path = Path(__file__).parent / script
+    command = ["pyright", "--outputjson", "--pythonpath", sys.executable, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    lines = {problem["range"]["start"]["line"] + 1 for problem in found if problem["severity"] == "error"}
+    assert lines == (wrong_lines() if path == WRONG else set()), done.stdout
 
 
 def check_types(script: Path, directory: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--cache-dir", str(directory), str(script)]
     return subprocess.run(command, capture_output=True, text=True, cwd=directory)
+
+
+def callables() -> Iterator[tuple[str, Any]]:
+    """All public functions, classes and methods, also of what is imported late."""
+    for name in (*PUBLIC, "nfnet.aio"):
+        for short, item in public(importlib.import_module(name)):
+            yield f"{name}.{short}", item
+            if inspect.isclass(item):
+                for member in members(item):
+                    what = inspect.getattr_static(item, member)
+                    yield f"{name}.{short}.{member}", what.fget if isinstance(what, property) else getattr(item, member)
+
+
+def test_signatures_and_types_can_be_asked_for_at_run_time() -> None:
+    """As pydantic, IDEs and documentation do: no name may be there for type checkers alone."""
+    problems = []
+    for name, item in callables():
+        looks = [partial(get_type_hints, item)]
+        if not inspect.isclass(item):
+            looks.append(partial(inspect.signature, item))
+        elif inspect.isfunction(item.__init__):  # else it is Python's own, of exceptions and named tuples
+            looks += [partial(inspect.signature, item), partial(get_type_hints, item.__init__)]
+        for look in looks:
+            try:
+                look()
+            except Exception as error:
+                problems.append(f"{look.func.__name__} of {name}: {error!r}")
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [(nfnet.Queue, nfnet.QueueOptions), (nfnet.Log, nfnet.LogOptions)], ids=["Queue", "Log"]
+)
+def test_options_are_the_arguments(kind: Any, options: Any) -> None:
+    """The list for those who hand them on is the list of the class itself: names, types, and none that must be."""
+    hints = get_type_hints(kind.__init__)
+    arguments = [p for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert get_type_hints(options) == {argument.name: hints[argument.name] for argument in arguments}
+    assert options.__required_keys__ == frozenset()
+    assert all(argument.default is not argument.empty for argument in arguments)
+
+
+def test_workers_take_the_options_that_processes_can_share() -> None:
+    options = get_type_hints(nfnet.QueueOptions)
+    assert get_type_hints(WorkerOptions) == {n: t for n, t in options.items() if n not in ("transport", "record")}
 
 
 DIRECTIVE = re.compile(

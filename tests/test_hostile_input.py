@@ -30,15 +30,16 @@ from nfnet._io import private_files
 from nfnet._printable import printable
 from nfnet.captures import _pcap as capture
 from nfnet.captures._pcap import LinkType, Writer, read
-from nfnet.cli import decode_command, log_command, packet_text
+from nfnet.cli import decode_command, packet_text
+from nfnet.collect import sqlite
 from nfnet.log import LogMessage
 from nfnet.netns import Netns
 from nfnet.protocol import nfqnl
 from nfnet.protocol.netlink import PREFIX
-from nfnet.stats import LogRow, QueueRow
+from nfnet.stats import LogStatus, QueueStatus
 
 from .conftest import FIXTURES
-from .test_capture import block, interface, pcap, section
+from .test_captures import block, interface, pcap, section
 
 NASTY = "\x1b[2J\x9b31m\n\r\x07\u202e\u2066\udc9b\udcff\0"
 NASTY_BYTES = NASTY.encode("utf-8", "surrogateescape")
@@ -163,15 +164,14 @@ def screen(*arguments: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("more", [[], ["--json"]])
 def test_stats_and_doctor(hostile_process: int, monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
-    def queue_rows(_: Netns | None) -> list[QueueRow]:
-        return [QueueRow(1, hostile_process, 0, nfnet.CopyMode.PACKET, 65535, 5, 0, 9)]
+    def queues(_: Netns | None) -> list[QueueStatus]:
+        return [QueueStatus(1, hostile_process, 0, nfnet.CopyMode.PACKET, 65535, 5, 0, 9)]
 
-    def log_rows(_: Netns | None) -> list[LogRow]:
-        return [LogRow(1, hostile_process, 0, nfnet.CopyMode.PACKET, 65535, 1.0)]
+    def logs(_: Netns | None) -> list[LogStatus]:
+        return [LogStatus(1, hostile_process, 0, nfnet.CopyMode.PACKET, 65535, 1.0)]
 
-    for module in ("cli.stats_command", "doctor"):
-        monkeypatch.setattr(f"nfnet.{module}.queue_rows", queue_rows)
-        monkeypatch.setattr(f"nfnet.{module}.log_rows", log_rows)
+    monkeypatch.setattr("nfnet.stats.queues", queues)
+    monkeypatch.setattr("nfnet.stats.logs", logs)
     status, text = screen("stats", *more)
     assert (status, is_harmless(text)) == (0, True)
     assert str(hostile_process) in text
@@ -218,10 +218,10 @@ def test_a_terminal_that_cannot_show_it(tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_text_in_a_database(tmp_path: Path) -> None:
-    row = log_command._row(5, hostile_message())
+    row = sqlite._row(5, hostile_message())
     with contextlib.closing(sqlite3.connect(":memory:")) as database:
-        database.execute(log_command._SCHEMA)
-        database.execute(log_command._ROW, row)
+        database.execute(sqlite._SCHEMA)
+        database.execute(sqlite._ROW, row)
         assert database.execute("SELECT indev FROM messages").fetchone()[0].startswith("\x1b[2J")
 
 

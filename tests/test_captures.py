@@ -169,7 +169,7 @@ def test_a_queue_gets_its_own_packets_and_no_others(tmp_path: Path) -> None:
     path = recording(
         tmp_path / "mixed.pcap",
         packet_message(7, MARK=1),
-        packet_message(1, number=2),
+        packet_message(1, num=2),
         log_message(),
         packet_message(8, MARK=2),
         nfqnl.verdict(1, 8, 0),
@@ -184,11 +184,11 @@ def test_a_queue_gets_its_own_packets_and_no_others(tmp_path: Path) -> None:
         for packet in queue.pending:
             packet.accept(mark=packet.id)
         assert queue.counters.lost == 0
-    assert replay.verdicts == {number: nfnet.Decided(1, number, None) for number in (7, 8, 9)}
+    assert replay.verdicts == {number: nfnet.GivenVerdict(1, number, None) for number in (7, 8, 9)}
     assert replay.recorded == {
-        7: nfnet.Decided(1, 5, None),
-        8: nfnet.Decided(0, None, None),
-        9: nfnet.Decided(1, None, None),
+        7: nfnet.GivenVerdict(1, 5, None),
+        8: nfnet.GivenVerdict(0, None, None),
+        9: nfnet.GivenVerdict(1, None, None),
     }
 
 
@@ -205,8 +205,8 @@ def test_recorded_verdicts_have_the_queue_apart_and_refused_ones_are_none(tmp_pa
         queue.run(lambda packet: packet.requeue(2) if packet.id == 1 else packet.requeue(0xFFFF, bypass=True))
     assert replay.recorded[1].verdict is nfnet.Verdict.QUEUE
     assert replay.recorded == {
-        1: nfnet.Decided(nfnet.Verdict.QUEUE, queue=2),
-        2: nfnet.Decided(nfnet.Verdict.QUEUE, queue=0xFFFF, bypass=True),
+        1: nfnet.GivenVerdict(nfnet.Verdict.QUEUE, num=2),
+        2: nfnet.GivenVerdict(nfnet.Verdict.QUEUE, num=0xFFFF, bypass=True),
     }
     assert replay.verdicts == {**replay.recorded, 3: replay.recorded[2]}
 
@@ -384,7 +384,7 @@ def test_a_replay_can_be_recorded(tmp_path: Path) -> None:
     replay = nfnet.replay(tmp_path / "again.pcapng")
     with nfnet.Queue(1, transport=replay) as queue:
         queue.run(nfnet.Packet.drop)
-    assert replay.recorded == replay.verdicts == {number: nfnet.Decided(0, None, None) for number in (1, 2)}
+    assert replay.recorded == replay.verdicts == {number: nfnet.GivenVerdict(0, None, None) for number in (1, 2)}
 
 
 # --- recording
@@ -448,7 +448,7 @@ def test_a_refused_open_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 
 def test_two_cannot_record_to_one_file(tmp_path: Path) -> None:
     path = tmp_path / "session.pcapng"
-    second = nfnet.Queue(2, transport=TappedKernel(number=2), record=path)
+    second = nfnet.Queue(2, transport=TappedKernel(num=2), record=path)
     with nfnet.Queue(1, transport=TappedKernel(), record=path):
         with pytest.raises(OSError, match="recorded to by another") as caught:
             second.open()
