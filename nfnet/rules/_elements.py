@@ -352,7 +352,10 @@ class Intervals(Content):
         if end < len(known) and known[end][:size] == _add(last, 1):
             last = known[end][size:]
             end += 1
-        here = [data for data in self.deadlines if data[:size] <= last and data[size:] >= first]
+        if self._cut is None:
+            here = known[begin:end]
+        else:
+            here = [data for data in self.deadlines if data[:size] <= last and data[size:] >= first]
         deadlines = {**{data: self.deadlines[data] for data in here if data not in drop}, **add}
         alive = [data for data, deadline in deadlines.items() if deadline > now]
         after = dict(_segments(alive, deadlines, first, last))

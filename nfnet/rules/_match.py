@@ -49,8 +49,9 @@ class Match:
             for argument, negated in ((name, False), (NOT + name, True)):
                 if given.get(argument) is not None:
                     self._conditions.append(self._condition(argument, row, given[argument], negated))
-        # Sets last: what is found in one is counted there, and shall be what the rule is for.
-        self._conditions.sort(key=lambda condition: isinstance(condition.asked, Set))
+        # Sets behind the others: what is found in one may be counted there, and shall be what the rule is for. Behind
+        # a limit there is nothing: it would be used up by packets that do not match.
+        self._conditions.sort(key=lambda condition: (condition.criterion == "limit", isinstance(condition.asked, Set)))
         self._check_contradictions()
         self._check_protocols()
         self.versions = self._check_versions()

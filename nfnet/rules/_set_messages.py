@@ -72,16 +72,10 @@ class KernelSet(NamedTuple):
         """Remove all that it has."""
         return Message(DELSETELEM, family, self._place(table))
 
-    def counts(self, sock: NetlinkSocket, family: int, table: str) -> Iterator[tuple[bytes, int, int]]:
-        """The key, packets and bytes of each element; of an interval the key is its first. Raises KernelError."""
+    def listing(self, sock: NetlinkSocket, family: int, table: str) -> Iterator[bytes]:
+        """What it has, for `read_counts`. Raises KernelError."""
         for _, values in _nftables.dump(sock, GETSETELEM, family, self._place(table)):
-            data = values.get(_ELEMENTS, b"")
-            for _, start, end in walk(data, 0, len(data)):
-                element = _attributes(data[start:end])
-                if _EXPRESSION in element:  # else it is the end of an interval
-                    counter = _attributes(_attributes(element[_EXPRESSION])[_EXPR_DATA])
-                    packets, size = (int.from_bytes(counter[n], "big") for n in (_COUNTER_PACKETS, _COUNTER_BYTES))
-                    yield _attributes(element[_KEY])[_VALUE], packets, size
+            yield values.get(_ELEMENTS, b"")
 
     def _place(self, table: str) -> list[tuple[int, bytes]]:
         return [(_TABLE, _nftables.text(table)), (_NAME, _nftables.text(self.name))]
@@ -112,6 +106,16 @@ class KernelSet(NamedTuple):
                 element += before_end + end.to_bytes(size, "big") + behind_end
             encoded.append(element)
         return encoded
+
+
+def read_counts(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """The key, packets and bytes of each element that is counted; of an interval the key is its first."""
+    for _, start, end in walk(data, 0, len(data)):
+        element = _attributes(data[start:end])
+        if _EXPRESSION in element:  # else it is the end of an interval
+            counter = _attributes(_attributes(element[_EXPRESSION])[_EXPR_DATA])
+            packets, size = (int.from_bytes(counter[n], "big") for n in (_COUNTER_PACKETS, _COUNTER_BYTES))
+            yield _attributes(element[_KEY])[_VALUE], packets, size
 
 
 def _around_key(size: int, seconds: float, counters: bool, is_end: bool = False) -> tuple[bytes, bytes]:

@@ -34,7 +34,7 @@ from ..errors import (
 from . import _nftables
 from ._elements import KINDS, NEVER, Change, Content, Element, Intervals, Points
 from ._nftables import Message
-from ._set_messages import KernelSet
+from ._set_messages import KernelSet, read_counts
 
 SetKind = Literal["address", "network", "port", "mark"]
 
@@ -238,7 +238,16 @@ class Set(at_fork.AtFork):
         if not self._counters:
             raise ArgumentError("the set counts no packets: make it with counters=True")
         with _shared.lock:
-            return self._counted()
+            now = time.monotonic()
+            counts = dict.fromkeys(self._all(now), Count(0, 0))
+            listed = list(self._listed(now))
+        for elements_of, data in listed:  # which takes long, and others may change the set meanwhile
+            for key, packets, octets in read_counts(data):
+                element = elements_of.get(key)
+                if element is not None:
+                    count = counts[element]
+                    counts[element] = Count(count.packets + packets, count.bytes + octets)
+        return {self._kind.show(element): count for element, count in counts.items()}
 
     # --- for rules
 
@@ -425,21 +434,15 @@ class Set(at_fork.AtFork):
         if messages:
             _nftables.commit(table.sock, messages, f"changing a set of the kind {self.kind!r}")
 
-    def _counted(self) -> dict[Element, Count]:
-        now = time.monotonic()
-        show = self._kind.show
-        counts = {show(data): [0, 0] for data in self._all(now)}
+    def _listed(self, now: float) -> Iterator[tuple[dict[bytes, bytes], bytes]]:
+        """What the kernel has, to be read; and the elements by what it calls them."""
         for kernel_set, content in zip(self.kernel_sets, self._contents):
             size = kernel_set.part.size
-            begins = {segment[:size]: element for segment, element in content.segments(now).items()}
+            elements = {segment[:size]: element for segment, element in content.segments(now).items()}
             for table in self._tables:
                 for family in table.families:
-                    for key, packets, octets in kernel_set.counts(table.sock, family, table.name):
-                        if key in begins:
-                            count = counts[show(begins[key])]
-                            count[0] += packets
-                            count[1] += octets
-        return {element: Count(*count) for element, count in counts.items()}
+                    for data in kernel_set.listing(table.sock, family, table.name):
+                        yield elements, data
 
     # --- without the lock
 
