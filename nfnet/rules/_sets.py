@@ -339,9 +339,14 @@ class Set(at_fork.AtFork):
             if deadline == NEVER:  # those that are there to stay need not go and come
                 more = [data for data in more if content.deadlines.get(data) != NEVER]
             plans.append(content.plan(fewer, dict.fromkeys(more, deadline), now))
-        self._send(plans, now)
-        for plan in plans:
-            plan.make()
+        begun: list[_Table] = []
+        try:
+            self._send_to_all(plans, now, begun)
+            for plan in plans:
+                plan.make()
+        except BaseException:
+            self._restore(begun, now)
+            raise
         for table in self._tables:
             table.is_stale = False
         for content in self._contents:
@@ -355,15 +360,6 @@ class Set(at_fork.AtFork):
         count = len(there.union(add))
         if count > size and count > len(there):
             raise ArgumentError(f"the set would have {count} elements, and its size is {size}")
-
-    def _send(self, plans: list[Change], now: float) -> None:
-        """Make changes in all tables, or in none."""
-        begun: list[_Table] = []
-        try:
-            self._send_to_all(plans, now, begun)
-        except BaseException:
-            self._restore(begun, now)
-            raise
 
     def _send_to_all(self, plans: list[Change], now: float, begun: list[_Table]) -> None:
         for table in self._tables:
@@ -390,7 +386,7 @@ class Set(at_fork.AtFork):
         self._rewrite(table, plans, now)
 
     def _restore(self, begun: list[_Table], now: float) -> None:
-        """Bring back what was there before a change that failed."""
+        """Bring into the kernel what is here, after a change that failed or was interrupted."""
         for table in begun:
             if table.is_stale:
                 try:

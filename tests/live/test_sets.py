@@ -9,6 +9,7 @@ import json
 import math
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -439,3 +440,49 @@ def test_of_many_elements_some_are_described(way: Way) -> None:
     text = rules.describe(drop(way, source=Set("address", many("address", 1500))))
     assert text.count("nft add element") == 10
     assert "# and 500 more elements of address" in text
+
+
+def test_an_interrupt_leaves_the_kernel_with_what_is_in_the_set(way: Way) -> None:
+    """Ctrl-C at random moments: each change is made, or it is not."""
+    sets: list[Any] = [Set("address"), Set("port")]
+    chance = random.Random()
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    interrupted = 0
+
+    def change(number: int) -> None:
+        addresses, ports = sets
+        addresses.add(f"192.0.2.{number % 50}")
+        addresses.discard(f"192.0.2.{chance.randrange(50)}")
+        ports.add(range(number % 50, number % 50 + 3))
+        ports.discard(range(5, 8))
+        ports.replace([range(first, first + 3) for first in range(20)])
+
+    try:
+        with drop(way, source=sets[0], destination_port=sets[1]):
+            for number in range(150):
+                try:
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 2e-3))
+                        for again in range(50):
+                            change(number + again)
+                    finally:
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                except KeyboardInterrupt:
+                    interrupted += 1
+                assert set(nft_ports(way, sets[1])) == {
+                    port
+                    for element in sets[1]
+                    for port in range(int(str(element).split("-")[0]), int(str(element).split("-")[-1]) + 1)
+                }
+                assert sorted(nft_elements(way.server)[sets[0].kernel_sets[0].name]) == sorted(sets[0])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 50
+
+
+def nft_ports(way: Way, ports: Set) -> list[int]:
+    found: list[int] = []
+    for element in nft_elements(way.server)[ports.kernel_sets[0].name]:
+        first, last = element["range"] if isinstance(element, dict) else (element, element)
+        found += range(first, last + 1)
+    return found
