@@ -616,7 +616,7 @@ def test_the_command_lists_and_cleans(net: Net) -> None:
         return str(done.stdout)
 
     with rules.queue(1, hook="output", netns=here):
-        listed = nfnet_rules("list", "--netns", path).splitlines()
+        listed = [line for line in nfnet_rules("list", "--netns", path).splitlines() if not line.startswith(" ")]
         states = {int(line.split()[3]): " ".join(line.split()[4:]) for line in listed}
         assert states == {os.getpid(): "in use", process.pid: "of a process that ended"}
         assert nfnet_rules("clean", "--netns", path).split()[-1] == "removed"
