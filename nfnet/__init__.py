@@ -5,6 +5,46 @@ import nfnet
 with nfnet.Queue(1) as queue:
     for packet in queue:
         packet.drop() if packet.mark == 7 else packet.accept()
+
+Packets to decide (NFQUEUE)
+    Queue, AsyncQueue       a queue, in a plain program or in one with asyncio
+    Packet                  one packet: what it is, and the verdict on it
+    Workers, run_workers    several queues, a process each
+    Verdict, CopyMode       what becomes of a packet; how much of it is copied
+    Hook, Family, SkbInfo   where a packet was queued, and what the kernel says of its checksum
+    Conntrack, CtInfo       its connection, and how it relates to that
+    Vlan                    its VLAN tag, in the bridge family
+    QueueOptions            the options of Queue, for functions that hand them on
+
+Packets that rules log (NFLOG)
+    Log, AsyncLog           a log group, in a plain program or in one with asyncio
+    LogMessage              one logged packet
+    ArpHook, NetdevHook     where it was logged, in the families ARP and NETDEV
+    LogOptions              the options of Log, for functions that hand them on
+
+Recordings
+    record, Recorder        to a file, what passes between the kernel and this program
+    replay, Replay          a file in place of the kernel
+    GivenVerdict            a verdict in it
+
+Counters
+    QueueCounters, QueueStatus, QueueStats      what a queue counts, what the kernel says of it, and both
+    LogCounters, LogStatus, LogStats            the same for a log group
+    SocketStatus                                how full the receive buffer is
+
+Errors: all are NfnetError, and those of the kernel KernelError
+    ArgumentError, ArgumentTypeError            what cannot be right; nothing was sent
+    AlreadyDecidedError, ClosedError, BusyReadingError
+                                                a second verdict, a closed queue, a second loop
+    NotPermittedError, BusyError, NotSupportedError, AckTimeoutError
+                                                the kernel refuses, or does not answer
+    OverrunError, DecodeError, CaptureError     packets were lost; a message or a file is damaged
+
+Below
+    Transport, NetlinkSocket                    the way to the kernel, or to what stands in for it
+
+Modules: rules (what the firewall queues and logs), inet (headers, and how to change them), stats (all queues and logs
+of the machine), testing, metrics, netns, doctor, compat (NetfilterQueue and nflogr), protocol.
 """
 
 import sys
@@ -23,7 +63,7 @@ from typing import TYPE_CHECKING, Any
 from . import inet, rules, stats
 from ._core.message import Vlan
 from ._io.netlink_socket import NetlinkSocket
-from ._io.transport import Transport
+from ._io.transport import SocketStatus, Transport
 from .captures import GivenVerdict, Recorder, Replay, record, replay
 from .errors import (
     AckTimeoutError,
@@ -56,9 +96,11 @@ __version__ = "0.1.0"
 # These are imported when somebody asks for them: asyncio takes longer to load than all the rest, and few programs need
 # the others.
 _LAZY_CLASSES = {"AsyncLog": "aio", "AsyncQueue": "aio"}
-_LAZY_MODULES = ("compat", "doctor", "metrics", "testing")
+_LAZY_MODULES = ("aio", "compat", "doctor", "metrics", "testing")
+_MODULES = ("captures", "errors", "inet", "log", "netns", "packet", "protocol", "queue", "rules", "stats", "workers")
 
 if TYPE_CHECKING:
+    from . import aio as aio
     from . import compat as compat
     from . import doctor as doctor
     from . import metrics as metrics
@@ -75,7 +117,7 @@ else:  # a type checker would take every name for one of the module's
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY_CLASSES, *_LAZY_MODULES})
+    return sorted({*__all__, *_MODULES, *_LAZY_MODULES, "__doc__", "__version__"})
 
 
 __all__ = [
@@ -120,6 +162,7 @@ __all__ = [
     "Recorder",
     "Replay",
     "SkbInfo",
+    "SocketStatus",
     "Transport",
     "Verdict",
     "Vlan",

@@ -51,12 +51,6 @@ class _Queue(Queue):
         self.in_tasks = self._bound()
         return self.in_tasks
 
-    def send_each(self, packet: Packet) -> None:
-        """Those given so far leave now; that of this packet, if it has none yet, by itself. So nothing need tick."""
-        if (binding := self._binding) is not None:
-            binding.ledger.decide_each([packet])
-            binding.ledger.flush()
-
     async def decide(
         self, handler: Callable[[Packet], Any], packet: Packet, binding: QueueBinding, session: Session
     ) -> None:
@@ -97,11 +91,6 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
         """Bind. Raises as `Queue.open`."""
         await super().open()
         self._reader.collect(self._flush_soon)
-
-    _has_verdicts = True
-
-    def _body_waits(self, packet: Packet) -> None:
-        self._reader.send_each(packet)
 
     async def run(self, handler: AsyncHandler | Handler, concurrency: int = 100) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
@@ -161,8 +150,9 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
                     elif room > 0 and self._is_over():
                         break
                     elif room > 0:
-                        await self._readable(session)
+                        await self._received(session)
                     else:
+                        session.unwatch()  # there is no room for more
                         await session.woken()
                 while tasks and not errors:  # `stop` lets them finish
                     await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)

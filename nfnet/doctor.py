@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import platform
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from . import rules, stats
+from ._core.bind import request_for
 from ._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from .errors import KernelError, NfnetError, NotPermittedError, NotSupportedError
 from .netns import Netns, call_in, create
@@ -16,7 +18,7 @@ from .protocol import nfqnl, nfulnl
 from .protocol.layout import build_attribute
 from .protocol.netlink import Flag
 from .protocol.nfnetlink import build_message
-from .protocol.nfqnl import NFQA, Command, QueueFlag
+from .protocol.nfqnl import NFQA, Command
 from .protocol.nfulnl import LogFlag
 from .rules import _nftables
 from .rules._actions import queues_of
@@ -24,7 +26,6 @@ from .stats import QueueStatus, process
 
 _CAP_NET_ADMIN = 12
 _CAP_NEEDED = "CAP_NET_ADMIN is needed, see above"
-_GLUE = "modprobe nf_conntrack_netlink, or a kernel with CONFIG_NETFILTER_NETLINK_GLUE_CT"
 _FREE = 65535  # a number that hardly anybody has: asking about it changes nothing
 
 
@@ -91,19 +92,12 @@ def _queue_support(sock: NetlinkSocket) -> Iterator[Finding]:
         yield Finding("failure", f"no NFQUEUE here: {error.strerror}", "modprobe nfnetlink_queue")
         return
     yield Finding("ok", "NFQUEUE")
-    for name, flag in (
-        ("fail_open", QueueFlag.FAIL_OPEN),
-        ("gso", QueueFlag.GSO),
-        ("uid_gid", QueueFlag.UID_GID),
-        ("secctx", QueueFlag.SECCTX),
-        ("conntrack", QueueFlag.CONNTRACK),
-    ):
-        error = _ask(sock, lambda seq, flag=flag: nfqnl.config(_FREE, flags=flag, seq=seq, ack=True))  # type: ignore[misc]
+    for option in nfqnl.FLAG_OPTIONS:
+        error = _ask(sock, request_for(option, partial(nfqnl.config, _FREE)))
         if isinstance(error, NotSupportedError):
-            remedy = _GLUE if flag == QueueFlag.CONNTRACK else ""
-            yield Finding("warning", f"Queue({name}=True) is not there", remedy or "it takes another kernel")
+            yield Finding("warning", f"Queue({option.name}=True) is not there", option.remedy)
         else:
-            yield Finding("ok", f"Queue({name}=True)")
+            yield Finding("ok", f"Queue({option.name}=True)")
     error = _ask(sock, _short_priority)
     if error is not None and error.errno == errno.ERANGE:
         yield Finding("ok", "packet.priority")

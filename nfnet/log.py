@@ -11,13 +11,14 @@ from typing import Literal, TypedDict, TypeVar
 
 from construct import Int16ub
 
-from ._arguments import check, check_choice, check_flag, check_result, shown
-from ._core.bind import Request
+from ._arguments import check, check_choice, check_result, shown
+from ._core.bind import Request, asked_for, one_by_one
 from ._core.binding import Binding
 from ._core.message import FAMILY, Message
 from ._core.reader import Reader
 from ._io.netlink_socket import MAX_DATAGRAM
 from ._io.transport import Recorded, Transport
+from ._printable import printable
 from .errors import ArgumentError, DecodeError
 from .netns import Netns
 from .protocol import netlink, nfulnl
@@ -73,9 +74,10 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         indexes = {self.indev, self.outdev, self.physindev, self.physoutdev} - {None}
         return type(self).from_bytes, (self.raw, {index: self._name(index) for index in indexes}.get)
 
-    def _summary(self) -> str:
-        hook = self.hook.name
-        return f"{self.prefix!r}: {hook}, {super()._summary()}"
+    def _words(self) -> Iterator[str]:
+        if self.prefix:
+            yield printable(self.prefix.rstrip(" :")) + ":"
+        yield from super()._words()
 
     @property
     def prefix(self) -> str:
@@ -307,16 +309,11 @@ class Log(Reader[LogBinding, LogMessage]):
         )
         check_choice("on_overrun", on_overrun, ("count", "raise", "ignore"))
         self._on_overrun = on_overrun
-        self._flags = LogFlag(0)
-        for name, wanted, flag in (
-            ("sequence", sequence, LogFlag.SEQ),
-            ("global_sequence", global_sequence, LogFlag.SEQ_GLOBAL),
-            ("conntrack", conntrack, LogFlag.CONNTRACK),
-        ):
-            if check_flag(name, wanted):
-                self._flags |= flag
+        wanted = {"sequence": sequence, "global_sequence": global_sequence, "conntrack": conntrack}
+        self._flags = LogFlag(asked_for(nfulnl.FLAG_OPTIONS, wanted))
         super().__init__(
-            f"log group {self.group}",
+            "log group",
+            self.group,
             rcvbuf=None if rcvbuf is None else check("rcvbuf", rcvbuf, 1, 0x7FFFFFFF),
             overruns=on_overrun == "raise",
             datagram=MAX_DATAGRAM,
@@ -350,8 +347,7 @@ class Log(Reader[LogBinding, LogMessage]):
         return nfulnl.config(self.group, command=Command.UNBIND)
 
     def _flag_requests(self) -> Iterator[tuple[str, Request]]:
-        if LogFlag.CONNTRACK in self._flags:
-            yield "conntrack", lambda seq: nfulnl.config(self.group, flags=LogFlag.CONNTRACK, seq=seq, ack=True)
+        return one_by_one(nfulnl.FLAG_OPTIONS, self._flags, partial(nfulnl.config, self.group))
 
     def _status(self) -> LogStatus | None:
         return find_log(self.group, self._netns)
@@ -365,14 +361,14 @@ class Log(Reader[LogBinding, LogMessage]):
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), DecodeError for a datagram that is
         no log message (those after it still come), BusyReadingError, ClosedError, KernelError.
         """
-        self._drive(handler, block=True)
+        self._run(handler)
 
     def process(self, handler: Handler) -> int:
         """Call the handler for each message that waits, without blocking, and return how many those were.
 
         For any event loop: call it when `fileno` is readable, and once after opening. Raises as `run`.
         """
-        return self._drive(handler, block=False)
+        return self._process(handler)
 
     def _hand_out(
         self, binding: LogBinding, portion: Iterator[LogMessage], handler: Callable[[LogMessage], object]
@@ -390,9 +386,11 @@ class Log(Reader[LogBinding, LogMessage]):
         return self._bound_or_last().counters()
 
     def stats(self) -> LogStats:
-        """The counters, and what the kernel says of this group, if it is open and that may be read."""
+        """The counters, and what the kernel says of this group and its socket; see `Queue.stats`."""
         binding = self._binding
-        return LogStats(self.counters, None if binding is None else binding.status())
+        if binding is None:
+            return LogStats(self.counters, None, None)
+        return LogStats(self.counters, binding.status(), binding.transport.socket_status())
 
 
 def _centiseconds(timeout: float) -> int:

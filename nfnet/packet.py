@@ -79,10 +79,11 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         self._decision, self._decide = None, _decide_nothing
         return self
 
-    def _summary(self) -> str:
-        hook = self.hook.name
-        verdict = "undecided" if self.decided is None else self.decided.name
-        return f"{self.id}: {hook}, {super()._summary()}, {verdict}"
+    def _label(self) -> str:
+        return f"{self.id} {self.hook.name}"
+
+    def _line(self) -> str:
+        return f"{self.summary()} {'undecided' if self.decided is None else self.decided.name.lower()}"
 
     def __reduce__(self) -> NoReturn:
         """For `copy` and `pickle`. Raises TypeError: only this object can decide the packet, a copy could not."""

@@ -15,11 +15,11 @@ from operator import length_hint
 from typing import ClassVar, Literal, TypedDict
 
 from ._arguments import check, check_choice, check_flag, check_result
-from ._core.bind import Request
+from ._core.bind import Request, asked_for, one_by_one
 from ._core.binding import Binding
 from ._core.flusher import Flusher
 from ._core.ledger import Ledger
-from ._core.reader import Reader
+from ._core.reader import MOST_ALONE, Reader
 from ._io.moves import END
 from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP, new_socket
 from ._io.transport import Transport
@@ -31,14 +31,11 @@ from .protocol.nfnetlink import Subsystem
 from .protocol.nfqnl import PACKET_ID, SUBSYSTEM_BYTE, Command, CopyMode, QueueFlag, Verdict
 from .stats import QueueCounters, QueueStats, QueueStatus, find_queue
 
-_OPTIONAL = (("conntrack", QueueFlag.CONNTRACK), ("secctx", QueueFlag.SECCTX), ("uid_gid", QueueFlag.UID_GID))
-
 _QUEUE_SUBSYSTEM = int(Subsystem.QUEUE)
 _FEW = 4  # packets
 # On newer kernels (6.12.117, 6.18) a queue holds no more, whatever `max_len` says, and what comes then is dropped after
 # it got an id. What comes when `max_len` wait gets none, and leaves no gap.
 _MOST_WAITING = 65536
-_MOST_ALONE = 64
 
 _log = logging.getLogger("nfnet")
 
@@ -99,7 +96,6 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         self._packet_type = packet_type
         self._name_of = transport.interface_name
         self._flusher = Flusher(self.ledger)
-        self._decide_lone = self.ledger.decide_lone
         self._plain = transport.trusted  # and not shared: then packets are what they seem
         self._last: bytes | None = None  # the last packet that came alone: its id is still to be counted
         self._alone = 0  # packets that came alone since the last look for lost ones
@@ -124,7 +120,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         if ledger.at_hand or ledger.decided or ledger.pending:
             ledger.settle(waiting)
         self._alone += 1
-        if self._last is None or self._alone > _MOST_ALONE:
+        if self._last is None or self._alone > MOST_ALONE:
             self._account()
         if self.loss.untold:
             self.tell_loss()
@@ -154,57 +150,49 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             if self._stamping is not None:
                 self._stamping()
 
-    def take(self) -> Iterator[Packet]:
-        raw = self.incoming
-        if raw is None or not self._plain or raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM:
-            return super().take()
-        return self._make_lone(raw)
-
-    def _make_lone(self, raw: bytes) -> Iterator[Packet]:
-        """Make `ready` of the only packet that came."""
-        ledger = self.ledger
-        if ledger.lone is not None:
-            self.settle()
-        packet = self._packet_type()
-        packet.raw = raw
-        packet._name_of = self._name_of
-        packet._decision = packet._layout = None
-        packet._decide = self._decide_lone
-        ready = iter((packet,))
-        self.incoming, self.received, self._last, self.ready, ledger.lone = (
-            None,
-            [],
-            raw,
-            ready,
-            packet,
-        )  # one statement
-        return ready
+    def _each(self, datagrams: Iterator[bytes]) -> Iterator[Packet]:
+        # As `_make_ready`, without a call for each packet.
+        ledger, packet_type, name_of, plain = self.ledger, self._packet_type, self._name_of, self._plain
+        decide_lone = ledger.decide_lone
+        for self.incoming in datagrams:
+            raw = self.incoming
+            if raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM or not plain or ledger.lone is not None:
+                self._take_incoming()
+                if not length_hint(self.ready):
+                    return
+                yield from self.ready
+                continue
+            packet = packet_type()
+            packet.raw = raw
+            packet._name_of = name_of
+            packet._decision = packet._layout = None
+            packet._decide = decide_lone
+            self.incoming, self._last, ledger.lone = None, raw, packet  # one statement
+            yield packet
 
     def _make_ready(self) -> None:
         received = self.received
         if not received:
             return
-        waiting = length_hint(self.ready)
-        if (
-            len(received) == 1
-            and not waiting
-            and self._plain
-            and received[0][SUBSYSTEM_BYTE] == _QUEUE_SUBSYSTEM
-            and not self.ledger.at_hand
-        ):
-            self._make_lone(received[0])
-            return
         ledger = self.ledger
         packet_type, name_of = self._packet_type, self._name_of
         untrusted = not self.transport.trusted
+        waiting = length_hint(self.ready)
+        if ledger.lone is not None:
+            self.settle(waiting)
         ready = ledger.at_hand[-waiting:] if waiting else []
         new: list[Packet] = []
         problem: NfnetError | None = None
         refused: list[int] = []
+        collect: Callable[[Packet], None]
+        if alone := len(received) == 1 and self._plain and not waiting and not ledger.at_hand:
+            collect = ledger.decide_lone
         # A few verdicts are not worth the wait for each other.
-        collecting = len(self.received) > _FEW and self._flusher.watch()
-        collect = ledger.decided.append if collecting else ledger.decide_now
-        for raw in self.received:
+        elif len(received) > _FEW and self._flusher.watch():
+            collect = ledger.decided.append
+        else:
+            collect = ledger.decide_now
+        for raw in received:
             if untrusted or raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM:
                 try:
                     if (whole := self._look_into(raw, refused)) is None:
@@ -219,10 +207,13 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             packet._decision = packet._layout = None
             packet._decide = collect
             new.append(packet)
-        if new:
-            new[-1]._decide = ledger.decide_now  # nothing waits behind it: why should its verdict?
         nothing: list[bytes] = []
         iterator = iter(ready + new)
+        if alone and new:
+            self.received, self.ready, ledger.lone, self._last = nothing, iterator, packet, packet.raw  # one statement
+            return
+        if new:
+            new[-1]._decide = ledger.decide_now  # nothing waits behind it: why should its verdict?
         self.received, self.ready, ledger.at_hand[END:] = nothing, iterator, new  # one statement
         for error_number in refused:
             self._refused[error_number] = self._refused.get(error_number, 0) + 1
@@ -287,6 +278,9 @@ class QueueBinding(Binding[Packet, QueueStatus]):
 
     def taken(self) -> int:
         return self.ledger.received() - length_hint(self.ready)
+
+    def waiting(self) -> int:
+        return self.ledger.received() - sum(self.ledger.counts().values())
 
     def pending(self) -> list[Packet]:
         """The packets that went to a handler and have no verdict, oldest first."""
@@ -376,22 +370,15 @@ class Queue(Reader[QueueBinding, Packet]):
         check_choice("on_overrun", on_overrun, ("count", "raise", "ignore"))
         check_choice("undecided", undecided, ("pending", "accept", "drop"))
         check_choice("on_error", on_error, ("raise", "accept", "drop"))
-        self._flags = QueueFlag(0)
-        for name, wanted, flag in (
-            ("fail_open", fail_open, QueueFlag.FAIL_OPEN),
-            ("gso", gso, QueueFlag.GSO),
-            ("conntrack", conntrack, QueueFlag.CONNTRACK),
-            ("uid_gid", uid_gid, QueueFlag.UID_GID),
-            ("secctx", secctx, QueueFlag.SECCTX),
-        ):
-            if check_flag(name, wanted):
-                self._flags |= flag
+        wanted = {"fail_open": fail_open, "gso": gso, "conntrack": conntrack, "uid_gid": uid_gid, "secctx": secctx}
+        self._flags = QueueFlag(asked_for(nfqnl.FLAG_OPTIONS, wanted))
         self._on_overrun = on_overrun
         self._undecided = undecided
         self._on_error = on_error
         self._timestamps = check_flag("timestamps", timestamps)
         super().__init__(
-            f"queue {self.num}",
+            "queue",
+            self.num,
             rcvbuf=None if rcvbuf is None else check("rcvbuf", rcvbuf, 1, 0x7FFFFFFF),
             overruns=on_overrun == "raise",
             datagram=MAX_QUEUE_DATAGRAM,
@@ -434,9 +421,7 @@ class Queue(Reader[QueueBinding, Packet]):
         return nfqnl.config(self.num, command=Command.UNBIND)
 
     def _flag_requests(self) -> Iterator[tuple[str, Request]]:
-        for name, flag in _OPTIONAL:
-            if flag in self._flags:
-                yield name, lambda seq, flag=flag: nfqnl.config(self.num, flags=flag, seq=seq, ack=True)  # type: ignore[misc]
+        return one_by_one(nfqnl.FLAG_OPTIONS, self._flags, partial(nfqnl.config, self.num))
 
     def _status(self) -> QueueStatus | None:
         return find_queue(self.num, self._netns)
@@ -474,14 +459,14 @@ class Queue(Reader[QueueBinding, Packet]):
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege
         to decide was dropped, DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.
         """
-        self._drive(handler, block=True)
+        self._run(handler)
 
     def process(self, handler: Handler) -> int:
         """Call the handler for each packet that waits, without blocking, and return how many those were.
 
         For any event loop: call it when `fileno` is readable, and once after opening. Raises as `run`.
         """
-        return self._drive(handler, block=False)
+        return self._process(handler)
 
     def _hand_out(self, binding: QueueBinding, portion: Iterator[Packet], handler: Callable[[Packet], object]) -> None:
         result: object = None
@@ -530,9 +515,14 @@ class Queue(Reader[QueueBinding, Packet]):
         return self._bound_or_last().counters()
 
     def stats(self) -> QueueStats:
-        """The counters, and what the kernel says of this queue, if it is open and that may be read."""
+        """The counters, and what the kernel says of this queue and its socket, as far as it may be known.
+
+        Needs no privilege: what only root may read is None. Raises ClosedError if the queue was never open.
+        """
         binding = self._binding
-        return QueueStats(self.counters, None if binding is None else binding.status())
+        if binding is None:
+            return QueueStats(self.counters, None, None)
+        return QueueStats(self.counters, binding.status(), binding.transport.socket_status())
 
 
 def apply_policy(policy: str, packet: Packet) -> None:

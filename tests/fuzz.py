@@ -53,6 +53,7 @@ from nfnet.testing import FakeKernel, FedQueue, packet_message, tcp, udp
 
 from .swap import turn
 from .test_captures import block, interface, pcap, section
+from .test_streams import HELLOS
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LIMIT = 1.0  # seconds of processor time for one input
@@ -61,6 +62,7 @@ LOOK_EVERY = 20  # so many inputs one is compared with the schemas
 WEIGH_EVERY = 5000  # so many inputs the memory of one is measured
 CROSSED = 0.05  # of the inputs are seeds of other targets
 LITTLE, BIG = "<", ">"
+STREAM = 40  # bytes that are kept of one
 
 
 # --- damage
@@ -498,6 +500,53 @@ def change_inet(data: bytes, look: bool) -> None:
         raise refused
 
 
+def read_streams(data: bytes, look: bool) -> None:
+    """Packets one behind the other; compared with a dictionary for each stream, of places and bytes."""
+    beginnings = inet.Beginnings(max_bytes=STREAM)
+    streams: dict[inet.Flow, tuple[int, dict[int, int]]] = {}
+    while data:
+        ip = inet.ip(data)
+        size = (ip and ip.length) or len(data)
+        packet, data = data[:size], data[size:]
+        got = beginnings.add(packet)
+        if look:
+            known = add_to_streams(streams, packet)
+            length = next((place for place in range(STREAM) if known is None or place not in known), STREAM)
+            assert got == (None if known is None else bytes(known[place] for place in range(length)))
+    assert len(beginnings) == len(streams) or not look
+
+
+def add_to_streams(streams: dict[inet.Flow, tuple[int, dict[int, int]]], packet: bytes) -> dict[int, int] | None:
+    ip, flow, tcp = inet.ip(packet), inet.flow(packet), inet.tcp(packet)
+    if ip is None or flow is None or tcp is None or ip.fragment:
+        return None
+    seq = tcp.seq
+    if tcp.flags & inet.TcpFlag.SYN and not tcp.flags & inet.TcpFlag.RST:
+        seq = (seq + 1) % (1 << 32)
+        if flow not in streams or streams[flow][0] != seq:
+            streams[flow] = seq, {}
+    if flow not in streams:
+        return None
+    start, known = streams[flow]
+    first = (seq - start) % (1 << 32)
+    first -= first >> 31 << 32
+    if ip.length > len(packet) and first + len(tcp.data) < STREAM:
+        return None
+    for place, byte in enumerate(tcp.data, first):
+        if 0 <= place < STREAM:
+            known.setdefault(place, byte)
+    return known
+
+
+def read_name(data: bytes, look: bool) -> None:
+    """The answer for a beginning of the data stands, or is that there must be more."""
+    name = inet.server_name(data)
+    assert not name or name.isprintable()
+    if look:
+        for end in range(len(data)):
+            assert inet.server_name(data[:end]) in (inet.INCOMPLETE, name)
+
+
 # --- captures
 
 memory_file = os.memfd_create("capture", os.MFD_CLOEXEC)
@@ -828,6 +877,14 @@ PACKETS += [
     TCP[:4] + b"\0\0" + TCP[6:],
     TCP[:4] + b"\0\0\0" + TCP[7:40] + b"\x06\0\xc2\4\0\1\0\0" + TCP[40:],  # a jumbogram
 ]
+STREAMS = [
+    b"".join(
+        tcp(data, flags=flags, seq=(start + place) % (1 << 32), **ends)
+        for place, data, flags in ((-1, b"", 2), *((at, b"0123456789", 0x18) for at in (10, 4, 25, 0)))
+    )
+    for start in (1, 0xFFFFFFF0)
+    for ends in ({}, {"source": "fd00::1", "destination": "fd00::2"})
+]
 CONNECTION: dict[int, Any] = {
     1: {1: {1: bytes(4), 2: b"\1\2\3\4"}, 2: {1: 6, 2: 1, 3: 2}},
     2: {1: {3: bytes(16), 4: bytes(16)}, 2: {1: 17}},
@@ -893,7 +950,9 @@ TARGETS = (
     Target("dump", 30, [*DATAGRAMS], read_dump),
     Target("queue", 8, QUEUED, run_queue),
     Target("log", 9, LOGGED, run_log),
-    Target("inet", 176, PACKETS, read_inet),
+    Target("inet", 156, PACKETS, read_inet),
+    Target("streams", 10, STREAMS, read_streams),
+    Target("server name", 10, [hello for hello in HELLOS.values() if len(hello) < 1000], read_name),
     Target("rewrite", 90, PACKETS, change_inet),
     Target("pcap", 60, PCAP, read_capture),
     Target("pcapng", 60, PCAPNG, read_capture),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import threading
 from collections.abc import Callable, Coroutine
@@ -116,101 +115,80 @@ def test_verdicts_leave_while_the_body_waits() -> None:
     asyncio.run(asyncio.wait_for(main(), TIMEOUT))
 
 
+def test_verdicts_of_many_packets_leave_while_the_body_waits() -> None:
+    """They are collected then, and leave although the loop has nothing to do, and sets no timer."""
+
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(20)
+        async with AsyncQueue(1, transport=kernel) as queue:
+            async for packet in queue:
+                if packet.id == 10:
+                    while len(kernel.judged) < 9:
+                        await asyncio.sleep(0.001)
+                packet.accept()
+                if packet.id == 15:
+                    while len(kernel.judged) < 15:
+                        await asyncio.sleep(0.001)
+                    assert not kernel._waiting, "all were taken at a time"
+                if packet.id == 20:
+                    break
+        assert words(kernel) == [(number, 1) for number in range(1, 21)]
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
 class Timers:
-    """Those that the package sets in the running loop, and whether they were due."""
+    """Those that the package sets in the running loop."""
 
     def __init__(self) -> None:
-        self.handles: list[asyncio.TimerHandle] = []
-        self.due = asyncio.Event()
+        self.count = 0
         loop = asyncio.get_running_loop()
         call_later = loop.call_later
 
         def watched(delay: float, function: Callable[..., object], *arguments: Any, **options: Any) -> Any:
-            if not function.__module__.startswith("nfnet."):
-                return call_later(delay, function, *arguments, **options)
-
-            def call() -> None:
-                function(*arguments)
-                self.due.set()
-
-            self.handles.append(call_later(delay, call, **options))
-            return self.handles[-1]
+            self.count += function.__module__.startswith("nfnet.")
+            return call_later(delay, function, *arguments, **options)
 
         loop.call_later = watched  # type: ignore[method-assign]
 
 
-def test_no_timer_ticks_while_the_body_waits() -> None:
+@pytest.mark.parametrize("kind", ["plain", "iteration"])
+def test_one_timer_is_set_while_a_loss_is_untold(kind: str) -> None:
     async def main() -> None:
         kernel = FakeKernel()
-        kernel.feed(4)
         timers = Timers()
+
+        last = 0
+
+        def feed(batches: int) -> None:
+            nonlocal last
+            if batches in (5, 10):  # the first loss is told at once, the second one is not
+                kernel.skip(1)
+            last = kernel.feed(4)[-1]
+
+        batches = 0
+
+        def handler(packet: Packet) -> None:
+            nonlocal batches
+            packet.accept()
+            if packet.id < last:
+                return
+            assert batches >= 5 or timers.count == 0
+            batches += 1
+            feed(batches)
+            if batches == 30:
+                queue.stop()
+
         async with AsyncQueue(1, transport=kernel) as queue:
-            async for packet in queue:
-                if packet.id == 2:
-                    await timers.due.wait()
-                    assert words(kernel) == [(1, 1)]
-                    assert len(timers.handles) == 1, "nothing waits to be sent any more"
-                    packet.drop()
-                    while len(kernel.judged) < 2:
-                        await asyncio.sleep(0)
-                elif packet.id == 3:
-                    timers.due.clear()
-                    packet.accept()
-                    await timers.due.wait()
-                    assert words(kernel) == [(1, 1), (2, 0), (3, 1)]
-                else:
-                    packet.accept()
-                if packet.id == 4:
-                    break
-            assert queue.counters.pending == 0
-        assert words(kernel) == [(1, 1), (2, 0), (3, 1), (4, 1)]
-        assert len(timers.handles) == 3
-        assert timers.handles[-1].cancelled()
-
-    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
-
-
-def test_a_log_needs_no_timer() -> None:
-    class Kernel(FakeKernel):
-        def send(self, datagram: bytes) -> None: ...
-
-    async def main() -> None:
-        kernel = Kernel()
-        timers = Timers()
-        async with AsyncLog(5, transport=kernel) as log:
-            kernel.deliver(testing.log_message())
-            async for _ in log:
-                break
-        assert not timers.handles
-
-    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
-
-
-def test_no_timer_outlives_an_iteration_that_fails() -> None:
-    async def main() -> None:
-        kernel = FakeKernel()
-        kernel.feed(6)
-        timers = Timers()
-        async with AsyncQueue(1, transport=kernel) as queue:
-            first, second = aiter(queue), aiter(queue)
-            (await anext(first)).accept()
-            with pytest.raises(nfnet.BusyReadingError):
-                await anext(second)
-            assert [timer.cancelled() for timer in timers.handles] == [False], "the first goes on"
-            await anext(first)
-
-            kernel.refuse_send = errno.ENOBUFS
-
-            async def go_on() -> None:
-                for _ in range(5):
-                    packet = await anext(first)
-                    if packet.id < 6:  # the verdict on the last one would leave at once
-                        packet.accept()
-
-            with pytest.raises(nfnet.KernelError):
-                await go_on()
-            kernel.refuse_send = 0
-            assert [timer.cancelled() for timer in timers.handles] == [True]
+            feed(0)
+            if kind == "plain":
+                await queue.run(handler)
+            else:
+                async for packet in queue:
+                    handler(packet)
+            assert queue.counters.lost == 2
+        assert timers.count == 1
 
     asyncio.run(asyncio.wait_for(main(), TIMEOUT))
 
@@ -666,6 +644,29 @@ def test_stop_ends_before_the_next_packet_and_the_next_run_goes_on(kind: str) ->
     asyncio.run(asyncio.wait_for(main(), TIMEOUT))
 
 
+def test_what_tasks_that_were_stopped_left_comes_in_the_next_run() -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(3)
+
+        async def first(packet: Packet) -> None:
+            await asyncio.sleep(0)
+            packet.accept()
+            queue.stop()
+
+        def rest(packet: Packet) -> None:
+            packet.drop()
+            if packet.id == 3:
+                queue.stop()
+
+        async with AsyncQueue(1, transport=kernel) as queue:
+            await queue.run(first, concurrency=1)
+            await queue.run(rest)
+        assert words(kernel) == [(1, 1), (2, 0), (3, 0)]
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
 def test_a_run_does_not_go_on_with_another_binding() -> None:
     async def main() -> None:
         queue = AsyncQueue(1, transport=FakeKernel())
@@ -846,8 +847,8 @@ def test_arguments() -> None:
     with pytest.raises(TypeError):
         AsyncQueue(1, colour="red")
     queue = AsyncQueue(1, transport=FakeKernel())
-    assert repr(queue) == "<AsyncQueue queue 1: closed>"
-    assert repr(AsyncLog(5)) == "<AsyncLog log group 5: closed>"
+    assert repr(queue) == "<AsyncQueue 1: closed>"
+    assert repr(AsyncLog(5)) == "<AsyncLog 5: closed>"
 
     async def main() -> None:
         with pytest.raises(nfnet.ClosedError):

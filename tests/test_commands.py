@@ -403,7 +403,7 @@ def test_what_a_rule_or_a_packet_says_cannot_command_the_terminal() -> None:
 
 def test_lines_of_other_packets() -> None:
     def contents(payload: bytes) -> str:
-        return packet_text.contents(LogMessage.from_bytes(testing.log_message(payload)))
+        return LogMessage.from_bytes(testing.log_message(payload)).contents()
 
     assert contents(b"") == "0 bytes that are no IP packet"
     assert contents(testing.tcp(flags=0x12)) == "TCP 192.0.2.1.40000 > 192.0.2.2.80 [SYN.ACK] 40 bytes"

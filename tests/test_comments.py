@@ -17,6 +17,7 @@ MODULES = [*sorted(ROOT.glob("**/*.py")), ROOT.parent / "pytest_nfnet.py"]
 
 # Names of Python's own that are written like ours: `threading.Condition`.
 ELSEWHERE = {"asyncio", "copy", "json", "logging", "os", "pickle", "queue", "select", "signal", "socket", "threading"}
+ELSEWHERE |= {"typing"}
 
 
 def names(path: Path) -> set[str]:

@@ -8,7 +8,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from operator import length_hint
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -107,6 +110,22 @@ class AtomicKernel(FakeKernel):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
 
 
+class SlowKernel(FakeKernel):
+    """Packets come one at a time, and the loop waits for them in C code, as in recv; there is an end to them."""
+
+    def __init__(self) -> None:
+        super().__init__(ends=True)
+        self._coming = iter(self._waiting)  # takes what is appended later, too, until it has come to an end
+
+    @property
+    def incoming(self) -> Iterator[bytes]:
+        return self._coming
+
+    def receive(self, into: list[bytes], limit: int) -> bool:
+        into.extend(islice(self._coming, 1))
+        return length_hint(self._coming) > 0
+
+
 class Handler:
     """Decides by id, and keeps some packets, which it decides two packets later."""
 
@@ -203,12 +222,15 @@ def test_a_real_signal_at_random_moments(way: Callable[[Queue, Handler], None]) 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="needs tracing as it was until Python 3.11")
 @pytest.mark.parametrize("keep", [0, 3])
 @pytest.mark.parametrize("way", WAYS)
-def test_keyboard_interrupt_at_any_moment(way: Callable[[Queue, Handler], None], keep: int) -> None:
+@pytest.mark.parametrize("make", [partial(FakeKernel, ends=True), SlowKernel])
+def test_keyboard_interrupt_at_any_moment(
+    make: Callable[[], FakeKernel], way: Callable[[Queue, Handler], None], keep: int
+) -> None:
     seed = random.randrange(1 << 30)
     moment, step, interrupted = 1, 1, 0
     choose = random.Random(seed)
     while True:
-        kernel = FakeKernel(ends=True)
+        kernel = make()
         handler = Handler(keep)
         with Queue(1, transport=kernel) as queue:
             kernel.feed(COUNT)

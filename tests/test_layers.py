@@ -30,6 +30,8 @@ ORDER = [
     "protocol",
     "inet._headers",
     "inet._rewriting",
+    "inet._streams",
+    "inet._tls",
     "inet._scapy",
     "inet",
     # the way to the kernel and to the machine

@@ -169,13 +169,14 @@ def test_a_recorded_message(datagrams: dict[str, bytes]) -> None:
     }
     assert {name: getattr(message, name) for name in expected} == expected
     assert message.payload.endswith(b"one")
-    assert repr(message) == "<LogMessage 'nfnet in: ': INPUT, UDP 10.8.0.2.40001 > 10.8.0.1.9, 31 bytes>"
+    assert repr(message) == f"<LogMessage INPUT: {message}>"
+    assert str(message).endswith(" nfnet in: eth0 > - UDP 10.8.0.2.40001 > 10.8.0.1.9 31 bytes")
 
 
 def test_repr_takes_all_that_can_come() -> None:
     whole = log_message(udp(b"x"), prefix="in: ", MARK=7)
-    assert (
-        repr(LogMessage.from_bytes(whole)) == "<LogMessage 'in: ': INPUT, UDP 192.0.2.1.40000 > 192.0.2.2.9, 29 bytes>"
+    assert repr(LogMessage.from_bytes(whole)) == (
+        "<LogMessage INPUT: --:--:-- in: - > - UDP 192.0.2.1.40000 > 192.0.2.2.9 29 bytes mark 0x7>"
     )
     for length in range(20, len(whole)):
         assert repr(LogMessage.from_bytes(whole[:length])).startswith("<LogMessage ")
@@ -309,12 +310,13 @@ def test_messages_come_in_order_until_stop() -> None:
         assert log.counters.received == 6
 
 
-def test_process_without_a_handler_keeps_messages() -> None:
+def test_fetch_keeps_messages() -> None:
     kernel = LogKernel()
     with Log(5, transport=kernel) as log:
         assert log.fetch() == 0
         kernel.deliver(log_message(MARK=1) + log_message(MARK=2) + DONE)
         assert log.fetch() == 2
+        assert repr(log) == "<Log 5: open, 2 waiting>"
         kernel.deliver(log_message(MARK=3))
         assert log.fetch() == 3
         assert [message.mark for message in itertools.islice(log, 3)] == [1, 2, 3]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
 import nfnet
 from nfnet import ArgumentError, Packet, Queue, Verdict, testing
+from nfnet.cli import packet_text
 from nfnet.protocol.conntrack import CTA
 from nfnet.protocol.nfqnl import NFQA
 
@@ -144,8 +146,29 @@ def test_interface_names() -> None:
 
 def test_repr_says_from_where_to_where() -> None:
     packet = read(packet_message(3, testing.udp(b"x", destination="192.0.2.2", destination_port=53)))
-    assert repr(packet) == "<Packet 3: OUTPUT, UDP 192.0.2.1.40000 > 192.0.2.2.53, 29 bytes, undecided>"
-    assert repr(read(packet_message(3, bytes(60)))) == "<Packet 3: OUTPUT, 60 bytes, undecided>"
+    line = "--:--:-- - > - UDP 192.0.2.1.40000 > 192.0.2.2.53 29 bytes"
+    assert packet.summary() == line
+    assert str(packet) == f"{line} undecided"
+    assert repr(packet) == f"<Packet 3 OUTPUT: {line} undecided>"
+    assert repr(read(packet_message(3, bytes(60)))) == (
+        "<Packet 3 OUTPUT: --:--:-- - > - 60 bytes that are no IP packet undecided>"
+    )
+
+
+def test_str_says_what_the_command_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = FakeKernel()
+    kernel.interfaces = {2: "eth0", 3: "eth1"}
+    with Queue(1, transport=kernel) as queue:
+        more = {"IFINDEX_INDEV": 2, "IFINDEX_OUTDEV": 3, "MARK": 7, "UID": 1000}
+        stamp = {"seconds": 1_700_000_000, "microseconds": 42}
+        kernel.feed(payload=testing.tcp(flags=2), TIMESTAMP=stamp, hook=2, **more)
+        packet = next(iter(queue))
+        moment = time.strftime("%H:%M:%S", time.localtime(1_700_000_000)) + ".000042"
+        what = "eth0 > eth1 TCP 192.0.2.1.40000 > 192.0.2.2.80 [SYN] 40 bytes mark 0x7 uid 1000"
+        assert str(packet) == f"{moment} {what} undecided"
+        packet.drop()
+        assert str(packet) == packet_text.line(packet, "drop") == f"{moment} {what} drop"
+        assert repr(packet) == f"<Packet 1 FORWARD: {packet}>"
 
 
 def test_repr_takes_all_that_can_come() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import pydoc
 import re
 import shutil
 import subprocess
@@ -18,12 +19,27 @@ from typing import Any, get_type_hints
 import pytest
 
 import nfnet
+from nfnet.protocol import nfqnl, nfulnl
 from nfnet.queue import WorkerOptions
 
 PUBLIC = (
-    *("nfnet", "nfnet.captures", "nfnet.compat", "nfnet.compat.netfilterqueue", "nfnet.compat.nflogr", "nfnet.doctor"),
+    *(
+        "nfnet",
+        "nfnet.aio",
+        "nfnet.captures",
+        "nfnet.compat",
+        "nfnet.compat.netfilterqueue",
+        "nfnet.compat.nflogr",
+        "nfnet.doctor",
+    ),
     *("nfnet.errors", "nfnet.inet", "nfnet.log", "nfnet.metrics", "nfnet.netns", "nfnet.packet", "nfnet.protocol"),
-    *("nfnet.protocol.conntrack", "nfnet.protocol.nfnetlink", "nfnet.protocol.nfqnl", "nfnet.protocol.nfulnl"),
+    *(
+        "nfnet.protocol.enumerations",
+        "nfnet.protocol.conntrack",
+        "nfnet.protocol.nfnetlink",
+        "nfnet.protocol.nfqnl",
+        "nfnet.protocol.nfulnl",
+    ),
     *("nfnet.queue", "nfnet.rules", "nfnet.stats", "nfnet.testing", "nfnet._io.transport", "nfnet.workers"),
 )
 
@@ -76,6 +92,23 @@ def test_names_that_are_not_there(name: str) -> None:
         getattr(importlib.import_module(parent), last)
 
 
+def test_dir_shows_what_is_public() -> None:
+    modules = {name.split(".")[1] for name in PUBLIC if name != "nfnet" and not name.split(".")[1].startswith("_")}
+    assert set(dir(nfnet)) == {*nfnet.__all__, *modules, "__doc__", "__version__"}
+
+
+def test_help_shows_what_is_public() -> None:
+    """In a few words at the beginning, and with its own docstring below, what is imported late, too."""
+    overview = set(re.findall(r"\w+", nfnet.__doc__ or ""))
+    assert set(nfnet.__all__) - overview == set()
+    text = pydoc.plain(pydoc.render_doc(nfnet))
+    for name, item in public(nfnet):
+        kind = "class " if inspect.isclass(item) else ""
+        first = (inspect.getdoc(item) or "").splitlines()[0]
+        assert re.search(rf"^    {kind}{name}\(", text, re.MULTILINE), name
+        assert first in text, name
+
+
 def test_a_typed_script_of_a_user_has_no_errors(tmp_path: Path) -> None:
     """Strictly, with nothing but what is exported."""
     done = check_types(Path(__file__).parent / "typed_script.py", tmp_path)
@@ -113,7 +146,7 @@ def check_types(script: Path, directory: Path) -> subprocess.CompletedProcess[st
 
 def callables() -> Iterator[tuple[str, Any]]:
     """All public functions, classes and methods, also of what is imported late."""
-    for name in (*PUBLIC, "nfnet.aio"):
+    for name in PUBLIC:
         for short, item in public(importlib.import_module(name)):
             yield f"{name}.{short}", item
             if inspect.isclass(item):
@@ -149,6 +182,20 @@ def test_options_are_the_arguments(kind: Any, options: Any) -> None:
     assert get_type_hints(options) == {argument.name: hints[argument.name] for argument in arguments}
     assert options.__required_keys__ == frozenset()
     assert all(argument.default is not argument.empty for argument in arguments)
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "options"),
+    [
+        (nfqnl.FLAG_OPTIONS, nfqnl.QueueFlag, nfnet.QueueOptions),
+        (nfulnl.FLAG_OPTIONS, nfulnl.LogFlag, nfnet.LogOptions),
+    ],
+    ids=["queue", "log"],
+)
+def test_each_flag_is_a_row_and_an_option(rows: Any, flags: Any, options: Any) -> None:
+    assert [row.flag for row in sorted(rows, key=lambda row: row.flag)] == list(flags)
+    types = get_type_hints(options)
+    assert [types.get(row.name) for row in rows] == [bool] * len(rows)
 
 
 def test_workers_take_the_options_that_processes_can_share() -> None:

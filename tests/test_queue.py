@@ -1231,3 +1231,37 @@ def test_an_interrupted_verdict_is_not_lost_behind_pending_packets() -> None:
     kept[0]._decision = nfnet.packet.ACCEPT  # likewise, while no loop runs
     queue.close()
     assert sorted(verdicts(kernel)) == [(1, 1), (11, 1)]
+
+
+def test_a_packet_that_was_taken_alone_and_not_handed_out_comes_before_those_taken_later() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        seen: list[int] = []
+
+        def handler(packet: Packet) -> None:
+            seen.append(packet.id)
+            packet.accept()
+
+        kernel.feed(1)
+        assert queue.fetch() == 1
+        kernel.feed(2)
+        queue.fetch()
+        queue.process(handler)
+        assert seen == [1, 2, 3]
+        assert (queue.counters.pending, kernel.queued) == (0, {})
+
+
+def test_repr_says_how_many_wait() -> None:
+    kernel = FakeKernel()
+    queue = Queue(7, transport=FakeKernel(num=7))
+    assert repr(queue) == "<Queue 7: closed>"
+    with Queue(1, transport=kernel) as queue:
+        assert repr(queue) == "<Queue 1: open, 0 waiting>"
+        kernel.feed(3)
+        queue.fetch()
+        assert repr(queue) == "<Queue 1: open, 3 waiting>"
+        packets = list(itertools.islice(queue, 2))
+        packets[0].accept()
+        queue.flush()
+        assert repr(queue) == "<Queue 1: open, 2 waiting>"  # one with the program, and one that nobody has seen
+    assert repr(queue) == "<Queue 1: closed>"

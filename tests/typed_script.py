@@ -9,6 +9,7 @@ import nfnet
 from nfnet import inet, rules
 
 seen: Counter[str] = Counter()
+beginnings = inet.Beginnings(max_streams=100)
 
 
 def handle(packet: nfnet.Packet) -> None:
@@ -18,6 +19,17 @@ def handle(packet: nfnet.Packet) -> None:
         seen[packet.flow.source] += 1
         packet.drop()
     else:
+        packet.accept()
+
+
+def block_names(packet: nfnet.Packet) -> None:
+    name = inet.server_name(beginnings.add(packet.payload))
+    if name and name.endswith(".example"):
+        packet.drop()
+    elif name is inet.INCOMPLETE or name is None:
+        packet.accept()
+    else:
+        seen[name.upper()] += 1
         packet.accept()
 
 

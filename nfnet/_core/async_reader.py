@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
+from operator import length_hint
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from .._arguments import check_handler
 from ..errors import BusyReadingError
+from .binding import Binding
 from .loss import QUIET
-from .reader import Reader
-
-_MOST_ALONE = 64  # packets; see `Reader`
-_FLUSH_EVERY = 0.001  # seconds: a verdict waits no longer for the body of an iteration
+from .reader import MOST_ALONE, Reader
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Reader[Any, Any])
@@ -33,18 +32,24 @@ class Session:
         self.stopped = False
         self.running = False  # a `run`
         self.wake: asyncio.Future[None] | None = None  # what it, or an iteration, waits for
+        self.watched: int | None = None  # the descriptor that the loop watches for an iteration
+        self.telling = False  # the loop will look whether a loss is to be told
         self.flushing: asyncio.AbstractEventLoop | None = None  # which will send what was collected
         self.cancelling = False  # the tasks of a `run`
 
     def running_loop(self) -> asyncio.AbstractEventLoop:
-        self.loop = asyncio.get_running_loop()
-        return self.loop
+        loop = asyncio.get_running_loop()
+        if loop is not self.loop:
+            self.unwatch()
+            self.telling = False
+            self.loop = loop
+        return loop
 
     async def woken(self) -> None:
-        """Wait for `wake_up`."""
+        """Wait for `wake_up`, in `running_loop`."""
         if self.stopped:
             return
-        wake = self.wake = self.running_loop().create_future()
+        wake = self.wake = self.loop.create_future()
         try:
             await wake
         finally:
@@ -55,8 +60,33 @@ class Session:
         if self.wake is not None and not self.wake.done() and not self.loop.is_closed():
             self.wake.set_result(None)
 
+    def watch(self, binding: Binding[Any, Any]) -> None:
+        """Receive what comes, while somebody waits for it, until `unwatch`."""
+        if self.watched is None:
+            self.watched = binding.transport.fileno()
+            self.loop.add_reader(self.watched, self._receive, binding)
+
+    def _receive(self, binding: Binding[Any, Any]) -> None:
+        wake = self.wake
+        if wake is None:  # nobody waits, and the loop would say again and again that there is something
+            self.unwatch()
+        elif not wake.done():
+            try:
+                binding.receive()
+            except Exception as error:
+                wake.set_exception(error)
+            else:
+                if length_hint(binding.ready) or binding.ended:
+                    wake.set_result(None)
+
+    def unwatch(self) -> None:
+        if self.watched is not None and not self.loop.is_closed():
+            self.loop.remove_reader(self.watched)
+        self.watched = None
+
     def end(self) -> None:
         self.stopped = True
+        self.unwatch()
         self.wake_up()
 
 
@@ -87,7 +117,9 @@ class AsyncReader(Generic[R, T]):
         """End `run` or the iteration before its next item, or the next one if there is none; from the loop's thread."""
         if self._session is not None:
             self._session.end()
-        self._reader.stop()
+        binding = self._reader._binding
+        if binding is not None and binding.reading:  # else there is no loop to end before its next item
+            self._reader.stop()
 
     async def __aenter__(self: Self) -> Self:
         await self.open()
@@ -114,22 +146,17 @@ class AsyncReader(Generic[R, T]):
         """
         return _Iteration(self)
 
-    _has_verdicts = False
-
-    def _body_waits(self, item: T) -> None:
-        """The body of an iteration waits for something: see to it that no verdict has to wait, too."""
-
     def _opened(self) -> Session:
         """The session, open or closed. Raises ClosedError if it was never open."""
         if self._session is None:
-            self._reader.fileno()  # says so
+            self._reader._bound()  # says so
             raise AssertionError("a reader that is open has a session")
         return self._session
 
     @contextmanager
     def _reading(self) -> Iterator[Session]:
         """A `run`, alone."""
-        self._reader.fileno()  # says if it is not open
+        self._reader._bound()  # says if it is not open
         session = self._opened()
         self._check_alone(session)
         session.running = True
@@ -147,8 +174,11 @@ class AsyncReader(Generic[R, T]):
 
     async def _run(self, handler: Callable[[T], object]) -> None:
         """`run` with a plain handler, which the loop calls as soon as something is there: no task is woken for that."""
+        check_handler(handler, self._reader._remedy)
         with self._reading() as session:
-            loop, fd = session.running_loop(), self._bound_fileno()
+            loop, reader, binding = session.running_loop(), self._reader, self._reader._bound()
+            fd = binding.transport.fileno()
+            session.unwatch()
             ended = session.wake = loop.create_future()
             errors: list[BaseException] = []
             alone = 0  # so many times more one packet is taken, without a look whether several wait
@@ -156,19 +186,23 @@ class AsyncReader(Generic[R, T]):
 
             def turn() -> None:
                 nonlocal alone, looks
-                if not self._may_go_on(session):
+                if session.stopped:
                     session.wake_up()
                     return
                 try:
-                    found = self._reader._drive(handler, block=False, limit=1 if alone else None)
                     if alone:
                         alone -= 1
-                    elif found > 1:
-                        looks = 1
+                        reader._drive(binding, reader._portions(binding, block=False, alone=True), handler)
                     else:
-                        alone = looks = min(2 * looks, _MOST_ALONE)
-                    self._tell_loss_later(loop)
-                    if self._is_over() or not self._may_go_on(session):
+                        before = binding.taken()
+                        reader._drive(binding, reader._portions(binding, block=False), handler)
+                        if binding.taken() - before > 1:
+                            looks = 1
+                        elif binding.transport.arrived is not None and binding.transport.tap is None:
+                            alone, looks = looks, min(2 * looks, MOST_ALONE)
+                    if binding.loss.untold:
+                        self._tell_loss_later(session, binding)
+                    if binding.ended or session.stopped:
                         session.wake_up()
                 except BaseException as error:
                     errors.append(error)
@@ -186,30 +220,37 @@ class AsyncReader(Generic[R, T]):
             if errors:
                 raise errors[0]
 
-    def _bound_fileno(self) -> int:
-        return int(self._reader._bound().transport.fileno())
-
-    def _tell_loss_later(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _tell_loss_later(self, session: Session, binding: Binding[Any, Any]) -> None:
         """When none was lost for a while, warn of what is untold."""
-        binding = self._reader._binding
-        if binding is not None and binding.loss.untold:
-            loop.call_later(QUIET, binding.tell_loss)
+        if not session.telling:
+            session.telling = True
+            session.loop.call_later(QUIET, self._tell_loss, session, binding)
+
+    def _tell_loss(self, session: Session, binding: Binding[Any, Any]) -> None:
+        session.telling = False
+        if not binding.closed:
+            binding.tell_loss()
+            if binding.loss.untold:
+                self._tell_loss_later(session, binding)
 
     def _is_over(self) -> bool:
         """Whether nothing will come any more, as at the end of a recording."""
         binding = self._reader._binding
         return binding is not None and binding.ended
 
-    async def _readable(self, session: Session) -> None:
-        """Wait until something may be there, or `Session.wake_up`."""
-        loop, fd = session.running_loop(), self._reader.fileno()
-        self._tell_loss_later(loop)
-        # Only while nobody reads: it stays readable until somebody does, and the loop would spin.
-        loop.add_reader(fd, session.wake_up)
-        try:
-            await session.woken()
-        finally:
-            loop.remove_reader(fd)
+    async def _received(self, session: Session) -> None:
+        """Wait until something has been received, or `Session.wake_up`."""
+        binding = self._reader._binding
+        if binding is None:
+            return
+        session.running_loop()
+        if binding.loss.untold:
+            self._tell_loss_later(session, binding)
+        if binding.transport.kept:  # of which the descriptor does not tell
+            await asyncio.sleep(0)
+            return
+        session.watch(binding)
+        await session.woken()
 
 
 class _Iteration(AsyncIterator[T]):
@@ -218,8 +259,6 @@ class _Iteration(AsyncIterator[T]):
     def __init__(self, owner: AsyncReader[Any, T]) -> None:
         self._owner = owner
         self._items: Generator[T, None, None] | None = None
-        self._item: T | None = None  # in the hands of the body
-        self._timer: asyncio.TimerHandle | None = None
         self._session: Session | None = None
 
     async def __anext__(self) -> T:
@@ -228,50 +267,27 @@ class _Iteration(AsyncIterator[T]):
         if session is None:
             session = self._session = owner._opened()
         while owner._may_go_on(session):
-            none = self._items is None
             if self._items is None:
                 owner._check_alone(session)
                 self._items = owner._waiting()
             try:
                 for item in self._items:
-                    self._item = item
-                    if self._timer is None and owner._has_verdicts:
-                        self._set_timer(session)
                     return item
             except BaseException:
                 self._end()
                 raise
             self._end()
-            if none and owner._is_over():
+            if owner._is_over():
                 break
-            await (owner._readable(session) if none else asyncio.sleep(0))
+            await owner._received(session)
         self._end()
         session.stopped = False
         raise StopAsyncIteration
 
-    def _set_timer(self, session: Session) -> None:
-        """Once for all items that wait: it comes only if the body lets the loop go on."""
-        loop = session.running_loop()
-        # The loop must not hold the iteration, which ends when the program lets go of it.
-        self._timer = loop.call_later(_FLUSH_EVERY, _body_waits, weakref.ref(self))
-
-    def _body_waits(self) -> None:
-        self._timer = None
-        if self._item is not None and self._session is self._owner._session:
-            self._owner._body_waits(self._item)
-
     def _end(self) -> None:
-        timer, items = self._timer, self._items
-        self._timer = self._items = self._item = None
-        if timer is not None:
-            timer.cancel()
+        items, self._items = self._items, None
         if items is not None:
             items.close()
 
     def __del__(self) -> None:
         self._end()
-
-
-def _body_waits(reference: weakref.ref[_Iteration[Any]]) -> None:
-    if (iteration := reference()) is not None:
-        iteration._body_waits()

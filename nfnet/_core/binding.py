@@ -14,7 +14,7 @@ from .._io.locks import RLock
 from .._io.moves import END
 from .._io.transport import Transport
 from ..captures._recorder import Recorder
-from ..errors import ClosedError, DecodeError, OverrunError
+from ..errors import ClosedError, DecodeError, NfnetError, OverrunError
 from ..stats import Status
 from .loss import Loss
 
@@ -102,11 +102,29 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             self._make_ready()
         self.ended = not more
 
-    def take(self) -> Iterator[T]:
-        """Make `ready` of the datagram that came while the loop waited for one."""
+    def each(self, datagrams: Iterator[bytes]) -> Iterator[T]:
+        """What is in these datagrams of the transport, one by one as they come.
+
+        It ends with one that has nothing for the handler, which may have come to end the wait, and when none comes.
+        """
+        try:
+            yield from self._each(datagrams)
+        except OSError as error:
+            if isinstance(error, NfnetError):  # of what is done with what came
+                raise
+            self.transport.explain(error)
+
+    def _each(self, datagrams: Iterator[bytes]) -> Iterator[T]:
+        for self.incoming in datagrams:
+            self._take_incoming()
+            if not length_hint(self.ready):
+                return
+            yield from self.ready
+
+    def _take_incoming(self) -> None:
+        """Make `ready` of a datagram that came while the loop waited for one."""
         self.received[END:], self.incoming = (self.incoming,), None  # type: ignore[assignment]  # one statement
         self._make_ready()
-        return self.ready
 
     @abstractmethod
     def _make_ready(self) -> None:
@@ -176,5 +194,5 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
                     self.recorder.close()
 
     def waiting(self) -> int:
-        """How many of `ready` are still to come."""
+        """How many wait for the handler; those of a queue also for its verdict."""
         return length_hint(self.ready)

@@ -77,7 +77,7 @@ class Ledger:
         # How many verdicts have left, by kind: those that were sent under the lock, and those of packets that came
         # alone, which only the thread that reads counts. With one for both, each would undo what the other one counts.
         self._counts: dict[int, int] = dict.fromkeys(Verdict, 0)
-        self._alone: dict[int, int] = dict.fromkeys(Verdict, 0)
+        self._alone = [0] * (max(Verdict) + 1)
         self.closed = False
         self.shared = False
         """Whether another process reads from the same socket: a batch would decide what that one has at hand."""
@@ -100,11 +100,18 @@ class Ledger:
     def decide_lone(self, packet: Entry) -> None:
         """Send the verdict of a packet that came alone."""
         what = packet._decision
-        if self.lone is not packet or self.reader != get_ident() or what is None or not what.batchable:
+        if self.lone is not packet or self.reader != get_ident():
             self.decide_now(packet)
             return
         # No lock. Another thread takes the packet out of the slot only if it has decided it, and then this one has not.
-        self._send((self._accept if what is ACCEPT else self._prefix(what)) + packet.raw[PACKET_ID])
+        if what is ACCEPT:
+            prefix = self._accept
+        elif what is not None and what.batchable:
+            prefix = self._prefix(what)
+        else:
+            self.decide_now(packet)
+            return
+        self._send(prefix + packet.raw[PACKET_ID])
         kind = what.kind
         self._alone[kind], self.lone = self._alone[kind] + 1, None  # one statement
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -18,7 +19,7 @@ from ..protocol import netlink, nfqnl
 from ..protocol.conntrack import Conntrack, CtInfo
 from ..protocol.conntrack import parse as parse_conntrack
 from ..protocol.layout import Layout, Layouts, compile_struct
-from ..protocol.nfnetlink import BODY, Family, Table, parse_attributes
+from ..protocol.nfnetlink import BODY, ArpHook, Family, Hook, NetdevHook, Table, parse_attributes
 from ..protocol.nfqnl import NFQA_VLAN
 
 _Message = TypeVar("_Message", bound="Message")
@@ -39,6 +40,24 @@ class Vlan(NamedTuple):
 
     protocol: int
     tci: int
+
+
+def _clock(moment: float | None) -> str:
+    """The local time of day; dashes if there is none, or no calendar has it."""
+    try:
+        if moment is not None:
+            seconds, microseconds = divmod(round(moment * 1e6), 1_000_000)
+            return f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{microseconds:06}"
+    except (OverflowError, ValueError, OSError):  # a damaged recording
+        pass
+    return "--:--:--"
+
+
+def _or_unreadable(text: Callable[[], str]) -> str:
+    try:
+        return text()
+    except Exception as error:  # a damaged recording: logs and debuggers show what they are given
+        return f"unreadable: {printable(str(error))}"
 
 
 class Message:
@@ -97,16 +116,47 @@ class Message:
         return self
 
     def __repr__(self) -> str:
-        try:
-            summary = self._summary()
-        except Exception as error:  # a damaged recording: logs and debuggers show what they are given
-            summary = f"unreadable: {printable(str(error))}"
-        return f"<{type(self).__name__} {summary}>"
+        return f"<{type(self).__name__} {_or_unreadable(lambda: f'{self._label()}: {self._line()}')}>"
 
-    def _summary(self) -> str:
-        """From where to where the packet goes, and how many of its bytes are here."""
-        flow, size = self.flow, len(self.payload)
-        return f"{flow}, {size} bytes" if flow else f"{size} bytes"
+    def __str__(self) -> str:
+        return _or_unreadable(self._line)
+
+    def _label(self) -> str:
+        """What `repr` begins with."""
+        return self.hook.name
+
+    def _line(self) -> str:
+        """What `str` and `repr` say."""
+        return self.summary()
+
+    def summary(self, moment: float | None = None) -> str:
+        """One line for people: time, interfaces, from where to where, length, mark, user; as the commands show it.
+
+            12:30:01.250000 eth0 > - UDP 192.0.2.1.40000 > 192.0.2.2.53 29 bytes mark 0x7
+
+        The time is local; ``moment``, in seconds since 1970, is for messages that have no `timestamp`. ``str(packet)``
+        is this with the verdict.
+        """
+        timestamp = self.timestamp
+        return " ".join([_clock(moment if timestamp is None else timestamp), *self._words()])
+
+    def _words(self) -> Iterator[str]:
+        """What `summary` says behind the time."""
+        yield printable(f"{self.indev_name or self.indev or '-'} > {self.outdev_name or self.outdev or '-'}")
+        yield self.contents()
+        if self.mark:
+            yield f"mark {self.mark:#x}"
+        if self.uid is not None:
+            yield f"uid {self.uid}"
+
+    def contents(self) -> str:
+        """What the packet is, in a few words: ``UDP 192.0.2.1.40000 > 192.0.2.2.53 29 bytes``."""
+        packet, missing = self._ip_packet(), self._missing()
+        text = inet.describe(packet, len(packet) + missing if missing else None)
+        if text is not None:
+            return text
+        behind = "" if self.raw[FAMILY] in _VERSIONS else f" (EtherType {self.hw_protocol:#06x})"
+        return f"{len(self.payload)} bytes that are no IP packet{behind}"
 
     def _find(self, number: int) -> slice | None:
         layout = self._layout
@@ -161,6 +211,11 @@ class Message:
     def _link_layer_size(self) -> int:
         """How many bytes of link-layer header the payload begins with."""
         return 0
+
+    @property
+    def hook(self) -> Hook | ArpHook | NetdevHook:
+        """The hook of the rule that queued or logged the packet (``NF_INET_*``)."""
+        raise NotImplementedError
 
     @property
     def hw_protocol(self) -> int:

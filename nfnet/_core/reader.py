@@ -28,7 +28,7 @@ from .binding import Binding
 # A verdict waits for others no longer than this, in seconds, and the time of at most so many calls of the handler.
 _MAX_DELAY = 0.001
 _MAX_PORTION = 16
-_MOST_ALONE = 64  # packets, until the next look whether several wait
+MOST_ALONE = 256  # packets, until the next look whether several wait, which costs as much as a packet
 
 _log = logging.getLogger("nfnet")
 
@@ -42,7 +42,8 @@ class Reader(ABC, Generic[B, T]):
 
     def __init__(
         self,
-        name: str,
+        what: str,
+        number: int,
         *,
         rcvbuf: int | None,
         overruns: bool,
@@ -51,7 +52,8 @@ class Reader(ABC, Generic[B, T]):
         transport: Transport | None,
         record: str | os.PathLike[str] | None,
     ) -> None:
-        self._name = name
+        self._name = f"{what} {number}"
+        self._resource = number
         self._record = record
         self._rcvbuf = rcvbuf
         self._overruns = overruns
@@ -106,7 +108,9 @@ class Reader(ABC, Generic[B, T]):
         """The body of an iteration is through with an item."""
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._name}: {'closed' if self._binding is None else 'open'}>"
+        binding = self._binding
+        state = "closed" if binding is None else f"open, {binding.waiting()} waiting"
+        return f"<{type(self).__name__} {self._resource}: {state}>"
 
     # --- opening and closing
 
@@ -266,28 +270,39 @@ class Reader(ABC, Generic[B, T]):
         finally:
             portions.close()
 
-    def _drive(self, handler: Callable[[T], object], block: bool, limit: int | None = None) -> int:
-        """Hand out what comes, or what waits, at most ``limit`` datagrams, and return how many that were."""
-        check_handler(handler, self._remedy)
-        binding = self._bound()
-        before = binding.taken()
-        portions = self._portions(binding, block, limit)
+    def _drive(self, binding: B, portions: Generator[Iterator[T], None, None], handler: Callable[[T], object]) -> None:
+        """Give the handler all that comes in these portions."""
         try:
             for portion in portions:
                 self._hand_out(binding, portion, handler)
         finally:
             portions.close()
+
+    def _run(self, handler: Callable[[T], object]) -> None:
+        """Hand out what comes."""
+        check_handler(handler, self._remedy)
+        binding = self._bound()
+        self._drive(binding, self._portions(binding, block=True), handler)
+
+    def _process(self, handler: Callable[[T], object]) -> int:
+        """Hand out what waits, and return how much that was."""
+        check_handler(handler, self._remedy)
+        binding = self._bound()
+        before = binding.taken()
+        self._drive(binding, self._portions(binding, block=False), handler)
         return binding.taken() - before
 
-    def _portions(self, binding: B, block: bool, limit: int | None = None) -> Generator[Iterator[T], None, None]:
+    def _portions(self, binding: B, block: bool, alone: bool = False) -> Generator[Iterator[T], None, None]:
         """The loop, in portions between which verdicts may leave.
 
         It, and what is done for every packet, is as it is because that was measured. ``binding.ready`` is one
         iterator for all loops, so whatever ends a loop, the next one goes on with the packet after.
 
-        While packets come one at a time the loop takes each from ``transport.incoming``, which waits for it: a system
-        call for the packet and one for its verdict. Now and then it looks whether more wait, and if so, takes many at a
-        time.
+        While packets come one at a time a portion is what comes next, each waited for: a system call for the packet and
+        one for its verdict. Now and then the loop looks whether more wait, and if so, takes many at a time.
+
+        block: whether to wait for more when all that waits was handed out.
+        alone: only the next datagram, which has arrived, as asyncio takes it.
         """
         self._check_reading(binding)
         binding.reading = True
@@ -295,12 +310,16 @@ class Reader(ABC, Generic[B, T]):
         looks = 1  # every so many packets
         try:
             binding.begin()
+            if alone and not length_hint(binding.ready):
+                assert transport.arrived is not None
+                yield binding.each(islice(transport.arrived, 1))
+                return
             go_on = True
             while True:  # and no conditions at the ends of these loops: see `locks`
                 if not go_on or self._stopping:
                     return
                 if not length_hint(binding.ready):
-                    binding.receive(limit)
+                    binding.receive()
                 found = left = length_hint(binding.ready)
                 if left:
                     size, deadline = 1, monotonic() + _MAX_DELAY
@@ -325,8 +344,12 @@ class Reader(ABC, Generic[B, T]):
                     if not found:
                         self._wait(binding)
                 else:
-                    looks = min(2 * looks, _MOST_ALONE)
-                    yield from self._alone(binding, looks)
+                    transport.waiting = True  # before the look at `_stopping`: who sets that wakes who waits
+                    if self._stopping:
+                        return
+                    yield binding.each(islice(transport.incoming, looks))
+                    transport.waiting = False
+                    looks = min(2 * looks, MOST_ALONE)
                 go_on = block
         finally:
             try:
@@ -339,28 +362,6 @@ class Reader(ABC, Generic[B, T]):
                     self._poller.reset()
                     if length_hint(binding.ready):
                         self._poller.wake()  # the next `process` has something to do
-
-    def _alone(self, binding: B, count: int) -> Generator[Iterator[T], None, None]:
-        """So many packets, each of which is waited for."""
-        transport = binding.transport
-        assert transport.incoming is not None
-        transport.waiting = True
-        if self._stopping:
-            return
-        try:
-            for binding.incoming in transport.incoming:
-                transport.waiting = False
-                yield binding.take()
-                transport.waiting = True  # before the look at `_stopping`: who sets that wakes who waits
-                if self._stopping or not count:
-                    return
-                count -= 1
-        except OSError as error:
-            if isinstance(error, NfnetError):  # of what is done with what came
-                raise
-            transport.explain(error)
-        finally:
-            transport.waiting = False
 
     def _check_reading(self, binding: B) -> None:
         # The caller sets the flag at once: no lock, whose holder an exception may end before it can let go.

@@ -20,7 +20,7 @@ from .interface_names import InterfaceNames
 from .locks import RLock
 from .moves import move
 from .native import among_greenlets, select
-from .transport import Transport
+from .transport import SocketStatus, Transport
 
 # Python has names for none of these.
 SOL_NETLINK = 270
@@ -29,24 +29,26 @@ NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
 
 
-def socket_options(machine: str) -> tuple[int, int, int]:
-    """SO_SNDBUFFORCE, SO_RCVBUFFORCE and SO_TIMESTAMP of a machine by that name (``uname -m``).
+def socket_options(machine: str) -> tuple[int, int, int, int]:
+    """SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMP and SO_MEMINFO of a machine by that name (``uname -m``).
 
     They are not the same everywhere, and a wrong one may be the right number of something else.
     """
     for architecture, numbers in _SOCKET_OPTIONS.items():
         if machine.startswith(architecture):
             return numbers
-    return 32, 33, 29  # include/uapi/asm-generic/socket.h
+    return 32, 33, 29, 55  # include/uapi/asm-generic/socket.h
 
 
 _SOCKET_OPTIONS = {  # arch/*/include/uapi/asm/socket.h
-    "mips": (31, 33, 29),
-    "alpha": (0x100A, 0x100B, 29),
-    "sparc": (0x100A, 0x100B, 29),
-    "parisc": (0x100A, 0x100B, 0x4012),
+    "mips": (31, 33, 29, 55),
+    "alpha": (0x100A, 0x100B, 29, 55),
+    "sparc": (0x100A, 0x100B, 29, 0x39),
+    "parisc": (0x100A, 0x100B, 0x4012, 0x4030),
 }
-SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMP = socket_options(os.uname().machine)
+SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMP, SO_MEMINFO = socket_options(os.uname().machine)
+
+_meminfo = struct.Struct("=II24xI")  # SK_MEMINFO_RMEM_ALLOC, RCVBUF, ..., DROPS
 
 KERNEL = (0, 0)  # the kernel's port id, and no multicast groups
 
@@ -141,7 +143,10 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         self._sequence = 0
         self._kept: list[bytes] = []
         self._incoming = map(self._socket.recv, repeat(datagram))
+        self._arrived = map(self._socket.recv, repeat(datagram), repeat(socket.MSG_DONTWAIT))
         self._closed = False
+        self.tap = None  # here, where it is found sooner than in the class
+        self._sendto = self._socket.sendto
         try:
             self._configure(DEFAULT_RCVBUF if rcvbuf is None else rcvbuf, overruns)
         except OSError as error:
@@ -196,6 +201,16 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         except OSError as error:
             raise _system_error(f"setting the receive buffer to {size} bytes", error) from None
 
+    def socket_status(self) -> SocketStatus | None:
+        try:
+            data = self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _meminfo.size)
+        except OSError:  # before Linux 4.12, or it is closed
+            return None
+        if len(data) < _meminfo.size:
+            return None
+        unread, rcvbuf, dropped = _meminfo.unpack(data)
+        return SocketStatus(rcvbuf, unread, dropped)
+
     @property
     def patience(self) -> float | None:
         """How long a plain ``recv`` on the socket would wait, in seconds; None for as long as it takes.
@@ -213,7 +228,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         try:
             # With an address the kernel asks only whether this process may; without, also whether the one that
             # opened the socket might.
-            self._socket.sendto(datagram, KERNEL)
+            self._sendto(datagram, KERNEL)
         except OSError as error:
             self._check_open()
             if error.errno == errno.EMSGSIZE and self._make_room(len(datagram)):
@@ -256,13 +271,17 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     def incoming(self) -> Iterator[bytes] | None:
         return None if among_greenlets() else self._incoming
 
+    @property
+    def arrived(self) -> Iterator[bytes]:
+        return self._arrived
+
     def stop_waiting(self) -> None:
         self.waiting = False
         if self._closed:
             self._socket.close()
 
     def explain(self, error: OSError) -> None:
-        if isinstance(error, BlockingIOError):  # the second is over
+        if isinstance(error, BlockingIOError):  # the second is over, or nothing has arrived
             return
         self._check_open()
         raise _system_error("receiving from the kernel", error) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import NamedTuple
 
 from ..errors import NfnetError
 from ..protocol import netlink
@@ -28,6 +29,19 @@ class Recorded(bytes):
         self = super().__new__(cls, data)
         self.time_ns = time_ns
         return self
+
+
+class SocketStatus(NamedTuple):
+    """What the kernel says of the socket of a queue or log, to whoever has it, also without privileges.
+
+    ``rcvbuf`` is the size of the receive buffer in bytes, as the kernel counts; ``unread`` is how many of these are
+    taken by what was not read yet; ``dropped`` is how many datagrams did not fit since the socket was opened: packets
+    or log messages, and what the kernel answers to verdicts that it refuses.
+    """
+
+    rcvbuf: int
+    unread: int
+    dropped: int
 
 
 class Transport(ABC):
@@ -76,6 +90,11 @@ class Transport(ABC):
         """
         return None
 
+    @property
+    def arrived(self) -> Iterator[bytes] | None:
+        """As `incoming`, but does not wait: BlockingIOError means that nothing is there. For event loops."""
+        return None
+
     def nudge(self) -> None:
         """Send a message that does nothing but cause an answer, so that there is something to receive."""
         with suppress(NfnetError):  # the kernel refuses it if the process has lost its privilege: an answer, too
@@ -91,7 +110,7 @@ class Transport(ABC):
         self.waiting = False
 
     def explain(self, error: OSError) -> None:
-        """Raise the `NfnetError` for an error of `incoming`; return if it was only time to look for signals."""
+        """Raise the `NfnetError` for an error of `incoming` or `arrived`; return if there was only nothing to take."""
         raise error
 
     @abstractmethod
@@ -110,6 +129,10 @@ class Transport(ABC):
     @property
     def rcvbuf(self) -> int | None:
         """The size of the socket's receive buffer in bytes, as the kernel counts; None without a socket."""
+        return None
+
+    def socket_status(self) -> SocketStatus | None:
+        """How full the receive buffer is; None without a socket, and where the kernel does not say."""
         return None
 
     @property

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from .. import inet
 from .._printable import printable
 from ..captures import _records
 from ..captures._pcap import MAGIC_SIZE, MAX_RECORD, LinkType, Record, is_capture, netfilter_datagram, scan
@@ -17,7 +18,6 @@ from ..packet import Packet
 from ..protocol import byteorder, netlink, nfqnl, nfulnl
 from ..protocol.layout import walk
 from ..protocol.nfnetlink import BODY, Attribute, Table, nfgenmsg
-from . import packet_text
 from .summaries import link_types, say
 
 _DESCRIPTION = """\
@@ -182,9 +182,7 @@ def _said(row: Attribute | None, value: bytes, packet: Packet | LogMessage | Non
         parsed = row.parse(value, offset)
         if row.name.endswith("_PAYLOAD"):
             # A verdict does not say of what family its packet is.
-            text = (
-                f"if it is IP: {packet_text.contents_as_ip(value)}" if packet is None else packet_text.contents(packet)
-            )
+            text = f"if it is IP: {inet.describe(value) or 'no IP packet'}" if packet is None else packet.contents()
             return f"{len(value)} bytes, {text}"
     except DecodeError as error:
         return f"damaged: {error}"

@@ -13,6 +13,7 @@ from ._headers import (
     TcpFlag,
     TransportHeader,
     Udp,
+    describe,
     flow,
     get_data,
     icmp,
@@ -23,17 +24,23 @@ from ._headers import (
     udp,
 )
 from ._rewriting import Address, checksum, replace_data, rewrite
+from ._streams import Beginnings
+from ._tls import INCOMPLETE, Incomplete, server_name
 
 __all__ = [
+    "INCOMPLETE",
     "Address",
+    "Beginnings",
     "Flow",
     "Icmp",
+    "Incomplete",
     "Ip",
     "Tcp",
     "TcpFlag",
     "TransportHeader",
     "Udp",
     "checksum",
+    "describe",
     "flow",
     "get_data",
     "icmp",
@@ -41,6 +48,7 @@ __all__ = [
     "protocol",
     "replace_data",
     "rewrite",
+    "server_name",
     "tcp",
     "transport",
     "udp",

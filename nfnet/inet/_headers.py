@@ -327,6 +327,22 @@ def where_in(packet: bytes, upper: Upper | None, protocols: Container[int]) -> T
     return TransportHeader(upper.protocol, header, data) if data <= end else None
 
 
+def describe(packet: bytes, length: int | None = None) -> str | None:
+    """An IP packet in a few words: flow, flags of TCP or type of ICMP, and length; ``length`` is as for `ip`.
+
+    ``TCP 192.0.2.1.40000 > 192.0.2.2.80 [SYN] 40 bytes``; None for what is no IP packet.
+    """
+    header, five_tuple = ip(packet, length), flow(packet)
+    if header is None or five_tuple is None:
+        return None
+    text = str(five_tuple)
+    if (segment := tcp(packet)) is not None:
+        text += f" [{'.'.join(flag.name or '' for flag in TcpFlag if flag in segment.flags)}]"
+    elif (message := icmp(packet)) is not None:
+        text += f" type {message.type} code {message.code}"
+    return f"{text} {header.length} bytes{' (fragment)' if header.fragment else ''}"
+
+
 def tcp(packet: bytes) -> Tcp | None:
     """The TCP header of an IP packet; also of a first fragment."""
     where = where_is(packet, TCP)
