@@ -55,6 +55,8 @@ READ: list[tuple[str, Any, Any]] = [
     ("mark", 7, 7),
     ("mark", "0x7", 7),
     ("mark", 0xFFFFFFFF, 0xFFFFFFFF),
+    ("interface", "eth0", "eth0"),
+    ("interface", "eth*", "eth*"),
 ]
 
 
@@ -96,6 +98,9 @@ WRONG: list[tuple[str, Any, str]] = [
     ("port", "1" * 5000, "no port"),
     ("port", 5.5, "not float"),
     ("mark", -1, "a mark is -1"),
+    ("interface", "", "an element is '' and must be the name of an interface"),
+    ("interface", "a name that is too long", "at most 15 bytes"),
+    ("interface", 2, "must be the name of an interface.*not int"),
     ("mark", "many", "no mark: 'many' is no number"),
     ("mark", "1" * 5000, "a mark is"),
 ]
@@ -116,7 +121,7 @@ def test_what_is_no_element(kind: Any, given: Any, text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"kind": "adress"}, "kind is 'adress' and must be one of 'address', 'network', 'port', 'mark'"),
+        ({"kind": "adress"}, "kind is 'adress' and must be one of 'address', 'network', 'port', 'mark', 'interface'"),
         ({"kind": None}, "kind must be one of"),
         ({"kind": "port", "timeout": 0}, "timeout is 0 and must be above 0 s"),
         ({"kind": "port", "timeout": -5}, "timeout is -5"),
@@ -572,7 +577,7 @@ def test_a_forked_child_has_a_set_of_its_own(clock: Clock, kernel: Kernel) -> No
         ({"mark": Set("port")}, r'mark takes a Set\("mark"\)'),
         ({"protocol": Set("port")}, r'protocol takes no sets, and this is a Set\("port"\)'),
         ({"state": Set("mark")}, "state takes no sets"),
-        ({"in_interface": Set("address")}, "in_interface takes no sets"),
+        ({"in_interface": Set("address")}, r'in_interface takes a Set\("interface"\), not'),
         ({"source": [Set("address"), "192.0.2.1"]}, "source must be an address .*not Set"),
         ({"destination_port": Set("port")}, "destination_port needs protocol to be"),
         ({"family": "bridge", "mark": Set("port")}, "mark takes"),

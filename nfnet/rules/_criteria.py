@@ -96,10 +96,10 @@ class Where(_Place, total=False):
     not_tcp_flags: str | None
     icmp_type: Some[str | int]
     not_icmp_type: Some[str | int]
-    in_interface: Some[str]
-    not_in_interface: Some[str]
-    out_interface: Some[str]
-    not_out_interface: Some[str]
+    in_interface: Some[str] | Set
+    not_in_interface: Some[str] | Set
+    out_interface: Some[str] | Set
+    not_out_interface: Some[str] | Set
     length: Some[Numbers]
     not_length: Some[Numbers]
     mark: Some[int | tuple[int, int]] | Set

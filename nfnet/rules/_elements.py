@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from .._arguments import check, wrong_type
 from ..errors import ArgumentError
 from ..protocol import netlink
+from ._values import IFNAMSIZ, NoWordsError, Span, interface_text, nft_interface, read_interface
 
 Element = str | int
 """An element as a set gives it back: a port or a mark is an int, all others are text."""
@@ -54,6 +55,8 @@ class Kind(NamedTuple):
     """Makes the bytes of what the program gives. Raises ArgumentError."""
     show: Callable[[bytes], Element]
     """Makes of the bytes what the program gets."""
+    nft: Callable[[bytes], str]
+    """Makes of them what nft takes. Raises NoWordsError."""
 
     def part(self, data: bytes) -> int:
         """The number of the part to which an element belongs."""
@@ -209,11 +212,35 @@ def _show_mark(data: bytes) -> int:
     return int.from_bytes(data, netlink.HOST)
 
 
+# --- interfaces
+
+
+def _read_interface(value: Any) -> bytes:
+    (span,) = read_interface("an element", value)
+    return b"".join(number.to_bytes(IFNAMSIZ, "big") for number in span[:2])
+
+
+def _show_interface(data: bytes) -> str:
+    return interface_text(Span(*(int.from_bytes(end, "big") for end in (data[:IFNAMSIZ], data[IFNAMSIZ:]))))
+
+
+def _nft_interface(data: bytes) -> str:
+    name = _show_interface(data)
+    if _read_interface(name) != data:
+        raise NoWordsError("names of interfaces that begin like others, which stay longer")
+    return nft_interface(name)
+
+
+def _nft(show: Callable[[bytes], Element]) -> Callable[[bytes], str]:
+    return lambda data: str(show(data))
+
+
 KINDS = {
-    "address": Kind(_PARTS, False, _read_address, _show_address),
-    "network": Kind(_PARTS, True, _read_network, _show_network),
-    "port": Kind((Part(13, "inet_service", 2),), True, _read_ports, _show_ports),
-    "mark": Kind((Part(19, "mark", 4, order=1),), False, _read_mark, _show_mark),
+    "address": Kind(_PARTS, False, _read_address, _show_address, _nft(_show_address)),
+    "network": Kind(_PARTS, True, _read_network, _show_network, _nft(_show_network)),
+    "port": Kind((Part(13, "inet_service", 2),), True, _read_ports, _show_ports, _nft(_show_ports)),
+    "mark": Kind((Part(19, "mark", 4, order=1),), False, _read_mark, _show_mark, _nft(_show_mark)),
+    "interface": Kind((Part(41, "ifname", IFNAMSIZ),), True, _read_interface, _show_interface, _nft_interface),
 }
 
 

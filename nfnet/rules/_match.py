@@ -153,7 +153,8 @@ class Match:
     def interfaces(self) -> Iterator[str]:
         """Names of interfaces that must exist."""
         for condition in self._conditions:
-            if condition.criterion in ("in_interface", "out_interface") and not condition.negated:
+            is_interface = condition.criterion in ("in_interface", "out_interface")
+            if is_interface and not condition.negated and not isinstance(condition.asked, Set):
                 yield from (name for name in condition.row.text(condition.asked) if not name.endswith("*"))
 
     def branches(self) -> tuple[int | None, ...]:

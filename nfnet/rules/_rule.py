@@ -28,9 +28,8 @@ from ._actions import (
     RejectAction,
 )
 from ._criteria import CRITERIA, Where
-from ._host_criteria import nft_interface
 from ._match import NOT, Match
-from ._values import HOOKS, NoWordsError
+from ._values import HOOKS, NoWordsError, nft_interface
 
 # The tables of iptables that have a chain at a hook with a priority. Not that called security: it is at 50 with
 # iptables-legacy, and at 150 with iptables-nft.

@@ -36,7 +36,7 @@ from ._elements import KINDS, NEVER, Change, Content, Element, Intervals, Points
 from ._nftables import Message
 from ._set_messages import KernelSet, read_counts
 
-SetKind = Literal["address", "network", "port", "mark"]
+SetKind = Literal["address", "network", "port", "mark", "interface"]
 
 _FIRST_NUMBER = 0x40000000  # far from those of the sets that rules have themselves
 _MOST_SHOWN, _A_COMMAND = 1000, 100  # elements
@@ -93,7 +93,8 @@ class Set(at_fork.AtFork):
     of its own with the same elements, which no rule uses.
 
     kind: "address", of IPv4 and IPv6; "network", which may be a range of addresses too ("192.0.2.1-192.0.2.9"), and
-        may overlap others; "port", or a range of them ("1024-2047"); or "mark".
+        may overlap others; "port", or a range of them ("1024-2047"); "mark"; or "interface", its name, or how that
+        begins ("eth*").
     elements: what it shall hold, as for `update`.
     timeout: seconds after which an element goes, for those that are added without a time-out; they stay if not given.
     size: how many elements there may be; as many as the kernel has memory for if not given. A set that strangers can
@@ -260,7 +261,10 @@ class Set(at_fork.AtFork):
         return messages
 
     def nft(self, family: str, table: str) -> Iterator[str]:
-        """Commands of nft that make the same set in a table, for a shell; of many elements, the first."""
+        """Commands of nft that make the same set in a table, for a shell; of many elements, the first.
+
+        Raises NoWordsError.
+        """
         now = time.monotonic()
         options = f"flags {'interval,' * self._kind.intervals}timeout;" + " counter;" * self._counters
         with _shared.lock:
@@ -269,7 +273,7 @@ class Set(at_fork.AtFork):
             name = f"{family} {table} {kernel_set.name}"
             yield f"nft add set {name} {shlex.quote(f'{{ type {kernel_set.part.name}; {options} }}')}"
             words = [
-                f"{self._kind.show(segment)}" + (f" timeout {round((at - now) * 1000)}ms" if at != NEVER else "")
+                self._kind.nft(segment) + (f" timeout {round((at - now) * 1000)}ms" if at != NEVER else "")
                 for segment, at in sorted(segments.items())
             ]
             for start in range(0, min(len(words), _MOST_SHOWN), _A_COMMAND):

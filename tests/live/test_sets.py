@@ -162,6 +162,18 @@ def test_marks(way: Way) -> None:
         assert not way.passes(mark=7)
 
 
+def test_interfaces(way: Way) -> None:
+    interfaces = Set("interface", ["lo", "to-client"])
+    with drop(way, in_interface=interfaces):
+        assert way.passes()
+        interfaces.add("to-rou*")
+        assert not way.passes()
+        interfaces.replace(["to-router"])
+        assert not way.passes()
+        interfaces.remove("to-router")
+        assert way.passes()
+
+
 @pytest.mark.parametrize(("kind", "element"), [("address", CLIENT4), ("network", "10.81.0.0/16")])
 def test_the_kernel_lets_go_of_elements_when_their_time_is_over(way: Way, kind: Any, element: str) -> None:
     blocked = Set(kind)
@@ -416,7 +428,8 @@ def test_nft_installs_the_same_set(way: Way) -> None:
     networks.add("10.81.0.0/16", timeout=500)
     networks.add("fd81::/16", timeout=1.5)
     ports, marks = Set("port", [PORT, "80-90"]), Set("mark", [7])
-    where = {"source": networks, "destination_port": ports, "not_mark": marks}
+    interfaces = Set("interface", ["to-rou*", "lo"])
+    where = {"source": networks, "destination_port": ports, "not_mark": marks, "in_interface": interfaces}
     rule = drop(way, **where)
     with rule:
         installed = nft_elements(way.server)
