@@ -10,7 +10,7 @@ module keeps open until the rules are removed, so the kernel removes them howeve
 see `clean` for what is left before that). Mind that the kernel, when a base chain goes away, drops what waits in
 *every* queue of the network namespace: leave the block of the rule after that of the queue, as above.
 
-A `Set` of addresses, networks, ports or marks may stand for these in rules, and changes while they are installed.
+A `Set` may stand for addresses, networks, ports, marks or interfaces in rules, and changes while they are installed.
 """
 
 from ._actions import Balance, Refusal

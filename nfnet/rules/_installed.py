@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from .._io.netlink_socket import NetlinkSocket
@@ -176,15 +177,18 @@ def put_in(what: object, sock: NetlinkSocket, rules: Sequence[KernelRule], opera
     try:
         if _installed.setdefault(what, installation) is not installation:
             raise NfnetError("the rule is installed already")
-        with _sets.lock():  # they must not change in between
-            _try_all(installation, rules, operation, unknown)
-            installation.attach(rules)
+        _sets.exclusively(partial(_install, installation, rules, operation, unknown))
     except BaseException:
         if _installed.get(what) is installation:
             del _installed[what]
         installation.detach()
         sock.close()
         raise
+
+
+def _install(installation: _Installation, rules: Sequence[KernelRule], operation: str, unknown: str) -> None:
+    _try_all(installation, rules, operation, unknown)
+    installation.attach(rules)  # no set has changed since the kernel was told what it has
 
 
 def _try_all(installation: _Installation, rules: Sequence[KernelRule], operation: str, unknown: str) -> None:

@@ -1,4 +1,4 @@
-"""Sets: addresses, networks, ports or marks that rules look packets up in, and that change while these are installed.
+"""Sets: what rules look packets up in, and what changes while these are installed.
 
 A set lives in the table of each rule that uses it, for nf_tables shares none among tables; and what it holds is known
 here, too. So nothing is asked of the kernel before a change, and elements are there before a rule is installed and
@@ -15,7 +15,8 @@ import itertools
 import os
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from .._arguments import check, check_choice, check_flag, wrong_type
@@ -71,8 +72,22 @@ _numbers = itertools.count(1)
 
 
 def lock() -> RLock:
-    """What to hold while the tables of sets are made, changed or removed."""
+    """What to hold while the tables of sets are removed."""
     return _shared.lock
+
+
+def exclusively(function: Callable[[], None]) -> None:
+    """Call what makes or changes tables that have sets, with the lock. Raises NfnetError in some signal handlers."""
+    with _shared.lock:
+        if _shared.busy:  # the lock is reentrant
+            raise NfnetError(
+                "a signal handler cannot change a set or install a rule while the code that it interrupted does so"
+            )
+        _shared.busy = True
+        try:
+            function()
+        finally:
+            _shared.busy = False
 
 
 class _Table:
@@ -155,8 +170,7 @@ class Set(at_fork.AtFork):
         """
         data = self._kind.read(element)
         timeout = self._timeout if timeout is None else _check_timeout(timeout)
-        with _shared.lock:
-            self._change((), (data,), timeout)
+        exclusively(partial(self._change, (), (data,), timeout))
 
     def update(self, elements: Iterable[Any] | os.PathLike[str], timeout: float | None = None) -> None:
         """Add many elements, in one transaction; otherwise like `add`.
@@ -168,8 +182,7 @@ class Set(at_fork.AtFork):
         """
         found = self._read(elements)
         timeout = self._timeout if timeout is None else _check_timeout(timeout)
-        with _shared.lock:
-            self._change((), found, timeout)
+        exclusively(partial(self._change, (), found, timeout))
 
     def replace(self, elements: Iterable[Any] | os.PathLike[str], timeout: float | None = None) -> None:
         """Have these elements and no others, in one transaction; otherwise like `update`.
@@ -178,32 +191,26 @@ class Set(at_fork.AtFork):
         """
         found = self._read(elements)
         timeout = self._timeout if timeout is None else _check_timeout(timeout)
-        with _shared.lock:
-            self._replace(found, timeout)
+        exclusively(partial(self._replace, found, timeout))
 
     def discard(self, element: Any) -> None:
         """Remove an element if it is there. Raises KernelError; then nothing is changed."""
         data = self._kind.read(element)
-        with _shared.lock:
-            self._change((data,), (), NEVER)
+        exclusively(partial(self._change, (data,), (), NEVER))
 
     def remove(self, element: Any) -> None:
         """Remove an element. Raises NoElementError, which is a KeyError, if it is not there; KernelError."""
         data = self._kind.read(element)
-        with _shared.lock:
-            self._find(data)
-            self._change((data,), (), NEVER)
+        exclusively(partial(self._remove, data))
 
     def difference_update(self, elements: Iterable[Any] | os.PathLike[str]) -> None:
         """Remove many elements, in one transaction, if they are there; see `update`."""
         found = self._read(elements)
-        with _shared.lock:
-            self._change(found, (), NEVER)
+        exclusively(partial(self._change, found, (), NEVER))
 
     def clear(self) -> None:
         """Remove all elements. Raises KernelError; then nothing is changed."""
-        with _shared.lock:
-            self._replace((), NEVER)
+        exclusively(partial(self._replace, (), NEVER))
 
     # --- questions
 
@@ -253,7 +260,7 @@ class Set(at_fork.AtFork):
     # --- for rules
 
     def creation(self, family: int, table: str) -> list[Message]:
-        """What makes the set in a table, with what it holds. Hold `lock` from here until `attach`."""
+        """What makes the set in a table, with what it holds. To be called `exclusively`, and `attach` with it."""
         now = time.monotonic()
         messages = [kernel_set.creation(family, table) for kernel_set in self.kernel_sets]
         for kernel_set, segments in zip(self.kernel_sets, self._whole(now)):
@@ -317,21 +324,16 @@ class Set(at_fork.AtFork):
             text += " itself, but is part of what is: that must be removed"
         raise NoElementError(text)
 
+    def _remove(self, data: bytes) -> None:
+        self._find(data)
+        self._change((data,), (), NEVER)
+
     def _replace(self, found: Sequence[bytes], timeout: float) -> None:
         wanted = {*found}
         gone = [data for data in self._all(time.monotonic()) if data not in wanted]
         self._change(gone, found, timeout)
 
     def _change(self, drop: Sequence[bytes], add: Sequence[bytes], timeout: float) -> None:
-        if _shared.busy:
-            raise NfnetError("a signal handler cannot change a set while the code that it interrupted changes one")
-        _shared.busy = True
-        try:
-            self._change_now(drop, add, timeout)
-        finally:
-            _shared.busy = False
-
-    def _change_now(self, drop: Sequence[bytes], add: Sequence[bytes], timeout: float) -> None:
         now = time.monotonic()
         deadline = now + timeout
         self._check_size(drop, add, now)
