@@ -175,7 +175,7 @@ class Set(at_fork.AtFork):
     def update(self, elements: Iterable[Any] | os.PathLike[str], timeout: float | None = None) -> None:
         """Add many elements, in one transaction; otherwise like `add`.
 
-        elements: an iterable; or a file that is open for reading text, or the path of one (a `pathlib.Path`), which
+        elements: an iterable; or a file that is open for reading text, or the path of one (a ``pathlib.Path``), which
             has an element in each line, and comments behind # or ;.
 
         Raises OSError, too, if the file cannot be read.
