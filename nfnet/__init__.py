@@ -13,6 +13,7 @@ Packets to decide (NFQUEUE)
     Verdict, CopyMode       what becomes of a packet; how much of it is copied
     Hook, Family, SkbInfo   where a packet was queued, and what the kernel says of its checksum
     Conntrack, CtInfo       its connection, and how it relates to that
+    Process, process_of     the program on this machine that sends or receives it; the same for a five-tuple
     Vlan                    its VLAN tag, in the bridge family
     QueueOptions            the options of Queue, for functions that hand them on
 
@@ -64,6 +65,7 @@ from . import inet, rules, stats
 from ._core.message import Vlan
 from ._io.netlink_socket import NetlinkSocket
 from ._io.transport import SocketStatus, Transport
+from ._processes import Process, process_of
 from .captures import GivenVerdict, Recorder, Replay, record, replay
 from .errors import (
     AckTimeoutError,
@@ -154,6 +156,7 @@ __all__ = [
     "NotSupportedError",
     "OverrunError",
     "Packet",
+    "Process",
     "Queue",
     "QueueCounters",
     "QueueOptions",
@@ -168,6 +171,7 @@ __all__ = [
     "Vlan",
     "Workers",
     "inet",
+    "process_of",
     "record",
     "replay",
     "rules",

@@ -14,7 +14,7 @@ from construct import Int16ub
 from ._arguments import check, check_choice, check_result, shown
 from ._core.bind import Request, asked_for, one_by_one
 from ._core.binding import Binding
-from ._core.message import FAMILY, Message
+from ._core.message import FAMILY, Fed, Message
 from ._core.reader import Reader
 from ._io.netlink_socket import MAX_DATAGRAM
 from ._io.transport import Recorded, Transport
@@ -190,6 +190,9 @@ class LogBinding(Binding[LogMessage, LogStatus]):
             if untrusted and isinstance(datagram, Recorded):
                 for message in new[start:]:
                     message.raw = Recorded(message.raw, datagram.time_ns)
+            if isinstance(datagram, Fed):
+                for message in new[start:]:
+                    message.raw = Fed(message.raw, datagram.process)
             if self._sequence and len(new) > start:
                 try:
                     self._check_sequence(new, start)
@@ -204,7 +207,7 @@ class LogBinding(Binding[LogMessage, LogStatus]):
 
     def _split(self, datagram: bytes, into: list[LogMessage]) -> None:
         """Append the messages of a datagram; whatever else is in it is of no interest."""
-        offset, end, name_of = 0, len(datagram), self.transport.interface_name
+        offset, end, origin = 0, len(datagram), self.origin
         while offset < end:
             if end - offset < netlink.HEADER_SIZE:
                 raise DecodeError(f"{end - offset} bytes are too few for a netlink header", offset)
@@ -218,7 +221,7 @@ class LogBinding(Binding[LogMessage, LogStatus]):
                 message = LogMessage()  # as `from_bytes`, without the call
                 message.raw = datagram[offset : offset + length]
                 message._layout = None
-                message._name_of = name_of
+                message._origin = origin
                 into.append(message)
             elif kind >= netlink.NLMSG_MIN_TYPE:
                 raise DecodeError(f"message of type {kind:#x} where a log message was expected", offset)
@@ -232,9 +235,10 @@ class LogBinding(Binding[LogMessage, LogStatus]):
         expected = first if self._next_seq is None else self._next_seq
         lost = (last + 1 - expected - count) & 0xFFFFFFFF
         self._next_seq = (last + 1) & 0xFFFFFFFF
-        if not 0 < lost < 0x80000000:  # beyond that it went back: recordings, one behind the other
-            return
-        self.count_lost(lost)
+        # Numbers of the kernel's only grow, however many are missing. Else they may have gone back: recordings, one
+        # behind the other.
+        if lost > 0 and (lost < 0x80000000 or self.transport.trusted):
+            self.count_lost(lost)
 
     def taken(self) -> int:
         return self._count - length_hint(self.ready)
@@ -355,8 +359,8 @@ class Log(Reader[LogBinding, LogMessage]):
     def run(self, handler: Handler) -> None:
         """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.
 
-        Then `run` may be called again and goes on with the next message. The handler is a plain function; for async
-        ones there is `AsyncLog`.
+        Then `run` may be called again and goes on with the next message. The handler is a plain function that
+        returns nothing; for async ones there is `AsyncLog`.
 
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), DecodeError for a datagram that is
         no log message (those after it still come), BusyReadingError, ClosedError, KernelError.

@@ -33,7 +33,7 @@ from .protocol.nfqnl import (
 )
 
 _LABELS_SIZE = 16
-_VERSION = {Family.IPV4: 4, Family.IPV6: 6}
+_VERSION: dict[int, int] = {Family.IPV4: 4, Family.IPV6: 6}
 _OUTGOING = (Hook.FORWARD, Hook.OUTPUT, Hook.POSTROUTING)  # behind which super-packets are cut into segments
 # Since when the kernel cuts UDP super-packets whose payload was replaced: Linux 6.1 loses them, 5.10 crashes.
 _SEGMENTS_UDP = (6, 12)
@@ -280,7 +280,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             window=window,
             skbinfo=skbinfo,
         )
-        if self.family != Family.BRIDGE:
+        if self.raw[FAMILY] != Family.BRIDGE:
             return new
         # What Ethernet padded stays as long: where VLAN tags misled the kernel about where the transport header is, it
         # drops a shorter payload in silence.
@@ -294,7 +294,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         the way in, a UDP socket with UDP_GRO gets the whole of it, and others its segments: no checksum is right for
         both. And what a tunnel carries has a checksum that cannot be found.
         """
-        if SkbInfo.GSO not in self.skbinfo:
+        if not self._number(NFQA.SKB_INFO) or SkbInfo.GSO not in self.skbinfo:
             return
         protocol = inet.protocol(self._ip_packet())
         outgoing, perhaps_udp = self.hook in _OUTGOING, protocol in (socket.IPPROTO_UDP, None)
@@ -326,7 +326,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     def _check_beginning(self, data: bytes) -> None:
         """Raises ArgumentError for what cannot be an IP packet where it has to be: such a packet would just vanish."""
-        version = _VERSION.get(self.family)
+        version = _VERSION.get(self.raw[FAMILY])
         if version is None:
             return
         if data[0] >> 4 != version:

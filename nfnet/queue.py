@@ -94,7 +94,6 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         self._num = num
         self._max_len = max_len
         self._packet_type = packet_type
-        self._name_of = transport.interface_name
         self._flusher = Flusher(self.ledger)
         self._plain = transport.trusted  # and not shared: then packets are what they seem
         self._last: bytes | None = None  # the last packet that came alone: its id is still to be counted
@@ -152,7 +151,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
 
     def _each(self, datagrams: Iterator[bytes]) -> Iterator[Packet]:
         # As `_make_ready`, without a call for each packet.
-        ledger, packet_type, name_of, plain = self.ledger, self._packet_type, self._name_of, self._plain
+        ledger, packet_type, origin, plain = self.ledger, self._packet_type, self.origin, self._plain
         decide_lone = ledger.decide_lone
         for self.incoming in datagrams:
             raw = self.incoming
@@ -164,7 +163,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
                 continue
             packet = packet_type()
             packet.raw = raw
-            packet._name_of = name_of
+            packet._origin = origin
             packet._decision = packet._layout = None
             packet._decide = decide_lone
             self.incoming, self._last, ledger.lone = None, raw, packet  # one statement
@@ -175,7 +174,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         if not received:
             return
         ledger = self.ledger
-        packet_type, name_of = self._packet_type, self._name_of
+        packet_type, origin = self._packet_type, self.origin
         untrusted = not self.transport.trusted
         waiting = length_hint(self.ready)
         if ledger.lone is not None:
@@ -203,7 +202,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
                     continue
             packet = packet_type()
             packet.raw = raw
-            packet._name_of = name_of
+            packet._origin = origin
             packet._decision = packet._layout = None
             packet._decide = collect
             new.append(packet)
@@ -230,7 +229,8 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         packet_id = int.from_bytes(raw[PACKET_ID], "big")
         step = (packet_id - self.last_id) & 0xFFFFFFFF
         self.last_id = packet_id
-        if step < 0x80000000:  # else it went back: recordings, one behind the other
+        # Ids of the kernel's only grow, however many are missing. Else it went back: recordings, one behind the other.
+        if step < 0x80000000 or self.transport.trusted:
             self._issued += step
 
     def _look_into(self, message: bytes, refused: list[int]) -> bytes | None:
@@ -271,7 +271,10 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             return "the kernel dropped " + " and ".join(
                 f"{count} because {where} was full" for count, where in drops if count
             )
-        # With fail-open the kernel counts neither.
+        # With fail-open the kernel counts neither, and only root may ask; but the socket has a count of its own.
+        socket_status = self.transport.socket_status()
+        if socket_status is not None and socket_status.dropped:
+            return f"{self._buffer()} was full"
         if self._max_len is None or self._max_len <= _MOST_WAITING:
             return f"probably {self._buffer()} was full"
         return f"{self._buffer()} was full, or the queue, which holds {_MOST_WAITING} packets on newer kernels"
@@ -452,9 +455,9 @@ class Queue(Reader[QueueBinding, Packet]):
     def run(self, handler: Handler) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
 
-        The handler is a plain function; for async ones there is `AsyncQueue`. What it raises is treated as ``on_error``
-        says; exceptions that are no `Exception`, such as KeyboardInterrupt, always come out. Verdicts given before
-        leave first, and `run` may be called again.
+        The handler is a plain function that returns nothing; for async ones there is `AsyncQueue`. What it raises is
+        treated as ``on_error`` says; exceptions that are no `Exception`, such as KeyboardInterrupt, always come out.
+        Verdicts given before leave first, and `run` may be called again.
 
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege
         to decide was dropped, DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.

@@ -27,7 +27,7 @@ class QueueCounters(NamedTuple):
     yet: they wait for their turn, or their handler left them undecided. ``lost`` are gaps in the packet ids: packets
     that the kernel could not deliver because the receive buffer was full, or, beyond 65,536 that wait, because the
     queue was (dropped, or accepted if the queue is ``fail_open``); once the queue is closed also those behind the last
-    one that came, as far as the kernel's row tells. ``overruns`` says how often loss was noticed. ``refused`` are the
+    one that came, as far as `QueueStatus` tells. ``overruns`` says how often loss was noticed. ``refused`` are the
     errors with which the kernel answered verdicts, by errno: ENOENT where packets were gone already, because somebody
     removed a rule or took an interface down. ``malformed`` are datagrams that were no packets of this queue.
     """

@@ -38,13 +38,14 @@ from typing import Any, NamedTuple
 
 import nfnet
 from nfnet import Transport, cli, inet, rules
+from nfnet._core.message import Origin
 from nfnet.captures._pcap import Record, netfilter_datagram, read
 from nfnet.captures._recorder import _verdicts
 from nfnet.cli import decode_command
 from nfnet.cli.command_line import rule_words
 from nfnet.compat import _nflogdata as nflogdata
 from nfnet.compat import netfilterqueue
-from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl
+from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl, rtnetlink, sock_diag
 from nfnet.protocol.nfnetlink import BODY, Attribute, Table
 from nfnet.protocol.nfqnl import NFQA, NFQA_TABLE
 from nfnet.protocol.nfulnl import NFULA, NFULA_TABLE
@@ -218,13 +219,13 @@ def compare(item: Any, table: Table, kind: type[IntEnum], expected: dict[str, Ca
 def read_packet(data: bytes, look: bool) -> None:
     raw = nfqnl.normalized(data, int.from_bytes(data[18:20], "big"))
     packet = netfilterqueue.Packet()
-    packet.raw, packet._layout, packet._decision, packet._name_of = raw, None, None, str
+    packet.raw, packet._layout, packet._decision, packet._origin = raw, None, None, Origin(str)
     packet._live, packet._changes, packet._kept = True, None, None
     touch(packet, PACKET)
     str(packet)
     if look:
         mine = nfnet.Packet()
-        mine.raw, mine._layout, mine._decision, mine._name_of = raw, None, None, str
+        mine.raw, mine._layout, mine._decision, mine._origin = raw, None, None, Origin(str)
         compare(mine, NFQA_TABLE, NFQA, EXPECTED_PACKET)
 
 
@@ -271,6 +272,16 @@ def read_conntrack(data: bytes, look: bool) -> None:
     entry = conntrack.parse(data)
     if look:
         assert entry.values == value_by_schema(NFQA_TABLE[NFQA.CT], data)
+
+
+def read_socket(data: bytes, look: bool) -> None:
+    with contextlib.suppress(nfnet.DecodeError):
+        rtnetlink.is_local(data)
+    found = sock_diag.parse_socket(data)
+    if look and found is not None:
+        message = sock_diag.message.parse(data[netlink.HEADER_SIZE :])
+        assert (found.state, found.uid, found.inode) == (message.state, message.uid, message.inode)
+        assert (found.source, found.cookie) == (message.id.source[: len(found.source)], message.id.cookie)
 
 
 class _Socket:
@@ -808,6 +819,7 @@ def recordings() -> Iterator[list[Record]]:
 
 FILES = [list(records) for records in recordings()]
 DATAGRAMS = [netfilter_datagram(record) or b"" for records in FILES for record in records]
+SOCKETS = [bytes.fromhex(row["answer"]) for row in json.loads((FIXTURES / "sockets.json").read_text())]
 _RAW = [bytes.fromhex(row[2]) for row in json.loads((FIXTURES / "datagrams.json").read_text())]
 DATAGRAMS += _RAW if netlink.HOST == "little" else [turn(datagram, "<") for datagram in _RAW]
 
@@ -964,10 +976,11 @@ def read_set(data: bytes, look: bool) -> None:
 
 
 TARGETS = (
-    Target("packet", 157, QUEUED, read_packet),
+    Target("packet", 147, QUEUED, read_packet),
     Target("message", 150, LOGGED, read_message),
     Target("messages", 40, DATAGRAMS, read_messages),
     Target("answer", 60, of_type(netlink.NLMSG_ERROR), read_answer),
+    Target("socket", 10, SOCKETS, read_socket),
     Target("other order", 40, TURNED, turn_messages),
     Target("conntrack", 50, [m[nfqnl.layouts.find(m).spans[11]] for m in QUEUED[-3:-2]], read_conntrack),
     Target("dump", 30, [*DATAGRAMS], read_dump),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import _socket
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
 from itertools import repeat
+from typing import BinaryIO
 
 from ..errors import AckTimeoutError, ClosedError, KernelError, kernel_error
 from ..protocol import netlink
@@ -27,6 +29,7 @@ SOL_NETLINK = 270
 NETLINK_NO_ENOBUFS = 5
 NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
+SIOCGSKNS = 0x894C  # the same on all machines
 
 
 def socket_options(machine: str) -> tuple[int, int, int, int]:
@@ -344,6 +347,12 @@ class NetlinkSocket(Transport, at_fork.AtFork):
 
     def interface_name(self, index: int) -> str | None:
         return self._names.get(index)
+
+    def open_netns(self) -> BinaryIO | None:
+        try:
+            return open(fcntl.ioctl(self.fileno(), SIOCGSKNS), "rb")
+        except OSError as error:
+            raise _system_error("asking for the network namespace of a socket", error) from None
 
     def close(self) -> None:
         self._closed = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from ..errors import NfnetError
 from ..protocol import netlink
@@ -142,6 +142,13 @@ class Transport(ABC):
 
     def interface_name(self, index: int) -> str | None:
         """The name of the interface with that index, None if it is gone or not known here."""
+        return None
+
+    def open_netns(self) -> BinaryIO | None:
+        """The network namespace that packets come from, as an open file.
+
+        None without a kernel. Raises ClosedError, and KernelError, for CAP_NET_ADMIN is needed.
+        """
         return None
 
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import BinaryIO
 
 from .._io import at_fork
 from .._io.locks import RLock
@@ -57,6 +58,9 @@ class BorrowedTransport(Transport, at_fork.AtFork):
 
     def interface_name(self, index: int) -> str | None:
         return self._lender.interface_name(index)
+
+    def open_netns(self) -> BinaryIO | None:
+        return self._lender.open_netns()
 
     def fileno(self) -> int:
         return self._lender.fileno()

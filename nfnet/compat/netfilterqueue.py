@@ -214,7 +214,7 @@ class _Queue(Queue):
     owner: weakref.ref[NetfilterQueue]
     """Whose packets these are."""
 
-    def _hand_out(self, binding: QueueBinding, portion: Iterator[Any], callback: Callable[[Any], object]) -> None:
+    def _hand_out(self, binding: QueueBinding, portion: Iterator[Any], callback: Callable[[Any], Any]) -> None:
         # As that of `Queue`, and what a packet of the original has besides: a function around the callback would cost
         # more.
         owner = self.owner()
@@ -245,7 +245,7 @@ class _Queue(Queue):
         self.stop()
 
 
-def _call(callback: Any, packet: Packet) -> object:
+def _call(callback: Any, packet: Packet) -> Any:
     return callback(packet)
 
 
@@ -262,7 +262,7 @@ class _Receives(Protocol):
 class _Bound(NamedTuple):
     queue: _Queue
     transport: BorrowedTransport
-    callback: Callable[[Any], object]
+    callback: Callable[[Any], Any]
 
 
 class NetfilterQueue:

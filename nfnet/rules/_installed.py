@@ -330,20 +330,21 @@ def _read_userdata(data: bytes) -> tuple[int, str] | None:
 
 
 def fitted(words: Sequence[str]) -> str:
-    """Words that fit into what the kernel keeps: of the longest list only the first values, if need be."""
-    lists = [word.split(",") for word in words]
-    cut = [0] * len(lists)
+    """Words that fit into what the kernel keeps: of the longest lists only the first values, if need be."""
+    most = _MAX_USERDATA - 5  # behind the number of the rule
+    every = [word.split(",") for word in words]
+    kept = [values[:most] for values in every]  # more cannot fit
 
-    def text() -> str:
-        parts = (
-            ",".join([*values, f"({left} more)"] if left else values) for values, left in zip(lists, cut, strict=True)
-        )
-        return " ".join(parts)
+    def text() -> bytes:
+        parts = []
+        for values, shown in zip(every, kept, strict=True):
+            more = [f"({len(values) - len(shown)} more)"] if len(shown) < len(values) else []
+            parts.append(",".join([*shown, *more]))
+        return " ".join(parts).encode("utf-8", "surrogateescape")
 
-    while len(text().encode("utf-8", "surrogateescape")) > _MAX_USERDATA - 4:
-        place = max(range(len(lists)), key=lambda place: len(lists[place]))
-        if len(lists[place]) == 1:
-            return text().encode("utf-8", "surrogateescape")[: _MAX_USERDATA - 10].decode("utf-8", "ignore") + " ..."
-        lists[place].pop()
-        cut[place] += 1
-    return text()
+    while len(text()) > most:
+        longest = max(kept, key=len)
+        if len(longest) == 1:
+            return text()[: most - 4].decode("utf-8", "ignore") + " ..."
+        longest.pop()
+    return text().decode("utf-8", "surrogateescape")

@@ -96,15 +96,23 @@ def test_reject(net: Net, hook: str, family: str, version: int) -> None:
     """The sender is told at once: of a connection by a reset, of a datagram by ICMP."""
     host = HOSTS[hook]
     receiver = net.receiver("server", version, PORT)
-    rule = rules.reject(hook=hook, family=family, protocol=["tcp", "udp"], destination_port=PORT, netns=net.hosts[host])
+    rule = rules.reject(
+        hook=hook,
+        family=family,
+        error="host-unreachable",  # so that a connection is refused by nothing but a reset
+        protocol=["tcp", "udp"],
+        destination_port=PORT,
+        netns=net.hosts[host],
+    )
     if hook == "prerouting" and lacking(rule):
         kernel_lacks("reject at prerouting", since=(5, 9))
     with rule, listener(net, version):
         with pytest.raises(ConnectionRefusedError):
             connect(net, version)
-        # At output it is the call itself that fails, as it does if the packet is dropped.
-        with pytest.raises(PermissionError if hook == "output" else ConnectionRefusedError):
+        with pytest.raises(OSError, match=r"\[Errno") as caught:
             ask(net, version)
+        # At output it is the call itself that fails, as it does if the packet is dropped.
+        assert caught.value.errno == (errno.EPERM if hook == "output" else errno.EHOSTUNREACH)
         assert count(net, host)[0] >= 2
         assert not readable(receiver, 0)
     with listener(net, version):

@@ -624,6 +624,30 @@ def test_the_command_lists_and_cleans(net: Net) -> None:
     assert nfnet_rules("list", "--netns", path) == "no rules\n"
 
 
+LISTED = "protocol=tcp,udp not_source=192.0.2.0/24,fd00:7::/32 destination_port=7000-7001"
+
+
+def test_the_command_says_what_rules_match_and_how_often(net: Net) -> None:
+    """Those of another process, too: here they are a command's own."""
+    receiver = net.receiver("server", V4, PORT)
+    words = f"hook=forward {LISTED} bypass=no"
+    with running(net, [sys.executable, "-m", "nfnet", "queue", "1", "-q", "--install-rule", words]) as process:
+        assert wait_for(lambda: is_bound(net, queue=1) or process.poll() is not None)
+        for data in (b"one", b"three"):
+            Traffic(net).send(V4, data, {})
+            assert receiver.recv(100) == data
+        command = [sys.executable, "-m", "nfnet", "rules", "list"]
+        done = net.at("router", lambda: subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT) == 0
+    table, *counted = done.stdout.splitlines()
+    assert table.split() == ["inet", table.split()[1], "process", str(process.pid), "in", "use"]
+    # Of each datagram the IP header has 20 bytes, and that of UDP 8.
+    assert [line.split(maxsplit=4) for line in counted] == [
+        ["2", "packets", str(28 + 3 + 28 + 5), "bytes", f"queue 1 bypass=no hook=forward {LISTED}"]
+    ]
+
+
 SCRIPT = """\
 import time, nfnet
 with nfnet.rules.queue(1, hook="forward", protocol="udp", bypass=False):
