@@ -34,7 +34,8 @@ Counters
     SocketStatus                                how full the receive buffer is
 
 Errors: all are NfnetError, and those of the kernel KernelError
-    ArgumentError, ArgumentTypeError            what cannot be right; nothing was sent
+    ArgumentError, ArgumentTypeError, NoElementError
+                                                what cannot be right; nothing was sent
     AlreadyDecidedError, ClosedError, BusyReadingError
                                                 a second verdict, a closed queue, a second loop
     NotPermittedError, BusyError, NotSupportedError, AckTimeoutError

@@ -281,6 +281,7 @@ class Kernel:
         self.failures: list[BaseException | None] = []
         """What to raise instead of the next answers; after it did what it was told, if that is an interrupt."""
         self.batches = 0
+        self.refused = 0
 
     def commit(self, sock: object, messages: list[_nftables.Message], operation: str) -> None:
         self.batches += 1
@@ -291,6 +292,7 @@ class Kernel:
         for message in messages:
             number = self._do(sock, message, copy)
             if number:
+                self.refused += 1
                 raise KernelError(operation, number)
         self.sets = copy
         if failure is not None:
@@ -434,6 +436,8 @@ def test_the_kernel_has_what_is_in_the_set(kind: Any, seed: int, clock: Clock, k
         if sockets and chance.random() < 0.08:
             one.detach(sockets[-1])
             kernel.forget(sockets.pop())
+        for content in one._contents:
+            content._crowded = chance.choice([0, 64])  # whether what has expired is forgotten
         before = contents(one, clock)
         failure = None
         if chance.random() < 0.25 and sockets:
@@ -451,6 +455,7 @@ def test_the_kernel_has_what_is_in_the_set(kind: Any, seed: int, clock: Clock, k
             assert same(before, expected)
         for sock in sockets:
             assert same(kernel.found(sock), expected), f"{failed=}"
+    assert not kernel.refused, "the kernel has what was expected of it, and elements need not be written anew"
 
 
 def test_a_change_is_one_transaction(clock: Clock, kernel: Kernel) -> None:
@@ -464,6 +469,26 @@ def test_a_change_is_one_transaction(clock: Clock, kernel: Kernel) -> None:
     one.discard("192.0.2.1")  # which is not there
     one.clear()
     assert kernel.batches == 3
+
+
+@pytest.mark.parametrize("inner", ["10-15", "15-20", "25-30", "5-35"])
+def test_segments_that_meet_again_become_one(clock: Clock, kernel: Kernel, inner: str) -> None:
+    one = Set("port", ["10-30"], timeout=8)
+    put_in(kernel, one)
+    one.add(inner, timeout=math.inf)
+    one.remove(inner)
+    (elements,) = kernel.sets.values()
+    assert [(key, end) for key, (end, _) in elements.items()] == [(b"\0\x0a", b"\0\x1f")]
+
+
+def test_nothing_is_sent_after_a_change_that_was_refused(clock: Clock, kernel: Kernel) -> None:
+    one = Set("address", ["192.0.2.1"])
+    put_in(kernel, one)
+    kernel.batches = 0
+    kernel.failures = [KernelError("", errno.EPERM)]
+    with pytest.raises(KernelError):
+        one.add("192.0.2.2")
+    assert kernel.batches == 1
 
 
 def test_what_could_not_be_brought_back_is_with_the_next_change(clock: Clock, kernel: Kernel) -> None:
