@@ -453,6 +453,25 @@ def test_description(case: str) -> None:
     assert rule.describe() == rules.describe(rule)
 
 
+def test_a_set_is_described_as_a_whole_or_not_at_all() -> None:
+    """An order without one of its rules is another one."""
+    accept = rules.accept(hook="input", not_source=["10.0.0.0/8", "fd00::/8"], not_protocol=["tcp", "udp"])
+    drop = rules.drop(hook="input", family="ip", priority=7)
+    assert rules.describe(accept, drop).splitlines() == [
+        "nft add table inet nfnet",
+        "nft add table ip nfnet",
+        "nft add chain inet nfnet input '{ type filter hook input priority 0; }'",
+        "nft add chain ip nfnet input '{ type filter hook input priority 7; }'",
+        "nft add rule inet nfnet input 'meta l4proto != { tcp, udp } ip saddr != 10.0.0.0/8 counter accept'",
+        "nft add rule inet nfnet input 'meta l4proto != { tcp, udp } ip6 saddr != fd00::/8 counter accept'",
+        "nft add rule ip nfnet input 'counter drop'",
+        "# iptables has no words for several values that the protocol must not be",
+        "# iptables has no words for priority 7 at input; mangle is at -150; filter is at 0",
+    ]
+    limited = rules.log(5, hook="input", limit=10)
+    assert limited.describe().splitlines()[-1] == "# iptables has no words for one limit for several of its rules"
+
+
 def test_representation() -> None:
     rule = rules.queue(range(1, 3), hook="output")
     assert repr(rule) == "<Rule queueing packets to queues 1 to 2: not installed>"

@@ -88,8 +88,16 @@ class _Installation:
         # Not the process id alone: containers may share the namespace, and each has a process 1.
         self.name = f"{_NAME}{os.getpid()}-{os.urandom(4).hex()}"
         self.is_owned = True
-        self.is_entered = False
         self.used: list[Set] = []
+        self._free = [True]  # until a block begins, which pops that: only one can
+
+    def enter(self) -> bool:
+        """Whether its block may begin: once, also if several threads want it."""
+        try:
+            self._free.pop()
+        except IndexError:
+            return False
+        return True
 
     def messages(self, flags: int, rules: Sequence[KernelRule], attempt: int) -> list[_nftables.Message]:
         table = _nftables.text(self.name)
@@ -160,20 +168,22 @@ def is_installed(what: object) -> bool:
 
 
 def enter(what: object) -> bool:
-    """Whether the block of something that is installed may begin: not twice."""
+    """Begin the block of something that is installed already; False if it is not, or has begun one."""
     installation = _installed.get(what)
-    if installation is None or installation.is_entered:
-        return False
-    installation.is_entered = True
-    return True
+    return installation is not None and installation.enter()
 
 
-def put_in(what: object, sock: NetlinkSocket, rules: Sequence[KernelRule], operation: str, unknown: str) -> None:
+def put_in(
+    what: object, sock: NetlinkSocket, rules: Sequence[KernelRule], operation: str, unknown: str, *, block: bool
+) -> None:
     """Install the rules in the socket's namespace, as one transaction; ``unknown`` is what a kernel may not know.
 
+    block: whether a block has begun, so that no other may.
     Raises KernelError, and NfnetError if it is installed already. The socket is closed then.
     """
     installation = _Installation(sock, list(dict.fromkeys(rule.chain.family for rule in rules)))
+    if block:
+        installation.enter()
     try:
         if _installed.setdefault(what, installation) is not installation:
             raise NfnetError("the rule is installed already")

@@ -148,9 +148,15 @@ class RuleSet:
 
     def install(self) -> None:
         """Install them. Raises as `queue` says, and NfnetError if they are installed already."""
+        self._install(block=False)
+
+    def _install(self, *, block: bool) -> None:
         sock = call_in(self.rules[0].netns, self._connect)
-        unknown = " or ".join(dict.fromkeys(repr(text) for rule in self.rules for text in rule.unknown()))
-        _installed.put_in(self, sock, list(self.kernel_rules()), self._operation(), unknown)
+        # The kernel does not say which expression it lacks.
+        lines = [line for line in self._nft(sets=False) if line.startswith(("nft add rule", "#"))]
+        _installed.put_in(
+            self, sock, list(self.kernel_rules()), self._operation(), " or ".join(map(repr, lines)), block=block
+        )
 
     def _operation(self) -> str:
         return ", ".join(dict.fromkeys(str(rule.action) for rule in self.rules))
@@ -190,8 +196,7 @@ class RuleSet:
 
     def __enter__(self) -> RuleSet:
         if not _installed.enter(self):
-            self.install()
-            _installed.enter(self)
+            self._install(block=True)
         return self
 
     def __exit__(
@@ -201,9 +206,12 @@ class RuleSet:
 
     def describe(self) -> str:
         """The commands of nft and iptables that install the same rules; see `nfnet.rules.describe`."""
-        return "\n".join([*self._nft(), *(line for rule in self.rules for line in rule.iptables())])
+        of_iptables = [line for rule in self.rules for line in rule.iptables()]
+        # Without one of them the others would do something else.
+        excuses = list(dict.fromkeys(line for line in of_iptables if line.startswith("#")))
+        return "\n".join([*self._nft(), *(excuses or of_iptables)])
 
-    def _nft(self) -> list[str]:
+    def _nft(self, *, sets: bool = True) -> list[str]:
         chains = _installed.names(self._chain(rule) for rule in self.rules)
         try:
             lines = [f"nft add table {family} nfnet" for family in dict.fromkeys(chain.family for chain in chains)]
@@ -212,7 +220,8 @@ class RuleSet:
                 hook = f"{{ type {chain.kind} hook {chain.hook}{device} priority {chain.priority}; }}"
                 lines.append(f"nft add chain {chain.family} nfnet {name} {shlex.quote(hook)}")
             used = dict.fromkeys((rule.family, one) for rule in self.rules for one in rule.match.sets())
-            lines += [line for family, one in used for line in one.nft(family, "nfnet")]
+            if sets:
+                lines += [line for family, one in used for line in one.nft(family, "nfnet")]
             for rule in self.rules:
                 for words in rule.nft():
                     text = shlex.quote(" ".join(words))
@@ -295,14 +304,6 @@ class Rule(RuleSet):
         words += [f"priority={chain.priority}"] * bool(chain.priority)
         return [*words, *map(shlex.quote, self.match.words())]
 
-    def unknown(self) -> Iterator[str]:
-        """What a kernel may not know, in nft's words."""
-        try:
-            for words in self.nft():
-                yield words[-1]
-        except NoWordsError:
-            yield self.action.name
-
     def nft(self) -> Iterator[list[str]]:
         """Words of the rules that it is. Raises NoWordsError."""
         for version, match, part in self.parts():
@@ -314,14 +315,17 @@ class Rule(RuleSet):
             if self.family in ("bridge", "netdev"):
                 raise NoWordsError(f"the family {self.family}")
             table = self._iptables_table()
-            return [
+            lines = [
                 " ".join([_PROGRAMS[version], *table, "-A", self.chain.hook.upper(), *words, part.iptables(version)])
                 for version in self.match.versions
                 for match, part in self._parts_of(version)
                 for words in match.iptables(version)
             ]
+            if self.match.has("limit") and len(lines) > 1:
+                raise NoWordsError("one limit for several of its rules")
         except NoWordsError as error:
             return [f"# iptables has no words for {error}"]
+        return lines
 
     def _iptables_table(self) -> list[str]:
         """Options that choose the table with a chain at this hook and priority. Raises NoWordsError."""

@@ -11,6 +11,7 @@ The kernel removes elements whose time is over. Here they are passed over, by th
 from __future__ import annotations
 
 import errno
+import heapq
 import itertools
 import os
 import shlex
@@ -281,13 +282,13 @@ class Set(at_fork.AtFork):
             yield f"nft add set {name} {shlex.quote(f'{{ type {kernel_set.part.name}; {options} }}')}"
             words = [
                 self._kind.nft(segment) + (f" timeout {round((at - now) * 1000)}ms" if at != NEVER else "")
-                for segment, at in sorted(segments.items())
+                for segment, at in heapq.nsmallest(_MOST_SHOWN, segments.items())
             ]
-            for start in range(0, min(len(words), _MOST_SHOWN), _A_COMMAND):
+            for start in range(0, len(words), _A_COMMAND):
                 text = ", ".join(words[start : start + _A_COMMAND])
                 yield f"nft add element {name} {shlex.quote(f'{{ {text} }}')}"
-            if len(words) > _MOST_SHOWN:
-                yield f"# and {len(words) - _MOST_SHOWN} more elements of {kernel_set.name}"
+            if len(segments) > len(words):
+                yield f"# and {len(segments) - len(words)} more elements of {kernel_set.name}"
 
     def attach(self, sock: NetlinkSocket, family: int, name: str) -> None:
         """It is in a table now, which belongs to a socket."""

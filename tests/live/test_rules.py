@@ -454,6 +454,18 @@ def test_a_rule_that_threads_install_at_once_is_there_once(net: Net) -> None:
     assert tables(net, "router") == []
 
 
+def test_a_block_of_what_is_installed_takes_it_over_once(net: Net) -> None:
+    rule = rules.install(rules.log(5, hook="forward", netns=net.hosts["router"]))
+    with rule:
+        with pytest.raises(nfnet.NfnetError, match="installed already"), rule:
+            pass
+        assert len(tables(net, "router")) == 1
+    assert tables(net, "router") == []
+    with rule, pytest.raises(nfnet.NfnetError, match="installed already"), rule:
+        pass
+    assert tables(net, "router") == []
+
+
 def test_a_block_that_is_never_entered_leaves_no_rule(net: Net) -> None:
     rule = rules.queue(1, hook="forward", netns=net.hosts["router"])
 
