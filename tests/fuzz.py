@@ -50,6 +50,7 @@ from nfnet.protocol.nfnetlink import BODY, Attribute, Table
 from nfnet.protocol.nfqnl import NFQA, NFQA_TABLE
 from nfnet.protocol.nfulnl import NFULA, NFULA_TABLE
 from nfnet.rules import _actions, _installed, _nftables
+from nfnet.rules._criteria import CRITERIA
 from nfnet.testing import FakeKernel, FedQueue, packet_message, tcp, udp
 
 from .swap import turn
@@ -86,6 +87,7 @@ WORDS = tuple(
     for text in (
         *words("= , - / : . 0 1 4 9 -1 0x 0b1 1e9 nan inf 65535 65536 4294967295 4294967296 192.0.2.1 fd00::1 /24"),
         *words("hook= family= protocol= source= destination= in_interface= out_interface= uid= priority= mark="),
+        *words("not_source= tcp_flags= icmp_type= length= limit= connection_mark= source_type= cgroup= gid= not_uid="),
         *words("state= source_port= destination_port= input ingress forward netdev bridge inet ip6 udp tcp icmpv6"),
         *words("new,related /129"),
         *words("eth* lo root nobody --queue --group --netns --count --json -w -q --mark --loss --delay --handler a:b"),
@@ -697,7 +699,7 @@ def parse_arguments(data: bytes, look: bool) -> None:
 
 
 def parse_words(data: bytes, look: bool) -> None:
-    for rule in (rules.queue, rules.log):
+    for rule in (rules.queue, rules.log, rules.mark):
         try:
             found = rule_words(text_of(data), rule)
         except argparse.ArgumentTypeError as error:
@@ -741,6 +743,9 @@ def make_log(**options: Any) -> None:
 
 def make_rule(make: Callable[..., rules.Rule]) -> Callable[..., None]:
     def run(**options: Any) -> None:
+        # Most values fit nothing: with one argument at a time, and what it needs, some do.
+        if "hook" not in options:
+            options = {"hook": "output", **dict([*options.items()][:2])}
         rule = make(options.pop("number", 1), **options)
         assert rule.describe()
         encode_rule(rule)
@@ -774,14 +779,16 @@ def decide(method: str) -> Callable[..., None]:
 
 
 _MATCH = (
-    *words("hook family priority protocol source destination source_port destination_port in_interface"),
-    *words("out_interface mark not_mark state uid"),
+    *words("hook family priority"),
+    *(negation + name for name in CRITERIA for negation in ("", "not_")),
 )
 _VERDICT = words("mark payload priority vlan l2header ct_mark ct_labels")
 _REWRITE = words("data source destination source_port destination_port ttl tos seq ack flags window")
 CALLS: tuple[tuple[Callable[..., object], Sequence[str]], ...] = (
     (make_rule(rules.queue), ("number", "bypass", "balance", *_MATCH)),
     (make_rule(rules.log), ("number", "prefix", "snaplen", "threshold", *_MATCH)),
+    (make_rule(rules.mark), ("number", "mask", *_MATCH)),
+    (make_rule(lambda number, **options: rules.reject(**options)), ("error", *_MATCH)),
     (
         make_queue,
         words("num copy_range copy_mode max_len rcvbuf fail_open gso conntrack on_overrun undecided on_error"),
@@ -916,6 +923,9 @@ RULES = [
     b"hook=input family=ip6 source=fd00::/8 protocol=tcp source_port=80 uid=0",
     b"hook=ingress family=netdev in_interface=eth0 not_mark=1",
     b"hook=postrouting out_interface=eth* uid=root protocol=icmp",
+    b"hook=input protocol=icmp,icmpv6 icmp_type=echo-request,redirect 'limit=10/minute burst 20' not_length=0-60",
+    b"hook=output protocol=tcp 'tcp_flags=syn,!ack' not_source=10.0.0.0/8,192.0.2.1-192.0.2.9,fd00::/8 not_uid=5-9",
+    b"hook=output connection_mark=0x1/0xff not_mark=1,2 not_destination_type=local,broadcast cgroup=init.scope gid=0",
     b"",
 ]
 ARGUMENTS = [
