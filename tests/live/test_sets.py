@@ -206,8 +206,9 @@ def test_a_handler_that_has_seen_enough(way: Way) -> None:
         thread = threading.Thread(target=queue.run, args=(handle,))
         thread.start()
         for _ in range(3):
-            assert not way.passes(V4)
-            assert not way.passes(V6)
+            for family, client in ((V4, CLIENT4), (V6, CLIENT6)):
+                assert not way.passes(family)
+                assert wait_for(lambda client=client: client in blocked)
         queue.stop()
         thread.join()
     assert len(seen) == 2
