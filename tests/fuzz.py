@@ -985,6 +985,29 @@ class Target(NamedTuple):
     tokens: Sequence[bytes] = NUMBERS
 
 
+SETS = [
+    b"\0192.0.2.1\n2001:db8::1 # comment\n::ffff:192.0.2.1\n",
+    b"\x0110.0.0.0/8\n2001:db8::/32; comment\n192.0.2.1-192.0.2.9\n10.0.0.0/255.0.0.0\n",
+    b"\x0280\n1024-2047\n",
+    b"\x030x7\n4294967295\n",
+    b"\x04eth0\nto-*\n",
+]
+
+
+def read_set(data: bytes, look: bool) -> None:
+    """Lines of a file; the first byte chooses the kind of elements."""
+    kinds: tuple[Any, ...] = ("address", "network", "port", "mark", "interface")
+    kind = kinds[(data or b"\0")[0] % len(kinds)]
+    found = rules.Set(kind, io.StringIO(data[1:].decode("utf-8", "surrogateescape")))
+    if look:
+        again = rules.Set(kind, found)
+        assert list(again) == list(found)
+        assert all(element in again for element in found)
+        for element in found:
+            again.remove(element)
+        assert not list(again)
+
+
 TARGETS = (
     Target("packet", 147, QUEUED, read_packet),
     Target("message", 150, LOGGED, read_message),
@@ -1010,6 +1033,7 @@ TARGETS = (
     Target("nfnet replay --json", 4, [*PCAP, *PCAPNG], run_command("replay", "--json")),
     Target("arguments", 8, ARGUMENTS, parse_arguments, WORDS),
     Target("rule", 15, RULES, parse_words, WORDS),
+    Target("set", 15, SETS, read_set),
     Target("call", 15, [bytes((which, *pair)) for which in range(9) for pair in pairwise(range(80))], call),
 )
 
