@@ -102,8 +102,8 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             self.malformed += 1
             raise
         finally:
+            self.ended = not more  # before one of the datagrams turns out to be damaged
             self._make_ready()
-        self.ended = not more
 
     def each(self, datagrams: Iterator[bytes]) -> Iterator[T]:
         """What is in these datagrams of the transport, one by one as they come.
