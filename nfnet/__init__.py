@@ -15,6 +15,7 @@ Packets to decide (NFQUEUE)
     Conntrack, CtInfo       its connection, and how it relates to that
     Process, process_of     the program on this machine that sends or receives it; the same for a five-tuple
     Vlan                    its VLAN tag, in the bridge family
+    inject, INJECTED_MARK   send a packet of one's own; the mark of what is sent
     QueueOptions            the options of Queue, for functions that hand them on
 
 Packets that rules log (NFLOG)
@@ -63,7 +64,9 @@ from typing import TYPE_CHECKING, Any
 
 from . import inet, rules, stats
 from ._core.message import Vlan
+from ._injection import inject
 from ._io.netlink_socket import NetlinkSocket
+from ._io.raw_socket import INJECTED_MARK
 from ._io.transport import SocketStatus, Transport
 from ._processes import Process, process_of
 from .captures import GivenVerdict, Recorder, Replay, record, replay
@@ -122,6 +125,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "INJECTED_MARK",
     "AckTimeoutError",
     "AlreadyDecidedError",
     "ArgumentError",
@@ -169,6 +173,7 @@ __all__ = [
     "Vlan",
     "Workers",
     "inet",
+    "inject",
     "process_of",
     "record",
     "replay",

@@ -23,10 +23,11 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from ._arguments import check, wrong_type
 from ._io import at_fork
-from ._io.netlink_socket import KERNEL, new_socket
+from ._io.native import new_socket
+from ._io.netlink_socket import KERNEL
 from .errors import ArgumentError, NfnetError, kernel_error
 from .inet import Flow
-from .netns import Netns, call_in, check_netns
+from .netns import Netns, call_in, call_in_open, check_netns
 from .protocol import rtnetlink, sock_diag
 from .protocol.netlink import HOST
 from .protocol.sock_diag import NETLINK_SOCK_DIAG, TcpState
@@ -175,10 +176,8 @@ def _call_there(open_netns: Callable[[], BinaryIO | None], function: Callable[[]
     netns = open_netns()
     if netns is None:
         raise _NowhereError
-    with netns, open("/proc/thread-self/ns/net", "rb") as own:
-        if os.path.sameopenfile(own.fileno(), netns.fileno()):
-            return function()  # which takes no privilege
-        return call_in(netns, function)
+    with netns:
+        return call_in_open(netns, function)
 
 
 class _NowhereError(Exception):

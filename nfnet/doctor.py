@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 
 from . import rules, stats
 from ._core.bind import request_for
-from ._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket, new_socket
+from ._io.native import new_socket
+from ._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from ._processes import Sockets
 from .errors import KernelError, NfnetError, NotPermittedError, NotSupportedError
 from .inet import Flow

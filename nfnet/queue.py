@@ -21,7 +21,8 @@ from ._core.flusher import Flusher
 from ._core.ledger import Ledger
 from ._core.reader import MOST_ALONE, Reader
 from ._io.moves import END
-from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP, new_socket
+from ._io.native import new_socket
+from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP
 from ._io.transport import Transport
 from .errors import AlreadyDecidedError, ClosedError, DecodeError, NfnetError, kernel_error
 from .netns import Netns

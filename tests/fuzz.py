@@ -31,7 +31,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ from nfnet.cli import decode_command
 from nfnet.cli.command_line import rule_words
 from nfnet.compat import _nflogdata as nflogdata
 from nfnet.compat import netfilterqueue
+from nfnet.inet import _answers
 from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl, rtnetlink, sock_diag
 from nfnet.protocol.nfnetlink import BODY, Attribute, Table
 from nfnet.protocol.nfqnl import NFQA, NFQA_TABLE
@@ -476,6 +477,28 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"ttl": 7, "skbinfo": 1},  # an unfinished checksum
     {"destination_port": 5, "skbinfo": 3},  # and segments
 )
+
+
+def answer_inet(data: bytes, look: bool) -> None:
+    """Packets that answer have right lengths and checksums, whatever they answer."""
+    builds = (_answers.resets, _answers.refusals, lambda packet, size: _answers.answer(packet, b"data", size))
+    for build, size in product(builds, (None, len(data) + 1000)):
+        try:
+            answers = build(data, size)
+        except nfnet.ArgumentError:
+            continue
+        for answer in answers:
+            ip = inet.ip(answer)
+            assert ip is not None
+            assert ip.length == len(answer)
+            assert not ip.fragment
+            assert _answers.mend(answer) == answer
+    with contextlib.suppress(nfnet.ArgumentError):
+        mended = _answers.mend(data)
+        assert len(mended) == len(data)
+        assert _answers.mend(mended) == mended
+        for mtu in (68, 1280):
+            assert all(len(piece) <= mtu for piece in _answers.fragments(mended, mtu))
 
 
 def change_inet(data: bytes, look: bool) -> None:
@@ -961,6 +984,7 @@ TARGETS = (
     Target("streams", 10, STREAMS, read_streams),
     Target("server name", 10, [hello for hello in HELLOS.values() if len(hello) < 1000], read_name),
     Target("rewrite", 90, PACKETS, change_inet),
+    Target("answers", 40, PACKETS, answer_inet),
     Target("pcap", 60, PCAP, read_capture),
     Target("pcapng", 60, PCAPNG, read_capture),
     Target("replay", 10, [*PCAP, *PCAPNG, *CUT, *WHOLE], run_replay),

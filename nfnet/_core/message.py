@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from construct import Int32ub
 
 from .. import inet
-from .._io.transport import Recorded
+from .._io.transport import Recorded, Transport
 from .._printable import printable
 from .._processes import Process, Processes
 from ..errors import DecodeError
@@ -58,13 +58,22 @@ class Fed(bytes):
 
 
 class Origin:
-    """The machine that messages came from, as far as it is known: names of its interfaces, and its processes."""
+    """The machine that messages came from, as far as it is known.
 
-    __slots__ = ("interface_name", "processes")
+    That are the names of its interfaces, its processes, and the transport by which packets can be sent there.
+    """
 
-    def __init__(self, interface_name: Callable[[int], str | None], processes: Processes | None = None) -> None:
+    __slots__ = ("interface_name", "processes", "transport")
+
+    def __init__(
+        self,
+        interface_name: Callable[[int], str | None],
+        processes: Processes | None = None,
+        transport: Transport | None = None,
+    ) -> None:
         self.interface_name = interface_name
         self.processes = processes
+        self.transport = transport
 
 
 class Vlan(NamedTuple):

@@ -14,7 +14,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from .._arguments import check_handler, check_result, wrong_type
+from .._arguments import check_handler, wrong_type
 from .._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from .._io.poller import Poller
 from .._io.transport import Transport
@@ -97,14 +97,9 @@ class Reader(ABC, Generic[B, T]):
     def _finish(self, binding: B) -> None:
         """What is to be done before the binding goes."""
 
+    @abstractmethod
     def _hand_out(self, binding: B, portion: Iterator[T], handler: Callable[[T], object]) -> None:
         """Give the handler a portion, until `stop`."""
-        result: object = None
-        for item in portion:
-            result = handler(item)
-            if self._stopping:
-                break
-        check_result(result, self._remedy)  # once a portion, of which the first is one item: that costs nothing
 
     def _body_returned(self, binding: B, item: T) -> None:
         """The body of an iteration is through with an item."""
