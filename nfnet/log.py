@@ -11,7 +11,7 @@ from typing import Literal, TypedDict, TypeVar
 
 from construct import Int16ub
 
-from ._arguments import check, check_choice, shown
+from ._arguments import check, check_choice, check_result, shown
 from ._core.bind import Request, asked_for, one_by_one
 from ._core.binding import Binding
 from ._core.message import FAMILY, Fed, Message
@@ -373,6 +373,16 @@ class Log(Reader[LogBinding, LogMessage]):
         For any event loop: call it when `fileno` is readable, and once after opening. Raises as `run`.
         """
         return self._process(handler)
+
+    def _hand_out(
+        self, binding: LogBinding, portion: Iterator[LogMessage], handler: Callable[[LogMessage], object]
+    ) -> None:
+        result: object = None
+        for message in portion:
+            result = handler(message)
+            if self._stopping:
+                break
+        check_result(result, self._remedy)  # once a portion, of which the first is one message: that costs nothing
 
     @property
     def counters(self) -> LogCounters:
