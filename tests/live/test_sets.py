@@ -427,7 +427,7 @@ def test_nft_installs_the_same_set(way: Way) -> None:
     """What `describe` says: elements, how long they stay, and that they are counted."""
     networks = Set("network", ["10.0.0.0/8", "192.0.2.1-192.0.2.9"], counters=True)
     networks.add("10.81.0.0/16", timeout=500)
-    networks.add("fd81::/16", timeout=1.5)
+    networks.add("fd81::/16", timeout=400.5)
     ports, marks = Set("port", [PORT, "80-90"]), Set("mark", [7])
     interfaces = Set("interface", ["to-rou*", "lo"])
     where = {"source": networks, "destination_port": ports, "not_mark": marks, "in_interface": interfaces}
