@@ -66,6 +66,8 @@ class Criterion(ABC):
     """Those of which one must be asked for, too."""
     is_tracked = False
     """Whether connection tracking says it."""
+    needs = ""
+    """What not every kernel has that it takes."""
 
     @abstractmethod
     def read(self, name: str, value: Any, negated: bool) -> Any:

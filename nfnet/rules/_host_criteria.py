@@ -248,6 +248,7 @@ class AddressType(Compared):
     takes = '"local", "unicast", "broadcast", "multicast", "anycast", "blackhole", "unreachable" or "prohibit"'
     kind, host_order, touching = 38, True, False
     families, hooks, lacks = IP_FAMILIES, HOOKS, "type of an address"
+    needs = "CONFIG_NFT_FIB"
 
     def __init__(self, about: str, flag: int, nft: str, iptables: str) -> None:
         self.about, self._flag, self._nft, self._iptables = about, flag, nft, iptables
@@ -287,6 +288,7 @@ class Cgroup(Criterion):
     about = "the control group of the local sender or receiver"
     takes = 'a systemd unit ("sshd.service") or a path below the root of the control groups (version 2). No negation'
     families, hooks, lacks = IP_FAMILIES, ("prerouting", "input", "output"), "local socket"
+    needs = "CONFIG_NFT_SOCKET, and Linux 5.13"
 
     def read(self, name: str, value: Any, negated: bool) -> tuple[_cgroups.Group, ...]:
         if negated:

@@ -220,14 +220,15 @@ def _try_all(installation: _Installation, rules: Sequence[KernelRule], operation
         except KernelError as error:
             if error.errno == errno.EPROTO:  # what connection tracking answers for a family that it does not know
                 raise NotSupportedError(operation, errno.EPROTO, hint=_NO_TRACKING) from None
-            # ENOENT: no such expression or target. EOPNOTSUPP, before Linux 5.12: no table can have an owner.
+            # ENOENT: no such expression or target. EOPNOTSUPP: it cannot do that. Or, before Linux 5.12: no table can
+            # have an owner.
             if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL):
                 raise
             if (flags, attempt) == attempts[-1]:
-                if error.errno != errno.ENOENT:
+                if error.errno == errno.EINVAL:
                     raise
                 text = f"This kernel knows no expression for {unknown}"
-                raise NotSupportedError(operation, errno.ENOENT, message=error.message, hint=text) from None
+                raise NotSupportedError(operation, error.errno, message=error.message, hint=text) from None
 
 
 def take_out(what: object, operation: str) -> None:

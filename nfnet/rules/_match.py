@@ -150,6 +150,12 @@ class Match:
                     f" {hook!r}, connection tracking looks at packets"
                 )
 
+    def needs(self) -> Iterator[str]:
+        """What not every kernel has that it takes."""
+        return (
+            f"{condition.name} needs {condition.row.needs}" for condition in self._conditions if condition.row.needs
+        )
+
     def interfaces(self) -> Iterator[str]:
         """Names of interfaces that must exist."""
         for condition in self._conditions:

@@ -180,9 +180,9 @@ class RuleSet:
         sock = call_in(self.rules[0].netns, self._connect)
         # The kernel does not say which expression it lacks.
         lines = [line for line in self._nft(sets=False) if line.startswith(("nft add rule", "#"))]
-        _installed.put_in(
-            self, sock, list(self.kernel_rules()), self._operation(), " or ".join(map(repr, lines)), block=block
-        )
+        needs = dict.fromkeys(text for rule in self.rules for text in rule.match.needs())
+        unknown = "; ".join([" or ".join(map(repr, lines)), *needs])
+        _installed.put_in(self, sock, list(self.kernel_rules()), self._operation(), unknown, block=block)
 
     def _operation(self) -> str:
         return ", ".join(dict.fromkeys(str(rule.action) for rule in self.rules))
@@ -240,7 +240,6 @@ class RuleSet:
             place = chain.hook, chain.family, names[chain]
             found.append([line for part in before for line in kernel_lines(part, *place)])
         return found
-
 
     def _chain(self, rule: Rule) -> _installed.Chain:
         """That of a rule; the same for all at a hook and a priority, so that they are in an order."""

@@ -26,6 +26,7 @@ from .conftest import (
     collect,
     featured,
     kernel_lacks,
+    kernel_version,
     lacking,
     readable,
     wait_for,
@@ -42,7 +43,11 @@ PLACES = [
     for family, versions in (("inet", (V4, V6)), ("ip", (V4,)), ("ip6", (V6,)))
     for version in versions
 ]
-REJECTING = [place for place in PLACES if place[0] != "postrouting"]
+REJECTING = [
+    featured("reject: prerouting" if place[0] == "prerouting" else "reject: input, forward, output", *place)
+    for place in PLACES
+    if place[0] != "postrouting"
+]
 
 
 def count(net: Net, host: str) -> list[int]:
@@ -344,6 +349,7 @@ sock.sendto(b"data", (sys.argv[2], 7000))
 """
 
 
+@pytest.mark.feature("cgroup in a rule")
 @pytest.mark.parametrize("by", ["name", "path", "absolute path", "its parent"])
 def test_cgroup(net: Net, group: str, by: str) -> None:
     (root,) = {
@@ -357,8 +363,12 @@ def test_cgroup(net: Net, group: str, by: str) -> None:
     }[by]
     where: dict[str, Any] = {"hook": "output", "protocol": "udp", "netns": net.hosts["client"]}
     own, others = rules.drop(cgroup=value, **where), rules.log(5, **where)
-    if lacking(own):
-        kernel_lacks("nft's socket expression for control groups", option="CONFIG_NFT_SOCKET")
+    if error := lacking(own):
+        assert "level" in str(error)
+        assert "cgroup needs CONFIG_NFT_SOCKET, and Linux 5.13" in str(error)
+        if kernel_version() < (5, 13):
+            kernel_lacks("control groups in nft's socket expression", since=(5, 13))
+        kernel_lacks("nft's socket expression", option="CONFIG_NFT_SOCKET")
     with rules.install(own, others):
         command = [sys.executable, "-c", SENDER, f"{root}/{group}", ADDRESS["server", V4]]
         net.at("client", lambda: subprocess.run(command, timeout=TIMEOUT, capture_output=True))

@@ -84,6 +84,7 @@ def server(net: Net, family: int) -> socket.socket:
 
 @families
 @places
+@pytest.mark.feature("answers")
 def test_an_answer(net: Net, host: str, hook: str, family: int) -> None:
     receiver = net.receiver("server", family)
     seen: list[Packet] = []
@@ -132,6 +133,7 @@ def ping(net: Net, family: int, data: bytes) -> bytes:
 
 @families
 @places
+@pytest.mark.feature("answers")
 def test_an_echo_reply(net: Net, host: str, hook: str, family: int) -> None:
     def handle(packet: Packet) -> None:
         if packet.icmp and packet.icmp.type in (8, 128):
@@ -221,6 +223,7 @@ def test_a_connection_is_refused(net: Net, host: str, hook: str, family: int, ca
 
 @families
 @places
+@pytest.mark.feature("resets")
 @pytest.mark.parametrize("gso", [False, True], ids=["", "gso"])
 def test_a_reset_ends_both_ends(net: Net, host: str, hook: str, family: int, gso: bool) -> None:
     lengths: list[int] = []
@@ -320,6 +323,7 @@ def test_a_reset_at_any_moment(net: Net, family: int, moment: str) -> None:
 
 @families
 @places
+@pytest.mark.feature("answers")
 @pytest.mark.parametrize("size", [5, 10_000])
 def test_an_answer_of_tcp_and_the_end(net: Net, host: str, hook: str, family: int, size: int) -> None:
     data = os.urandom(size)

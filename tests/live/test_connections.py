@@ -181,6 +181,7 @@ def exchange(net: Net, kind: str, family: int, number: int = 0) -> Iterator[Exch
 WAYS = [(kind, family) for kind in PROTOCOLS for family in (V4, V6)]
 
 
+@pytest.mark.feature("verdicts on connections: rules.queue")
 @pytest.mark.parametrize("hook", PLACES)
 def test_fates(net: Net, hook: str) -> None:
     """Accepted, dropped and rejected, at the first packet and later, by protocol and family."""
@@ -228,6 +229,7 @@ def test_fates(net: Net, hook: str) -> None:
         assert not queue.errors
 
 
+@pytest.mark.feature("verdicts on connections: rules.queue")
 @pytest.mark.parametrize("hook", PLACES)
 @pytest.mark.parametrize("family", [V4, V6], ids=["IPv4", "IPv6"])
 def test_rejecting_one_packet(net: Net, hook: str, family: int) -> None:
@@ -263,6 +265,7 @@ def test_the_kernel_is_told_of_a_connection_that_is_dropped_from_its_first_packe
             assert queue.queue.forget_all() == 1
 
 
+@pytest.mark.feature("verdicts on connections: rules.queue")
 def test_marks(net: Net) -> None:
     """The program's mark leaves with the packet, ours does not; other chains see each packet once."""
     place = net.hosts["client"]
@@ -377,6 +380,7 @@ def test_untracked_packets_are_decided_one_by_one(net: Net) -> None:
         assert not queue.errors
 
 
+@pytest.mark.feature("verdicts on connections: rules.queue")
 def test_forgetting_one(net: Net) -> None:
     with remembering(net, "forward", protocol=["tcp", "udp"]), Deciding(net, "forward") as queue:
         queue.decide = lambda packet: packet.accept(connection=True)
@@ -430,6 +434,7 @@ def test_forgetting_a_connection_with_translated_addresses(net: Net) -> None:
             assert queue.count() == 1
 
 
+@pytest.mark.feature("first=N")
 @pytest.mark.parametrize("family", [V4, V6], ids=["IPv4", "IPv6"])
 def test_first(net: Net, family: int) -> None:
     """Only so many packets of each direction; the kernel is made to count."""
@@ -525,6 +530,7 @@ def run(net: Net, host: str, *command: str) -> str:
     return str(done.stdout)
 
 
+@pytest.mark.feature("verdicts on connections: chains of iptables")
 @pytest.mark.parametrize("hook", ["output", "input", "forward"])
 def test_pasted_iptables(net: Net, hook: str) -> None:
     rule = remembering(net, hook, protocol=["tcp", "udp"])
@@ -552,6 +558,7 @@ def test_pasted_iptables(net: Net, hook: str) -> None:
         assert not queue.errors
 
 
+@pytest.mark.feature("verdicts on connections: chains of nft")
 @pytest.mark.parametrize("hook", PLACES)
 @pytest.mark.parametrize("family", ["inet", "ip", "ip6"])
 def test_pasted_nft(net: Net, hook: str, family: str) -> None:

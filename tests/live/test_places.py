@@ -112,6 +112,7 @@ def check(found: dict[tuple[str, int], dict[str, int]], asked: list[str], **opti
                 assert refused == (counts[name] == 0), (hook, priority, name, counts)
 
 
+@pytest.mark.feature("criteria, at each hook as nft has them")
 def test_what_is_refused_never_matches(net: Net) -> None:
     asked = list(ASKED)
     if kernel_version() < (5, 7):  # from then on the IP layer says at postrouting where a packet came in
@@ -301,6 +302,7 @@ OF_THE_OTHER = {
 }
 
 
+@pytest.mark.feature("criteria, at each hook as nft has them")
 @pytest.mark.parametrize("family", OF_THE_OTHER)
 def test_what_matches_is_what_nft_says_that_it_means(net: Net, family: str) -> None:
     """Each criterion, and its negation, is counted at each hook by a rule of ours, and by nft's of its own words."""

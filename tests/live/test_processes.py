@@ -123,6 +123,7 @@ def made(kind: str, family: int) -> str:
     return f"s = socket.socket({family}, socket.SOCK_{'STREAM' if kind == 'tcp' else 'DGRAM'})"
 
 
+@pytest.mark.feature("processes")
 @pytest.mark.parametrize("hook", ["output", "postrouting"])
 @pytest.mark.parametrize("kind", ["tcp", "udp"])
 def test_sender(net: Net, run: Callable[..., Program], kind: str, family: int, hook: str) -> None:
@@ -155,6 +156,7 @@ def test_sender(net: Net, run: Callable[..., Program], kind: str, family: int, h
         assert packet.process == process
 
 
+@pytest.mark.feature("processes")
 @pytest.mark.parametrize("hook", ["input", "prerouting"])
 @pytest.mark.parametrize("bound", ["wildcard", "address", "dual-stack"])
 @pytest.mark.parametrize("kind", ["tcp", "udp"])
@@ -405,6 +407,7 @@ def test_what_goes_through_is_nobodys(net: Net, run: Callable[..., Program]) -> 
         assert packet.process.pid == programs[0].pid
 
 
+@pytest.mark.feature("processes")
 @pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
 def test_ping(net: Net, run: Callable[..., Program], family: int) -> None:
     def allow() -> None:
@@ -470,6 +473,7 @@ def test_logged_packets(net: Net, run: Callable[..., Program]) -> None:
         assert message.process.pid == program.pid
 
 
+@pytest.mark.feature("processes behind translated addresses")
 def test_address_that_was_translated(net: Net, run: Callable[..., Program]) -> None:
     """The rule comes after DNAT; the socket knows another destination than the packet."""
     if shutil.which("nft") is None:

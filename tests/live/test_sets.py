@@ -91,6 +91,7 @@ def nft_elements(host: Any, family: str = "inet") -> dict[str, list[Any]]:
     return {item["name"]: item.get("elem", []) for item in sets}
 
 
+@pytest.mark.feature("sets that change")
 def test_addresses_of_both_versions_while_the_rule_is_installed(way: Way) -> None:
     blocked = Set("address")
     with drop(way, source=blocked):
@@ -120,6 +121,7 @@ def test_not_in_a_set(way: Way) -> None:
         assert way.passes(V6)
 
 
+@pytest.mark.feature("sets: intervals")
 def test_networks(way: Way) -> None:
     blocked = Set("network", ["10.81.0.0/16", "10.81.1.0/24", "fd81::/16"])
     with drop(way, source=blocked):
@@ -174,6 +176,7 @@ def test_interfaces(way: Way) -> None:
         assert way.passes()
 
 
+@pytest.mark.feature("sets: time-outs")
 @pytest.mark.parametrize(("kind", "element"), [("address", CLIENT4), ("network", "10.81.0.0/16")])
 def test_the_kernel_lets_go_of_elements_when_their_time_is_over(way: Way, kind: Any, element: str) -> None:
     blocked = Set(kind)
@@ -260,6 +263,7 @@ def first_and_last(element: Any) -> tuple[Any, Any]:
     return ipaddress.ip_address(first), ipaddress.ip_address(last)
 
 
+@pytest.mark.feature("sets: intervals")
 @pytest.mark.parametrize("seed", range(3))
 def test_nft_reads_what_is_in_a_set_of_networks_that_overlap(way: Way, seed: int) -> None:
     chance = random.Random(seed)
@@ -315,6 +319,7 @@ def test_a_hundred_thousand_at_once(way: Way, kind: Any, tmp_path: Any) -> None:
         assert len(nft_elements(way.server)[blocked.kernel_sets[0].name]) == MANY + 1
 
 
+@pytest.mark.feature("sets: counters")
 def test_counters(way: Way) -> None:
     seen = Set("network", ["10.81.0.0/16", "fd81::/16", "192.0.2.0/24"], counters=True)
     with drop(way, source=seen):
