@@ -20,9 +20,10 @@ def test_the_page_is_made_of_the_runs() -> None:
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
-def test_every_run_is_whole(path: Path) -> None:
+def test_runs_have_no_failures(path: Path) -> None:
+    """A feature that is newer than the run is "not tried" on the page."""
     run = matrix.load(path)
-    assert sorted(run.features) == sorted(matrix.names())
+    assert set(run.features) <= set(matrix.names())
     assert [name for name, result in run.features.items() if result.startswith("fails")] == []
     assert run.kernel.startswith(path.stem + ".")
 
