@@ -61,7 +61,9 @@ from typing import TYPE_CHECKING, Any
 
 from . import inet, rules, stats
 from ._core.message import Vlan
+from ._injection import inject
 from ._io.netlink_socket import NetlinkSocket
+from ._io.raw_socket import INJECTED_MARK
 from ._io.transport import Transport
 from .captures import GivenVerdict, Recorder, Replay, record, replay
 from .errors import (
@@ -119,6 +121,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "INJECTED_MARK",
     "AckTimeoutError",
     "AlreadyDecidedError",
     "ArgumentError",
@@ -164,6 +167,7 @@ __all__ = [
     "Vlan",
     "Workers",
     "inet",
+    "inject",
     "record",
     "replay",
     "rules",

@@ -204,7 +204,7 @@ class LogBinding(Binding[LogMessage, LogStatus]):
 
     def _split(self, datagram: bytes, into: list[LogMessage]) -> None:
         """Append the messages of a datagram; whatever else is in it is of no interest."""
-        offset, end, name_of = 0, len(datagram), self.transport.interface_name
+        offset, end, transport = 0, len(datagram), self.transport
         while offset < end:
             if end - offset < netlink.HEADER_SIZE:
                 raise DecodeError(f"{end - offset} bytes are too few for a netlink header", offset)
@@ -218,7 +218,7 @@ class LogBinding(Binding[LogMessage, LogStatus]):
                 message = LogMessage()  # as `from_bytes`, without the call
                 message.raw = datagram[offset : offset + length]
                 message._layout = None
-                message._name_of = name_of
+                message._origin = transport
                 into.append(message)
             elif kind >= netlink.NLMSG_MIN_TYPE:
                 raise DecodeError(f"message of type {kind:#x} where a log message was expected", offset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -10,11 +11,12 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 from . import inet
-from ._arguments import check, check_flag
+from ._arguments import check, check_flag, wrong_type
 from ._core.batching import ACCEPT, DROP, Decision, decide, decide_with
 from ._core.message import FAMILY, Message, Vlan
-from .errors import AlreadyDecidedError, ArgumentError, ClosedError
-from .inet import _scapy
+from ._io.raw_socket import INJECTED_MARK
+from .errors import AlreadyDecidedError, ArgumentError, ClosedError, NotSupportedError
+from .inet import _answers, _scapy
 from .protocol import nfqnl
 from .protocol.conntrack import CTA
 from .protocol.layout import compile_struct
@@ -198,6 +200,77 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     def changed(self) -> bool:
         """Whether the verdict changes the packet: its bytes, mark, priority or link-layer header."""
         return self._decision is not None and bool(self._decision.changes)
+
+    # --- answers
+
+    def answer(self, data: bytes) -> None:
+        """Send ``data`` to the packet's sender as if its peer had sent it, and drop the packet.
+
+        UDP: a datagram of at most 65,507 bytes (IPv6: 65,527); where it is too large for the way, in fragments.
+        ICMP and ICMPv6: the reply to an echo request.
+        TCP: the packet must carry data. Its sender gets ``data``, at most 12,200 bytes, and the end of the stream
+        (FIN), and its receiver a reset. So the connection is over: its ends, of which one knows nothing of ``data``,
+        would disagree about sequence numbers from now on. What gets lost on the way is not sent again.
+
+        What is sent passes the hook output of this machine, with the mark `nfnet.INJECTED_MARK`, over which
+        `nfnet.rules.queue` passes.
+
+        Raises ArgumentError, before anything is sent, for what has no answer: another protocol, TCP without data or
+        with RST, a fragment, a packet to a multicast or broadcast address, one that nfnet has injected, one of the
+        family bridge. Raises NotPermittedError without CAP_NET_RAW, KernelError if the answer cannot be sent (no
+        route, a firewall that drops it), AlreadyDecidedError and ClosedError. The packet stays undecided then.
+        """
+        try:
+            answer = bytes(memoryview(data))
+        except TypeError:
+            raise wrong_type("data", data, "bytes") from None
+        self._inject_and_drop(lambda packet, length: _answers.answer(packet, answer, length))
+
+    def reset(self) -> None:
+        """End the packet's TCP connection by a reset to both ends of it, with right sequence numbers; drop the packet.
+
+        Neither end waits for a time-out: both see "connection reset", and a connection that is being opened is
+        refused. Any segment will do, also a super-packet, and one that was not wholly copied; if it is a reset itself,
+        only its receiver gets one. (The ends of a connection that is signed, TCP-MD5 or TCP-AO, believe neither.)
+
+        Raises ArgumentError if `tcp` is None, and else as `answer`. If the first reset was sent and another cannot be,
+        the packet stays undecided all the same.
+        """
+        self._inject_and_drop(_answers.resets)
+
+    def reject(self, connection: bool = False) -> None:
+        """Tell the sender that the packet was refused, and drop it.
+
+        TCP: a reset to the sender (``connect`` fails with ECONNREFUSED). Protocols with ports, such as UDP: an error of
+        ICMP or ICMPv6, "port unreachable"; other protocols: "administratively prohibited". It has the packet's
+        destination as its source. Where the sender must not be told (RFC 1122, RFC 4443) the packet is just dropped: a
+        TCP reset, an error of ICMP, a fragment other than the first, a packet to or from a multicast address.
+
+        connection: whether the rest of the connection shall be refused, too, by the kernel; not possible yet.
+
+        Raises NotSupportedError for ``connection``; ArgumentError for what is no IP packet, is of the family bridge or
+        was injected by nfnet; and else as `answer`.
+        """
+        if check_flag("connection", connection):
+            hint = "Give each of its packets a verdict"
+            raise NotSupportedError("rejecting a connection", errno.EOPNOTSUPP, hint=hint)
+        self._inject_and_drop(_answers.refusals)
+
+    def _inject_and_drop(self, build: Callable[[bytes, int], list[bytes]]) -> None:
+        """Send what ``build`` makes of the packet and its length. Only then drop it: if that fails nothing is lost."""
+        if self._decision is not None:
+            self._refuse()
+        if self.family not in _VERSION:
+            raise ArgumentError(f"a packet of the family {self.family!r} cannot be answered, only of IPv4 and IPv6")
+        if self.mark == INJECTED_MARK:
+            text = f"the packet is one that nfnet has injected (mark {INJECTED_MARK:#x})"
+            raise ArgumentError(f"{text}: let it pass, or let the rule that queues packets pass over that mark")
+        if not (packet := self._ip_packet()):
+            raise ArgumentError(f"not an IP packet ({len(self.payload)} bytes were copied)")
+        interface = self.outdev if self.indev is None else self.indev
+        for answer in build(packet, self.cap_len):
+            self._origin.inject(answer, interface)
+        self.drop()
 
     def _refuse(self) -> None:
         raise AlreadyDecidedError(f"packet {self.id} has its verdict already; the first one stands")

@@ -21,7 +21,8 @@ from ._core.flusher import Flusher
 from ._core.ledger import Ledger
 from ._core.reader import MOST_ALONE, Reader
 from ._io.moves import END
-from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP, new_socket
+from ._io.native import new_socket
+from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP
 from ._io.transport import Transport
 from .errors import AlreadyDecidedError, ClosedError, DecodeError, NfnetError, kernel_error
 from .netns import Netns
@@ -96,7 +97,6 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         self._num = num
         self._max_len = max_len
         self._packet_type = packet_type
-        self._name_of = transport.interface_name
         self._flusher = Flusher(self.ledger)
         self._plain = transport.trusted  # and not shared: then packets are what they seem
         self._last: bytes | None = None  # the last packet that came alone: its id is still to be counted
@@ -154,7 +154,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
 
     def _each(self, datagrams: Iterator[bytes]) -> Iterator[Packet]:
         # As `_make_ready`, without a call for each packet.
-        ledger, packet_type, name_of, plain = self.ledger, self._packet_type, self._name_of, self._plain
+        ledger, packet_type, transport, plain = self.ledger, self._packet_type, self.transport, self._plain
         decide_lone = ledger.decide_lone
         for self.incoming in datagrams:
             raw = self.incoming
@@ -166,7 +166,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
                 continue
             packet = packet_type()
             packet.raw = raw
-            packet._name_of = name_of
+            packet._origin = transport
             packet._decision = packet._layout = None
             packet._decide = decide_lone
             self.incoming, self._last, ledger.lone = None, raw, packet  # one statement
@@ -177,8 +177,8 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         if not received:
             return
         ledger = self.ledger
-        packet_type, name_of = self._packet_type, self._name_of
-        untrusted = not self.transport.trusted
+        packet_type, transport = self._packet_type, self.transport
+        untrusted = not transport.trusted
         waiting = length_hint(self.ready)
         if ledger.lone is not None:
             self.settle(waiting)
@@ -205,7 +205,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
                     continue
             packet = packet_type()
             packet.raw = raw
-            packet._name_of = name_of
+            packet._origin = transport
             packet._decision = packet._layout = None
             packet._decide = collect
             new.append(packet)

@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import Any, Protocol, overload
 
 from . import inet
+from ._injection import divert, restore
 from ._io.locks import RLock
 from ._io.transport import Transport
 from ._typing import Unpack
@@ -168,8 +169,8 @@ class FakeKernel(Transport):
 
     It understands requests by the construct schemas alone, and applies them as net/netfilter/nfnetlink_queue.c does.
     ``queued`` are the ids of packets without a verdict, ``judged`` what was decided, in order: id, verdict word, and
-    changes by NFQA number; there is room for any number. With ``ends`` it comes to an end when all that was fed has
-    been read.
+    changes by NFQA number, and ``injected`` what was to be sent; there is room for any number. With ``ends`` it comes
+    to an end when all that was fed has been read.
     """
 
     trusted = True
@@ -183,6 +184,8 @@ class FakeKernel(Transport):
         self.closed = False
         self.refuse_config = 0
         self.refuse_send = 0
+        self.refuse_inject = 0
+        self.injected: list[bytes] = []
         self._num = num
         self._ends = ends
         self._waiting: list[bytes] = []
@@ -249,6 +252,13 @@ class FakeKernel(Transport):
     def interface_name(self, index: int) -> str | None:
         return self.interfaces.get(index)
 
+    def inject(self, packet: bytes, interface: int | None = None) -> None:
+        if self.closed:
+            raise ClosedError("the model of the kernel is closed")
+        if self.refuse_inject:
+            raise kernel_error("injecting a packet", self.refuse_inject)
+        self.injected.append(packet)
+
     def close(self) -> None:
         with self._reading:
             closed, self.closed = self.closed, True
@@ -293,6 +303,7 @@ class FedQueue:
         self.kernel = FakeKernel(num=num, ends=True)
         self.queue = Queue(num, transport=self.kernel, **options)
         self.queue.open()
+        divert(self.kernel)
 
     def feed(self, payload: bytes = b"E" + bytes(19), **attributes: Any) -> int:
         """Queue a packet, and return its id.
@@ -321,8 +332,17 @@ class FedQueue:
         self.queue.flush()
         return {packet_id: GivenVerdict.from_word(word, changes) for packet_id, word, changes in self.kernel.judged}
 
+    @property
+    def injected(self) -> list[bytes]:
+        """What `Packet.answer`, `reset`, `reject` and `nfnet.inject` were to send, in order, from the IP header on.
+
+        Nothing of it is: from opening to closing, `nfnet.inject` of the whole process ends here.
+        """
+        return self.kernel.injected
+
     def close(self) -> None:
         """Close the queue."""
+        restore(self.kernel)
         self.queue.close()
 
 

@@ -214,16 +214,26 @@ def compare(item: Any, table: Table, kind: type[IntEnum], expected: dict[str, Ca
     repr(item)
 
 
+class _Names(FakeKernel):
+    """Where packets are from; interfaces are called by their numbers."""
+
+    def __init__(self) -> None:
+        """It is not open."""
+
+    def interface_name(self, index: int) -> str:
+        return str(index)
+
+
 def read_packet(data: bytes, look: bool) -> None:
     raw = nfqnl.normalized(data, int.from_bytes(data[18:20], "big"))
     packet = netfilterqueue.Packet()
-    packet.raw, packet._layout, packet._decision, packet._name_of = raw, None, None, str
+    packet.raw, packet._layout, packet._decision, packet._origin = raw, None, None, _Names()
     packet._live, packet._changes, packet._kept = True, None, None
     touch(packet, PACKET)
     str(packet)
     if look:
         mine = nfnet.Packet()
-        mine.raw, mine._layout, mine._decision, mine._name_of = raw, None, None, str
+        mine.raw, mine._layout, mine._decision, mine._origin = raw, None, None, _Names()
         compare(mine, NFQA_TABLE, NFQA, EXPECTED_PACKET)
 
 

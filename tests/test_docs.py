@@ -44,6 +44,7 @@ import pytest
 
 import nfnet
 from nfnet import cli, metrics, testing
+from nfnet._injection import divert, restore
 from nfnet.protocol import netlink
 from nfnet.protocol.nfnetlink import Subsystem
 from nfnet.testing import FakeKernel
@@ -116,6 +117,8 @@ class Stage:
         self.patches = patches
         self.waiting: list[tuple[bytes, dict[str, Any]]] = []
         self.kernel: Kernel | None = None
+        self.double = FakeKernel()
+        """Gets what is injected, by queues and without one."""
         self.called: set[str] = set()
         self.output = io.StringIO()
         self.executed: set[int] = set()
@@ -128,6 +131,7 @@ class Stage:
             "printed": self.printed,
             "udp": given(testing.udp),
             "tcp": given(testing.tcp),
+            "injected": self.sent,
             "replay": testing.open_replay,
             "patch": lambda owner, name, value: self.patches.setattr(owner, name, value),
             "nfnet": nfnet,
@@ -150,6 +154,12 @@ class Stage:
     def _judged(self) -> list[tuple[int, int, dict[int, Any]]]:
         assert self.kernel is not None, "no queue was opened"
         return self.kernel.judged
+
+    def sent(self) -> list[bytes]:
+        """What was to be sent since the last time."""
+        packets = self.double.injected.copy()
+        self.double.injected.clear()
+        return packets
 
     def printed(self) -> str:
         """What was printed since the last time."""
@@ -227,6 +237,7 @@ class Kernel(FakeKernel):
         super().__init__(ends=True)
         self.tap: Callable[[bool, bytes], None] | None = None
         self._stage = stage
+        self.injected = stage.double.injected
         self._is_log = False
 
     def request(self, build: Callable[[int], bytes], operation: str) -> None:
@@ -272,6 +283,7 @@ def stage(
     page: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Stage]:
     it = Stage(page, request, monkeypatch)
+    divert(it.double)
 
     def run_workers(handler: Any, queues: Any = range(4), processes: int | None = None, **options: Any) -> None:
         fed = it.waiting
@@ -298,6 +310,8 @@ def stage(
     before = set(sys.modules)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield it
+    restore(it.double)
+    it.double.close()
     for number, handler in handlers.items():
         signal.signal(number, handler)
     for name in set(sys.modules) - before:

@@ -210,10 +210,10 @@ def test_log_rules_are_checked_too() -> None:
 DESCRIBED: dict[str, tuple[rules.Rule, str, list[str]]] = {
     "simple": (
         rules.queue(1, protocol="udp", destination_port=53),
-        "udp dport 53 queue num 1 bypass",
+        "udp dport 53 meta mark != 0x10000000 queue num 1 bypass",
         [
-            "iptables -A OUTPUT -p udp --dport 53 -j NFQUEUE --queue-num 1 --queue-bypass",
-            "ip6tables -A OUTPUT -p udp --dport 53 -j NFQUEUE --queue-num 1 --queue-bypass",
+            "iptables -A OUTPUT -p udp --dport 53 -m mark ! --mark 0x10000000 -j NFQUEUE --queue-num 1 --queue-bypass",
+            "ip6tables -A OUTPUT -p udp --dport 53 -m mark ! --mark 0x10000000 -j NFQUEUE --queue-num 1 --queue-bypass",
         ],
     ),
     "everything": (
@@ -242,16 +242,16 @@ DESCRIBED: dict[str, tuple[rules.Rule, str, list[str]]] = {
     ),
     "owner": (
         rules.queue(1, bypass=False, hook="postrouting", priority=-150, uid=0, not_mark=1, protocol=47),
-        "meta l4proto 47 meta mark != 0x1 meta skuid 0 queue num 1",
+        "meta l4proto 47 meta mark != 0x1 meta skuid 0 meta mark != 0x10000000 queue num 1",
         [
             f"{program} -t mangle -A POSTROUTING -p 47 -m mark ! --mark 0x1 -m owner --uid-owner 0"
-            " -j NFQUEUE --queue-num 1"
+            " -m mark ! --mark 0x10000000 -j NFQUEUE --queue-num 1"
             for program in ("iptables", "ip6tables")
         ],
     ),
     "flow": (
         rules.queue(range(2, 4), balance="flow"),
-        "queue flags bypass to symhash mod 2 offset 2",
+        "meta mark != 0x10000000 queue flags bypass to symhash mod 2 offset 2",
         ["# iptables has no words for balance='flow'"],
     ),
     "log": (
@@ -274,8 +274,8 @@ DESCRIBED: dict[str, tuple[rules.Rule, str, list[str]]] = {
     ),
     "icmp": (
         rules.queue(1, hook="input", protocol="icmp"),
-        "meta nfproto ipv4 meta l4proto icmp queue num 1 bypass",
-        ["iptables -A INPUT -p icmp -j NFQUEUE --queue-num 1 --queue-bypass"],
+        "meta nfproto ipv4 meta l4proto icmp meta mark != 0x10000000 queue num 1 bypass",
+        ["iptables -A INPUT -p icmp -m mark ! --mark 0x10000000 -j NFQUEUE --queue-num 1 --queue-bypass"],
     ),
     "priority": (
         rules.log(5, hook="prerouting"),

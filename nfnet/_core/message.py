@@ -10,9 +10,9 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from construct import Int32ub
 
 from .. import inet
-from .._io.transport import Recorded
+from .._io.transport import Recorded, Transport
 from .._printable import printable
-from ..errors import DecodeError
+from ..errors import ClosedError, DecodeError
 from ..inet import _scapy
 from ..inet._headers import IP_VERSIONS, ip_in
 from ..protocol import netlink, nfqnl
@@ -42,6 +42,15 @@ class Vlan(NamedTuple):
     tci: int
 
 
+class _Bytes(NamedTuple):
+    """Where a message came from that was read from bytes."""
+
+    interface_name: Callable[[int], str | None]
+
+    def inject(self, packet: bytes, interface: int | None = None) -> None:
+        raise ClosedError("the packet was read from bytes: there is no queue to answer from")
+
+
 def _clock(moment: float | None) -> str:
     """The local time of day; dashes if there is none, or no calendar has it."""
     try:
@@ -67,13 +76,14 @@ class Message:
     for a log. Reading an attribute raises DecodeError if the message, from a damaged recording, say, is malformed.
     """
 
-    __slots__ = ("_layout", "_name_of", "raw")
+    __slots__ = ("_layout", "_origin", "raw")
 
     # `Queue` and `Log` fill in bare instances: a call to __init__ would cost a tenth of all that is done for a packet.
     raw: bytes
     """The netlink message as the kernel sent it."""
     _layout: Layout | None
-    _name_of: Callable[[int], str | None]  # interface names, where the message came from
+    _origin: Transport | _Bytes
+    """Where the message came from."""
 
     # What differs: how to find attributes, and their numbers.
     _layouts: ClassVar[Layouts]
@@ -112,7 +122,7 @@ class Message:
         if len(raw) < BODY:
             raise DecodeError(f"message of {len(raw)} bytes has no room for its header", 0)
         self = cls()
-        self.raw, self._name_of, self._layout = raw, name_of, None
+        self.raw, self._origin, self._layout = raw, _Bytes(name_of), None
         return self
 
     def __repr__(self) -> str:
@@ -176,7 +186,7 @@ class Message:
         return None if span is None else self.raw[span]
 
     def _name(self, index: int | None) -> str | None:
-        return None if index is None else self._name_of(index)
+        return None if index is None else self._origin.interface_name(index)
 
     @property
     def payload(self) -> bytes:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import repeat
 
+from .. import netns
 from ..errors import AckTimeoutError, ClosedError, KernelError, kernel_error
 from ..protocol import netlink
 from ..protocol.nfnetlink import NETLINK_NETFILTER
@@ -19,7 +20,8 @@ from . import at_fork
 from .interface_names import InterfaceNames
 from .locks import RLock
 from .moves import move
-from .native import among_greenlets, select
+from .native import among_greenlets, new_socket, select
+from .raw_socket import INJECTED_MARK, RawSocket
 from .transport import Transport
 
 # Python has names for none of these.
@@ -62,18 +64,6 @@ _SNDBUF = 1 << 18  # room for a datagram of verdicts with a 64 KiB packet in it
 # would have to wait for the next packet. So no wait is longer than a second.
 _LONGEST_WAIT = struct.pack("@ll", 1, 0)  # struct timeval
 _ACK_TIMEOUT = 5.0  # seconds; the kernel answers at once, unless the receive buffer had no room for the answer
-
-
-# Not `socket.socket`, in whose place gevent and eventlet put a class of which `recv` waits although it is told not to.
-def new_socket(family: int, kind: int, protocol: int = 0) -> _socket.socket:
-    """A new socket, not inheritable, whose methods do just what the system calls do.
-
-    With `socket.setdefaulttimeout` sockets are born with a timeout, for which Python waits before each system call,
-    whatever its flags say, MSG_DONTWAIT among them.
-    """
-    sock = _socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
-    sock.settimeout(None)
-    return sock
 
 
 def _duplicate(fd: int) -> _socket.socket:
@@ -133,6 +123,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         except OSError as error:
             raise _system_error("opening a netfilter netlink socket", error) from None
         self._reading = RLock()  # `close` may come in a signal handler
+        self._raw = RawSocket(INJECTED_MARK, lambda make: netns.call_beside(self._socket, make))
         self._names = InterfaceNames(self._socket)
         self.inherit = inherit
         at_fork.register(self)
@@ -323,8 +314,13 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     def interface_name(self, index: int) -> str | None:
         return self._names.get(index)
 
+    def inject(self, packet: bytes, interface: int | None = None) -> None:
+        self._check_open()
+        self._raw.send(packet, interface)
+
     def close(self) -> None:
         self._closed = True
+        self._raw.close()
         if not self.waiting:  # else the loop closes it: until then its number must not become another file's
             with self._reading:
                 self._socket.close()
@@ -334,6 +330,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         # copy of its socket is open, so a child would keep it, full and unread, after its parent has ended. exec is no
         # such case, because the socket is close-on-exec.
         self._reading = RLock()
+        self._raw.after_fork()
         if not self.inherit:
             self._socket.close()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from ..errors import NfnetError
+from ..errors import NfnetError, NotSupportedError
 from ..protocol import netlink
 
 _NOOP = netlink.build_message(netlink.NLMSG_NOOP, netlink.Flag.REQUEST | netlink.Flag.ACK, 0, b"")
@@ -125,6 +126,15 @@ class Transport(ABC):
     def interface_name(self, index: int) -> str | None:
         """The name of the interface with that index, None if it is gone or not known here."""
         return None
+
+    def inject(self, packet: bytes, interface: int | None = None) -> None:
+        """Send an IP packet, from its header on, in the network that the packets come from; doubles of it keep it.
+
+        ``interface`` is the index of the one whose link an address of link scope (fe80::/10) is on. Raises the
+        `KernelError` that fits; and NotSupportedError if the transport can send none.
+        """
+        hint = f"A {type(self).__name__} has no network to send to"
+        raise NotSupportedError("injecting a packet", errno.EOPNOTSUPP, hint=hint)
 
     @abstractmethod
     def fileno(self) -> int:

@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from .._arguments import check_flag
+from .._injection import divert, restore
 from .._io import at_fork
 from .._io.locks import RLock
 from .._io.poller import Poller
@@ -75,7 +76,7 @@ class Replay(Transport, at_fork.AtFork):
     path: the file, pcap or pcapng. It is read once, from the beginning to the end, and may be a pipe, which may be
         written to meanwhile.
     realtime: whether packets come at the pace at which they were recorded.
-    keep_verdicts: whether to fill `verdicts` and `recorded`, which takes memory for every packet.
+    keep_verdicts: whether to fill `verdicts`, `recorded` and `injected`, which takes memory for every packet.
 
     Raises OSError if the file cannot be opened. A damaged record is a CaptureError out of the loop, after what was
     before it; when the loop is started again it goes on behind that record. A replay is opened once: after that it
@@ -86,6 +87,11 @@ class Replay(Transport, at_fork.AtFork):
     """What this program decided, by the id of the packet."""
     recorded: dict[int, GivenVerdict]
     """What the recording says was decided. A verdict that was cut short is not in it."""
+    injected: list[bytes]
+    """What was to be sent, from the IP header on: by `Packet.answer`, `reset`, `reject` and `nfnet.inject`.
+
+    Nothing of it is: while the replay is open, `nfnet.inject` of the whole process ends here.
+    """
     skipped: dict[int, int]
     """How many records of other link types were skipped so far, by link type (``LINKTYPE_*``)."""
 
@@ -93,6 +99,7 @@ class Replay(Transport, at_fork.AtFork):
 
     def __init__(self, path: str | os.PathLike[str], *, realtime: bool = False, keep_verdicts: bool = True) -> None:
         self.verdicts, self.recorded, self.skipped = {}, {}, {}
+        self.injected = []
         self._realtime = check_flag("realtime", realtime)
         self._keep_verdicts = check_flag("keep_verdicts", keep_verdicts)
         self._file = open(path, "rb")  # noqa: SIM115 - as long as the replay
@@ -129,6 +136,7 @@ class Replay(Transport, at_fork.AtFork):
         for number, start, _ in layout.walk(message, nfnetlink.BODY, len(message)):
             if number == 1 and message[start] == Command.BIND:
                 self._subsystem = kind >> 8
+                divert(self)
                 self._number = nfnetlink.resource(message)
 
     def receive(self, into: list[bytes], limit: int) -> bool:
@@ -181,6 +189,11 @@ class Replay(Transport, at_fork.AtFork):
     def interface_name(self, index: int) -> str | None:
         return None  # the interfaces of this machine are not those of the recording
 
+    def inject(self, packet: bytes, interface: int | None = None) -> None:
+        self._check_open()
+        if self._keep_verdicts:
+            self.injected.append(packet)
+
     def fileno(self) -> int:
         self._check_open()
         return self._waiter.fileno()
@@ -188,6 +201,7 @@ class Replay(Transport, at_fork.AtFork):
     def close(self) -> None:
         with self._lock:
             self._closed = True
+            restore(self)
             if self._timer is not None:
                 self._timer.put(None)
             self._file.close()

@@ -136,10 +136,10 @@ def rewrite(
             _finish_checksum(new, number, header)
     elif segments and number != TCP:
         if number == UDP and old_header[6:] != b"\0\0":  # tunnels may have none
-            _set_checksum(new, number, header, data is not None, begun=True)
+            set_checksum(new, number, header, data is not None, begun=True)
     elif (changed or unfinished) and number in checksums and len(new) >= header + SIZES[number]:
-        _set_checksum(new, number, header, data is not None)
-    _finish_ip(new)
+        set_checksum(new, number, header, data is not None)
+    finish_ip(new)
     return bytes(new)
 
 
@@ -189,7 +189,7 @@ def _addresses(packet: bytes | bytearray) -> bytes:
     return bytes(packet[12:20] if packet[0] >> 4 == 4 else packet[8:40])
 
 
-def _finish_ip(packet: bytearray) -> None:
+def finish_ip(packet: bytearray) -> None:
     """Length, and IPv4's own checksum."""
     if packet[0] >> 4 == 4:
         packet[2:4] = len(packet).to_bytes(2, "big")
@@ -199,7 +199,7 @@ def _finish_ip(packet: bytearray) -> None:
         packet[4:6] = (len(packet) - 40).to_bytes(2, "big")
 
 
-def _set_checksum(packet: bytearray, number: int, header: int, resized: bool, begun: bool = False) -> None:
+def set_checksum(packet: bytearray, number: int, header: int, resized: bool, begun: bool = False) -> None:
     """The checksum of the transport layer, or what a begun one consists of, and UDP's length."""
     size = len(packet) - header
     if number == UDP:

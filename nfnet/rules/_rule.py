@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from .._arguments import check, check_choice, check_flag, wrong_type
 from .._io.netlink_socket import NetlinkSocket
+from .._io.raw_socket import INJECTED_MARK
 from .._printable import printable
 from ..errors import ArgumentError, KernelError, NfnetError, NotSupportedError
 from ..netns import Netns, call_in, check_netns
@@ -44,6 +45,7 @@ _TABLES = {
     **dict.fromkeys([("input", 0), ("forward", 0), ("output", 0)], "filter"),
 }
 _NAME = "nfnet-"
+_NOT_MARK = CRITERIA["not_mark"]
 _NO_TRACKING = "Connection tracking does not know the family: CONFIG_NF_CONNTRACK_BRIDGE is needed for bridges"
 _xt_nfq_info = struct.Struct(netlink.PREFIX + "HHHxx")  # struct xt_NFQ_info_v3, of the target of iptables
 
@@ -96,6 +98,7 @@ def queue(num: int | range, *, bypass: bool = True, balance: Balance = "addresse
         nor for postrouting before Linux 5.7 and in the family bridge, where interfaces are ports of the bridge.
     out_interface: likewise, where they will go out; for the hooks forward, output and postrouting.
     mark, not_mark: the packet's mark, or not this one, so that a packet that is marked and repeated does not come back.
+        Unless the mark is given, packets that nfnet injects (`nfnet.INJECTED_MARK`) do not match.
     state: what connection tracking says: "new", "established", "related", "invalid", "untracked", or several of them.
         Not for ingress, nor for a priority of -200 or less at the hooks prerouting and output.
     uid: user id, or name, of the local sender; for the hooks output and postrouting. The number is that of the user
@@ -246,6 +249,8 @@ class _QueueAction(NamedTuple):
     numbers: range
     bypass: bool
     balance: Balance
+    passes_over: int | None = None
+    """A mark of packets that are not to be queued."""
 
     def __str__(self) -> str:
         if len(self.numbers) == 1:
@@ -253,6 +258,12 @@ class _QueueAction(NamedTuple):
         return f"queueing packets to queues {self.numbers[0]} to {self.numbers[-1]}"
 
     def choices(self) -> list[list[Expression]]:
+        before: list[Expression] = []
+        if self.passes_over is not None:
+            before = list(_NOT_MARK.expressions(_NOT_MARK.read("not_mark", self.passes_over)))
+        return [[*before, *end] for end in self._ends()]
+
+    def _ends(self) -> list[list[Expression]]:
         first, total = self.numbers[0], len(self.numbers)
         flags = (_BYPASS if self.bypass else 0) | (_CPU_FANOUT if self.balance == "cpu" and total > 1 else 0)
         if self.balance == "flow" and total > 1:
@@ -266,6 +277,10 @@ class _QueueAction(NamedTuple):
         return [[("queue", native)], [target]]
 
     def nft(self) -> str:
+        before = [] if self.passes_over is None else [_NOT_MARK.nft(_NOT_MARK.read("not_mark", self.passes_over))]
+        return " ".join([*before, self._nft()])
+
+    def _nft(self) -> str:
         if self.balance == "flow" and len(self.numbers) > 1:
             offset = f" offset {self.numbers[0]}" if self.numbers[0] else ""
             bypass = "flags bypass " if self.bypass else ""
@@ -281,6 +296,8 @@ class _QueueAction(NamedTuple):
         else:
             words = ["-j NFQUEUE --queue-balance", _span(self.numbers, ":")]
             words += ["--queue-cpu-fanout"] * (self.balance == "cpu")
+        if self.passes_over is not None:
+            words.insert(0, _NOT_MARK.iptables(_NOT_MARK.read("not_mark", self.passes_over)))
         return " ".join(words + ["--queue-bypass"] * self.bypass)
 
 
@@ -359,6 +376,9 @@ class Rule:
             interface = match.get("in_interface")
             if not isinstance(interface, str) or interface.endswith("*"):
                 raise ArgumentError("hook 'ingress' needs in_interface, the name of one interface")
+        if isinstance(action, _QueueAction) and hook != "forward" and match.get("mark") is None:
+            # Where what this machine sends comes by. A rule that asks for a mark says by itself what it is for.
+            action = action._replace(passes_over=INJECTED_MARK)
         self._action, self._hook, self._family = action, hook, family
         self._device = match["in_interface"] if hook == "ingress" else None
         self._priority = check("priority", priority, -0x80000000, 0x7FFFFFFF)

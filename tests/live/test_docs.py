@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -158,6 +159,78 @@ def test_dropping(page: Page, net: Net) -> None:
                 assert readable(connection, TIMEOUT if passes else QUIET) is passes
         end()
     assert not readable(receiver, 0)
+
+
+def test_refusing(page: Page, net: Net) -> None:
+    with listening(net, 80) as door, listening(net, 23), page.program("docs/answers.md", 0, host="server") as end:
+        with pytest.raises(ConnectionRefusedError):
+            connect(net, 23)
+        sock = net.open_socket("client")
+        sock.connect((SERVER, 69))
+        sock.send(b"x")
+        with pytest.raises(ConnectionRefusedError):
+            sock.recv(100)
+        with connect(net, 80), door.accept()[0]:
+            end()
+
+
+def test_resetting(page: Page, net: Net) -> None:
+    with listening(net, 80) as door, page.program("docs/answers.md", 1, host="router") as end:
+        for host, passes in ((b"good.example", True), (b"bad.example", False)):
+            with connect(net, 80) as sock, door.accept()[0] as connection:
+                connection.settimeout(TIMEOUT)
+                request = b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host
+                sock.send(request)
+                if passes:
+                    assert connection.recv(100) == request
+                    continue
+                for one in (sock, connection):
+                    with pytest.raises(ConnectionResetError):
+                        one.recv(100)
+        end()
+
+
+def test_answering_for_a_dns_server(page: Page, net: Net) -> None:
+    from scapy.layers.dns import DNS, DNSQR
+
+    server = net.receiver(port=53)
+    with page.program("docs/answers.md", 2, host="client") as end:
+        sock = net.open_socket("client")
+        sock.connect((SERVER, 53))
+        sock.send(bytes(DNS(id=7, rd=1, qd=DNSQR(qname="ads.example"))))
+        answer = DNS(sock.recv(1000))
+        assert (answer.id, answer.qr, answer.rcode, answer.ancount) == (7, 1, 0, 1)
+        record = answer.an[0] if isinstance(answer.an, list) else answer.an
+        assert (record.rrname, record.type, record.ttl, record.rdata) == (b"ads.example.", 1, 60, "192.0.2.1")
+        other = bytes(DNS(id=8, rd=1, qd=DNSQR(qname="www.example")))
+        sock.send(other)
+        assert server.recv(1000) == other
+        end()
+
+
+def test_answering_for_a_web_server(page: Page, net: Net) -> None:
+    with listening(net, 80) as door, page.program("docs/answers.md", 3, host="router") as end:
+        with forbidden(net) as answer:
+            assert (answer.code, answer.read()) == (403, b"Blocked by the firewall.\n")
+        with door.accept()[0] as connection:
+            connection.settimeout(TIMEOUT)
+            with pytest.raises(ConnectionResetError):
+                connection.recv(100)
+        end()
+
+
+def forbidden(net: Net) -> urllib.error.HTTPError:
+    """What the client's program gets of the server."""
+
+    def get() -> urllib.error.HTTPError:
+        try:
+            urllib.request.urlopen(f"http://{SERVER}/", timeout=TIMEOUT)
+        except urllib.error.HTTPError as error:
+            return error
+        raise AssertionError("the server has answered")
+
+    answer: urllib.error.HTTPError = net.at("client", get)
+    return answer
 
 
 def test_server_names(page: Page, net: Net) -> None:
