@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import socket
@@ -15,12 +14,13 @@ from ._arguments import check, check_flag, wrong_type
 from ._core.batching import ACCEPT, DROP, Decision, decide, decide_with
 from ._core.message import FAMILY, Message, Vlan
 from ._io.raw_socket import INJECTED_MARK
-from .errors import AlreadyDecidedError, ArgumentError, ClosedError, NotSupportedError
+from .errors import AlreadyDecidedError, ArgumentError, ClosedError
 from .inet import _answers, _scapy
 from .protocol import nfqnl
 from .protocol.conntrack import CTA
 from .protocol.layout import compile_struct
-from .protocol.nfnetlink import Family, Hook
+from .protocol.markbits import Fate, Support
+from .protocol.nfnetlink import Family, Hook, resource
 from .protocol.nfqnl import (
     MAX_PAYLOAD,
     MIN_PAYLOAD,
@@ -104,6 +104,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         l2header: bytes | None = None,
         ct_mark: int | None = None,
         ct_labels: bytes | None = None,
+        connection: bool = False,
     ) -> None:
         """Let the packet go on behind the chain that queued it (NF_ACCEPT).
 
@@ -118,6 +119,9 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         ``ct_mark`` (32 bits) and ``ct_labels`` (16 bytes) replace those of the packet's connection, for which the queue
         must have been opened with ``conntrack=True``. The kernel has room for labels only while some rule sets any.
 
+        ``connection`` lets the rest of the packet's connection go, too, in both directions: the kernel does that, and
+        no more of it comes here. It needs ``nfnet.rules.queue(..., remember=True)``; see `Queue.forget`.
+
         Raises ArgumentError, AlreadyDecidedError, ClosedError, or KernelError if sending fails. The kernel's own
         objections to a verdict come later and are counted: see `Queue.counters`.
         """
@@ -130,16 +134,29 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             or l2header is not None
             or ct_mark is not None
             or ct_labels is not None
+            or connection
         ):
-            self._change(Verdict.ACCEPT, mark, payload, priority, vlan, l2header, ct_mark, ct_labels)
+            fate = Fate.ACCEPT if check_flag("connection", connection) else None
+            self._change(Verdict.ACCEPT, mark, payload, priority, vlan, l2header, ct_mark, ct_labels, fate)
         else:
             self._decision = ACCEPT
             self._decide(self)
 
-    def drop(self) -> None:
-        """Drop the packet (NF_DROP); a local sender is not told. Raises as `accept`."""
+    def drop(self, *, connection: bool = False) -> None:
+        """Drop the packet (NF_DROP); a local sender is not told.
+
+        ``connection`` drops the rest of its connection, too, as for `accept`. If the packet is the first one the
+        kernel does not know the connection yet, and is told of it, for TCP and UDP without translated addresses (NAT
+        of the destination). Of other protocols the next packet comes here as well.
+
+        Raises as `accept`.
+        """
         if self._decision is not None:
             self._refuse()
+        if connection:
+            check_flag("connection", connection)
+            self._change(Verdict.DROP, None, None, None, fate=Fate.DROP)
+            return
         self._decision = DROP
         self._decide(self)
 
@@ -194,7 +211,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     @property
     def decided(self) -> Verdict | None:
         """The verdict that was given, None as long as there is none."""
-        return None if self._decision is None else Verdict(self._decision.word & 0xFF)
+        return None if self._decision is None else Verdict(self._decision.kind)
 
     @property
     def changed(self) -> bool:
@@ -238,7 +255,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         """
         self._inject_and_drop(_answers.resets)
 
-    def reject(self, connection: bool = False) -> None:
+    def reject(self, *, connection: bool = False) -> None:
         """Tell the sender that the packet was refused, and drop it.
 
         TCP: a reset to the sender (``connect`` fails with ECONNREFUSED). Protocols with ports, such as UDP: an error of
@@ -246,15 +263,22 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         destination as its source. Where the sender must not be told (RFC 1122, RFC 4443) the packet is just dropped: a
         TCP reset, an error of ICMP, a fragment other than the first, a packet to or from a multicast address.
 
-        connection: whether the rest of the connection shall be refused, too, by the kernel; not possible yet.
+        Where the rule that queues has ``remember=True`` the kernel makes that, except at the hook postrouting, where it
+        cannot. Elsewhere it is injected.
 
-        Raises NotSupportedError for ``connection``; ArgumentError for what is no IP packet, is of the family bridge or
-        was injected by nfnet; and else as `answer`.
+        connection: whether the kernel shall refuse the rest of the connection, too, each packet in the same way, for
+            which there must be such a rule.
+
+        Raises ArgumentError for ``connection`` where there is no such rule, and for what is no IP packet, is of the
+        family bridge or was injected by nfnet; and else as `answer`.
         """
-        if check_flag("connection", connection):
-            hint = "Give each of its packets a verdict"
-            raise NotSupportedError("rejecting a connection", errno.EOPNOTSUPP, hint=hint)
-        self._inject_and_drop(_answers.refusals)
+        if self._decision is not None:
+            self._refuse()
+        fate = Fate.REJECT if check_flag("connection", connection) else Fate.REJECT_PACKET
+        if fate == Fate.REJECT or self._carries_out(fate):
+            self._change(Verdict.DROP, None, None, None, fate=fate)
+        else:
+            self._inject_and_drop(_answers.refusals)
 
     def _inject_and_drop(self, build: Callable[[bytes, int], list[bytes]]) -> None:
         """Send what ``build`` makes of the packet and its length. Only then drop it: if that fails nothing is lost."""
@@ -285,11 +309,15 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         l2header: bytes | None = None,
         ct_mark: int | None = None,
         ct_labels: bytes | None = None,
+        fate: Fate | None = None,
     ) -> None:
         if self._decision is not None:
             self._refuse()
         if mark is not None:
             mark = check("mark", mark, 0, 0xFFFFFFFF)
+        kind = None
+        if fate is not None:
+            word, mark, kind = Verdict.REPEAT, self._marked(fate, mark), word
         if priority is not None:
             priority = check("priority", priority, 0, 0xFFFFFFFF)
         attributes: list[tuple[int, bytes]] = []
@@ -299,11 +327,51 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             attributes += self._link_layer(vlan, l2header)
         if ct_mark is not None or ct_labels is not None:
             attributes.append((NFQA.CT, self._connection(ct_mark, ct_labels)))
-        what = decide_with(word, mark, priority, *attributes) if attributes else decide(word, mark, priority)
+        if attributes:
+            what = decide_with(word, mark, priority, *attributes, kind=kind)
+        else:
+            what = decide(word, mark, priority, kind)
         if self._decision is not None:  # since the first look, by a signal handler or another thread
             self._refuse()
         self._decision = what
         self._decide(self)
+
+    def _carries_out(self, fate: Fate) -> bool:
+        """Whether there are rules that do that with the packet."""
+        connections = self._origin.connections
+        support = None if connections is None else connections.support(self.raw[FAMILY], self._header()[2])
+        return support is not None and fate in support.fates
+
+    def _marked(self, fate: Fate, mark: int | None) -> int:
+        """The mark of the packet, or the one given, with what the rules shall do in the bits that they look at.
+
+        Raises ArgumentError if there are none.
+        """
+        connections = self._origin.connections
+        if connections is None:
+            raise ClosedError(f"packet {self.id} was read from bytes: there is no queue that could decide it")
+        support = connections.support(self.raw[FAMILY], self._header()[2])
+        if support is None or fate not in support.fates:
+            raise ArgumentError(self._nobody_carries_out(fate, support))
+        bits = support.bits.mask
+        if self.mark & bits:
+            connections.distrust()
+            text = f"the packet's mark {self.mark:#x} has some of the bits {bits:#x}, which nfnet uses for connections"
+            raise ArgumentError(f"{text}: it came back because its chain does not look at them, or they are in use")
+        if mark is not None and mark & bits:
+            text = f"mark {mark:#x} has some of the bits {bits:#x}, which nfnet uses for connections"
+            raise ArgumentError(f"{text}: leave them out, or let the rule use others, nfnet.rules.queue(bits=...)")
+        if fate in (Fate.DROP, Fate.REJECT):
+            connections.remember(self._ip_packet(), support.bits.spread(fate))
+        return (self.mark if mark is None else mark) | support.bits.spread(fate)
+
+    def _nobody_carries_out(self, fate: Fate, support: Support | None) -> str:
+        hook, number = getattr(self.hook, "name", str(self.hook)).lower(), resource(self.raw)
+        what = "rejects" if fate == Fate.REJECT else f"{fate.name.lower()}s"
+        if support is not None:
+            return f"no rule {what} whole connections at the hook {hook}, where the kernel can reject nothing"
+        text = f"no rule {what} whole connections at the hook {hook} for queue {number}: use nfnet.rules.queue"
+        return f"{text}({number}, hook={hook!r}, ..., remember=True), or install what its describe() says"
 
     def rewrite(
         self,

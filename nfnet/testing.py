@@ -174,6 +174,7 @@ class FakeKernel(Transport):
     """
 
     trusted = True
+    simulated = True
 
     def __init__(self, *, num: int = 1, ends: bool = False) -> None:
         self.queued: dict[int, None] = {}
@@ -330,7 +331,10 @@ class FedQueue:
     def verdicts(self) -> dict[int, GivenVerdict]:
         """What was decided, by packet id."""
         self.queue.flush()
-        return {packet_id: GivenVerdict.from_word(word, changes) for packet_id, word, changes in self.kernel.judged}
+        bits = None if self.kernel.connections is None else self.kernel.connections.given
+        return {
+            packet_id: GivenVerdict.from_word(word, changes, bits) for packet_id, word, changes in self.kernel.judged
+        }
 
     @property
     def injected(self) -> list[bytes]:

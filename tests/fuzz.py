@@ -47,7 +47,9 @@ from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl
 from nfnet.protocol.nfnetlink import BODY, Attribute, Table
 from nfnet.protocol.nfqnl import NFQA, NFQA_TABLE
 from nfnet.protocol.nfulnl import NFULA, NFULA_TABLE
-from nfnet.rules import _nftables, _rule
+from nfnet.rules import _installed
+from nfnet.rules import _nftables as nftables
+from nfnet.rules._actions import queues_of
 from nfnet.testing import FakeKernel, FedQueue, packet_message, tcp, udp
 
 from .swap import turn
@@ -298,10 +300,10 @@ class _Socket:
 
 
 def read_dump(data: bytes, look: bool) -> None:
-    for _, name, _ in _nftables.tables(_Socket(data)):  # type: ignore[arg-type]
-        _rule._left(2, name, None)
-    for name, values in _nftables.expressions(_Socket(data)):  # type: ignore[arg-type]
-        _rule.queues_of(name, values)
+    for _, name, _ in nftables.tables(_Socket(data)):  # type: ignore[arg-type]
+        _installed._left(2, name, None)
+    for name, values in nftables.expressions(_Socket(data)):  # type: ignore[arg-type]
+        queues_of(name, values)
 
 
 class _Requests(Transport):

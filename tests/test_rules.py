@@ -33,10 +33,16 @@ WRONG = {
     "port range": ({"num": 1, "protocol": "tcp", "destination_port": "9-5"}, "destination_port"),
     "port text": ({"num": 1, "protocol": "tcp", "destination_port": "http"}, "destination_port"),
     "port gaps": ({"num": 1, "protocol": "tcp", "destination_port": range(1, 9, 2)}, "without gaps"),
-    "address": ({"num": 1, "source": "not an address"}, "source must be an address or a network"),
+    "address": ({"num": 1, "source": "not an address"}, "source must be an address, a network"),
     "network": ({"num": 1, "source": "192.0.2.1/24"}, "host bits set"),
-    "both families": ({"num": 1, "source": "192.0.2.1", "destination": "fd00::1"}, "both be IPv4"),
-    "other family": ({"num": 1, "family": "ip6", "source": "192.0.2.1"}, "do not go with family 'ip6'"),
+    "both families": (
+        {"num": 1, "source": "192.0.2.1", "destination": "fd00::1"},
+        "source is for IPv4 only, and destination is for IPv6 only: no packet matches",
+    ),
+    "other family": (
+        {"num": 1, "family": "ip6", "source": "192.0.2.1"},
+        "family 'ip6' is for IPv6 only, and source is for IPv4 only",
+    ),
     "interface": ({"num": 1, "in_interface": "a name that is too long"}, "in_interface"),
     "any interface": ({"num": 1, "out_interface": "*"}, "out_interface"),
     "mark": ({"num": 1, "mark": 1 << 32}, "mark"),
@@ -65,15 +71,24 @@ NEVER: dict[str, tuple[dict[str, Any], str]] = {
         "at the hook 'postrouting' of a bridge, .* for the hooks prerouting, input, forward$",
     ),
     "uid at input": ({"hook": "input", "uid": 0}, "where no local sender is known: it is for the hooks output, postr"),
-    "uid at forward": ({"hook": "forward", "uid": 0}, "uid never matches at the hook 'forward'"),
-    "uid at prerouting": ({"hook": "prerouting", "uid": 0}, "uid never matches"),
-    "uid in a bridge": ({"hook": "forward", "family": "bridge", "uid": 0}, "uid never matches"),
+    "uid at forward": ({"hook": "forward", "uid": 0}, "uid has no meaning at the hook 'forward'"),
+    "uid at prerouting": ({"hook": "prerouting", "uid": 0}, "uid has no meaning"),
+    "uid in a bridge": ({"hook": "forward", "family": "bridge", "uid": 0}, "uid has no meaning"),
     "before tracking": ({"hook": "output", "state": "new", "priority": -200}, "-200 and must be above -200 for state"),
     "before tracking, too": ({"hook": "prerouting", "state": "new", "priority": -300}, "must be above -200"),
-    "a mark that must not be": ({"mark": 7, "not_mark": 7}, "mark and not_mark are both 0x7"),
-    "icmp of IPv6": ({"family": "ip6", "protocol": "icmp"}, "icmp is found in IPv4 only, and does not go with family"),
-    "icmpv6 of IPv4": ({"protocol": "icmpv6", "source": "192.0.2.1"}, "found in IPv6 only, .* with the addresses"),
-    "a header of IPv6": ({"family": "ip6", "protocol": 44}, "protocol 44 is found in IPv4 only"),
+    "a mark that must not be": (
+        {"mark": 7, "not_mark": 7},
+        "mark is 0x7, which not_mark leaves out: no packet matches",
+    ),
+    "icmp of IPv6": (
+        {"family": "ip6", "protocol": "icmp"},
+        "family 'ip6' is for IPv6 only, and protocol is for IPv4 only",
+    ),
+    "icmpv6 of IPv4": (
+        {"protocol": "icmpv6", "source": "192.0.2.1"},
+        "protocol is for IPv6 only, and source is for IPv4 only",
+    ),
+    "a header of IPv6": ({"family": "ip6", "protocol": 44}, "protocol is for IPv4 only"),
 }
 
 
@@ -81,7 +96,7 @@ NEVER: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_cannot_be_is_refused_before_anything_is_sent(case: str) -> None:
     options, text = WRONG[case]
     with pytest.raises(ArgumentError, match=text):
-        rules.queue(**options)
+        rules.queue(**{"hook": "output", **options})
 
 
 @pytest.mark.parametrize("case", NEVER)
@@ -90,7 +105,7 @@ def test_what_could_never_match_is_refused(case: str) -> None:
     options, text = NEVER[case]
     for make in (rules.queue, rules.log):
         with pytest.raises(ArgumentError, match=text):
-            make(1, **options)
+            make(1, **{"hook": "output", **options})
 
 
 def test_what_is_nearly_never_is_allowed() -> None:
@@ -98,11 +113,13 @@ def test_what_is_nearly_never_is_allowed() -> None:
     rules.queue(1, hook="output", family="bridge", state="new", priority=-300, uid=0)
     rules.queue(1, hook="input", state="new", priority=-300)
     rules.queue(1, hook="prerouting", state="new", priority=-199)
-    rules.queue(1, mark=7, not_mark=8)
-    rules.queue(1, family="ip6", protocol=51)
-    rules.queue(1, family="ip6", protocol=1)
-    rules.queue(1, protocol=44)
+    rules.queue(1, hook="output", mark=7, not_mark=8)
+    rules.queue(1, hook="output", family="ip6", protocol=51)
+    rules.queue(1, hook="output", family="ip6", protocol=1)
+    rules.queue(1, hook="output", protocol=44)
 
+
+WHERE = [name for kind in rules.Where.__mro__ for name in getattr(kind, "__annotations__", ())]
 
 # A value of a type that it cannot be, and what the error says that it must be.
 TYPES: dict[str, tuple[Any, str]] = {
@@ -117,30 +134,39 @@ TYPES: dict[str, tuple[Any, str]] = {
     "family": (2, "one of 'inet', .*, not int"),
     "priority": ("0", "an integer, not str"),
     "netns": (1.5, "a name in /run/netns, a path, an open file or a file descriptor, not float"),
-    "protocol": (["tcp", "udp"], "a number or one of 'icmp', 'tcp', .*, not list"),
-    "source": (["192.0.2.1", "192.0.2.2"], "an address or a network, .*, not list"),
+    "protocol": (1.5, "a number or one of 'icmp', 'tcp', .*, or a list of such, not float"),
+    "source": ([3.5], "an address or a network, .*, or a list of such, not float"),
     "destination": (0xC0000201, "an address or a network, .*, not int"),
-    "source_port": ((80, 443), "a port, a range of ports, or text like '1024-2047' .*, not tuple"),
-    "destination_port": ([80, 443], "a port, a range of ports, or text like '1024-2047' .*, not list"),
-    "in_interface": (["eth0"], "the name of an interface, not list"),
-    "out_interface": (3, "the name of an interface, not int"),
-    "mark": ("0x7", "an integer, not str"),
-    "not_mark": ([7], "an integer, not list"),
-    "state": (8, "one of 'invalid', .*, or several of them, not int"),
-    "uid": ([0], "the number of a user, or the name, not list"),
+    "source_port": ([80, None], "a port, a range of them, text like '1024-2047', or a list of such, not NoneType"),
+    "destination_port": (80.0, "a port, a range of them, text like '1024-2047', or a list of such, not float"),
+    "tcp_flags": (2, "text like 'syn,!ack', not int"),
+    "icmp_type": (b"echo-request", "a number or one of 'echo-request', .*, or a list of such, not bytes"),
+    "in_interface": ([b"eth0"], "the name of an interface, or a list of such, not bytes"),
+    "out_interface": (3, "the name of an interface, or a list of such, not int"),
+    "length": (1.5, "a number of bytes, a range of them, text like '1024-2047', or a list of such, not float"),
+    "mark": ("0x7", "an integer, a pair of value and mask, or a list of such, not str"),
+    "connection_mark": ({"7": 1}, "an integer, a pair of value and mask, or a list of such, not str"),
+    "state": (8, "one of 'invalid', .*, or a list of such, not int"),
+    "uid": ([0.5], "the number of a user, or the name, a range of them, .*, or a list of such, not float"),
+    "gid": (b"root", "the number of a group, or the name, a range of them, .*, or a list of such, not bytes"),
+    "source_type": (2, "one of 'unicast', .*, not int"),
+    "destination_type": (2, "one of 'unicast', .*, not int"),
+    "cgroup": (7, "a systemd unit .*, or a list of such, not int"),
+    "limit": (1.5, "a number of packets a second, or text like '10/second burst 20', not float"),
 }
 
 
 def test_all_arguments_are_in_the_table_of_types() -> None:
     taken = {name for make in (rules.queue, rules.log) for name in inspect.signature(make).parameters} - {"where"}
-    assert taken | set(rules.Where.__annotations__) == set(TYPES)
+    assert taken | {name.removeprefix("not_") for name in WHERE} == set(TYPES)
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", [*TYPES, *(name for name in WHERE if name.startswith("not_"))])
 def test_wrong_types_are_named_with_what_is_right(name: str) -> None:
-    value, text = TYPES[name]
-    hook = "input" if name == "in_interface" else "output"
-    options: dict[str, Any] = {"hook": hook, **({"protocol": "tcp"} if "port" in name else {}), name: value}
+    value, text = TYPES[name.removeprefix("not_")]
+    hook = "input" if "in_interface" in name else "output"
+    protocol = {"icmp_type": "icmp"}.get(name.removeprefix("not_"), "tcp")
+    options: dict[str, Any] = {"hook": hook, **({"protocol": protocol} if name != "protocol" else {}), name: value}
     if name in ("group", "prefix", "snaplen", "threshold"):
         make: Any = rules.log
         options = {"group": 1, **options}
@@ -150,7 +176,7 @@ def test_wrong_types_are_named_with_what_is_right(name: str) -> None:
     with pytest.raises(ArgumentError, match=f" must be {text}$") as caught:
         make(**options)
     assert isinstance(caught.value, TypeError)
-    assert name.replace("num", "queue number").replace("group", "log group") in str(caught.value)
+    assert {"num": "queue number", "group": "log group"}.get(name, name) in str(caught.value)
 
 
 FLAGS: dict[str, Callable[[Any], object]] = {
@@ -162,7 +188,7 @@ FLAGS: dict[str, Callable[[Any], object]] = {
         name: lambda value, name=name: Log(1, **{name: value})  # type: ignore[misc]
         for name in ("sequence", "global_sequence", "conntrack")
     },
-    "bypass": lambda value: rules.queue(1, bypass=value),
+    "bypass": lambda value: rules.queue(1, hook="output", bypass=value),
     "realtime": lambda value: nfnet.replay(os.devnull, realtime=value).close(),
 }
 
@@ -204,16 +230,16 @@ def test_log_rules_are_checked_too() -> None:
         with pytest.raises(ArgumentError, match=text):
             rules.log(**options)
     with pytest.raises(TypeError):
-        rules.log(1, colour="red")  # type: ignore[call-arg]
+        rules.log(1, hook="output", colour="red")  # type: ignore[call-arg]
 
 
 DESCRIBED: dict[str, tuple[rules.Rule, str, list[str]]] = {
     "simple": (
-        rules.queue(1, protocol="udp", destination_port=53),
-        "udp dport 53 meta mark != 0x10000000 queue num 1 bypass",
+        rules.queue(1, hook="output", protocol="udp", destination_port=53),
+        "udp dport 53 queue num 1 bypass",
         [
-            "iptables -A OUTPUT -p udp --dport 53 -m mark ! --mark 0x10000000 -j NFQUEUE --queue-num 1 --queue-bypass",
-            "ip6tables -A OUTPUT -p udp --dport 53 -m mark ! --mark 0x10000000 -j NFQUEUE --queue-num 1 --queue-bypass",
+            "iptables -A OUTPUT -p udp --dport 53 -j NFQUEUE --queue-num 1 --queue-bypass",
+            "ip6tables -A OUTPUT -p udp --dport 53 -j NFQUEUE --queue-num 1 --queue-bypass",
         ],
     ),
     "everything": (
@@ -242,16 +268,16 @@ DESCRIBED: dict[str, tuple[rules.Rule, str, list[str]]] = {
     ),
     "owner": (
         rules.queue(1, bypass=False, hook="postrouting", priority=-150, uid=0, not_mark=1, protocol=47),
-        "meta l4proto 47 meta mark != 0x1 meta skuid 0 meta mark != 0x10000000 queue num 1",
+        "meta l4proto 47 meta mark != 0x1 meta skuid 0 queue num 1",
         [
             f"{program} -t mangle -A POSTROUTING -p 47 -m mark ! --mark 0x1 -m owner --uid-owner 0"
-            " -m mark ! --mark 0x10000000 -j NFQUEUE --queue-num 1"
+            " -j NFQUEUE --queue-num 1"
             for program in ("iptables", "ip6tables")
         ],
     ),
     "flow": (
-        rules.queue(range(2, 4), balance="flow"),
-        "meta mark != 0x10000000 queue flags bypass to symhash mod 2 offset 2",
+        rules.queue(range(2, 4), hook="output", balance="flow"),
+        "queue flags bypass to symhash mod 2 offset 2",
         ["# iptables has no words for balance='flow'"],
     ),
     "log": (
@@ -274,8 +300,8 @@ DESCRIBED: dict[str, tuple[rules.Rule, str, list[str]]] = {
     ),
     "icmp": (
         rules.queue(1, hook="input", protocol="icmp"),
-        "meta nfproto ipv4 meta l4proto icmp meta mark != 0x10000000 queue num 1 bypass",
-        ["iptables -A INPUT -p icmp -m mark ! --mark 0x10000000 -j NFQUEUE --queue-num 1 --queue-bypass"],
+        "meta nfproto ipv4 meta l4proto icmp queue num 1 bypass",
+        ["iptables -A INPUT -p icmp -j NFQUEUE --queue-num 1 --queue-bypass"],
     ),
     "priority": (
         rules.log(5, hook="prerouting"),
@@ -302,7 +328,7 @@ def test_description(case: str) -> None:
 
 
 def test_representation() -> None:
-    rule = rules.queue(range(1, 3))
+    rule = rules.queue(range(1, 3), hook="output")
     assert repr(rule) == "<Rule queueing packets to queues 1 to 2: not installed>"
     rules.remove(rule)
 
@@ -314,17 +340,19 @@ def test_unknown_option() -> None:
 
 
 def test_unknown_keywords_are_named() -> None:
-    with pytest.raises(TypeError, match="a rule knows no 'dport'; there are destination, destination_port"):
-        rules.queue(1, dport=53)  # type: ignore[call-arg]
+    with pytest.raises(
+        TypeError, match="a rule knows no 'dport'; there are cgroup, connection_mark, destination, destination_port"
+    ):
+        rules.queue(1, hook="output", dport=53)  # type: ignore[call-arg]
 
 
 def test_a_range_that_ends_before_it_begins() -> None:
     with pytest.raises(ArgumentError, match="'53-20', which ends before it begins"):
-        rules.queue(1, protocol="udp", destination_port="53-20")
+        rules.queue(1, hook="output", protocol="udp", destination_port="53-20")
 
 
 def test_prefixes_are_quoted_for_the_shell() -> None:
-    text = rules.describe(rules.log(5, prefix="`id` it's"))
+    text = rules.describe(rules.log(5, hook="output", prefix="`id` it's"))
     rules_alone = [line for line in text.splitlines() if "log" in line.lower()]
     assert len(rules_alone) == 3
     for line in rules_alone:

@@ -46,6 +46,7 @@ class _Bytes(NamedTuple):
     """Where a message came from that was read from bytes."""
 
     interface_name: Callable[[int], str | None]
+    connections: None = None
 
     def inject(self, packet: bytes, interface: int | None = None) -> None:
         raise ClosedError("the packet was read from bytes: there is no queue to answer from")

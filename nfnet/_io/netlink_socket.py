@@ -282,6 +282,25 @@ class NetlinkSocket(Transport, at_fork.AtFork):
                 poll.register(self.fileno(), select.POLLIN)
                 poll.poll(left * 1000)
 
+    def dump(self, request: bytes, operation: str) -> Iterator[bytes]:
+        self.send(request)
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        while True:
+            datagrams: list[bytes] = []
+            self.receive(datagrams, 16)
+            for datagram in datagrams:
+                for _, message in netlink.split_messages(datagram):
+                    kind = netlink.read_length_and_type(message)[1]
+                    if kind == netlink.NLMSG_DONE:
+                        return
+                    if kind == netlink.NLMSG_ERROR:
+                        answer = netlink.parse_answer(message)
+                        raise kernel_error(operation, answer.errno, message=answer.message)
+                    yield message
+            if not datagrams and not poll.poll(_ACK_TIMEOUT * 1000):
+                raise AckTimeoutError(operation, errno.ETIMEDOUT)
+
     def _socket_receive(self, into: list[bytes]) -> None:
         try:
             into.append(self._socket.recv(self._datagram, socket.MSG_DONTWAIT))
@@ -313,6 +332,9 @@ class NetlinkSocket(Transport, at_fork.AtFork):
 
     def interface_name(self, index: int) -> str | None:
         return self._names.get(index)
+
+    def beside(self) -> NetlinkSocket:
+        return netns.call_beside(self._socket, NetlinkSocket)
 
     def inject(self, packet: bytes, interface: int | None = None) -> None:
         self._check_open()

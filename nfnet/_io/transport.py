@@ -6,9 +6,11 @@ import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Protocol
 
 from ..errors import NfnetError, NotSupportedError
 from ..protocol import netlink
+from ..protocol.markbits import MarkBits, Support
 
 _NOOP = netlink.build_message(netlink.NLMSG_NOOP, netlink.Flag.REQUEST | netlink.Flag.ACK, 0, b"")
 
@@ -29,6 +31,22 @@ class Recorded(bytes):
         self = super().__new__(cls, data)
         self.time_ns = time_ns
         return self
+
+
+class Connections(Protocol):
+    """Knows where there are rules that carry out verdicts on whole connections."""
+
+    given: MarkBits | None
+    """The bits that these use, if they need not be looked for."""
+
+    def remember(self, packet: bytes, mark: int) -> None:
+        """Have the kernel know the connection of a packet that will not get through, by this mark of the connection."""
+
+    def distrust(self) -> None:
+        """What is known of them was found to be wrong."""
+
+    def support(self, family: int, hook: int) -> Support | None:
+        """What they carry out for packets of a family, at a hook of it; None if there are none."""
 
 
 class Transport(ABC):
@@ -53,6 +71,12 @@ class Transport(ABC):
 
     recordable: bool = False
     """Whether it tells ``tap`` of every datagram."""
+
+    simulated: bool = False
+    """Whether a recording or a double is behind it, and no kernel: verdicts on connections need no rules there."""
+
+    connections: Connections | None = None
+    """Set by a queue."""
 
     tap: Tap | None = None
     """Set by a recorder, for a `recordable` transport."""
@@ -135,6 +159,21 @@ class Transport(ABC):
         """
         hint = f"A {type(self).__name__} has no network to send to"
         raise NotSupportedError("injecting a packet", errno.EOPNOTSUPP, hint=hint)
+
+    def beside(self) -> Transport:
+        """A new socket in the same network namespace, for requests about other things.
+
+        Raises the `KernelError` that fits; and NotSupportedError if the transport has no socket.
+        """
+        hint = f"A {type(self).__name__} has no socket"
+        raise NotSupportedError("opening a netlink socket", errno.EOPNOTSUPP, hint=hint)
+
+    def dump(self, request: bytes, operation: str) -> Iterator[bytes]:
+        """Send a request for a dump, and give its messages; for a transport that has nothing else to receive.
+
+        Raises KernelError, AckTimeoutError.
+        """
+        raise NotSupportedError(operation, errno.EOPNOTSUPP)
 
     @abstractmethod
     def fileno(self) -> int:

@@ -20,6 +20,7 @@ from .._io.poller import Poller
 from .._io.transport import Recorded, Transport
 from ..errors import CaptureError, ClosedError, DecodeError
 from ..protocol import layout, netlink, nfnetlink, nfqnl
+from ..protocol.markbits import REST, Fate, MarkBits
 from ..protocol.nfqnl import NFQA, QUEUE_BYPASS, Command, Verdict
 from . import _records
 from ._pcap import Record, scan
@@ -33,6 +34,8 @@ class GivenVerdict(NamedTuple):
 
     ``mark`` and ``payload`` are the new ones, None where unchanged. ``num`` is the number of the queue that it was
     handed to, None if ``verdict`` is not QUEUE, and ``bypass`` whether it was to go on if nobody listens there.
+    ``connection`` says whether the kernel was left with the rest of the connection, and ``rejected`` whether it was to
+    tell the sender that it dropped the packet.
     """
 
     verdict: Verdict
@@ -40,12 +43,18 @@ class GivenVerdict(NamedTuple):
     payload: bytes | None = None
     num: int | None = None
     bypass: bool = False
+    connection: bool = False
+    rejected: bool = False
 
     @classmethod
-    def from_word(cls, word: int, changes: dict[int, Any]) -> GivenVerdict:
-        """From the verdict word and the attributes of a verdict message."""
+    def from_word(cls, word: int, changes: dict[int, Any], bits: MarkBits | None = None) -> GivenVerdict:
+        """From the verdict word and the attributes of a verdict message; ``bits`` of a mark say what rules shall do."""
         verdict = Verdict(word & 0xFF)
         mark, payload = changes.get(NFQA.MARK), changes.get(NFQA.PAYLOAD)
+        if verdict == Verdict.REPEAT and mark and bits and (fate := bits.fate(mark)) is not None:
+            verdict = Verdict.ACCEPT if fate == Fate.ACCEPT else Verdict.DROP
+            rejected = fate in (Fate.REJECT_PACKET, Fate.REJECT)
+            return cls(verdict, mark & ~bits.mask or None, payload, connection=bool(fate & REST), rejected=rejected)
         if verdict != Verdict.QUEUE:
             return cls(verdict, mark, payload)
         return cls(verdict, mark, payload, word >> 16, bool(word & QUEUE_BYPASS))
@@ -96,6 +105,7 @@ class Replay(Transport, at_fork.AtFork):
     """How many records of other link types were skipped so far, by link type (``LINKTYPE_*``)."""
 
     recordable = True
+    simulated = True
 
     def __init__(self, path: str | os.PathLike[str], *, realtime: bool = False, keep_verdicts: bool = True) -> None:
         self.verdicts, self.recorded, self.skipped = {}, {}, {}
@@ -359,6 +369,7 @@ class Replay(Transport, at_fork.AtFork):
         self._empty = False
 
     def _collect(self, datagram: bytes, verdicts: dict[int, GivenVerdict], waiting: dict[int, None]) -> None:
+        bits = None if self.connections is None else self.connections.given
         for _, message in netlink.split_messages(datagram):
             kind = netlink.read_length_and_type(message)[1]
             if kind not in _records.VERDICTS:
@@ -367,7 +378,7 @@ class Replay(Transport, at_fork.AtFork):
             header = values.get(NFQA.VERDICT_HDR)
             if header is None or header.verdict & 0xFF not in nfqnl.VERDICTS:  # the kernel refused it
                 continue
-            given = GivenVerdict.from_word(header.verdict, values)
+            given = GivenVerdict.from_word(header.verdict, values, bits)
             if kind == nfqnl.MSG_VERDICT:
                 covered = [header.packet_id] if header.packet_id in waiting else []
             else:

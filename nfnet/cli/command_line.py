@@ -67,7 +67,7 @@ _WORDS: dict[str, Callable[[str], Any]] = {
     "hook": str,
     "family": str,
     "priority": whole_number(-0x80000000),
-    **{name: criterion.word for name, criterion in CRITERIA.items()},
+    **{negation + name: criterion.parse for name, criterion in CRITERIA.items() for negation in ("", "not_")},
 }
 _WORDS_OF_ONE: dict[Callable[..., rules.Rule], dict[str, Callable[[str], Any]]] = {
     rules.queue: {"bypass": _yes_or_no, "balance": str},

@@ -58,6 +58,9 @@ class BorrowedTransport(Transport, at_fork.AtFork):
     def interface_name(self, index: int) -> str | None:
         return self._lender.interface_name(index)
 
+    def beside(self) -> Transport:
+        return self._lender.beside()
+
     def inject(self, packet: bytes, interface: int | None = None) -> None:
         self._lender.inject(packet, interface)
 

@@ -7,6 +7,7 @@ client 10.81.1.1 fd81:1::1 -- router 10.81.1.2 fd81:1::2
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import gzip
 import os
@@ -17,11 +18,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
-from unittest.mock import Mock
 
 import pytest
 
 from nfnet import KernelError, Log, NotSupportedError, Packet, Queue, netns, rules
+from nfnet.rules._actions import QueueAction
 
 from . import matrix
 
@@ -131,8 +132,10 @@ def lacking(what: rules.Rule | Queue | Log) -> NotSupportedError | None:
 
 def only(way: str, rule: rules.Rule) -> rules.Rule:
     """A rule with nft's own expression alone, or with the target of iptables alone."""
-    native, target = rule._action.choices()
-    rule._action = Mock(wraps=rule._action, choices=lambda: [native if way == "nft" else target])
+    native, target = rule.action.choices(rule.family)
+    kind = type("Only", (QueueAction,), {"choices": lambda self, family: [native if way == "nft" else target]})
+    assert isinstance(rule.action, QueueAction)
+    rule.action = kind(*dataclasses.astuple(rule.action))
     return rule
 
 

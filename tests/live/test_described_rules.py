@@ -438,7 +438,7 @@ def test_prefixes_that_iptables_cuts(place: Place, length: int) -> None:
 
 @pytest.mark.parametrize("prefix", ['"', "$x", "a$"])
 def test_prefixes_that_nft_cannot_be_told(place: Place, prefix: str) -> None:
-    assert rules.log(5, prefix=prefix).describe().startswith("# nft has no words for a prefix with ")
+    assert rules.log(5, hook="output", prefix=prefix).describe().startswith("# nft has no words for a prefix with ")
     rule = f'add table inet t; add chain inet t c; add rule inet t c log prefix "{prefix}" group 5'
     assert place.run("nft", "--check", rule).status != 0
 

@@ -248,7 +248,7 @@ def test_a_large_buffer_comes_whole(net: Net) -> None:
 def test_a_large_packet_comes_whole(net: Net) -> None:
     here = net.hosts["client"]
     data = os.urandom(60000)
-    with Log(5, netns=here, threshold=1) as log, rules.log(5, protocol="udp", netns=here):
+    with Log(5, netns=here, threshold=1) as log, rules.log(5, hook="output", protocol="udp", netns=here):
         sock = net.open_socket("client")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
         sock.sendto(data, ("127.0.0.1", PORT))
@@ -373,7 +373,7 @@ def test_the_rule_says_what_was_asked(net: Net) -> None:
             nft.close()
 
     here = net.hosts["client"]
-    with rules.log(300, prefix="größe: ", snaplen=77, threshold=9, netns=here):
+    with rules.log(300, hook="output", prefix="größe: ", snaplen=77, threshold=9, netns=here):
         data = net.at("client", read)
         # pyroute2 reads 16 bits as if they were 32, whatever is behind them: look at the bytes.
         values = {name: data.get_attr(name) for name in ("NFTA_LOG_PREFIX", "NFTA_LOG_SNAPLEN")}
@@ -421,7 +421,7 @@ def test_stats_of_a_log_and_of_all(net: Net) -> None:
 
 def test_stats_of_a_queue_and_of_all(net: Net) -> None:
     here = net.hosts["client"]
-    with nfnet.Queue(3, netns=here) as queue, rules.queue(3, protocol="udp", netns=here):
+    with nfnet.Queue(3, netns=here) as queue, rules.queue(3, hook="output", protocol="udp", netns=here):
         sock = net.open_socket("client")
         for _ in range(4):
             sock.sendto(b"x", (ADDRESS["server", V4], PORT))

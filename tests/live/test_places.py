@@ -71,7 +71,7 @@ class Counters:
 
 def is_refused(**options: Any) -> bool:
     try:
-        rules.log(1, **options)
+        rules.log(1, **{"hook": "output", **options})
     except ArgumentError:
         return True
     return False

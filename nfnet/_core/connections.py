@@ -1,0 +1,123 @@
+"""What a queue knows of the rules that carry out verdicts on whole connections, and how it takes those back."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import TypeVar
+
+from .. import inet
+from .._io.transport import Transport
+from ..inet import Flow, TcpFlag
+from ..protocol import conntrack, ctnetlink
+from ..protocol.conntrack import Endpoints
+from ..protocol.markbits import ALL_FATES, DEFAULT_BITS, REST, MarkBits, Support
+from ..protocol.nfnetlink import BODY
+from ..rules._finding import find
+
+_LOOK_AGAIN = 1.0  # seconds after a look that found no rules
+_MOST_AT_ONCE = 1024  # requests in a datagram
+_OPENING_TIMEOUT, _UDP_TIMEOUT = 120, 30  # seconds, the kernel's own for connections without an answer
+_FORGETTING = "forgetting connections"
+
+T = TypeVar("T")
+
+
+class Connections:
+    """Of one binding of a queue.
+
+    given: the bits that rules use which need not be looked for.
+
+    The rules are looked for in nf_tables when a verdict first needs them. What was found is remembered; what was not is
+    looked for again, at most once a second, and so is everything after `distrust`.
+    """
+
+    def __init__(self, number: int, transport: Transport, given: MarkBits | None) -> None:
+        self._number = number
+        self._transport = transport
+        self.given: MarkBits | None = given
+        if given is None and transport.simulated:
+            self.given = MarkBits(DEFAULT_BITS)
+        self._found: dict[tuple[int, int], Support | None] = {}
+        self._looked: float | None = None
+
+    def support(self, family: int, hook: int) -> Support | None:
+        if self.given is not None:
+            return Support(self.given, ALL_FATES)
+        found = self._found.get((family, hook))
+        if found is None and (self._looked is None or monotonic() - self._looked >= _LOOK_AGAIN):
+            self._look()
+            found = self._found.get((family, hook))
+        return found
+
+    def distrust(self) -> None:
+        """What was found is not so: look again."""
+        self._found, self._looked = {}, None
+
+    def _look(self) -> None:
+        self._found = self._beside(lambda sock: find(sock, self._number))
+        self._looked = monotonic()
+
+    def _beside(self, function: Callable[[Transport], T]) -> T:
+        sock = self._transport.beside()
+        try:
+            return function(sock)
+        finally:
+            sock.close()
+
+    def remember(self, packet: bytes, mark: int) -> None:
+        """Have the kernel know the connection of a packet that will not get through, if it may be the first one.
+
+        Else its entry would vanish with the packet, and what is to become of the rest would not be remembered. The
+        kernel refuses that if it knows the connection already, which is left to whoever reads its answers.
+
+        Raises KernelError if it cannot be sent.
+        """
+        flow, tcp = inet.flow(packet), inet.tcp(packet)
+        begins = tcp is not None and tcp.flags & (TcpFlag.SYN | TcpFlag.ACK) == TcpFlag.SYN
+        if flow is None or flow.source_port is None or self._transport.simulated:
+            return
+        if begins or flow.protocol == socket.IPPROTO_UDP:
+            timeout = _OPENING_TIMEOUT if begins else _UDP_TIMEOUT
+            there = Endpoints(flow.source, flow.destination, flow.protocol, flow.source_port, flow.destination_port)
+            self._transport.send(ctnetlink.create(there, mark, timeout))
+
+    # --- taking verdicts back
+
+    def forget(self, flow: Flow | None = None) -> int:
+        """Bring the connection of a flow, or all, back to the queue; how many there were. Raises KernelError."""
+        if self._transport.simulated:
+            return 0
+        return self._beside(lambda sock: sum(self._forget(sock, bits, flow) for bits in self._bits()))
+
+    def _bits(self) -> set[MarkBits]:
+        """All that the rules of this queue use."""
+        if self.given is not None:
+            return {self.given}
+        self._look()
+        return {support.bits for support in self._found.values() if support is not None}
+
+    def _forget(self, sock: Transport, bits: MarkBits, flow: Flow | None) -> int:
+        rest = bits.spread(REST)
+        entries = [
+            entry
+            for entry in sock.dump(ctnetlink.dump_marked(rest, rest), _FORGETTING)
+            if flow is None or flow in _flows(entry)
+        ]
+        for start in range(0, len(entries), _MOST_AT_ONCE):
+            some = entries[start : start + _MOST_AT_ONCE]
+            sock.send(b"".join(ctnetlink.set_mark(entry, 0, bits.mask) for entry in some))
+        return len(entries)
+
+
+def _flows(entry: bytes) -> Iterator[Flow]:
+    """What packets of a connection look like, both directions, before and after their addresses were translated."""
+    values = conntrack.parse(entry[BODY:], BODY)
+    if values.original is None or values.reply is None:
+        return
+    for there, back in ((values.original, values.reply), (values.reply, values.original)):
+        for destination, port in ((there.destination, there.destination_port), (back.source, back.source_port)):
+            for source, source_port in ((there.source, there.source_port), (back.destination, back.destination_port)):
+                if source is not None and destination is not None and there.protocol is not None:
+                    yield Flow(there.protocol, source, source_port, destination, port)
