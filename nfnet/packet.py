@@ -134,7 +134,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             or l2header is not None
             or ct_mark is not None
             or ct_labels is not None
-            or connection
+            or connection is not False
         ):
             fate = Fate.ACCEPT if check_flag("connection", connection) else None
             self._change(Verdict.ACCEPT, mark, payload, priority, vlan, l2header, ct_mark, ct_labels, fate)
@@ -153,7 +153,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         """
         if self._decision is not None:
             self._refuse()
-        if connection:
+        if connection is not False:
             check_flag("connection", connection)
             self._change(Verdict.DROP, None, None, None, fate=Fate.DROP)
             return

@@ -65,6 +65,7 @@ class WorkerOptions(TypedDict, total=False):
     on_overrun: Literal["count", "raise", "ignore"]
     undecided: Literal["pending", "accept", "drop"]
     on_error: Literal["raise", "accept", "drop"]
+    bits: int | None
     netns: Netns | None
 
 

@@ -19,6 +19,7 @@ import contextlib
 import gc
 import io
 import ipaddress
+import itertools
 import json
 import logging
 import os
@@ -47,9 +48,7 @@ from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl
 from nfnet.protocol.nfnetlink import BODY, Attribute, Table
 from nfnet.protocol.nfqnl import NFQA, NFQA_TABLE
 from nfnet.protocol.nfulnl import NFULA, NFULA_TABLE
-from nfnet.rules import _installed
-from nfnet.rules import _nftables as nftables
-from nfnet.rules._actions import queues_of
+from nfnet.rules import _actions, _installed, _nftables
 from nfnet.testing import FakeKernel, FedQueue, packet_message, tcp, udp
 
 from .swap import turn
@@ -300,10 +299,9 @@ class _Socket:
 
 
 def read_dump(data: bytes, look: bool) -> None:
-    for _, name, _ in nftables.tables(_Socket(data)):  # type: ignore[arg-type]
-        _installed._left(2, name, None)
-    for name, values in nftables.expressions(_Socket(data)):  # type: ignore[arg-type]
-        queues_of(name, values)
+    _installed.listed(_Socket(data))  # type: ignore[arg-type]
+    for name, values in _nftables.expressions(_Socket(data)):  # type: ignore[arg-type]
+        _actions.queues_of(name, values)
 
 
 class _Requests(Transport):
@@ -706,9 +704,15 @@ def parse_words(data: bytes, look: bool) -> None:
             continue
         made = rule(7, **found)
         assert made.describe().isascii() or all(map(str.isprintable, made.describe().splitlines()))
-        made._messages(0, [*made._match.expressions(made._family), *made._action.choices()[0]])
+        encode_rule(made)
         return
     raise nfnet.NfnetError(failed)
+
+
+def encode_rule(rule: rules.Rule) -> None:
+    """All that would be sent to install it."""
+    for step in rule.kernel_rules():
+        _nftables.rule(1, "t", "c", [*step.match, *step.choices[0]], b"", itertools.count(1))
 
 
 ODD: tuple[Any, ...] = (
@@ -738,7 +742,7 @@ def make_rule(make: Callable[..., rules.Rule]) -> Callable[..., None]:
     def run(**options: Any) -> None:
         rule = make(options.pop("number", 1), **options)
         assert rule.describe()
-        rule._messages(0, [*rule._match.expressions(rule._family), *rule._action.choices()[0]])
+        encode_rule(rule)
 
     return run
 

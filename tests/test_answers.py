@@ -493,14 +493,6 @@ def test_bytes_are_asked_for(nfnet_queue: FedQueue) -> None:
     assert nfnet_queue.injected == []
 
 
-def test_a_connection_cannot_be_rejected_yet(nfnet_queue: FedQueue) -> None:
-    nfnet_queue.feed(tcp(b""))
-    with pytest.raises(NotSupportedError):
-        nfnet_queue.run(lambda packet: packet.reject(connection=True))
-    nfnet_queue.queue.pending[0].reject(connection=False)
-    assert len(nfnet_queue.injected) == 1
-
-
 def test_the_rest_of_a_cut_packet_need_not_be_there(nfnet_queue: FedQueue) -> None:
     whole = tcp(b"x" * 1000, seq=10, ack=20)
     nfnet_queue.feed(whole[:40], CAP_LEN=len(whole))

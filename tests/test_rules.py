@@ -127,6 +127,9 @@ TYPES: dict[str, tuple[Any, str]] = {
     "group": (None, "an integer, not NoneType"),
     "bypass": ("no", "True or False, not str"),
     "balance": (5, "one of 'addresses', 'cpu', 'flow', not int"),
+    "remember": (1, "True or False, not int"),
+    "first": ("3", "an integer, not str"),
+    "bits": ("0x7", "an integer, not str"),
     "prefix": (b"web", "text, not bytes"),
     "snaplen": ("60", "an integer, not str"),
     "threshold": (1.5, "an integer, not float"),
@@ -172,7 +175,7 @@ def test_wrong_types_are_named_with_what_is_right(name: str) -> None:
         options = {"group": 1, **options}
     else:
         make = rules.queue
-        options = {"num": 1, **options}
+        options = {"num": 1, "remember": True, **options}
     with pytest.raises(ArgumentError, match=f" must be {text}$") as caught:
         make(**options)
     assert isinstance(caught.value, TypeError)
@@ -236,10 +239,10 @@ def test_log_rules_are_checked_too() -> None:
 DESCRIBED: dict[str, tuple[rules.Rule, str, list[str]]] = {
     "simple": (
         rules.queue(1, hook="output", protocol="udp", destination_port=53),
-        "udp dport 53 queue num 1 bypass",
+        "udp dport 53 meta mark != 0x10000000 counter queue num 1 bypass",
         [
-            "iptables -A OUTPUT -p udp --dport 53 -j NFQUEUE --queue-num 1 --queue-bypass",
-            "ip6tables -A OUTPUT -p udp --dport 53 -j NFQUEUE --queue-num 1 --queue-bypass",
+            "iptables -A OUTPUT -p udp --dport 53 -m mark ! --mark 0x10000000 -j NFQUEUE --queue-num 1 --queue-bypass",
+            "ip6tables -A OUTPUT -p udp --dport 53 -m mark ! --mark 0x10000000 -j NFQUEUE --queue-num 1 --queue-bypass",
         ],
     ),
     "everything": (
@@ -259,7 +262,7 @@ DESCRIBED: dict[str, tuple[rules.Rule, str, list[str]]] = {
         ),
         "ip saddr 192.0.2.0/24 ip daddr 198.51.100.7 tcp sport 1024-65535 tcp dport 80-81"
         ' iifname "lan*" oifname "wan0"'
-        " meta mark 0x7 ct state related,new queue num 2-5 bypass,fanout",
+        " meta mark 0x7 ct state related,new counter queue num 2-5 bypass,fanout",
         [
             "iptables -A FORWARD -p tcp -s 192.0.2.0/24 -d 198.51.100.7 --sport 1024:65535 --dport 80:81"
             " -i lan+ -o wan0 -m mark --mark 0x7 -m conntrack --ctstate RELATED,NEW"
@@ -268,21 +271,21 @@ DESCRIBED: dict[str, tuple[rules.Rule, str, list[str]]] = {
     ),
     "owner": (
         rules.queue(1, bypass=False, hook="postrouting", priority=-150, uid=0, not_mark=1, protocol=47),
-        "meta l4proto 47 meta mark != 0x1 meta skuid 0 queue num 1",
+        "meta l4proto 47 meta mark != 0x1 meta skuid 0 meta mark != 0x10000000 counter queue num 1",
         [
             f"{program} -t mangle -A POSTROUTING -p 47 -m mark ! --mark 0x1 -m owner --uid-owner 0"
-            " -j NFQUEUE --queue-num 1"
+            " -m mark ! --mark 0x10000000 -j NFQUEUE --queue-num 1"
             for program in ("iptables", "ip6tables")
         ],
     ),
     "flow": (
         rules.queue(range(2, 4), hook="output", balance="flow"),
-        "queue flags bypass to symhash mod 2 offset 2",
+        "meta mark != 0x10000000 counter queue flags bypass to symhash mod 2 offset 2",
         ["# iptables has no words for balance='flow'"],
     ),
     "log": (
         rules.log(5, prefix="web: ", snaplen=60, threshold=20, hook="input", family="ip6", protocol="icmpv6"),
-        'meta l4proto ipv6-icmp log prefix "web: " group 5 snaplen 60 queue-threshold 20',
+        'meta l4proto ipv6-icmp counter log prefix "web: " group 5 snaplen 60 queue-threshold 20',
         [
             "ip6tables -A INPUT -p icmpv6 -j NFLOG --nflog-group 5"
             " --nflog-prefix 'web: ' --nflog-size 60 --nflog-threshold 20"
@@ -290,27 +293,27 @@ DESCRIBED: dict[str, tuple[rules.Rule, str, list[str]]] = {
     ),
     "ingress": (
         rules.log(5, hook="ingress", family="netdev", in_interface="lo"),
-        'iifname "lo" log group 5',
+        'iifname "lo" counter log group 5',
         ["# iptables has no words for the family netdev"],
     ),
     "bridge": (
         rules.queue(1, hook="forward", family="bridge", protocol="icmp"),
-        "meta protocol ip meta l4proto icmp queue num 1 bypass",
+        "meta protocol ip meta l4proto icmp counter queue num 1 bypass",
         ["# iptables has no words for the family bridge"],
     ),
     "icmp": (
         rules.queue(1, hook="input", protocol="icmp"),
-        "meta nfproto ipv4 meta l4proto icmp queue num 1 bypass",
-        ["iptables -A INPUT -p icmp -j NFQUEUE --queue-num 1 --queue-bypass"],
+        "meta nfproto ipv4 meta l4proto icmp meta mark != 0x10000000 counter queue num 1 bypass",
+        ["iptables -A INPUT -p icmp -m mark ! --mark 0x10000000 -j NFQUEUE --queue-num 1 --queue-bypass"],
     ),
     "priority": (
         rules.log(5, hook="prerouting"),
-        "log group 5",
+        "counter log group 5",
         ["# iptables has no words for priority 0 at prerouting; mangle is at -150; raw is at -300"],
     ),
     "names": (
         rules.log(5, hook="forward", family="ip", in_interface="x;>y'z", out_interface="a+*"),
-        """iifname "x;>y'z" oifname "a+*" log group 5""",
+        """iifname "x;>y'z" oifname "a+*" counter log group 5""",
         ["""iptables -A FORWARD -i 'x;>y'"'"'z' -o a++ -j NFLOG --nflog-group 5"""],
     ),
 }  # fmt: skip

@@ -12,7 +12,7 @@ from .._io.transport import Transport
 from ..inet import Flow, TcpFlag
 from ..protocol import conntrack, ctnetlink
 from ..protocol.conntrack import Endpoints
-from ..protocol.markbits import ALL_FATES, DEFAULT_BITS, REST, MarkBits, Support
+from ..protocol.markbits import ALL_FATES, REST, Fate, MarkBits, Support
 from ..protocol.nfnetlink import BODY
 from ..rules._finding import find
 
@@ -20,6 +20,8 @@ _LOOK_AGAIN = 1.0  # seconds after a look that found no rules
 _MOST_AT_ONCE = 1024  # requests in a datagram
 _OPENING_TIMEOUT, _UDP_TIMEOUT = 120, 30  # seconds, the kernel's own for connections without an answer
 _FORGETTING = "forgetting connections"
+# Recordings and doubles show what is injected to reject a packet.
+_SIMULATED = ALL_FATES - {Fate.REJECT_PACKET}
 
 T = TypeVar("T")
 
@@ -36,15 +38,18 @@ class Connections:
     def __init__(self, number: int, transport: Transport, given: MarkBits | None) -> None:
         self._number = number
         self._transport = transport
-        self.given: MarkBits | None = given
-        if given is None and transport.simulated:
-            self.given = MarkBits(DEFAULT_BITS)
+        self._is_simulated = given is None and transport.simulated
+        self.given: MarkBits | None = MarkBits() if self._is_simulated else given
         self._found: dict[tuple[int, int], Support | None] = {}
         self._looked: float | None = None
 
     def support(self, family: int, hook: int) -> Support | None:
+        if self._is_simulated:
+            return Support(MarkBits(), _SIMULATED)
         if self.given is not None:
             return Support(self.given, ALL_FATES)
+        if self._transport.port_id is None:
+            return None
         found = self._found.get((family, hook))
         if found is None and (self._looked is None or monotonic() - self._looked >= _LOOK_AGAIN):
             self._look()

@@ -11,6 +11,7 @@ from typing import Any
 from .. import rules
 from ..errors import ArgumentError
 from ..rules._criteria import CRITERIA
+from ..rules._values import number
 
 
 def add_options(parser: argparse.ArgumentParser, rule: Callable[..., rules.Rule]) -> None:
@@ -70,7 +71,13 @@ _WORDS: dict[str, Callable[[str], Any]] = {
     **{negation + name: criterion.parse for name, criterion in CRITERIA.items() for negation in ("", "not_")},
 }
 _WORDS_OF_ONE: dict[Callable[..., rules.Rule], dict[str, Callable[[str], Any]]] = {
-    rules.queue: {"bypass": _yes_or_no, "balance": str},
+    rules.queue: {
+        "bypass": _yes_or_no,
+        "balance": str,
+        "remember": _yes_or_no,
+        "first": whole_number(0),
+        "bits": number,
+    },
     rules.log: {"prefix": str, "snaplen": whole_number(0), "threshold": whole_number(0)},
 }
 

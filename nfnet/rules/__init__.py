@@ -6,9 +6,9 @@
 or, where no block fits, `install` and `remove`. Several rules are installed in an order: ``install(first, second)``.
 
 Rules live in tables of their own, so nothing of anybody else's is touched. The tables belong to a socket that this
-module keeps open until the rules are removed, so the kernel removes them however the process ends (since Linux 5.12; see
-`clean` for what is left before that). Mind that the kernel, when a base chain goes away, drops what waits in *every*
-queue of the network namespace: leave the block of the rule after that of the queue, as above.
+module keeps open until the rules are removed, so the kernel removes them however the process ends (since Linux 5.12;
+see `clean` for what is left before that). Mind that the kernel, when a base chain goes away, drops what waits in
+*every* queue of the network namespace: leave the block of the rule after that of the queue, as above.
 """
 
 from ._actions import Balance, Refusal

@@ -443,7 +443,8 @@ class _UnreachableAction(Action):
         )
 
     def iptables(self, version: int) -> str:
-        code, _ = _UNREACHABLE[self.error][1 if version == 4 else 2]
+        _, of_ip, of_ip6 = _UNREACHABLE[self.error]
+        code = of_ip[0] if version == 4 else of_ip6[0]
         return f"-j REJECT --reject-with {_IN_IPTABLES[version][code]}"
 
 

@@ -23,6 +23,11 @@ class Group(NamedTuple):
         """How deep it is."""
         return self.path.count("/") + 1
 
+    def below(self, root: str) -> str | None:
+        """The path from a directory on, if it is below that."""
+        path = f"{self.root}/{self.path}"
+        return path.removeprefix(f"{root}/") if path.startswith(f"{root}/") else None
+
     def number(self) -> int:
         """What the kernel knows it by. Raises ArgumentError if it has gone."""
         try:

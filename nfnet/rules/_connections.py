@@ -98,14 +98,21 @@ Part = tuple[list[Expression], str]
 DECIDED, REMEMBERED = "decided", "remembered"
 
 
+class Before(NamedTuple):
+    """What comes before a rule: DECIDED at the head of its chain, or REMEMBERED right before a rule that queues."""
+
+    part: str
+    bits: MarkBits
+
+
 def branch_name(chain: str, branch: str) -> str:
     """The name of a chain to which rules of another one jump."""
     return f"{chain}-{branch}"
 
 
-def kernel_lines(part: str, bits: MarkBits, hook: str, family: str, chain: str) -> Iterator[Line]:
-    """DECIDED: the rules at the head of the chain of that name; REMEMBERED: those in front of the one that queues."""
-    yield from (_decided if part == DECIDED else _remembered)(bits, hook, family, chain)
+def kernel_lines(what: Before, hook: str, family: str, chain: str) -> Iterator[Line]:
+    """The rules of the kernel for that, in the chain of that name."""
+    yield from (_decided if what.part == DECIDED else _remembered)(what.bits, hook, family, chain)
 
 
 def _decided(bits: MarkBits, hook: str, family: str, chain: str) -> Iterator[Line]:
@@ -210,10 +217,10 @@ _IS_RELATED: Part = [ct(CT_STATE), masked(host32(_RELATED)), compare(bytes(4), N
 # --- the same in words of iptables
 
 
-def iptables_lines(part: str, bits: MarkBits, hook: str, version: int, is_filter: bool) -> Iterator[str]:
+def iptables_lines(what: Before, hook: str, version: int, is_filter: bool) -> Iterator[str]:
     """The same as arguments of iptables (4) or ip6tables (6), but for the table; only that called filter can reject."""
-    make = _iptables_decided if part == DECIDED else _iptables_remembered
-    yield from make(bits, hook, version, is_filter and hook in REJECT_HOOKS)
+    make = _iptables_decided if what.part == DECIDED else _iptables_remembered
+    yield from make(what.bits, hook, version, is_filter and hook in REJECT_HOOKS)
 
 
 def _iptables_decided(bits: MarkBits, hook: str, version: int, can_reject: bool) -> Iterator[str]:

@@ -97,7 +97,8 @@ class Criterion(ABC):
 
     def parse(self, text: str) -> Any:
         """An argument, made of a word of the command line. Raises ArgumentError."""
-        return [self.parse_one(one) for one in text.split(",")]
+        values = [self.parse_one(one) for one in text.split(",")]
+        return values[0] if len(values) == 1 else values
 
     def parse_one(self, text: str) -> Any:
         """One of several values."""
@@ -112,6 +113,13 @@ class Compared(Criterion):
     size = 4
     """Bytes."""
     host_order = False
+    """Whether it is a number in the host's byte order."""
+
+    @property
+    def is_host_ordered(self) -> bool:
+        """Whether nft takes the values of a set for such numbers."""
+        return self.host_order
+
     touching = True
     """Whether values in a row are a range."""
 
@@ -174,7 +182,7 @@ class Compared(Criterion):
             yield network_order(self.bytes_of(version))
         values = [(self._pack(first, version, swapped), self._pack(last, version, swapped)) for first, last, _ in spans]
         if len(values) > 1:
-            yield Lookup(tuple(values), self.set_kind(version), self.host_order and not swapped, asked.negated)
+            yield Lookup(tuple(values), self.set_kind(version), self.is_host_ordered, asked.negated)
             return
         ((first, last),) = values
         if first == last:

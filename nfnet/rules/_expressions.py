@@ -113,7 +113,7 @@ class Lookup(NamedTuple):
 
     elements: first and last key of each, sorted, which do not touch.
     kind: what nft knows the keys by, so that it can show them: a number of its own.
-    host_order: whether the keys are numbers in the host's byte order.
+    host_order: whether nft takes the keys for numbers in the host's byte order, but for intervals.
     """
 
     elements: tuple[tuple[bytes, bytes], ...]

@@ -63,6 +63,10 @@ class Interface(Compared):
         self.about, self._key, self._nft, self._iptables = about, key, nft, iptables
         self.hooks, self.lacks = hooks, lacks
 
+    @property
+    def is_host_ordered(self) -> bool:
+        return True  # as nft has it for all text
+
     def read_one(self, name: str, value: Any) -> Iterator[Span]:
         return read_interface(name, value)
 
@@ -268,10 +272,15 @@ class AddressType(Compared):
 
     def iptables(self, asked: Asked, version: int, protocol: str) -> list[str]:
         types = ",".join(self.show(span, version) for span in self._joined(asked, version)).upper()
+        if not types:
+            return [""]
         return [f"-m addrtype {'! ' if asked.negated else ''}--{self._iptables}-type {types}"]
 
     def iptables_match(self, span: Span, version: int, negation: str) -> str:
         raise NotImplementedError
+
+
+_NFT_ROOT = "/sys/fs/cgroup"
 
 
 class Cgroup(Criterion):
@@ -304,7 +313,9 @@ class Cgroup(Criterion):
         groups, negated = asked
         for group in groups:
             check_words("a control group", group.path, '"')
-        values = [f'"{group.path}"' for group in groups]
+            if group.below(_NFT_ROOT) is None:
+                raise NoWordsError(f"control groups that are not mounted below {_NFT_ROOT}")
+        values = [f'"{group.below(_NFT_ROOT)}"' for group in groups]
         value = values[0] if len(values) == 1 else f"{{ {', '.join(values)} }}"
         return f"socket cgroupv2 level {groups[0].level} {'!= ' if negated else ''}{value}"
 

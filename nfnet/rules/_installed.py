@@ -225,12 +225,13 @@ def installed(netns: Netns | None = None) -> list[LeftRule]:
     """The rules of this library in a network namespace, whoever installed them. Raises KernelError."""
     sock = call_in(netns, NetlinkSocket)
     try:
-        return _listed(sock)
+        return listed(sock)
     finally:
         sock.close()
 
 
-def _listed(sock: NetlinkSocket) -> list[LeftRule]:
+def listed(sock: NetlinkSocket) -> list[LeftRule]:
+    """The same, in the namespace of a socket."""
     counted: dict[tuple[int, str], dict[int, tuple[str, int, int]]] = {}
     for found in _nftables.rules(sock):
         if (known := _read_userdata(found.userdata)) is not None:
@@ -274,7 +275,7 @@ def clean(netns: Netns | None = None) -> list[LeftRule]:
     """
     sock = call_in(netns, NetlinkSocket)
     try:
-        left = [row for row in _listed(sock) if row.orphaned]
+        left = [row for row in listed(sock) if row.orphaned]
         for family, name in dict.fromkeys((row.family, row.name) for row in left):
             number = FAMILIES[family] if family in FAMILIES else int(family)
             delete = _nftables.Message(_nftables.DELTABLE, number, [(_nftables.TABLE_NAME, _nftables.text(name))])

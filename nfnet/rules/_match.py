@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import socket
 from collections.abc import Iterator
@@ -158,6 +159,14 @@ class Match:
         denied = self._asked("not_protocol")
         return False if denied is not None and "tcp" in CRITERIA["protocol"].text(denied) else None
 
+    def of_tcp(self) -> Match:
+        """The same, for those of the packets that are TCP segments."""
+        narrowed = copy.copy(self)
+        row = CRITERIA["protocol"]
+        tcp = _Condition("protocol", row, row.read("protocol", "tcp", False), False)
+        narrowed._conditions = [tcp, *(c for c in self._conditions if c.criterion != "protocol")]
+        return narrowed
+
     def steps(self, version: int | None) -> Iterator[Step]:
         """What lets packets of a branch through to the end of the rule."""
         if version is not None and self._family == "inet":
@@ -209,7 +218,12 @@ class Match:
             count *= len(found)
         if count > _MAX_IPTABLES_RULES:
             raise NoWordsError(f"so many values: it would be {count} rules")
-        return [[word for word in words if word] for words in itertools.product(*choices)]
+        lines = [[word for word in words if word] for words in itertools.product(*choices)]
+        for words in lines:  # behind -m multiport, --dport would be taken for one of its options
+            words.sort(key=lambda word: word.startswith("-m "))
+        if any(sum(word.startswith("-m multiport") for word in words) > 1 for words in lines):
+            raise NoWordsError("several ports of both senders and receivers")
+        return lines
 
     def words(self) -> list[str]:
         """The same in words of the command line, not quoted."""

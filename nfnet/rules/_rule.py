@@ -7,12 +7,13 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._arguments import check, check_choice, wrong_type
 from .._io.netlink_socket import NetlinkSocket
 from .._io.raw_socket import INJECTED_MARK
 from .._printable import printable
+from .._typing import Unpack
 from ..errors import ArgumentError
 from ..netns import call_in, check_netns
 from ..protocol.markbits import MarkBits
@@ -29,15 +30,12 @@ from ._actions import (
     Refusal,
     RejectAction,
 )
-from ._connections import DECIDED, REMEMBERED, Line, branch_name, iptables_lines, kernel_lines
+from ._connections import DECIDED, REMEMBERED, Before, Line, branch_name, iptables_lines, kernel_lines
 from ._criteria import CRITERIA, Where
-from ._expressions import META_L4PROTO, compare, counter, meta
+from ._expressions import counter
 from ._host_criteria import nft_interface
 from ._match import NOT, TRACKED_AT, Match
 from ._values import HOOKS, NoWordsError
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 # The tables of iptables that have a chain at a hook with a priority. Not that called security: it is at 50 with
 # iptables-legacy, and at 150 with iptables-nft.
@@ -179,7 +177,7 @@ class RuleSet:
         """Install them. Raises as `queue` says, and NfnetError if they are installed already."""
         sock = call_in(self.rules[0].netns, self._connect)
         unknown = " or ".join(dict.fromkeys(repr(text) for rule in self.rules for text in rule.unknown()))
-        _installed.put_in(self, sock, list(self._kernel_rules()), self._operation(), unknown)
+        _installed.put_in(self, sock, list(self.kernel_rules()), self._operation(), unknown)
 
     def _operation(self) -> str:
         return ", ".join(dict.fromkeys(str(rule.action) for rule in self.rules))
@@ -198,42 +196,43 @@ class RuleSet:
                     raise ArgumentError(f"{name!r} is another name of the interface {printable(real)}: use that")
         return NetlinkSocket()
 
-    def _kernel_rules(self) -> Iterator[_installed.KernelRule]:
+    def kernel_rules(self) -> Iterator[_installed.KernelRule]:
+        """What the kernel is told."""
         before = self._lines()
         for number, rule in enumerate(self.rules):
             chain, said = self._chain(rule), _installed.said(number, _installed.fitted(rule.words()))
             for line in before[number]:
                 comment = _installed.comment(line.comment) if line.comment else b""
                 yield _installed.KernelRule(chain._replace(branch=line.branch), list(line.expressions), [[]], comment)
-            for version, part in rule.parts():
+            for version, match, part in rule.parts():
                 for case in part.cases():
-                    steps = [*rule.match.steps(version), *case.steps, counter()]
-                    if part.only_tcp and not rule.match.only_tcp(version):
-                        steps = [meta(META_L4PROTO), compare(bytes([socket.IPPROTO_TCP])), *steps]
+                    steps = [*match.steps(version), *case.steps, counter()]
                     yield _installed.KernelRule(chain, steps, part.choices(rule.family), said)
 
     def _bits(self, chain: _installed.Chain) -> set[MarkBits]:
         """In which rules of a chain remember connections."""
         return {bits for rule in self.rules if (bits := rule.remembers) is not None and self._chain(rule) == chain}
 
-    def _before(self) -> Iterator[tuple[Rule, list[str], MarkBits | None]]:
-        """For each rule what has to come before it, DECIDED or REMEMBERED, where a rule of its chain remembers."""
+    def _before(self) -> Iterator[tuple[Rule, list[Before]]]:
+        """For each rule what has to come before it, where a rule of its chain remembers connections."""
         done: set[tuple[_installed.Chain, str]] = set()
         for rule in self.rules:
-            chain = self._chain(rule)
-            bits = next(iter(self._bits(chain)), None)
-            wanted = [] if bits is None else [DECIDED] if rule.remembers is None else [DECIDED, REMEMBERED]
-            yield rule, [part for part in wanted if (chain, part) not in done], bits
-            done.update((chain, part) for part in wanted)
+            chain, before = self._chain(rule), list[Before]()
+            for bits in self._bits(chain):
+                for part in (DECIDED,) if rule.remembers is None else (DECIDED, REMEMBERED):
+                    if (chain, part) not in done:
+                        done.add((chain, part))
+                        before.append(Before(part, bits))
+            yield rule, before
 
     def _lines(self) -> list[list[Line]]:
         """The same as rules of the kernel."""
         names = _installed.names(map(self._chain, self.rules))
         found = []
-        for rule, parts, bits in self._before():
+        for rule, before in self._before():
             chain = self._chain(rule)
             place = chain.hook, chain.family, names[chain]
-            found.append([line for part in parts if bits is not None for line in kernel_lines(part, bits, *place)])
+            found.append([line for part in before for line in kernel_lines(part, *place)])
         return found
 
     def _chain(self, rule: Rule) -> _installed.Chain:
@@ -261,8 +260,8 @@ class RuleSet:
     def describe(self) -> str:
         """The commands of nft and iptables that install the same rules; see `nfnet.rules.describe`."""
         found = self._nft()
-        for rule, parts, bits in self._before():
-            found += rule.iptables(parts, bits)
+        for rule, before in self._before():
+            found += rule.iptables(before)
         return "\n".join(found)
 
     def _nft(self) -> list[str]:
@@ -316,9 +315,6 @@ class Rule(RuleSet):
                 raise ArgumentError(f"hook 'ingress' is there in the families netdev and inet, not in {family!r}")
             if isinstance(action, QueueAction):
                 raise ArgumentError("packets cannot be queued at ingress, only logged: use hook='prerouting'")
-            interface = given.get("in_interface")
-            if not isinstance(interface, str) or interface.endswith("*"):
-                raise ArgumentError("hook 'ingress' needs in_interface, the name of one interface")
         if hook not in action.hooks(family):
             raise ArgumentError(
                 f"{action} is not possible at the hook {hook!r}: it is for {', '.join(action.hooks(family))}"
@@ -334,9 +330,10 @@ class Rule(RuleSet):
         check_netns(self.netns)
         self.match = Match(family, given)
         self.match.check_place(hook, priority)
-        self.chain = _installed.Chain(
-            family, hook, priority, given["in_interface"] if hook == "ingress" else None, "filter"
-        )
+        devices = list(self.match.interfaces()) if hook == "ingress" else [None]
+        if len(devices) != 1:
+            raise ArgumentError("hook 'ingress' needs in_interface, the name of one interface")
+        self.chain = _installed.Chain(family, hook, priority, devices[0], "filter")
         if self.match.has("limit") and len(list(self.parts())) > 1:
             raise ArgumentError(
                 "limit would count IPv4 and IPv6, or TCP and others, apart: make a rule for each, by family or protocol"
@@ -348,17 +345,21 @@ class Rule(RuleSet):
     def __repr__(self) -> str:
         return f"<Rule {self.action}: {'installed' if _installed.is_installed(self) else 'not installed'}>"
 
-    def parts(self) -> Iterator[tuple[int | None, Action]]:
-        """The rules of the kernel that it is: IP version of the packets, if it matters, and what is done."""
+    def parts(self) -> Iterator[tuple[int | None, Match, Action]]:
+        """The rules of the kernel that it is: IP version of the packets, if it matters, which, and what is done."""
         for version in self.match.branches():
-            only_tcp = self.match.only_tcp(version)
-            parts = self.action.parts()
-            for part in parts:
-                if part.only_tcp and only_tcp is False:
-                    continue
-                yield version, part
-                if part.only_tcp and only_tcp:
-                    break
+            for match, part in self._parts_of(version):
+                yield version, match, part
+
+    def _parts_of(self, version: int | None) -> Iterator[tuple[Match, Action]]:
+        only_tcp = self.match.only_tcp(version)
+        for part in self.action.parts():
+            if not part.only_tcp:
+                yield self.match, part
+            elif only_tcp is not False:
+                yield self.match.of_tcp(), part
+                if only_tcp:
+                    return
 
     def words(self) -> list[str]:
         """The same in words of the command line: what is done, and the arguments."""
@@ -378,17 +379,14 @@ class Rule(RuleSet):
 
     def nft(self) -> Iterator[list[str]]:
         """Words of the rules that it is. Raises NoWordsError."""
-        for version, part in self.parts():
+        for version, match, part in self.parts():
             for case in part.cases():
-                words = self.match.nft(version)
-                if part.only_tcp and not self.match.only_tcp(version):
-                    words.insert(0, "meta l4proto tcp")
-                yield [*words, *([case.nft] if case.nft else []), part.nft(self.family)]
+                yield [*match.nft(version), *filter(None, [case.nft]), "counter", part.nft(self.family)]
 
-    def iptables(self, before: Sequence[str] = (), bits: MarkBits | None = None) -> list[str]:
-        """Commands of iptables and ip6tables, or a line that says for what there are no words.
+    def iptables(self, before: Sequence[Before] = ()) -> list[str]:
+        """Commands of iptables and ip6tables, those for what comes before the rule first.
 
-        before: what has to come before the rule, DECIDED or REMEMBERED, with these bits.
+        If they have no words for it, a line that says for what.
         """
         try:
             if self.family in ("bridge", "netdev"):
@@ -397,32 +395,16 @@ class Rule(RuleSet):
             commands: list[str] = []
             for version in self.match.versions:
                 program = " ".join([_PROGRAMS[version], *table])
-                if bits is not None:
-                    for part in before:
-                        lines = iptables_lines(part, bits, hook, version, not table)
-                        commands += [f"{program} {line}" for line in lines]
-                for words in self._iptables_words(version):
-                    commands.append(" ".join([program, "-A", hook.upper(), *words]))
+                for what in before:
+                    commands += [f"{program} {line}" for line in iptables_lines(what, hook, version, not table)]
+                for match, part in self._parts_of(version):
+                    for words in match.iptables(version):
+                        for case in part.cases():
+                            words = [*words, *filter(None, [case.iptables]), part.iptables(version)]
+                            commands.append(" ".join([program, "-A", hook.upper(), *words]))
             return commands
         except NoWordsError as error:
             return [f"# iptables has no words for {error}"]
-
-    def _iptables_words(self, version: int) -> Iterator[list[str]]:
-        for part in self.action.parts():
-            only_tcp = self.match.only_tcp(version)
-            if part.only_tcp and only_tcp is False:
-                continue
-            for words in self.match.iptables(version):
-                if part.only_tcp and not only_tcp:
-                    if any(word.startswith(("-p ", "! -p ")) for word in words):
-                        if "-p tcp" not in words:
-                            continue
-                    else:
-                        words = ["-p tcp", *words]
-                for case in part.cases():
-                    yield [*words, *([case.iptables] if case.iptables else []), part.iptables(version)]
-            if part.only_tcp and only_tcp:
-                return
 
     def _iptables_table(self) -> list[str]:
         """Options that choose the table with a chain at this hook and priority. Raises NoWordsError."""

@@ -7,7 +7,6 @@ client 10.81.1.1 fd81:1::1 -- router 10.81.1.2 fd81:1::2
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import gzip
 import os
@@ -22,7 +21,7 @@ from typing import Any, BinaryIO, NoReturn
 import pytest
 
 from nfnet import KernelError, Log, NotSupportedError, Packet, Queue, netns, rules
-from nfnet.rules._actions import QueueAction
+from nfnet.rules._expressions import Expression
 
 from . import matrix
 
@@ -133,9 +132,15 @@ def lacking(what: rules.Rule | Queue | Log) -> NotSupportedError | None:
 def only(way: str, rule: rules.Rule) -> rules.Rule:
     """A rule with nft's own expression alone, or with the target of iptables alone."""
     native, target = rule.action.choices(rule.family)
-    kind = type("Only", (QueueAction,), {"choices": lambda self, family: [native if way == "nft" else target]})
-    assert isinstance(rule.action, QueueAction)
-    rule.action = kind(*dataclasses.astuple(rule.action))
+    return doing(rule, native if way == "nft" else target)
+
+
+def doing(rule: rules.Rule, expressions: list[Expression]) -> rules.Rule:
+    """A rule that ends in these expressions."""
+    kind = type(rule.action)
+    action = object.__new__(type(kind.__name__, (kind,), {"choices": lambda self, family: [expressions]}))
+    action.__dict__.update(vars(rule.action))
+    rule.action = action
     return rule
 
 

@@ -613,7 +613,7 @@ def test_the_disk_is_full_while_recording(net: Net, what: str, caplog: pytest.Lo
         Queue(1, netns=here, record="/dev/full") if what == "queue" else Log(5, netns=here, record="/dev/full")
     )
     rule: Any = rules.queue if what == "queue" else rules.log
-    with rule(1 if what == "queue" else 5, protocol="udp", destination_port=PORT, netns=here):
+    with rule(1 if what == "queue" else 5, hook="output", protocol="udp", destination_port=PORT, netns=here):
         reader.open()
         got: list[Any] = []
 

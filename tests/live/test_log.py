@@ -11,14 +11,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 
 import nfnet
 from nfnet import CopyMode, Hook, Log, LogMessage, inet, rules, stats
 
-from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, featured, kernel_lacks, lacking, readable, wait_for
+from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, doing, featured, kernel_lacks, lacking, readable, wait_for
 from .conftest import collect as collect_packets
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -39,8 +38,7 @@ def xtables_log(group: int, *, prefix: str, hook: str, family: str, netns: Any) 
     info = struct.pack("=IHHHH64s", 0, group, 0, 0, 0, prefix.encode()) + bytes(4)  # struct xt_nflog_info
     target = ("target", {1: b"NFLOG\0", 2: bytes(4), 3: info})
     rule = rules.log(group, hook=hook, family=family, netns=netns)
-    rule._action = Mock(choices=lambda: [[target]])
-    with rule:
+    with doing(rule, [target]):
         yield
 
 
@@ -181,7 +179,7 @@ def logged(net: Net, group: int = 5, *, rule_options: dict[str, Any] | None = No
     """A log of what the client sends by UDP, and a function that sends so many datagrams."""
     here = net.hosts["client"]
     sock = net.open_socket("client")
-    rule = rules.log(group, protocol="udp", netns=here, **(rule_options or {}))
+    rule = rules.log(group, hook="output", protocol="udp", netns=here, **(rule_options or {}))
     with Log(group, netns=here, **options) as log, rule:
 
         def send(count: int, data: bytes = b"x" * 72) -> None:
@@ -398,7 +396,7 @@ def test_the_rule_says_what_was_asked(net: Net) -> None:
     ],
 )
 def test_bad_rules_are_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words), rules.log(5, **options):
+    with pytest.raises(ValueError, match=words), rules.log(5, **{"hook": "output", **options}):
         pass
 
 
