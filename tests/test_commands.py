@@ -30,7 +30,7 @@ from .conftest import FIXTURES
 from .test_captures import recording
 from .test_replay import cut_file, mixed
 
-COMMANDS = ("queue", "log", "record", "replay", "decode", "rules", "stats", "doctor", "run", "demo")
+COMMANDS = ("queue", "block", "log", "record", "replay", "decode", "rules", "stats", "doctor", "run", "demo")
 QUEUE = FIXTURES / "queue-forward-ipv4.pcapng"
 LOG = FIXTURES / "log-input-ipv6.pcapng"
 

@@ -118,6 +118,7 @@ ORDER = [
     "cli.emulation",
     "cli.deciding",
     "cli.queue_command",
+    "cli.block_command",
     "cli.log_command",
     "cli.record_command",
     "cli.decode_command",

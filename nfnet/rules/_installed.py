@@ -139,6 +139,12 @@ def is_installed(what: object) -> bool:
     return what in _installed
 
 
+def table(what: object) -> str | None:
+    """The name of its tables, of which there is one in each family, while it is installed."""
+    installation = _installed.get(what)
+    return None if installation is None else installation.name
+
+
 def enter(what: object) -> bool:
     """Whether the block of something that is installed may begin: not twice."""
     installation = _installed.get(what)
