@@ -17,7 +17,8 @@ from .test_commands import RULE, V4, finish, nfnet_command
 from .test_compat import Way, queueing
 
 V6 = socket.AF_INET6
-RULE_OF = {"forward": "client", "output": "router"}
+SENDER = {"forward": "client", "output": "router"}
+MANY = 200  # packets, for which a socket has room however late it is read
 
 
 @pytest.fixture
@@ -54,23 +55,24 @@ LINES = {
 def test_the_order_is_kept_and_nothing_is_lost(net: Net, family: int, line: str) -> None:
     way = Way(net, family)
     with nfnet_command(net, "queue", "1", "--install-rule", RULE, "-q", *LINES[line]) as process:
-        way.send(*numbered(500))
-        assert arrived(way.receiver, 500) == list(range(500))
+        way.send(*numbered(MANY))
+        assert arrived(way.receiver, MANY) == list(range(MANY))
         _, errors = finish(process)
-    assert errors.startswith("500 packets: 500 accepted, 0 dropped, ")
-    assert counts(errors)["delayed"] >= 490
+    assert errors.startswith(f"{MANY} packets: {MANY} accepted, 0 dropped")
+    if line == "delay":
+        assert counts(errors)["delayed"] == MANY
 
 
 def test_what_is_late_was_overtaken(way: Way) -> None:
     with nfnet_command(
         way.net, "queue", "1", "--install-rule", RULE, "-q", "--reorder", "30", "--seed", "4"
     ) as process:
-        way.send(*numbered(400))
-        order = arrived(way.receiver, 400)
+        way.send(*numbered(MANY))
+        order = arrived(way.receiver, MANY)
         _, errors = finish(process)
-    assert sorted(order) == list(range(400))
+    assert sorted(order) == list(range(MANY))
     late = sum(number < max(order[:place]) for place, number in enumerate(order) if place)
-    assert late == counts(errors)["reordered"] == pytest.approx(120, abs=40)
+    assert late == counts(errors)["reordered"] == pytest.approx(0.3 * MANY, abs=30)
 
 
 @pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
@@ -221,7 +223,7 @@ def connect(net: Net, family: int, host: str = "client", port: int = 7100) -> OS
 def test_rejected_connections_are_refused(net: Net, family: int, hook: str, connection: tuple[str, ...]) -> None:
     rule = f"hook={hook} protocol=tcp destination_port=7100"
     with nfnet_command(net, "queue", "1", "--install-rule", rule, "--reject", *connection) as process:
-        assert isinstance(connect(net, family, RULE_OF[hook]), ConnectionRefusedError)
+        assert isinstance(connect(net, family, SENDER[hook]), ConnectionRefusedError)
         output, errors = finish(process)
     assert output.splitlines()[0].endswith(" reject")
     assert errors == "1 packet: 0 accepted, 0 dropped, 1 rejected\n"
