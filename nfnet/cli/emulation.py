@@ -100,25 +100,27 @@ class Passage(Generic[T]):
 
 
 class Line(Generic[T]):
-    """Packets on their way. Times are those of any clock, in seconds, and never go back."""
+    """Packets on their way. Times are those of any clock, in seconds."""
 
     def __init__(self, conditions: Conditions) -> None:
-        self._conditions = conditions
+        self.conditions = conditions
         self._chances = {
             # Each has numbers of its own, so that another option does not change what is lost, for instance.
             name: random.Random(None if conditions.seed is None else f"{name} {conditions.seed}")
             for name in ("loss", "corrupt", "duplicate", "reorder", "jitter")
         }
         self._turns: deque[float] = deque()  # of those that wait for theirs
-        self._free = self._last = float("-inf")  # when the next one may leave the queue; when the last one is due
+        # When the last one came; when the next one may leave the queue; when the last one is due.
+        self._came = self._free = self._last = float("-inf")
         self._under_way: deque[Passage[T]] = deque()
         self._late: deque[Passage[T]] = deque()
         self.delayed = 0
         """How many packets have had to wait, without copies."""
 
     def arrive(self, item: T, size: int, now: float) -> Literal["lost", "full"] | None:
-        """A packet of ``size`` bytes is here. It is lost by chance, or finds the queue full; else it will leave."""
-        conditions = self._conditions
+        """A packet of ``size`` bytes came. It is lost by chance, or finds the queue full, or will leave."""
+        conditions = self.conditions
+        now = self._came = max(now, self._came)  # packets come in their order, whatever their stamps say
         # All chances are taken for each packet, so that what becomes of it depends on no clock.
         lost = self._happens("loss", conditions.loss)
         damage = self._chances["corrupt"].random() if self._happens("corrupt", conditions.corrupt) else None
@@ -143,7 +145,7 @@ class Line(Generic[T]):
         return bool(chance) and self._chances[name].random() < chance
 
     def _under_way_for(self) -> float:
-        delay, jitter = self._conditions.delay, self._conditions.jitter
+        delay, jitter = self.conditions.delay, self.conditions.jitter
         return max(0.0, delay + self._chances["jitter"].uniform(-jitter, jitter)) if jitter else delay
 
     def _turn(self, size: int, now: float) -> float | None:
@@ -151,7 +153,7 @@ class Line(Generic[T]):
 
         A token bucket that holds one packet: they leave one by one, as from a wire, and not in bursts.
         """
-        rate, limit = self._conditions.rate, self._conditions.limit
+        rate, limit = self.conditions.rate, self.conditions.limit
         if rate is None:
             return now if limit is None or len(self._under_way) + len(self._late) < limit else None
         turns = self._turns

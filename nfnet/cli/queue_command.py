@@ -161,16 +161,18 @@ def _run(options: argparse.Namespace) -> int:
     handler = None if options.handler is None else handlers.load(options)
     _check(options)
     conditions = _conditions(options)
-    is_perfect = conditions == Conditions(seed=conditions.seed)
+    line: Line[Packet] | None = None if conditions == Conditions(seed=conditions.seed) else Line(conditions)
     undecided: Literal["pending", "accept", "drop"] = options.undecided or "pending"
     if _accepts(options) and options.mark is None and not options.loss and not options.corrupt:
         undecided = "accept"  # also what arrives while the queue closes
     netns = options.netns
     queue = _Queue(
         options.number,
-        max_len=_MOST_WAITING if conditions.keeps else options.max_len,
+        # The line has a limit of its own for those that it keeps.
+        max_len=_MOST_WAITING if conditions.keeps or (line and options.max_len is None) else options.max_len,
         fail_open=options.fail_open,
         gso=options.gso,
+        timestamps=conditions.keeps,
         undecided=undecided,
         netns=netns,
         record=options.write,
@@ -183,7 +185,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.install_rule is not None:
             words = {"remember": True, **options.install_rule} if options.connection else options.install_rule
             stack.enter_context(rules.queue(options.number, netns=netns, **words))
-        decider = Decider(queue, options, handler, None if is_perfect else Line(conditions))
+        decider = Decider(queue, options, handler, line)
         stack.enter_context(until_told(decider.stop))
         stack.enter_context(queue)  # last: what was in a file to write to is gone with this
         try:
