@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import ipaddress
 import math
 import time
@@ -52,6 +53,7 @@ class Decider:
     def run(self) -> None:
         """Decide packets until `stop`."""
         queue, line = self._queue, self._line
+        gc.freeze()  # what was imported: to look through it for garbage takes milliseconds, in which packets would wait
         while not self._stopped:
             if line is not None and line.conditions.keeps:
                 self._compare_clocks()
