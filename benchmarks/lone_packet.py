@@ -1,7 +1,8 @@
 """One packet at a time: how long it takes through the queue and back, nfnet beside its peers.
 
 A sender in a process of its own sends a packet, waits until it has arrived, and sends the next one. Both processes run
-on one core, then on two.
+on one core, then on two. Packets that are logged do not wait for the program; there the handler tells the sender that
+it has got the message.
 """
 
 from __future__ import annotations
@@ -9,19 +10,22 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import random
 import resource
 import socket
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from common import PORT, options, write
+from log_drain import GROUP
 
 import nfnet
 from nfnet import rules
-from nfnet.protocol import nfqnl
+from nfnet.protocol import nfqnl, nfulnl
 
 _SEND = f"""
 import os, socket, sys, time
@@ -30,18 +34,23 @@ count = int(sys.argv[2])
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
     sock.bind(("127.0.0.1", {PORT}))
     sock.connect(("127.0.0.1", {PORT}))
-    sock.settimeout(5)
-    sock.settimeout(None)
     data = bytes(72)
-    sys.stdin.readline()
+    os.read(0, 1)
     began = time.perf_counter()
-    for _ in range(count):
+    if sys.argv[3] == "log":
+        for _ in range(count):
+            sock.send(data)
+            os.read(0, 1)
         sock.send(data)
-        sock.recv(100)
+    else:
+        for _ in range(count):
+            sock.send(data)
+            sock.recv(100)
     print((time.perf_counter() - began) / count * 1e6, flush=True)
 """
 
 Run = Callable[[int, Callable[[], None]], float]
+"""Handles so many packets, after which it returns the processor time; the second argument lets the sender begin."""
 
 
 def _cpu() -> float:
@@ -194,6 +203,82 @@ def run_bare_async(count: int, begin: Callable[[], None]) -> float:
     return asyncio.run(work())
 
 
+# --- logs: the handler calls `begin` for each message, on which the sender sends the next packet
+
+
+def _telling(count: int, tell: Callable[[], None], then: Callable[[], Any]) -> Callable[[Any], None]:
+    left = count
+
+    def handler(message: Any) -> None:
+        nonlocal left
+        tell()
+        left -= 1
+        if not left:
+            then()
+
+    return handler
+
+
+def run_log(count: int, begin: Callable[[], None]) -> float:
+    with nfnet.Log(GROUP, threshold=1) as log:
+        begin()
+        before = _cpu()
+        log.run(_telling(count, begin, log.stop))
+        return _cpu() - before
+
+
+def run_async_log(count: int, begin: Callable[[], None]) -> float:
+    async def work() -> float:
+        async with nfnet.AsyncLog(GROUP, threshold=1) as log:
+            begin()
+            before = _cpu()
+            await log.run(_telling(count, begin, log.stop))
+            return _cpu() - before
+
+    return asyncio.run(work())
+
+
+def run_async_log_iteration(count: int, begin: Callable[[], None]) -> float:
+    async def work() -> float:
+        left = count
+        async with nfnet.AsyncLog(GROUP, threshold=1) as log:
+            begin()
+            before = _cpu()
+            async for _ in log:
+                begin()
+                left -= 1
+                if not left:
+                    break
+            return _cpu() - before
+
+    return asyncio.run(work())
+
+
+def run_nflogr(count: int, begin: Callable[[], None]) -> float:
+    log = importlib.import_module("nflogr").open(GROUP, qthresh=1)
+    begin()
+    before = _cpu()
+    log.loop(_telling(count, begin, int), count)
+    took = _cpu() - before
+    log.close()
+    return took
+
+
+def run_bare_log(count: int, begin: Callable[[], None]) -> float:
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+    sock.bind((0, 0))
+    sock.sendto(nfulnl.config(GROUP, command=nfqnl.Command.BIND, threshold=1, seq=1, ack=True), (0, 0))
+    sock.recv(100)
+    begin()
+    before = _cpu()
+    for _ in range(count):
+        sock.recv(0x40000)
+        begin()
+    took = _cpu() - before
+    sock.close()
+    return took
+
+
 PROGRAMS: dict[str, Run] = {
     "nfnet": run_nfnet,
     "iteration": run_iteration,
@@ -204,55 +289,79 @@ PROGRAMS: dict[str, Run] = {
     "bare Python": run_bare,
     "bare asyncio": run_bare_async,
 }
-GOALS = {"nfnet": (1.05, 1.15), "iteration": (1.05, 1.15), "compat": (1.05, 1.15), "asyncio: run": (1.5, 1.5)}
+LOG_PROGRAMS: dict[str, Run] = {
+    "log": run_log,
+    "nflogr": run_nflogr,
+    "log, asyncio: run": run_async_log,
+    "log, asyncio: iteration": run_async_log_iteration,
+    "log, bare Python": run_bare_log,
+}
+# Of the peer's round trip and processor time, or of those of what the language itself takes.
+GOALS = {
+    "nfnet": (1.05, 1.15),
+    "iteration": (1.05, 1.15),
+    "compat": (1.05, 1.15),
+    "asyncio: run": (1.5, 1.5),
+    "log, asyncio: run": (1.5, 1.5),
+}
 
 
-def measure(run: Run, count: int, core: int) -> tuple[float, float]:
+def measure(run: Run, count: int, core: int, kind: str = "queue") -> tuple[float, float]:
     """Round trip, and processor time of the program that decides, in microseconds a packet."""
-    command = [sys.executable, "-S", "-c", _SEND, str(core), str(count)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sender:
+    command = [sys.executable, "-S", "-c", _SEND, str(core), str(count), kind]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as sender:
         assert sender.stdin is not None
         assert sender.stdout is not None
-
-        def begin() -> None:
-            assert sender.stdin is not None
-            sender.stdin.write("\n")
-            sender.stdin.flush()
-
-        cpu = run(count, begin)
+        cpu = run(count, partial(os.write, sender.stdin.fileno(), b"x"))
         return float(sender.stdout.readline()), cpu / count * 1e6
+
+
+def run_all(programs: dict[str, Run], peer: str, kind: str, count: int, rounds: int) -> list[dict[str, Any]]:
+    figures = []
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[:1])
+    for case, core in (("on one core", cores[0]), ("on two cores", cores[-1])):
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
+        for _ in range(rounds):
+            for name, run in random.sample(list(programs.items()), len(programs)):
+                times[name].append(measure(run, count, core, kind))
+        print(f"{kind}, {case}: round trip, processor time")
+        for name, measured in times.items():
+            trips, cpus = [trip for trip, _ in measured], [cpu for _, cpu in measured]
+            trip = statistics.median(a / b for (a, _), (b, _) in zip(measured, times[peer]))
+            cpu = statistics.median(a / b for (_, a), (_, b) in zip(measured, times[peer]))
+            text = f"    {name:<24} {statistics.median(trips):6.2f} {statistics.median(cpus):6.2f}"
+            text += f"   {trip:5.2f} {cpu:5.2f} of {peer}"
+            if name in GOALS:
+                text += " (goals: {} {})".format(*GOALS[name])
+            print(text, flush=True)
+            row = {"case": case, "program": name, "peer": peer, "goals": GOALS.get(name)}
+            figures.append({**row, "trip": trips, "cpu": cpus, "trip ratio": trip, "cpu ratio": cpu})
+        print()
+    os.sched_setaffinity(0, cores)
+    return figures
+
+
+def chosen(programs: dict[str, Run], module: str, name: str, otherwise: str) -> tuple[dict[str, Run], str]:
+    """The programs that can run here, and with which of them the others are compared."""
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        print(f"{module} is not there to compare with; see benchmarks/README.md\n")
+        return {key: run for key, run in programs.items() if key != name}, otherwise
+    return programs, name
 
 
 def main() -> int:
     found = options(__doc__, [5000])
-    figures: list[dict[str, Any]] = []
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[:1])
-    programs = dict(PROGRAMS)
-    try:
-        importlib.import_module("netfilterqueue")
-    except ImportError:
-        print("netfilterqueue is not there to compare with; see benchmarks/README.md\n")
-        del programs["NetfilterQueue"]
-    peer = "NetfilterQueue" if "NetfilterQueue" in programs else "bare Python"
+    count = found.packets[0]
     with rules.queue(1, hook="output", protocol="udp", destination_port=PORT):
-        for case, core in (("on one core", cores[0]), ("on two cores", cores[-1])):
-            times: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
-            for _ in range(found.rounds):
-                for name, run in programs.items():
-                    times[name].append(measure(run, found.packets[0], core))
-            print(f"{case}: round trip, processor time")
-            for name, measured in times.items():
-                trips, cpus = [trip for trip, _ in measured], [cpu for _, cpu in measured]
-                trip = statistics.median(a / b for (a, _), (b, _) in zip(measured, times[peer]))
-                cpu = statistics.median(a / b for (_, a), (_, b) in zip(measured, times[peer]))
-                text = f"    {name:<20} {statistics.median(trips):6.2f} {statistics.median(cpus):6.2f}"
-                text += f"   {trip:5.2f} {cpu:5.2f} of {peer}"
-                if name in GOALS:
-                    text += " (goals: {} {})".format(*GOALS[name])
-                print(text, flush=True)
-                figures.append({"case": case, "program": name, "peer": peer, "trip": trips, "cpu": cpus})
-            print()
+        programs, peer = chosen(PROGRAMS, "netfilterqueue", "NetfilterQueue", "bare Python")
+        figures = run_all(programs, peer, "queue", count, found.rounds)
+    # Incoming packets: nflogr crashes on those without a timestamp, which are all that go out.
+    with rules.log(GROUP, prefix="bench: ", hook="input", protocol="udp", destination_port=PORT):
+        programs, peer = chosen(LOG_PROGRAMS, "nflogr", "nflogr", "log, bare Python")
+        figures += run_all(programs, peer, "log", count, found.rounds)
     write(found.json, figures)
     return 0
 

@@ -25,6 +25,7 @@ SCRIPTS = {
     "flood": "flood.py",
     "workers": "workers.py",
     "connections": "connections.py",
+    "process": "process.py",
 }
 
 

@@ -13,7 +13,9 @@ Packets to decide (NFQUEUE)
     Verdict, CopyMode       what becomes of a packet; how much of it is copied
     Hook, Family, SkbInfo   where a packet was queued, and what the kernel says of its checksum
     Conntrack, CtInfo       its connection, and how it relates to that
+    Process, process_of     the program on this machine that sends or receives it; the same for a five-tuple
     Vlan                    its VLAN tag, in the bridge family
+    inject, INJECTED_MARK   send a packet of one's own; the mark of what is sent
     QueueOptions            the options of Queue, for functions that hand them on
 
 Packets that rules log (NFLOG)
@@ -30,6 +32,7 @@ Recordings
 Counters
     QueueCounters, QueueStatus, QueueStats      what a queue counts, what the kernel says of it, and both
     LogCounters, LogStatus, LogStats            the same for a log group
+    SocketStatus                                how full the receive buffer is
 
 Errors: all are NfnetError, and those of the kernel KernelError
     ArgumentError, ArgumentTypeError            what cannot be right; nothing was sent
@@ -64,7 +67,8 @@ from ._core.message import Vlan
 from ._injection import inject
 from ._io.netlink_socket import NetlinkSocket
 from ._io.raw_socket import INJECTED_MARK
-from ._io.transport import Transport
+from ._io.transport import SocketStatus, Transport
+from ._processes import Process, process_of
 from .captures import GivenVerdict, Recorder, Replay, record, replay
 from .errors import (
     AckTimeoutError,
@@ -154,6 +158,7 @@ __all__ = [
     "NotSupportedError",
     "OverrunError",
     "Packet",
+    "Process",
     "Queue",
     "QueueCounters",
     "QueueOptions",
@@ -162,12 +167,14 @@ __all__ = [
     "Recorder",
     "Replay",
     "SkbInfo",
+    "SocketStatus",
     "Transport",
     "Verdict",
     "Vlan",
     "Workers",
     "inet",
     "inject",
+    "process_of",
     "record",
     "replay",
     "rules",

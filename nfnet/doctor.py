@@ -5,26 +5,33 @@ from __future__ import annotations
 import errno
 import platform
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from socket import AF_INET, IPPROTO_TCP, IPPROTO_UDP, SOCK_DGRAM, SOCK_STREAM
 from typing import Literal, NamedTuple
 
 from . import rules, stats
+from ._core.bind import request_for
+from ._io.native import new_socket
 from ._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
+from ._processes import Sockets
 from .errors import KernelError, NfnetError, NotPermittedError, NotSupportedError
+from .inet import Flow
 from .netns import Netns, call_in, create
 from .protocol import nfqnl, nfulnl
 from .protocol.layout import build_attribute
 from .protocol.netlink import Flag
 from .protocol.nfnetlink import build_message
-from .protocol.nfqnl import NFQA, Command, QueueFlag
+from .protocol.nfqnl import NFQA, Command
 from .protocol.nfulnl import LogFlag
 from .rules import _nftables
 from .rules._actions import queues_of
 from .stats import QueueStatus, process
 
 _CAP_NET_ADMIN = 12
+_CAPS_TO_SEE = (2, 19)  # CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE: other users' processes
 _CAP_NEEDED = "CAP_NET_ADMIN is needed, see above"
-_GLUE = "modprobe nf_conntrack_netlink, or a kernel with CONFIG_NETFILTER_NETLINK_GLUE_CT"
 _FREE = 65535  # a number that hardly anybody has: asking about it changes nothing
 
 
@@ -54,15 +61,20 @@ def examine(netns: Netns | None = None) -> Iterator[Finding]:
         yield _buffer(sock)
     finally:
         sock.close()
+    yield from _process_support(netns)
     yield from _rule_support()
     yield from _queues(netns)
     yield Finding("ok", "packets have timestamps only if somebody asks for them: Queue(timestamps=True) does")
 
 
+def _capabilities() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff")), 16)
+
+
 def _privilege() -> Finding:
     try:
-        status = Path("/proc/self/status").read_text()
-        effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff")), 16)
+        effective = _capabilities()
     except (OSError, StopIteration, ValueError) as error:
         return Finding("warning", f"the capabilities of this process cannot be read: {error}")
     if effective >> _CAP_NET_ADMIN & 1:
@@ -91,19 +103,12 @@ def _queue_support(sock: NetlinkSocket) -> Iterator[Finding]:
         yield Finding("failure", f"no NFQUEUE here: {error.strerror}", "modprobe nfnetlink_queue")
         return
     yield Finding("ok", "NFQUEUE")
-    for name, flag in (
-        ("fail_open", QueueFlag.FAIL_OPEN),
-        ("gso", QueueFlag.GSO),
-        ("uid_gid", QueueFlag.UID_GID),
-        ("secctx", QueueFlag.SECCTX),
-        ("conntrack", QueueFlag.CONNTRACK),
-    ):
-        error = _ask(sock, lambda seq, flag=flag: nfqnl.config(_FREE, flags=flag, seq=seq, ack=True))  # type: ignore[misc]
+    for option in nfqnl.FLAG_OPTIONS:
+        error = _ask(sock, request_for(option, partial(nfqnl.config, _FREE)))
         if isinstance(error, NotSupportedError):
-            remedy = _GLUE if flag == QueueFlag.CONNTRACK else ""
-            yield Finding("warning", f"Queue({name}=True) is not there", remedy or "it takes another kernel")
+            yield Finding("warning", f"Queue({option.name}=True) is not there", option.remedy)
         else:
-            yield Finding("ok", f"Queue({name}=True)")
+            yield Finding("ok", f"Queue({option.name}=True)")
     error = _ask(sock, _short_priority)
     if error is not None and error.errno == errno.ERANGE:
         yield Finding("ok", "packet.priority")
@@ -137,6 +142,35 @@ def _buffer(sock: NetlinkSocket) -> Finding:
     limit = most.read_text().strip() if most.exists() else "?"
     remedy = f"sysctl net.core.rmem_max={DEFAULT_RCVBUF} (it is {limit}), or root of the machine"
     return Finding("warning", f"receive buffers have {sock.rcvbuf:,} bytes at most, and overflow early", remedy)
+
+
+def _process_support(netns: Netns | None) -> Iterator[Finding]:
+    """Ask whose two sockets are that this process has made."""
+    for name, kind, protocol in (("TCP", SOCK_STREAM, IPPROTO_TCP), ("UDP", SOCK_DGRAM, IPPROTO_UDP)):
+        module = f"{name.lower()}_diag"
+        try:
+            with closing(call_in(netns, partial(new_socket, AF_INET, kind))) as sock:
+                sock.bind(("0.0.0.0", 0))
+                if kind == SOCK_STREAM:
+                    sock.listen()
+                flow = Flow(protocol, "0.0.0.0", sock.getsockname()[1], "0.0.0.0", _FREE)
+                with closing(Sockets(partial(call_in, netns))) as sockets:
+                    found = sockets.process(flow, sends=True, certain=True)
+        except OSError as error:
+            yield Finding("warning", f"packet.process of {name} cannot be found out: {error}")
+            return
+        if found is None:
+            yield Finding("warning", f"packet.process of {name} is always None", f"modprobe {module}")
+            return
+    try:
+        all_seen = all(_capabilities() >> number & 1 for number in _CAPS_TO_SEE)
+    except (OSError, StopIteration, ValueError):
+        all_seen = False
+    if all_seen:
+        yield Finding("ok", "packet.process")
+    else:
+        remedy = "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, if those of others matter"
+        yield Finding("ok", "packet.process, for processes of this user alone", remedy)
 
 
 def _rule_support() -> Iterator[Finding]:

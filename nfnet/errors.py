@@ -129,7 +129,7 @@ def kernel_error(operation: str, errno: int, *, message: str | None = None) -> K
 
 
 class NotPermittedError(KernelError, PermissionError):
-    """The process lacks CAP_NET_ADMIN over the network namespace of the socket (EPERM)."""
+    """The process lacks CAP_NET_ADMIN over the network namespace of the socket, or CAP_NET_RAW to inject (EPERM)."""
 
 
 class BusyError(KernelError, PermissionError):

@@ -11,10 +11,10 @@ from typing import Literal, TypedDict, TypeVar
 
 from construct import Int16ub
 
-from ._arguments import check, check_choice, check_flag, check_result, shown
-from ._core.bind import Request
+from ._arguments import check, check_choice, check_result, shown
+from ._core.bind import Request, asked_for, one_by_one
 from ._core.binding import Binding
-from ._core.message import FAMILY, Message
+from ._core.message import FAMILY, Fed, Message
 from ._core.reader import Reader
 from ._io.netlink_socket import MAX_DATAGRAM
 from ._io.transport import Recorded, Transport
@@ -190,6 +190,9 @@ class LogBinding(Binding[LogMessage, LogStatus]):
             if untrusted and isinstance(datagram, Recorded):
                 for message in new[start:]:
                     message.raw = Recorded(message.raw, datagram.time_ns)
+            if isinstance(datagram, Fed):
+                for message in new[start:]:
+                    message.raw = Fed(message.raw, datagram.process)
             if self._sequence and len(new) > start:
                 try:
                     self._check_sequence(new, start)
@@ -204,7 +207,7 @@ class LogBinding(Binding[LogMessage, LogStatus]):
 
     def _split(self, datagram: bytes, into: list[LogMessage]) -> None:
         """Append the messages of a datagram; whatever else is in it is of no interest."""
-        offset, end, transport = 0, len(datagram), self.transport
+        offset, end, origin = 0, len(datagram), self.origin
         while offset < end:
             if end - offset < netlink.HEADER_SIZE:
                 raise DecodeError(f"{end - offset} bytes are too few for a netlink header", offset)
@@ -218,7 +221,7 @@ class LogBinding(Binding[LogMessage, LogStatus]):
                 message = LogMessage()  # as `from_bytes`, without the call
                 message.raw = datagram[offset : offset + length]
                 message._layout = None
-                message._origin = transport
+                message._origin = origin
                 into.append(message)
             elif kind >= netlink.NLMSG_MIN_TYPE:
                 raise DecodeError(f"message of type {kind:#x} where a log message was expected", offset)
@@ -232,9 +235,10 @@ class LogBinding(Binding[LogMessage, LogStatus]):
         expected = first if self._next_seq is None else self._next_seq
         lost = (last + 1 - expected - count) & 0xFFFFFFFF
         self._next_seq = (last + 1) & 0xFFFFFFFF
-        if not 0 < lost < 0x80000000:  # beyond that it went back: recordings, one behind the other
-            return
-        self.count_lost(lost)
+        # Numbers of the kernel's only grow, however many are missing. Else they may have gone back: recordings, one
+        # behind the other.
+        if lost > 0 and (lost < 0x80000000 or self.transport.trusted):
+            self.count_lost(lost)
 
     def taken(self) -> int:
         return self._count - length_hint(self.ready)
@@ -309,14 +313,8 @@ class Log(Reader[LogBinding, LogMessage]):
         )
         check_choice("on_overrun", on_overrun, ("count", "raise", "ignore"))
         self._on_overrun = on_overrun
-        self._flags = LogFlag(0)
-        for name, wanted, flag in (
-            ("sequence", sequence, LogFlag.SEQ),
-            ("global_sequence", global_sequence, LogFlag.SEQ_GLOBAL),
-            ("conntrack", conntrack, LogFlag.CONNTRACK),
-        ):
-            if check_flag(name, wanted):
-                self._flags |= flag
+        wanted = {"sequence": sequence, "global_sequence": global_sequence, "conntrack": conntrack}
+        self._flags = LogFlag(asked_for(nfulnl.FLAG_OPTIONS, wanted))
         super().__init__(
             "log group",
             self.group,
@@ -353,8 +351,7 @@ class Log(Reader[LogBinding, LogMessage]):
         return nfulnl.config(self.group, command=Command.UNBIND)
 
     def _flag_requests(self) -> Iterator[tuple[str, Request]]:
-        if LogFlag.CONNTRACK in self._flags:
-            yield "conntrack", lambda seq: nfulnl.config(self.group, flags=LogFlag.CONNTRACK, seq=seq, ack=True)
+        return one_by_one(nfulnl.FLAG_OPTIONS, self._flags, partial(nfulnl.config, self.group))
 
     def _status(self) -> LogStatus | None:
         return find_log(self.group, self._netns)
@@ -362,8 +359,8 @@ class Log(Reader[LogBinding, LogMessage]):
     def run(self, handler: Handler) -> None:
         """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.
 
-        Then `run` may be called again and goes on with the next message. The handler is a plain function; for async
-        ones there is `AsyncLog`.
+        Then `run` may be called again and goes on with the next message. The handler is a plain function that
+        returns nothing; for async ones there is `AsyncLog`.
 
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), DecodeError for a datagram that is
         no log message (those after it still come), BusyReadingError, ClosedError, KernelError.
@@ -393,9 +390,11 @@ class Log(Reader[LogBinding, LogMessage]):
         return self._bound_or_last().counters()
 
     def stats(self) -> LogStats:
-        """The counters, and what the kernel says of this group, if it is open and that may be read."""
+        """The counters, and what the kernel says of this group and its socket; see `Queue.stats`."""
         binding = self._binding
-        return LogStats(self.counters, None if binding is None else binding.status())
+        if binding is None:
+            return LogStats(self.counters, None, None)
+        return LogStats(self.counters, binding.status(), binding.transport.socket_status())
 
 
 def _centiseconds(timeout: float) -> int:

@@ -62,7 +62,7 @@ class Collector:
     @staticmethod
     def _add(reader: Any, packets: Any, pending: Any, dropped: Any, messages: Any) -> None:
         if isinstance(reader, (Queue, AsyncQueue)):
-            counters, status = reader.stats()
+            counters, status, socket = reader.stats()
             num = str(reader.num)
             for name in _QUEUE:
                 packets.add_metric([num, name], getattr(counters, name))
@@ -70,6 +70,8 @@ class Collector:
             if status is not None:
                 dropped.add_metric([num, "queue full"], status.queue_dropped)
                 dropped.add_metric([num, "receive buffer full"], status.user_dropped)
+            elif socket is not None:  # which tells everybody
+                dropped.add_metric([num, "receive buffer full"], socket.dropped)
         else:
             for name in _LOG:
                 if (value := getattr(reader.counters, name)) is not None:

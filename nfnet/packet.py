@@ -35,7 +35,8 @@ from .protocol.nfqnl import (
 )
 
 _LABELS_SIZE = 16
-_VERSION = {Family.IPV4: 4, Family.IPV6: 6}
+_MARK_SIZE = 8  # NFQA_MARK, with its header
+_VERSION: dict[int, int] = {Family.IPV4: 4, Family.IPV6: 6}
 _OUTGOING = (Hook.FORWARD, Hook.OUTPUT, Hook.POSTROUTING)  # behind which super-packets are cut into segments
 # Since when the kernel cuts UDP super-packets whose payload was replaced: Linux 6.1 loses them, 5.10 crashes.
 _SEGMENTS_UDP = (6, 12)
@@ -216,7 +217,13 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     @property
     def changed(self) -> bool:
         """Whether the verdict changes the packet: its bytes, mark, priority or link-layer header."""
-        return self._decision is not None and bool(self._decision.changes)
+        what = self._decision
+        if what is None or what.kind == what.word & 0xFF:
+            return what is not None and bool(what.changes)
+        # A verdict that rules carry out: the mark, the first of its changes, says in some bits what they shall do.
+        support = self._support()
+        ours = 0 if support is None else support.bits.mask
+        return len(what.changes) > _MARK_SIZE or int.from_bytes(what.changes[4:8], "big") & ~ours != self.mark
 
     # --- answers
 
@@ -241,7 +248,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             answer = bytes(memoryview(data))
         except TypeError:
             raise wrong_type("data", data, "bytes") from None
-        self._inject_and_drop(lambda packet, length: _answers.answer(packet, answer, length))
+        self._inject_and_drop(lambda packet, *about: _answers.answer(packet, answer, *about))
 
     def reset(self) -> None:
         """End the packet's TCP connection by a reset to both ends of it, with right sequence numbers; drop the packet.
@@ -280,8 +287,11 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         else:
             self._inject_and_drop(_answers.refusals)
 
-    def _inject_and_drop(self, build: Callable[[bytes, int], list[bytes]]) -> None:
-        """Send what ``build`` makes of the packet and its length. Only then drop it: if that fails nothing is lost."""
+    def _inject_and_drop(self, build: Callable[[bytes, int, bool], list[bytes]]) -> None:
+        """Send what ``build`` makes of the packet, and only then drop it: if sending fails nothing is lost.
+
+        ``build`` gets the packet, its length and whether its destination is a broadcast address.
+        """
         if self._decision is not None:
             self._refuse()
         if self.family not in _VERSION:
@@ -291,9 +301,14 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             raise ArgumentError(f"{text}: let it pass, or let the rule that queues packets pass over that mark")
         if not (packet := self._ip_packet()):
             raise ArgumentError(f"not an IP packet ({len(self.payload)} bytes were copied)")
+        transport = self._origin.transport
+        if transport is None:
+            raise ClosedError(f"packet {self.id} was read from bytes: there is no queue to answer from")
         interface = self.outdev if self.indev is None else self.indev
-        for answer in build(packet, self.cap_len):
-            self._origin.inject(answer, interface)
+        ip = inet.ip(packet)
+        broadcast = ip is not None and ip.version == 4 and transport.is_broadcast(ip.destination)
+        for answer in build(packet, self.cap_len, broadcast):
+            transport.inject(answer, interface)
         self.drop()
 
     def _refuse(self) -> None:
@@ -336,10 +351,14 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         self._decision = what
         self._decide(self)
 
+    def _support(self) -> Support | None:
+        """What the rules that queued the packet can do with it."""
+        connections = self._origin.connections
+        return None if connections is None else connections.support(self.raw[FAMILY], self._header()[2])
+
     def _carries_out(self, fate: Fate) -> bool:
         """Whether there are rules that do that with the packet."""
-        connections = self._origin.connections
-        support = None if connections is None else connections.support(self.raw[FAMILY], self._header()[2])
+        support = self._support()
         return support is not None and fate in support.fates
 
     def _marked(self, fate: Fate, mark: int | None) -> int:
@@ -421,7 +440,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             window=window,
             skbinfo=skbinfo,
         )
-        if self.family != Family.BRIDGE:
+        if self.raw[FAMILY] != Family.BRIDGE:
             return new
         # What Ethernet padded stays as long: where VLAN tags misled the kernel about where the transport header is, it
         # drops a shorter payload in silence.
@@ -435,7 +454,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         the way in, a UDP socket with UDP_GRO gets the whole of it, and others its segments: no checksum is right for
         both. And what a tunnel carries has a checksum that cannot be found.
         """
-        if SkbInfo.GSO not in self.skbinfo:
+        if not self._number(NFQA.SKB_INFO) or SkbInfo.GSO not in self.skbinfo:
             return
         protocol = inet.protocol(self._ip_packet())
         outgoing, perhaps_udp = self.hook in _OUTGOING, protocol in (socket.IPPROTO_UDP, None)
@@ -467,7 +486,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     def _check_beginning(self, data: bytes) -> None:
         """Raises ArgumentError for what cannot be an IP packet where it has to be: such a packet would just vanish."""
-        version = _VERSION.get(self.family)
+        version = _VERSION.get(self.raw[FAMILY])
         if version is None:
             return
         if data[0] >> 4 != version:

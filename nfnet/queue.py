@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, TypedDict
 
 from . import inet
 from ._arguments import check, check_choice, check_flag, check_result, wrong_type
-from ._core.bind import Request
+from ._core.bind import Request, asked_for, one_by_one
 from ._core.binding import Binding
 from ._core.connections import Connections
 from ._core.flusher import Flusher
@@ -34,8 +34,6 @@ from .protocol.markbits import MarkBits
 from .protocol.nfnetlink import Subsystem
 from .protocol.nfqnl import PACKET_ID, SUBSYSTEM_BYTE, Command, CopyMode, QueueFlag, Verdict
 from .stats import QueueCounters, QueueStats, QueueStatus, find_queue
-
-_OPTIONAL = (("conntrack", QueueFlag.CONNTRACK), ("secctx", QueueFlag.SECCTX), ("uid_gid", QueueFlag.UID_GID))
 
 _QUEUE_SUBSYSTEM = int(Subsystem.QUEUE)
 _FEW = 4  # packets
@@ -97,7 +95,8 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         bits: MarkBits | None = None,
     ) -> None:
         super().__init__(f"queue {num}", transport, on_overrun, find_status)
-        self.connections = transport.connections = Connections(num, transport, bits)
+        self.connections = self.origin.connections = Connections(num, transport, bits)
+        transport.bits = self.connections.given
         self.ledger = Ledger(num, transport)
         self.last_id = 0
         self._num = num
@@ -160,7 +159,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
 
     def _each(self, datagrams: Iterator[bytes]) -> Iterator[Packet]:
         # As `_make_ready`, without a call for each packet.
-        ledger, packet_type, transport, plain = self.ledger, self._packet_type, self.transport, self._plain
+        ledger, packet_type, origin, plain = self.ledger, self._packet_type, self.origin, self._plain
         decide_lone = ledger.decide_lone
         for self.incoming in datagrams:
             raw = self.incoming
@@ -172,7 +171,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
                 continue
             packet = packet_type()
             packet.raw = raw
-            packet._origin = transport
+            packet._origin = origin
             packet._decision = packet._layout = None
             packet._decide = decide_lone
             self.incoming, self._last, ledger.lone = None, raw, packet  # one statement
@@ -183,8 +182,8 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         if not received:
             return
         ledger = self.ledger
-        packet_type, transport = self._packet_type, self.transport
-        untrusted = not transport.trusted
+        packet_type, origin = self._packet_type, self.origin
+        untrusted = not self.transport.trusted
         waiting = length_hint(self.ready)
         if ledger.lone is not None:
             self.settle(waiting)
@@ -211,7 +210,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
                     continue
             packet = packet_type()
             packet.raw = raw
-            packet._origin = transport
+            packet._origin = origin
             packet._decision = packet._layout = None
             packet._decide = collect
             new.append(packet)
@@ -238,7 +237,8 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         packet_id = int.from_bytes(raw[PACKET_ID], "big")
         step = (packet_id - self.last_id) & 0xFFFFFFFF
         self.last_id = packet_id
-        if step < 0x80000000:  # else it went back: recordings, one behind the other
+        # Ids of the kernel's only grow, however many are missing. Else it went back: recordings, one behind the other.
+        if step < 0x80000000 or self.transport.trusted:
             self._issued += step
 
     def _look_into(self, message: bytes, refused: list[int]) -> bytes | None:
@@ -279,7 +279,10 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             return "the kernel dropped " + " and ".join(
                 f"{count} because {where} was full" for count, where in drops if count
             )
-        # With fail-open the kernel counts neither.
+        # With fail-open the kernel counts neither, and only root may ask; but the socket has a count of its own.
+        socket_status = self.transport.socket_status()
+        if socket_status is not None and socket_status.dropped:
+            return f"{self._buffer()} was full"
         if self._max_len is None or self._max_len <= _MOST_WAITING:
             return f"probably {self._buffer()} was full"
         return f"{self._buffer()} was full, or the queue, which holds {_MOST_WAITING} packets on newer kernels"
@@ -381,16 +384,8 @@ class Queue(Reader[QueueBinding, Packet]):
         check_choice("on_overrun", on_overrun, ("count", "raise", "ignore"))
         check_choice("undecided", undecided, ("pending", "accept", "drop"))
         check_choice("on_error", on_error, ("raise", "accept", "drop"))
-        self._flags = QueueFlag(0)
-        for name, wanted, flag in (
-            ("fail_open", fail_open, QueueFlag.FAIL_OPEN),
-            ("gso", gso, QueueFlag.GSO),
-            ("conntrack", conntrack, QueueFlag.CONNTRACK),
-            ("uid_gid", uid_gid, QueueFlag.UID_GID),
-            ("secctx", secctx, QueueFlag.SECCTX),
-        ):
-            if check_flag(name, wanted):
-                self._flags |= flag
+        wanted = {"fail_open": fail_open, "gso": gso, "conntrack": conntrack, "uid_gid": uid_gid, "secctx": secctx}
+        self._flags = QueueFlag(asked_for(nfqnl.FLAG_OPTIONS, wanted))
         self._on_overrun = on_overrun
         self._undecided = undecided
         self._on_error = on_error
@@ -442,9 +437,7 @@ class Queue(Reader[QueueBinding, Packet]):
         return nfqnl.config(self.num, command=Command.UNBIND)
 
     def _flag_requests(self) -> Iterator[tuple[str, Request]]:
-        for name, flag in _OPTIONAL:
-            if flag in self._flags:
-                yield name, lambda seq, flag=flag: nfqnl.config(self.num, flags=flag, seq=seq, ack=True)  # type: ignore[misc]
+        return one_by_one(nfqnl.FLAG_OPTIONS, self._flags, partial(nfqnl.config, self.num))
 
     def _status(self) -> QueueStatus | None:
         return find_queue(self.num, self._netns)
@@ -475,9 +468,9 @@ class Queue(Reader[QueueBinding, Packet]):
     def run(self, handler: Handler) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
 
-        The handler is a plain function; for async ones there is `AsyncQueue`. What it raises is treated as ``on_error``
-        says; exceptions that are no `Exception`, such as KeyboardInterrupt, always come out. Verdicts given before
-        leave first, and `run` may be called again.
+        The handler is a plain function that returns nothing; for async ones there is `AsyncQueue`. What it raises is
+        treated as ``on_error`` says; exceptions that are no `Exception`, such as KeyboardInterrupt, always come out.
+        Verdicts given before leave first, and `run` may be called again.
 
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege
         to decide was dropped, DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.
@@ -558,9 +551,14 @@ class Queue(Reader[QueueBinding, Packet]):
         return self._bound_or_last().counters()
 
     def stats(self) -> QueueStats:
-        """The counters, and what the kernel says of this queue, if it is open and that may be read."""
+        """The counters, and what the kernel says of this queue and its socket, as far as it may be known.
+
+        Needs no privilege: what only root may read is None. Raises ClosedError if the queue was never open.
+        """
         binding = self._binding
-        return QueueStats(self.counters, None if binding is None else binding.status())
+        if binding is None:
+            return QueueStats(self.counters, None, None)
+        return QueueStats(self.counters, binding.status(), binding.transport.socket_status())
 
 
 def apply_policy(policy: str, packet: Packet) -> None:

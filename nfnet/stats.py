@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from ._io.transport import SocketStatus
 from .errors import DecodeError, KernelError, NfnetError, NotPermittedError, kernel_error
 from .netns import Netns, call_in
 from .protocol.nfnetlink import NETLINK_NETFILTER
@@ -26,7 +27,7 @@ class QueueCounters(NamedTuple):
     yet: they wait for their turn, or their handler left them undecided. ``lost`` are gaps in the packet ids: packets
     that the kernel could not deliver because the receive buffer was full, or, beyond 65,536 that wait, because the
     queue was (dropped, or accepted if the queue is ``fail_open``); once the queue is closed also those behind the last
-    one that came, as far as the kernel's row tells. ``overruns`` says how often loss was noticed. ``refused`` are the
+    one that came, as far as `QueueStatus` tells. ``overruns`` says how often loss was noticed. ``refused`` are the
     errors with which the kernel answered verdicts, by errno: ENOENT where packets were gone already, because somebody
     removed a rule or took an interface down. ``malformed`` are datagrams that were no packets of this queue.
     """
@@ -62,10 +63,17 @@ class QueueStatus(NamedTuple):
 
 
 class QueueStats(NamedTuple):
-    """A queue's own counters, and what the kernel says of it; None where only root of the machine may read that."""
+    """A queue's own counters, and what the kernel says of it and of its socket. No privilege is needed to ask.
+
+    ``kernel`` is None where it may not be read, which only root of the machine may; without it, ``counters.pending`` is
+    how many packets wait in this program, and ``socket.dropped`` how many did not fit into the receive buffer, but
+    nothing tells how many did not fit into the queue. ``socket`` is None before Linux 4.12. Both are None if there is
+    no queue in a kernel behind it, as in a replay, and once it is closed.
+    """
 
     counters: QueueCounters
     kernel: QueueStatus | None
+    socket: SocketStatus | None
 
 
 class LogCounters(NamedTuple):
@@ -97,10 +105,11 @@ class LogStatus(NamedTuple):
 
 
 class LogStats(NamedTuple):
-    """A log's own counters, and what the kernel says of it; None where only root of the machine may read that."""
+    """A log's own counters, and what the kernel says of it and of its socket; see `QueueStats`."""
 
     counters: LogCounters
     kernel: LogStatus | None
+    socket: SocketStatus | None
 
 
 def queues(netns: Netns | None = None) -> list[QueueStatus]:

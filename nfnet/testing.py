@@ -22,9 +22,12 @@ from contextlib import suppress
 from typing import Any, Protocol, overload
 
 from . import inet
+from ._arguments import wrong_type
+from ._core.message import Fed
 from ._injection import divert, restore
 from ._io.locks import RLock
 from ._io.transport import Transport
+from ._processes import Process
 from ._typing import Unpack
 from .captures._replay import GivenVerdict, Replay
 from .errors import ArgumentError, CaptureError, ClosedError, kernel_error
@@ -101,12 +104,13 @@ def packet_message(
     family: int | None = None,
     hw_protocol: int | None = None,
     hook: int = Hook.OUTPUT,
+    process: Process | None = None,
     **attributes: Any,
 ) -> bytes:
     """A packet of queue ``num``; keywords are names of NFQA members (``MARK=7``), ``payload`` None is META.
 
     ``hw_protocol`` is the EtherType, by which a packet of the bridge family is IP or something else; if it is not given
-    the first byte of the payload decides.
+    the first byte of the payload decides. ``process`` is what `Packet.process` will be, whatever runs on this machine.
     """
     payload = None if payload is None else bytes(memoryview(payload))
     if family is None:
@@ -116,7 +120,15 @@ def packet_message(
     data = _attributes(nfqnl.NFQA_TABLE, values)
     if payload is not None:  # the kernel does not pad the last one
         data += build_attribute(NFQA.PAYLOAD, payload)[: 4 + len(payload)]
-    return nfnetlink.build_message(nfqnl.MSG_PACKET, num, data, family=family)
+    return _fed(nfnetlink.build_message(nfqnl.MSG_PACKET, num, data, family=family), process)
+
+
+def _fed(message: bytes, process: Process | None) -> bytes:
+    if process is None:
+        return message
+    if not isinstance(process, Process):
+        raise wrong_type("process", process, "an nfnet.Process")
+    return Fed(message, process)
 
 
 def _ethertype(family: int, payload: bytes | None) -> int:
@@ -140,9 +152,13 @@ def log_message(
     family: int | None = None,
     hw_protocol: int | None = None,
     hook: int = Hook.INPUT,
+    process: Process | None = None,
     **attributes: Any,
 ) -> bytes:
-    """A logged packet of ``group``; keywords are names of NFULA members, ``payload`` None is META."""
+    """A logged packet of ``group``; keywords are names of NFULA members, ``payload`` None is META.
+
+    ``process`` is what `LogMessage.process` will be.
+    """
     if family is None:
         family = 10 if payload and payload[0] >> 4 == 6 else 2
     text = prefix.encode("utf-8", "surrogateescape") + b"\0"
@@ -151,7 +167,7 @@ def log_message(
     if payload is not None:
         values["PAYLOAD"] = payload
     data = _attributes(nfulnl.NFULA_TABLE, values)
-    return nfnetlink.build_message(nfulnl.MSG_PACKET, group, data, family=family)
+    return _fed(nfnetlink.build_message(nfulnl.MSG_PACKET, group, data, family=family), process)
 
 
 def error_message(number: int, request: bytes) -> bytes:
@@ -310,7 +326,8 @@ class FedQueue:
         """Queue a packet, and return its id.
 
         Keywords are ``mark``, ``indev``, ``outdev``, ``physindev``, ``physoutdev`` (interface indexes, or names that
-        are given one), ``uid``, ``gid``, ``priority``, ``hook``, ``family``; or names of NFQA members.
+        are given one), ``uid``, ``gid``, ``priority``, ``hook``, ``family``, ``process`` (an `nfnet.Process`, which
+        `Packet.process` will be); or names of NFQA members.
         """
         values = {_NAMES.get(name, name): self._value(value) for name, value in attributes.items()}
         return self.kernel.feed(1, payload=payload, **values)[0]
@@ -331,7 +348,7 @@ class FedQueue:
     def verdicts(self) -> dict[int, GivenVerdict]:
         """What was decided, by packet id."""
         self.queue.flush()
-        bits = None if self.kernel.connections is None else self.kernel.connections.given
+        bits = self.kernel.bits
         return {
             packet_id: GivenVerdict.from_word(word, changes, bits) for packet_id, word, changes in self.kernel.judged
         }

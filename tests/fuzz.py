@@ -32,23 +32,26 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nfnet
 from nfnet import Transport, cli, inet, rules
+from nfnet._core.message import Origin
 from nfnet.captures._pcap import Record, netfilter_datagram, read
 from nfnet.captures._recorder import _verdicts
 from nfnet.cli import decode_command
 from nfnet.cli.command_line import rule_words
 from nfnet.compat import _nflogdata as nflogdata
 from nfnet.compat import netfilterqueue
-from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl
+from nfnet.inet import _answers
+from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl, rtnetlink, sock_diag
 from nfnet.protocol.nfnetlink import BODY, Attribute, Table
 from nfnet.protocol.nfqnl import NFQA, NFQA_TABLE
 from nfnet.protocol.nfulnl import NFULA, NFULA_TABLE
 from nfnet.rules import _actions, _installed, _nftables
+from nfnet.rules._criteria import CRITERIA
 from nfnet.testing import FakeKernel, FedQueue, packet_message, tcp, udp
 
 from .swap import turn
@@ -85,6 +88,7 @@ WORDS = tuple(
     for text in (
         *words("= , - / : . 0 1 4 9 -1 0x 0b1 1e9 nan inf 65535 65536 4294967295 4294967296 192.0.2.1 fd00::1 /24"),
         *words("hook= family= protocol= source= destination= in_interface= out_interface= uid= priority= mark="),
+        *words("not_source= tcp_flags= icmp_type= length= limit= connection_mark= source_type= cgroup= gid= not_uid="),
         *words("state= source_port= destination_port= input ingress forward netdev bridge inet ip6 udp tcp icmpv6"),
         *words("new,related /129"),
         *words("eth* lo root nobody --queue --group --netns --count --json -w -q --mark --loss --delay --handler a:b"),
@@ -215,26 +219,16 @@ def compare(item: Any, table: Table, kind: type[IntEnum], expected: dict[str, Ca
     repr(item)
 
 
-class _Names(FakeKernel):
-    """Where packets are from; interfaces are called by their numbers."""
-
-    def __init__(self) -> None:
-        """It is not open."""
-
-    def interface_name(self, index: int) -> str:
-        return str(index)
-
-
 def read_packet(data: bytes, look: bool) -> None:
     raw = nfqnl.normalized(data, int.from_bytes(data[18:20], "big"))
     packet = netfilterqueue.Packet()
-    packet.raw, packet._layout, packet._decision, packet._origin = raw, None, None, _Names()
+    packet.raw, packet._layout, packet._decision, packet._origin = raw, None, None, Origin(str)
     packet._live, packet._changes, packet._kept = True, None, None
     touch(packet, PACKET)
     str(packet)
     if look:
         mine = nfnet.Packet()
-        mine.raw, mine._layout, mine._decision, mine._origin = raw, None, None, _Names()
+        mine.raw, mine._layout, mine._decision, mine._origin = raw, None, None, Origin(str)
         compare(mine, NFQA_TABLE, NFQA, EXPECTED_PACKET)
 
 
@@ -281,6 +275,16 @@ def read_conntrack(data: bytes, look: bool) -> None:
     entry = conntrack.parse(data)
     if look:
         assert entry.values == value_by_schema(NFQA_TABLE[NFQA.CT], data)
+
+
+def read_socket(data: bytes, look: bool) -> None:
+    with contextlib.suppress(nfnet.DecodeError):
+        rtnetlink.is_local(data)
+    found = sock_diag.parse_socket(data)
+    if look and found is not None:
+        message = sock_diag.message.parse(data[netlink.HEADER_SIZE :])
+        assert (found.state, found.uid, found.inode) == (message.state, message.uid, message.inode)
+        assert (found.source, found.cookie) == (message.id.source[: len(found.source)], message.id.cookie)
 
 
 class _Socket:
@@ -475,6 +479,28 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"ttl": 7, "skbinfo": 1},  # an unfinished checksum
     {"destination_port": 5, "skbinfo": 3},  # and segments
 )
+
+
+def answer_inet(data: bytes, look: bool) -> None:
+    """Packets that answer have right lengths and checksums, whatever they answer."""
+    builds = (_answers.resets, _answers.refusals, lambda packet, size: _answers.answer(packet, b"data", size))
+    for build, size in product(builds, (None, len(data) + 1000)):
+        try:
+            answers = build(data, size)
+        except nfnet.ArgumentError:
+            continue
+        for answer in answers:
+            ip = inet.ip(answer)
+            assert ip is not None
+            assert ip.length == len(answer)
+            assert not ip.fragment
+            assert _answers.mend(answer) == answer
+    with contextlib.suppress(nfnet.ArgumentError):
+        mended = _answers.mend(data)
+        assert len(mended) == len(data)
+        assert _answers.mend(mended) == mended
+        for mtu in (68, 1280):
+            assert all(len(piece) <= mtu for piece in _answers.fragments(mended, mtu))
 
 
 def change_inet(data: bytes, look: bool) -> None:
@@ -696,7 +722,7 @@ def parse_arguments(data: bytes, look: bool) -> None:
 
 
 def parse_words(data: bytes, look: bool) -> None:
-    for rule in (rules.queue, rules.log):
+    for rule in (rules.queue, rules.log, rules.mark):
         try:
             found = rule_words(text_of(data), rule)
         except argparse.ArgumentTypeError as error:
@@ -740,6 +766,9 @@ def make_log(**options: Any) -> None:
 
 def make_rule(make: Callable[..., rules.Rule]) -> Callable[..., None]:
     def run(**options: Any) -> None:
+        # Most values fit nothing: with one argument at a time, and what it needs, some do.
+        if "hook" not in options:
+            options = {"hook": "output", **dict([*options.items()][:2])}
         rule = make(options.pop("number", 1), **options)
         assert rule.describe()
         encode_rule(rule)
@@ -773,14 +802,16 @@ def decide(method: str) -> Callable[..., None]:
 
 
 _MATCH = (
-    *words("hook family priority protocol source destination source_port destination_port in_interface"),
-    *words("out_interface mark not_mark state uid"),
+    *words("hook family priority"),
+    *(negation + name for name in CRITERIA for negation in ("", "not_")),
 )
 _VERDICT = words("mark payload priority vlan l2header ct_mark ct_labels")
 _REWRITE = words("data source destination source_port destination_port ttl tos seq ack flags window")
 CALLS: tuple[tuple[Callable[..., object], Sequence[str]], ...] = (
     (make_rule(rules.queue), ("number", "bypass", "balance", *_MATCH)),
     (make_rule(rules.log), ("number", "prefix", "snaplen", "threshold", *_MATCH)),
+    (make_rule(rules.mark), ("number", "mask", *_MATCH)),
+    (make_rule(lambda number, **options: rules.reject(**options)), ("error", *_MATCH)),
     (
         make_queue,
         words("num copy_range copy_mode max_len rcvbuf fail_open gso conntrack on_overrun undecided on_error"),
@@ -818,6 +849,7 @@ def recordings() -> Iterator[list[Record]]:
 
 FILES = [list(records) for records in recordings()]
 DATAGRAMS = [netfilter_datagram(record) or b"" for records in FILES for record in records]
+SOCKETS = [bytes.fromhex(row["answer"]) for row in json.loads((FIXTURES / "sockets.json").read_text())]
 _RAW = [bytes.fromhex(row[2]) for row in json.loads((FIXTURES / "datagrams.json").read_text())]
 DATAGRAMS += _RAW if netlink.HOST == "little" else [turn(datagram, "<") for datagram in _RAW]
 
@@ -914,6 +946,9 @@ RULES = [
     b"hook=input family=ip6 source=fd00::/8 protocol=tcp source_port=80 uid=0",
     b"hook=ingress family=netdev in_interface=eth0 not_mark=1",
     b"hook=postrouting out_interface=eth* uid=root protocol=icmp",
+    b"hook=input protocol=icmp,icmpv6 icmp_type=echo-request,redirect 'limit=10/minute burst 20' not_length=0-60",
+    b"hook=output protocol=tcp 'tcp_flags=syn,!ack' not_source=10.0.0.0/8,192.0.2.1-192.0.2.9,fd00::/8 not_uid=5-9",
+    b"hook=output connection_mark=0x1/0xff not_mark=1,2 not_destination_type=local,broadcast cgroup=init.scope gid=0",
     b"",
 ]
 ARGUMENTS = [
@@ -951,10 +986,11 @@ class Target(NamedTuple):
 
 
 TARGETS = (
-    Target("packet", 157, QUEUED, read_packet),
+    Target("packet", 147, QUEUED, read_packet),
     Target("message", 150, LOGGED, read_message),
     Target("messages", 40, DATAGRAMS, read_messages),
     Target("answer", 60, of_type(netlink.NLMSG_ERROR), read_answer),
+    Target("socket", 10, SOCKETS, read_socket),
     Target("other order", 40, TURNED, turn_messages),
     Target("conntrack", 50, [m[nfqnl.layouts.find(m).spans[11]] for m in QUEUED[-3:-2]], read_conntrack),
     Target("dump", 30, [*DATAGRAMS], read_dump),
@@ -964,6 +1000,7 @@ TARGETS = (
     Target("streams", 10, STREAMS, read_streams),
     Target("server name", 10, [hello for hello in HELLOS.values() if len(hello) < 1000], read_name),
     Target("rewrite", 90, PACKETS, change_inet),
+    Target("answers", 40, PACKETS, answer_inet),
     Target("pcap", 60, PCAP, read_capture),
     Target("pcapng", 60, PCAPNG, read_capture),
     Target("replay", 10, [*PCAP, *PCAPNG, *CUT, *WHOLE], run_replay),

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nfnet
-from nfnet._io.netlink_socket import SO_RCVBUFFORCE, SO_SNDBUFFORCE, SO_TIMESTAMP, socket_options
+from nfnet._io.netlink_socket import SO_MEMINFO, SO_RCVBUFFORCE, SO_SNDBUFFORCE, SO_TIMESTAMP, socket_options
 from nfnet.captures._pcap import netfilter_datagram, read
 from nfnet.cli.decode_command import describe
 from nfnet.errors import DecodeError
@@ -216,11 +216,12 @@ def test_a_damaged_datagram_comes_out_of_the_loop_and_the_next_one_after_it(tmp_
 
 
 def test_numbers_of_socket_options() -> None:
-    assert socket_options("x86_64") == socket_options("armv7l") == socket_options("s390x") == (32, 33, 29)
-    assert socket_options("mips64") == (31, 33, 29)
-    assert socket_options("parisc64") == (0x100A, 0x100B, 0x4012)
-    assert socket_options("sparc64") == socket_options("alpha") == (0x100A, 0x100B, 29)
-    assert socket_options(os.uname().machine) == (SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMP)
+    assert socket_options("x86_64") == socket_options("armv7l") == socket_options("s390x") == (32, 33, 29, 55)
+    assert socket_options("mips64") == (31, 33, 29, 55)
+    assert socket_options("parisc64") == (0x100A, 0x100B, 0x4012, 0x4030)
+    assert socket_options("sparc64") == (0x100A, 0x100B, 29, 0x39)
+    assert socket_options("alpha") == (0x100A, 0x100B, 29, 55)
+    assert socket_options(os.uname().machine) == (SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMP, SO_MEMINFO)
 
 
 def test_layouts_have_the_same_size_everywhere() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import BinaryIO
 
 import pytest
 
@@ -164,6 +165,18 @@ def test_nothing_is_remembered_where_there_is_no_kernel(nfnet_queue: FedQueue) -
         nfnet_queue.queue.forget("192.0.2.1")  # type: ignore[arg-type]
 
 
+def test_what_was_changed(nfnet_queue: FedQueue) -> None:
+    """Not the mark, if only ours is in it."""
+    packets: list[Packet] = []
+    for _ in range(3):
+        nfnet_queue.feed(udp(b"1"), mark=0x11)
+    nfnet_queue.run(packets.append)
+    packets[0].accept(connection=True)
+    packets[1].accept(mark=0x12, connection=True)
+    packets[2].accept(payload=udp(b"2"), connection=True)
+    assert [packet.changed for packet in packets] == [False, True, True]
+
+
 # --- bits
 
 
@@ -241,7 +254,11 @@ def test_requests_to_connection_tracking() -> None:
     assert (entry.original, entry.mark, entry.timeout) == (there, 0x0C000000, 120)
     assert entry.reply == Endpoints("2001:db8::2", "2001:db8::1", 6, 80, 1234)
 
-    changed = ctnetlink.set_mark(request, 0, 0x0E000000)
+    changed, again = (
+        message for _, message in netlink.split_messages(ctnetlink.set_marks([request] * 2, 0, 0x0E000000))
+    )
+    assert again == changed
+    assert changed[16] == 10
     values = conntrack.parse(changed[BODY:]).values
     assert conntrack.parse(changed[BODY:]).original == there
     assert sorted(values) == [CTA.TUPLE_ORIG, CTA.MARK, CTA.MARK_MASK]
@@ -263,8 +280,8 @@ class Socket(FakeKernel):
         self.entries = entries
         self.sent_beside: list[bytes] = []
 
-    def beside(self) -> Socket:
-        return self
+    def open_netns(self) -> BinaryIO:
+        return open("/proc/self/ns/net", "rb")
 
     def dump(self, request: bytes, operation: str):  # type: ignore[no-untyped-def]
         return iter(self.entries)
@@ -295,11 +312,12 @@ def entry(original: Endpoints, reply: Endpoints) -> bytes:
         (inet.Flow(17, "10.0.0.1", 53, "10.0.0.9", 1000), False),
     ],
 )
-def test_flows_of_a_translated_connection(flow: inet.Flow, found: bool) -> None:
+def test_flows_of_a_translated_connection(flow: inet.Flow, found: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Endpoints("10.0.0.1", "10.0.0.9", 17, 1000, 53)
     reply = Endpoints("192.0.2.5", "192.0.2.1", 17, 5353, 2000)
     other = Endpoints("10.0.0.2", "10.0.0.9", 17, 1000, 53)
     sock = Socket([entry(original, reply), entry(other, Endpoints("10.0.0.9", "10.0.0.2", 17, 53, 1000))])
+    monkeypatch.setattr("nfnet._core.connections.NetlinkSocket", lambda: sock)
     connections = Connections(1, sock, MarkBits())
     assert connections.forget(flow) == found
     assert len(sock.sent_beside) == found

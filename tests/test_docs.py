@@ -45,7 +45,9 @@ import pytest
 import nfnet
 from nfnet import cli, metrics, testing
 from nfnet._injection import divert, restore
+from nfnet.captures import GivenVerdict
 from nfnet.protocol import netlink
+from nfnet.protocol.markbits import MarkBits
 from nfnet.protocol.nfnetlink import Subsystem
 from nfnet.testing import FakeKernel
 
@@ -59,7 +61,7 @@ NOT_RUN = {"docs/tutorial.md": 1}
 SHELL = ("console", "sh")
 LANGUAGES = ("python", "pycon", *SHELL, "text", "ini", "dockerfile", "json")
 # What MyST makes of a block, which holds no code.
-DIRECTIVES = ("toctree", "eval-rst", "nfnet-help", "include", "figure", "note", "image")
+DIRECTIVES = ("toctree", "eval-rst", "nfnet-help", "nfnet-criteria", "include", "figure", "note", "image")
 
 
 class Block(NamedTuple):
@@ -142,9 +144,9 @@ class Stage:
         self.waiting += [(item, {}) if isinstance(item, bytes) else item for item in packets]
 
     def verdicts(self) -> list[str]:
-        """The verdicts that the last queue got, in the order of the packets: "accept", "drop", ..."""
-        words = {item: word for item, word, _ in self._judged()}
-        return [nfnet.Verdict(words[item] & 0xFF).name.lower() for item in sorted(words)]
+        """The verdicts that the last queue got, in the order of the packets: "accept", "drop connection", ..."""
+        found = {item: GivenVerdict.from_word(word, changes, MarkBits()) for item, word, changes in self._judged()}
+        return [given.verdict.name.lower() + " connection" * given.connection for _, given in sorted(found.items())]
 
     def judged(self) -> list[dict[str, Any]]:
         """What the verdicts change, in the order of the packets: "MARK", "PAYLOAD" and so on."""
@@ -298,7 +300,7 @@ def stage(
 
     monkeypatch.setattr("nfnet._core.reader.NetlinkSocket", it.connect)
     monkeypatch.setattr("nfnet._core.reader.call_in", lambda netns, function: function())
-    monkeypatch.setattr("nfnet.rules.Rule.install", lambda rule: rule.describe())
+    monkeypatch.setattr("nfnet.rules.RuleSet._install", lambda rules, block: rules.describe())
     monkeypatch.setattr("nfnet.rules.Rule.remove", lambda rule: None)
     assert set(inspect.signature(run_workers).parameters) == set(inspect.signature(nfnet.run_workers).parameters)
     monkeypatch.setattr("nfnet.run_workers", run_workers)

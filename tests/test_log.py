@@ -401,6 +401,15 @@ def test_the_wrap_is_no_gap() -> None:
         assert log.counters.lost == 3
 
 
+def test_numbers_from_the_kernel_never_go_back() -> None:
+    kernel = LogKernel()
+    with Log(5, transport=kernel, sequence=True, on_overrun="ignore") as log:
+        kernel.deliver(numbered(0, 0x90000000))
+        kernel.deliver(numbered(0x8FFFFFFF))
+        log.process(id)
+        assert log.counters.lost == 0x90000000 - 1 + 0xFFFFFFFE
+
+
 def test_without_sequence_numbers_loss_is_not_known() -> None:
     kernel = LogKernel()
     with Log(5, transport=kernel) as log:

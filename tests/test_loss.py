@@ -119,6 +119,23 @@ def lose(kernel: FakeKernel, queue: Queue, count: int) -> None:
     queue.process(lambda packet: packet.accept())
 
 
+@pytest.mark.parametrize("drops", [None, (0, 0)], ids=["may not ask", "fail_open"])
+@pytest.mark.parametrize(("dropped", "words"), [(7, "; the receive buffer"), (0, "; probably the receive buffer")])
+def test_the_socket_tells_everybody_that_its_buffer_was_full(
+    kernel: Kernel,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    drops: tuple[int, int] | None,
+    dropped: int,
+    words: str,
+) -> None:
+    kernel.drops = drops
+    monkeypatch.setattr(Kernel, "socket_status", lambda self: nfnet.SocketStatus(425984, 0, dropped))
+    with Queue(1, transport=kernel) as queue:
+        lose(kernel, queue, 7)
+    assert words in caplog.text
+
+
 @pytest.mark.parametrize(
     ("drops", "max_len", "words"),
     [

@@ -71,6 +71,16 @@ def test_nothing_but_this_machine_by_default() -> None:
         assert build().parse_args([command, "1", "--metrics", "1"]).metrics_address == "127.0.0.1"
 
 
+def test_what_did_not_fit_into_the_receive_buffer_without_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only root may know what the queue dropped; of its own socket everybody is told."""
+    status = nfnet.SocketStatus(rcvbuf=425984, unread=0, dropped=7)
+    monkeypatch.setattr(FakeKernel, "socket_status", lambda self: status)
+    with served() as port:
+        text = read("127.0.0.1", port)
+    assert 'nfnet_queue_kernel_dropped_total{queue="1",reason="receive buffer full"} 7.0' in text
+    assert "queue full" not in text
+
+
 def test_ipv6() -> None:
     if not socket.has_ipv6:
         pytest.skip("no IPv6 here")

@@ -19,6 +19,7 @@ from typing import Any, get_type_hints
 import pytest
 
 import nfnet
+from nfnet.protocol import nfqnl, nfulnl
 from nfnet.queue import WorkerOptions
 
 PUBLIC = (
@@ -181,6 +182,20 @@ def test_options_are_the_arguments(kind: Any, options: Any) -> None:
     assert get_type_hints(options) == {argument.name: hints[argument.name] for argument in arguments}
     assert options.__required_keys__ == frozenset()
     assert all(argument.default is not argument.empty for argument in arguments)
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "options"),
+    [
+        (nfqnl.FLAG_OPTIONS, nfqnl.QueueFlag, nfnet.QueueOptions),
+        (nfulnl.FLAG_OPTIONS, nfulnl.LogFlag, nfnet.LogOptions),
+    ],
+    ids=["queue", "log"],
+)
+def test_each_flag_is_a_row_and_an_option(rows: Any, flags: Any, options: Any) -> None:
+    assert [row.flag for row in sorted(rows, key=lambda row: row.flag)] == list(flags)
+    types = get_type_hints(options)
+    assert [types.get(row.name) for row in rows] == [bool] * len(rows)
 
 
 def test_workers_take_the_options_that_processes_can_share() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import errno
 import functools
+import gc
 import itertools
 import logging
 import os
@@ -13,6 +14,8 @@ import pickle
 import select
 import threading
 import unittest.mock
+import warnings
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -741,7 +744,7 @@ def test_packets_cannot_be_copied(duplicate: Any) -> None:
         assert verdicts(kernel) == [(1, 1)]
 
 
-def test_process_without_a_handler_keeps_packets_for_the_next_loop() -> None:
+def test_fetch_keeps_packets_for_the_next_loop() -> None:
     kernel = FakeKernel()
     with Queue(1, transport=kernel) as queue:
         assert queue.fetch() == 0
@@ -965,6 +968,19 @@ def test_packets_that_are_read_together_may_be_far_apart(distance: int) -> None:
         queue.process(lambda packet: packet.accept())
         assert queue.counters.refused == {}
         assert queue.counters.accepted == 6
+        assert queue.counters.lost == distance - 3
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_ids_from_the_kernel_never_go_back(distance: int) -> None:
+    """However large a gap is, the packets in it are lost: nobody read for long, and all ids have 32 bits."""
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel, on_overrun="ignore") as queue:
+        for times in range(3):
+            kernel.feed(1)
+            queue.process(lambda packet: packet.accept())
+            assert (queue.counters.lost, queue.counters.received) == (times * distance, times + 1)
+            kernel.skip(distance)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -1265,3 +1281,18 @@ def test_repr_says_how_many_wait() -> None:
         queue.flush()
         assert repr(queue) == "<Queue 1: open, 2 waiting>"  # one with the program, and one that nobody has seen
     assert repr(queue) == "<Queue 1: closed>"
+
+
+def test_nothing_keeps_what_is_open_and_forgotten() -> None:
+    """No circle of references: the socket, and with it the queue, would stay until Python collects such circles."""
+    kernel = FakeKernel()
+    queue = opened(kernel)
+    there = weakref.ref(kernel)
+    gc.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            del kernel, queue
+        assert there() is None
+    finally:
+        gc.enable()

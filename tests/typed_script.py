@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import nfnet
+import nfnet.testing
 from nfnet import inet, rules
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 seen: Counter[str] = Counter()
 beginnings = inet.Beginnings(max_streams=100)
@@ -42,13 +47,18 @@ with rules.queue(1, hook="forward", protocol="udp", destination_port=range(1, 5)
         n: int = queue.process(handle)
         c = queue.counters
         total = c.received + c.lost
-        row = queue.stats().kernel
-        if row is not None:
-            print(row.queue_dropped)
+        while queue.fetch():
+            queue.process(lambda packet: packet.repeat(mark=packet.mark | 1))
+        status = queue.stats().kernel
+        if status is not None:
+            print(status.num, status.queue_dropped)
+        buffer = queue.stats().socket
+        if buffer is not None:
+            print(buffer.unread / buffer.rcvbuf, buffer.dropped)
 
 with nfnet.Log(5, sequence=True) as log:
     for message in log:
-        print(message.prefix.upper(), message.timestamp, message.payload[:4])
+        print(message.prefix.upper(), message.timestamp, message.payload[:4], message.hook.name.lower())
 
 
 async def main() -> None:
@@ -59,6 +69,18 @@ async def main() -> None:
 
 
 asyncio.run(main())
+
+
+def make_queue(num: int, **options: Unpack[nfnet.QueueOptions]) -> nfnet.Queue:
+    options["undecided"] = "drop"
+    return nfnet.Queue(num, **options)
+
+
+make_queue(3, max_len=5, conntrack=True).run(handle)
+nfnet.run_workers(handle, range(4), processes=2, max_len=5)
+fed = nfnet.testing.FedQueue(2, on_error="drop")
+given: nfnet.GivenVerdict = fed.verdicts[fed.feed(nfnet.testing.udp(b"x"))]
+print(given.verdict.name, given.num)
 new: bytes = inet.replace_data(b"", b"x")
 with nfnet.record("x.pcapng"), nfnet.Queue(2) as q:
     q.run(lambda packet: packet.accept())

@@ -105,7 +105,7 @@ class Messages:
     def __init__(self, number: int) -> None:
         self._frame = _frame(number, batch=False)
         self._batch_frame = _frame(number, batch=True)
-        self.prefix: Callable[[Decision], bytes] = lru_cache(1024)(self._build_prefix)
+        self.prefix: Callable[[Decision], bytes] = lru_cache(1024)(self.once)
         """The message with a verdict on one packet, up to the packet's id, which is its end."""
         self._batch_prefix = lru_cache(1024)(self._build_batch_prefix)
 
@@ -153,13 +153,13 @@ class Messages:
 
     def _each(self, packets: Sequence[Queued], decisions: Sequence[Decision]) -> Iterator[bytes]:
         for packet, what in zip(packets, decisions):
-            yield self.prefix(what) if what.batchable else self._build_prefix(what)
+            yield self.prefix(what) if what.batchable else self.once(what)
             yield packet.raw[PACKET_ID]
 
     def _new(self, packets: Sequence[Queued], decisions: Sequence[Decision]) -> Iterator[bytes]:
         """A message each, and nothing is remembered of decisions that will not come again."""
         for packet, what in zip(packets, decisions):
-            yield self._build_prefix(what)
+            yield self.once(what)
             yield packet.raw[PACKET_ID]
 
     def _together(self, what: Decision, packets: Sequence[Queued]) -> bytes:
@@ -167,9 +167,10 @@ class Messages:
         return (self._batch_prefix if len(packets) > 1 else self.prefix)(what) + packets[-1].raw[PACKET_ID]
 
     def _build_batch_prefix(self, what: Decision) -> bytes:
-        return self._build_prefix(what, batch=True)
+        return self.once(what, batch=True)
 
-    def _build_prefix(self, what: Decision, *, batch: bool = False) -> bytes:
+    def once(self, what: Decision, *, batch: bool = False) -> bytes:
+        """As `prefix`, for a decision that will not come again: it is not remembered."""
         size, header, end = self._batch_frame if batch else self._frame
         changes = what.changes
         length = (size + len(changes)).to_bytes(4, netlink.HOST)

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from .._arguments import check_flag
 from .._io.transport import Transport
 from ..errors import BusyError, KernelError, NotPermittedError, NotSupportedError
 from ..protocol import nfqnl
+from ..protocol.nfnetlink import FlagOption
 from ..protocol.nfqnl import Command
 
 Request = Callable[[int], bytes]
 """Makes a request for a sequence number."""
+
+
+def asked_for(options: Iterable[FlagOption], values: Mapping[str, bool]) -> int:
+    """The flags whose arguments are True. Raises ArgumentTypeError for what is neither True nor False."""
+    return sum(option.flag for option in options if check_flag(option.name, values[option.name]))
+
+
+def request_for(option: FlagOption, config: Callable[..., bytes]) -> Request:
+    """The request for one flag alone."""
+    return lambda seq: config(flags=option.flag, seq=seq, ack=True)
+
+
+def one_by_one(
+    options: Iterable[FlagOption], flags: int, config: Callable[..., bytes]
+) -> Iterator[tuple[str, Request]]:
+    """Those of the flags that a kernel may lack, each with the request for it alone."""
+    return ((option.name, request_for(option, config)) for option in options if option.optional and flags & option.flag)
 
 
 def bind(

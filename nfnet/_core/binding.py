@@ -13,10 +13,12 @@ from .._io import at_fork
 from .._io.locks import RLock
 from .._io.moves import END
 from .._io.transport import Transport
+from .._processes import Processes
 from ..captures._recorder import Recorder
 from ..errors import ClosedError, DecodeError, NfnetError, OverrunError
 from ..stats import Status
 from .loss import Loss
+from .message import Origin
 
 _log = logging.getLogger("nfnet")
 
@@ -38,6 +40,7 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
         self, name: str, transport: Transport, on_overrun: str, find_status: Callable[[], Status | None]
     ) -> None:
         self.transport = transport
+        self.origin = Origin(transport.interface_name, Processes(transport.open_netns), transport)
         self.loss = Loss(warn=on_overrun == "count")
         self.overruns = 0
         self.incoming: bytes | None = None
@@ -99,8 +102,8 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             self.malformed += 1
             raise
         finally:
+            self.ended = not more  # before one of the datagrams turns out to be damaged
             self._make_ready()
-        self.ended = not more
 
     def each(self, datagrams: Iterator[bytes]) -> Iterator[T]:
         """What is in these datagrams of the transport, one by one as they come.
@@ -188,6 +191,8 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
         try:
             self.transport.close()
         finally:
+            if self.origin.processes is not None:
+                self.origin.processes.close()
             if self.recorder is not None:
                 self.transport.tap = None  # it may be lent to the next binding
                 if self.owns_recorder:

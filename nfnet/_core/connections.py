@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 from typing import TypeVar
 
 from .. import inet
+from .._io.netlink_socket import NetlinkSocket
 from .._io.transport import Transport
+from ..errors import NotSupportedError
 from ..inet import Flow, TcpFlag
+from ..netns import call_in_open
 from ..protocol import conntrack, ctnetlink
 from ..protocol.conntrack import Endpoints
 from ..protocol.markbits import ALL_FATES, REST, Fate, MarkBits, Support
@@ -64,8 +68,14 @@ class Connections:
         self._found = self._beside(lambda sock: find(sock, self._number))
         self._looked = monotonic()
 
-    def _beside(self, function: Callable[[Transport], T]) -> T:
-        sock = self._transport.beside()
+    def _beside(self, function: Callable[[NetlinkSocket], T]) -> T:
+        """Call a function with a socket of its own in the network namespace of the queue."""
+        place = self._transport.open_netns()
+        if place is None:
+            hint = f"A {type(self._transport).__name__} has no socket"
+            raise NotSupportedError("looking for connections", errno.EOPNOTSUPP, hint=hint)
+        with place:
+            sock = call_in_open(place, NetlinkSocket)
         try:
             return function(sock)
         finally:
@@ -103,17 +113,23 @@ class Connections:
         self._look()
         return {support.bits for support in self._found.values() if support is not None}
 
-    def _forget(self, sock: Transport, bits: MarkBits, flow: Flow | None) -> int:
+    def _forget(self, sock: NetlinkSocket, bits: MarkBits, flow: Flow | None) -> int:
         rest = bits.spread(REST)
-        entries = [
-            entry
-            for entry in sock.dump(ctnetlink.dump_marked(rest, rest), _FORGETTING)
-            if flow is None or flow in _flows(entry)
-        ]
-        for start in range(0, len(entries), _MOST_AT_ONCE):
-            some = entries[start : start + _MOST_AT_ONCE]
-            sock.send(b"".join(ctnetlink.set_mark(entry, 0, bits.mask) for entry in some))
-        return len(entries)
+        entries: Iterable[bytes] = sock.dump(ctnetlink.dump_marked(rest, rest), _FORGETTING)
+        found = list(entries if flow is None else _of_flow(entries, flow))
+        for start in range(0, len(found), _MOST_AT_ONCE):
+            sock.send(ctnetlink.set_marks(found[start : start + _MOST_AT_ONCE], 0, bits.mask))
+        return len(found)
+
+
+def _of_flow(entries: Iterable[bytes], flow: Flow) -> Iterator[bytes]:
+    """The entries that packets of the flow may belong to."""
+    family = socket.AF_INET6 if ":" in flow.source else socket.AF_INET
+    source, destination = socket.inet_pton(family, flow.source), socket.inet_pton(family, flow.destination)
+    for entry in entries:
+        # Reading an entry takes fifty times as long as looking for the bytes, which most do not have.
+        if source in entry and destination in entry and flow in _flows(entry):
+            yield entry
 
 
 def _flows(entry: bytes) -> Iterator[Flow]:

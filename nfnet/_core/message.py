@@ -12,7 +12,8 @@ from construct import Int32ub
 from .. import inet
 from .._io.transport import Recorded, Transport
 from .._printable import printable
-from ..errors import ClosedError, DecodeError
+from .._processes import Process, Processes
+from ..errors import DecodeError
 from ..inet import _scapy
 from ..inet._headers import IP_VERSIONS, ip_in
 from ..protocol import netlink, nfqnl
@@ -21,6 +22,7 @@ from ..protocol.conntrack import parse as parse_conntrack
 from ..protocol.layout import Layout, Layouts, compile_struct
 from ..protocol.nfnetlink import BODY, ArpHook, Family, Hook, NetdevHook, Table, parse_attributes
 from ..protocol.nfqnl import NFQA_VLAN
+from .connections import Connections
 
 _Message = TypeVar("_Message", bound="Message")
 
@@ -32,7 +34,49 @@ FAMILY = netlink.HEADER_SIZE
 """Where nfgen_family is, the first byte of struct nfgenmsg."""
 # What the hooks of IPv4 and IPv6 get is that, also where older kernels leave hw_protocol 0.
 _ETHERTYPES = {int(Family.IPV4): 0x0800, int(Family.IPV6): 0x86DD}
+# Whether the sender of a packet in these hooks is on this machine; else the receiver is.
+_SENT: dict[int, bool] = {
+    Hook.PREROUTING: False,
+    Hook.INPUT: False,
+    Hook.INGRESS: False,
+    Hook.OUTPUT: True,
+    Hook.POSTROUTING: True,
+}
+_NETDEV_SENT: dict[int, bool] = {NetdevHook.INGRESS: False, NetdevHook.EGRESS: True}
+_ECHO_SENT = {8: True, 0: False, 128: True, 129: False}  # requests and replies of ICMP and ICMPv6, by their type
 _VERSIONS = {family: IP_VERSIONS[ethertype] for family, ethertype in _ETHERTYPES.items()}
+
+
+class Fed(bytes):
+    """A message that a test made, and the process that it says is behind it."""
+
+    process: Process | None
+
+    def __new__(cls, data: bytes, process: Process | None = None) -> Fed:
+        self = super().__new__(cls, data)
+        self.process = process
+        return self
+
+
+class Origin:
+    """The machine that messages came from, as far as it is known.
+
+    That are the names of its interfaces, its processes, the transport by which packets can be sent there, and, of a
+    queue, what is known of verdicts on connections.
+    """
+
+    __slots__ = ("connections", "interface_name", "processes", "transport")
+
+    def __init__(
+        self,
+        interface_name: Callable[[int], str | None],
+        processes: Processes | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        self.interface_name = interface_name
+        self.processes = processes
+        self.transport = transport
+        self.connections: Connections | None = None
 
 
 class Vlan(NamedTuple):
@@ -40,16 +84,6 @@ class Vlan(NamedTuple):
 
     protocol: int
     tci: int
-
-
-class _Bytes(NamedTuple):
-    """Where a message came from that was read from bytes."""
-
-    interface_name: Callable[[int], str | None]
-    connections: None = None
-
-    def inject(self, packet: bytes, interface: int | None = None) -> None:
-        raise ClosedError("the packet was read from bytes: there is no queue to answer from")
 
 
 def _clock(moment: float | None) -> str:
@@ -83,8 +117,7 @@ class Message:
     raw: bytes
     """The netlink message as the kernel sent it."""
     _layout: Layout | None
-    _origin: Transport | _Bytes
-    """Where the message came from."""
+    _origin: Origin
 
     # What differs: how to find attributes, and their numbers.
     _layouts: ClassVar[Layouts]
@@ -123,7 +156,7 @@ class Message:
         if len(raw) < BODY:
             raise DecodeError(f"message of {len(raw)} bytes has no room for its header", 0)
         self = cls()
-        self.raw, self._origin, self._layout = raw, _Bytes(name_of), None
+        self.raw, self._origin, self._layout = raw, Origin(name_of), None
         return self
 
     def __repr__(self) -> str:
@@ -389,6 +422,67 @@ class Message:
     def gid(self) -> int | None:
         """Group id of the local sender (GID), likewise."""
         return self._number(self._GID)
+
+    @property
+    def process(self) -> Process | None:
+        """The process on this machine that sends the packet (output, postrouting) or receives it (input, prerouting).
+
+        It is looked up when it is asked for, which takes tens of microseconds if its socket was seen before; else some
+        two more for each file of each process until it is found. It is
+
+        - for TCP the process that has the connection; as long as nobody has accepted it, that which listens. When the
+          connection was closed, by the program or by its end, the kernel may go on sending: then it is the process that
+          was found before, though it may have ended, and None if nobody asked before;
+        - for UDP, UDP-Lite, SCTP the process whose socket gets what comes from there: the connected one, else the one
+          bound to the address, else to all addresses; of several with SO_REUSEPORT the one that the kernel chooses for
+          this packet, or, if this machine sends it, for the answer, which another one of them may have sent;
+        - for echo requests and replies of ICMP the process that has the ping socket;
+        - of several processes that have the same socket, the ancestor of the others, which inherited it. Without one,
+          because it has closed it, or the socket was passed on otherwise, the one that is found first, and always that
+          one as long as it has it: processes in which sockets were found lately are searched first, then the others
+          from the highest pid down, those with no more than three open files last.
+
+        It is None if it cannot be found: for packets that are forwarded and for fragments; where the sender has closed
+        its socket, or ended, before that was asked; what the kernel itself sends, and raw sockets; for processes in pid
+        namespaces that cannot be seen from here, and, without CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, those of other
+        users; where another rule has changed addresses before (DNAT in the output hook, say), unless the connection
+        came with the packet (``conntrack=True``). Also in a replay, and when the queue or log is closed. A test may say
+        what it is: `nfnet.testing.packet_message`.
+        """
+        raw = self.raw
+        if isinstance(raw, Fed):
+            return raw.process
+        processes, flow = self._origin.processes, self.flow
+        sent = _NETDEV_SENT.get(self.hook) if self.family == Family.NETDEV else _SENT.get(self.hook)
+        if processes is None or flow is None or sent is None:
+            return None
+        echo = None
+        if flow.source_port is None:
+            icmp = self.icmp
+            if icmp is None or _ECHO_SENT.get(icmp.type) is not sent:
+                return None
+            echo = int.from_bytes(icmp.rest[:2], "big")
+        interface = (self.outdev if sent else self.indev) or 0
+        # In the other hooks, and in bridges, a packet may be on its way through.
+        certain = self.family in _ETHERTYPES and self.hook in (Hook.INPUT, Hook.OUTPUT)
+        found = processes.find(flow, sends=sent, interface=interface, certain=certain, echo=echo)
+        if found is None and echo is None and (flow := self._untranslated(sent)) is not None:
+            found = processes.find(flow, sends=True, interface=interface, certain=certain)
+        return found
+
+    def _untranslated(self, sent: bool) -> inet.Flow | None:
+        """From the socket on this machine to the other end, as the socket knows them, whatever NAT made of the packet.
+
+        None if the connection did not come with the packet.
+        """
+        entry, info = self.conntrack, self.ctinfo
+        if entry is None or info is None:
+            return None
+        began_here = sent == (info < CtInfo.ESTABLISHED_REPLY)
+        ends = entry.original if began_here else entry.reply
+        if ends is None or ends.source is None or ends.destination is None or ends.protocol is None:
+            return None
+        return inet.Flow(ends.protocol, ends.source, ends.source_port, ends.destination, ends.destination_port)
 
     @property
     def conntrack(self) -> Conntrack | None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import _socket
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import repeat
+from typing import BinaryIO
 
 from .. import netns
 from ..errors import AckTimeoutError, ClosedError, KernelError, kernel_error
@@ -22,33 +25,36 @@ from .locks import RLock
 from .moves import move
 from .native import among_greenlets, new_socket, select
 from .raw_socket import INJECTED_MARK, RawSocket
-from .transport import Transport
+from .transport import SocketStatus, Transport
 
 # Python has names for none of these.
 SOL_NETLINK = 270
 NETLINK_NO_ENOBUFS = 5
 NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
+SIOCGSKNS = 0x894C  # the same on all machines
 
 
-def socket_options(machine: str) -> tuple[int, int, int]:
-    """SO_SNDBUFFORCE, SO_RCVBUFFORCE and SO_TIMESTAMP of a machine by that name (``uname -m``).
+def socket_options(machine: str) -> tuple[int, int, int, int]:
+    """SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMP and SO_MEMINFO of a machine by that name (``uname -m``).
 
     They are not the same everywhere, and a wrong one may be the right number of something else.
     """
     for architecture, numbers in _SOCKET_OPTIONS.items():
         if machine.startswith(architecture):
             return numbers
-    return 32, 33, 29  # include/uapi/asm-generic/socket.h
+    return 32, 33, 29, 55  # include/uapi/asm-generic/socket.h
 
 
 _SOCKET_OPTIONS = {  # arch/*/include/uapi/asm/socket.h
-    "mips": (31, 33, 29),
-    "alpha": (0x100A, 0x100B, 29),
-    "sparc": (0x100A, 0x100B, 29),
-    "parisc": (0x100A, 0x100B, 0x4012),
+    "mips": (31, 33, 29, 55),
+    "alpha": (0x100A, 0x100B, 29, 55),
+    "sparc": (0x100A, 0x100B, 29, 0x39),
+    "parisc": (0x100A, 0x100B, 0x4012, 0x4030),
 }
-SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMP = socket_options(os.uname().machine)
+SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMP, SO_MEMINFO = socket_options(os.uname().machine)
+
+_meminfo = struct.Struct("=II24xI")  # SK_MEMINFO_RMEM_ALLOC, RCVBUF, ..., DROPS
 
 KERNEL = (0, 0)  # the kernel's port id, and no multicast groups
 
@@ -90,6 +96,19 @@ def _system_error(operation: str, error: OSError) -> KernelError:
     return kernel_error(operation, error.errno or errno.EIO)
 
 
+def _netns_of(sock: _socket.socket) -> BinaryIO:
+    try:
+        return open(fcntl.ioctl(sock.fileno(), SIOCGSKNS), "rb")
+    except OSError as error:
+        raise _system_error("asking for the network namespace of a socket", error) from None
+
+
+def _call_beside(sock: _socket.socket, make: Callable[[], _socket.socket]) -> _socket.socket:
+    """Make a socket in the namespace of another one."""
+    with _netns_of(sock) as place:
+        return netns.call_in_open(place, make)
+
+
 class NetlinkSocket(Transport, at_fork.AtFork):
     """A NETLINK_NETFILTER socket in the network namespace of the calling thread.
 
@@ -123,7 +142,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         except OSError as error:
             raise _system_error("opening a netfilter netlink socket", error) from None
         self._reading = RLock()  # `close` may come in a signal handler
-        self._raw = RawSocket(INJECTED_MARK, lambda make: netns.call_beside(self._socket, make))
+        self._raw = RawSocket(INJECTED_MARK, partial(_call_beside, self._socket))  # no method: see `Processes`
         self._names = InterfaceNames(self._socket)
         self.inherit = inherit
         at_fork.register(self)
@@ -188,6 +207,16 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             self._rcvbuf = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         except OSError as error:
             raise _system_error(f"setting the receive buffer to {size} bytes", error) from None
+
+    def socket_status(self) -> SocketStatus | None:
+        try:
+            data = self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _meminfo.size)
+        except OSError:  # before Linux 4.12, or it is closed
+            return None
+        if len(data) < _meminfo.size:
+            return None
+        unread, rcvbuf, dropped = _meminfo.unpack(data)
+        return SocketStatus(rcvbuf, unread, dropped)
 
     @property
     def patience(self) -> float | None:
@@ -283,6 +312,10 @@ class NetlinkSocket(Transport, at_fork.AtFork):
                 poll.poll(left * 1000)
 
     def dump(self, request: bytes, operation: str) -> Iterator[bytes]:
+        """Send a request for a dump, and give its messages; for a socket that has nothing else to receive.
+
+        Raises KernelError, AckTimeoutError.
+        """
         self.send(request)
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
@@ -333,12 +366,17 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     def interface_name(self, index: int) -> str | None:
         return self._names.get(index)
 
-    def beside(self) -> NetlinkSocket:
-        return netns.call_beside(self._socket, NetlinkSocket)
-
     def inject(self, packet: bytes, interface: int | None = None) -> None:
         self._check_open()
         self._raw.send(packet, interface)
+
+    def is_broadcast(self, address: str) -> bool:
+        self._check_open()
+        return self._raw.is_broadcast(address)
+
+    def open_netns(self) -> BinaryIO:
+        self._check_open()
+        return _netns_of(self._socket)
 
     def close(self) -> None:
         self._closed = True

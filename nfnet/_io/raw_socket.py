@@ -20,7 +20,8 @@ They come by the hooks as all that this machine sends, output first: a rule that
 """
 
 _IP_MTU, _IPV6_MTU = 14, 24
-# Injected packets that wait in somebody's queue count against it: the default, 208 KiB, holds 256 small ones.
+# Injected packets that wait, in somebody's queue, say, count against it; net.core.wmem_max limits it. The default, 208
+# KiB, holds 256 small ones.
 _SNDBUF = 1 << 20
 
 _Open = Callable[[Callable[[], _socket.socket]], _socket.socket]
@@ -33,7 +34,8 @@ class RawSocket:
     broadcast: whether packets may go to broadcast addresses (SO_BROADCAST).
     open_in: calls a function in the namespace.
 
-    The sockets of the kernel are opened when they are first needed, one for each family.
+    The sockets of the kernel are opened when they are first needed, one for each family, and one that is never used to
+    send: to `connect` it asks the kernel where an address is.
     """
 
     def __init__(self, mark: int, open_in: _Open, *, broadcast: bool = False) -> None:
@@ -41,6 +43,7 @@ class RawSocket:
         self._broadcast = broadcast
         self._open_in = open_in
         self._sockets: dict[int, _socket.socket] = {}
+        self._asking: _socket.socket | None = None
         self._closed = False
         self._lock = RLock()  # `close` may come in another thread, or in a signal handler
 
@@ -54,8 +57,7 @@ class RawSocket:
         """
         family, destination = _where_to(packet, interface)
         with self._lock:
-            if self._closed:
-                raise ClosedError("the queue is closed: nothing can be sent from it")
+            self._check_open()
             sock = self._sockets.get(family)
             if sock is None:
                 sock = self._sockets[family] = self._open_in(lambda: _open(family, self._mark, self._broadcast))
@@ -84,19 +86,37 @@ class RawSocket:
             text = f"the packet has {len(packet)} bytes, and {size} is the most on the way to {destination[0]}"
             raise ArgumentError(f"{text}: {error}") from None
 
+    def is_broadcast(self, address: str) -> bool:
+        """Whether an IPv4 address is the broadcast address of a network that the machine is in."""
+        with self._lock:
+            self._check_open()
+            sock = self._asking
+            if sock is None:
+                sock = self._asking = self._open_in(_open_asking)
+            # A route may prohibit the address, too; but not only to those who do not want to broadcast.
+            return _refused(sock, address, broadcast=False) and not _refused(sock, address, broadcast=True)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the queue is closed: nothing can be sent from it")
+
     def close(self) -> None:
         """Close the sockets; may be called twice."""
         with self._lock:
             self._closed = True
-            for sock in self._sockets.values():
-                sock.close()
+            self._close_all()
+
+    def _close_all(self) -> None:
+        for sock in self._sockets.values():
+            sock.close()
+        if self._asking is not None:
+            self._asking.close()
 
     def after_fork(self) -> None:
         """In a forked child, which opens its own if it needs any: who held the lock is not there."""
         self._lock = RLock()
-        for sock in self._sockets.values():
-            sock.close()
-        self._sockets = {}
+        self._close_all()
+        self._sockets, self._asking = {}, None
 
 
 def _where_to(packet: bytes, interface: int | None) -> tuple[int, tuple[object, ...]]:
@@ -140,15 +160,34 @@ def _set_mark(sock: _socket.socket, mark: int) -> None:
 
 def _connected(family: int, mark: int, destination: tuple[object, ...]) -> _socket.socket:
     """A socket that is never used to send; the kernel knows the MTU of its way."""
-    sock = new_socket(family, socket.SOCK_DGRAM)
+    sock: _socket.socket | None = None
     try:
+        sock = new_socket(family, socket.SOCK_DGRAM)
         _set_mark(sock, mark)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         sock.connect((destination[0], 9, *destination[2:]))
     except OSError as error:
-        sock.close()
+        if sock is not None:
+            sock.close()
         raise kernel_error(f"finding the MTU of the way to {destination[0]}", error.errno or errno.EIO) from None
     return sock
+
+
+def _open_asking() -> _socket.socket:
+    try:
+        return new_socket(socket.AF_INET, socket.SOCK_DGRAM)
+    except OSError as error:
+        raise kernel_error("opening a socket", error.errno or errno.EIO) from None
+
+
+def _refused(sock: _socket.socket, address: str, *, broadcast: bool) -> bool:
+    """Whether the kernel refuses to connect a socket to an address (EACCES)."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, broadcast)
+        sock.connect((address, 9))
+    except OSError as error:
+        return error.errno == errno.EACCES
+    return False
 
 
 def _explained(error: OSError, packet: bytes, destination: object) -> KernelError:

@@ -6,11 +6,11 @@ import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Protocol
+from typing import BinaryIO, NamedTuple
 
 from ..errors import NfnetError, NotSupportedError
 from ..protocol import netlink
-from ..protocol.markbits import MarkBits, Support
+from ..protocol.markbits import MarkBits
 
 _NOOP = netlink.build_message(netlink.NLMSG_NOOP, netlink.Flag.REQUEST | netlink.Flag.ACK, 0, b"")
 
@@ -33,20 +33,17 @@ class Recorded(bytes):
         return self
 
 
-class Connections(Protocol):
-    """Knows where there are rules that carry out verdicts on whole connections."""
+class SocketStatus(NamedTuple):
+    """What the kernel says of the socket of a queue or log, to whoever has it, also without privileges.
 
-    given: MarkBits | None
-    """The bits that these use, if they need not be looked for."""
+    ``rcvbuf`` is the size of the receive buffer in bytes, as the kernel counts; ``unread`` is how many of these are
+    taken by what was not read yet; ``dropped`` is how many datagrams did not fit since the socket was opened: packets
+    or log messages, and what the kernel answers to verdicts that it refuses.
+    """
 
-    def remember(self, packet: bytes, mark: int) -> None:
-        """Have the kernel know the connection of a packet that will not get through, by this mark of the connection."""
-
-    def distrust(self) -> None:
-        """What is known of them was found to be wrong."""
-
-    def support(self, family: int, hook: int) -> Support | None:
-        """What they carry out for packets of a family, at a hook of it; None if there are none."""
+    rcvbuf: int
+    unread: int
+    dropped: int
 
 
 class Transport(ABC):
@@ -75,8 +72,8 @@ class Transport(ABC):
     simulated: bool = False
     """Whether a recording or a double is behind it, and no kernel: verdicts on connections need no rules there."""
 
-    connections: Connections | None = None
-    """Set by a queue."""
+    bits: MarkBits | None = None
+    """Set by a queue: in which bits of marks verdicts on connections are sent, as far as that is known."""
 
     tap: Tap | None = None
     """Set by a recorder, for a `recordable` transport."""
@@ -142,6 +139,10 @@ class Transport(ABC):
         """The size of the socket's receive buffer in bytes, as the kernel counts; None without a socket."""
         return None
 
+    def socket_status(self) -> SocketStatus | None:
+        """How full the receive buffer is; None without a socket, and where the kernel does not say."""
+        return None
+
     @property
     def patience(self) -> float | None:
         """How long a plain ``recv`` would wait, in seconds; None for as long as it takes."""
@@ -160,20 +161,16 @@ class Transport(ABC):
         hint = f"A {type(self).__name__} has no network to send to"
         raise NotSupportedError("injecting a packet", errno.EOPNOTSUPP, hint=hint)
 
-    def beside(self) -> Transport:
-        """A new socket in the same network namespace, for requests about other things.
+    def is_broadcast(self, address: str) -> bool:
+        """Whether an IPv4 address is the broadcast address of a network that the machine is in."""
+        return False
 
-        Raises the `KernelError` that fits; and NotSupportedError if the transport has no socket.
+    def open_netns(self) -> BinaryIO | None:
+        """The network namespace that packets come from, as an open file.
+
+        None without a kernel. Raises ClosedError, and KernelError, for CAP_NET_ADMIN is needed.
         """
-        hint = f"A {type(self).__name__} has no socket"
-        raise NotSupportedError("opening a netlink socket", errno.EOPNOTSUPP, hint=hint)
-
-    def dump(self, request: bytes, operation: str) -> Iterator[bytes]:
-        """Send a request for a dump, and give its messages; for a transport that has nothing else to receive.
-
-        Raises KernelError, AckTimeoutError.
-        """
-        raise NotSupportedError(operation, errno.EOPNOTSUPP)
+        return None
 
     @abstractmethod
     def fileno(self) -> int:

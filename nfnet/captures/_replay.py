@@ -369,7 +369,7 @@ class Replay(Transport, at_fork.AtFork):
         self._empty = False
 
     def _collect(self, datagram: bytes, verdicts: dict[int, GivenVerdict], waiting: dict[int, None]) -> None:
-        bits = None if self.connections is None else self.connections.given
+        bits = self.bits
         for _, message in netlink.split_messages(datagram):
             kind = netlink.read_length_and_type(message)[1]
             if kind not in _records.VERDICTS:

@@ -79,11 +79,16 @@ _WORDS_OF_ONE: dict[Callable[..., rules.Rule], dict[str, Callable[[str], Any]]] 
         "bits": number,
     },
     rules.log: {"prefix": str, "snaplen": whole_number(0), "threshold": whole_number(0)},
+    rules.drop: {},
+    rules.accept: {},
+    rules.reject: {"error": str},
+    rules.mark: {"mask": whole_number(1)},
 }
+_WITHOUT_NUMBER = (rules.drop, rules.accept, rules.reject)
 
 
 def rule_words(text: str, rule: Callable[..., rules.Rule] = rules.queue) -> dict[str, Any]:
-    """``hook=forward protocol=udp bypass=no``, quoted as for a shell, as arguments of `nfnet.rules.queue` or `log`."""
+    """``hook=forward protocol=udp not_mark=7``, quoted as for a shell, as arguments of a function of `nfnet.rules`."""
     known = {**_WORDS, **_WORDS_OF_ONE[rule]}
     try:
         words = shlex.split(text)
@@ -101,7 +106,7 @@ def rule_words(text: str, rule: Callable[..., rules.Rule] = rules.queue) -> dict
         except (argparse.ArgumentTypeError, ArgumentError) as error:
             raise argparse.ArgumentTypeError(f"{name}: {error}") from None
     try:
-        rule(0, **found)
+        rule(*(() if rule in _WITHOUT_NUMBER else (0,)), **found)
     except ArgumentError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return found

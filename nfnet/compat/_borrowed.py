@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import BinaryIO
 
 from .._io import at_fork
 from .._io.locks import RLock
@@ -58,11 +59,14 @@ class BorrowedTransport(Transport, at_fork.AtFork):
     def interface_name(self, index: int) -> str | None:
         return self._lender.interface_name(index)
 
-    def beside(self) -> Transport:
-        return self._lender.beside()
-
     def inject(self, packet: bytes, interface: int | None = None) -> None:
         self._lender.inject(packet, interface)
+
+    def is_broadcast(self, address: str) -> bool:
+        return self._lender.is_broadcast(address)
+
+    def open_netns(self) -> BinaryIO | None:
+        return self._lender.open_netns()
 
     def fileno(self) -> int:
         return self._lender.fileno()

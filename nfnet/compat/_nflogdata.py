@@ -62,7 +62,7 @@ class NflogData:
     def _name(self, index: int | None) -> str | None:
         if not index:
             return None
-        name = self._message._origin.interface_name(index)
+        name = self._message._name(index)
         if name is None:  # the log was closed before anybody asked; or the interface is gone
             with suppress(OSError):
                 name = socket.if_indextoname(index)

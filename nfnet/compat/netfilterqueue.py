@@ -12,14 +12,16 @@ import errno
 import os
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from .. import inet
 from .. import packet as nfnet_packet
-from .._arguments import check_handler
+from .._arguments import check_handler, check_result
 from .._io.netlink_socket import MAX_QUEUE_DATAGRAM, NetlinkSocket
 from .._io.transport import Transport
 from ..errors import AlreadyDecidedError, ClosedError, NfnetError
@@ -68,7 +70,7 @@ class Packet(nfnet_packet.Packet):
 
     __slots__ = ("__weakref__", "_changes", "_kept", "_live", "_queue")
 
-    # Filled in by `_deliver_from`: a call to __init__ for each packet would cost too much.
+    # Filled in by `_Queue._hand_out`: a call to __init__ for each packet would cost too much.
     _changes: dict[str, Any] | None  # arguments for the verdict
     _kept: bytes | None  # by `retain`
     _live: bool  # in its callback
@@ -209,6 +211,27 @@ Callback = Callable[[Packet], object]
 class _Queue(Queue):
     packet_type = Packet
 
+    owner: weakref.ref[NetfilterQueue]
+    """Whose packets these are."""
+
+    def _hand_out(self, binding: QueueBinding, portion: Iterator[Any], callback: Callable[[Any], Any]) -> None:
+        # As that of `Queue`, and what a packet of the original has besides: a function around the callback would cost
+        # more.
+        owner = self.owner()
+        for packet in portion:
+            packet._queue = owner
+            packet._changes = packet._kept = None
+            packet._live = True
+            try:
+                result = callback(packet)
+            finally:
+                packet._live = False
+            if packet._decision is None:
+                check_result(result, self._remedy)
+                self._leave_undecided(binding, packet)
+            if self._stopping:
+                return
+
     def _wait(self, binding: QueueBinding) -> None:
         """As the original, whose loop ends if the script made the socket non-blocking, or gave it a time-out."""
         patience = binding.transport.patience
@@ -222,24 +245,13 @@ class _Queue(Queue):
         self.stop()
 
 
-def _deliver_from(queue: NetfilterQueue, callback: Callback) -> Callable[[Any], None]:
-    """What calls the callback, for a `Queue`."""
-
-    def deliver(packet: Packet) -> None:
-        packet._queue = queue
-        packet._changes = packet._kept = None
-        packet._live = True
-        try:
-            callback(packet)
-        finally:
-            packet._live = False
-
-    return deliver
+def _call(callback: Any, packet: Packet) -> Any:
+    return callback(packet)
 
 
-def _process_all(queue: Queue, deliver: Callable[[Any], None]) -> None:
+def _process_all(bound: _Bound) -> None:
     """Hand out what waits; a function of its own because of its loop: see `locks`."""
-    while queue.process(deliver):
+    while bound.queue.process(bound.callback):
         pass
 
 
@@ -248,9 +260,9 @@ class _Receives(Protocol):
 
 
 class _Bound(NamedTuple):
-    queue: Queue
+    queue: _Queue
     transport: BorrowedTransport
-    callback: Callback
+    callback: Callable[[Any], Any]
 
 
 class NetfilterQueue:
@@ -313,7 +325,7 @@ class NetfilterQueue:
         numbers than 0 to 65535, TypeError for an async callback. Warns (RuntimeWarning) if the receive buffer could not
         be had.
         """
-        if callable(user_callback):  # else that is said at the first packet, as the original does
+        if callable(user_callback):
             check_handler(user_callback, _REMEDY)
         sock_len = truncated(sock_len, U32)
         self._bind(queue_num, user_callback, max_len, mode, range)
@@ -330,6 +342,8 @@ class NetfilterQueue:
             raise RuntimeError("A queue is already bound; use unbind() first")
         if mode not in (COPY_NONE, COPY_META, COPY_PACKET):
             raise OSError("Failed to set packet copy mode.")
+        if not callable(user_callback):  # that is said at the first packet, as the original does
+            user_callback = partial(_call, user_callback)
         lent = BorrowedTransport(self._transport)
         queue = _Queue(
             queue_num,
@@ -339,6 +353,7 @@ class NetfilterQueue:
             timestamps=True,
             transport=lent,
         )
+        queue.owner = weakref.ref(self)
         try:
             queue.open()
         except NfnetError as error:
@@ -375,12 +390,11 @@ class NetfilterQueue:
         while (bound := self._bound) is not None:
             bound.transport.read_from(None)
             bound.transport.on_would_block = bound.queue.stop
-            deliver = _deliver_from(self, bound.callback)
             with self._staying_readable(bound):
                 if block:
-                    bound.queue.run(deliver)
+                    bound.queue.run(bound.callback)
                 else:
-                    _process_all(bound.queue, deliver)
+                    _process_all(bound)
             if self._bound is bound:
                 return
             # Else the callback has bound another queue, or the same one anew: that one now.
@@ -395,9 +409,8 @@ class NetfilterQueue:
         while True:
             if (bound := self._bound) is not None:
                 bound.transport.read_from(datagrams)
-                deliver = _deliver_from(self, bound.callback)
                 with self._staying_readable(bound):
-                    _process_all(bound.queue, deliver)
+                    _process_all(bound)
             try:
                 datagram = s.recv(MAX_QUEUE_DATAGRAM)
             except OSError as error:

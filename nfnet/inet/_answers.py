@@ -2,7 +2,8 @@
 
 Bytes in, bytes out: a packet from its IP header on, and the packets to send, with right lengths and checksums.
 ``length`` is how many bytes the packet has, if only its beginning is here (`Packet.cap_len`): sequence numbers count
-what it carries, however much of it was copied.
+what it carries, however much of it was copied. ``broadcast`` says that its destination is the broadcast address of a
+network, as only a host of that network knows.
 
 Others choose what they send, and to whom. `answer` raises ArgumentError for what has no answer; `resets` and `refusals`
 are empty where nobody may be told (RFC 1122, RFC 4443), because to drop the packet is then all that can be done.
@@ -90,13 +91,13 @@ class _Segment(NamedTuple):
     options: bytes
 
 
-def answer(packet: bytes, data: bytes, length: int | None = None) -> list[bytes]:
+def answer(packet: bytes, data: bytes, length: int | None = None, broadcast: bool = False) -> list[bytes]:
     """What the receiver of the packet would have sent to answer with ``data``.
 
     UDP: a datagram. ICMP and ICMPv6: the reply to an echo request. TCP: ``data`` in as many segments as are needed, the
     last one with FIN, for which the packet must carry data, and a reset to the receiver, which knows nothing of them.
     """
-    asked = _read(packet, length)
+    asked = _read(packet, length, broadcast)
     if asked.no_answer:
         raise ArgumentError(asked.no_answer)
     number = asked.upper.protocol
@@ -109,26 +110,26 @@ def answer(packet: bytes, data: bytes, length: int | None = None) -> list[bytes]
     raise ArgumentError(f"only UDP, TCP and echo requests of ICMP can be answered, not protocol {number}")
 
 
-def resets(packet: bytes, length: int | None = None) -> list[bytes]:
+def resets(packet: bytes, length: int | None = None, broadcast: bool = False) -> list[bytes]:
     """Resets to the sender and to the receiver of a TCP segment, in this order.
 
     Of a segment that is a reset only the receiver gets one: the sender has left. Raises ArgumentError for what has no
     whole TCP header.
     """
-    asked = _read(packet, length)
+    asked = _read(packet, length, broadcast)
     segment = _read_segment(asked)
     if asked.is_unicast:
         return [*_reset_to_sender(asked, segment), *_resets_to_receiver(asked, segment)]
     return []
 
 
-def refusals(packet: bytes, length: int | None = None) -> list[bytes]:
+def refusals(packet: bytes, length: int | None = None, broadcast: bool = False) -> list[bytes]:
     """What tells the sender that the packet was refused: a TCP reset, or an error of ICMP or ICMPv6; at most one.
 
     The error is "port unreachable" for protocols with ports, and "administratively prohibited" for others. Raises
     ArgumentError for what is no IP packet.
     """
-    asked = _read(packet, length)
+    asked = _read(packet, length, broadcast)
     if not asked.is_unicast or not asked.upper.beginning:
         return []
     if asked.upper.protocol != TCP:
@@ -203,7 +204,7 @@ def fragments(packet: bytes, mtu: int) -> list[bytes]:
 # --- reading what is to be answered
 
 
-def _read(packet: bytes, length: int | None) -> _Packet:
+def _read(packet: bytes, length: int | None, broadcast: bool) -> _Packet:
     upper = upper_of(packet, routing=True)
     if upper is None or not upper.whole:
         raise ArgumentError("not an IPv4 or IPv6 packet, or not the whole of its headers")
@@ -214,7 +215,7 @@ def _read(packet: bytes, length: int | None) -> _Packet:
     else:
         source, destination = packet[8:24], packet[24:40]
         is_unicast = source[0] != 0xFF and source != bytes(16) and destination[0] != 0xFF
-    return _Packet(packet, version, source, destination, upper, end_of(packet, length), is_unicast)
+    return _Packet(packet, version, source, destination, upper, end_of(packet, length), is_unicast and not broadcast)
 
 
 def _read_segment(asked: _Packet) -> _Segment:

@@ -8,7 +8,18 @@ from ipaddress import IPv4Address, IPv6Address
 from .._arguments import check
 from ..errors import ArgumentError
 from ..protocol.nfqnl import SkbInfo
-from ._headers import CHECKSUM, ICMP, SIZES, TCP, UDP, TcpFlag, Upper, end_of, jumbo_length, upper_of, where_is
+from ._headers import CHECKSUM, ICMP, SIZES, TCP, UDP, TcpFlag, Upper, end_of, jumbo_length, upper_of, where_in
+
+# Of the transport layer's header: place and size, and the protocols that have it.
+_FIELDS = (
+    ("source_port", 0, 2, (TCP, UDP)),
+    ("destination_port", 2, 2, (TCP, UDP)),
+    ("seq", 4, 4, (TCP,)),
+    ("ack", 8, 4, (TCP,)),
+    ("flags", 13, 1, (TCP,)),
+    ("window", 14, 2, (TCP,)),
+)
+_NO_FIELDS = (None,) * len(_FIELDS)
 
 Address = str | IPv4Address | IPv6Address
 
@@ -19,12 +30,22 @@ _REROUTED = "a packet that is routed by its own header cannot be given a checksu
 _WITHOUT_ADDRESSES = frozenset((2, 4, 41, 47, 50, 132))  # IGMP, IPv4, IPv6, GRE, ESP, SCTP
 
 
-def checksum(data: bytes) -> int:
+def checksum(data: bytes | bytearray) -> int:
     """The Internet checksum (RFC 1071) of the bytes, 16 bits, as it goes into a header in network byte order."""
-    if len(data) % 2:
-        data += b"\0"
-    # Read as one long number: 2^16 is 1 modulo 2^16-1, so the remainder is the one's complement sum of its words.
-    total = int.from_bytes(data, "big")
+    return _complement(_number(data))
+
+
+# Read as one long number: 2^16 is 1 modulo 2^16-1, so the remainder is the one's complement sum of its words, and that
+# of a sum of such numbers is the sum of all their words.
+
+
+def _number(data: bytes | bytearray) -> int:
+    """The bytes as one number, with a zero byte behind an odd number of them."""
+    number = int.from_bytes(data, "big")
+    return number << 8 if len(data) & 1 else number
+
+
+def _complement(total: int) -> int:
     return ~(total % 0xFFFF or (0xFFFF if total else 0)) & 0xFFFF
 
 
@@ -67,25 +88,28 @@ def rewrite(
     a fragment, addresses under a routing header or a protocol whose checksum is not known here, a packet of more than
     65,535 bytes, a jumbogram, an unfinished checksum in a tunnelled packet, and fewer data of a super-packet.
     """
-    state = check("skbinfo", skbinfo, 0, 0xFFFFFFFF)
+    state = check("skbinfo", skbinfo, 0, 0xFFFFFFFF) if skbinfo != 0 else 0
     segments, unfinished = bool(state & _GSO), bool(state & (_GSO | _CSUM_NOT_READY))
     upper = upper_of(packet, routing=True)
-    if upper is None or not upper.whole or end_of(packet) > len(packet) or end_of(packet) < upper.header:
+    end = 0 if upper is None else end_of(packet)
+    if upper is None or not upper.whole or end > len(packet) or end < upper.header:
         raise ArgumentError("not a whole IPv4 or IPv6 packet")
     if packet[0] >> 4 == 6 and packet[4:6] == b"\0\0" and jumbo_length(packet) is not None:
         raise ArgumentError("a jumbogram cannot be rewritten")
-    if data is not None:
+    if data is not None and type(data) is not bytes:
         data = bytes(memoryview(data))
     if unfinished:
         _check_unfinished(packet, upper, segments)
     number, header, checksums = upper.protocol, upper.header, CHECKSUM[packet[0] >> 4]
-    new = bytearray(packet[: end_of(packet)])
-    _set_ip(new, ttl, tos)
-    old_addresses = _addresses(new)
-    for name, address, low in (("source", source, True), ("destination", destination, False)):
-        if address is not None:
-            _set_address(new, name, address, low)
+    new = bytearray(packet[:end])
+    if ttl is not None or tos is not None:
+        _set_ip(new, ttl, tos)
+    changed = False
     if source is not None or destination is not None:
+        for name, address, low in (("source", source, True), ("destination", destination, False)):
+            if address is not None:
+                _set_address(new, name, address, low)
+        changed = _addresses(new) != _addresses(packet)
         if upper.rerouted:
             raise ArgumentError("addresses of a packet that is routed by its own header cannot be changed")
         if number not in checksums and number not in _WITHOUT_ADDRESSES:
@@ -93,28 +117,20 @@ def rewrite(
                 f"addresses cannot be changed in packets of protocol {number}, whose checksum is unknown"
             )
 
-    fields = (
-        ("source_port", source_port, 0, 2, (TCP, UDP)),
-        ("destination_port", destination_port, 2, 2, (TCP, UDP)),
-        ("seq", seq, 4, 4, (TCP,)),
-        ("ack", ack, 8, 4, (TCP,)),
-        ("flags", flags, 13, 1, (TCP,)),
-        ("window", window, 14, 2, (TCP,)),
-    )
-    wanted = [
-        (name, value, place, size, protocols) for name, value, place, size, protocols in fields if value is not None
-    ]
+    fields = source_port, destination_port, seq, ack, flags, window
     where = None
-    if data is not None or wanted:
-        where = where_is(packet, *checksums)
+    if data is not None or fields != _NO_FIELDS:
+        where = where_in(packet, upper, checksums)
         if where is None:
             raise ArgumentError("not a packet that begins with a whole TCP, UDP or ICMP header")
-    old_header = bytes(new[header : header + SIZES.get(number, 0)])
-    for name, value, place, size, protocols in wanted:
+        changed = True
+    for (name, place, size, protocols), value in zip(_FIELDS, fields) if fields != _NO_FIELDS else ():
+        if value is None:
+            continue
         if number not in protocols:
             raise ArgumentError(f"{name} cannot be changed in packets of protocol {number}")
         limit = (1 << 8 * size) - 1
-        new[header + place : header + place + size] = check(name, value or 0, 0, limit).to_bytes(size, "big")
+        new[header + place : header + place + size] = check(name, value, 0, limit).to_bytes(size, "big")
     if data is not None and where is not None:
         if upper.fragment:
             raise ArgumentError("the data of a fragment cannot be replaced: its checksum covers all fragments")
@@ -125,17 +141,16 @@ def rewrite(
     if len(new) > _MAX_PACKET + (40 if new[0] >> 4 == 6 else 0):
         raise ArgumentError(f"the packet would have {len(new)} bytes and may have {_MAX_PACKET}")
 
-    changed = where is not None or _addresses(new) != old_addresses
     if upper.fragment:
         if upper.beginning:
-            _adjust_checksum(new, number, header, old_addresses + old_header)
+            _adjust_checksum(new, number, header, packet[:end])
     elif upper.rerouted:
         if changed:
             raise ArgumentError(_REROUTED)
         if unfinished and not segments:
             _finish_checksum(new, number, header)
     elif segments and number != TCP:
-        if number == UDP and old_header[6:] != b"\0\0":  # tunnels may have none
+        if number == UDP and packet[header + 6 : header + 8] != b"\0\0":  # tunnels may have none
             set_checksum(new, number, header, data is not None, begun=True)
     elif (changed or unfinished) and number in checksums and len(new) >= header + SIZES[number]:
         set_checksum(new, number, header, data is not None)
@@ -194,7 +209,7 @@ def finish_ip(packet: bytearray) -> None:
     if packet[0] >> 4 == 4:
         packet[2:4] = len(packet).to_bytes(2, "big")
         packet[10:12] = b"\0\0"
-        packet[10:12] = checksum(bytes(packet[: (packet[0] & 0xF) * 4])).to_bytes(2, "big")
+        packet[10:12] = checksum(packet[: (packet[0] & 0xF) * 4]).to_bytes(2, "big")
     else:
         packet[4:6] = (len(packet) - 40).to_bytes(2, "big")
 
@@ -209,50 +224,49 @@ def set_checksum(packet: bytearray, number: int, header: int, resized: bool, beg
         packet[header + 4 : header + 6] = size.to_bytes(2, "big")
     place = header + CHECKSUM[packet[0] >> 4][number]
     packet[place : place + 2] = b"\0\0"
-    pseudo_header = b"" if number == ICMP else _pseudo_header(packet, size, number)
+    total = 0 if number == ICMP else _pseudo_header(packet, size, number)
     if begun:
-        packet[place : place + 2] = (~checksum(pseudo_header) & 0xFFFF).to_bytes(2, "big")
+        packet[place : place + 2] = (~_complement(total) & 0xFFFF).to_bytes(2, "big")
     else:
-        _put_checksum(packet, number, place, checksum(pseudo_header + bytes(packet[header : header + size])))
+        _put_checksum(packet, number, place, _complement(total + _number(packet[header : header + size])))
 
 
-def _pseudo_header(packet: bytes | bytearray, size: int, number: int) -> bytes:
-    return _addresses(packet) + size.to_bytes(4, "big") + number.to_bytes(4, "big")
+def _pseudo_header(packet: bytes | bytearray, size: int, number: int) -> int:
+    return _number(_addresses(packet)) + size + number
 
 
 def _is_begun(packet: bytes, header: int) -> bool:
     """Whether a UDP checksum is no more than the sum of the pseudo-header, as the kernel leaves it to be finished."""
     length, there = packet[header + 4 : header + 6], packet[header + 6 : header + 8]
     size = int.from_bytes(length, "big") or end_of(packet) - header
-    begun = ~checksum(_pseudo_header(packet, size, UDP)) & 0xFFFF
+    begun = ~_complement(_pseudo_header(packet, size, UDP)) & 0xFFFF
     return there != b"\0\0" and (int.from_bytes(there, "big") - begun) % 0xFFFF == 0
 
 
 def _finish_checksum(packet: bytearray, number: int, header: int) -> None:
     """As the kernel does it: what is in the field already is the sum of the pseudo-header, whatever that was."""
-    _put_checksum(packet, number, header + CHECKSUM[packet[0] >> 4][number], checksum(bytes(packet[header:])))
+    _put_checksum(packet, number, header + CHECKSUM[packet[0] >> 4][number], checksum(packet[header:]))
 
 
-def _adjust_checksum(packet: bytearray, number: int, header: int, old: bytes) -> None:
+def _adjust_checksum(packet: bytearray, number: int, header: int, before: bytes) -> None:
     """The checksum of a first fragment, from what changed (RFC 1624): the rest of what it covers is elsewhere."""
-    if (
-        number not in CHECKSUM[packet[0] >> 4]
-        or _addresses(packet) + bytes(packet[header : header + SIZES[number]]) == old
-    ):
+    if number not in CHECKSUM[packet[0] >> 4]:
+        return
+    end = header + SIZES[number]
+    old, new = _addresses(before) + before[header:end], _addresses(packet) + packet[header:end]
+    if old == new:
         return
     if len(packet) < header + SIZES[number]:
         raise ArgumentError("the fragment has not the whole header that holds the checksum")
     place = header + CHECKSUM[packet[0] >> 4][number]
-    before = int.from_bytes(packet[place : place + 2], "big")
-    if number == UDP and not before:
+    was = int.from_bytes(packet[place : place + 2], "big")
+    if number == UDP and not was:
         return  # it has none
-    new = _addresses(packet) + bytes(packet[header : header + SIZES[number]])
     if number == ICMP:  # does not cover addresses
         skip = len(_addresses(packet))
         old, new = old[skip:], new[skip:]
-    # ~(~before + ~old + new), where `checksum` is the complement of a sum.
-    total = (~before & 0xFFFF) + checksum(old) + (~checksum(new) & 0xFFFF)
-    _put_checksum(packet, number, place, ~(total % 0xFFFF or (0xFFFF if total else 0)) & 0xFFFF)
+    # ~(~was + ~old + new), where `checksum` is the complement of a sum.
+    _put_checksum(packet, number, place, _complement((~was & 0xFFFF) + checksum(old) + _number(new)))
 
 
 def _put_checksum(packet: bytearray, number: int, place: int, value: int) -> None:

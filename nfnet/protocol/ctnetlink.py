@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -10,7 +10,7 @@ from . import netlink, nfnetlink
 from .conntrack import CTA, CTA_TABLE, Endpoints, tuple_of
 from .layout import build_attribute, walk
 from .netlink import Flag
-from .nfnetlink import BODY, Family, Subsystem, message_type
+from .nfnetlink import BODY, Family, Subsystem, Table, message_type
 
 _CREATE, _EXCLUSIVE, _DUMP = 0x400, 0x200, 0x300  # NLM_F_*
 
@@ -28,9 +28,14 @@ def _build(operation: Operation, attributes: bytes, *, family: int = 0, flags: i
     return nfnetlink.build_message(kind, 0, attributes, family=family, flags=Flag.REQUEST | flags, seq=seq)
 
 
-def build_attributes(values: Mapping[int, Any]) -> bytes:
+def build_attributes(values: Mapping[int, Any], rows: Table = CTA_TABLE) -> bytes:
     """Attributes of an entry, by CTA number; the value of a nested one is a dict again."""
-    return nfnetlink.build_attributes((CTA_TABLE[number], value) for number, value in values.items())
+    parts = []
+    for number, value in values.items():
+        row = rows[number]
+        data = row.build(value) if row.nested is None else build_attributes(value, row.nested)
+        parts.append(build_attribute(number, data))
+    return b"".join(parts)
 
 
 def dump_marked(mark: int, mask: int) -> bytes:
@@ -54,14 +59,28 @@ def create(there: Endpoints, mark: int, timeout: int) -> bytes:
     return _build(Operation.NEW, build_attributes(values), family=family, flags=_CREATE | _EXCLUSIVE)
 
 
-def set_mark(entry: bytes, mark: int, mask: int) -> bytes:
-    """Change the bits of ``mask`` of the mark of an entry, a message of a dump. Answered with ENOENT if it is gone."""
+def set_marks(entries: Iterable[bytes], mark: int, mask: int) -> bytes:
+    """Change the bits of ``mask`` of the marks of entries, messages of a dump; a message for each.
+
+    Those that are gone are answered with ENOENT.
+    """
     change = build_attributes({CTA.MARK: mark, CTA.MARK_MASK: mask})
-    return _build(Operation.NEW, b"".join(_identity(entry)) + change, family=entry[netlink.HEADER_SIZE])
+    frame = _build(Operation.NEW, change)
+    header, zeros = frame[4 : netlink.HEADER_SIZE], frame[netlink.HEADER_SIZE + 1 : BODY]
+    messages: list[bytes] = []
+    for entry in entries:
+        identity = _identity(entry)
+        length = (len(frame) + len(identity)).to_bytes(4, netlink.HOST)
+        family = entry[netlink.HEADER_SIZE : netlink.HEADER_SIZE + 1]
+        messages += length, header, family, zeros, identity, change
+    return b"".join(messages)
 
 
-def _identity(entry: bytes) -> Iterator[bytes]:
+def _identity(entry: bytes) -> bytes:
     """The attributes by which the kernel finds the entry again, as they came."""
+    found = b""
     for number, start, end in walk(entry, BODY, len(entry)):
         if number in (CTA.TUPLE_ORIG, CTA.ZONE):
-            yield build_attribute(number, entry[start:end])
+            found += entry[start - netlink.ATTRIBUTE_HEADER_SIZE : end]
+            found += bytes(-len(found) % 4)
+    return found

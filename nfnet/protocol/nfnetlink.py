@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple
 
 from construct import Construct, ConstructError, Default, Int8ub, Int16ub, Struct
@@ -125,6 +125,19 @@ def build_attributes(items: Iterable[tuple[Attribute, Any]]) -> bytes:
     return netlink.build_attributes((row.number, row.build(value)) for row, value in items)
 
 
+class FlagOption(NamedTuple):
+    """A flag that a queue or a log group can be asked for, by the argument ``name`` of `nfnet.Queue` or `nfnet.Log`.
+
+    ``optional``: whether there are kernels in use that lack it, and refuse it (EOPNOTSUPP); ``remedy`` says what to do
+    about that.
+    """
+
+    name: str
+    flag: IntFlag
+    optional: bool = False
+    remedy: str = "it takes another kernel"
+
+
 def message_type(subsystem: int, operation: int) -> int:
     """``nlmsg_type`` of an operation of a subsystem."""
     return subsystem << 8 | operation
@@ -133,6 +146,15 @@ def message_type(subsystem: int, operation: int) -> int:
 def resource(message: bytes) -> int:
     """The number of the queue or group that a message is about."""
     return int.from_bytes(message[BODY - 2 : BODY], "big")
+
+
+def build_config(
+    type: int, resource: int, rows: Table, values: Mapping[int, Any], *, seq: int = 0, ack: bool = False
+) -> bytes:
+    """A configuration request: attributes by their number, in that order; those that are None are left out."""
+    data = build_attributes((rows[number], value) for number, value in values.items() if value is not None)
+    flags = netlink.Flag.REQUEST | (netlink.Flag.ACK if ack else 0)
+    return build_message(type, resource, data, flags=flags, seq=seq)
 
 
 def build_message(

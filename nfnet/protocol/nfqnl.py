@@ -17,7 +17,18 @@ from ..errors import DecodeError
 from . import conntrack, netlink
 from .enumerations import OpenEnum, OpenFlag
 from .layout import Layouts, build_attribute, fixed_size
-from .nfnetlink import BODY, Attribute, Subsystem, build_attributes, build_message, message_type, nested, table
+from .nfnetlink import (
+    BODY,
+    Attribute,
+    FlagOption,
+    Subsystem,
+    build_attributes,
+    build_config,
+    build_message,
+    message_type,
+    nested,
+    table,
+)
 
 MSG_PACKET = message_type(Subsystem.QUEUE, 0)  # kernel to program; the others go the other way
 MSG_VERDICT = message_type(Subsystem.QUEUE, 1)
@@ -79,6 +90,21 @@ class QueueFlag(IntFlag):
     GSO = 0x4
     UID_GID = 0x8
     SECCTX = 0x10
+
+
+FLAG_OPTIONS = (
+    FlagOption("fail_open", QueueFlag.FAIL_OPEN),
+    FlagOption("gso", QueueFlag.GSO),
+    FlagOption("uid_gid", QueueFlag.UID_GID, optional=True),
+    FlagOption("secctx", QueueFlag.SECCTX, optional=True),
+    FlagOption(
+        "conntrack",
+        QueueFlag.CONNTRACK,
+        optional=True,
+        remedy="modprobe nf_conntrack_netlink, or a kernel with CONFIG_NETFILTER_NETLINK_GLUE_CT",
+    ),
+)
+"""A row for each flag: what `nfnet.Queue` calls it, and whether a kernel may lack it."""
 
 
 class SkbInfo(OpenFlag):
@@ -199,27 +225,21 @@ def config(
     copy_mode: CopyMode = CopyMode.PACKET,
     max_len: int | None = None,
     flags: QueueFlag | None = None,
-    mask: QueueFlag | None = None,
     seq: int = 0,
     ack: bool = False,
 ) -> bytes:
-    """A configuration request for queue ``num``; what is None is left as it is.
+    """A configuration request for queue ``num``; what is None is left as it is, and so are other flags.
 
     The kernel takes everything in one message together with BIND, and creates nothing if it refuses a part.
     """
-    items: list[tuple[int, Any]] = []
-    if command is not None:
-        items.append((NFQA_CFG.CMD, {"command": command}))
-    if copy_range is not None:
-        items.append((NFQA_CFG.PARAMS, {"copy_range": copy_range, "copy_mode": copy_mode}))
-    if max_len is not None:
-        items.append((NFQA_CFG.QUEUE_MAXLEN, max_len))
-    if flags is not None:
-        items.append((NFQA_CFG.FLAGS, flags))
-        items.append((NFQA_CFG.MASK, flags if mask is None else mask))
-    request_flags = netlink.Flag.REQUEST | (netlink.Flag.ACK if ack else 0)
-    data = build_attributes((NFQA_CFG_TABLE[kind], value) for kind, value in items)
-    return build_message(MSG_CONFIG, num, data, flags=request_flags, seq=seq)
+    values: dict[int, Any] = {
+        NFQA_CFG.CMD: None if command is None else {"command": command},
+        NFQA_CFG.PARAMS: None if copy_range is None else {"copy_range": copy_range, "copy_mode": copy_mode},
+        NFQA_CFG.QUEUE_MAXLEN: max_len,
+        NFQA_CFG.FLAGS: flags,
+        NFQA_CFG.MASK: flags,
+    }
+    return build_config(MSG_CONFIG, num, NFQA_CFG_TABLE, values, seq=seq, ack=ack)
 
 
 def verdict(

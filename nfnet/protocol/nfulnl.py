@@ -16,7 +16,7 @@ from ..errors import DecodeError
 from . import conntrack, netlink, nfqnl
 from .enumerations import OpenEnum
 from .layout import Layouts, fixed_size
-from .nfnetlink import BODY, Attribute, Subsystem, build_attributes, build_message, message_type, nested, table
+from .nfnetlink import BODY, Attribute, FlagOption, Subsystem, build_config, message_type, nested, table
 from .nfqnl import Command, CopyMode
 
 MSG_PACKET = message_type(Subsystem.LOG, 0)  # kernel to program
@@ -36,6 +36,14 @@ class LogFlag(IntFlag):
     SEQ = 0x1
     SEQ_GLOBAL = 0x2
     CONNTRACK = 0x4
+
+
+FLAG_OPTIONS = (
+    FlagOption("sequence", LogFlag.SEQ),
+    FlagOption("global_sequence", LogFlag.SEQ_GLOBAL),
+    FlagOption("conntrack", LogFlag.CONNTRACK, optional=True),
+)
+"""A row for each flag: what `nfnet.Log` calls it, and whether a kernel may lack it."""
 
 
 class NFULA(OpenEnum):
@@ -133,22 +141,15 @@ def config(
     The kernel takes everything in one message together with BIND. The PF commands, unlike those of NFQUEUE, still
     change the logging of the whole namespace: they are not for us.
     """
-    items: list[tuple[int, Any]] = []
-    if command is not None:
-        items.append((NFULA_CFG.CMD, command))
-    if copy_range is not None:
-        items.append((NFULA_CFG.MODE, {"copy_range": copy_range, "copy_mode": copy_mode}))
-    for kind, value in (
-        (NFULA_CFG.TIMEOUT, timeout),
-        (NFULA_CFG.QTHRESH, threshold),
-        (NFULA_CFG.NLBUFSIZ, buffer_size),
-        (NFULA_CFG.FLAGS, flags),
-    ):
-        if value is not None:
-            items.append((kind, value))
-    request_flags = netlink.Flag.REQUEST | (netlink.Flag.ACK if ack else 0)
-    data = build_attributes((NFULA_CFG_TABLE[kind], value) for kind, value in items)
-    return build_message(MSG_CONFIG, group, data, flags=request_flags, seq=seq)
+    values: dict[int, Any] = {
+        NFULA_CFG.CMD: command,
+        NFULA_CFG.MODE: None if copy_range is None else {"copy_range": copy_range, "copy_mode": copy_mode},
+        NFULA_CFG.TIMEOUT: timeout,
+        NFULA_CFG.QTHRESH: threshold,
+        NFULA_CFG.NLBUFSIZ: buffer_size,
+        NFULA_CFG.FLAGS: flags,
+    }
+    return build_config(MSG_CONFIG, group, NFULA_CFG_TABLE, values, seq=seq, ack=ack)
 
 
 layouts: Layouts = Layouts({number: fixed_size(row.schema) for number, row in NFULA_TABLE.items()}, BODY, NFULA.PAYLOAD)

@@ -21,8 +21,8 @@ What they have to heed:
   ends at once, and the one with the verdict is still to come. Otherwise it would be queued again, without an end.
 - No bit is left in the mark of a packet that goes on, nor when the kernel makes a reset or an ICMP error of it, which
   with net.ipv4.fwmark_reflect gets that mark.
-- The reset that rejects a packet passes the hook output itself, as a part of the same connection, and ICMP errors are
-  "related" to it. They are let go: a program that rejects a packet should not be asked about that.
+- The reset or ICMP error that rejects a packet passes the hook output itself, "related" to the same connection
+  (nf_conntrack_attach). It is let go: a program that rejects a packet should not be asked about that.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from ._expressions import (
     META_L4PROTO,
     META_MARK,
     NOT_EQUAL,
-    TRANSPORT_HEADER,
     Expression,
     be32,
     compare,
@@ -47,7 +46,6 @@ from ._expressions import (
     jump,
     masked,
     meta,
-    payload,
     set_ct,
     set_meta,
     verdict,
@@ -58,7 +56,6 @@ REJECT_HOOKS = ("prerouting", "input", "forward", "output")
 
 _DROP, _ACCEPT = 0, 1  # NF_*
 _RELATED = 4  # NFCT_STATE_BIT(IP_CT_RELATED)
-_RST = 4
 _TCP, _UDP = 6, 17
 _UNREACH, _TCP_RST, _ICMPX = 0, 1, 2  # NFT_REJECT_*
 # The kind of error, its number, and nft's words.
@@ -138,7 +135,6 @@ def _remembered(bits: MarkBits, hook: str, family: str, chain: str) -> Iterator[
     yield _line(REMEMBERED, marks.connection_has(Fate.DROP), _DROPPED)
     if hook in REJECT_HOOKS:
         rejected = marks.connection_has(REJECTS, mask=REJECTS)
-        yield _line(REMEMBERED, rejected, _HAS_RESET_FLAG, _ACCEPTED)
         yield _line(REMEMBERED, rejected, _IS_RELATED, _ACCEPTED)
         for which, answer in _answers(family):
             yield _line(REMEMBERED, marks.connection_has(Fate.REJECT), which, answer)
@@ -207,10 +203,6 @@ _ANY: Part = [], ""
 _ACCEPTED: Part = [verdict(_ACCEPT)], "accept"
 _DROPPED: Part = [verdict(_DROP)], "drop"
 _RESET: Part = [("reject", {1: be32(_TCP_RST)})], "reject with tcp reset"
-_HAS_RESET_FLAG: Part = (
-    [*_is(_TCP, "tcp")[0], payload(TRANSPORT_HEADER, 13, 1), masked(bytes([_RST])), compare(bytes([_RST]))],
-    "tcp flags & rst == rst",
-)
 _IS_RELATED: Part = [ct(CT_STATE), masked(host32(_RELATED)), compare(bytes(4), NOT_EQUAL)], "ct state related"
 
 
@@ -249,7 +241,6 @@ def _iptables_remembered(bits: MarkBits, hook: str, version: int, can_reject: bo
     yield f"{when(Fate.DROP, bits.mask)} -j DROP"
     if can_reject:
         rejected = when(REJECTS, bits.spread(REJECTS))
-        yield f"{rejected} -p tcp --tcp-flags RST RST -j ACCEPT"
         yield f"{rejected} -m conntrack --ctstate RELATED -j ACCEPT"
         for target in _rejecting(version):
             yield f"{when(Fate.REJECT, bits.mask)} {target}"

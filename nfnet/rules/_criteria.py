@@ -12,9 +12,9 @@ from typing import TypeAlias, TypedDict, TypeVar
 from ..netns import Netns
 from ..protocol.nfnetlink import Hook
 from ._criterion import Criterion
-from ._expressions import CT_MARK, META_IIFNAME, META_MARK, META_OIFNAME, META_SKGID, META_SKUID, ct, meta
+from ._expressions import CT_MARK, META_IIFNAME, META_LENGTH, META_MARK, META_OIFNAME, META_SKGID, META_SKUID, ct, meta
 from ._host_criteria import Account, AddressType, Cgroup, ConnectionMark, Interface, Limit, Mark, State
-from ._packet_criteria import AddressOf, IcmpType, Length, Port, Protocol, TcpFlags
+from ._packet_criteria import AddressOf, IcmpType, Number, Port, Protocol, TcpFlags
 from ._values import Address, read_group, read_user
 
 # The IP layer still knows at postrouting (since Linux 5.7) where a packet came in; a bridge does not.
@@ -45,7 +45,14 @@ CRITERIA: dict[str, Criterion] = {
         ("forward", "output", "postrouting"),
         "outgoing interface",
     ),
-    "length": Length(),
+    "length": Number(
+        "how long the packet is, from its IP header on, as the kernel has it: what it has not split yet counts as one",
+        "a number of bytes",
+        meta(META_LENGTH),
+        "meta length",
+        "-m length {}--length",
+        host_order=True,
+    ),
     "mark": Mark("the packet's mark", meta(META_MARK), "meta mark", "mark"),
     "state": State(),
     "connection_mark": ConnectionMark("the connection's mark", ct(CT_MARK), "ct mark", "connmark"),
@@ -109,6 +116,5 @@ class Where(_Place, total=False):
     destination_type: Some[str]
     not_destination_type: Some[str]
     cgroup: Some[str]
-    not_cgroup: Some[str]
     limit: int | str | None
     not_limit: int | str | None

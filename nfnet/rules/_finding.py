@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from .._io.transport import Transport
+from .._io.netlink_socket import NetlinkSocket
 from ..protocol.layout import walk
 from ..protocol.markbits import Fate, MarkBits, Support
 from . import _nftables
@@ -19,7 +19,7 @@ _QUEUE_SREG, _HASH_MODULUS, _HASH_OFFSET = 4, 4, 6
 _Rules = dict[tuple[int, str, str], list[Found]]
 
 
-def find(sock: Transport, number: int) -> dict[tuple[int, int], Support | None]:
+def find(sock: NetlinkSocket, number: int) -> dict[tuple[int, int], Support | None]:
     """What is carried out where packets are put into a queue: by their family (IPv4, IPv6), and the number of the hook.
 
     None if one of the chains of that hook does so without these rules before: nobody can tell by which of them a packet

@@ -233,8 +233,7 @@ class Account(Compared):
         return f"-m owner {negation}--{self._iptables} {span_text(span.first, span.last)}"
 
     def parse_one(self, text: str) -> Any:
-        first, dash, last = text.partition("-")
-        return range(number(first), number(last) + 1) if dash and first.isdecimal() else number_or_name(text)
+        return number_or_name(text)
 
 
 # RTN_* in linux/rtnetlink.h. IPv6 has no broadcasts.
@@ -284,13 +283,20 @@ _NFT_ROOT = "/sys/fs/cgroup"
 
 
 class Cgroup(Criterion):
-    """Values are control groups, by their paths."""
+    """Values are control groups, by their paths.
+
+    It has no negation: the kernel loads the group's parent at a level, and nothing matches, not even a negation, where
+    a socket's own group is at a lower level.
+    """
 
     about = "the control group of the local sender or receiver"
-    takes = 'a systemd unit ("sshd.service") or a path below the root of the control groups (version 2)'
+    takes = 'a systemd unit ("sshd.service") or a path below the root of the control groups (version 2). No negation'
     families, hooks, lacks = IP_FAMILIES, ("prerouting", "input", "output"), "local socket"
 
-    def read(self, name: str, value: Any, negated: bool) -> tuple[tuple[_cgroups.Group, ...], bool]:
+    def read(self, name: str, value: Any, negated: bool) -> tuple[_cgroups.Group, ...]:
+        if negated:
+            text = "the kernel cannot say that of all sockets: put a rule for the group itself before this one"
+            raise ArgumentError(f"{name}: {text}, install(accept(cgroup=...), ...)")
         if isinstance(value, str) or not isinstance(value, Iterable):
             value = [value]
         groups = tuple(dict.fromkeys(_cgroups.find(name, one) for one in value))
@@ -298,36 +304,34 @@ class Cgroup(Criterion):
             raise ArgumentError(f"{name} is empty, and must have at least one value; or leave it out")
         if len({group.level for group in groups}) > 1:
             raise ArgumentError(f"{name} has groups of several levels, of which a rule can have one: make a rule each")
-        return groups, negated
+        return groups
 
-    def steps(self, asked: tuple[tuple[_cgroups.Group, ...], bool], version: int | None) -> Iterator[Step]:
-        groups, negated = asked
-        ids = sorted(group.number().to_bytes(8, netlink.HOST) for group in groups)
-        yield socket_cgroup(groups[0].level)
+    def steps(self, asked: tuple[_cgroups.Group, ...], version: int | None) -> Iterator[Step]:
+        ids = sorted(group.number().to_bytes(8, netlink.HOST) for group in asked)
+        yield socket_cgroup(asked[0].level)
         if len(ids) == 1:
-            yield compare(ids[0], NOT_EQUAL if negated else EQUAL)
+            yield compare(ids[0])
         else:
-            yield Lookup(tuple((one, one) for one in ids), 46, True, negated)
+            yield Lookup(tuple((one, one) for one in ids), 46, True, False)
 
-    def nft(self, asked: tuple[tuple[_cgroups.Group, ...], bool], version: int | None, protocol: str) -> str:
-        groups, negated = asked
-        for group in groups:
+    def nft(self, asked: tuple[_cgroups.Group, ...], version: int | None, protocol: str) -> str:
+        values = []
+        for group in asked:
             check_words("a control group", group.path, '"')
-            if group.below(_NFT_ROOT) is None:
+            path = group.below(_NFT_ROOT)
+            if path is None:
                 raise NoWordsError(f"control groups that are not mounted below {_NFT_ROOT}")
-        values = [f'"{group.below(_NFT_ROOT)}"' for group in groups]
+            values.append(f'"{path}"')
         value = values[0] if len(values) == 1 else f"{{ {', '.join(values)} }}"
-        return f"socket cgroupv2 level {groups[0].level} {'!= ' if negated else ''}{value}"
+        return f"socket cgroupv2 level {asked[0].level} {value}"
 
-    def iptables(self, asked: tuple[tuple[_cgroups.Group, ...], bool], version: int, protocol: str) -> list[str]:
-        groups, negated = asked
-        for group in groups:
+    def iptables(self, asked: tuple[_cgroups.Group, ...], version: int, protocol: str) -> list[str]:
+        for group in asked:
             check_words("a control group", group.path)
-        words = [f"-m cgroup {'! ' if negated else ''}--path {shlex.quote(group.path)}" for group in groups]
-        return [" ".join(words)] if negated else words
+        return [f"-m cgroup --path {shlex.quote(group.path)}" for group in asked]
 
-    def text(self, asked: tuple[tuple[_cgroups.Group, ...], bool]) -> list[str]:
-        return [group.path for group in asked[0]]
+    def text(self, asked: tuple[_cgroups.Group, ...]) -> list[str]:
+        return [group.path for group in asked]
 
 
 # --- how many

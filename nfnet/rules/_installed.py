@@ -93,7 +93,15 @@ class _Installation:
         # Not the process id alone: containers may share the namespace, and each has a process 1.
         self.name = f"{_NAME}{os.getpid()}-{os.urandom(4).hex()}"
         self.is_owned = True
-        self.is_entered = False
+        self._free = [True]  # until a block begins, which pops that: only one can
+
+    def enter(self) -> bool:
+        """Whether its block may begin: once, also if several threads want it."""
+        try:
+            self._free.pop()
+        except IndexError:
+            return False
+        return True
 
     def messages(self, flags: int, rules: Sequence[KernelRule], attempt: int) -> list[_nftables.Message]:
         table = _nftables.text(self.name)
@@ -146,20 +154,22 @@ def table(what: object) -> str | None:
 
 
 def enter(what: object) -> bool:
-    """Whether the block of something that is installed may begin: not twice."""
+    """Begin the block of something that is installed already; False if it is not, or has begun one."""
     installation = _installed.get(what)
-    if installation is None or installation.is_entered:
-        return False
-    installation.is_entered = True
-    return True
+    return installation is not None and installation.enter()
 
 
-def put_in(what: object, sock: NetlinkSocket, rules: Sequence[KernelRule], operation: str, unknown: str) -> None:
+def put_in(
+    what: object, sock: NetlinkSocket, rules: Sequence[KernelRule], operation: str, unknown: str, *, block: bool
+) -> None:
     """Install the rules in the socket's namespace, as one transaction; ``unknown`` is what a kernel may not know.
 
+    block: whether a block has begun, so that no other may.
     Raises KernelError, and NfnetError if it is installed already. The socket is closed then.
     """
     installation = _Installation(sock, list(dict.fromkeys(rule.chain.family for rule in rules)))
+    if block:
+        installation.enter()
     try:
         if _installed.setdefault(what, installation) is not installation:
             raise NfnetError("the rule is installed already")
@@ -315,20 +325,21 @@ def _read_userdata(data: bytes) -> tuple[int, str] | None:
 
 
 def fitted(words: Sequence[str]) -> str:
-    """Words that fit into what the kernel keeps: of the longest list only the first values, if need be."""
-    lists = [word.split(",") for word in words]
-    cut = [0] * len(lists)
+    """Words that fit into what the kernel keeps: of the longest lists only the first values, if need be."""
+    most = _MAX_USERDATA - 5  # behind the number of the rule
+    every = [word.split(",") for word in words]
+    kept = [values[:most] for values in every]  # more cannot fit
 
-    def text() -> str:
-        parts = (
-            ",".join([*values, f"({left} more)"] if left else values) for values, left in zip(lists, cut, strict=True)
-        )
-        return " ".join(parts)
+    def text() -> bytes:
+        parts = []
+        for values, shown in zip(every, kept, strict=True):
+            more = [f"({len(values) - len(shown)} more)"] if len(shown) < len(values) else []
+            parts.append(",".join([*shown, *more]))
+        return " ".join(parts).encode("utf-8", "surrogateescape")
 
-    while len(text().encode("utf-8", "surrogateescape")) > _MAX_USERDATA - 4:
-        place = max(range(len(lists)), key=lambda place: len(lists[place]))
-        if len(lists[place]) == 1:
-            return text().encode("utf-8", "surrogateescape")[: _MAX_USERDATA - 10].decode("utf-8", "ignore") + " ..."
-        lists[place].pop()
-        cut[place] += 1
-    return text()
+    while len(text()) > most:
+        longest = max(kept, key=len)
+        if len(longest) == 1:
+            return text()[: most - 4].decode("utf-8", "ignore") + " ..."
+        longest.pop()
+    return text().decode("utf-8", "surrogateescape")

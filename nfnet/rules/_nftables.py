@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Union
 
 from .._io.netlink_socket import NetlinkSocket
-from .._io.transport import Transport
 from ..errors import DecodeError
 from ..protocol import netlink
 from ..protocol.layout import build_attribute, walk
@@ -154,7 +153,7 @@ def _elements(wanted: Lookup) -> Iterator[Attributes]:
         yield [(_ELEMENT_KEY, data(ended)), (_ELEMENT_FLAGS, be32(_INTERVAL_END))]
 
 
-def tables(sock: Transport) -> Iterator[tuple[int, str, int | None]]:
+def tables(sock: NetlinkSocket) -> Iterator[tuple[int, str, int | None]]:
     """Family and name of each table, and the port id of its owner if it has one. Raises KernelError."""
     for family, values in _dump(sock, GETTABLE):
         owner = values.get(_TABLE_OWNER)
@@ -170,7 +169,7 @@ class FoundChain(NamedTuple):
     hook: int | None
 
 
-def chains(sock: Transport) -> Iterator[FoundChain]:
+def chains(sock: NetlinkSocket) -> Iterator[FoundChain]:
     """All chains. Raises KernelError."""
     for family, values in _dump(sock, GETCHAIN):
         number = _inner(values.get(CHAIN_HOOK, b"")).get(HOOK_NUMBER)
@@ -188,7 +187,7 @@ class Found(NamedTuple):
     expressions: list[Expression]
 
 
-def rules(sock: Transport) -> Iterator[Found]:
+def rules(sock: NetlinkSocket) -> Iterator[Found]:
     """All rules, in their order. Raises KernelError."""
     for family, values in _dump(sock, GETRULE):
         table, chain = _name(values.get(_RULE_TABLE, b"")), _name(values.get(_RULE_CHAIN, b""))
@@ -196,7 +195,7 @@ def rules(sock: Transport) -> Iterator[Found]:
         yield Found(family, table, chain, values.get(_RULE_USERDATA, b""), found)
 
 
-def expressions(sock: Transport) -> Iterator[Expression]:
+def expressions(sock: NetlinkSocket) -> Iterator[Expression]:
     """The expressions of all rules. Raises KernelError."""
     for found in rules(sock):
         yield from found.expressions
@@ -216,7 +215,7 @@ def _name(data: bytes) -> str:
     return data.rstrip(b"\0").decode("utf-8", "replace")
 
 
-def _dump(sock: Transport, operation: int) -> Iterator[tuple[int, dict[int, bytes]]]:
+def _dump(sock: NetlinkSocket, operation: int) -> Iterator[tuple[int, dict[int, bytes]]]:
     """Family and attributes of all objects of a kind."""
     request = build_message(message_type(Subsystem.NFTABLES, operation), 0, flags=Flag.REQUEST | _DUMP, seq=1)
     for message in sock.dump(request, _LISTING):

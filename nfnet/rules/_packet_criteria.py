@@ -12,7 +12,6 @@ from ._criterion import Asked, Compared
 from ._expressions import (
     EQUAL,
     META_L4PROTO,
-    META_LENGTH,
     NETWORK_HEADER,
     NOT_EQUAL,
     TRANSPORT_HEADER,
@@ -193,25 +192,46 @@ class Port(Compared):
 # --- packets
 
 
-class Length(Compared):
-    about = "how long the packet is, in bytes, from its IP header on"
-    takes = 'a number, a range or text like "0-100"; what the kernel has not split yet counts as one'
-    kind, host_order = 4, True
+class Number(Compared):
+    """A number that can be loaded, or several, or ranges: for this a row alone is enough.
+
+    nft, iptables: the words before it; the latter with {} for the negation. None if iptables has none.
+    most: the highest; of_iptables: the highest for which iptables has words.
+    """
+
     iptables_repeats = True
 
+    def __init__(
+        self,
+        about: str,
+        what: str,
+        load: Expression,
+        nft: str,
+        iptables: str | None,
+        *,
+        size: int = 4,
+        host_order: bool = False,
+        of_iptables: int = 0xFFFF,
+    ) -> None:
+        self.about, self._what, self._load, self._nft, self._iptables = about, what, load, nft, iptables
+        self.kind, self.size, self.host_order, self._of_iptables = 4, size, host_order, of_iptables
+        self.takes = f'{what}, a range or text like "0-100"'
+
     def read_one(self, name: str, value: Any) -> Iterator[Span]:
-        yield number_range(name, value, 0xFFFFFFFF, "a number of bytes")
+        yield number_range(name, value, (1 << 8 * self.size) - 1, self._what)
 
     def load(self, version: int | None) -> Expression:
-        return meta(META_LENGTH)
+        return self._load
 
     def key(self, version: int | None, protocol: str) -> str:
-        return "meta length"
+        return self._nft
 
     def iptables_match(self, span: Span, version: int, negation: str) -> str:
-        if span.last > 0xFFFF:
-            raise NoWordsError("a length of more than 65535 bytes")
-        return f"-m length {negation}--length {span_text(span.first, span.last, ':')}"
+        if self._iptables is None:
+            raise NoWordsError(self.about)
+        if span.last > self._of_iptables:
+            raise NoWordsError(f"{self.about} of more than {self._of_iptables}")
+        return f"{self._iptables.format(negation)} {span_text(span.first, span.last, ':')}"
 
 
 _FLAGS = {"fin": 1, "syn": 2, "rst": 4, "psh": 8, "ack": 16, "urg": 32, "ece": 64, "cwr": 128}

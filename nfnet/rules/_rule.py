@@ -175,9 +175,15 @@ class RuleSet:
 
     def install(self) -> None:
         """Install them. Raises as `queue` says, and NfnetError if they are installed already."""
+        self._install(block=False)
+
+    def _install(self, *, block: bool) -> None:
         sock = call_in(self.rules[0].netns, self._connect)
-        unknown = " or ".join(dict.fromkeys(repr(text) for rule in self.rules for text in rule.unknown()))
-        _installed.put_in(self, sock, list(self.kernel_rules()), self._operation(), unknown)
+        # The kernel does not say which expression it lacks.
+        lines = [line for line in self._nft() if line.startswith(("nft add rule", "#"))]
+        _installed.put_in(
+            self, sock, list(self.kernel_rules()), self._operation(), " or ".join(map(repr, lines)), block=block
+        )
 
     def _operation(self) -> str:
         return ", ".join(dict.fromkeys(str(rule.action) for rule in self.rules))
@@ -248,8 +254,7 @@ class RuleSet:
 
     def __enter__(self) -> RuleSet:
         if not _installed.enter(self):
-            self.install()
-            _installed.enter(self)
+            self._install(block=True)
         return self
 
     def __exit__(
@@ -259,10 +264,10 @@ class RuleSet:
 
     def describe(self) -> str:
         """The commands of nft and iptables that install the same rules; see `nfnet.rules.describe`."""
-        found = self._nft()
-        for rule, before in self._before():
-            found += rule.iptables(before)
-        return "\n".join(found)
+        of_iptables = [line for rule, before in self._before() for line in rule.iptables(before)]
+        # Without one of them the others would do something else.
+        excuses = list(dict.fromkeys(line for line in of_iptables if line.startswith("#")))
+        return "\n".join([*self._nft(), *(excuses or of_iptables)])
 
     def _nft(self) -> list[str]:
         chains = _installed.names(self._chain(rule) for rule in self.rules)
@@ -369,14 +374,6 @@ class Rule(RuleSet):
         words += [f"priority={chain.priority}"] * bool(chain.priority)
         return [*words, *map(shlex.quote, self.match.words())]
 
-    def unknown(self) -> Iterator[str]:
-        """What a kernel may not know, in nft's words."""
-        try:
-            for words in self.nft():
-                yield words[-1]
-        except NoWordsError:
-            yield self.action.name
-
     def nft(self) -> Iterator[list[str]]:
         """Words of the rules that it is. Raises NoWordsError."""
         for version, match, part in self.parts():
@@ -397,14 +394,20 @@ class Rule(RuleSet):
                 program = " ".join([_PROGRAMS[version], *table])
                 for what in before:
                     commands += [f"{program} {line}" for line in iptables_lines(what, hook, version, not table)]
-                for match, part in self._parts_of(version):
-                    for words in match.iptables(version):
-                        for case in part.cases():
-                            words = [*words, *filter(None, [case.iptables]), part.iptables(version)]
-                            commands.append(" ".join([program, "-A", hook.upper(), *words]))
-            return commands
+                own = [
+                    " ".join(
+                        [program, "-A", hook.upper(), *words, *filter(None, [case.iptables]), part.iptables(version)]
+                    )
+                    for match, part in self._parts_of(version)
+                    for words in match.iptables(version)
+                    for case in part.cases()
+                ]
+                if self.match.has("limit") and len(own) * len(self.match.versions) > 1:
+                    raise NoWordsError("one limit for several of its rules")
+                commands += own
         except NoWordsError as error:
             return [f"# iptables has no words for {error}"]
+        return commands
 
     def _iptables_table(self) -> list[str]:
         """Options that choose the table with a chain at this hook and priority. Raises NoWordsError."""

@@ -213,7 +213,8 @@ def read_group(name: str, value: Any) -> Iterator[Span]:
 
 
 def _read_account(name: str, value: Any, what: str, find: Callable[[str], int]) -> Iterator[Span]:
-    if isinstance(value, str):
+    first, _, last = value.partition("-") if isinstance(value, str) else ("", "", "")
+    if isinstance(value, str) and not (_is_number(first) and _is_number(last)):
         try:
             value = find(value)
         except (KeyError, ValueError):  # ValueError: a NUL or a surrogate in it

@@ -49,6 +49,77 @@ def test_queue(net: Net) -> None:
         asyncio.run(asyncio.wait_for(main(), TIMEOUT))
 
 
+@pytest.mark.parametrize("how", ["run", "iterate"])
+def test_packets_that_come_one_at_a_time(net: Net, how: str) -> None:
+    way = Way(net)
+
+    def accept(packet: Packet) -> None:
+        packet.accept()
+
+    async def iterate(queue: AsyncQueue) -> None:
+        async for packet in queue:
+            packet.accept()
+
+    async def main() -> None:
+        async with AsyncQueue(1, netns=way.here) as queue:
+            task = asyncio.ensure_future(queue.run(accept) if how == "run" else iterate(queue))
+            loop = asyncio.get_running_loop()
+            for number in range(30):
+                way.send(bytes([number]))
+                assert await loop.run_in_executor(None, way.received, 1) == [bytes([number])]
+            queue.stop()
+            await task
+            assert queue.counters.accepted == 30
+
+    with queueing(net):
+        asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_what_a_handler_raises_for_one_of_many_comes_out(net: Net) -> None:
+    way = Way(net)
+
+    def handler(packet: Packet) -> None:
+        packet.accept()
+        if inet.get_data(packet.payload) == b"4":
+            raise LookupError("no more")
+
+    async def main() -> None:
+        async with AsyncQueue(1, netns=way.here) as queue:
+            task = asyncio.ensure_future(queue.run(handler))
+            loop = asyncio.get_running_loop()
+            for number in range(5):
+                way.send(str(number).encode())
+                assert await loop.run_in_executor(None, way.received, 1) == [str(number).encode()]
+            with pytest.raises(LookupError, match="no more"):
+                await task
+            assert queue.counters.accepted == 5
+
+    with queueing(net):
+        asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_messages_that_come_one_at_a_time(net: Net) -> None:
+    way = Way(net)
+
+    async def main() -> None:
+        seen: asyncio.Queue[bytes | None] = asyncio.Queue()
+        async with AsyncLog(5, threshold=1, netns=way.here) as log:
+
+            def handler(message: LogMessage) -> None:
+                seen.put_nowait(inet.get_data(message.payload))
+
+            task = asyncio.ensure_future(log.run(handler))
+            for number in range(20):
+                way.send(bytes([number]))
+                assert await seen.get() == bytes([number])
+            log.stop()
+            await task
+            assert log.counters.received == 20
+
+    with logging(net):
+        asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
 def test_log(net: Net) -> None:
     way = Way(net)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import socket
 import struct
 import subprocess
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -160,14 +162,14 @@ def test_a_large_answer_comes_in_fragments(net: Net, host: str, hook: str, famil
 
 
 def test_the_address_of_a_link(net: Net) -> None:
-    """Which link that is, the packet's interface says."""
-    client_address, server_address = (link_address(net, *ends) for ends in (("client", "router"), ("router", "client")))
-    for host, hook in (("client", "output"), ("router", "input")):
+    """Which link that is, the packet's interface says: the router has two."""
+    mine, theirs = (link_address(net, *ends) for ends in (("server", "router"), ("router", "server")))
+    for host, hook in (("server", "output"), ("router", "input")):
         with deciding(net, host, hook, lambda packet: packet.answer(b"answer"), protocol="udp"):
-            sock = net.open_socket("client", V6)
-            index = net.index("client", "to-router")
-            sock.bind((client_address, 0, 0, index))
-            sock.connect((server_address, PORT, 0, index))
+            sock = net.open_socket("server", V6)
+            index = net.index("server", "to-router")
+            sock.bind((mine, 0, 0, index))
+            sock.connect((theirs, PORT, 0, index))
             sock.send(b"this")
             assert sock.recv(100) == b"answer", hook
 
@@ -413,6 +415,51 @@ def test_connection_tracking_lets_answers_pass(net: Net) -> None:
                 near.recv(100)
 
 
+NAT = {
+    "source": ("postrouting", "srcnat", "oifname to-server masquerade", ADDRESS["server", V4], "forward", 0),
+    "destination": ("prerouting", "dstnat", "ip daddr 192.0.2.1 dnat to 10.81.2.2", "192.0.2.1", "prerouting", -150),
+}
+
+
+@pytest.mark.parametrize("kind", NAT)
+def test_behind_address_translation(net: Net, kind: str) -> None:
+    """Where the packet has the addresses that its sender knows."""
+    chain, priority, rule, address, hook, place = NAT[kind]
+
+    def translate() -> None:
+        from pyroute2 import IPRoute
+
+        with IPRoute() as ip:
+            ip.addr("add", index=1, address="192.0.2.1", prefixlen=32)  # of the router's own
+        chain_text = f"add chain ip mine {chain} {{ type nat hook {chain} priority {priority}; }}"
+        for line in ("add table ip mine", chain_text, f"add rule ip mine {chain} {rule}"):
+            subprocess.run(["nft", line], check=True)
+
+    def handle(packet: Packet) -> None:
+        if packet.udp:
+            packet.answer(b"answer")
+        elif packet.tcp and packet.tcp.data:
+            packet.reset()
+        else:
+            packet.accept()
+
+    net.at("router", translate)
+    with server(net, V4) as door, deciding(net, "router", hook, handle, priority=place):
+        sock = net.open_socket("client")
+        sock.connect((address, PORT))
+        sock.send(b"this")
+        assert sock.recv(100) == b"answer"
+        near = net.open_socket("client", V4, TCP)
+        near.connect((address, PORT))
+        far, _ = door.accept()
+        with far:
+            far.settimeout(TIMEOUT)
+            near.send(b"data")
+            for end in (near, far):
+                with pytest.raises(ConnectionResetError):
+                    end.recv(100)
+
+
 def test_a_flow_whose_first_packet_was_dropped_is_new(net: Net) -> None:
     """As the page says: a firewall of the sender's own machine must accept the mark."""
     nft_at(net, "client", "nft add rule inet mine input ct state established,related counter accept")
@@ -575,6 +622,27 @@ def give_up(name: str) -> None:
     assert libc.capset(header, struct.pack("=6I", *words)) == 0
 
 
+def test_nobody_answers_a_broadcast(net: Net) -> None:
+    """To the network's address, which looks like any other."""
+    place = net.hosts["router"]
+    with rules.queue(1, hook="input", netns=place, protocol="udp"), Queue(1, netns=place) as queue:
+        sock = net.open_socket("client")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        for address in ("10.81.1.255", "255.255.255.255"):
+            sock.sendto(b"who is there?", (address, PORT))
+            (packet,) = collect(queue, 1)
+            with pytest.raises(ArgumentError, match="broadcast"):
+                packet.answer(b"I am")
+            packet.reject()
+        sock.sendto(b"who is there?", (ADDRESS["router", V4], PORT))
+        (packet,) = collect(queue, 1)
+        packet.answer(b"I am")
+        assert sock.recv(100) == b"I am"
+        assert raw_sockets(net, "router") == 1
+        assert queue.counters.dropped == 3
+    assert not readable(sock, QUIET)
+
+
 # --- sockets
 
 
@@ -596,16 +664,40 @@ def test_sockets_are_opened_late_and_closed_with_the_queue(net: Net) -> None:
             collect(queue, 1)[0].answer(b"answer")
         assert raw_sockets(net, "client") == 2
 
-        def child() -> None:
-            assert raw_sockets(net, "client") == 2  # the parent's
-            queue.close()
-
-        assert in_child(child) == 0
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:  # it has none of them, so that they go with the queue of its parent
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0)
+        os.close(reading)
         client(net, V4, UDP).send(b"this")
         (packet,) = collect(queue, 1)
     assert raw_sockets(net, "client") == 0
+    os.close(writing)
+    assert os.waitpid(child, 0)[1] == 0
     with pytest.raises(nfnet.ClosedError):
         packet.answer(b"answer")
+
+
+def test_a_queue_that_is_forgotten_lets_go_of_all_sockets_at_once(net: Net) -> None:
+    """Without the garbage collector, which would find circles of references."""
+    place = net.hosts["client"]
+    with rules.queue(1, netns=place, protocol="udp"):
+        gc.disable()
+        try:
+            queue = Queue(1, netns=place)
+            queue.open()
+            client(net, V4, UDP).send(b"this")
+            collect(queue, 1)[0].answer(b"answer")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                del queue
+            assert raw_sockets(net, "client") == 0
+            with Queue(1, netns=place):  # nobody else has it
+                pass
+        finally:
+            gc.enable()
 
 
 def test_the_queue_of_another_namespace_answers_there(net: Net) -> None:

@@ -533,7 +533,7 @@ def findings(net: Net, host: str = "router") -> dict[str, doctor.Finding]:
 
 def test_doctor_of_a_healthy_namespace(way: Way) -> None:
     found = findings(way.net)
-    for what in ("NFQUEUE", "NFLOG", "nfnet.rules.queue", "nfnet.rules.log", "Queue(gso=True)"):
+    for what in ("NFQUEUE", "NFLOG", "packet.process", "nfnet.rules.queue", "nfnet.rules.log", "Queue(gso=True)"):
         assert found[what].level == "ok", found[what]
     missing = " is not there" if lacking(Queue(1, conntrack=True, netns=way.here)) else ""
     assert f"Queue(conntrack=True){missing}" in found
@@ -568,6 +568,7 @@ def test_doctor_without_privilege(way: Way) -> None:
         failures = [finding.what for finding in found if finding.level == "failure"]
         assert any("CAP_NET_ADMIN" in what for what in failures)
         assert any("setcap" in finding.remedy for finding in found)
+        assert any("packet.process, for processes of this user alone" in finding.what for finding in found)
 
     assert in_child(child) == 0
 

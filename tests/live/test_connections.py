@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import shutil
 import signal
@@ -14,11 +15,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nfnet import ArgumentError, Log, Packet, Queue, inet, rules
+import nfnet
+from nfnet import ArgumentError, Hook, Log, Packet, Queue, inet, rules
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, Net, cannot_run, collect, readable, wait_for
 from .test_compat import is_bound, running
@@ -286,6 +289,77 @@ def test_marks(net: Net) -> None:
         assert len(collect_messages(log_before, 3)) == 3
 
 
+@pytest.mark.parametrize("family", [V4, V6], ids=["IPv4", "IPv6"])
+def test_a_reset_does_not_get_our_bits(net: Net, family: int) -> None:
+    """Where the kernel gives what it sends the mark of what it answers. A reset that had them would be rejected."""
+    path = f"/proc/sys/net/{'ipv4' if family == V4 else 'ipv6'}/fwmark_reflect"
+
+    def reflect() -> None:
+        with open(path, "w") as file:
+            file.write("1")
+
+    net.at("server", reflect)
+    here = net.hosts["server"]
+    resets = rules.queue(1, hook="output", protocol="tcp", source_port=PORT, remember=True, netns=here)
+    with remembering(net, "input"), resets, Deciding(net, "input") as queue:
+        queue.decide = Packet.reject
+        with exchange(net, "tcp", family) as talk:
+            assert talk.open() == "refused"
+            assert [(packet.hook, packet.mark) for packet in queue.seen] == [(Hook.INPUT, 0)]
+        assert not queue.errors
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["packet", "connection"])
+def test_nobody_is_asked_about_the_reset_that_rejects(net: Net, whole: bool) -> None:
+    """On its way from this machine to this machine it passes the same hook."""
+    with remembering(net, "output", destination_port=None), Deciding(net, "output") as queue:
+        queue.decide = lambda packet: packet.reject(connection=whole)
+        client = net.open_socket("client", V4, socket.SOCK_STREAM)
+        assert said(lambda: client.connect(("127.0.0.1", PORT))) == "refused"
+        (packet,) = queue.seen
+        assert packet.tcp is not None
+        assert packet.tcp.destination_port == PORT
+
+
+@pytest.mark.parametrize("gso", [False, True], ids=["segments", "super-packets"])
+@pytest.mark.parametrize("hook", ["output", "forward", "input"])
+def test_a_stream_that_is_let_go_in_its_middle(net: Net, hook: str, gso: bool) -> None:
+    """Nothing of it is lost, or comes twice, and Python sees little of the rest."""
+    sent = os.urandom(4_000_000)
+    with remembering(net, hook), Deciding(net, hook, gso=gso, max_len=10_000) as queue:
+        queue.decide = lambda packet: packet.accept(connection=packet.id > 20)
+        with exchange(net, "tcp", V4) as talk:
+            assert talk.open() == "ok"
+            client, server = talk.ends[1:]
+            thread = threading.Thread(target=client.sendall, args=(sent,))
+            thread.start()
+            received = bytearray()
+            while len(received) < len(sent):
+                received += server.recv(1 << 20)
+            thread.join(TIMEOUT)
+            assert received == sent
+        assert queue.count() < (1000 if gso else 2000)  # of 2800 segments, or of the super-packets made of them
+        counters = queue.queue.counters
+        assert (counters.lost, counters.refused) == (0, {})
+
+
+def test_what_is_recorded(net: Net, tmp_path: Path) -> None:
+    """What is said to connection tracking meanwhile is no packet of the queue's, in a replay neither."""
+    path = tmp_path / "session.pcapng"
+    with remembering(net, "output", protocol="udp"), Deciding(net, "output", record=path) as queue:
+        queue.decide = lambda packet: packet.drop(connection=True)
+        for family in (V4, V6):
+            with exchange(net, "udp", family) as talk:
+                assert talk.open(QUIET) == "timeout"
+        assert queue.count() == 2
+    replay = nfnet.replay(path)
+    with Queue(1, transport=replay) as again:
+        again.run(lambda packet: packet.drop(connection=True))
+    assert replay.verdicts == replay.recorded
+    assert list(replay.recorded.values()) == [nfnet.GivenVerdict(nfnet.Verdict.DROP, connection=True)] * 2
+    assert again.counters.malformed == 0
+
+
 def test_untracked_packets_are_decided_one_by_one(net: Net) -> None:
     """There is no connection to remember by; they must not be queued again and again."""
     chain = "add table inet t; add chain inet t c { type filter hook output priority raw; }"
@@ -464,9 +538,11 @@ def test_pasted_iptables(net: Net, hook: str) -> None:
                 with exchange(net, kind, family) as talk:
                     assert talk.open() == "ok"
                     assert talk.again() == "ok"
-                    assert queue.count() == 1
+                    (packet,) = queue.seen
+                    assert packet.flow is not None
+                    queue.count()
                     queue.decide = lambda packet: packet.reject(connection=True)
-                    queue.queue.forget_all()
+                    assert queue.queue.forget(packet.flow)
                     assert talk.again() == "refused"
                     assert queue.count() == 1
                 queue.decide = lambda packet: packet.drop(connection=True)
@@ -526,3 +602,52 @@ def test_nothing_is_left_behind(net: Net, number: signal.Signals) -> None:
             process.wait(TIMEOUT)
         assert wait_for(lambda: not rules.clean(net.hosts["router"]) and not rules.installed(net.hosts["router"]))
         assert talk.again() == "ok"
+
+
+# --- a program
+
+
+def test_a_firewall_that_asks_once(net: Net) -> None:
+    """examples/ask_once.py: a question for each server, and none for later packets and connections."""
+    script = Path(__file__).parents[2] / "examples" / "ask_once.py"
+    with (
+        running(net, [sys.executable, str(script)], "client", stdin=subprocess.PIPE) as program,
+        exchange(net, "udp", V4) as allowed,
+        exchange(net, "udp", V6) as refused,
+        exchange(net, "tcp", V4) as third,
+    ):
+        stdin, stdout = program.stdin, program.stdout
+        assert stdin is not None
+        assert stdout is not None
+        assert stdout.readline() == "asking\n"
+
+        def asked(function: Callable[[], str], *answers: str) -> tuple[list[str], str]:
+            """What is asked while the function runs, and what that returns."""
+            results: list[str] = []
+            thread = threading.Thread(target=lambda: results.append(function()))
+            thread.start()
+            lines = []
+            for answer in answers:
+                lines.append(stdout.readline())
+                stdin.write(f"{answer}\n")
+                stdin.flush()
+                if answer == "again":
+                    lines.append(stdout.readline())
+            thread.join(TIMEOUT)
+            return lines, results[0]
+
+        (question,), result = asked(allowed.open, "y")
+        assert (result, allowed.again()) == ("ok", "ok")
+        assert question.startswith(f"{os.path.realpath(sys.executable)} opens ")
+        assert re.search(r"opens UDP 10\.81\.1\.1\.\d+ > 10\.81\.2\.2\.7000: y, n or again\?", question)
+        (question,), result = asked(refused.open, "n")
+        assert (result, refused.again()) == ("refused", "refused (EPERM)")
+        assert "> fd81:2::2.7000" in question
+        questions, result = asked(third.open, "again", "y")
+        assert "opens TCP" in questions[0]
+        assert questions[1:] == ["2 connections will be asked about\n", questions[0]]
+        assert result == "ok"
+        (question,), result = asked(allowed.again, "n")
+        assert "10.81.2.2.7000" in question
+        assert result == "refused"
+        assert third.again() == "ok"

@@ -161,6 +161,20 @@ def test_dropping(page: Page, net: Net) -> None:
     assert not readable(receiver, 0)
 
 
+def test_deciding_connections(page: Page, net: Net) -> None:
+    with listening(net, 80) as door, page.program("docs/connections.md", 0, host="client") as end:
+        with pytest.raises(ConnectionRefusedError):
+            connect(net, 25)
+        with connect(net, 80) as sock, door.accept()[0] as connection:
+            for _ in range(10):
+                sock.send(b"x")
+                assert connection.recv(100) == b"x"
+        output = end(lines=2)
+    refused, accepted = output.splitlines()
+    assert refused.endswith(f" > {SERVER}.25")
+    assert accepted.endswith(f" > {SERVER}.80")
+
+
 def test_refusing(page: Page, net: Net) -> None:
     with listening(net, 80) as door, listening(net, 23), page.program("docs/answers.md", 0, host="server") as end:
         with pytest.raises(ConnectionRefusedError):
@@ -456,3 +470,19 @@ def test_rules(page: Page, net: Net) -> None:
         seen = end().splitlines()
     assert [line.split(".")[-1] for line in seen] == ["8000", "8099"]
     assert all(line.startswith("TCP 192.0.2.7.") for line in seen)
+
+
+def test_processes(page: Page, net: Net) -> None:
+    page.replace('"/usr/bin/curl"', repr(os.path.realpath(sys.executable)))
+    code = f"import socket; socket.create_connection({(SERVER, 80)}, {TIMEOUT})"
+    with listening(net, 80), page.program("docs/processes.md", 0, host="client") as end:
+        command = [sys.executable, "-S", "-E", "-c", code]
+        net.at("client", lambda: subprocess.run(command, check=True, timeout=TIMEOUT))
+        other = net.at("client", lambda: subprocess.Popen(["bash", "-c", f"exec 3<>/dev/tcp/{SERVER}/80"]))
+        try:
+            lines = end(lines=1).splitlines()
+        finally:
+            other.kill()
+            other.wait()
+    assert lines[0].startswith("dropped, of bash (/"), lines
+    assert lines[0].endswith(f" > {SERVER}.80")

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -415,6 +416,34 @@ def test_stats_of_a_log_and_of_all(net: Net) -> None:
         assert rows == [stats.LogStatus(5, port_id, 3, CopyMode.PACKET, 64, 60.0)]
         assert log.stats().kernel == rows[0]
     assert log.stats().kernel is None
+
+
+@pytest.mark.parametrize("fail_open", [False, True])
+def test_everybody_may_know_what_did_not_fit_into_the_receive_buffer(net: Net, fail_open: bool) -> None:
+    """The kernel counts it for the socket, too, and there also where it let packets pass; /proc/net/netlink says so."""
+    here = net.hosts["client"]
+    options: dict[str, Any] = {"rcvbuf": 8192, "fail_open": fail_open, "on_overrun": "ignore", "netns": here}
+    with nfnet.Queue(3, **options) as queue, rules.queue(3, protocol="udp", netns=here):
+        before = queue.stats().socket
+        assert before is not None
+        assert before == (queue.rcvbuf, 0, 0)
+        sock = net.open_socket("client")
+        for _ in range(50):
+            sock.sendto(bytes(1000), (ADDRESS["server", V4], PORT))
+        port_id = str(queue._bound().transport.port_id)
+        table = net.at("client", Path("/proc/thread-self/net/netlink").read_text).splitlines()
+        (found,) = (line.split() for line in table if line.split()[1:3] == ["12", port_id])
+        _, kernel, buffer = queue.stats()
+        assert buffer == (queue.rcvbuf, int(found[4]), int(found[8]))
+        assert buffer is not None
+        assert buffer.unread > 0
+        if not fail_open and kernel is not None:
+            assert buffer.dropped == kernel.user_dropped
+        queue.process(lambda packet: packet.drop())
+        after = queue.stats()
+        assert after.socket == (queue.rcvbuf, 0, buffer.dropped)
+        assert after.counters.received + buffer.dropped == 50
+    assert queue.stats()[1:] == (None, None)
 
 
 def test_stats_of_a_queue_and_of_all(net: Net) -> None:

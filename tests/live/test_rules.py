@@ -454,6 +454,18 @@ def test_a_rule_that_threads_install_at_once_is_there_once(net: Net) -> None:
     assert tables(net, "router") == []
 
 
+def test_a_block_of_what_is_installed_takes_it_over_once(net: Net) -> None:
+    rule = rules.install(rules.log(5, hook="forward", netns=net.hosts["router"]))
+    with rule:
+        with pytest.raises(nfnet.NfnetError, match="installed already"), rule:
+            pass
+        assert len(tables(net, "router")) == 1
+    assert tables(net, "router") == []
+    with rule, pytest.raises(nfnet.NfnetError, match="installed already"), rule:
+        pass
+    assert tables(net, "router") == []
+
+
 def test_a_block_that_is_never_entered_leaves_no_rule(net: Net) -> None:
     rule = rules.queue(1, hook="forward", netns=net.hosts["router"])
 
@@ -616,12 +628,36 @@ def test_the_command_lists_and_cleans(net: Net) -> None:
         return str(done.stdout)
 
     with rules.queue(1, hook="output", netns=here):
-        listed = nfnet_rules("list", "--netns", path).splitlines()
+        listed = [line for line in nfnet_rules("list", "--netns", path).splitlines() if not line.startswith(" ")]
         states = {int(line.split()[3]): " ".join(line.split()[4:]) for line in listed}
         assert states == {os.getpid(): "in use", process.pid: "of a process that ended"}
         assert nfnet_rules("clean", "--netns", path).split()[-1] == "removed"
         assert nfnet_rules("clean", "--netns", path) == "nothing to remove\n"
     assert nfnet_rules("list", "--netns", path) == "no rules\n"
+
+
+LISTED = "protocol=tcp,udp not_source=192.0.2.0/24,fd00:7::/32 destination_port=7000-7001"
+
+
+def test_the_command_says_what_rules_match_and_how_often(net: Net) -> None:
+    """Those of another process, too: here they are a command's own."""
+    receiver = net.receiver("server", V4, PORT)
+    words = f"hook=forward {LISTED} bypass=no"
+    with running(net, [sys.executable, "-m", "nfnet", "queue", "1", "-q", "--install-rule", words]) as process:
+        assert wait_for(lambda: is_bound(net, queue=1) or process.poll() is not None)
+        for data in (b"one", b"three"):
+            Traffic(net).send(V4, data, {})
+            assert receiver.recv(100) == data
+        command = [sys.executable, "-m", "nfnet", "rules", "list"]
+        done = net.at("router", lambda: subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT) == 0
+    table, *counted = done.stdout.splitlines()
+    assert table.split() == ["inet", table.split()[1], "process", str(process.pid), "in", "use"]
+    # Of each datagram the IP header has 20 bytes, and that of UDP 8.
+    assert [line.split(maxsplit=4) for line in counted] == [
+        ["2", "packets", str(28 + 3 + 28 + 5), "bytes", f"queue 1 bypass=no hook=forward {LISTED}"]
+    ]
 
 
 SCRIPT = """\

@@ -1,0 +1,454 @@
+"""Which process on this machine sends or receives a packet.
+
+It takes two questions. sock_diag says which socket has a connection or a port: its inode, and the user it belongs to.
+The kernel finds that socket as it finds the receiver of a packet, so that listening sockets, wildcards, IPv6 sockets
+that take IPv4, and SO_REUSEPORT need no thought here; it takes a few microseconds, and is asked each time, so that no
+answer is about a socket that was there before. Which process has a socket of that inode, the kernel does not say: that
+is looked up in the links of /proc/PID/fd, some two microseconds for each open file of each process. What was found is
+remembered, and before it is believed again that one link is read.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+from ._arguments import check, wrong_type
+from ._io import at_fork
+from ._io.native import new_socket
+from ._io.netlink_socket import KERNEL
+from .errors import ArgumentError, NfnetError, kernel_error
+from .inet import Flow
+from .netns import Netns, call_in, call_in_open, check_netns
+from .protocol import rtnetlink, sock_diag
+from .protocol.netlink import HOST
+from .protocol.sock_diag import NETLINK_SOCK_DIAG, TcpState
+
+_log = logging.getLogger("nfnet")
+
+_T = TypeVar("_T")
+
+_MOST_SOCKETS = 16384  # that are remembered, with the processes that have them, before that starts afresh
+_MOST_CLOSED = 4096  # connections whose process is remembered beyond their closing
+_MOST_MISSING = 1024
+# For this many times as long as a search took that found nothing, the same socket is not searched for again.
+_PAUSE = 10
+_RECENT = 8  # processes that are searched first, because they were found before, unless they have more files than
+_MANY_FILES = 1024
+_STANDARD_FILES = 3
+_MOST_ANCESTORS = 64
+_MOST_BYTES = 0x10000  # of a file in /proc
+_DATAGRAM = 8192
+_NO_FILE_YET = (TcpState.ESTABLISHED, TcpState.SYN_RECV, TcpState.CLOSE_WAIT)
+_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:192.0.2.1 is what a socket of IPv6 that takes IPv4 calls 192.0.2.1
+_PING_TABLES = {socket.IPPROTO_ICMP: "icmp", socket.IPPROTO_ICMPV6: "icmp6"}
+
+_UNIT = re.compile(r".+\.(?:service|scope|socket|mount|swap)")
+_CONTAINER = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+
+
+class Process(NamedTuple):
+    """A process of this machine, as it was when it was asked for."""
+
+    pid: int
+    """Its process id, in the pid namespace of this program."""
+    name: str
+    """What it calls itself (/proc/PID/comm), 15 bytes at most: any program may choose any name."""
+    executable: str | None = None
+    """The path of its program (/proc/PID/exe), in its own mount namespace; with " (deleted)" behind it if the file was
+    replaced or removed since. None if this program may not know."""
+    command_line: tuple[str, ...] | None = None
+    """Its arguments, the program's name first, at most 64 KiB; a process may change what is there. None as above."""
+    uid: int = 0
+    """The user to whom the socket belongs: the effective user id of the process as it made the socket, in the user
+    namespace of this program. It is what ``meta skuid`` compares."""
+    cgroup: str | None = None
+    """The path of its control group: in the unified hierarchy; where it is in the root of that, in systemd's own."""
+
+    @property
+    def unit(self) -> str | None:
+        """The systemd unit it runs in, the innermost that is no slice: "sshd.service", "session-3.scope"; or None."""
+        names = (self.cgroup or "").split("/")
+        return next((name for name in reversed(names) if _UNIT.fullmatch(name)), None)
+
+    @property
+    def container(self) -> str | None:
+        """The id of the container it runs in, 64 hexadecimal digits; or None.
+
+        Docker, podman, containerd and CRI-O put it into the path of the control group.
+        """
+        for name in reversed((self.cgroup or "").split("/")):
+            if "conmon" not in name and (found := _CONTAINER.search(name)):
+                return found[0]
+        return None
+
+
+def process_of(flow: Flow, *, netns: Netns | None = None) -> Process | None:
+    """The process on this machine that sends packets of a flow; if none does, the one that receives them; or None.
+
+    flow: as `Packet.flow` and `nfnet.inet.flow` give it, or made of protocol, source, source port, destination,
+        destination port.
+    netns: the network namespace in which the flow is, as for `Queue`; that of the calling thread if not given.
+
+    `Packet.process` says what is found and what is not; it knows, other than this, which end of the flow is here.
+
+    Raises ArgumentError for what is no flow, KernelError if the namespace cannot be entered, or the kernel has no
+    sock_diag.
+    """
+    if not isinstance(flow, Flow):
+        raise wrong_type("flow", flow, "a nfnet.inet.Flow")
+    check_netns(netns)
+    _check_flow(flow)
+    sockets = Sockets(partial(call_in, netns))
+    try:
+        return sockets.process(flow, sends=True) or sockets.process(flow, sends=False)
+    finally:
+        sockets.close()
+
+
+def _check_flow(flow: Flow) -> None:
+    check("protocol", flow.protocol, 0, 255)
+    for name, port in (("source_port", flow.source_port), ("destination_port", flow.destination_port)):
+        if port is not None:
+            check(name, port, 0, 0xFFFF)
+    try:
+        ends = _packed(flow.source), _packed(flow.destination)
+    except (OSError, TypeError):
+        raise ArgumentError(f"{flow.source!r} and {flow.destination!r} must be IPv4 or IPv6 addresses") from None
+    if len(ends[0]) != len(ends[1]):
+        raise ArgumentError(f"{flow.source} and {flow.destination} must be of the same IP version")
+
+
+def _packed(address: str) -> bytes:
+    packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+    return packed.removeprefix(_MAPPED) if len(packed) == 16 else packed
+
+
+class Processes(at_fork.AtFork):
+    """The processes behind the packets of one queue or log. Finds what it can, and raises nothing.
+
+    ``open_netns`` opens the network namespace in which they are, and returns None if they are of no kernel.
+    """
+
+    def __init__(self, open_netns: Callable[[], BinaryIO | None]) -> None:
+        # No method of this object: in a circle of references the queue's socket would outlive the queue until Python's
+        # garbage collector runs, and keep the queue bound.
+        self._sockets = Sockets(partial(_call_there, open_netns))
+        self._closed = False
+        self._complained = False
+        at_fork.register(self)
+
+    def find(
+        self, flow: Flow, *, sends: bool, interface: int = 0, certain: bool = False, echo: int | None = None
+    ) -> Process | None:
+        """As `Sockets.process`; what fails is logged once."""
+        if self._closed:
+            return None
+        try:
+            return self._sockets.process(flow, sends=sends, interface=interface, certain=certain, echo=echo)
+        except _NowhereError:
+            self._closed = True
+        except (NfnetError, OSError) as error:
+            if not (self._complained or self._closed):
+                self._complained = True
+                _log.warning("which processes send and receive packets cannot be found out: %s", error)
+        return None
+
+    def close(self) -> None:
+        """Let go of the sockets; from now on nothing is found."""
+        self._closed = True
+        self._sockets.close()
+
+    def after_fork(self) -> None:
+        self._sockets.close()  # the answers would come to either of the two processes
+
+
+def _call_there(open_netns: Callable[[], BinaryIO | None], function: Callable[[], _T]) -> _T:
+    """Call a function in the network namespace of the packets."""
+    netns = open_netns()
+    if netns is None:
+        raise _NowhereError
+    with netns:
+        return call_in_open(netns, function)
+
+
+class _NowhereError(Exception):
+    """The packets are those of a recording or a test."""
+
+
+class Sockets:
+    """The sockets of a network namespace, in which ``call`` calls a function.
+
+    Threads, and a signal handler and what it interrupts, may ask at the same time: each takes a netlink socket that
+    nobody uses, or makes one. If something is raised before its answer was read, it is not put back.
+    """
+
+    def __init__(self, call: Callable[[Callable[[], Any]], Any]) -> None:
+        self._call = call
+        self._idle: dict[int, list[_socket.socket]] = {NETLINK_SOCK_DIAG: [], rtnetlink.NETLINK_ROUTE: []}
+
+    def process(
+        self, flow: Flow, *, sends: bool, interface: int = 0, certain: bool = False, echo: int | None = None
+    ) -> Process | None:
+        """The process at the one end of a flow, None if that cannot be found or is not here.
+
+        sends: whether it is asked for the source; else for the destination.
+        interface: index of the interface by which the packet goes or came, 0 if that is not known.
+        certain: whether that address is known to be one of this namespace's own.
+        echo: the identifier, if the packet is an ICMP echo.
+        """
+        local, remote = _packed(flow.source), _packed(flow.destination)
+        local_port, remote_port = flow.source_port, flow.destination_port
+        if not sends:
+            local, local_port, remote, remote_port = remote, remote_port, local, local_port
+        if echo is not None:
+            found = self._find_ping(flow.protocol, local, echo)
+        elif local_port is None or remote_port is None:
+            return None
+        else:
+            found = self._find(flow.protocol, local, local_port, remote, remote_port, interface)
+        # A wildcard takes packets to any address, but only those that are delivered here, and not forwarded.
+        if found is None or not (certain or any(found.source) or self._is_local(local)):
+            return None
+        if not found.inode:
+            return _holders.closed.get(found.cookie)
+        process = _holders.process(found.inode, found.uid)
+        if process is not None and flow.protocol == socket.IPPROTO_TCP:
+            if len(_holders.closed) >= _MOST_CLOSED:
+                _holders.closed.clear()
+            _holders.closed[found.cookie] = process
+        return process
+
+    def _find(
+        self, protocol: int, local: bytes, local_port: int, remote: bytes, remote_port: int, interface: int
+    ) -> sock_diag.Socket | None:
+        def ask(port: int) -> sock_diag.Socket | None:
+            request = sock_diag.build_request(protocol, local, local_port, remote, port, interface)
+            return sock_diag.parse_socket(self._ask(NETLINK_SOCK_DIAG, request))
+
+        found = ask(remote_port)
+        if found is not None and not found.inode and found.state in _NO_FILE_YET:
+            found = ask(0)  # nobody has accepted the connection: the socket that listens, which no other port hides
+        return found
+
+    def _find_ping(self, protocol: int, local: bytes, identifier: int) -> sock_diag.Socket | None:
+        """The socket of an ICMP echo (``socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP)``), of which sock_diag knows none."""
+
+        def read() -> str:
+            with open(f"/proc/thread-self/net/{_PING_TABLES[protocol]}") as file:
+                return file.read()
+
+        for line in self._call(read).splitlines()[1:]:
+            words = line.split()
+            address, _, port = words[1].partition(":")
+            source = b"".join(
+                int(address[place : place + 8], 16).to_bytes(4, HOST)  # each word is written as a number of the host's
+                for place in range(0, len(address), 8)
+            )
+            if int(port, 16) == identifier and (source == local or not any(source)):
+                return sock_diag.Socket(TcpState.CLOSE, source, b"", int(words[7]), int(words[9]))
+        return None
+
+    def _is_local(self, address: bytes) -> bool:
+        return rtnetlink.is_local(self._ask(rtnetlink.NETLINK_ROUTE, rtnetlink.build_request(address)))
+
+    def _ask(self, protocol: int, request: bytes) -> bytes:
+        try:
+            sock = self._idle[protocol].pop()
+        except IndexError:
+            sock = self._open(protocol)
+        try:
+            sock.sendto(request, KERNEL)
+            answer = sock.recv(_DATAGRAM, socket.MSG_DONTWAIT)  # it is there when the request is sent
+        except OSError as error:
+            raise kernel_error("asking the kernel for a socket", error.errno or errno.EIO) from None
+        self._idle[protocol].append(sock)
+        return answer
+
+    def _open(self, protocol: int) -> _socket.socket:
+        try:
+            sock: _socket.socket = self._call(partial(new_socket, socket.AF_NETLINK, socket.SOCK_RAW, protocol))
+            sock.connect(KERNEL)
+        except OSError as error:
+            if isinstance(error, NfnetError):
+                raise
+            raise kernel_error(f"opening a netlink socket of protocol {protocol}", error.errno or errno.EIO) from None
+        return sock
+
+    def close(self) -> None:
+        """Close what nobody uses."""
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().close()
+
+
+class _Holders:
+    """The processes that have sockets open, for all network namespaces: an inode is that of one socket of the machine.
+
+    No locks: each step is one operation on a dict, and what another thread overwrites is found again.
+    """
+
+    def __init__(self) -> None:
+        self.closed: dict[bytes, Process] = {}
+        """By cookie. The kernel goes on sending for a connection of TCP when its program has closed it, or ended."""
+        self._found: dict[int, tuple[int, int]] = {}  # inode to pid and file descriptor
+        self._seen: dict[int, tuple[int, int]] = {}  # likewise, as a search for another socket came by
+        self._missing: dict[int, float] = {}  # inode to when it may be searched for again
+        self._recent: list[int] = []  # the pids found last, latest first
+
+    def process(self, inode: int, uid: int) -> Process | None:
+        """The process that has the socket."""
+        for _ in range(2):  # what is remembered may be out of date
+            place = self._found.get(inode) or self._look_for(inode)
+            if place is None:
+                return None
+            process = _read(place[0], uid)
+            # Only now: as long as it has the socket its pid is no other's, so that what was read is about it.
+            if process is not None and _has(*place, inode):
+                return process
+            self._found.pop(inode, None)
+        return None
+
+    def _look_for(self, inode: int) -> tuple[int, int] | None:
+        began = time.monotonic()
+        if began < self._missing.get(inode, 0):
+            return None
+        place = self._seen.pop(inode, None)
+        if place is None or not _has(*place, inode):
+            place = self._search(inode)
+        if place is None:
+            if len(self._missing) >= _MOST_MISSING:
+                self._missing.clear()
+            now = time.monotonic()
+            self._missing[inode] = now + _PAUSE * (now - began)
+            return None
+        place = _oldest(*place, inode)
+        if len(self._found) >= _MOST_SOCKETS:
+            self._found.clear()
+        self._found[inode] = place
+        self._recent = [place[0], *(pid for pid in self._recent if pid != place[0])][:_RECENT]
+        return place
+
+    def _search(self, inode: int) -> tuple[int, int] | None:
+        recent = self._recent
+        for pid in recent:
+            if _count_files(pid) <= _MANY_FILES and (place := self._search_in(pid, inode)):
+                return place
+        # New programs first. Most of those with no more files than the standard ones wait for something, and have no
+        # socket: a look at their files would be half of all the work.
+        try:
+            others = sorted((int(name) for name in os.listdir("/proc") if name.isdecimal()), reverse=True)
+        except OSError as error:
+            raise kernel_error("looking for processes in /proc", error.errno or errno.EIO) from None
+        few = []
+        counted = _count_files(os.getpid()) > 0
+        for pid in others:
+            if pid in recent and _count_files(pid) <= _MANY_FILES:
+                continue
+            if counted and _count_files(pid) <= _STANDARD_FILES:
+                few.append(pid)
+            elif place := self._search_in(pid, inode):
+                return place
+        for pid in few:
+            if place := self._search_in(pid, inode):
+                return place
+        return None
+
+    def _search_in(self, pid: int, inode: int) -> tuple[int, int] | None:
+        """Read all links of a process, and remember its sockets."""
+        directory = f"/proc/{pid}/fd"
+        try:
+            names = os.listdir(directory)
+        except OSError:  # it has ended, or is somebody else's
+            return None
+        found = None
+        if len(self._seen) >= _MOST_SOCKETS:
+            self._seen.clear()
+        for name in names:
+            try:
+                link = os.readlink(f"{directory}/{name}")
+            except OSError:
+                continue
+            if link.startswith("socket:["):
+                number, place = int(link[8:-1]), (pid, int(name))
+                self._seen[number] = place
+                if number == inode and found is None:
+                    found = place
+        return found
+
+
+_holders = _Holders()
+
+
+def _count_files(pid: int) -> int:
+    """How many files a process has open; 0 if it has ended, and before Linux 6.2 always."""
+    try:
+        return os.stat(f"/proc/{pid}/fd").st_size
+    except OSError:
+        return 0
+
+
+def _has(pid: int, file: int, inode: int) -> bool:
+    """Whether a file of a process is the socket."""
+    try:
+        return os.readlink(f"/proc/{pid}/fd/{file}") == f"socket:[{inode}]"
+    except OSError:
+        return False
+
+
+def _oldest(pid: int, file: int, inode: int) -> tuple[int, int]:
+    """Of the process and its ancestors from which it inherited the socket, the first that still has it."""
+    for _ in range(_MOST_ANCESTORS):
+        status = _contents(f"/proc/{pid}/stat")
+        if status is None:
+            break
+        parent = int(status.rpartition(b")")[2].split()[1])
+        if not parent or not _has(parent, file, inode):
+            break
+        pid = parent
+    return pid, file
+
+
+def _read(pid: int, uid: int) -> Process | None:
+    """What /proc says of a process; None if it has ended."""
+    directory = f"/proc/{pid}"
+    name = _contents(f"{directory}/comm")
+    if name is None:
+        return None
+    try:
+        executable = os.readlink(f"{directory}/exe")
+    except OSError:
+        executable = None
+    arguments = _contents(f"{directory}/cmdline")
+    command_line = None if arguments is None else tuple(map(os.fsdecode, arguments.removesuffix(b"\0").split(b"\0")))
+    groups = _contents(f"{directory}/cgroup")
+    cgroup = None if groups is None else _cgroup(os.fsdecode(groups).splitlines())
+    return Process(pid, os.fsdecode(name.removesuffix(b"\n")), executable, command_line, uid, cgroup)
+
+
+def _cgroup(lines: Iterable[str]) -> str | None:
+    """The path in the unified hierarchy, or in systemd's where that is still another one, by the lines of a file."""
+    paths: dict[str, str] = {}
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        paths[controllers] = path
+    unified, named = paths.get(""), paths.get("name=systemd")
+    return named if unified in (None, "/") and named is not None else unified
+
+
+def _contents(path: str) -> bytes | None:
+    """The beginning of a file, None if it cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(_MOST_BYTES)
+    except OSError:
+        return None

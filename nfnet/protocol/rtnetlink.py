@@ -1,0 +1,61 @@
+"""NETLINK_ROUTE, as far as it says whether an address is one of this machine's own. Facts: ``linux/rtnetlink.h``."""
+
+from __future__ import annotations
+
+import socket
+from enum import IntEnum
+
+from construct import Default, FormatField, GreedyBytes, Int8ub, Struct
+
+from ..errors import DecodeError
+from . import netlink
+from .netlink import HEADER_SIZE, PREFIX
+
+NETLINK_ROUTE = 0
+RTM_NEWROUTE = 24
+RTM_GETROUTE = 26
+RTA_DST = 1
+
+
+class RouteType(IntEnum):
+    """``RTN_*``: what becomes of packets that take a route; those listed are delivered here."""
+
+    LOCAL = 2
+    BROADCAST = 3
+    ANYCAST = 4
+    MULTICAST = 5
+
+
+_zero = Default(Int8ub, 0)
+
+# struct rtmsg, which has no numbers of more than a byte but the flags; attributes follow.
+rtmsg = Struct(
+    "family" / Int8ub,
+    "destination_length" / _zero,
+    "source_length" / _zero,
+    "tos" / _zero,
+    "table" / _zero,
+    "protocol" / _zero,
+    "scope" / _zero,
+    "type" / _zero,
+    "flags" / Default(FormatField(PREFIX, "L"), 0),
+    "attributes" / Default(GreedyBytes, b""),
+)
+
+
+def build_request(address: bytes) -> bytes:
+    """Ask for the route of packets to an address of 4 or 16 bytes."""
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    attributes = netlink.build_attributes([(RTA_DST, address)])
+    body = rtmsg.build({"family": family, "destination_length": len(address) * 8, "attributes": attributes})
+    return netlink.build_message(RTM_GETROUTE, netlink.Flag.REQUEST, 0, bytes(body))
+
+
+def is_local(datagram: bytes) -> bool:
+    """Whether the kernel's answer says that packets on that route are delivered here. Raises DecodeError."""
+    if netlink.is_answer(datagram):
+        netlink.parse_answer(datagram)
+        return False  # no route at all
+    if len(datagram) < HEADER_SIZE + 12:
+        raise DecodeError("answer of rtnetlink cut short", len(datagram))
+    return rtmsg.parse(datagram[HEADER_SIZE:]).type in list(RouteType)
