@@ -86,7 +86,7 @@ def _run(options: argparse.Namespace) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     stopped = [row for row in rows if not row.words.startswith("accept ")]
     for row in stopped:
-        print(f"{counted(row.packets, 'packet'):>16} {counted(row.bytes, 'byte'):>20}  {printable(row.words)}")
+        print(f"  {row.packets:>10} packets {row.bytes:>13} bytes  {printable(row.words)}")  # as `nfnet rules list`
     packets, size = sum(row.packets for row in stopped), sum(row.bytes for row in stopped)
     say(f"stopped {counted(packets, 'packet')}, {counted(size, 'byte')}")
     return 0

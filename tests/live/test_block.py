@@ -63,7 +63,7 @@ def test_an_address_is_blocked_in_all_directions(net: Net, family: int) -> None:
     size = 29 if family == V4 else 49
     assert summary == f"stopped 4 packets, {4 * size} bytes"
     assert [row.split() for row in rows] == [
-        ["1", "packet", str(size), "bytes", "drop", f"hook={hook}", f"{side}={client}"]
+        ["1", "packets", str(size), "bytes", "drop", f"hook={hook}", f"{side}={client}"]
         for hook, side in (
             ("input", "source"),
             ("output", "destination"),
