@@ -71,11 +71,11 @@ class Decider:
         self._stopped = self._ending = True
         if self._line is not None:
             self._let_go(math.inf)
+        for packet in self._queue.pending:  # what came after `stop`, and what the handler keeps
+            self._take(packet)
         for _ in range(_LAST_ROUNDS):  # what was read, or waits to be; but not for ever
             if not self._queue.process(self._take):
                 break
-        for packet in self._queue.pending:
-            self._take(packet)
         self._queue.flush()
 
     def summary(self) -> str:
