@@ -5,7 +5,7 @@ sends UDP packets at an even pace. Each says when it was sent, and the kernel st
 
 The machine should have nothing else to do, or these processes a higher priority:
 
-    nice -n -20 python benchmarks/emulation.py
+    nice -n -20 make bench ARGS="emulation --seconds 3"
 """
 
 from __future__ import annotations
