@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nfnet.cli.emulation import PATIENCE, Conditions, Line, Passage, Rate, flip
+from nfnet.cli.emulation import PATIENCE, Conditions, Line, Passage, Rate, Stamps, flip
 
 
 def travel(arrivals: Iterable[tuple[float, int]], **conditions: Any) -> tuple[list[tuple[float, int]], dict[int, str]]:
@@ -251,6 +251,39 @@ def test_one_chance_does_not_change_another() -> None:
     assert with_copies == alone
     assert len(alone) == pytest.approx(60, abs=30)
     assert not any(is_copy for _, is_copy, _, _ in with_copies)
+
+
+# --- when packets came
+
+
+def test_a_packet_came_when_the_kernel_says() -> None:
+    stamps = Stamps()
+    assert stamps.arrival(1000.5, 3.0) == 3.0  # nothing is known of the clock yet
+    stamps.compare(2.0, 1002.0, 2.000001)
+    assert stamps.arrival(1002.25, 3.0) == pytest.approx(2.25, abs=1e-5)
+    assert stamps.arrival(None, 3.0) == 3.0
+
+
+@pytest.mark.parametrize("stamp", [1003.1, 990.0, 0.0, -1.0, 1e12])
+def test_a_stamp_of_the_future_or_of_long_ago_is_none(stamp: float) -> None:
+    stamps = Stamps()
+    stamps.compare(2.0, 1002.0, 2.0)
+    assert stamps.arrival(stamp, 3.0) == 3.0
+
+
+def test_the_clock_of_the_stamps_may_be_set() -> None:
+    stamps = Stamps()
+    stamps.compare(2.0, 1002.0, 2.0)
+    stamps.compare(4.0, 5004.0, 4.0)
+    assert stamps.arrival(5004.5, 5.0) == 4.5
+    stamps.compare(6.0, 9999.0, 6.5)  # stopped in between, who knows when that was
+    assert stamps.arrival(5006.5, 7.0) == 6.5
+
+
+def test_stamps_out_of_order_do_not_let_packets_overtake() -> None:
+    """Packets that came in by several queues of an interface."""
+    left, _ = travel([(5.0, 100), (4.9, 100), (5.1, 100)], delay=1.0)
+    assert left == [(6.0, 1), (6.0, 2), (6.1, 3)]
 
 
 # --- damage

@@ -17,12 +17,10 @@ from ..errors import ArgumentError, KernelError, NotPermittedError
 from ..packet import Packet
 from ..queue import Queue, apply_policy
 from . import packet_text
-from .emulation import Line, Passage, flip
+from .emulation import Line, Passage, Stamps, flip
 from .signals import wait_readable
 
 _LAST_ROUNDS = 20  # of up to 512 packets
-_OLDEST = 5.0  # seconds; what seems to have come before that came before the clock was set
-_TOGETHER = 2e-5  # seconds; between two looks at clocks
 _WHY_DROPPED = {"lost": "by chance", "full": "for lack of room: --max-len"}
 
 
@@ -41,7 +39,7 @@ class Decider:
     ) -> None:
         self._queue, self._options, self._handler, self._line = queue, options, handler, line
         self._seen = 0
-        self._ahead: float | None = None
+        self._stamps = Stamps()
         self._stopped = self._ending = False
         self._counts: Counter[str] = Counter()
         self._failures: dict[str, str] = {}
@@ -56,7 +54,7 @@ class Decider:
         gc.freeze()  # what was imported: to look through it for garbage takes milliseconds, in which packets would wait
         while not self._stopped:
             if line is not None and line.conditions.keeps:
-                self._compare_clocks()
+                self._stamps.compare(time.monotonic(), time.time(), time.monotonic())
             taken = queue.process(self._take)
             left = None
             if line is not None:
@@ -115,28 +113,13 @@ class Decider:
             self._decide(packet)
         else:
             now = time.monotonic()
-            came = self._arrival(packet, now) if line.conditions.keeps else now
+            came = self._stamps.arrival(packet.timestamp, now) if line.conditions.keeps else now
             refused = line.arrive(packet, packet.cap_len, came)
             if refused is not None:
                 packet.drop()
                 self._counts[refused] += 1
                 self._show(packet, refused)
             self._let_go(math.inf if self._ending else now)
-
-    def _compare_clocks(self) -> None:
-        """Find out how far the clock of packets' stamps is ahead of ours; it may be set while we run."""
-        before, stamped, after = time.monotonic(), time.time(), time.monotonic()
-        if after - before < _TOGETHER:  # else something came in between
-            self._ahead = stamped - after
-
-    def _arrival(self, packet: Packet, now: float) -> float:
-        """When the packet came to this machine: it may have waited for us to read it.
-
-        ``now`` where the kernel does not say, which is at the hooks of what is sent, or says what cannot be.
-        """
-        stamp = packet.timestamp
-        came = now if stamp is None or self._ahead is None else stamp - self._ahead
-        return came if now - _OLDEST < came < now else now
 
     def _is_chosen(self, packet: Packet) -> bool:
         options = self._options

@@ -1,6 +1,6 @@
 """What a bad line does to packets: how fast they leave, how late, in which order, and which of them never.
 
-A `Line` knows neither packets nor sockets nor clocks. It is told what arrives and when, and says what leaves and when.
+It knows neither packets nor sockets nor clocks: a `Line` is told what arrives when, and says what leaves when.
 In this order, for each packet:
 
 1. It is lost by chance, or damaged, or comes twice. The copy takes the same way, right behind it.
@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 PATIENCE = 0.1
 """How long a packet that is to be late waits for another one to overtake it, in seconds."""
+
+_OLDEST = 5.0  # seconds; what seems to have come before that came before the clock was set
+_TOGETHER = 2e-5  # seconds, between two looks at clocks
 
 _UNITS = {
     **{f"{prefix}bit": (power / 8, True) for prefix, power in (("", 1), ("k", 1e3), ("m", 1e6), ("g", 1e9))},
@@ -191,6 +194,28 @@ class Line(Generic[T]):
     def due(self) -> float | None:
         """When there is something to do next; None if nothing waits."""
         return min((queue[0].due for queue in (self._late, self._under_way) if queue), default=None)
+
+
+class Stamps:
+    """When packets arrived, by the clock of a `Line`, from the kernel's stamps, which are times of another clock.
+
+    A delay begins when a packet arrives: it may have waited for this program to read it. The kernel's clock may be set.
+    """
+
+    def __init__(self) -> None:
+        self._ahead: float | None = None
+
+    def compare(self, before: float, stamp: float, after: float) -> None:
+        """What the kernel's clock said between two looks at ours."""
+        if after - before < _TOGETHER:  # else this program was stopped in between
+            self._ahead = stamp - after
+
+    def arrival(self, stamp: float | None, now: float) -> float:
+        """When a packet came: ``now`` if it has no stamp, as those that this machine sends, or one that cannot be."""
+        if stamp is None or self._ahead is None:
+            return now
+        came = stamp - self._ahead
+        return came if now - _OLDEST < came < now else now
 
 
 def flip(data: bytes, begin: int, where: float) -> bytes | None:

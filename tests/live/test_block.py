@@ -9,16 +9,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from nfnet import cli, rules
 
-from .conftest import ADDRESS, QUIET, TIMEOUT, Net, in_child, readable, wait_for
+from .conftest import ADDRESS, QUIET, TIMEOUT, Net, in_child, kernel_lacks, lacking, readable, wait_for
+from .test_actions import SENDER, group
 from .test_commands import finish
 from .test_compat import running
 from .test_emulation import V4, V6, connect
 from .test_process import drop_capabilities
+
+__all__ = ["group"]  # the fixture
 
 families = pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
 
@@ -134,6 +138,25 @@ def test_programs_of_a_user(net: Net) -> None:
         first, said = ends(net, process)
     assert first == f"dropping packets from and to {ADDRESS['server', V4]} of user 0, until Ctrl-C"
     assert len(said.splitlines()) == 2
+
+
+def test_a_control_group(net: Net, group: str) -> None:
+    """Its programs cannot speak to the address, and others can."""
+    (root,) = {
+        line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line
+    }
+    server = ADDRESS["server", V4]
+    if lacking(rules.drop(hook="output", cgroup=group, netns=net.hosts["router"])):
+        kernel_lacks("nft's socket expression for control groups", option="CONFIG_NFT_SOCKET")
+    with block(net, "--unit", group.rpartition("/")[2], server) as process, net.receiver() as receiver:
+        command = [sys.executable, "-c", SENDER, f"{root}/{group}", server]
+        done = net.at("router", lambda: subprocess.run(command, timeout=TIMEOUT, capture_output=True, text=True))
+        assert "Operation not permitted" in done.stderr
+        net.open_socket("router").sendto(b"of another", (server, 7000))
+        assert receiver.recv(100) == b"of another"
+        first, said = ends(net, process)
+    assert first == f"dropping packets from and to {server} of unit inner.scope, until Ctrl-C"
+    assert said.startswith("stopped 1 packet, ")
 
 
 def test_it_ends_by_itself(net: Net) -> None:
