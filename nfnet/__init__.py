@@ -35,7 +35,8 @@ Counters
     SocketStatus                                how full the receive buffer is
 
 Errors: all are NfnetError, and those of the kernel KernelError
-    ArgumentError, ArgumentTypeError            what cannot be right; nothing was sent
+    ArgumentError, ArgumentTypeError, NoElementError
+                                                what cannot be right; nothing was sent
     AlreadyDecidedError, ClosedError, BusyReadingError
                                                 a second verdict, a closed queue, a second loop
     NotPermittedError, BusyError, NotSupportedError, AckTimeoutError
@@ -82,6 +83,7 @@ from .errors import (
     DecodeError,
     KernelError,
     NfnetError,
+    NoElementError,
     NotPermittedError,
     NotSupportedError,
     OverrunError,
@@ -154,6 +156,7 @@ __all__ = [
     "NetdevHook",
     "NetlinkSocket",
     "NfnetError",
+    "NoElementError",
     "NotPermittedError",
     "NotSupportedError",
     "OverrunError",

@@ -50,7 +50,7 @@ from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl, rtnetli
 from nfnet.protocol.nfnetlink import BODY, Attribute, Table
 from nfnet.protocol.nfqnl import NFQA, NFQA_TABLE
 from nfnet.protocol.nfulnl import NFULA, NFULA_TABLE
-from nfnet.rules import _actions, _installed, _nftables
+from nfnet.rules import _actions, _finding, _installed, _nftables
 from nfnet.rules._criteria import CRITERIA
 from nfnet.testing import FakeKernel, FedQueue, packet_message, tcp, udp
 
@@ -301,11 +301,14 @@ class _Socket:
     def fileno(self) -> int:
         return READABLE
 
+    dump = nfnet.NetlinkSocket.dump
+
 
 def read_dump(data: bytes, look: bool) -> None:
     _installed.listed(_Socket(data))  # type: ignore[arg-type]
     for name, values in _nftables.expressions(_Socket(data)):  # type: ignore[arg-type]
         _actions.queues_of(name, values)
+    _finding.find(_Socket(data), 1)  # type: ignore[arg-type]
 
 
 class _Requests(Transport):
@@ -988,6 +991,29 @@ class Target(NamedTuple):
     tokens: Sequence[bytes] = NUMBERS
 
 
+SETS = [
+    b"\0192.0.2.1\n2001:db8::1 # comment\n::ffff:192.0.2.1\n",
+    b"\x0110.0.0.0/8\n2001:db8::/32; comment\n192.0.2.1-192.0.2.9\n10.0.0.0/255.0.0.0\n",
+    b"\x0280\n1024-2047\n",
+    b"\x030x7\n4294967295\n",
+    b"\x04eth0\nto-*\n",
+]
+
+
+def read_set(data: bytes, look: bool) -> None:
+    """Lines of a file; the first byte chooses the kind of elements."""
+    kinds: tuple[Any, ...] = ("address", "network", "port", "mark", "interface")
+    kind = kinds[(data or b"\0")[0] % len(kinds)]
+    found = rules.Set(kind, io.StringIO(data[1:].decode("utf-8", "surrogateescape")))
+    if look:
+        again = rules.Set(kind, found)
+        assert list(again) == list(found)
+        assert all(element in again for element in found)
+        for element in found:
+            again.remove(element)
+        assert not list(again)
+
+
 TARGETS = (
     Target("packet", 147, QUEUED, read_packet),
     Target("message", 150, LOGGED, read_message),
@@ -1013,6 +1039,7 @@ TARGETS = (
     Target("nfnet replay --json", 4, [*PCAP, *PCAPNG], run_command("replay", "--json")),
     Target("arguments", 8, ARGUMENTS, parse_arguments, WORDS),
     Target("rule", 15, RULES, parse_words, WORDS),
+    Target("set", 15, SETS, read_set),
     Target("call", 15, [bytes((which, *pair)) for which in range(9) for pair in pairwise(range(80))], call),
 )
 

@@ -301,7 +301,7 @@ def stage(
     monkeypatch.setattr("nfnet._core.reader.NetlinkSocket", it.connect)
     monkeypatch.setattr("nfnet._core.reader.call_in", lambda netns, function: function())
     monkeypatch.setattr("nfnet.rules.RuleSet._install", lambda rules, block: rules.describe())
-    monkeypatch.setattr("nfnet.rules.Rule.remove", lambda rule: None)
+    monkeypatch.setattr("nfnet.rules.RuleSet.remove", lambda rules: None)
     assert set(inspect.signature(run_workers).parameters) == set(inspect.signature(nfnet.run_workers).parameters)
     monkeypatch.setattr("nfnet.run_workers", run_workers)
     assert set(inspect.signature(serve).parameters) == set(inspect.signature(metrics.serve).parameters)

@@ -49,7 +49,7 @@ class Session:
         self.stopped = False
         self.running = False  # a `run`
         self.wake: asyncio.Future[None] | None = None  # what it, or an iteration, waits for
-        self.items: Generator[Any, None, None] | None = None  # of the last iteration
+        self.items: Generator[Any, None, None] | None = None  # of the iteration that is under way
         self.looks = Looks()
         self.watched: int | None = None  # the descriptor that the loop watches for an iteration
         self.telling = False  # the loop will look whether a loss is to be told
@@ -108,10 +108,15 @@ class Session:
 
     def end(self) -> None:
         self.stopped = True
-        if self.items is not None:
-            self.items.close()
-        self.unwatch()
+        self.leave()
         self.wake_up()
+
+    def leave(self) -> None:
+        """An iteration is over, or to be over. One that is just at work, below a signal handler, ends by itself."""
+        if self.items is not None and not self.items.gi_running:  # type: ignore[attr-defined]
+            self.items.close()
+            self.items = None
+        self.unwatch()
 
 
 class AsyncReader(Generic[R, T]):
@@ -190,7 +195,8 @@ class AsyncReader(Generic[R, T]):
             session.running = session.stopped = False
 
     def _check_alone(self, session: Session) -> None:
-        if session.running or session.wake is not None:
+        binding = self._reader._binding
+        if session.running or session.wake is not None or (binding is not None and binding.reading):
             raise BusyReadingError(f"{self!r} is being read by another task; one at a time can")
 
     def _may_go_on(self, session: Session) -> bool:
@@ -277,7 +283,7 @@ class _Iteration(AsyncIterator[T]):
 
     def __init__(self, owner: AsyncReader[Any, T]) -> None:
         self._owner = owner
-        self._items: Generator[T | None, None, None] | None = None
+        self._items: Generator[T | None, None, None] | None = None  # None until it has begun, and when it is over
         self._session: Session | None = None
 
     async def __anext__(self) -> T:
@@ -286,7 +292,9 @@ class _Iteration(AsyncIterator[T]):
         if session is None:
             session = self._session = owner._opened()
         try:
-            while owner._may_go_on(session):
+            while True:  # and no condition at its end: see `locks`
+                if not owner._may_go_on(session):
+                    break
                 if self._items is None:
                     owner._check_alone(session)
                     self._items = session.items = owner._reader._items(block=False, pause=True)
@@ -308,6 +316,8 @@ class _Iteration(AsyncIterator[T]):
         items, self._items = self._items, None
         if items is not None:
             items.close()
+            if self._session is not None and self._session.items is items:
+                self._session.leave()
 
     def __del__(self) -> None:
         self._end()

@@ -321,6 +321,8 @@ class Reader(ABC, Generic[B, T]):
                     return
                 if not length_hint(binding.ready):
                     binding.receive()
+                    if self._stopping:  # a signal handler, just now
+                        return
                 found = left = length_hint(binding.ready)
                 if left:
                     size, deadline = 1, monotonic() + _MAX_DELAY

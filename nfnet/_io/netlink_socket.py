@@ -66,6 +66,7 @@ MAX_DATAGRAM = 0x40000
 
 DEFAULT_RCVBUF = 8 << 20  # the kernel's default, 208 KiB, holds 92 full-size packets
 _SNDBUF = 1 << 18  # room for a datagram of verdicts with a 64 KiB packet in it
+_SNDBUF_OVERHEAD = 32  # netlink_sendmsg keeps so much of it for itself
 # A signal that arrives after Python has last looked for one, and before it calls recv, does not end that: its handler
 # would have to wait for the next packet. So no wait is longer than a second.
 _LONGEST_WAIT = struct.pack("@ll", 1, 0)  # struct timeval
@@ -238,10 +239,19 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             self._sendto(datagram, KERNEL)
         except OSError as error:
             self._check_open()
+            if error.errno == errno.EMSGSIZE and self._make_room(len(datagram)):
+                self.send(datagram)
+                return
             raise _system_error(f"sending {len(datagram)} bytes to the kernel", error) from None
         tap = self.tap  # which `close` in another thread may take away
         if tap is not None:
             tap(True, datagram)
+
+    def _make_room(self, size: int) -> bool:
+        """Whether the send buffer could be enlarged so that it takes a datagram of that size."""
+        before = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        self._set_buffer(size + _SNDBUF, SO_SNDBUFFORCE, socket.SO_SNDBUF)
+        return before < size < self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _SNDBUF_OVERHEAD
 
     def receive(self, into: list[bytes], limit: int) -> bool:
         if self._kept:
@@ -312,10 +322,11 @@ class NetlinkSocket(Transport, at_fork.AtFork):
                 poll.poll(left * 1000)
 
     def dump(self, request: bytes, operation: str) -> Iterator[bytes]:
-        """Send a request for a dump, and give its messages; for a socket that has nothing else to receive.
+        """Send a request for a dump, and give its messages; whatever else comes meanwhile is passed over.
 
         Raises KernelError, AckTimeoutError.
         """
+        seq = netlink.read_length_type_and_seq(request)[2]
         self.send(request)
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
@@ -324,7 +335,9 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             self.receive(datagrams, 16)
             for datagram in datagrams:
                 for _, message in netlink.split_messages(datagram):
-                    kind = netlink.read_length_and_type(message)[1]
+                    _, kind, number = netlink.read_length_type_and_seq(message)
+                    if number != seq:
+                        continue
                     if kind == netlink.NLMSG_DONE:
                         return
                     if kind == netlink.NLMSG_ERROR:

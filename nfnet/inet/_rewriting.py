@@ -200,8 +200,8 @@ def _set_address(packet: bytearray, name: str, address: Address, low: bool) -> N
     packet[start : start + size] = value
 
 
-def _addresses(packet: bytes | bytearray) -> bytes:
-    return bytes(packet[12:20] if packet[0] >> 4 == 4 else packet[8:40])
+def _addresses(packet: bytes | bytearray) -> bytes | bytearray:
+    return packet[12:20] if packet[0] >> 4 == 4 else packet[8:40]
 
 
 def finish_ip(packet: bytearray) -> None:
@@ -218,8 +218,7 @@ def set_checksum(packet: bytearray, number: int, header: int, resized: bool, beg
     """The checksum of the transport layer, or what a begun one consists of, and UDP's length."""
     size = len(packet) - header
     if number == UDP:
-        said = int.from_bytes(packet[header + 4 : header + 6], "big")
-        if not resized and SIZES[UDP] <= said < size:
+        if not resized and SIZES[UDP] <= (said := int.from_bytes(packet[header + 4 : header + 6], "big")) < size:
             size = said  # what is behind it is not UDP's, and stays as it is
         packet[header + 4 : header + 6] = size.to_bytes(2, "big")
     place = header + CHECKSUM[packet[0] >> 4][number]

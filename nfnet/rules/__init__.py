@@ -9,19 +9,26 @@ Rules live in tables of their own, so nothing of anybody else's is touched. The 
 module keeps open until the rules are removed, so the kernel removes them however the process ends (since Linux 5.12;
 see `clean` for what is left before that). Mind that the kernel, when a base chain goes away, drops what waits in
 *every* queue of the network namespace: leave the block of the rule after that of the queue, as above.
+
+A `Set` may stand for addresses, networks, ports, marks or interfaces in rules, and changes while they are installed.
 """
 
 from ._actions import Balance, Refusal
 from ._criteria import Where
+from ._elements import Element
 from ._installed import LeftRule, clean, installed
 from ._rule import Rule, RuleSet, accept, describe, drop, install, log, mark, queue, reject, remove
+from ._sets import Count, Set
 
 __all__ = [
     "Balance",
+    "Count",
+    "Element",
     "LeftRule",
     "Refusal",
     "Rule",
     "RuleSet",
+    "Set",
     "Where",
     "accept",
     "clean",

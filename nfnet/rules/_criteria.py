@@ -15,6 +15,7 @@ from ._criterion import Criterion
 from ._expressions import CT_MARK, META_IIFNAME, META_LENGTH, META_MARK, META_OIFNAME, META_SKGID, META_SKUID, ct, meta
 from ._host_criteria import Account, AddressType, Cgroup, ConnectionMark, Interface, Limit, Mark, State
 from ._packet_criteria import AddressOf, IcmpType, Number, Port, Protocol, TcpFlags
+from ._sets import Set
 from ._values import Address, read_group, read_user
 
 # The IP layer still knows at postrouting (since Linux 5.7) where a packet came in; a bridge does not.
@@ -83,30 +84,30 @@ class Where(_Place, total=False):
     netns: Netns | None
     protocol: Some[str | int]
     not_protocol: Some[str | int]
-    source: Some[Address]
-    not_source: Some[Address]
-    destination: Some[Address]
-    not_destination: Some[Address]
-    source_port: Some[Numbers]
-    not_source_port: Some[Numbers]
-    destination_port: Some[Numbers]
-    not_destination_port: Some[Numbers]
+    source: Some[Address] | Set
+    not_source: Some[Address] | Set
+    destination: Some[Address] | Set
+    not_destination: Some[Address] | Set
+    source_port: Some[Numbers] | Set
+    not_source_port: Some[Numbers] | Set
+    destination_port: Some[Numbers] | Set
+    not_destination_port: Some[Numbers] | Set
     tcp_flags: str | None
     not_tcp_flags: str | None
     icmp_type: Some[str | int]
     not_icmp_type: Some[str | int]
-    in_interface: Some[str]
-    not_in_interface: Some[str]
-    out_interface: Some[str]
-    not_out_interface: Some[str]
+    in_interface: Some[str] | Set
+    not_in_interface: Some[str] | Set
+    out_interface: Some[str] | Set
+    not_out_interface: Some[str] | Set
     length: Some[Numbers]
     not_length: Some[Numbers]
-    mark: Some[int | tuple[int, int]]
-    not_mark: Some[int | tuple[int, int]]
+    mark: Some[int | tuple[int, int]] | Set
+    not_mark: Some[int | tuple[int, int]] | Set
     state: Some[str]
     not_state: Some[str]
-    connection_mark: Some[int | tuple[int, int]]
-    not_connection_mark: Some[int | tuple[int, int]]
+    connection_mark: Some[int | tuple[int, int]] | Set
+    not_connection_mark: Some[int | tuple[int, int]] | Set
     uid: Some[Numbers]
     not_uid: Some[Numbers]
     gid: Some[Numbers]

@@ -122,6 +122,8 @@ class Compared(Criterion):
 
     touching = True
     """Whether values in a row are a range."""
+    set_kinds: tuple[str, ...] = ()
+    """The kinds of `Set` that may stand for values; see `_in_set`."""
 
     @abstractmethod
     def read_one(self, name: str, value: Any) -> Iterable[Span]:

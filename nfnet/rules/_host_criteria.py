@@ -36,6 +36,7 @@ from ._values import (
     check_words,
     interface_text,
     joined,
+    nft_interface,
     number,
     number_or_name,
     read_choice,
@@ -47,16 +48,9 @@ from ._values import (
 # --- interfaces
 
 
-def nft_interface(name: str) -> str:
-    """The name of an interface, or how it begins, for nft, where \\* is a letter. Raises NoWordsError."""
-    check_words(INTERFACE, name, '"')
-    if name.endswith("\\*"):
-        raise NoWordsError("names of interfaces that begin so, for \\* is a letter there")
-    return f'"{name}"'
-
-
 class Interface(Compared):
     kind, size, touching = 41, IFNAMSIZ, False
+    set_kinds = ("interface",)
     takes = 'its name, or how that begins: "eth*"'
 
     def __init__(self, about: str, key: int, nft: str, iptables: str, hooks: tuple[str, ...], lacks: str) -> None:
@@ -107,6 +101,7 @@ class Mark(Compared):
     """A mark, or those of its bits that a mask has."""
 
     kind, host_order, touching = 19, True, False
+    set_kinds = ("mark",)
     takes = "a number, or a pair of number and mask, which says which bits are looked at"
 
     def __init__(self, about: str, load: Expression, nft: str, iptables: str) -> None:

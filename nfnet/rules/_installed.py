@@ -6,14 +6,16 @@ import errno
 import itertools
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from .._io.netlink_socket import NetlinkSocket
 from ..errors import KernelError, NfnetError, NotSupportedError
 from ..netns import Netns, call_in
-from . import _nftables
+from . import _nftables, _sets
 from ._connections import branch_name
 from ._expressions import Step, be32
+from ._sets import Set
 from ._values import HOOKS
 
 FAMILIES = {"inet": 1, "ip": 2, "netdev": 5, "bridge": 7, "ip6": 10}  # NFPROTO_*
@@ -71,6 +73,8 @@ class KernelRule(NamedTuple):
     """Expressions that do what is to be done; those of the first choice that the kernel knows are used."""
     userdata: bytes
     """What is kept with it: of `said` or `comment`."""
+    sets: Sequence[Set] = ()
+    """Those that it looks packets up in."""
 
 
 def names(chains: Iterable[Chain]) -> dict[Chain, str]:
@@ -93,6 +97,7 @@ class _Installation:
         # Not the process id alone: containers may share the namespace, and each has a process 1.
         self.name = f"{_NAME}{os.getpid()}-{os.urandom(4).hex()}"
         self.is_owned = True
+        self.used: list[Set] = []
         self._free = [True]  # until a block begins, which pops that: only one can
 
     def enter(self) -> bool:
@@ -117,6 +122,9 @@ class _Installation:
         for chain, name in chains.items():
             attributes = chain.attributes(self.name, name)
             messages.append(_nftables.Message(_nftables.NEWCHAIN, FAMILIES[chain.family], attributes))
+        for family, used in self.sets(rules).items():
+            for one in used:
+                messages += one.creation(FAMILIES[family], self.name)
         sets = itertools.count(1)
         for rule in rules:
             end = rule.choices[min(attempt, len(rule.choices) - 1)]
@@ -129,6 +137,27 @@ class _Installation:
                 sets,
             )
         return messages
+
+    @staticmethod
+    def sets(rules: Sequence[KernelRule]) -> dict[str, list[Set]]:
+        """The sets that are used, each once, by family."""
+        found: dict[str, list[Set]] = {}
+        for rule in rules:
+            here = found.setdefault(rule.chain.family, [])
+            here += [one for one in dict.fromkeys(rule.sets) if one not in here]
+        return found
+
+    def attach(self, rules: Sequence[KernelRule]) -> None:
+        """Tell the sets where they are."""
+        for family, used in self.sets(rules).items():
+            for one in used:
+                one.attach(self.sock, FAMILIES[family], self.name)
+                self.used.append(one)
+
+    def detach(self) -> None:
+        """Tell them that they are there no longer."""
+        for one in self.used:
+            one.detach(self.sock)
 
     def deletions(self) -> list[_nftables.Message]:
         table = [(_nftables.TABLE_NAME, _nftables.text(self.name))]
@@ -173,12 +202,18 @@ def put_in(
     try:
         if _installed.setdefault(what, installation) is not installation:
             raise NfnetError("the rule is installed already")
-        _try_all(installation, rules, operation, unknown)
+        _sets.exclusively(partial(_install, installation, rules, operation, unknown))
     except BaseException:
         if _installed.get(what) is installation:
             del _installed[what]
+        installation.detach()
         sock.close()
         raise
+
+
+def _install(installation: _Installation, rules: Sequence[KernelRule], operation: str, unknown: str) -> None:
+    _try_all(installation, rules, operation, unknown)
+    installation.attach(rules)  # no set has changed since the kernel was told what it has
 
 
 def _try_all(installation: _Installation, rules: Sequence[KernelRule], operation: str, unknown: str) -> None:
@@ -207,7 +242,9 @@ def take_out(what: object, operation: str) -> None:
     if installation is None:
         return
     try:
-        _nftables.commit(installation.sock, installation.deletions(), operation)
+        with _sets.lock():
+            installation.detach()
+            _nftables.commit(installation.sock, installation.deletions(), operation)
     except KernelError as error:
         # ENOENT if somebody flushed the ruleset. A table with an owner goes with the socket in any case.
         if not installation.is_owned and error.errno != errno.ENOENT:

@@ -12,6 +12,8 @@ from ..errors import ArgumentError
 from ._criteria import CRITERIA, NEVER
 from ._criterion import Asked, Criterion
 from ._expressions import META_NFPROTO, META_PROTOCOL, Step, compare, meta
+from ._in_set import InSet
+from ._sets import Set
 from ._values import NoWordsError, are_covered
 
 NOT = "not_"
@@ -46,11 +48,22 @@ class Match:
         for name, row in CRITERIA.items():
             for argument, negated in ((name, False), (NOT + name, True)):
                 if given.get(argument) is not None:
-                    asked = row.read(argument, given[argument], negated)
-                    self._conditions.append(_Condition(argument, row, asked, negated))
+                    self._conditions.append(self._condition(argument, row, given[argument], negated))
+        # Sets behind the others: what is found in one may be counted there, and shall be what the rule is for. Behind
+        # a limit there is nothing: it would be used up by packets that do not match.
+        self._conditions.sort(key=lambda condition: (condition.criterion == "limit", isinstance(condition.asked, Set)))
         self._check_contradictions()
         self._check_protocols()
         self.versions = self._check_versions()
+
+    def _condition(self, name: str, row: Criterion, value: Any, negated: bool) -> _Condition:
+        if isinstance(value, Set):
+            return _Condition(name, InSet(name, row, value, negated), value, negated)
+        return _Condition(name, row, row.read(name, value, negated), negated)
+
+    def sets(self) -> list[Set]:
+        """The sets that are used, each once."""
+        return list(dict.fromkeys(c.asked for c in self._conditions if isinstance(c.asked, Set)))
 
     def _asked(self, name: str) -> Any:
         return next((condition.asked for condition in self._conditions if condition.name == name), None)
@@ -63,6 +76,8 @@ class Match:
         for condition in self._conditions:
             denied = self._asked(NOT + condition.name)
             asked = condition.asked
+            if isinstance(asked, Set) and asked is denied:
+                raise ArgumentError(f"{condition.name} and not_{condition.name} are the same set: no packet matches")
             if not isinstance(asked, Asked) or not isinstance(denied, Asked) or denied.mask != asked.mask:
                 continue
             if are_covered(asked.spans, denied.spans):
@@ -138,7 +153,8 @@ class Match:
     def interfaces(self) -> Iterator[str]:
         """Names of interfaces that must exist."""
         for condition in self._conditions:
-            if condition.criterion in ("in_interface", "out_interface") and not condition.negated:
+            is_interface = condition.criterion in ("in_interface", "out_interface")
+            if is_interface and not condition.negated and not isinstance(condition.asked, Set):
                 yield from (name for name in condition.row.text(condition.asked) if not name.endswith("*"))
 
     def branches(self) -> tuple[int | None, ...]:

@@ -15,8 +15,9 @@ from ._expressions import Expression, Lookup, Step, be32, data, lookup
 
 # linux/netfilter/nf_tables.h and nfnetlink.h
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, NEWRULE, GETRULE, NEWSET, NEWSETELEM = 0, 1, 2, 3, 4, 6, 7, 9, 12
-_CREATE, _APPEND, _DUMP = 0x400, 0x800, 0x300  # NLM_F_*
+NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, NEWRULE, GETRULE, NEWSET = 0, 1, 2, 3, 4, 6, 7, 9
+NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
+_EXCLUSIVE, _CREATE, _APPEND, _DUMP = 0x200, 0x400, 0x800, 0x300  # NLM_F_*
 _NESTED = 0x8000  # NLA_F_NESTED
 TABLE_NAME, TABLE_FLAGS, _TABLE_OWNER = 1, 2, 7
 CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE = 1, 3, 4, 5, 7
@@ -32,6 +33,7 @@ _ELEMENTS_IN_A_MESSAGE = 1000  # an attribute has at most 65,535 bytes
 _KEY_BYTEORDER, _HOST, _BIG_ENDIAN = 0, 1, 2
 _LIST_ELEMENT = 1  # NFTA_LIST_ELEM
 _EXPR_NAME, _EXPR_DATA = 1, 2
+_DUMPED = 0  # the sequence number of requests to list, which no other request has
 _LISTING = "listing what is in nf_tables"
 
 Attributes = Sequence[tuple[int, Union[bytes, "Attributes"]]]
@@ -62,6 +64,7 @@ def _batch(seq: int, messages: list[Message]) -> bytes:
     for place, (operation, family, attributes) in enumerate(messages):
         # A rule comes behind those that its chain has.
         flags = Flag.REQUEST | _CREATE | (_APPEND if operation == NEWRULE else 0)
+        flags |= _EXCLUSIVE if operation == NEWSETELEM else 0
         flags |= Flag.ACK if place == len(messages) - 1 else 0
         kind = message_type(Subsystem.NFTABLES, operation)
         parts.append(build_message(kind, 0, _encode(attributes), family=family, flags=flags, seq=seq))
@@ -155,7 +158,7 @@ def _elements(wanted: Lookup) -> Iterator[Attributes]:
 
 def tables(sock: NetlinkSocket) -> Iterator[tuple[int, str, int | None]]:
     """Family and name of each table, and the port id of its owner if it has one. Raises KernelError."""
-    for family, values in _dump(sock, GETTABLE):
+    for family, values in dump(sock, GETTABLE):
         owner = values.get(_TABLE_OWNER)
         yield family, _name(values.get(TABLE_NAME, b"")), None if owner is None else int.from_bytes(owner, "big")
 
@@ -171,7 +174,7 @@ class FoundChain(NamedTuple):
 
 def chains(sock: NetlinkSocket) -> Iterator[FoundChain]:
     """All chains. Raises KernelError."""
-    for family, values in _dump(sock, GETCHAIN):
+    for family, values in dump(sock, GETCHAIN):
         number = _inner(values.get(CHAIN_HOOK, b"")).get(HOOK_NUMBER)
         hook = None if number is None else int.from_bytes(number, "big")
         yield FoundChain(family, _name(values.get(CHAIN_TABLE, b"")), _name(values.get(CHAIN_NAME, b"")), hook)
@@ -189,7 +192,7 @@ class Found(NamedTuple):
 
 def rules(sock: NetlinkSocket) -> Iterator[Found]:
     """All rules, in their order. Raises KernelError."""
-    for family, values in _dump(sock, GETRULE):
+    for family, values in dump(sock, GETRULE):
         table, chain = _name(values.get(_RULE_TABLE, b"")), _name(values.get(_RULE_CHAIN, b""))
         found = list(_expressions(values.get(_RULE_EXPRESSIONS, b"")))
         yield Found(family, table, chain, values.get(_RULE_USERDATA, b""), found)
@@ -215,9 +218,12 @@ def _name(data: bytes) -> str:
     return data.rstrip(b"\0").decode("utf-8", "replace")
 
 
-def _dump(sock: NetlinkSocket, operation: int) -> Iterator[tuple[int, dict[int, bytes]]]:
-    """Family and attributes of all objects of a kind."""
-    request = build_message(message_type(Subsystem.NFTABLES, operation), 0, flags=Flag.REQUEST | _DUMP, seq=1)
+def dump(
+    sock: NetlinkSocket, operation: int, family: int = 0, attributes: Attributes = ()
+) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """Family and attributes of all objects of a kind. Raises KernelError."""
+    kind, flags = message_type(Subsystem.NFTABLES, operation), Flag.REQUEST | _DUMP
+    request = build_message(kind, 0, _encode(attributes), family=family, flags=flags, seq=_DUMPED)
     for message in sock.dump(request, _LISTING):
         if len(message) < BODY:
             raise DecodeError(f"message of {len(message)} bytes has no room for struct nfgenmsg", 0)

@@ -96,6 +96,7 @@ class Protocol(Compared):
 
 
 class AddressOf(Compared):
+    set_kinds = ("address", "network")
     takes = 'an address, a network ("192.0.2.0/24") or a range ("192.0.2.1-192.0.2.9"), IPv4 or IPv6'
 
     def __init__(self, about: str, place: int, nft: str, iptables: str) -> None:
@@ -161,6 +162,7 @@ class AddressOf(Compared):
 
 class Port(Compared):
     kind, size = 13, 2
+    set_kinds = ("port",)
     protocols = ("tcp", "udp", "sctp")
     takes = '53, ``range(1024, 2048)`` or "1024-2047"; protocol must be TCP, UDP or SCTP, or several of these'
 

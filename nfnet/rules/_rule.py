@@ -33,9 +33,8 @@ from ._actions import (
 from ._connections import DECIDED, REMEMBERED, Before, Line, branch_name, iptables_lines, kernel_lines
 from ._criteria import CRITERIA, Where
 from ._expressions import counter
-from ._host_criteria import nft_interface
 from ._match import NOT, TRACKED_AT, Match
-from ._values import HOOKS, NoWordsError
+from ._values import HOOKS, NoWordsError, nft_interface
 
 # The tables of iptables that have a chain at a hook with a priority. Not that called security: it is at 50 with
 # iptables-legacy, and at 150 with iptables-nft.
@@ -180,7 +179,7 @@ class RuleSet:
     def _install(self, *, block: bool) -> None:
         sock = call_in(self.rules[0].netns, self._connect)
         # The kernel does not say which expression it lacks.
-        lines = [line for line in self._nft() if line.startswith(("nft add rule", "#"))]
+        lines = [line for line in self._nft(sets=False) if line.startswith(("nft add rule", "#"))]
         _installed.put_in(
             self, sock, list(self.kernel_rules()), self._operation(), " or ".join(map(repr, lines)), block=block
         )
@@ -210,10 +209,11 @@ class RuleSet:
             for line in before[number]:
                 comment = _installed.comment(line.comment) if line.comment else b""
                 yield _installed.KernelRule(chain._replace(branch=line.branch), list(line.expressions), [[]], comment)
+            sets = rule.match.sets()
             for version, match, part in rule.parts():
                 for case in part.cases():
                     steps = [*match.steps(version), *case.steps, counter()]
-                    yield _installed.KernelRule(chain, steps, part.choices(rule.family), said)
+                    yield _installed.KernelRule(chain, steps, part.choices(rule.family), said, sets)
 
     def _bits(self, chain: _installed.Chain) -> set[MarkBits]:
         """In which rules of a chain remember connections."""
@@ -269,7 +269,7 @@ class RuleSet:
         excuses = list(dict.fromkeys(line for line in of_iptables if line.startswith("#")))
         return "\n".join([*self._nft(), *(excuses or of_iptables)])
 
-    def _nft(self) -> list[str]:
+    def _nft(self, *, sets: bool = True) -> list[str]:
         chains = _installed.names(self._chain(rule) for rule in self.rules)
         try:
             commands = [f"nft add table {family} nfnet" for family in dict.fromkeys(chain.family for chain in chains)]
@@ -277,6 +277,9 @@ class RuleSet:
                 device = "" if chain.device is None else f" device {nft_interface(chain.device)}"
                 hook = f"{{ type {chain.kind} hook {chain.hook}{device} priority {chain.priority}; }}"
                 commands.append(f"nft add chain {chain.family} nfnet {name} {shlex.quote(hook)}")
+            used = dict.fromkeys((rule.family, one) for rule in self.rules for one in rule.match.sets())
+            if sets:
+                commands += [line for family, one in used for line in one.nft(family, "nfnet")]
             for rule, before in zip(self.rules, self._lines(), strict=True):
                 name = chains[self._chain(rule)]
                 for branch in dict.fromkeys(line.branch for line in before if line.branch):

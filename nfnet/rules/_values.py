@@ -199,6 +199,14 @@ def interface_text(span: Span) -> str:
     return os.fsdecode(data if span.first == span.last else data + b"*")
 
 
+def nft_interface(name: str) -> str:
+    """The name of an interface, or how it begins, for nft, where \\* is a letter. Raises NoWordsError."""
+    check_words(INTERFACE, name, '"')
+    if name.endswith("\\*"):
+        raise NoWordsError("names of interfaces that begin so, for \\* is a letter there")
+    return f'"{name}"'
+
+
 # --- users and groups
 
 

@@ -553,7 +553,7 @@ def test_marks_of_injected_packets(net: Net) -> None:
     packet = testing.udp(b"data", source="192.0.2.7", destination=ADDRESS["server", V4], destination_port=PORT)
     receiver = net.receiver()
     place = net.hosts["client"]
-    with rules.queue(1, netns=place, protocol="udp"), Queue(1, netns=place) as queue:
+    with rules.queue(1, hook="output", netns=place, protocol="udp"), Queue(1, netns=place) as queue:
         nfnet.inject(packet, netns=place)
         assert receiver.recv(100) == b"data"
         for mark in (0, 7, 0xFFFFFFFF):
@@ -592,7 +592,7 @@ def test_without_the_privilege(net: Net, without: str) -> None:
 
     def run() -> None:
         netns.enter(place)
-        with rules.queue(1, protocol="udp"), Queue(1) as queue:
+        with rules.queue(1, hook="output", protocol="udp"), Queue(1) as queue:
             sock = socket.socket(V4, UDP)
             sock.sendto(b"this", (ADDRESS["server", V4], PORT))
             (packet,) = collect(queue, 1)
@@ -657,7 +657,7 @@ def raw_sockets(net: Net, host: str) -> int:
 
 def test_sockets_are_opened_late_and_closed_with_the_queue(net: Net) -> None:
     place = net.hosts["client"]
-    with rules.queue(1, netns=place, protocol="udp"), Queue(1, netns=place) as queue:
+    with rules.queue(1, hook="output", netns=place, protocol="udp"), Queue(1, netns=place) as queue:
         assert raw_sockets(net, "client") == 0
         for family in (V4, V4, V6):
             client(net, family, UDP).send(b"this")
@@ -683,7 +683,7 @@ def test_sockets_are_opened_late_and_closed_with_the_queue(net: Net) -> None:
 def test_a_queue_that_is_forgotten_lets_go_of_all_sockets_at_once(net: Net) -> None:
     """Without the garbage collector, which would find circles of references."""
     place = net.hosts["client"]
-    with rules.queue(1, netns=place, protocol="udp"):
+    with rules.queue(1, hook="output", netns=place, protocol="udp"):
         gc.disable()
         try:
             queue = Queue(1, netns=place)
@@ -703,7 +703,7 @@ def test_a_queue_that_is_forgotten_lets_go_of_all_sockets_at_once(net: Net) -> N
 def test_the_queue_of_another_namespace_answers_there(net: Net) -> None:
     """Whatever becomes of the file by which the namespace was named."""
     with open(f"/proc/self/fd/{net.hosts['client'].fileno()}", "rb") as place:
-        rule, queue = rules.queue(1, netns=place, protocol="udp"), Queue(1, netns=place)
+        rule, queue = rules.queue(1, hook="output", netns=place, protocol="udp"), Queue(1, netns=place)
         rule.install()
         queue.open()
     try:
@@ -735,5 +735,5 @@ def test_answers_in_tasks(net: Net) -> None:
             await running
             return data
 
-    with rules.queue(1, netns=place, protocol="udp"):
+    with rules.queue(1, hook="output", netns=place, protocol="udp"):
         assert asyncio.run(main()) == b"answer"

@@ -331,6 +331,58 @@ def test_marking_and_once_more_through_the_chain(page: Page, net: Net) -> None:
     assert not readable(receiver, QUIET)
 
 
+def reaches(net: Net, port: int) -> bool:
+    """Whether a connection to the server can be made; what is dropped is known by the silence."""
+    with net.open_socket("client", kind=socket.SOCK_STREAM) as sock:
+        sock.settimeout(QUIET)
+        try:
+            sock.connect((SERVER, port))
+        except TimeoutError:
+            return False
+        return True
+
+
+def test_a_ban(page: Page, net: Net) -> None:
+    with listening(net, 80) as door, page.program("docs/sets.md", 0, host="server") as end:
+        for request, passes in ((b"GET / HTTP/1.1", True), (b"GET /wp-login.php HTTP/1.1", False)):
+            with connect(net, 80) as sock, door.accept()[0] as connection:
+                sock.send(request)
+                assert readable(connection, TIMEOUT if passes else QUIET) is passes
+        assert not reaches(net, 80)
+        end()
+        assert reaches(net, 80)
+
+
+def test_a_blocklist_from_a_file(page: Page, net: Net, tmp_path: Path) -> None:
+    file = tmp_path / "blocklist.txt"
+    file.write_text("192.0.2.0/24\n")
+    page.replace("    while signal", "    print('ready')\n    while signal")
+    with listening(net, 80), page.program("docs/sets.md", 1, host="server", queues=()) as end:
+        process: subprocess.Popen[str] = end.args[0]  # type: ignore[attr-defined]
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert reaches(net, 80)
+        file.write_text("10.81.0.0/16 # the client's\n")
+        process.send_signal(signal.SIGHUP)
+        assert wait_for(lambda: not reaches(net, 80))
+        file.write_text("not a network")
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.readline().startswith("The old list stays: blocklist.txt, line 1: no network: 'not a")
+        assert not reaches(net, 80)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT) == 0
+
+
+def test_port_knocking(page: Page, net: Net) -> None:
+    with listening(net, 22), page.program("docs/sets.md", 2, host="server", group=5) as end:
+        assert not reaches(net, 22)
+        for port in (7000, 9000, 8000):
+            with pytest.raises(ConnectionRefusedError):
+                connect(net, port)
+        assert wait_for(lambda: reaches(net, 22))
+        end()
+
+
 def test_rewriting(page: Page, net: Net) -> None:
     own_address(net, "server", "router", "192.0.2.53")
     elsewhere = net.open_socket("server")
