@@ -52,17 +52,18 @@ class Decider:
         """Decide packets until `stop`."""
         queue, line = self._queue, self._line
         gc.freeze()  # what was imported: to look through it for garbage takes milliseconds, in which packets would wait
+        is_readable = True  # once after opening, whatever it says
         while not self._stopped:
-            if line is not None and line.conditions.keeps:
-                self._stamps.compare(time.monotonic(), time.time(), time.monotonic())
-            taken = queue.process(self._take)
+            if is_readable:
+                if line is not None and line.conditions.keeps:
+                    self._stamps.compare(time.monotonic(), time.time(), time.monotonic())
+                queue.process(self._take)
             left = None
             if line is not None:
                 self._let_go(time.monotonic())
                 queue.flush()
                 left = None if (due := line.due) is None else max(0.0, due - time.monotonic())
-            if not taken:
-                wait_readable(queue, left)
+            is_readable = wait_readable(queue, left)
 
     def finish(self) -> None:
         """Whatever ended it: what still waits is decided by the options, without showing it, or not at all."""
