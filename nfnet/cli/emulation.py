@@ -113,8 +113,8 @@ class Line(Generic[T]):
             for name in ("loss", "corrupt", "duplicate", "reorder", "jitter")
         }
         self._turns: deque[float] = deque()  # of those that wait for theirs
-        # When the last one came; when the next one may leave the queue; when the last one is due.
-        self._came = self._free = self._last = float("-inf")
+        # When the next one may leave the queue; when the last one is due, which no other one is before.
+        self._free = self._last = float("-inf")
         self._under_way: deque[Passage[T]] = deque()
         self._late: deque[Passage[T]] = deque()
         self.delayed = 0
@@ -123,7 +123,6 @@ class Line(Generic[T]):
     def arrive(self, item: T, size: int, now: float) -> Literal["lost", "full"] | None:
         """A packet of ``size`` bytes came. It is lost by chance, or finds the queue full, or will leave."""
         conditions = self.conditions
-        now = self._came = max(now, self._came)  # packets come in their order, whatever their stamps say
         # All chances are taken for each packet, so that what becomes of it depends on no clock.
         lost = self._happens("loss", conditions.loss)
         damage = self._chances["corrupt"].random() if self._happens("corrupt", conditions.corrupt) else None
