@@ -1,7 +1,8 @@
 """A firewall that asks once for each program and server: python ask_once.py
 
-A connection that a program of this machine opens waits for an answer: y lets it go, anything else refuses it. Answers
-hold until the firewall ends. What was open before, what others open, and what stays on this machine is not asked about.
+A connection that a program of this machine opens waits for an answer: y lets it go, anything else
+refuses it. Answers hold until the firewall ends. What was open before, what others open, and what
+stays on this machine is not asked about.
 """
 
 import sys

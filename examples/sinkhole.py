@@ -1,7 +1,7 @@
-"""A DNS sinkhole, which answers questions for certain names itself: python sinkhole.py HOOK ADDRESS NAME...
+"""Answers DNS questions for certain names itself: python sinkhole.py HOOK ADDRESS NAME...
 
-HOOK is "output" for the programs of this machine, "forward" for what it forwards. ADDRESS is the IPv4 address that
-these names get. A name includes its subdomains.
+HOOK is "output" for the programs of this machine, "forward" for what it forwards. ADDRESS is the
+IPv4 address that these names get. A name includes its subdomains.
 """
 
 import socket
@@ -16,7 +16,7 @@ blocked = tuple(f".{name.lower()}".encode() for name in names)
 
 
 def asked(query):
-    """The name that a DNS query asks for, with a dot before each label, the type, and the whole question."""
+    """The name that a DNS query is for, with a dot before each label; the type; the question."""
     name, place = b"", 12
     try:
         while size := query[place]:
@@ -39,7 +39,8 @@ def handle(packet):
     print(packet.flow, ascii(name.decode("latin-1")), flush=True)
     has_record = kind == 1  # A; of other types, AAAA for instance, there are none
     # The id; a response, which needs no other server; one question, the number of records.
-    header = query[:2] + bytes([0x80 | query[2] & 1, 0x80]) + struct.pack("!4H", 1, has_record, 0, 0)
+    flags = bytes([0x80 | query[2] & 1, 0x80])
+    header = query[:2] + flags + struct.pack("!4H", 1, has_record, 0, 0)
     # The name is that of the question, at byte 12; type A, class IN, 60 seconds, 4 bytes.
     answer = struct.pack("!HHHIH", 0xC00C, 1, 1, 60, 4) + record
     packet.answer(header + question + answer * has_record)

@@ -1,6 +1,7 @@
-"""Networks that a systemd unit may exchange packets with, and no others: python unit_networks.py UNIT NETWORK...
+"""Networks that a systemd unit may use, and no others: python unit_networks.py UNIT NETWORK...
 
-UNIT is a service, or better a slice, or the path of any control group. What stays on this machine (lo) is not concerned.
+UNIT is a slice, a service, or the path of another control group. What stays on this machine (lo)
+always passes.
 """
 
 import signal
@@ -10,11 +11,11 @@ from nfnet import rules
 
 unit, *networks = sys.argv[1:]
 
-leaves = rules.reject(hook="output", cgroup=unit, not_destination=networks, not_out_interface="lo")
-comes = rules.drop(hook="input", cgroup=unit, not_source=networks, not_in_interface="lo")
+sent = {"hook": "output", "not_out_interface": "lo", "not_destination": networks}
+received = {"hook": "input", "not_in_interface": "lo", "not_source": networks}
 
 signals = {signal.SIGINT, signal.SIGTERM}
 signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-with rules.install(leaves, comes):
+with rules.install(rules.reject(cgroup=unit, **sent), rules.drop(cgroup=unit, **received)):
     print(f"{unit} may use {', '.join(networks)}", flush=True)
     signal.sigwait(signals)

@@ -644,3 +644,17 @@ def test_a_firewall_that_asks_once(net: Net) -> None:
         (question,), result = asked(third.open, "y")
         assert "opens TCP" in question
         assert (result, third.again()) == ("ok", "ok")
+        # Other connections to the same servers, and what others open, are not asked about.
+        with exchange(net, "tcp", V4) as fourth, exchange(net, "udp", V6) as fifth:
+            assert (fourth.open(), fifth.open()) == ("ok", "refused")
+        with (
+            net.at("client", lambda: socket.create_server(("", PORT))) as door,
+            net.open_socket("server", kind=socket.SOCK_STREAM) as sock,
+        ):
+            sock.settimeout(TIMEOUT)
+            sock.connect((ADDRESS["client", V4], PORT))
+            with door.accept()[0] as connection:
+                connection.sendall(b"an answer")
+                assert sock.recv(100) == b"an answer"
+        program.kill()
+        assert stdout.read() == ""

@@ -24,7 +24,6 @@ import pytest
 from nfnet import rules
 
 from ..test_docs import ROOT, blocks
-from ..test_streams import made, sni
 from .conftest import ADDRESS, QUIET, TIMEOUT, Net, readable, wait_for
 from .test_compat import is_bound, running
 
@@ -245,16 +244,6 @@ def forbidden(net: Net) -> urllib.error.HTTPError:
 
     answer: urllib.error.HTTPError = net.at("client", get)
     return answer
-
-
-def test_server_names(page: Page, net: Net) -> None:
-    with listening(net, 443) as door, page.program("docs/server-names.md", 0, host="router") as end:
-        for name, passes in (("www.blocked.example", False), ("www.example.com", True)):
-            with connect(net, 443) as sock, door.accept()[0] as connection:
-                sock.send(made(sni(name.encode())))
-                assert readable(connection, TIMEOUT if passes else QUIET) is passes
-        lines = end().splitlines()
-    assert {line.split()[-1] for line in lines} == {"www.blocked.example"}
 
 
 def test_marking_and_another_route(page: Page, net: Net) -> None:

@@ -16,7 +16,7 @@ import pytest
 from nfnet import Packet, Queue, inet, rules
 
 from ..test_streams import client_hello
-from .conftest import ADDRESS, QUIET, TIMEOUT, Net, readable, wait_for
+from .conftest import ADDRESS, TIMEOUT, Net, readable, wait_for
 from .test_compat import is_bound, running
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "block_server_name.py"
