@@ -241,7 +241,6 @@ class RuleSet:
             found.append([line for part in before for line in kernel_lines(part, *place)])
         return found
 
-
     def _chain(self, rule: Rule) -> _installed.Chain:
         """That of a rule; the same for all at a hook and a priority, so that they are in an order."""
         plain = rule.chain
