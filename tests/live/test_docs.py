@@ -232,6 +232,19 @@ def test_answering_for_a_web_server(page: Page, net: Net) -> None:
         end()
 
 
+def test_injecting_a_copy(page: Page, net: Net) -> None:
+    own_address(net, "server", "router", "198.51.100.7")
+    server = net.open_socket("server")
+    server.bind((SERVER, 53))
+    watcher = net.open_socket("server")
+    watcher.bind(("198.51.100.7", 53))
+    with page.program("docs/answers.md", 4, host="router") as end:
+        send(net, 53, b"a question")
+        assert server.recv(100) == b"a question"
+        assert watcher.recv(100) == b"a question"
+        end()
+
+
 def forbidden(net: Net) -> urllib.error.HTTPError:
     """What the client's program gets of the server."""
 
@@ -525,5 +538,5 @@ def test_processes(page: Page, net: Net) -> None:
         finally:
             other.kill()
             other.wait()
-    assert lines[0].startswith("dropped, of bash (/"), lines
+    assert lines[0].startswith("refused, of 'bash' ('/"), lines
     assert lines[0].endswith(f" > {SERVER}.80")
