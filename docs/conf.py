@@ -133,7 +133,9 @@ class CriteriaTable(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         lines = ["| argument | is about | and is |", "| --- | --- | --- |"]
-        lines += [f"| `{name}` | {row.about} | {row.takes.replace('``', '`')} |" for name, row in CRITERIA.items()]
+        lines += [
+            f"| `{name}` | {row.description} | {row.syntax.replace('``', '`')} |" for name, row in CRITERIA.items()
+        ]
         place = nodes.container()
         self.state.nested_parse(StringList(lines, source="nfnet/rules/_criteria.py"), self.content_offset, place)
         return list(place.children)

@@ -7,7 +7,7 @@ again, and meets these rules (``bits`` are all three, the fates are written as w
         packet's mark has any of them: jump to `decided`
         ... rules that come before the one that queues
         connection's mark says accept: accept                   (where all later packets go)
-        connection's mark has any of the bits: jump to `remembered`
+        connection's mark has any of the bits: jump to ``remembered``
         the rule that queues
     decided:
         write the fate into the connection's mark, take the bits out of the packet's mark; accept, drop or reject

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from .._arguments import check, wrong_type
 from ..errors import ArgumentError
 from ..protocol import netlink
+from ._expressions import Datatype
 from ._values import IFNAMSIZ, NoWordsError, Span, interface_text, nft_interface, read_interface
 
 Element = str | int
@@ -33,8 +34,8 @@ NEVER = math.inf
 class Part(NamedTuple):
     """A set in the kernel, in which all elements have the same type."""
 
-    type: int
-    """nft's number of it, by which ``nft list`` knows how to show elements (datatype.h of nftables)."""
+    datatype: Datatype
+    """The type of the elements, which nft needs to show them."""
     name: str
     """What nft calls it."""
     size: int
@@ -70,7 +71,7 @@ _ADDRESS = "an address, as text or of the module ipaddress"
 _NETWORK = "a network, an address or a range of addresses, as text or of the module ipaddress"
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-_PARTS = (Part(7, "ipv4_addr", 4, 4), Part(8, "ipv6_addr", 16, 6))
+_PARTS = (Part(Datatype.IPADDR, "ipv4_addr", 4, 4), Part(Datatype.IP6ADDR, "ipv6_addr", 16, 6))
 
 
 def _pack(text: str) -> bytes:
@@ -238,9 +239,11 @@ def _nft(show: Callable[[bytes], Element]) -> Callable[[bytes], str]:
 KINDS = {
     "address": Kind(_PARTS, False, _read_address, _show_address, _nft(_show_address)),
     "network": Kind(_PARTS, True, _read_network, _show_network, _nft(_show_network)),
-    "port": Kind((Part(13, "inet_service", 2),), True, _read_ports, _show_ports, _nft(_show_ports)),
-    "mark": Kind((Part(19, "mark", 4, order=1),), False, _read_mark, _show_mark, _nft(_show_mark)),
-    "interface": Kind((Part(41, "ifname", IFNAMSIZ),), True, _read_interface, _show_interface, _nft_interface),
+    "port": Kind((Part(Datatype.INET_SERVICE, "inet_service", 2),), True, _read_ports, _show_ports, _nft(_show_ports)),
+    "mark": Kind((Part(Datatype.MARK, "mark", 4, order=1),), False, _read_mark, _show_mark, _nft(_show_mark)),
+    "interface": Kind(
+        (Part(Datatype.IFNAME, "ifname", IFNAMSIZ),), True, _read_interface, _show_interface, _nft_interface
+    ),
 }
 
 

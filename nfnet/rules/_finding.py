@@ -7,16 +7,15 @@ from collections.abc import Iterable, Iterator
 from .._io.netlink_socket import NetlinkSocket
 from ..protocol.layout import walk
 from ..protocol.markbits import Fate, MarkBits, Support
-from . import _nftables
+from . import _nftables, _userdata
 from ._actions import queues_of
 from ._connections import COMMENT, FATES
-from ._nftables import Found, FoundChain
+from ._nftables import FoundChain, FoundRule
 
 _FAMILIES = {1: (2, 10), 2: (2,), 10: (10,)}  # NFPROTO_* of a table: those of the packets that it gets
-_UDATA_COMMENT = 0  # NFTNL_UDATA_RULE_COMMENT
 _QUEUE_SREG, _HASH_MODULUS, _HASH_OFFSET = 4, 4, 6
 
-_Rules = dict[tuple[int, str, str], list[Found]]
+_Rules = dict[tuple[int, str, str], list[FoundRule]]
 
 
 def find(sock: NetlinkSocket, number: int) -> dict[tuple[int, int], Support | None]:
@@ -41,7 +40,7 @@ def find(sock: NetlinkSocket, number: int) -> dict[tuple[int, int], Support | No
     return found
 
 
-def _reached(chain: FoundChain, by_chain: _Rules) -> Iterator[Found]:
+def _reached(chain: FoundChain, by_chain: _Rules) -> Iterator[FoundRule]:
     """The rules that packets may meet in a chain and in those to which it jumps."""
     seen, left = {chain.name}, [chain.name]
     while left:
@@ -53,23 +52,14 @@ def _reached(chain: FoundChain, by_chain: _Rules) -> Iterator[Found]:
                     left.append(name)
 
 
-def _comments(rule: Found) -> Iterator[str]:
-    yield from _comments_of_nft(rule.userdata)
+def _comments(rule: FoundRule) -> Iterator[str]:
+    yield from _userdata.comments(rule.userdata)
     for name, values in rule.expressions:
         if name == "match" and values.get(1, b"").rstrip(b"\0") == b"comment":  # of iptables
             yield values.get(3, b"").partition(b"\0")[0].decode("utf-8", "replace")
 
 
-def _comments_of_nft(data: bytes) -> Iterator[str]:
-    """Of items of a number, a length and data (libnftnl/udata.h)."""
-    while len(data) >= 2:
-        kind, size = data[:2]
-        if kind == _UDATA_COMMENT:
-            yield data[2 : 2 + size].rstrip(b"\0").decode("utf-8", "replace")
-        data = data[2 + size :]
-
-
-def _jumps(rule: Found) -> Iterator[str]:
+def _jumps(rule: FoundRule) -> Iterator[str]:
     for name, values in rule.expressions:
         data = values.get(2, b"") if name == "immediate" else b""
         for kind, start, end in walk(data, 0, len(data)):
@@ -79,7 +69,7 @@ def _jumps(rule: Found) -> Iterator[str]:
                         yield data[first:last].rstrip(b"\0").decode("utf-8", "replace")
 
 
-def _queues(rule: Found) -> Iterator[range]:
+def _queues(rule: FoundRule) -> Iterator[range]:
     """The numbers of the queues that a rule puts packets into."""
     hashed = range(0)
     for name, values in rule.expressions:

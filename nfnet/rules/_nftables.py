@@ -114,7 +114,7 @@ def _anonymous_set(family: int, table: str, name: bytes, number: int, wanted: Lo
         (_SET_TABLE, text(table)),
         (_SET_NAME, name + b"\0"),
         (_SET_FLAGS, be32(flags)),
-        (_SET_KEY_TYPE, be32(wanted.kind)),
+        (_SET_KEY_TYPE, be32(wanted.datatype)),
         (_SET_KEY_LENGTH, be32(len(wanted.elements[0][0]))),
         (_SET_ID, be32(number)),
         (_SET_USERDATA, bytes([_KEY_BYTEORDER, len(order)]) + order),
@@ -180,7 +180,7 @@ def chains(sock: NetlinkSocket) -> Iterator[FoundChain]:
         yield FoundChain(family, _name(values.get(CHAIN_TABLE, b"")), _name(values.get(CHAIN_NAME, b"")), hook)
 
 
-class Found(NamedTuple):
+class FoundRule(NamedTuple):
     """A rule of the kernel."""
 
     family: int
@@ -190,12 +190,12 @@ class Found(NamedTuple):
     expressions: list[Expression]
 
 
-def rules(sock: NetlinkSocket) -> Iterator[Found]:
+def rules(sock: NetlinkSocket) -> Iterator[FoundRule]:
     """All rules, in their order. Raises KernelError."""
     for family, values in dump(sock, GETRULE):
         table, chain = _name(values.get(_RULE_TABLE, b"")), _name(values.get(_RULE_CHAIN, b""))
         found = list(_expressions(values.get(_RULE_EXPRESSIONS, b"")))
-        yield Found(family, table, chain, values.get(_RULE_USERDATA, b""), found)
+        yield FoundRule(family, table, chain, values.get(_RULE_USERDATA, b""), found)
 
 
 def expressions(sock: NetlinkSocket) -> Iterator[Expression]:

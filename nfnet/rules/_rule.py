@@ -18,7 +18,7 @@ from ..errors import ArgumentError
 from ..netns import call_in, check_netns
 from ..protocol.markbits import MarkBits
 from ..protocol.nfnetlink import Hook
-from . import _installed
+from . import _installation, _userdata
 from ._actions import (
     AcceptAction,
     Action,
@@ -169,7 +169,7 @@ class RuleSet:
                 raise ArgumentError(f"{text}: install them apart, with different priorities")
 
     def __repr__(self) -> str:
-        state = "installed" if _installed.is_installed(self) else "not installed"
+        state = "installed" if _installation.is_installed(self) else "not installed"
         return f"<RuleSet of {len(self.rules)} rules: {state}>"
 
     def install(self) -> None:
@@ -180,7 +180,7 @@ class RuleSet:
         sock = call_in(self.rules[0].netns, self._connect)
         # The kernel does not say which expression it lacks.
         lines = [line for line in self._nft(sets=False) if line.startswith(("nft add rule", "#"))]
-        _installed.put_in(
+        _installation.install(
             self, sock, list(self.kernel_rules()), self._operation(), " or ".join(map(repr, lines)), block=block
         )
 
@@ -201,27 +201,29 @@ class RuleSet:
                     raise ArgumentError(f"{name!r} is another name of the interface {printable(real)}: use that")
         return NetlinkSocket()
 
-    def kernel_rules(self) -> Iterator[_installed.KernelRule]:
+    def kernel_rules(self) -> Iterator[_installation.KernelRule]:
         """What the kernel is told."""
         before = self._lines()
         for number, rule in enumerate(self.rules):
-            chain, said = self._chain(rule), _installed.said(number, _installed.fitted(rule.words()))
+            chain, said = self._chain(rule), _userdata.pack(number, _userdata.fitted(rule.words()))
             for line in before[number]:
-                comment = _installed.comment(line.comment) if line.comment else b""
-                yield _installed.KernelRule(chain._replace(branch=line.branch), list(line.expressions), [[]], comment)
+                comment = _userdata.comment(line.comment) if line.comment else b""
+                yield _installation.KernelRule(
+                    chain._replace(branch=line.branch), list(line.expressions), [[]], comment
+                )
             sets = rule.match.sets()
             for version, match, part in rule.parts():
                 for case in part.cases():
                     steps = [*match.steps(version), *case.steps, counter()]
-                    yield _installed.KernelRule(chain, steps, part.choices(rule.family), said, sets)
+                    yield _installation.KernelRule(chain, steps, part.choices(rule.family), said, sets)
 
-    def _bits(self, chain: _installed.Chain) -> set[MarkBits]:
+    def _bits(self, chain: _installation.Chain) -> set[MarkBits]:
         """In which rules of a chain remember connections."""
         return {bits for rule in self.rules if (bits := rule.remembers) is not None and self._chain(rule) == chain}
 
     def _before(self) -> Iterator[tuple[Rule, list[Before]]]:
         """For each rule what has to come before it, where a rule of its chain remembers connections."""
-        done: set[tuple[_installed.Chain, str]] = set()
+        done: set[tuple[_installation.Chain, str]] = set()
         for rule in self.rules:
             chain, before = self._chain(rule), list[Before]()
             for bits in self._bits(chain):
@@ -233,7 +235,7 @@ class RuleSet:
 
     def _lines(self) -> list[list[Line]]:
         """The same as rules of the kernel."""
-        names = _installed.names(map(self._chain, self.rules))
+        names = _installation.names(map(self._chain, self.rules))
         found = []
         for rule, before in self._before():
             chain = self._chain(rule)
@@ -241,8 +243,7 @@ class RuleSet:
             found.append([line for part in before for line in kernel_lines(part, *place)])
         return found
 
-
-    def _chain(self, rule: Rule) -> _installed.Chain:
+    def _chain(self, rule: Rule) -> _installation.Chain:
         """That of a rule; the same for all at a hook and a priority, so that they are in an order."""
         plain = rule.chain
         reroutes = any(other.action.reroutes for other in self.rules if other.chain == plain)
@@ -251,10 +252,10 @@ class RuleSet:
 
     def remove(self) -> None:
         """Remove them; may be called twice. Raises KernelError if they stay, as they may before Linux 5.12 only."""
-        _installed.take_out(self, f"removing the rule for {self._operation()}")
+        _installation.uninstall(self, f"removing the rule for {self._operation()}")
 
     def __enter__(self) -> RuleSet:
-        if not _installed.enter(self):
+        if not _installation.enter(self):
             self._install(block=True)
         return self
 
@@ -271,7 +272,7 @@ class RuleSet:
         return "\n".join([*self._nft(), *(excuses or of_iptables)])
 
     def _nft(self, *, sets: bool = True) -> list[str]:
-        chains = _installed.names(self._chain(rule) for rule in self.rules)
+        chains = _installation.names(self._chain(rule) for rule in self.rules)
         try:
             commands = [f"nft add table {family} nfnet" for family in dict.fromkeys(chain.family for chain in chains)]
             for chain, name in chains.items():
@@ -312,7 +313,7 @@ class Rule(RuleSet):
                 )
         if isinstance(hook, Hook):
             hook = hook.name.lower()
-        check_choice("family", family, tuple(_installed.FAMILIES))
+        check_choice("family", family, tuple(_installation.FAMILIES))
         hooks = [at for at in action.hooks(family) if (at == "ingress") == (family == "netdev") or family == "inet"]
         if hook is None:
             raise ArgumentError(
@@ -320,7 +321,7 @@ class Rule(RuleSet):
             )
         check_choice("hook", hook, ("ingress",) if family == "netdev" else (*HOOKS, "ingress"))
         if hook == "ingress":
-            if family not in _installed.INGRESS:
+            if family not in _installation.INGRESS:
                 raise ArgumentError(f"hook 'ingress' is there in the families netdev and inet, not in {family!r}")
             if isinstance(action, QueueAction):
                 raise ArgumentError("packets cannot be queued at ingress, only logged: use hook='prerouting'")
@@ -342,7 +343,7 @@ class Rule(RuleSet):
         devices = list(self.match.interfaces()) if hook == "ingress" else [None]
         if len(devices) != 1:
             raise ArgumentError("hook 'ingress' needs in_interface, the name of one interface")
-        self.chain = _installed.Chain(family, hook, priority, devices[0], "filter")
+        self.chain = _installation.Chain(family, hook, priority, devices[0], "filter")
         if self.match.has("limit") and len(list(self.parts())) > 1:
             raise ArgumentError(
                 "limit would count IPv4 and IPv6, or TCP and others, apart: make a rule for each, by family or protocol"
@@ -352,7 +353,7 @@ class Rule(RuleSet):
         super().__init__(self)
 
     def __repr__(self) -> str:
-        return f"<Rule {self.action}: {'installed' if _installed.is_installed(self) else 'not installed'}>"
+        return f"<Rule {self.action}: {'installed' if _installation.is_installed(self) else 'not installed'}>"
 
     def parts(self) -> Iterator[tuple[int | None, Match, Action]]:
         """The rules of the kernel that it is: IP version of the packets, if it matters, which, and what is done."""
@@ -376,7 +377,7 @@ class Rule(RuleSet):
         words = [*self.action.words(), f"hook={chain.hook}"]
         words += [f"family={chain.family}"] * (chain.family != "inet")
         words += [f"priority={chain.priority}"] * bool(chain.priority)
-        return [*words, *map(shlex.quote, self.match.words())]
+        return [*words, *map(shlex.quote, self.match.command_words())]
 
     def nft(self) -> Iterator[list[str]]:
         """Words of the rules that it is. Raises NoWordsError."""
@@ -472,7 +473,7 @@ def _documented(text: str | None) -> str | None:
     """With the rows of `CRITERIA`."""
     if text is None:  # python -OO
         return None
-    rows = "\n".join(f"    {name}: {row.about}: {row.takes}." for name, row in CRITERIA.items())
+    rows = "\n".join(f"    {name}: {row.description}: {row.syntax}." for name, row in CRITERIA.items())
     return text.replace("    {criteria}", rows)
 
 

@@ -52,7 +52,7 @@ class KernelSet(NamedTuple):
         attributes = [
             *self._place(table),
             (_SET_FLAGS, be32(flags)),
-            (_KEY_TYPE, be32(self.part.type)),
+            (_KEY_TYPE, be32(self.part.datatype)),
             (_KEY_LENGTH, be32(self.part.size)),
             (_ID, be32(self.number)),
             (_USERDATA, bytes([_KEY_BYTE_ORDER, len(order)]) + order),
