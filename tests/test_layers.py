@@ -80,6 +80,9 @@ ORDER = [
     "rules._installation",
     "rules._listing",
     "rules._finding",
+    "rules._statement",
+    "rules._plan",
+    "rules._description",
     "rules._rule",
     "rules",
     # what queues and logs are made of
