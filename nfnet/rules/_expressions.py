@@ -28,6 +28,7 @@ _SOCKET_CGROUPV2 = 3  # NFT_SOCKET_CGROUPV2
 _HOST_TO_NETWORK = 1  # NFT_BYTEORDER_HTON
 _INVERTED = 1  # NFT_LOOKUP_F_INV, NFT_LIMIT_F_INV
 _LIMIT_PACKETS = 0  # NFT_LIMIT_PKTS
+ICMP_UNREACHABLE, TCP_RESET, ICMPX_UNREACHABLE = 0, 1, 2  # NFT_REJECT_*; ICMPX: of either IP version
 _JUMP = 0xFFFFFFFD  # NFT_JUMP
 
 # Attributes: NFTA_META_*, NFTA_CT_*, and so on.
@@ -43,6 +44,7 @@ _CMP_SREG, _CMP_OP, _CMP_DATA = 1, 2, 3
 _RANGE_SREG, _RANGE_OP, _RANGE_FROM_DATA, _RANGE_TO_DATA = 1, 2, 3, 4
 _LOOKUP_SET, _LOOKUP_SREG, _LOOKUP_SET_ID, _LOOKUP_FLAGS = 1, 2, 4, 5
 _LIMIT_RATE, _LIMIT_UNIT, _LIMIT_BURST, _LIMIT_TYPE, _LIMIT_FLAGS = 1, 2, 3, 4, 5
+_REJECT_TYPE, _REJECT_ICMP_CODE = 1, 2
 COUNTER_BYTES, COUNTER_PACKETS = 1, 2
 _DATA_VALUE, DATA_VERDICT = 1, 2
 _VERDICT_CODE, VERDICT_CHAIN = 1, 2
@@ -208,6 +210,12 @@ def set_meta(key: int) -> Expression:
 def set_ct(key: int) -> Expression:
     """Set a property of the packet's connection, CT_*, from the register; end the rule if there is no connection."""
     return "ct", {_CT_KEY: be32(key), _CT_SREG: be32(REGISTER)}
+
+
+def reject(kind: int, code: int | None = None) -> Expression:
+    """Drop the packet and send a TCP_RESET, or an ICMP_UNREACHABLE or ICMPX_UNREACHABLE with a code."""
+    codes = {} if code is None else {_REJECT_ICMP_CODE: bytes([code])}
+    return "reject", {_REJECT_TYPE: be32(kind), **codes}
 
 
 def jump(chain: str) -> Expression:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from .._io.netlink_socket import NetlinkSocket
 from ..errors import KernelError, NfnetError, NotSupportedError
-from . import _nftables, _sets
+from . import _nftables
 from ._connections import branch_name
 from ._expressions import Step, be32
+from ._set_lock import exclusively, lock
 from ._sets import Set
 from ._values import HOOKS
 
@@ -198,7 +199,7 @@ def install(
     try:
         if _installations.setdefault(what, installation) is not installation:
             raise NfnetError("the rule is installed already")
-        _sets.exclusively(partial(_make, installation, rules, operation, unknown))
+        exclusively(partial(_make, installation, rules, operation, unknown))
     except BaseException:
         if _installations.get(what) is installation:
             del _installations[what]
@@ -239,7 +240,7 @@ def uninstall(what: object, operation: str) -> None:
     if installation is None:
         return
     try:
-        with _sets.lock():
+        with lock():
             installation.detach()
             _nftables.commit(installation.sock, installation.deletions(), operation)
     except KernelError as error:

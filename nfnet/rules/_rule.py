@@ -154,7 +154,7 @@ class RuleSet:
         return f"<RuleSet of {len(self.rules)} rules: {state}>"
 
     def install(self) -> None:
-        """Install them. Raises as `queue` says, and NfnetError if they are installed already."""
+        """Install the rules. Raises the errors of `queue`, and NfnetError if they are installed already."""
         self._install(block=False)
 
     def _install(self, *, block: bool) -> None:
@@ -186,7 +186,7 @@ class RuleSet:
         return self._plan.kernel_rules()
 
     def remove(self) -> None:
-        """Remove them; may be called twice. Raises KernelError if they stay, as they may before Linux 5.12 only."""
+        """Remove the rules; may be called twice. Raises KernelError if they stay (before Linux 5.12 only)."""
         _installation.uninstall(self, f"removing the rule for {self._operation()}")
 
     def __enter__(self) -> RuleSet:
@@ -200,12 +200,12 @@ class RuleSet:
         self.remove()
 
     def describe(self) -> str:
-        """The commands of nft and iptables that install the same rules; see `nfnet.rules.describe`."""
+        """Return the commands of nft and iptables that install the same rules; see `nfnet.rules.describe`."""
         return _description.describe(self._plan)
 
 
 class Rule(RuleSet, Statement):
-    """What `queue`, `log` and the others return: a rule, installed while its block runs, or until it is removed."""
+    """A rule that `queue`, `log` or another function made: installed while its block runs, or until it is removed."""
 
     def __init__(self, action: Action, where: Any) -> None:
         Statement.__init__(self, action, where)
@@ -232,7 +232,7 @@ def remove(rules: RuleSet) -> None:
 
 
 def describe(*rules: RuleSet) -> str:
-    """The commands of nft and iptables that install the same rules, for a shell, one a line.
+    """Return the commands of nft and iptables that install the same rules, for a shell, one a line.
 
     Where one of them has no words for a rule, there is a line that begins with # and says for what.
     """
@@ -242,7 +242,7 @@ def describe(*rules: RuleSet) -> str:
 
 
 def _documented(text: str | None) -> str | None:
-    """With the rows of `CRITERIA`."""
+    """Put the rows of `CRITERIA` into a docstring."""
     if text is None:  # python -OO
         return None
     rows = "\n".join(f"    {name}: {row.description}: {row.syntax}." for name, row in CRITERIA.items())
