@@ -17,6 +17,7 @@ import nfnet
 from nfnet import ArgumentError, Hook, Log, Queue, rules, testing
 from nfnet.cli.command_line import rule_words
 from nfnet.rules._criteria import CRITERIA
+from nfnet.rules._criterion import EVERYWHERE
 from nfnet.rules._userdata import fitted
 
 from .criteria import SAMPLES
@@ -240,6 +241,18 @@ def test_a_rule_says_its_words(words: str) -> None:
     assert " ".join(rule.words()) == f"drop {words}"
 
 
+@pytest.mark.parametrize("name", [name for name, sample in SAMPLES.items() if sample.values])
+@pytest.mark.parametrize("negation", ["", "not_"])
+def test_a_rule_of_its_words_is_the_same(name: str, negation: str) -> None:
+    sample = SAMPLES[name]
+    needed = {"protocol": sample.protocol} if sample.protocol else {}
+    for values in (sample.values[0], list(sample.values)) if len(sample.values) > 1 else sample.values:
+        rule = rules.drop(hook=sample.hook, **needed, **{negation + name: values})
+        again = rules.drop(**rule_words(" ".join(rule.words()[1:]), rules.drop))
+        assert again.words() == rule.words()
+        assert [step.match for step in again.kernel_rules()] == [step.match for step in rule.kernel_rules()]
+
+
 def test_words_that_do_not_fit_are_counted() -> None:
     """The kernel keeps 256 bytes with a rule."""
     many = rules.drop(hook="input", source=[f"192.0.2.{number}" for number in range(0, 200, 2)])
@@ -282,6 +295,7 @@ def test_each_criterion_has_its_row_in_the_table_of_tests() -> None:
         assert bool(sample.protocol) == bool(row.protocols), name
         assert sample.hook in row.hooks.names, name
         assert sample.meaning or name == "cgroup", name
+        assert row.hooks == EVERYWHERE or row.hooks.missing, name
 
 
 @pytest.mark.parametrize("name", dict.fromkeys([*TYPES, *WHERE]))

@@ -28,13 +28,20 @@ from ._expressions import (
     payload,
 )
 from ._host_criteria import Account, AddressType, Cgroup, ConnectionMark, Interface, Limit, Mark, State
-from ._packet_criteria import CODEPOINTS, AddressOf, IcmpType, Number, Port, Protocol, TcpFlags
+from ._packet_criteria import AddressOf, IcmpType, Number, Port, Protocol, TcpFlags
 from ._sets import Set
 from ._values import Address, read_group, read_user
 
 # Exceptions from `Criterion.hooks`. At postrouting the IP layer still knows (since Linux 5.7) by which interface a
 # packet came in; a bridge does not.
 NEVER = {("bridge", "postrouting", "in_interface")}
+
+# Names of Differentiated Services codepoints (RFC 2474, 2597 and 3246).
+_CODEPOINTS = {
+    "ef": 46,
+    **{f"cs{number}": 8 * number for number in range(8)},
+    **{f"af{number}{drop}": 8 * number + 2 * drop for number in range(1, 5) for drop in range(1, 4)},
+}
 
 # In the order in which packets are compared, and in which descriptions name the criteria.
 CRITERIA: dict[str, Criterion] = {
@@ -79,7 +86,7 @@ CRITERIA: dict[str, Criterion] = {
         },
         "dscp",
         "-m dscp {}--dscp",
-        names=CODEPOINTS,
+        names=_CODEPOINTS,
         iptables_ranges=False,
     ),
     "mark": Mark("the packet's mark", meta(META_MARK), "meta mark", "mark"),

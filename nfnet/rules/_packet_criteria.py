@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from .._arguments import check, check_choice, wrong_type
@@ -222,14 +223,14 @@ class Number(Listed):
         nft: str,
         iptables: str | None,
         *,
-        names: Sequence[tuple[str, int]] = (),
+        names: Mapping[str, int] = MappingProxyType({}),
         iptables_max: int = 0xFFFF,
         iptables_ranges: bool = True,
     ) -> None:
         self.description, self._what, self._nft, self._iptables = description, what, nft, iptables
         self._fields = {4: fields, 6: fields} if isinstance(fields, Field) else fields
         self.names_version = not isinstance(fields, Field)
-        self._names = dict(names)
+        self._names = names
         self._iptables_max, self._iptables_ranges = iptables_max, iptables_ranges
         self.syntax = f'{what}, a range or text like "0-{self.field(None).greatest if names else 100}"'
 
@@ -260,14 +261,6 @@ class Number(Listed):
     def command_values(self, condition: Condition) -> list[str]:
         names = {Span(number, number): name for name, number in self._names.items()}
         return [names.get(span, span_text(span.first, span.last)) for span in condition.spans]
-
-
-CODEPOINTS = (
-    ("ef", 46),
-    *((f"cs{number}", 8 * number) for number in range(8)),
-    *((f"af{number}{drop}", 8 * number + 2 * drop) for number in range(1, 5) for drop in range(1, 4)),
-)
-"""Names of Differentiated Services codepoints (RFC 2474, 2597, 3246)."""
 
 
 # --- TCP
