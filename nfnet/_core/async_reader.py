@@ -292,7 +292,9 @@ class _Iteration(AsyncIterator[T]):
         if session is None:
             session = self._session = owner._opened()
         try:
-            while owner._may_go_on(session):
+            while True:  # and no condition at its end: see `locks`
+                if not owner._may_go_on(session):
+                    break
                 if self._items is None:
                     owner._check_alone(session)
                     self._items = session.items = owner._reader._items(block=False, pause=True)

@@ -61,10 +61,11 @@ def _root() -> str | None:
     """Return the directory at which the hierarchy is mounted; None if it is not."""
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            for line in file:
-                words = line.split()
-                if "-" in words and words[words.index("-") + 1] == "cgroup2":
-                    return words[4].replace("\\040", " ").replace("\\134", "\\")
+            lines = file.readlines()
     except OSError:
         return None
+    for line in lines:
+        words = line.split()
+        if "-" in words and words[words.index("-") + 1] == "cgroup2":
+            return words[4].replace("\\040", " ").replace("\\134", "\\")
     return None

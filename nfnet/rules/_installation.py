@@ -176,6 +176,12 @@ def is_installed(what: object) -> bool:
     return what in _installations
 
 
+def table(what: object) -> str | None:
+    """Return the name of an installed rule set's tables, one in each family; None if it is not installed."""
+    installation = _installations.get(what)
+    return None if installation is None else installation.name
+
+
 def enter(what: object) -> bool:
     """Begin the block of an installed rule set. Return False if it is not installed, or if a block has begun."""
     installation = _installations.get(what)
