@@ -355,7 +355,7 @@ class FedQueue:
 
     @property
     def injected(self) -> list[bytes]:
-        """What `Packet.answer`, `Packet.reset`, `Packet.reject` and `nfnet.inject` were to send, in order, from the IP header.
+        """The packets of `Packet.answer`, `Packet.reset`, `Packet.reject` and `nfnet.inject`, from the IP header on.
 
         Nothing of it is: from opening to closing, `nfnet.inject` of the whole process ends here.
         """
