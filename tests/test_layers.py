@@ -67,6 +67,7 @@ ORDER = [
     "rules._contents",
     "rules._set_messages",
     "rules._set_lock",
+    "rules._copies",
     "rules._sets",
     "rules._cgroups",
     "rules._criterion",

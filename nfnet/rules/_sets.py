@@ -1,16 +1,14 @@
 """Sets of elements that rules look packets up in, and that change while the rules are installed.
 
-nf_tables shares no sets among tables, so each table with a rule that uses a set has a copy of it. The elements are
-stored here, too. So a change need not ask the kernel first, and a set has its elements also while no rule uses it. If
-a change fails in one of several tables it is undone: that table's copy is then written anew (`_Table.is_stale`), in
-one transaction like any other change.
+nf_tables shares no sets among tables, so each table with a rule that uses a set has a copy of it; see `_copies`. The
+elements are stored here, too. So a change need not ask the kernel first, and a set has its elements also while no rule
+uses it.
 
-The kernel removes elements that expire. The copy here passes them over, by the same clock, and forgets them later.
+The kernel removes elements that expire. Here they are passed over, by the same clock, and forgotten later.
 """
 
 from __future__ import annotations
 
-import errno
 import heapq
 import itertools
 import os
@@ -24,15 +22,12 @@ from .._arguments import check, check_choice, check_flag, wrong_type
 from .._io import at_fork
 from .._io.netlink_socket import NetlinkSocket
 from ..errors import (
-    AckTimeoutError,
     ArgumentError,
     ArgumentTypeError,
-    ClosedError,
-    KernelError,
     NoElementError,
 )
-from . import _nftables
-from ._contents import Change, Content, Intervals, Points
+from ._contents import Content, Intervals, Points
+from ._copies import Copies, Table
 from ._elements import KINDS, NEVER, Element
 from ._nftables import Message
 from ._set_lock import exclusively, lock
@@ -43,9 +38,6 @@ SetKind = Literal["address", "network", "port", "mark", "interface"]
 _FIRST_NUMBER = 0x40000000  # far from those of the sets that rules have themselves
 _MOST_SHOWN, _A_COMMAND = 1000, 100  # elements
 _MAX_TIMEOUT = 1e9  # seconds; the kernel counts milliseconds
-# What the kernel says if elements whose time was just over are there still, or no longer: two clocks read the time.
-_OTHER_MOMENT = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)
-_GONE = "Somebody else removed the table of the rule: remove the rule, and install it again"
 
 
 class Count(NamedTuple):
@@ -56,16 +48,6 @@ class Count(NamedTuple):
 
 
 _numbers = itertools.count(1)
-
-
-class _Table:
-    """The tables of one installation that have a copy of a set: one for each family, with one name and one socket."""
-
-    def __init__(self, sock: NetlinkSocket, name: str) -> None:
-        self.sock, self.name = sock, name
-        self.families: list[int] = []
-        self.is_stale = False
-        """Whether the kernel's copy may differ, because a change was interrupted."""
 
 
 class Set(at_fork.AtFork):
@@ -105,7 +87,6 @@ class Set(at_fork.AtFork):
         self._timeout = NEVER if timeout is None else _check_timeout(timeout)
         self._size = None if size is None else check("size", size, 1, 0xFFFFFFFF)
         self._counters = check_flag("counters", counters)
-        self._tables: list[_Table] = []
         self._contents: list[Content] = [Intervals() if self._kind.intervals else Points() for _ in self._kind.parts]
         number = next(_numbers)
         self.title = f"{kind}{number}"
@@ -121,11 +102,12 @@ class Set(at_fork.AtFork):
             for place, part in enumerate(self._kind.parts)
         ]
         """The kernel's sets: one for each IP version if the elements are of one."""
+        self._copies = Copies(kind, self.kernel_sets, self._contents)
         at_fork.register(self)
         self.update(elements)
 
     def __repr__(self) -> str:
-        return f"<Set of {len(self)} elements of the kind {self.kind!r}, in {len(self._tables)} tables>"
+        return f"<Set of {len(self)} elements of the kind {self.kind!r}, in {len(self._copies.tables)} tables>"
 
     # --- changes
 
@@ -216,7 +198,7 @@ class Set(at_fork.AtFork):
         with lock():
             now = time.monotonic()
             counts = dict.fromkeys(self._all(now), Count(0, 0))
-            listed = list(self._listed(now))
+            listed = list(self._copies.listed(now))
         for elements_of, data in listed:  # which takes long, and others may change the set meanwhile
             for key, packets, octets in read_counts(data):
                 element = elements_of.get(key)
@@ -229,11 +211,7 @@ class Set(at_fork.AtFork):
 
     def creation(self, family: int, table: str) -> list[Message]:
         """Return the messages that make a copy in a table. Call it and then `attach` under one `exclusively`."""
-        now = time.monotonic()
-        messages = [kernel_set.creation(family, table) for kernel_set in self.kernel_sets]
-        for kernel_set, segments in zip(self.kernel_sets, self._whole(now)):
-            messages += kernel_set.addition(family, table, segments.items(), now)
-        return messages
+        return list(self._copies.creation(family, table, time.monotonic()))
 
     def nft(self, family: str, table: str) -> Iterator[str]:
         """Yield the commands of nft that make the set in a table, for a shell, with its first thousand elements.
@@ -243,7 +221,7 @@ class Set(at_fork.AtFork):
         now = time.monotonic()
         options = f"flags {'interval,' * self._kind.intervals}timeout;" + " counter;" * self._counters
         with lock():
-            contents = list(self._whole(now))
+            contents = list(self._copies.segments(now))
         for kernel_set, segments in zip(self.kernel_sets, contents):
             name = f"{family} {table} {kernel_set.name}"
             yield f"nft add set {name} {shlex.quote(f'{{ type {kernel_set.part.name}; {options} }}')}"
@@ -258,21 +236,17 @@ class Set(at_fork.AtFork):
                 yield f"# and {len(segments) - len(words)} more elements of {kernel_set.name}"
 
     def attach(self, sock: NetlinkSocket, family: int, name: str) -> None:
-        """Register a copy in a table that belongs to a socket."""
-        table = next((table for table in self._tables if table.sock is sock), None)
-        if table is None:
-            table = _Table(sock, name)
-            self._tables = [*self._tables, table]
-        table.families.append(family)
+        """Register the copy in a table that belongs to a socket."""
+        self._copies.attach(sock, family, name)
 
     def detach(self, sock: NetlinkSocket) -> None:
         """Forget the copies in the tables of a socket."""
-        self._tables = [table for table in self._tables if table.sock is not sock]
+        self._copies.detach(sock)
 
     # --- with the lock
 
     def after_fork(self) -> None:
-        self._tables = []
+        self._copies.forget()
 
     def _alive(self) -> list[bytes]:
         with lock():
@@ -313,15 +287,15 @@ class Set(at_fork.AtFork):
             if deadline == NEVER:  # those that are there to stay need not go and come
                 more = [data for data in more if content.deadlines.get(data) != NEVER]
             plans.append(content.plan(fewer, dict.fromkeys(more, deadline), now))
-        begun: list[_Table] = []
+        begun: list[Table] = []
         try:
-            self._send_to_all(plans, now, begun)
+            self._copies.send(plans, now, begun)
             for plan in plans:
                 plan.make()
         except BaseException:
-            self._restore(begun, now)
+            self._copies.restore(begun, now)
             raise
-        for table in self._tables:
+        for table in self._copies.tables:
             table.is_stale = False
         for content in self._contents:
             content.tidy(now)
@@ -334,85 +308,6 @@ class Set(at_fork.AtFork):
         count = len(there.union(add))
         if count > size and count > len(there):
             raise ArgumentError(f"the set would have {count} elements, and its size is {size}")
-
-    def _send_to_all(self, plans: list[Change], now: float, begun: list[_Table]) -> None:
-        for table in self._tables:
-            was_stale, table.is_stale = table.is_stale, True
-            begun.append(table)
-            try:
-                self._send_to(table, plans, now, was_stale)
-            except ClosedError:  # of the socket, with which the table went
-                self.detach(table.sock)
-            except AckTimeoutError:
-                raise
-            except KernelError:  # which refused all of it
-                table.is_stale = was_stale
-                raise
-
-    def _send_to(self, table: _Table, plans: list[Change], now: float, was_stale: bool) -> None:
-        if not was_stale:
-            try:
-                self._commit(table, self._messages(table, plans, now))
-                return
-            except KernelError as error:
-                if error.errno not in _OTHER_MOMENT:
-                    raise
-        self._rewrite(table, plans, now)
-
-    def _restore(self, begun: list[_Table], now: float) -> None:
-        """Write the copies anew that a failed or interrupted change may have changed."""
-        for table in begun:
-            if table.is_stale:
-                try:
-                    self._rewrite(table, (), now)
-                except (KernelError, ClosedError):
-                    continue  # the next change will
-                table.is_stale = False
-
-    def _messages(self, table: _Table, plans: list[Change], now: float) -> Iterator[Message]:
-        for family in table.families:
-            for kernel_set, plan in zip(self.kernel_sets, plans):
-                yield from kernel_set.removal(family, table.name, plan.gone)
-                yield from kernel_set.addition(family, table.name, plan.come, now)
-
-    def _rewrite(self, table: _Table, plans: Sequence[Change], now: float) -> None:
-        """Replace a copy, whatever it has, by the elements as they are here, or will be after some changes."""
-        messages: list[Message] = []
-        for family in table.families:
-            for kernel_set, segments in zip(self.kernel_sets, self._whole(now, plans)):
-                messages.append(kernel_set.clearing(family, table.name))
-                messages += kernel_set.addition(family, table.name, segments.items(), now)
-        try:
-            self._commit(table, messages)
-        except KernelError as error:
-            if error.errno == errno.ENOENT:
-                raise KernelError(error.operation, errno.ENOENT, message=error.message, hint=_GONE) from None
-            raise
-
-    def _whole(self, now: float, plans: Sequence[Change] = ()) -> Iterator[dict[bytes, float]]:
-        """Yield the segments of each of the kernel's sets and when they expire, also after changes not made yet."""
-        for place, content in enumerate(self._contents):
-            there = {segment: content.deadlines[element] for segment, element in content.segments(now).items()}
-            for plan in plans[place : place + 1]:
-                for segment in plan.gone:
-                    there.pop(segment, None)
-                there.update(plan.come)
-            yield there
-
-    def _commit(self, table: _Table, messages: Iterable[Message]) -> None:
-        messages = list(messages)
-        if messages:
-            _nftables.commit(table.sock, messages, f"changing a set of the kind {self.kind!r}")
-
-    def _listed(self, now: float) -> Iterator[tuple[dict[bytes, bytes], bytes]]:
-        """Yield the elements by their keys in the kernel, and data for `read_counts`."""
-        for kernel_set, content in zip(self.kernel_sets, self._contents):
-            size = kernel_set.part.size
-            elements = {segment[:size]: element for segment, element in content.segments(now).items()}
-            for table in self._tables:
-                for family in table.families:
-                    for data in kernel_set.listing(table.sock, family, table.name):
-                        yield elements, data
 
     # --- without the lock
 
