@@ -135,10 +135,11 @@ SAMPLES: dict[str, Sample] = {
         meaning=[
             ({"dscp": ["cs0", 5]}, ["ip dscp 0", "ip6 dscp 0", "ip dscp 5", "ip6 dscp 5"]),
             ({"dscp": "6-63"}, ["ip dscp >= 6", "ip6 dscp >= 6"]),
+            ({"dscp": ["0-4", "5-6"]}, ["ip dscp <= 6", "ip6 dscp <= 6"]),
             ({"not_dscp": [0, "5-6"]}, ["ip dscp != { 0, 5, 6 }", "ip6 dscp != { 0, 5, 6 }"]),
             ({"not_dscp": 7}, ["ip dscp != 7", "ip6 dscp != 7"]),
         ],
-        values=["ef", 10, 0],
+        values=["ef", 10, 0, 1],
     ),
     "mark": Sample(
         wrong=("0x7", "an integer, a pair of value and mask, or a list of such, not str"),

@@ -79,7 +79,9 @@ class Compared(Criterion):
         if not condition.negated:
             return condition.versions
         whole = {version: Span(0, self.field(version).greatest) for version in (4, 6)}
-        return {version for version, span in whole.items() if not are_covered([span], condition.of(version))}
+        return {
+            version for version, span in whole.items() if not are_covered([span], joined(condition.of(version), True))
+        }
 
     def differs_by_version(self, condition: Condition) -> bool:
         return bool(condition.named)

@@ -232,6 +232,7 @@ class Number(Listed):
         self.names_version = not isinstance(fields, Field)
         self._names = names
         self._iptables_max, self._iptables_ranges = iptables_max, iptables_ranges
+        self.merge_adjacent = iptables_ranges  # otherwise iptables would have no words for a list of neighbours
         self.syntax = f'{what}, a range or text like "0-{self.field(None).greatest if names else 100}"'
 
     def field(self, version: int | None) -> Field:
