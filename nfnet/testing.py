@@ -355,10 +355,9 @@ class FedQueue:
 
     @property
     def injected(self) -> list[bytes]:
-        """What `Packet.answer`, `Packet.reset`, `Packet.reject` and `nfnet.inject` were to send, in order, from the IP
-        header on.
+        """The packets of `Packet.answer`, `Packet.reset`, `Packet.reject` and `nfnet.inject`, from the IP header on.
 
-        Nothing of it is: from opening to closing, `nfnet.inject` of the whole process ends here.
+        None is sent: from opening to closing, `nfnet.inject` of the whole process ends here.
         """
         return self.kernel.injected
 

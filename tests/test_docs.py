@@ -61,7 +61,17 @@ NOT_RUN = {"docs/tutorial.md": 1}
 SHELL = ("console", "sh")
 LANGUAGES = ("python", "pycon", *SHELL, "text", "ini", "dockerfile", "json")
 # What MyST makes of a block, which holds no code.
-DIRECTIVES = ("toctree", "eval-rst", "nfnet-help", "nfnet-criteria", "include", "figure", "note", "image")
+DIRECTIVES = (
+    "toctree",
+    "eval-rst",
+    "nfnet-help",
+    "nfnet-criteria",
+    "nfnet-hooks",
+    "include",
+    "figure",
+    "note",
+    "image",
+)
 
 
 class Block(NamedTuple):

@@ -184,7 +184,7 @@ def test_stats_and_doctor(hostile_process: int, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_names_of_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = rules.LeftRule("inet", f"nfnet-1-{NASTY}", 1, False)
+    row = rules.InstalledRule("inet", f"nfnet-1-{NASTY}", 1, False)
     monkeypatch.setattr("nfnet.rules.installed", lambda _: [row])
     assert is_harmless(screen("rules", "list")[1])
 

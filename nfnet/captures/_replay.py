@@ -97,9 +97,9 @@ class Replay(Transport, at_fork.AtFork):
     recorded: dict[int, GivenVerdict]
     """What the recording says was decided. A verdict that was cut short is not in it."""
     injected: list[bytes]
-    """What `Packet.answer`, `Packet.reset`, `Packet.reject` and `nfnet.inject` were to send, from the IP header on.
+    """The packets of `Packet.answer`, `Packet.reset`, `Packet.reject` and `nfnet.inject`, from the IP header on.
 
-    Nothing of it is: while the replay is open, `nfnet.inject` of the whole process ends here.
+    None is sent: while the replay is open, `nfnet.inject` of the whole process ends here.
     """
     skipped: dict[int, int]
     """How many records of other link types were skipped so far, by link type (``LINKTYPE_*``)."""

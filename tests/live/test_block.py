@@ -177,7 +177,7 @@ def test_nothing_is_left_of_one_that_is_killed(net: Net) -> None:
 
 def test_in_another_namespace_two_do_not_mix_up_what_they_stop(net: Net) -> None:
     with block(net, "--port", "7000") as one, block(net, "--port", "7001") as other:
-        assert wait_for(lambda: len({row.name for row in rules.installed(net.hosts["router"])}) == 2)
+        assert wait_for(lambda: len({row.table for row in rules.installed(net.hosts["router"])}) == 2)
         assert not passes(net, "client", "server", V4, 7000)
         _, errors = finish(other)
         assert errors.splitlines()[-1] == "stopped 0 packets, 0 bytes"
