@@ -43,7 +43,7 @@ class _Queue(Queue):
         else:
             super()._leave_undecided(binding, packet)
 
-    def collect(self, may_wait: Callable[[], bool]) -> None:
+    def send_together(self, may_wait: Callable[[], bool]) -> None:
         """Let verdicts on pending packets leave together, while ``may_wait`` says so."""
         self._bound().ledger.may_wait = may_wait
 
@@ -52,7 +52,7 @@ class _Queue(Queue):
         self.in_tasks = self._bound()
         return self.in_tasks
 
-    async def decide(
+    async def let_decide(
         self, handler: Callable[[Packet], Any], packet: Packet, binding: QueueBinding, session: Session
     ) -> None:
         """Let an async handler decide a packet; what it leaves undecided is for the policy."""
@@ -61,7 +61,7 @@ class _Queue(Queue):
         except (Exception, asyncio.CancelledError) as error:
             if session.cancelling:
                 raise
-            if binding.finished and isinstance(error, (ClosedError, AlreadyDecidedError)):
+            if binding.close_began and isinstance(error, (ClosedError, AlreadyDecidedError)):
                 return  # closed while the handler was at work
             if self._on_error == "raise":
                 raise
@@ -91,7 +91,7 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
     async def open(self) -> None:
         """Bind. Raises as `Queue.open`."""
         await super().open()
-        self._reader.collect(self._flush_soon)
+        self._reader.send_together(self._flush_soon)
 
     async def run(self, handler: AsyncHandler | Handler, concurrency: int = 100) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
@@ -135,7 +135,7 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
                         packets = self._waiting()
                         try:
                             for packet in packets:
-                                task = _start(loop, self._reader.decide(handler, packet, binding, session))
+                                task = _start(loop, self._reader.let_decide(handler, packet, binding, session))
                                 tasks[task] = packet
                                 if task.done():
                                     ended(task)

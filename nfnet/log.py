@@ -12,8 +12,8 @@ from typing import Literal, TypedDict, TypeVar
 from construct import Int16ub
 
 from ._arguments import check, check_choice, check_result, shown
-from ._core.bind import Request, asked_for, one_by_one
 from ._core.binding import Binding
+from ._core.flags import Request, flags_of, optional_requests
 from ._core.message import FAMILY, Fed, Message
 from ._core.reader import Reader
 from ._io.netlink_socket import MAX_DATAGRAM
@@ -314,7 +314,7 @@ class Log(Reader[LogBinding, LogMessage]):
         check_choice("on_overrun", on_overrun, ("count", "raise", "ignore"))
         self._on_overrun = on_overrun
         wanted = {"sequence": sequence, "global_sequence": global_sequence, "conntrack": conntrack}
-        self._flags = LogFlag(asked_for(nfulnl.FLAG_OPTIONS, wanted))
+        self._flags = LogFlag(flags_of(nfulnl.FLAG_OPTIONS, wanted))
         super().__init__(
             "log group",
             self.group,
@@ -351,7 +351,7 @@ class Log(Reader[LogBinding, LogMessage]):
         return nfulnl.config(self.group, command=Command.UNBIND)
 
     def _flag_requests(self) -> Iterator[tuple[str, Request]]:
-        return one_by_one(nfulnl.FLAG_OPTIONS, self._flags, partial(nfulnl.config, self.group))
+        return optional_requests(nfulnl.FLAG_OPTIONS, self._flags, partial(nfulnl.config, self.group))
 
     def _status(self) -> LogStatus | None:
         return find_log(self.group, self._netns)

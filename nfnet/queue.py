@@ -16,12 +16,12 @@ from typing import ClassVar, Literal, TypedDict
 
 from . import inet
 from ._arguments import check, check_choice, check_flag, check_result, wrong_type
-from ._core.bind import Request, asked_for, one_by_one
 from ._core.binding import Binding
 from ._core.connections import Connections
+from ._core.flags import Request, flags_of, optional_requests
 from ._core.flusher import Flusher
 from ._core.ledger import Ledger
-from ._core.reader import MOST_ALONE, Reader
+from ._core.reader import MOST_LONE, Reader
 from ._io.moves import END
 from ._io.native import new_socket
 from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP
@@ -36,7 +36,7 @@ from .protocol.nfqnl import PACKET_ID, SUBSYSTEM_BYTE, Command, CopyMode, QueueF
 from .stats import QueueCounters, QueueStats, QueueStatus, find_queue
 
 _QUEUE_SUBSYSTEM = int(Subsystem.QUEUE)
-_FEW = 4  # packets
+_FEW_PACKETS = 4  # packets
 # On newer kernels (6.12.117, 6.18) a queue holds no more, whatever `max_len` says, and what comes then is dropped after
 # it got an id. What comes when `max_len` wait gets none, and leaves no gap.
 _MOST_WAITING = 65536
@@ -105,7 +105,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         self._flusher = Flusher(self.ledger)
         self._plain = transport.trusted  # and not shared: then packets are what they seem
         self._last: bytes | None = None  # the last packet that came alone: its id is still to be counted
-        self._alone = 0  # packets that came alone since the last look for lost ones
+        self._lone_since_look = 0  # packets that came alone since the last look for lost ones
         self._issued = 0  # how many ids the kernel gave, up to the last one seen
         self._refused: dict[int, int] = {}
         self._stamping = weakref.finalize(self, os.close, _stamping_socket()) if timestamps else None
@@ -116,18 +116,18 @@ class QueueBinding(Binding[Packet, QueueStatus]):
 
     def flush(self, *, slow: bool) -> None:
         self.ledger.flush()
-        waiting = length_hint(self.ready)
-        if slow and waiting:
-            self.ledger.decide_each(self.ledger.at_hand[-waiting:])
+        undelivered = length_hint(self.ready)
+        if slow and undelivered:
+            self.ledger.send_each_at_once(self.ledger.at_hand[-undelivered:])
 
-    def settle(self, waiting: int = 0) -> None:
+    def settle(self, undelivered: int = 0) -> None:
         ledger = self.ledger
         if ledger.lone is not None:
             ledger.take_lone()
         if ledger.at_hand or ledger.decided or ledger.pending:
-            ledger.settle(waiting)
-        self._alone += 1
-        if self._last is None or self._alone > MOST_ALONE:
+            ledger.settle(undelivered)
+        self._lone_since_look += 1
+        if self._last is None or self._lone_since_look > MOST_LONE:
             self._account()
         if self.loss.untold:
             self.tell_loss()
@@ -160,9 +160,9 @@ class QueueBinding(Binding[Packet, QueueStatus]):
     def _each(self, datagrams: Iterator[bytes]) -> Iterator[Packet]:
         # As `_make_ready`, without a call for each packet.
         ledger, packet_type, origin, plain = self.ledger, self._packet_type, self.origin, self._plain
-        decide_lone = ledger.decide_lone
-        for self.incoming in datagrams:
-            raw = self.incoming
+        send_lone = ledger.send_lone
+        for self.arrival in datagrams:
+            raw = self.arrival
             if raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM or not plain or ledger.lone is not None:
                 self._take_incoming()
                 if not length_hint(self.ready):
@@ -173,8 +173,8 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             packet.raw = raw
             packet._origin = origin
             packet._decision = packet._layout = None
-            packet._decide = decide_lone
-            self.incoming, self._last, ledger.lone = None, raw, packet  # one statement
+            packet._on_decided = send_lone
+            self.arrival, self._last, ledger.lone = None, raw, packet  # one statement
             yield packet
 
     def _make_ready(self) -> None:
@@ -184,21 +184,21 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         ledger = self.ledger
         packet_type, origin = self._packet_type, self.origin
         untrusted = not self.transport.trusted
-        waiting = length_hint(self.ready)
+        undelivered = length_hint(self.ready)
         if ledger.lone is not None:
-            self.settle(waiting)
-        ready = ledger.at_hand[-waiting:] if waiting else []
+            self.settle(undelivered)
+        ready = ledger.at_hand[-undelivered:] if undelivered else []
         new: list[Packet] = []
         problem: NfnetError | None = None
         refused: list[int] = []
-        collect: Callable[[Packet], None]
-        if alone := len(received) == 1 and self._plain and not waiting and not ledger.at_hand:
-            collect = ledger.decide_lone
+        on_decided: Callable[[Packet], None]
+        if lone := len(received) == 1 and self._plain and not undelivered and not ledger.at_hand:
+            on_decided = ledger.send_lone
         # A few verdicts are not worth the wait for each other.
-        elif len(received) > _FEW and self._flusher.watch():
-            collect = ledger.decided.append
+        elif len(received) > _FEW_PACKETS and self._flusher.watch():
+            on_decided = ledger.decided.append
         else:
-            collect = ledger.decide_now
+            on_decided = ledger.send_now
         for raw in received:
             if untrusted or raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM:
                 try:
@@ -212,15 +212,15 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             packet.raw = raw
             packet._origin = origin
             packet._decision = packet._layout = None
-            packet._decide = collect
+            packet._on_decided = on_decided
             new.append(packet)
         nothing: list[bytes] = []
         iterator = iter(ready + new)
-        if alone and new:
+        if lone and new:
             self.received, self.ready, ledger.lone, self._last = nothing, iterator, packet, packet.raw  # one statement
             return
         if new:
-            new[-1]._decide = ledger.decide_now  # nothing waits behind it: why should its verdict?
+            new[-1]._on_decided = ledger.send_now  # nothing waits behind it: why should its verdict?
         self.received, self.ready, ledger.at_hand[END:] = nothing, iterator, new  # one statement
         for error_number in refused:
             self._refused[error_number] = self._refused.get(error_number, 0) + 1
@@ -258,10 +258,10 @@ class QueueBinding(Binding[Packet, QueueStatus]):
 
     def _account(self) -> None:
         """Count the ids that never came."""
-        last, self._last, self._alone = self._last, None, 0
+        last, self._last, self._lone_since_look = self._last, None, 0
         if last is not None:
             self._issue(last)
-        lost = self._issued - self.ledger.received()
+        lost = self._issued - self.ledger.count_received()
         if lost > self.loss.total:
             self.count_lost(lost - self.loss.total)
 
@@ -288,10 +288,10 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         return f"{self._buffer()} was full, or the queue, which holds {_MOST_WAITING} packets on newer kernels"
 
     def taken(self) -> int:
-        return self.ledger.received() - length_hint(self.ready)
+        return self.ledger.count_received() - length_hint(self.ready)
 
-    def waiting(self) -> int:
-        return self.ledger.received() - sum(self.ledger.counts().values())
+    def count_waiting(self) -> int:
+        return self.ledger.count_received() - sum(self.ledger.counts().values())
 
     def pending(self) -> list[Packet]:
         """The packets that went to a handler and have no verdict, oldest first."""
@@ -304,7 +304,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         """What happened so far."""
         self._account()
         counts = self.ledger.counts()
-        received = self.ledger.received()
+        received = self.ledger.count_received()
         return QueueCounters(
             received=received,
             accepted=counts[Verdict.ACCEPT] + counts[Verdict.STOP],
@@ -385,7 +385,7 @@ class Queue(Reader[QueueBinding, Packet]):
         check_choice("undecided", undecided, ("pending", "accept", "drop"))
         check_choice("on_error", on_error, ("raise", "accept", "drop"))
         wanted = {"fail_open": fail_open, "gso": gso, "conntrack": conntrack, "uid_gid": uid_gid, "secctx": secctx}
-        self._flags = QueueFlag(asked_for(nfqnl.FLAG_OPTIONS, wanted))
+        self._flags = QueueFlag(flags_of(nfqnl.FLAG_OPTIONS, wanted))
         self._on_overrun = on_overrun
         self._undecided = undecided
         self._on_error = on_error
@@ -437,7 +437,7 @@ class Queue(Reader[QueueBinding, Packet]):
         return nfqnl.config(self.num, command=Command.UNBIND)
 
     def _flag_requests(self) -> Iterator[tuple[str, Request]]:
-        return one_by_one(nfqnl.FLAG_OPTIONS, self._flags, partial(nfqnl.config, self.num))
+        return optional_requests(nfqnl.FLAG_OPTIONS, self._flags, partial(nfqnl.config, self.num))
 
     def _status(self) -> QueueStatus | None:
         return find_queue(self.num, self._netns)
@@ -450,7 +450,7 @@ class Queue(Reader[QueueBinding, Packet]):
         """
         return nfqnl.config(self.num, flags=QueueFlag.FAIL_OPEN) + nfqnl.config(self.num, max_len=0)
 
-    def _finish(self, binding: QueueBinding) -> None:
+    def _before_unbinding(self, binding: QueueBinding) -> None:
         ledger = binding.ledger
         if self._undecided == "accept":
             # What came between the last verdict and the end of the binding would be dropped. No answer is asked for,
@@ -490,7 +490,7 @@ class Queue(Reader[QueueBinding, Packet]):
             try:
                 result = handler(packet)
             except Exception as error:
-                if binding.finished and isinstance(error, (ClosedError, AlreadyDecidedError)):
+                if binding.close_began and isinstance(error, (ClosedError, AlreadyDecidedError)):
                     return  # closed by another thread while the handler was deciding: that ends the loop
                 if self._on_error == "raise":
                     raise

@@ -43,18 +43,18 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
         self.origin = Origin(transport.interface_name, Processes(transport.open_netns), transport)
         self.loss = Loss(warn=on_overrun == "count")
         self.overruns = 0
-        self.incoming: bytes | None = None
+        self.arrival: bytes | None = None
         """A datagram that came while the loop waited for one."""
         self.received: list[bytes] = []
         """Datagrams that were taken from the transport."""
         self.ready: Iterator[T] = iter(())
         """What was made of them, for the handler; one iterator for all loops."""
         self.reading = False  # by a loop
-        self.closing = RLock()
-        self.finishing = False  # `Reader.close` is at work
-        self.finished = False  # it has begun: no more is handed out
+        self.close_lock = RLock()
+        self.close_running = False  # `Reader.close` is at work
+        self.close_began = False  # it has begun: no more is handed out
         self.closed = False
-        self.ended = False  # no more will come: the end of a recording
+        self.exhausted = False  # no more will come: the end of a recording
         self.recorder: Recorder | None = None
         self.owns_recorder = False
         self.malformed = 0
@@ -71,8 +71,8 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
         self.shared = True
 
     def after_fork(self) -> None:
-        self.reading = self.finishing = False
-        self.closing = RLock()
+        self.reading = self.close_running = False
+        self.close_lock = RLock()
 
     def is_ours(self) -> bool:
         """Whether this process may use it: the one that bound it, and where children inherit the socket any."""
@@ -83,8 +83,8 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
 
     def receive(self, limit: int | None = None) -> None:
         """Take datagrams from the transport without waiting, and make `ready` of them."""
-        if self.incoming is not None:  # an exception came when it had been taken
-            self.received[END:], self.incoming = (self.incoming,), None  # one statement
+        if self.arrival is not None:  # an exception came when it had been taken
+            self.received[END:], self.arrival = (self.arrival,), None  # one statement
         more = True
         try:
             # Not on top of what an exception left there: signals that come faster than so many can be made ready would
@@ -102,7 +102,7 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             self.malformed += 1
             raise
         finally:
-            self.ended = not more  # before one of the datagrams turns out to be damaged
+            self.exhausted = not more  # before one of the datagrams turns out to be damaged
             self._make_ready()
 
     def each(self, datagrams: Iterator[bytes]) -> Iterator[T]:
@@ -118,7 +118,7 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             self.transport.explain(error)
 
     def _each(self, datagrams: Iterator[bytes]) -> Iterator[T]:
-        for self.incoming in datagrams:
+        for self.arrival in datagrams:
             self._take_incoming()
             if not length_hint(self.ready):
                 return
@@ -126,7 +126,7 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
 
     def _take_incoming(self) -> None:
         """Make `ready` of a datagram that came while the loop waited for one."""
-        self.received[END:], self.incoming = (self.incoming,), None  # type: ignore[assignment]  # one statement
+        self.received[END:], self.arrival = (self.arrival,), None  # type: ignore[assignment]  # one statement
         self._make_ready()
 
     @abstractmethod
@@ -143,7 +143,7 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
         slow: whether a single call took so long that it is not worth while to collect.
         """
 
-    def settle(self, waiting: int = 0) -> None:
+    def settle(self, undelivered: int = 0) -> None:
         """All of `ready` is through, or the loop ends with the last ``waiting`` still to come."""
         if self.loss.untold:
             self.tell_loss()
@@ -198,6 +198,6 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
                 if self.owns_recorder:
                     self.recorder.close()
 
-    def waiting(self) -> int:
+    def count_waiting(self) -> int:
         """How many wait for the handler; those of a queue also for its verdict."""
         return length_hint(self.ready)

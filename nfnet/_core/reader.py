@@ -22,13 +22,14 @@ from ..captures._recorder import Recorder, current
 from ..errors import ArgumentError, BusyReadingError, ClosedError, NfnetError
 from ..netns import Netns, call_in, check_netns
 from ..stats import LogStatus, QueueStatus, is_ours, process
-from .bind import Request, bind
+from .bind_request import bind
 from .binding import Binding
+from .flags import Request
 
 # A verdict waits for others no longer than this, in seconds, and the time of at most so many calls of the handler.
 _MAX_DELAY = 0.001
 _MAX_PORTION = 16
-MOST_ALONE = 256  # packets, until the next look whether several wait, which costs as much as a packet
+MOST_LONE = 256  # packets, until the next look whether several wait, which costs as much as a packet
 
 _PAUSE: Iterator[Any] = iter(())
 
@@ -94,7 +95,7 @@ class Reader(ABC, Generic[B, T]):
     _remedy: str
     """What to do with an async handler."""
 
-    def _finish(self, binding: B) -> None:
+    def _before_unbinding(self, binding: B) -> None:
         """What is to be done before the binding goes."""
 
     @abstractmethod
@@ -106,7 +107,7 @@ class Reader(ABC, Generic[B, T]):
 
     def __repr__(self) -> str:
         binding = self._binding
-        state = "closed" if binding is None else f"open, {binding.waiting()} waiting"
+        state = "closed" if binding is None else f"open, {binding.count_waiting()} waiting"
         return f"<{type(self).__name__} {self._resource}: {state}>"
 
     # --- opening and closing
@@ -190,29 +191,29 @@ class Reader(ABC, Generic[B, T]):
         if binding is None:
             return
         if not binding.is_ours():  # a forked child must not touch what its parent goes on using
-            self._let_go(binding)
+            self._release(binding)
             return
-        with binding.closing:  # two threads may be about it: the socket stays until the first one is through
-            if self._binding is not binding or binding.finishing:
+        with binding.close_lock:  # two threads may be about it: the socket stays until the first one is through
+            if self._binding is not binding or binding.close_running:
                 return  # the other one is through; or this is a signal handler, and the thread will go on with it
-            binding.finishing = True
+            binding.close_running = True
             try:
-                binding.finished = True
+                binding.close_began = True
                 self.stop()
                 try:
                     binding.sum_up()
-                    self._finish(binding)
+                    self._before_unbinding(binding)
                 finally:
                     # Closing the socket unbinds too, unless a program started without close-on-exec has it as well.
                     with suppress(NfnetError):
                         binding.transport.send(self._unbind_request())
             finally:
                 try:
-                    self._let_go(binding)
+                    self._release(binding)
                 finally:
-                    binding.finishing = False
+                    binding.close_running = False
 
-    def _let_go(self, binding: B) -> None:
+    def _release(self, binding: B) -> None:
         try:
             binding.release()
         except BaseException:  # Ctrl-C, perhaps before it did anything: twice does no harm
@@ -292,7 +293,7 @@ class Reader(ABC, Generic[B, T]):
         return binding.taken() - before
 
     def _portions(
-        self, binding: B, block: bool, *, alone: bool = False, pause: bool = False
+        self, binding: B, block: bool, *, lone: bool = False, pause: bool = False
     ) -> Generator[Iterator[T], None, None]:
         """The loop, in portions between which verdicts may leave.
 
@@ -303,7 +304,7 @@ class Reader(ABC, Generic[B, T]):
         one for its verdict. Now and then the loop looks whether more wait, and if so, takes many at a time.
 
         block: whether to wait for more when all that waits was handed out.
-        alone: only the next datagram, which has arrived.
+        lone: only the next datagram, which has arrived.
         pause: give `_PAUSE` when all that waits was handed out, and go on with what has been received meanwhile.
         """
         self._check_reading(binding)
@@ -312,7 +313,7 @@ class Reader(ABC, Generic[B, T]):
         looks = 1  # every so many packets
         try:
             binding.begin()
-            if alone and not length_hint(binding.ready):
+            if lone and not length_hint(binding.ready):
                 assert transport.arrived is not None
                 yield binding.each(islice(transport.arrived, 1))
                 return
@@ -337,7 +338,7 @@ class Reader(ABC, Generic[B, T]):
                     binding.settle()
                 elif binding.loss.untold:
                     binding.tell_loss()
-                if binding.ended:
+                if binding.exhausted:
                     return
                 if pause:
                     yield _PAUSE
@@ -349,18 +350,18 @@ class Reader(ABC, Generic[B, T]):
                     if not found:
                         self._wait(binding)
                 else:
-                    transport.waiting = True  # before the look at `_stopping`: who sets that wakes who waits
+                    transport.blocked = True  # before the look at `_stopping`: who sets that wakes who waits
                     if self._stopping:
                         return
                     yield binding.each(islice(transport.incoming, looks))
-                    transport.waiting = False
-                    looks = min(2 * looks, MOST_ALONE)
+                    transport.blocked = False
+                    looks = min(2 * looks, MOST_LONE)
                 del found  # no condition at the end of a loop: see `locks`
         finally:
             try:
                 transport.stop_waiting()
                 if not binding.closed:
-                    binding.settle(waiting=length_hint(binding.ready))
+                    binding.settle(undelivered=length_hint(binding.ready))
             finally:
                 self._stopping = binding.reading = False
                 if self._poller is not None:

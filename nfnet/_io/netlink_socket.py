@@ -69,7 +69,7 @@ _SNDBUF = 1 << 18  # room for a datagram of verdicts with a 64 KiB packet in it
 _SNDBUF_OVERHEAD = 32  # netlink_sendmsg keeps so much of it for itself
 # A signal that arrives after Python has last looked for one, and before it calls recv, does not end that: its handler
 # would have to wait for the next packet. So no wait is longer than a second.
-_LONGEST_WAIT = struct.pack("@ll", 1, 0)  # struct timeval
+_RECEIVE_TIMEOUT = struct.pack("@ll", 1, 0)  # struct timeval
 _ACK_TIMEOUT = 5.0  # seconds; the kernel answers at once, unless the receive buffer had no room for the answer
 
 
@@ -178,7 +178,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             with contextlib.suppress(OSError):  # before Linux 4.3 and 4.12: answers are longer or say less
                 sock.setsockopt(SOL_NETLINK, option, 1)
         if not self.inherit:  # those who share it would see that, too
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _LONGEST_WAIT)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _RECEIVE_TIMEOUT)
         self._set_buffer(_SNDBUF, SO_SNDBUFFORCE, socket.SO_SNDBUF)
         if rcvbuf:
             self._set_buffer(rcvbuf, SO_RCVBUFFORCE, socket.SO_RCVBUF)
@@ -284,7 +284,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         return self._arrived
 
     def stop_waiting(self) -> None:
-        self.waiting = False
+        self.blocked = False
         if self._closed:
             self._socket.close()
 
@@ -394,7 +394,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     def close(self) -> None:
         self._closed = True
         self._raw.close()
-        if not self.waiting:  # else the loop closes it: until then its number must not become another file's
+        if not self.blocked:  # else the loop closes it: until then its number must not become another file's
             with self._reading:
                 self._socket.close()
 

@@ -63,7 +63,7 @@ class Transport(ABC):
     port_id: int | None = None
     """The netlink port by which the kernel knows the socket; None without a socket."""
 
-    waiting: bool = False
+    blocked: bool = False
     """Whether a loop takes from `incoming`: then `wake` has somebody to wake."""
 
     recordable: bool = False
@@ -94,7 +94,7 @@ class Transport(ABC):
         """Gives one datagram after the other, and waits for each: C code, in which none is lost.
 
         None if the transport cannot wait: then queues and logs wait until `fileno` is readable, and call `receive`. Its
-        OSErrors are for `explain`. Who waits sets `waiting` before, and calls `stop_waiting` in the end.
+        OSErrors are for `explain`. Who waits sets `blocked` before, and calls `stop_waiting` in the end.
         """
         return None
 
@@ -110,12 +110,12 @@ class Transport(ABC):
 
     def wake(self) -> None:
         """End the wait for `incoming`, in another thread or below this signal handler, if there is one."""
-        if self.waiting:
+        if self.blocked:
             self.nudge()
 
     def stop_waiting(self) -> None:
         """The loop takes no more from `incoming`."""
-        self.waiting = False
+        self.blocked = False
 
     def explain(self, error: OSError) -> None:
         """Raise the `NfnetError` for an error of `incoming` or `arrived`; return if there was only nothing to take."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _thread
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +15,7 @@ from .._arguments import check_flag
 from .._injection import divert, restore
 from .._io import at_fork
 from .._io.locks import RLock
+from .._io.moves import END
 from .._io.poller import Poller
 from .._io.transport import Recorded, Transport
 from ..errors import CaptureError, ClosedError, DecodeError
@@ -25,7 +25,6 @@ from ..protocol.nfqnl import NFQA, QUEUE_BYPASS, Command, Verdict
 from . import _records
 from ._pcap import Record, scan
 
-_END = sys.maxsize  # ``list[_END:] = more`` appends
 _PAUSE = 1000  # records of others, after which `receive` returns, so that the loop may be stopped
 
 
@@ -175,7 +174,7 @@ class Replay(Transport, at_fork.AtFork):
                     if self._realtime and time_ns is not None and not self._due(time_ns):
                         return True
                     left = None if problem is None else _Found(None, [], problem)
-                    into[_END:], self._next = datagrams, left  # one statement, so that none is lost or there twice
+                    into[END:], self._next = datagrams, left  # one statement, so that none is lost or there twice
                     limit -= len(datagrams)
                 return not self._ended
             except ValueError:  # in a signal handler the file was closed as it was being read
@@ -187,7 +186,7 @@ class Replay(Transport, at_fork.AtFork):
     def send(self, datagram: bytes) -> None:
         self._check_open()
         if self._keep_verdicts:
-            self._collect(datagram, self.verdicts, self._waiting)
+            self._note_verdicts(datagram, self.verdicts, self._waiting)
         self._tell(True, [datagram])
 
     def _tell(self, outgoing: bool, datagrams: list[bytes]) -> None:
@@ -314,7 +313,7 @@ class Replay(Transport, at_fork.AtFork):
                     datagrams.append(message)
                 elif self._keep_verdicts:
                     try:
-                        self._collect(message, self.recorded, self._recorded_waiting)
+                        self._note_verdicts(message, self.recorded, self._recorded_waiting)
                     except DecodeError as error:
                         problem = problem or _records.located(item, error, start)
                 if kind == nfqnl.MSG_PACKET:
@@ -368,7 +367,7 @@ class Replay(Transport, at_fork.AtFork):
         self._waiter.wake()
         self._empty = False
 
-    def _collect(self, datagram: bytes, verdicts: dict[int, GivenVerdict], waiting: dict[int, None]) -> None:
+    def _note_verdicts(self, datagram: bytes, verdicts: dict[int, GivenVerdict], waiting: dict[int, None]) -> None:
         bits = self.bits
         for _, message in netlink.split_messages(datagram):
             kind = netlink.read_length_and_type(message)[1]
