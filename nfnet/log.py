@@ -11,13 +11,14 @@ from typing import Literal, TypedDict, TypeVar
 
 from construct import Int16ub
 
+from ._annotated import Annotated
 from ._arguments import check, check_choice, check_result, shown
 from ._core.binding import Binding
 from ._core.flags import Request, flags_of, optional_requests
-from ._core.message import FAMILY, Fed, Message
+from ._core.message import FAMILY, Message
 from ._core.reader import Reader
 from ._io.netlink_socket import MAX_DATAGRAM
-from ._io.transport import Recorded, Transport
+from ._io.transport import Transport
 from ._printable import printable
 from .errors import ArgumentError, DecodeError
 from .netns import Netns
@@ -179,7 +180,6 @@ class LogBinding(Binding[LogMessage, LogStatus]):
         new = list(copy(self.ready))  # a copy: until the statement at the end nothing is taken
         before = len(new)
         problem: DecodeError | None = None
-        untrusted = not self.transport.trusted
         for datagram in self.received:
             start = len(new)
             try:
@@ -187,12 +187,9 @@ class LogBinding(Binding[LogMessage, LogStatus]):
             except DecodeError as error:  # what came before it in the datagram is good, and what comes after it too
                 self.malformed += 1
                 problem = problem or error
-            if untrusted and isinstance(datagram, Recorded):
+            if isinstance(datagram, Annotated):
                 for message in new[start:]:
-                    message.raw = Recorded(message.raw, datagram.time_ns)
-            if isinstance(datagram, Fed):
-                for message in new[start:]:
-                    message.raw = Fed(message.raw, datagram.process)
+                    message.raw = datagram.part(message.raw)
             if self._sequence and len(new) > start:
                 try:
                     self._check_sequence(new, start)
@@ -391,10 +388,7 @@ class Log(Reader[LogBinding, LogMessage]):
 
     def stats(self) -> LogStats:
         """The counters, and what the kernel says of this group and its socket; see `Queue.stats`."""
-        binding = self._binding
-        if binding is None:
-            return LogStats(self.counters, None, None)
-        return LogStats(self.counters, binding.status(), binding.transport.socket_status())
+        return LogStats(self.counters, *self._kernel_stats())
 
 
 def _centiseconds(timeout: float) -> int:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 from . import inet
 from ._arguments import check, check_flag, wrong_type
 from ._core.batching import ACCEPT, DROP, Decision, changing_decision, decision
-from ._core.message import FAMILY, Message, Vlan
+from ._core.message import FAMILY, IP_VERSION_OF, Message, Vlan
 from ._io.raw_socket import INJECTED_MARK
 from .errors import AlreadyDecidedError, ArgumentError, ClosedError
 from .inet import _answers, _scapy
@@ -36,7 +36,6 @@ from .protocol.nfqnl import (
 
 _LABELS_SIZE = 16
 _MARK_SIZE = 8  # NFQA_MARK, with its header
-_VERSION: dict[int, int] = {Family.IPV4: 4, Family.IPV6: 6}
 _OUTGOING = (Hook.FORWARD, Hook.OUTPUT, Hook.POSTROUTING)  # behind which super-packets are cut into segments
 # Since when the kernel cuts UDP super-packets whose payload was replaced: Linux 6.1 loses them, 5.10 crashes.
 _SEGMENTS_UDP = (6, 12)
@@ -304,7 +303,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         """
         if self._decision is not None:
             self._refuse()
-        if self.family not in _VERSION:
+        if self.family not in IP_VERSION_OF:
             raise ArgumentError(f"a packet of the family {self.family!r} cannot be answered, only of IPv4 and IPv6")
         if self.mark == INJECTED_MARK:
             text = f"the packet is one that nfnet has injected (mark {INJECTED_MARK:#x})"
@@ -496,7 +495,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     def _check_beginning(self, data: bytes) -> None:
         """Raise ArgumentError if the payload must be an IP packet and is none: the kernel would just drop it."""
-        version = _VERSION.get(self.raw[FAMILY])
+        version = IP_VERSION_OF.get(self.raw[FAMILY])
         if version is None:
             return
         if data[0] >> 4 != version:

@@ -265,13 +265,13 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         if lost > self.loss.total:
             self.count_lost(lost - self.loss.total)
 
-    def sum_up(self) -> None:
+    def finish_counting(self) -> None:
         self._account()
         status = self.status()
         # Those that were lost behind the last one that came left no gap.
         if status is not None and status.user_dropped > self.loss.total:
             self.count_lost(status.user_dropped - self.loss.total)
-        super().sum_up()
+        super().finish_counting()
 
     def _cause_of_loss(self, status: QueueStatus | None) -> str:
         if status is not None and (status.user_dropped or status.queue_dropped):
@@ -555,10 +555,7 @@ class Queue(Reader[QueueBinding, Packet]):
 
         Needs no privilege: what only root may read is None. Raises ClosedError if the queue was never open.
         """
-        binding = self._binding
-        if binding is None:
-            return QueueStats(self.counters, None, None)
-        return QueueStats(self.counters, binding.status(), binding.transport.socket_status())
+        return QueueStats(self.counters, *self._kernel_stats())
 
 
 def apply_policy(policy: str, packet: Packet) -> None:

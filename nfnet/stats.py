@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ._io.transport import SocketStatus
+from ._printable import printable
+from ._processes import process_with_id, process_with_socket, this_process_has_socket
 from .errors import DecodeError, KernelError, NfnetError, NotPermittedError, kernel_error
 from .netns import Netns, call_in
 from .protocol.nfnetlink import NETLINK_NETFILTER
@@ -169,43 +169,27 @@ def _rows(name: str, columns: int, netns: Netns | None) -> list[list[int]]:
 
 
 def process(port_id: int, netns: Netns | None = None) -> str:
-    """The process that has a netfilter netlink port of a network namespace, as far as this one may see."""
-    # The first socket of a process has its id for a port, others have any number.
-    for number in (*_holders(port_id, netns), port_id):
-        with suppress(OSError):
-            name = Path(f"/proc/{number}/comm").read_bytes().decode("utf-8", "backslashreplace").strip()
-            return f"{name} (process {number})"
-    return f"the socket with netlink port {port_id}"
+    """Return which process has a netfilter netlink port of a network namespace, as far as this process may see it."""
+    inode = _inode(port_id, netns)
+    found = None if inode is None else process_with_socket(inode)
+    if found is None:  # the first socket of a process has its id for a port, others have any number
+        found = process_with_id(port_id)
+    if found is None:
+        return f"the socket with netlink port {port_id}"
+    return f"{printable(found.name)} (process {found.pid})"
 
 
 def is_ours(port_id: int, netns: Netns | None = None) -> bool:
-    """Whether a netfilter netlink port of a network namespace is that of a socket of this process."""
-    socket = _socket(port_id, netns)
-    return socket is not None and _has(Path("/proc/self/fd"), socket)
+    """Return whether a netfilter netlink port of a network namespace is that of a socket of this process."""
+    inode = _inode(port_id, netns)
+    return inode is not None and this_process_has_socket(inode)
 
 
-def _holders(port_id: int, netns: Netns | None) -> Iterator[int]:
-    """The processes that have the socket open."""
-    socket = _socket(port_id, netns)
-    for directory in Path("/proc").glob("[0-9]*/fd") if socket is not None else ():
-        if _has(directory, socket):
-            yield int(directory.parent.name)
-
-
-def _socket(port_id: int, netns: Netns | None) -> str | None:
-    """What the links in /proc/PID/fd call the socket that has the port."""
+def _inode(port_id: int, netns: Netns | None) -> int | None:
+    """Return the inode of the netfilter netlink socket with that port, None if there is none or it cannot be read."""
     try:
         table = call_in(netns, Path("/proc/thread-self/net/netlink").read_text)
     except (KernelError, OSError):
         return None
     rows = (line.split() for line in table.splitlines()[1:])
-    return next((f"socket:[{row[9]}]" for row in rows if row[1:3] == [str(NETLINK_NETFILTER), str(port_id)]), None)
-
-
-def _has(directory: Path, socket: str | None) -> bool:
-    with suppress(OSError):  # gone, or somebody else's
-        for file in directory.iterdir():
-            with suppress(OSError):  # one that was closed meanwhile
-                if os.readlink(file) == socket:
-                    return True
-    return False
+    return next((int(row[9]) for row in rows if row[1:3] == [str(NETLINK_NETFILTER), str(port_id)]), None)

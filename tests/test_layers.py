@@ -53,6 +53,7 @@ ORDER = [
     "_io.netlink_socket",
     "_io",
     "_processes",
+    "_annotated",
     "stats",
     "_injection",
     "captures._pcap",
@@ -81,6 +82,8 @@ ORDER = [
     "rules",
     # what queues and logs are made of
     "_core.connections",
+    "_core.origin",
+    "_core.text",
     "_core.message",
     "_core.batching",
     "_core.ledger",

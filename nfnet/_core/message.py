@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -10,9 +9,9 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from construct import Int32ub
 
 from .. import inet
-from .._io.transport import Recorded, Transport
+from .._annotated import Annotated
 from .._printable import printable
-from .._processes import Process, Processes
+from .._processes import Process
 from ..errors import DecodeError
 from ..inet import _scapy
 from ..inet._headers import IP_VERSIONS, ip_in
@@ -20,9 +19,10 @@ from ..protocol import netlink, nfqnl
 from ..protocol.conntrack import Conntrack, CtInfo
 from ..protocol.conntrack import parse as parse_conntrack
 from ..protocol.layout import Layout, Layouts, compile_struct
-from ..protocol.nfnetlink import BODY, ArpHook, Family, Hook, NetdevHook, Table, parse_attributes
+from ..protocol.nfnetlink import BODY, ETHERTYPES, ArpHook, Family, Hook, NetdevHook, Table, parse_attributes
 from ..protocol.nfqnl import NFQA_VLAN
-from .connections import Connections
+from .origin import Origin
+from .text import clock, or_unreadable
 
 _Message = TypeVar("_Message", bound="Message")
 
@@ -32,51 +32,8 @@ _read_timestamp = compile_struct(nfqnl.timestamp).unpack_from
 
 FAMILY = netlink.HEADER_SIZE
 """Where nfgen_family is, the first byte of struct nfgenmsg."""
-# What the hooks of IPv4 and IPv6 get is that, also where older kernels leave hw_protocol 0.
-_ETHERTYPES = {int(Family.IPV4): 0x0800, int(Family.IPV6): 0x86DD}
-# Whether the sender of a packet in these hooks is on this machine; else the receiver is.
-_SENT: dict[int, bool] = {
-    Hook.PREROUTING: False,
-    Hook.INPUT: False,
-    Hook.INGRESS: False,
-    Hook.OUTPUT: True,
-    Hook.POSTROUTING: True,
-}
-_NETDEV_SENT: dict[int, bool] = {NetdevHook.INGRESS: False, NetdevHook.EGRESS: True}
-_ECHO_SENT = {8: True, 0: False, 128: True, 129: False}  # requests and replies of ICMP and ICMPv6, by their type
-_VERSIONS = {family: IP_VERSIONS[ethertype] for family, ethertype in _ETHERTYPES.items()}
-
-
-class Fed(bytes):
-    """A message that a test made, and the process that it says is behind it."""
-
-    process: Process | None
-
-    def __new__(cls, data: bytes, process: Process | None = None) -> Fed:
-        self = super().__new__(cls, data)
-        self.process = process
-        return self
-
-
-class Origin:
-    """The machine that messages came from, as far as it is known.
-
-    That are the names of its interfaces, its processes, the transport by which packets can be sent there, and, of a
-    queue, what is known of verdicts on connections.
-    """
-
-    __slots__ = ("connections", "interface_name", "processes", "transport")
-
-    def __init__(
-        self,
-        interface_name: Callable[[int], str | None],
-        processes: Processes | None = None,
-        transport: Transport | None = None,
-    ) -> None:
-        self.interface_name = interface_name
-        self.processes = processes
-        self.transport = transport
-        self.connections: Connections | None = None
+IP_VERSION_OF = {family: IP_VERSIONS[ethertype] for family, ethertype in ETHERTYPES.items()}
+"""The IP version of all packets in the hooks of a family, also where older kernels leave hw_protocol 0."""
 
 
 class Vlan(NamedTuple):
@@ -84,24 +41,6 @@ class Vlan(NamedTuple):
 
     protocol: int
     tci: int
-
-
-def _clock(moment: float | None) -> str:
-    """The local time of day; dashes if there is none, or no calendar has it."""
-    try:
-        if moment is not None:
-            seconds, microseconds = divmod(round(moment * 1e6), 1_000_000)
-            return f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{microseconds:06}"
-    except (OverflowError, ValueError, OSError):  # a damaged recording
-        pass
-    return "--:--:--"
-
-
-def _or_unreadable(text: Callable[[], str]) -> str:
-    try:
-        return text()
-    except Exception as error:  # a damaged recording: logs and debuggers show what they are given
-        return f"unreadable: {printable(str(error))}"
 
 
 class Message:
@@ -160,10 +99,10 @@ class Message:
         return self
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {_or_unreadable(lambda: f'{self._label()}: {self._line()}')}>"
+        return f"<{type(self).__name__} {or_unreadable(lambda: f'{self._label()}: {self._line()}')}>"
 
     def __str__(self) -> str:
-        return _or_unreadable(self._line)
+        return or_unreadable(self._line)
 
     def _label(self) -> str:
         """What `repr` begins with."""
@@ -182,7 +121,7 @@ class Message:
         is this with the verdict.
         """
         timestamp = self.timestamp
-        return " ".join([_clock(moment if timestamp is None else timestamp), *self._words()])
+        return " ".join([clock(moment if timestamp is None else timestamp), *self._words()])
 
     def _words(self) -> Iterator[str]:
         """What `summary` says behind the time."""
@@ -199,7 +138,7 @@ class Message:
         text = inet.describe(packet, len(packet) + missing if missing else None)
         if text is not None:
             return text
-        behind = "" if self.raw[FAMILY] in _VERSIONS else f" (EtherType {self.hw_protocol:#06x})"
+        behind = "" if self.raw[FAMILY] in IP_VERSION_OF else f" (EtherType {self.hw_protocol:#06x})"
         return f"{len(self.payload)} bytes that are no IP packet{behind}"
 
     def _find(self, number: int) -> slice | None:
@@ -243,7 +182,7 @@ class Message:
     def _ip_packet(self, payload: bytes | None = None) -> bytes:
         """The payload, or another in its place, from its IP header on; b"" if that is none, whatever it looks like."""
         packet = self.payload if payload is None else payload
-        version = _VERSIONS.get(self.raw[FAMILY])
+        version = IP_VERSION_OF.get(self.raw[FAMILY])
         if packet and packet[0] >> 4 == version:
             return packet
         return b"" if version else ip_in(packet, self.hw_protocol, self._link_layer_size())
@@ -304,7 +243,7 @@ class Message:
         It is ``IP`` or ``IPv6``; in the other families what `hw_protocol` says, ``ARP`` or ``Dot1Q``, for instance, or
         ``Ether`` where the payload begins with the link-layer header; ``Raw`` for anything else.
         """
-        ethertype = _ETHERTYPES.get(self.raw[FAMILY])
+        ethertype = ETHERTYPES.get(self.raw[FAMILY])
         if ethertype is None:
             ethertype = _scapy.FRAME if self._link_layer_size() else self.hw_protocol
         return _scapy.parse(self.payload, ethertype)
@@ -329,8 +268,7 @@ class Message:
         """
         span = self._find(self._TIMESTAMP)
         if span is None:
-            raw = self.raw
-            return raw.time_ns / 1e9 if isinstance(raw, Recorded) else None
+            return None if (time_ns := self._annotated_time()) is None else time_ns / 1e9
         seconds, microseconds = _read_timestamp(self.raw, span.start)
         return float(seconds + microseconds / 1e6)
 
@@ -339,10 +277,13 @@ class Message:
         """As `timestamp`, in nanoseconds; TIMESTAMP is a multiple of 1000."""
         span = self._find(self._TIMESTAMP)
         if span is None:
-            raw = self.raw
-            return raw.time_ns if isinstance(raw, Recorded) else None
+            return self._annotated_time()
         seconds, microseconds = _read_timestamp(self.raw, span.start)
         return int(seconds * 1_000_000_000 + microseconds * 1000)
+
+    def _annotated_time(self) -> int | None:
+        raw = self.raw
+        return raw.time_ns if isinstance(raw, Annotated) else None
 
     @property
     def indev(self) -> int | None:
@@ -450,39 +391,9 @@ class Message:
         what it is: `nfnet.testing.packet_message`.
         """
         raw = self.raw
-        if isinstance(raw, Fed):
+        if isinstance(raw, Annotated) and raw.process is not None:
             return raw.process
-        processes, flow = self._origin.processes, self.flow
-        sent = _NETDEV_SENT.get(self.hook) if self.family == Family.NETDEV else _SENT.get(self.hook)
-        if processes is None or flow is None or sent is None:
-            return None
-        echo = None
-        if flow.source_port is None:
-            icmp = self.icmp
-            if icmp is None or _ECHO_SENT.get(icmp.type) is not sent:
-                return None
-            echo = int.from_bytes(icmp.rest[:2], "big")
-        interface = (self.outdev if sent else self.indev) or 0
-        # In the other hooks, and in bridges, a packet may be on its way through.
-        certain = self.family in _ETHERTYPES and self.hook in (Hook.INPUT, Hook.OUTPUT)
-        found = processes.find(flow, sends=sent, interface=interface, certain=certain, echo=echo)
-        if found is None and echo is None and (flow := self._untranslated(sent)) is not None:
-            found = processes.find(flow, sends=True, interface=interface, certain=certain)
-        return found
-
-    def _untranslated(self, sent: bool) -> inet.Flow | None:
-        """From the socket on this machine to the other end, as the socket knows them, whatever NAT made of the packet.
-
-        None if the connection did not come with the packet.
-        """
-        entry, info = self.conntrack, self.ctinfo
-        if entry is None or info is None:
-            return None
-        began_here = sent == (info < CtInfo.ESTABLISHED_REPLY)
-        ends = entry.original if began_here else entry.reply
-        if ends is None or ends.source is None or ends.destination is None or ends.protocol is None:
-            return None
-        return inet.Flow(ends.protocol, ends.source, ends.source_port, ends.destination, ends.destination_port)
+        return self._origin.process(self)
 
     @property
     def conntrack(self) -> Conntrack | None:

@@ -18,21 +18,6 @@ Tap = Callable[[bool, bytes], None]
 """Is told of a datagram: whether it went to the kernel, and its bytes."""
 
 
-class Recorded(bytes):
-    """A datagram, or a message in it, from a recording, and the time of its record.
-
-    `Message.timestamp` is that time where the kernel's own is not in the message.
-    """
-
-    time_ns: int
-    """In nanoseconds since 1970, UTC."""
-
-    def __new__(cls, data: bytes, time_ns: int = 0) -> Recorded:
-        self = super().__new__(cls, data)
-        self.time_ns = time_ns
-        return self
-
-
 class SocketStatus(NamedTuple):
     """What the kernel says of the socket of a queue or log, to whoever has it, also without privileges.
 

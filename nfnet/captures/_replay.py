@@ -11,13 +11,14 @@ from itertools import chain, islice
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
+from .._annotated import Annotated
 from .._arguments import check_flag
 from .._injection import divert, restore
 from .._io import at_fork
 from .._io.locks import RLock
 from .._io.moves import END
 from .._io.poller import Poller
-from .._io.transport import Recorded, Transport
+from .._io.transport import Transport
 from ..errors import CaptureError, ClosedError, DecodeError
 from ..protocol import layout, netlink, nfnetlink, nfqnl
 from ..protocol.markbits import REST, Fate, MarkBits
@@ -322,7 +323,7 @@ class Replay(Transport, at_fork.AtFork):
             datagrams.append(_records.packet_message(self._number, self._bare + 1, item))
             self._expect_verdict(datagrams[0])
         if item.time_ns is not None:
-            datagrams = [Recorded(datagram, item.time_ns) for datagram in datagrams]
+            datagrams = [Annotated(datagram, time_ns=item.time_ns) for datagram in datagrams]
         return _Found(item.time_ns, datagrams, problem) if datagrams or problem is not None else None
 
     def _expect_verdict(self, message: bytes) -> None:
