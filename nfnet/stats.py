@@ -1,4 +1,4 @@
-"""How much came, went and was lost: the counters of queues and logs, and what the kernel says of them in /proc."""
+"""Counters of queues and logs, and what the kernel says of them in /proc."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class LogStats(NamedTuple):
 
 
 def queues(netns: Netns | None = None) -> list[QueueStatus]:
-    """All queues of a network namespace, whoever has them. Raises NotPermittedError or another KernelError."""
+    """Return all queues of a network namespace, whoever has them. Raises NotPermittedError or another KernelError."""
     return [
         QueueStatus(num, port_id, waiting, CopyMode(mode), size, queue_dropped, user_dropped, last_id)
         for num, port_id, waiting, mode, size, queue_dropped, user_dropped, last_id, _ in _rows(
@@ -123,7 +123,7 @@ def queues(netns: Netns | None = None) -> list[QueueStatus]:
 
 
 def logs(netns: Netns | None = None) -> list[LogStatus]:
-    """All log groups of a network namespace, whoever has them. Raises NotPermittedError or another KernelError."""
+    """Return all log groups of a network namespace, whoever has them. Raises NotPermittedError or another KernelError."""
     return [
         LogStatus(group, port_id, waiting, CopyMode(mode), size, timeout / 100)
         for group, port_id, waiting, mode, size, timeout, _ in _rows("nfnetlink_log", 7, netns)
@@ -131,12 +131,12 @@ def logs(netns: Netns | None = None) -> list[LogStatus]:
 
 
 def find_queue(num: int, netns: Netns | None = None) -> QueueStatus | None:
-    """The status of one queue; None if nobody has it, or the kernel's list may not be read."""
+    """Return the status of one queue; None if nobody has it, or the kernel's list cannot be read."""
     return next((queue for queue in _readable(queues, netns) if queue.num == num), None)
 
 
 def find_log(group: int, netns: Netns | None = None) -> LogStatus | None:
-    """The status of one log group; None if nobody has it, or the kernel's list may not be read."""
+    """Return the status of one log group; None if nobody has it, or the kernel's list cannot be read."""
     return next((log for log in _readable(logs, netns) if log.group == group), None)
 
 

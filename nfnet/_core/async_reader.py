@@ -38,7 +38,7 @@ class Looks:
 
 
 class Session:
-    """What belongs to one time of being open.
+    """The state of an asynchronous reader from `open` to `close`.
 
     A loop that SystemExit ended leaves coroutines behind that go no further and callbacks that are never called. What
     they have changed here, and may yet change when they are disposed of, must not matter the next time.
@@ -128,11 +128,11 @@ class AsyncReader(Generic[R, T]):
         self._session: Session | None = None  # the last one, if it is closed
 
     def _waiting(self) -> Generator[T, None, None]:
-        """What waits, without blocking."""
+        """Yield what waits, without blocking."""
         return self._reader._items(block=False)  # type: ignore[return-value]  # only `pause` makes it give None
 
     async def open(self) -> None:
-        """Bind. Raises as `Queue.open`."""
+        """Bind to the queue or group. Raises the errors of `Queue.open`."""
         self._reader.open()
         self._session = Session(asyncio.get_running_loop())
 
@@ -160,12 +160,12 @@ class AsyncReader(Generic[R, T]):
         await self.close()
 
     def fileno(self) -> int:
-        """As `Queue.fileno`."""
+        """Return a file descriptor that polls readable when there is something to do; see `Queue.fileno`."""
         return self._reader.fileno()
 
     @property
     def rcvbuf(self) -> int | None:
-        """As `Queue.rcvbuf`."""
+        """The granted size of the receive buffer in bytes; see `Queue.rcvbuf`."""
         return self._reader.rcvbuf
 
     def __aiter__(self) -> AsyncIterator[T]:

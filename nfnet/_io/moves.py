@@ -32,7 +32,7 @@ import sys
 from typing import TypeVar
 
 END = sys.maxsize
-"""``list[END:] = more`` appends."""
+"""The end of any list: ``list[END:] = more`` appends."""
 
 T = TypeVar("T")
 
