@@ -123,7 +123,7 @@ def queues(netns: Netns | None = None) -> list[QueueStatus]:
 
 
 def logs(netns: Netns | None = None) -> list[LogStatus]:
-    """Return all log groups of a network namespace, whoever has them. Raises NotPermittedError or another KernelError."""
+    """Return all log groups of a network namespace, whoever has them. Raises NotPermittedError or a KernelError."""
     return [
         LogStatus(group, port_id, waiting, CopyMode(mode), size, timeout / 100)
         for group, port_id, waiting, mode, size, timeout, _ in _rows("nfnetlink_log", 7, netns)
