@@ -63,7 +63,7 @@ if sys.argv[:1] == ["-m"] and not (sys.flags.isolated or getattr(sys.flags, "saf
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import inet, rules, stats
+from . import inet, stats
 from ._core.message import Vlan
 from ._injection import inject
 from ._io.netlink_socket import NetlinkSocket
@@ -95,28 +95,30 @@ from .protocol.nfnetlink import ArpHook, Family, Hook, NetdevHook
 from .protocol.nfqnl import CopyMode, SkbInfo, Verdict
 from .queue import Queue, QueueOptions
 from .stats import LogCounters, LogStats, LogStatus, QueueCounters, QueueStats, QueueStatus
-from .workers import Workers, run_workers
 
 __version__ = "0.1.0"
 
-# These are imported when somebody asks for them: asyncio takes longer to load than all the rest, and few programs need
-# the others.
-_LAZY_CLASSES = {"AsyncLog": "aio", "AsyncQueue": "aio"}
-_LAZY_MODULES = ("aio", "compat", "doctor", "metrics", "testing")
-_MODULES = ("captures", "errors", "inet", "log", "netns", "packet", "protocol", "queue", "rules", "stats", "workers")
+# These are imported when somebody asks for them: asyncio takes longer to load than all the rest, and not all programs
+# need the others.
+_LAZY_NAMES = {"AsyncLog": "aio", "AsyncQueue": "aio", "Workers": "workers", "run_workers": "workers"}
+_LAZY_MODULES = ("aio", "compat", "doctor", "metrics", "rules", "testing", "workers")
+_MODULES = ("captures", "errors", "inet", "log", "netns", "packet", "protocol", "queue", "stats")
 
 if TYPE_CHECKING:
     from . import aio as aio
     from . import compat as compat
     from . import doctor as doctor
     from . import metrics as metrics
+    from . import rules as rules
     from . import testing as testing
+    from . import workers as workers
     from .aio import AsyncLog, AsyncQueue
+    from .workers import Workers, run_workers
 else:  # a type checker would take every name for one of the module's
 
     def __getattr__(name: str) -> Any:
-        if name in _LAZY_CLASSES:
-            return getattr(import_module(f"{__name__}.{_LAZY_CLASSES[name]}"), name)
+        if name in _LAZY_NAMES:
+            return getattr(import_module(f"{__name__}.{_LAZY_NAMES[name]}"), name)
         if name in _LAZY_MODULES:
             return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

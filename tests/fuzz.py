@@ -291,12 +291,16 @@ class _Socket:
     """Gives a datagram, and then the end of a dump."""
 
     def __init__(self, data: bytes) -> None:
-        self._datagrams = [data, netlink.build_message(netlink.NLMSG_DONE, 0, 1, bytes(4))]
+        self._data = data
 
-    def send(self, datagram: bytes) -> None: ...
+    def send(self, datagram: bytes) -> None:
+        self._request = datagram
 
     def receive(self, into: list[bytes], limit: int) -> None:
-        into += self._datagrams
+        # Answers have the sequence number of their request: others are passed over.
+        number, data = self._request[8:12], self._data
+        done = netlink.build_message(netlink.NLMSG_DONE, 0, 1, bytes(4))
+        into += [data[:8] + number + data[12:], done[:8] + number + done[12:]]
 
     def fileno(self) -> int:
         return READABLE
@@ -959,6 +963,9 @@ ARGUMENTS = [
     for line in (
         b"queue 1 --drop --protocol udp --port 53 --source 192.0.2.0/24 -c 5 --netns blue",
         b"queue 1 --delay 100 --jitter 20 --loss 5 --requeue 7 --mark 0x7 --netns 12",
+        b"queue 1 --rate 1.5mbit --reorder 3 --duplicate 1 --corrupt 2 --seed 7 --max-len 100",
+        b"queue 1 --reject --connection --rate 200pps",
+        b"block 192.0.2.1 2001:db8::/32 --port 25,80-90 --protocol tcp --unit x.service --user root --for 10m",
         b"queue 0x1 --handler a:b --fail-open --gso --json -q -w x.pcap --metrics 9464",
         b"log 5 --prefix x --sqlite db --install-rule hook=input",
         b"record x.pcapng --queue 1 -c 10 --netns /run/netns/x",

@@ -18,7 +18,6 @@ from ..protocol import conntrack, ctnetlink
 from ..protocol.conntrack import Endpoints
 from ..protocol.markbits import ALL_FATES, REST, Fate, MarkBits, Support
 from ..protocol.nfnetlink import BODY
-from ..rules._finding import find
 
 _LOOK_AGAIN = 1.0  # seconds after a look that found no rules
 _MOST_AT_ONCE = 1024  # requests in a datagram
@@ -65,6 +64,8 @@ class Connections:
         self._found, self._looked = {}, None
 
     def _look(self) -> None:
+        from ..rules._finding import find  # now: the package takes as long to load as all the rest, and few need it
+
         self._found = self._beside(lambda sock: find(sock, self._number))
         self._looked = monotonic()
 

@@ -9,6 +9,8 @@ import contextlib
 import functools
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -24,7 +26,6 @@ import pytest
 from nfnet import rules
 
 from ..test_docs import ROOT, blocks
-from ..test_streams import made, sni
 from .conftest import ADDRESS, QUIET, TIMEOUT, Net, readable, wait_for
 from .test_compat import is_bound, running
 
@@ -161,6 +162,47 @@ def test_dropping(page: Page, net: Net) -> None:
     assert not readable(receiver, 0)
 
 
+def test_emulating_a_bad_line(net: Net) -> None:
+    """Both commands of the page at once, on the client: answers are late, nothing leaves out of order, rules go."""
+    text = next(block.text for block in blocks(ROOT / "docs/emulate.md") if block.kind == "console")
+    lines = text.replace("\\\n", "").replace("eth0", "to-router").splitlines()
+    server, client = net.receiver(), net.open_socket("client")
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for number, line in enumerate(lines, 1):
+            words = shlex.split(line.removeprefix("$ sudo nfnet "))
+            command = [sys.executable, "-m", "nfnet", *words, "--seed", "5"]
+            process = stack.enter_context(running(net, command, "client"))
+            assert wait_for(functools.partial(is_bound, net, queue=number, host="client"))
+            processes.append(process)
+        began = time.monotonic()
+        for number in range(40):
+            client.sendto(bytes([number]), (SERVER, 7000))
+        asked = []
+        while readable(server, TIMEOUT if not asked else QUIET):
+            data, sender = server.recvfrom(100)
+            asked.append(data)
+            server.sendto(data, sender)
+        answers = []
+        while readable(client, TIMEOUT if not answers else 3 * QUIET):
+            answers.append(client.recv(100))
+            assert time.monotonic() - began >= 0.125  # 150 ms, or 25 less
+        summaries = []
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=TIMEOUT)
+            summaries.append(errors.splitlines()[-1])
+    assert asked == sorted(asked)
+    assert answers == sorted(answers)
+    # More than these came by: the rules are for all packets, those of the neighbour discovery of IPv6, for instance.
+    for summary, sent, came in ((summaries[0], len(asked), len(answers)), (summaries[1], 40, len(asked))):
+        packets, accepted, dropped = map(int, re.findall(r"\d+", summary)[:3])
+        assert packets == accepted + dropped
+        assert accepted >= came
+        assert dropped >= sent - came
+    assert rules.installed(net.hosts["client"]) == []
+
+
 def test_deciding_connections(page: Page, net: Net) -> None:
     with listening(net, 80) as door, page.program("docs/connections.md", 0, host="client") as end:
         with pytest.raises(ConnectionRefusedError):
@@ -233,6 +275,19 @@ def test_answering_for_a_web_server(page: Page, net: Net) -> None:
         end()
 
 
+def test_injecting_a_copy(page: Page, net: Net) -> None:
+    own_address(net, "server", "router", "198.51.100.7")
+    server = net.open_socket("server")
+    server.bind((SERVER, 53))
+    watcher = net.open_socket("server")
+    watcher.bind(("198.51.100.7", 53))
+    with page.program("docs/answers.md", 4, host="router") as end:
+        send(net, 53, b"a question")
+        assert server.recv(100) == b"a question"
+        assert watcher.recv(100) == b"a question"
+        end()
+
+
 def forbidden(net: Net) -> urllib.error.HTTPError:
     """What the client's program gets of the server."""
 
@@ -245,16 +300,6 @@ def forbidden(net: Net) -> urllib.error.HTTPError:
 
     answer: urllib.error.HTTPError = net.at("client", get)
     return answer
-
-
-def test_server_names(page: Page, net: Net) -> None:
-    with listening(net, 443) as door, page.program("docs/server-names.md", 0, host="router") as end:
-        for name, passes in (("www.blocked.example", False), ("www.example.com", True)):
-            with connect(net, 443) as sock, door.accept()[0] as connection:
-                sock.send(made(sni(name.encode())))
-                assert readable(connection, TIMEOUT if passes else QUIET) is passes
-        lines = end().splitlines()
-    assert {line.split()[-1] for line in lines} == {"www.blocked.example"}
 
 
 def test_marking_and_another_route(page: Page, net: Net) -> None:
@@ -536,5 +581,5 @@ def test_processes(page: Page, net: Net) -> None:
         finally:
             other.kill()
             other.wait()
-    assert lines[0].startswith("dropped, of bash (/"), lines
+    assert lines[0].startswith("refused, of 'bash' ('/"), lines
     assert lines[0].endswith(f" > {SERVER}.80")
