@@ -87,7 +87,7 @@ def tcp(
 
 
 def _blank(source: str, protocol: int, header: bytes) -> bytes:
-    """A packet of the family of an address, to be filled in."""
+    """Return a packet of the family of an address, to be filled in."""
     if ":" in str(source):
         return struct.pack("!IHBB32x", 6 << 28, len(header), protocol, 64) + header
     return struct.pack("!BBHHHBBH8x", 0x45, 0, 20 + len(header), 1, 0, 64, protocol, 0) + header
@@ -222,11 +222,11 @@ class FakeKernel(Transport):
         return ids
 
     def skip(self, count: int) -> None:
-        """Packets that did not fit into the receive buffer: their ids are gone."""
+        """Skip ids, as for packets that did not fit into the receive buffer."""
         self._next_id = (self._next_id + count) & 0xFFFFFFFF
 
     def deliver(self, datagram: bytes) -> None:
-        """Let the program receive a datagram."""
+        """Put a datagram into the receive buffer of the program."""
         self._waiting.append(datagram)
         os.eventfd_write(self._readable, 1)
 

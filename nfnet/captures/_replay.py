@@ -1,4 +1,4 @@
-"""Replays a recording: a transport that behaves as the kernel did, on a machine without privileges."""
+"""`Replay`: a transport that gives the datagrams of a recording, without a kernel and without privileges."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class GivenVerdict(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What a record has for the queue or log, and what is damaged in it."""
+    """The datagrams in a record for the queue or log, and what is damaged in it."""
 
     time_ns: int | None
     datagrams: list[bytes]
@@ -217,7 +217,7 @@ class Replay(Transport, at_fork.AtFork):
             self._file.close()
 
     def after_fork(self) -> None:
-        """In a forked child: who held the lock is not there."""
+        """Replace the lock in a forked child: the thread that held it is not there."""
         self._lock = RLock()
 
     def _check_open(self) -> None:
@@ -227,7 +227,7 @@ class Replay(Transport, at_fork.AtFork):
     # --- the recording
 
     def first(self) -> tuple[int | None, int | None]:
-        """The number of the queue, or that of the group, whichever has the first packet or message.
+        """Return the number of the queue, or that of the group, whichever has the first packet or message.
 
         Both are None if there is neither. To be called before the replay is opened, which then begins with that packet
         or message. Waits for a pipe. Raises CaptureError for a damaged record before that, and may be called again.
@@ -262,7 +262,7 @@ class Replay(Transport, at_fork.AtFork):
                 self._go_on()
 
     def _read_on(self) -> bool:
-        """Find the next record that has something for us; False if there is none, at the end or for now."""
+        """Find the next record for the queue or log; return False if there is none, at the end or for now."""
         items, self._items = self._items or self._from_the_start(), None
         before = self._taken
         for item in items:
@@ -286,7 +286,7 @@ class Replay(Transport, at_fork.AtFork):
         return False
 
     def _from_the_start(self) -> Iterator[Record | CaptureError | None]:
-        """Ctrl-C, say, came out of the generator, which has ended with that: read again what is through already."""
+        """Read the file again, after an exception ended the generator, and skip the records read before."""
         if not self._file.seekable():
             self._ended = True
             raise CaptureError("the replay was interrupted, and what is no regular file cannot be read again", 0)
@@ -301,7 +301,7 @@ class Replay(Transport, at_fork.AtFork):
             self.skipped[item.link_type], self._taken = count, self._taken + 1
 
     def _look_into(self, item: Record | CaptureError) -> _Found | None:
-        """What it has for us."""
+        """Return what a record has for the queue or log, None if it has nothing."""
         if isinstance(item, CaptureError):
             return _Found(None, [], item)
         datagrams: list[bytes] = []
@@ -352,7 +352,7 @@ class Replay(Transport, at_fork.AtFork):
         return False
 
     def _wait_for_more(self) -> None:
-        """The pipe is empty; `_go_on` when it is not any more."""
+        """Watch the empty pipe, until `_go_on` is called."""
         try:
             self._waiter.reset()
             self._empty = True
@@ -396,5 +396,5 @@ def _later(seconds: float, cancelled: SimpleQueue[None], function: Callable[[], 
 
 
 def replay(path: str | os.PathLike[str], *, realtime: bool = False, keep_verdicts: bool = True) -> Replay:
-    """A transport for a `Queue` or a `Log` that gives what was recorded; see `Replay`."""
+    """Return a transport for a `Queue` or a `Log` that gives what was recorded; see `Replay`."""
     return Replay(path, realtime=realtime, keep_verdicts=keep_verdicts)
