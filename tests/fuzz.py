@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 
 import nfnet
 from nfnet import Transport, cli, inet, rules
-from nfnet._core.message import Origin
+from nfnet._core.origin import Origin
 from nfnet.captures._pcap import Record, netfilter_datagram, read
 from nfnet.captures._recorder import _verdicts
 from nfnet.cli import decode_command
