@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from construct import Int32ub
@@ -74,12 +75,17 @@ class Vlan(NamedTuple):
     tci: int
 
 
+@lru_cache(16)
+def _time_of_day(seconds: int) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
+
+
 def _clock(moment: float | None) -> str:
     """The local time of day; dashes if there is none, or no calendar has it."""
     try:
         if moment is not None:
             seconds, microseconds = divmod(round(moment * 1e6), 1_000_000)
-            return f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{microseconds:06}"
+            return f"{_time_of_day(seconds)}.{microseconds:06}"
     except (OverflowError, ValueError, OSError):  # a damaged recording
         pass
     return "--:--:--"

@@ -284,7 +284,7 @@ def ip(packet: bytes, length: int | None = None) -> Ip | None:
     return Ip(6, *addresses, upper.protocol, ttl, tos, end, upper.header, bool(upper.fragment))
 
 
-_WITH_PORTS = frozenset((TCP, UDP, 33, 132, 136))
+WITH_PORTS = frozenset((TCP, UDP, 33, 132, 136))
 
 
 def flow(packet: bytes) -> Flow | None:
@@ -294,7 +294,7 @@ def flow(packet: bytes) -> Flow | None:
     first = packet[0] if size >= 24 else 0
     if first == 0x45 and not (packet[6] << 8 | packet[7]) & 0x1FFF and (packet[2] or packet[3] >= 24):
         number, header = packet[9], 20
-    elif first >> 4 == 6 and size >= 44 and packet[6] in _WITH_PORTS and (packet[4] or packet[5] >= 4):
+    elif first >> 4 == 6 and size >= 44 and packet[6] in WITH_PORTS and (packet[4] or packet[5] >= 4):
         number, header = packet[6], 40
     else:
         upper = upper_of(packet)
@@ -302,7 +302,7 @@ def flow(packet: bytes) -> Flow | None:
             return None
         number, header = upper.protocol, upper.header
         size = min(size, end_of(packet)) if upper.beginning else 0
-    ports = _read_ports(packet, header) if number in _WITH_PORTS and size >= header + 4 else (None, None)
+    ports = _read_ports(packet, header) if number in WITH_PORTS and size >= header + 4 else (None, None)
     if packet[0] >> 4 == 4:
         source, destination = _inet_ntop(_AF_INET, packet[12:16]), _inet_ntop(_AF_INET, packet[16:20])
     else:

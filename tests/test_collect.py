@@ -1,0 +1,474 @@
+"""The collector without a kernel: outputs, what is kept for them, and their faults."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfnet import ArgumentError, LogMessage, NfnetError, _ecs, collect, testing
+from nfnet.collect import Batch, OutputError, Session, _delivery, sqlite
+from nfnet.collect._batch import split_at_losses
+from nfnet.collect._delivery import Delivery
+from nfnet.collect._spool import Memory, Spool, Store
+
+from .live.conftest import wait_for
+
+SESSION = Session("host", "boot", 5, 1)
+NAMES = {1: "lo", 2: "eth0"}.get
+
+
+def message(number: int, payload: bytes | None = None, **attributes: Any) -> LogMessage:
+    values: dict[str, Any] = {"prefix": str(number), **attributes, "SEQ": number}  # in the kernel's order
+    return LogMessage.from_bytes(testing.log_message(payload or testing.udp(bytes(10)), **values), NAMES)
+
+
+def batch(*numbers: int, lost: int = 0, session: Session = SESSION) -> Batch:
+    return Batch(session, [message(number) for number in numbers], lost)
+
+
+# --- JSON
+
+MOMENTS = st.integers(0, 253_402_300_799)
+PACKETS = st.one_of(
+    st.builds(testing.udp, st.binary(max_size=9)),
+    st.builds(testing.tcp, st.binary(max_size=9), flags=st.integers(0, 255)),
+    st.builds(testing.udp, st.just(b"6"), source=st.just("2001:db8::1"), destination=st.just("2001:db8::2")),
+    st.binary(min_size=1, max_size=80),
+    st.binary(min_size=20, max_size=80).map(lambda data: b"\x45\x00\x00" + data),
+    st.binary(min_size=40, max_size=80).map(lambda data: b"\x60\x00\x00\x00\x00" + data),
+)
+
+
+@given(
+    st.lists(PACKETS, min_size=1, max_size=5),
+    st.one_of(st.just({}), st.builds(lambda s: {"TIMESTAMP": {"seconds": s, "microseconds": s % 1_000_000}}, MOMENTS)),
+    st.binary(max_size=12).map(lambda data: data.replace(b"\0", b"%s{}").decode("utf-8", "surrogateescape")),
+    st.sampled_from([{}, {"IFINDEX_INDEV": 2}, {"IFINDEX_OUTDEV": 1, "UID": 7, "GID": 7, "MARK": 3}]),
+    st.booleans(),
+)
+def test_the_quick_lines_say_what_the_table_says(
+    packets: list[bytes], when: dict[str, Any], prefix: str, attributes: dict[str, Any], numbered: bool
+) -> None:
+    write = _ecs.JsonLines(group=5)
+    for _ in range(2):  # the second time lines are remembered
+        messages = [
+            message(n, packet, prefix=prefix, **attributes, **when, **({} if numbered else {"SEQ_GLOBAL": n}))
+            for n, packet in enumerate(packets)
+        ]
+        lines = write(messages, 1_000_000_001_234).splitlines()
+        assert [json.loads(line) for line in lines] == [
+            _ecs.fields(each, 1_000_000_001_234, {"group": 5}) for each in messages
+        ]
+
+
+def test_metadata_are_equal_where_only_the_packet_differs() -> None:
+    one = message(1, testing.udp(b"a"), prefix="p", TIMESTAMP={"seconds": 1, "microseconds": 2})
+    two = message(2, testing.udp(b"another"), prefix="p", TIMESTAMP={"seconds": 3, "microseconds": 4})
+    assert one.metadata == two.metadata
+    for other in ({"prefix": "q"}, {"MARK": 1}, {"IFINDEX_INDEV": 1}):
+        values = {"prefix": "p", "TIMESTAMP": {"seconds": 1, "microseconds": 2}, **other}
+        assert message(1, testing.udp(b"a"), **values).metadata != one.metadata
+    assert message(1, prefix="p").metadata == message(9, prefix="p").metadata
+
+
+# --- losses
+
+
+def test_a_gap_within_what_was_read_is_found_where_it_is() -> None:
+    found, expected = split_at_losses(batch(3, 4, 8, 9), 2)
+    assert [(each.lost, [m.seq for m in each.messages]) for each in found] == [(1, [3, 4]), (3, [8, 9])]
+    assert expected == 10
+    assert split_at_losses(batch(10, 11), expected)[0][0].lost == 0
+    assert split_at_losses(batch(0), 0xFFFFFFFF)[0][0].lost == 1  # they begin anew after 2^32
+
+
+def test_a_gap_is_a_record_in_each_output(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("log.jsonl", "log.txt", "log.db", "log.pcapng")]
+    for file in files:
+        output = collect.output(str(file))
+        output.begin()
+        output.write(batch(7, lost=6))
+        output.close()
+    first, second = map(json.loads, files[0].read_text().splitlines())
+    assert (first["nfnet"]["lost"], second["event"]["sequence"]) == (6, 7)
+    assert "6 messages of group 5 lost" in files[1].read_text().splitlines()[0]
+    with contextlib.closing(sqlite3.connect(files[2])) as connection:
+        assert connection.execute("SELECT seq, count FROM losses").fetchall() == [(7, 6)]
+    from nfnet import captures
+
+    assert [record.comment for record in captures.read(files[3])] == ["nfnet: 6 messages lost", "7"]
+
+
+# --- a database
+
+
+def stored(path: Path) -> list[int]:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return [int(prefix) for (prefix,) in connection.execute("SELECT prefix FROM messages")]
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> Iterator[Delivery]:
+    monkeypatch.setattr(_delivery, "_AGAIN", 0.0)
+    monkeypatch.setattr(sqlite, "_LOCK_PATIENCE", 0.0)
+    output = sqlite.Sqlite(str(tmp_path / "log.db"))
+    output.begin()
+    delivery = Delivery(output, Memory(64 << 20), said.append, name="db")
+    yield delivery
+    delivery.close()
+
+
+# What happens to a database, and what SQLite says then.
+TROUBLE = {
+    "full": ("PRAGMA max_page_count = 2", "database or disk is full"),
+    "read-only": ("PRAGMA query_only = 1", "attempt to write a readonly database"),
+    "gone": ("", ""),
+    "no table": ("DROP TABLE messages", ""),
+}
+
+
+@pytest.mark.parametrize("what", TROUBLE)
+def test_no_batch_is_lost_to_a_database_that_fails_for_a_while(
+    database: Delivery, what: str, tmp_path: Path, said: list[str]
+) -> None:
+    database.put(batch(0))
+    assert isinstance(database.output, sqlite.Sqlite)
+    assert database.output._connection is not None
+    statement, text = TROUBLE[what]
+    database.output._connection.execute(statement)
+    if what == "gone":
+        for name in ("log.db", "log.db-wal", "log.db-shm"):
+            (tmp_path / name).rename(tmp_path / name.replace("log", "moved"))
+    for number in range(1, 20):
+        database.put(Batch(SESSION, [message(number, testing.udp(bytes(1000)))]))
+        database.flush()
+    assert database.finish(lambda: False)
+    database.close()
+    assert stored(tmp_path / "log.db") == list(range(what in ("gone", "no table"), 20))
+    if text:
+        assert said[0] == f"db: {text}; messages are kept, to be stored later"
+        assert said[-1].endswith(" stored late")
+        assert len(said) == 2
+    assert stat.S_IMODE((tmp_path / "log.db").stat().st_mode) == 0o600
+
+
+def test_what_is_kept_is_bounded_and_what_is_not_is_said(
+    database: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    one = batch(0)
+    database.store = Memory(10 * (one.size + 500))
+    with contextlib.closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for number in range(13):
+            database.put(batch(number))
+            database.flush()
+        other.execute("ROLLBACK")
+        assert not database.finish(lambda: False)
+    database.close()
+    assert stored(tmp_path / "log.db") == list(range(10))
+    assert said[-1] == "db: 3 messages not stored: database is locked"
+
+
+def test_what_had_no_room_is_a_loss_of_the_next_record(database: Delivery, tmp_path: Path) -> None:
+    database.store = Memory(batch(0).size + 500)
+    with contextlib.closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for number in range(3):
+            database.put(batch(number))
+        other.execute("ROLLBACK")
+        database.flush()
+        database.put(batch(3))
+    with contextlib.closing(sqlite3.connect(tmp_path / "log.db")) as connection:
+        assert connection.execute("SELECT seq, count FROM losses").fetchall() == [(3, 2)]
+
+
+def test_a_repeat_is_not_stored_twice(tmp_path: Path) -> None:
+    for _ in range(2):  # also by another process
+        output = sqlite.Sqlite(str(tmp_path / "log.db"))
+        output.begin()
+        output.write(batch(1, 2, lost=1))
+        output.write(batch(2, 3))
+        output.write(batch(1, session=SESSION._replace(started=2)))  # another one with this number
+        output.close()
+    assert stored(tmp_path / "log.db") == [1, 2, 3, 1]
+
+
+def test_an_older_database_is_brought_up_to_date_and_a_newer_one_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(sqlite._MESSAGES)
+        connection.execute(f"INSERT INTO messages VALUES (1.5, 5, '7' {', NULL' * 12})")
+    output = sqlite.Sqlite(str(path))
+    output.begin()
+    output.write(batch(8))
+    output.close()
+    assert stored(path) == [7, 8]
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {sqlite.VERSION + 1}")
+    with pytest.raises(NfnetError, match="made by a newer nfnet"):
+        sqlite.Sqlite(str(path)).begin()
+
+
+def test_old_rows_and_too_many_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.db"
+    monkeypatch.setattr(sqlite, "_TRIM_ROWS", 10)
+    output = collect.output(str(path), {"keep": "1h"})
+    output.begin()
+    old = Batch(SESSION, [message(n) for n in range(25)], read_ns=time.time_ns() - 3700 * 10**9)
+    output.write(old)
+    output.write(batch(*range(100, 200)))
+    output.idle()
+    assert stored(path) == list(range(100, 200))
+    output.close()
+    small = collect.output(str(path), {"max_size": "48k"})
+    small.begin()
+    assert isinstance(small, sqlite.Sqlite)
+    before = small._size(small._open())
+    small.write(batch(*range(200, 1000)))
+    assert small._size(small._open()) > 48 << 10
+    small.idle()
+    assert small._size(small._open()) <= max(48 << 10, before)
+    left = stored(path)
+    assert left
+    assert left == list(range(1000 - len(left), 1000))
+    small.close()
+
+
+# --- files
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Iterator[Callable[..., collect.Output]]:
+    opened = []
+
+    def make(**settings: Any) -> collect.Output:
+        opened.append(collect.output(str(tmp_path / "log.jsonl"), settings))
+        opened[-1].begin()
+        return opened[-1]
+
+    yield make
+    for output in opened:
+        output.close()
+
+
+def numbers(*files: Path) -> list[int]:
+    found = []
+    for file in files:
+        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        assert data.endswith(b"\n") or not data
+        found += [json.loads(line)["event"]["sequence"] for line in data.splitlines()]
+    return found
+
+
+def test_a_renamed_file_is_made_anew(lines: Callable[..., collect.Output], tmp_path: Path) -> None:
+    output, path = lines(), tmp_path / "log.jsonl"
+    output.write(batch(1))
+    path.rename(tmp_path / "log.1")
+    output.write(batch(2))
+    path.rename(tmp_path / "log.2")
+    path.touch(0o600)  # as logrotate does with "create"
+    output.write(batch(3))
+    path.rename(tmp_path / "log.3")
+    output.reopen()
+    output.write(batch(4))
+    path.unlink()
+    output.write(batch(5))
+    assert [numbers(tmp_path / f"log.{n}") for n in (1, 2, 3)] == [[1], [2], [3]]
+    assert numbers(path) == [5]
+    with path.open("r+b") as file:
+        file.truncate(0)  # as logrotate does with "copytruncate"
+    output.write(batch(6))
+    assert numbers(path) == [6]
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_file_is_rotated_by_size(compress: bool, lines: Callable[..., collect.Output], tmp_path: Path) -> None:
+    output = lines(rotate_size="1k", compress=compress, keep=50)
+    for number in range(20):
+        output.write(batch(number))
+    output.close()
+    rotated = sorted(tmp_path.glob("log.jsonl.*"))
+    assert len(rotated) > 5
+    assert numbers(*rotated, tmp_path / "log.jsonl") == list(range(20))
+    assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in rotated)
+    if compress:
+        lines(compress=True).close()  # what was rotated while the thread was at work
+        assert all(file.suffix == ".gz" for file in tmp_path.glob("log.jsonl.*"))
+
+
+def test_only_so_many_files_are_kept(lines: Callable[..., collect.Output], tmp_path: Path) -> None:
+    other = tmp_path / "log.jsonl.mine"
+    other.touch()
+    output = lines(rotate_size="1k", keep=2)
+    for number in range(20):
+        output.write(batch(number))
+    output.close()
+    lines(keep=2).close()
+    assert other.exists()
+    assert len(list(tmp_path.glob("log.jsonl.2*"))) == 2
+
+
+def test_a_file_is_rotated_by_time(
+    lines: Callable[..., collect.Output], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, now = lines(rotate_time="1h"), time.time()
+    output.write(batch(1))
+    monkeypatch.setattr(time, "time", lambda: now + 3600)
+    output.idle()
+    output.idle()  # nothing is in the new one: it stays
+    output.write(batch(2))
+    (rotated,) = tmp_path.glob("log.jsonl.*")
+    assert (numbers(rotated), numbers(tmp_path / "log.jsonl")) == ([1], [2])
+
+
+def test_a_write_that_fails_leaves_no_half_line(
+    lines: Callable[..., collect.Output], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, write = lines(), os.write
+    output.write(batch(1))
+
+    def full(fd: int, data: bytes) -> int:
+        if len(data) < 100:
+            raise OSError(28, "No space left on device")
+        return write(fd, data[: len(data) // 2])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OutputError, match="No space left"):
+        output.write(batch(2, 3))
+    monkeypatch.undo()
+    output.write(batch(2, 3))
+    assert numbers(tmp_path / "log.jsonl") == [1, 2, 3]
+
+
+# --- spool, and outputs that are slow
+
+
+class Slow(collect.Output):
+    scheme = "slow"
+    help = "waits"
+
+    def __init__(self) -> None:
+        super().__init__("it")
+        self.go = threading.Event()
+        self.error: Exception | None = None
+        self.got: list[int] = []
+
+    def begin(self) -> None:
+        pass
+
+    def write(self, batch: Batch) -> None:
+        assert self.go.wait(10)
+        if self.error is not None:
+            raise self.error
+        self.got += [message.seq or 0 for message in batch.messages]
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_slow_output_holds_nobody_up_and_gets_all(tmp_path: Path, said: list[str]) -> None:
+    slow = Slow()
+    delivery = Delivery(slow, Spool(str(tmp_path / "it.spool"), 1 << 20), said.append, apart=True)
+    before = time.monotonic()
+    for number in range(10):
+        delivery.put(batch(number))
+        delivery.flush()
+    assert time.monotonic() < before + 3  # it waits ten
+    assert len(delivery.store) == 10  # that which is under way, too: it may never be through
+    slow.go.set()
+    assert wait_for(lambda: delivery.flush() or not len(delivery.store), 10)
+    assert delivery.finish(lambda: False)
+    delivery.close()
+    assert slow.got == list(range(10))
+
+
+def test_the_spool_outlives_the_process(tmp_path: Path, said: list[str]) -> None:
+    slow, path = Slow(), str(tmp_path / "it.spool")
+    slow.go.set()
+    slow.error = OutputError("it is away")
+    delivery = Delivery(slow, Spool(path, 1 << 20), said.append)
+    delivery.put(Batch(SESSION, [message(1, IFINDEX_INDEV=2)], 4, 77, {"site": "here"}))
+    delivery.put(batch(2))
+    assert delivery.finish(lambda: False)
+    delivery.close()
+    assert said == [
+        "slow:it: it is away; messages are kept, to be stored later",
+        "slow:it: 2 messages in the spool, to be stored the next time",
+    ]
+    spool = Spool(path, 1 << 20)
+    first = spool.first()
+    assert first is not None
+    assert (first.session, first.lost, first.read_ns, first.labels) == (SESSION, 4, 77, {"site": "here"})
+    assert (first.messages[0].seq, first.messages[0].indev_name) == (1, "eth0")
+    slow.error = None
+    delivery = Delivery(slow, spool, said.append)
+    delivery.put(batch(3))
+    delivery.flush()
+    assert slow.got == [1, 2, 3]
+    delivery.close()
+
+
+@pytest.mark.parametrize("make", [lambda path: Memory(3000), lambda path: Spool(path, 400)], ids=["memory", "disk"])
+def test_stores_are_bounded(make: Callable[[str], Store], tmp_path: Path) -> None:
+    store = make(str(tmp_path / "spool"))
+    taken = [store.add(batch(number)) for number in range(30)]
+    assert 1 <= sum(taken) < 30
+    assert len(store) == sum(taken)
+    store.first()
+    store.remove_first()
+    assert store.add(batch(99))
+    while (first := store.first()) is not None:
+        last = first.messages[0].seq
+        store.remove_first()
+    assert (last, len(store)) == (99, 0)
+    store.close()
+
+
+def test_a_mistake_of_an_output_is_reported_and_not_the_end(said: list[str]) -> None:
+    slow = Slow()
+    slow.go.set()
+    slow.error = ZeroDivisionError("mine")
+    delivery = Delivery(slow, Memory(1 << 20), said.append)
+    delivery.put(batch(1))
+    assert said == ["slow:it: ZeroDivisionError: mine; messages are kept, to be stored later"]
+    delivery.close()
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    ("to", "settings", "text"),
+    [
+        ("log.xyz", {}, "names no output"),
+        ("sqlit:log.db2", {}, "did you mean 'sqlite'"),
+        ("sqlite:", {}, "does not say where"),
+        ("log.jsonl", {"rotate_sise": "1M"}, "did you mean 'rotate_size'"),
+        ("log.jsonl", {"rotate_size": "much"}, "rotate_size: 'much' is no size"),
+        ("log.db", {"keep": "0d"}, "keep: '0d' is no time"),
+        ("x.pcapng", {"keep": "1d"}, "it has none"),
+    ],
+)
+def test_wrong_outputs(to: str, settings: dict[str, Any], text: str, tmp_path: Path) -> None:
+    os.chdir(tmp_path)
+    with pytest.raises(ArgumentError, match=text):
+        collect.output(to, settings)
+    assert not list(tmp_path.iterdir())
