@@ -25,6 +25,7 @@ SCRIPTS = {
     "flood": "flood.py",
     "workers": "workers.py",
     "process": "process.py",
+    "collect": "collect.py",
 }
 
 

@@ -16,6 +16,7 @@ from .. import __version__
 from .._printable import printable
 from ..errors import ArgumentError, NfnetError
 from . import (
+    collect_command,
     decode_command,
     demo_command,
     doctor_command,
@@ -31,6 +32,7 @@ from .summaries import say
 _COMMANDS = (
     queue_command,
     log_command,
+    collect_command,
     record_command,
     decode_command,
     rules_command,

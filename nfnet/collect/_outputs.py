@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import ArgumentError
 from ._output import Output
@@ -37,13 +37,20 @@ def known() -> dict[str, type[Output]]:
     return {**found, **{kind.scheme: kind for kind in OUTPUTS}}
 
 
-def output(to: str, settings: Mapping[str, Any] | None = None) -> Output:
-    """The output that ``sqlite:firewall.db`` means, or ``log.jsonl``, whose name says what it is.
+class Described(NamedTuple):
+    """An output that could be made."""
 
-    settings: by name, as in a configuration file: ``{"rotate_size": "100M"}``.
+    kind: type[Output]
+    target: str
+    settings: dict[str, Any]
 
-    Raises ArgumentError, and what the output raises if the target cannot be right.
-    """
+    def make(self) -> Output:
+        """Make it. Raises what it raises if the target cannot be right."""
+        return self.kind(self.target, **self.settings)
+
+
+def describe(to: str, settings: Mapping[str, Any] | None = None) -> Described:
+    """What `output` would make of these. Raises ArgumentError."""
     kind, target = _kind_of(to)
     values: dict[str, Any] = {}
     for name, value in (settings or {}).items():
@@ -53,7 +60,17 @@ def output(to: str, settings: Mapping[str, Any] | None = None) -> Output:
             values[name] = kind.settings[name](value)
         except ValueError as error:
             raise ArgumentError(f"{name}: {error}") from None
-    return kind(target, **values)
+    return Described(kind, target, values)
+
+
+def output(to: str, settings: Mapping[str, Any] | None = None) -> Output:
+    """The output that ``sqlite:firewall.db`` means, or ``log.jsonl``, whose name says what it is.
+
+    settings: by name, as in a configuration file: ``{"rotate_size": "100M"}``.
+
+    Raises ArgumentError, and what the output raises if the target cannot be right.
+    """
+    return describe(to, settings).make()
 
 
 def _kind_of(to: str) -> tuple[type[Output], str]:
