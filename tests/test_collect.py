@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfnet import ArgumentError, LogMessage, NfnetError, _ecs, collect, testing
-from nfnet.collect import Batch, OutputError, Session, _delivery, sqlite
+from nfnet import ArgumentError, LogMessage, NfnetError, _ecs, cli, collect, testing
+from nfnet.collect import Batch, OutputError, Session, _delivery, _outputs, _queries, _settings, sqlite
 from nfnet.collect._batch import split_at_losses
 from nfnet.collect._delivery import Delivery
 from nfnet.collect._spool import Memory, Spool, Store
@@ -472,3 +472,178 @@ def test_wrong_outputs(to: str, settings: dict[str, Any], text: str, tmp_path: P
     with pytest.raises(ArgumentError, match=text):
         collect.output(to, settings)
     assert not list(tmp_path.iterdir())
+
+
+# --- questions
+
+ASKED = {
+    "top sources": [["10.0.0.1", 15, 15], ["10.0.0.2", 2, 1]],
+    "top destinations": [["192.0.2.2", 17]],
+    "top prefixes": [["drop: ", 17]],
+    "top protocols": [["udp", 17]],
+    "top interfaces": [["eth0", 17]],
+    "top users": [[1000, 17]],
+    "per hour": [["1970-01-01 00:00", 17]],
+    "losses": [["1970-01-01 00:16:40.000", 5, 3]],
+}
+
+
+@pytest.fixture
+def collected(tmp_path: Path) -> str:
+    """Fifteen messages to as many ports, and two more of somebody else, all of the same second; three lost before."""
+    packets = [testing.udp(b"", source="10.0.0.1", destination_port=port) for port in range(100, 115)]
+    packets += [testing.udp(b"", source="10.0.0.2", destination_port=53)] * 2
+    messages = [message(n, packet, prefix="drop: ", IFINDEX_INDEV=2, UID=1000) for n, packet in enumerate(packets, 3)]
+    output = sqlite.Sqlite(str(tmp_path / "odd%name?.db"))
+    output.begin()
+    output.write(Batch(SESSION, messages, 3, read_ns=1000 * 10**9))
+    output.close()
+    return output.target
+
+
+@pytest.mark.parametrize("question", ASKED)
+def test_questions_by_name(question: str, collected: str) -> None:
+    for answer in _queries.ask(collected, question):
+        rows = [list(row) for row in answer.rows]
+    assert rows == ASKED[question]
+
+
+def test_other_questions(collected: str) -> None:
+    def ask(question: str) -> list[Any]:
+        return [row for answer in _queries.ask(collected, question) for row in answer.rows]
+
+    assert ask("top ports limit 1") == [("udp", 53, 2, 1)]
+    assert ask("scans") == [("10.0.0.1", 15, 1, 15, "1970-01-01 00:16:40.000")]
+    assert len(ask("Latest limit 3")) == 3
+    assert ask("top  sources last 24h") == []  # they are from 1970
+    assert ask("SELECT max(destination_port) FROM messages") == [(114,)]
+
+
+def test_every_question_has_an_index_to_find_the_time(collected: str) -> None:
+    for name, question in _queries.QUESTIONS.items():
+        sql, values = _queries.statement(f"{name} last 24h")
+        with contextlib.closing(sqlite3.connect(collected)) as connection:
+            plan = str(connection.execute(f"EXPLAIN QUERY PLAN {sql}", values).fetchall())
+        assert "messages_time" in plan or name == "losses", question
+
+
+@pytest.mark.parametrize(
+    ("question", "error", "text"),
+    [
+        ("top sorces", ArgumentError, "did you mean 'top sources'"),
+        ("top sources last week", ArgumentError, "'week' is no time"),
+        ("top sources limit 0", ArgumentError, "'0' is no number"),
+        ("SELECT colour FROM messages", NfnetError, "no such column"),
+        ("WITH a AS (SELECT 1) DELETE FROM messages", NfnetError, "readonly"),
+        ("SELECT 1; SELECT 2", NfnetError, "one statement"),
+    ],
+)
+def test_questions_that_are_none(question: str, error: type[Exception], text: str, collected: str) -> None:
+    with pytest.raises(error, match=text):
+        list(_queries.ask(collected, question))
+
+
+def test_no_database_is_made_by_a_question(tmp_path: Path) -> None:
+    with pytest.raises(NfnetError, match="unable to open"):
+        list(_queries.ask(str(tmp_path / "no.db"), "latest"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_query_command(collected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["query", collected, "top", "sources"]) == 0
+    assert capsys.readouterr().out == (
+        "source    messages  ports\n10.0.0.1        15     15\n10.0.0.2         2      1\n"
+    )
+    assert cli.main(["query", collected, "--json", "SELECT payload, prefix FROM messages LIMIT 1"]) == 0
+    assert json.loads(capsys.readouterr().out)["prefix"] == "drop: "
+
+
+# --- configuration
+
+GOOD = """\
+spool_size = "1G"  # a comment
+
+[labels]
+site = "berlin"
+
+[[group]]
+number = 5
+rule = "hook=input protocol=udp prefix=x"
+
+[[output]]
+to = "log.jsonl"
+rotate_size = "100M"
+compress = true
+
+[[output]]
+to = "sqlite:log.db"
+keep = "90d"
+"""
+
+
+def test_a_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "collect.toml"
+    path.write_text(GOOD)
+    found = _settings.read_settings(path)
+    assert (found.groups, found.labels, found.spool_size) == ([5], {"site": "berlin"}, 1 << 30)
+    assert found.rules == [(5, "hook=input protocol=udp prefix=x")]
+    assert [(each.kind, each.target, each.settings) for each in found.outputs] == [
+        (collect.JsonLines, "log.jsonl", {"rotate_size": 100 << 20, "compress": True}),
+        (collect.Sqlite, "log.db", {"keep": 90 * 86400}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "text"),
+    [
+        ("spool_size", "spool_sise", 1, "unknown key 'spool_sise'; did you mean 'spool_size'?"),
+        ('"1G"', '"big"', 1, "spool_size: 'big' is no size"),
+        ('"1G"', '"1G', 1, ""),
+        ('"berlin"', "7", 4, "label site is 7 and must be a string"),
+        ("[[group]]", "[group]", 6, "group is one or more tables"),
+        ("[[group]]", "[[groups]]", 6, "unknown key 'groups'; did you mean 'group'?"),
+        ("number = 5", "number = 70000", 7, "0..65535"),
+        ("number = 5\n", "", 6, "[[group]] without 'number'"),
+        ("hook=input", "hok=input", 8, "hok=input"),
+        ('"log.jsonl"', '"log.jsonx"', 11, "names no output"),
+        ("compress = true", 'compress = "maybe"', 13, "compress: 'maybe' is neither yes nor no"),
+        ("keep", "kep", 17, "sqlite has no setting 'kep'; did you mean 'keep'?"),
+        ("[labels]", "[labels]\n[labels]", 4, ""),
+    ],
+)
+def test_what_is_wrong_with_a_configuration_is_said_with_its_line(
+    old: str, new: str, line: int, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "collect.toml"
+    assert GOOD.count(old) == 1
+    path.write_text(GOOD.replace(old, new))
+    assert cli.main(["collect", "--config", str(path), "--check"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"nfnet collect: {path}:{line}: ")
+    assert text in errors
+    assert errors.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["collect.toml"]
+
+
+def test_a_good_configuration_passes_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "collect.toml"
+    path.write_text(GOOD)
+    assert cli.main(["collect", "--config", str(path), "--check"]) == 0
+    assert capsys.readouterr().out == "groups 5 to jsonl:log.jsonl, sqlite:log.db\n"
+
+
+# --- third parties
+
+
+def test_outputs_of_others_are_found_by_their_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Entry:
+        name, value = "slow", "package:Slow"
+
+        def load(self) -> Any:
+            return Slow
+
+    monkeypatch.setattr(_outputs, "entry_points", lambda group: [Entry()] if group == "nfnet.outputs" else [])
+    assert collect.known()["slow"] is Slow
+    monkeypatch.setattr(Entry, "load", lambda self: dict)
+    with pytest.raises(ArgumentError, match="no subclass"):
+        collect.known()
