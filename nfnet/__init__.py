@@ -45,7 +45,8 @@ Below
     Transport, NetlinkSocket                    the way to the kernel, or to what stands in for it
 
 Modules: rules (what the firewall queues and logs), inet (headers, and how to change them), stats (all queues and logs
-of the machine), collect (what rules log, to files and databases), testing, metrics, netns, doctor, compat (NetfilterQueue and nflogr), protocol.
+of the machine), collect (what rules log, to files and databases), testing, metrics, netns, doctor, compat
+(NetfilterQueue and nflogr), protocol.
 """
 
 import sys
