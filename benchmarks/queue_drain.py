@@ -78,7 +78,8 @@ def run_async(iterate: bool, handler: Handler, count: int, fill: Callable[[], No
     queue = nfnet.AsyncQueue(1, max_len=BUFFER, transport=transport)
     loop = asyncio.new_event_loop()
     transport.expected = count
-    transport.on_end = lambda: loop.call_soon(queue.stop)  # when what was received has been handed out
+    # When what was received has been handed out: an iteration goes on in the loop's next turn.
+    transport.on_end = lambda: loop.call_soon(loop.call_soon, queue.stop)
     loop.run_until_complete(queue.open())
     fill()
 

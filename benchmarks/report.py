@@ -1,6 +1,8 @@
 """Measures, and writes what came out to docs/figures: `make bench-report`, `make bench-report ARGS=log`.
 
-For each benchmark a table with the machine and the date, and a drawing of the same figures. Standard library only.
+For each benchmark a table with the machine and the date, and for some a drawing of the same figures; and a table of the
+goals, from these and from those that were measured another time. All of it takes about seven minutes; more rounds can
+be asked for (``--rounds``). Standard library only.
 """
 
 from __future__ import annotations
@@ -8,10 +10,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import platform
 import statistics
 import subprocess
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +26,21 @@ from run import ROOT, SCRIPTS, prepare
 FIGURES = ROOT / "docs" / "figures"
 PEERS = ("NetfilterQueue", "nflogr")
 NAMES = {"queue": "Verdicts on queued packets", "log": "Logged packets"}
+# What is asked for unless the command line says otherwise: enough rounds for a median, within some minutes.
+ARGUMENTS = {
+    "lone": ["--rounds", "7", "--packets", "3000"],
+    "queue": ["--rounds", "7", "--packets", "1000", "20000"],
+    "log": ["--rounds", "9"],
+    "cliffs": ["--rounds", "7"],
+    "growth": ["--rounds", "3"],
+    "flood": ["--rounds", "1", "--seconds", "10"],
+}
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #24292f }
 .small { font-size: 12px; fill: #57606a }
 .ours { fill: #1a7f64 } .peer { fill: #a5adb8 }
+.line { fill: none; stroke-width: 2 } .line.ours { stroke: #1a7f64 } .line.peer { stroke: #a5adb8 }
+.axis { stroke: #8c959f; stroke-width: 1 }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3 } .small { fill: #9da7b3 } .ours { fill: #3fb996 } .peer { fill: #6b7480 }
 }
@@ -42,13 +58,24 @@ class Row(NamedTuple):
     cpu: float
 
 
-def measure(what: str, arguments: list[str]) -> list[Row]:
+def run(what: str, arguments: list[str]) -> list[dict[str, Any]]:
+    """All figures of a benchmark. Its status does not matter for the cliffs: 1 if one is worse than before."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        command = [str(prepare()), str(ROOT / "benchmarks" / SCRIPTS[what]), "--json", file.name, *arguments]
-        subprocess.run(command, check=True)
-        rows: list[dict[str, Any]] = json.loads(Path(file.name).read_text())
-    fields = Row._fields[:-1]
-    return [Row(*(row[name] for name in fields), statistics.median(row["cpu"])) for row in rows]
+        command = [str(prepare()), str(ROOT / "benchmarks" / SCRIPTS[what]), "--json", file.name]
+        subprocess.run([*command, *ARGUMENTS[what], *arguments], check=what != "cliffs")
+        figures: list[dict[str, Any]] = json.loads(Path(file.name).read_text())
+    return figures
+
+
+def store(what: str, figures: dict[str, Any]) -> None:
+    """What the table of goals needs, and `cliffs.py` to compare with."""
+    (FIGURES / f"{what}.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def stored(what: str) -> dict[str, Any]:
+    path = FIGURES / f"{what}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
 
 def machine() -> str:
@@ -112,12 +139,124 @@ def drawing(rows: list[Row], title: str, where: str) -> str:
     return "\n".join([head, *parts, foot, ""])
 
 
+def report_drain(what: str, arguments: list[str]) -> None:
+    figures = run(what, arguments)
+    fields = Row._fields[:-1]
+    rows = [Row(*(row[name] for name in fields), statistics.median(row["cpu"])) for row in figures]
+    where = machine()
+    (FIGURES / f"{what}.md").write_text(table(rows, where))
+    (FIGURES / f"{what}.svg").write_text(drawing(rows, NAMES[what], where))
+    most = max(row.packets for row in rows)
+    ratios = {
+        f"{row.case}: {row.subject} / {row.program}": round(row.ratio, 2)
+        for row in rows
+        if row.packets == most and row.program != row.subject
+    }
+    store(what, ratios)
+
+
+def report_lone(arguments: list[str]) -> None:
+    figures = run("lone", arguments)
+    lines = [
+        "| | program | round trip, µs | processor, µs | beside | share of round trip | of processor time | goals |",
+        "| --- | --- | ---: | ---: | --- | ---: | ---: | --- |",
+    ]
+    ratios = {}
+    for row in figures:
+        goals = "{} and {}".format(*row["goals"]) if row["goals"] else ""
+        cells = [
+            row["case"],
+            row["program"],
+            f"{statistics.median(row['trip']):.2f}",
+            f"{statistics.median(row['cpu']):.2f}",
+            row["peer"],
+            f"{row['trip ratio']:.2f}",
+            f"{row['cpu ratio']:.2f}",
+            goals,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+        ratios[f"{row['program']}, {row['case']}"] = [round(row["trip ratio"], 2), round(row["cpu ratio"], 2)]
+    lines += ["", f"Medians; shares are medians of the ratios within a round. {machine()}.", ""]
+    (FIGURES / "lone.md").write_text("\n".join(lines))
+    store("lone", ratios)
+
+
+def report_flood(arguments: list[str]) -> None:
+    figures = run("flood", arguments)
+    lines = [
+        "| packets | program | thousands with a verdict a second | µs of processor time for each |",
+        "| --- | --- | ---: | ---: |",
+    ]
+    for row in figures:
+        if "size" in row:
+            what, cpu = f"{row['size']:,} bytes", f"{statistics.median(row['cpu']):.2f}"
+        else:
+            what, cpu = f"100 bytes, queues: {row['queues']}, processes: {row['processes']}", ""
+        lines.append(f"| {what} | {row['program']} | {statistics.median(row['rate']):.1f} | {cpu} |")
+    lines += ["", f"The sender takes its share of the machine, too. {machine()}.", ""]
+    (FIGURES / "flood.md").write_text("\n".join(lines))
+
+
+def report_growth(arguments: list[str]) -> None:
+    figures, where = run("growth", arguments), machine()
+    (FIGURES / "growth.svg").write_text(growth_drawing(figures, where))
+    lines = ["| | | program | µs | times the first |", "| --- | ---: | --- | ---: | ---: |"]
+    for row in figures:
+        cpu = statistics.median(row["cpu"])
+        lines.append(f"| {row['series']} | {row['point']} | {row['program']} | {cpu:.2f} | {row['multiple']:.2f} |")
+    lines += ["", f"Microseconds of processor time a packet, medians. {where}.", ""]
+    (FIGURES / "growth.md").write_text("\n".join(lines))
+
+
+def growth_drawing(figures: list[dict[str, Any]], where: str) -> str:
+    """A small diagram for each series: both axes are logarithmic, so what is proportional to the number has slope 1."""
+    parts, panel, height = [], 0, 150
+    for series in dict.fromkeys(row["series"] for row in figures):
+        rows = [row for row in figures if row["series"] == series]
+        numbers = sorted({int(row["point"]) for row in rows})
+        cpus = [statistics.median(row["cpu"]) for row in rows]
+        left, top = 10 + 285 * (panel % 2), 60 + (height + 60) * (panel // 2)
+        low, high = math.log(min(cpus) / 1.5), math.log(max(*cpus, min(cpus) * 4))
+        first, last = math.log(numbers[0]), math.log(numbers[-1])
+
+        def place(number: int, cpu: float) -> tuple[float, float]:
+            x = left + 20 + 210 * (math.log(number) - first) / (last - first)  # noqa: B023  # called at once
+            return x, top + height - height * (math.log(cpu) - low) / (high - low)  # noqa: B023
+
+        parts.append(f'<text x="{left}" y="{top - 8}">{escape(series)}</text>')
+        parts.append(f'<path class="axis" d="M{left} {top}V{top + height}H{left + 250}" fill="none"/>')
+        for number in numbers:
+            x, _ = place(number, 1.0)
+            parts.append(
+                f'<text class="small" x="{x:.0f}" y="{top + height + 15}" text-anchor="middle">{number:,}</text>'
+            )
+        for program in dict.fromkeys(row["program"] for row in rows):
+            kind = "peer" if program in PEERS else "ours"
+            points = sorted(
+                (int(row["point"]), statistics.median(row["cpu"])) for row in rows if row["program"] == program
+            )
+            places = [place(*point) for point in points]
+            parts.append(f'<path class="line {kind}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in places)}"/>')
+            for (x, y), (_, cpu) in zip(places, points):
+                parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
+                if kind == "ours":
+                    label = f'<text class="small" x="{x:.0f}" y="{y - 7:.0f}" text-anchor="middle">{cpu:.1f}</text>'
+                    parts.append(label)
+        panel += 1
+    bottom = 60 + (height + 60) * ((panel + 1) // 2)
+    title = "How the cost of a packet grows"
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 580 {bottom + 10}" role="img" aria-label="{title}">'
+        f"<style>{STYLE}</style>"
+        f'<text x="0" y="16">{title}: processor time in µs; both axes are logarithmic</text>'
+        '<text class="small" x="0" y="34">green: nfnet; grey: NetfilterQueue</text>'
+    )
+    return "\n".join([head, *parts, f'<text class="small" x="0" y="{bottom}">{escape(where)}</text></svg>', ""])
+
+
 def report_cliffs(arguments: list[str]) -> None:
     """The table of the multiples, and the same for `cliffs.py` to compare with."""
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        command = [str(prepare()), str(ROOT / "benchmarks" / SCRIPTS["cliffs"]), "--json", file.name, *arguments]
-        subprocess.run(command, check=False)  # 1 if one is worse than before, which is what is to be written
-        rows: list[dict[str, Any]] = json.loads(Path(file.name).read_text())
+    rows = run("cliffs", arguments)
     lines = [
         "| packets | times the usual packet | at most | the same in C | nfnet's share of C |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -127,24 +266,102 @@ def report_cliffs(arguments: list[str]) -> None:
         lines.append(f"| {row['case']} | {row['multiple']:.2f} | {row['goal']} | {peer[0]} | {peer[1]} |")
     lines += ["", f"Processor time, medians of the ratios within a round. {machine()}.", ""]
     (FIGURES / "cliffs.md").write_text("\n".join(lines))
-    figures = {row["case"]: row["multiple"] for row in rows}
-    (FIGURES / "cliffs.json").write_text(json.dumps(figures, indent=1) + "\n")
-    print(f"written: {FIGURES / 'cliffs'}.md, .json")
+    store("cliffs", {row["case"]: row["multiple"] for row in rows})
+
+
+# What was aimed at in November 2026: where it comes from, key, what it was before, the goal.
+GOALS: list[tuple[str, str, str, str, str]] = [
+    ("lone", "nfnet, on one core", "a packet alone, one core", "1.68", "1.05"),
+    ("lone", "nfnet, on two cores", "a packet alone, two cores", "", "1.05"),
+    ("lone", "compat, on one core", "the same with `nfnet.compat`, one core", "", "1.05"),
+    ("lone", "compat, on two cores", "the same with `nfnet.compat`, two cores", "", "1.05"),
+    ("lone", "asyncio: run, on one core", "`AsyncQueue.run`, one core", "2.5", "1.5"),
+    ("lone", "asyncio: run, on two cores", "`AsyncQueue.run`, two cores", "", "1.5"),
+    ("lone", "bare asyncio, on one core", "asyncio with a bare socket, one core", "", ""),
+    ("lone", "log, asyncio: run, on one core", "`AsyncLog.run`, one core", "", "1.5"),
+    ("lone", "log, asyncio: run, on two cores", "`AsyncLog.run`, two cores", "", "1.5"),
+    ("queue", "accept: nfnet / NetfilterQueue", "many wait: accept", "0.60", "0.54"),
+    (
+        "queue",
+        "read the payload, accept: nfnet / NetfilterQueue",
+        "many wait: read the payload, accept",
+        "0.65",
+        "0.58",
+    ),
+    (
+        "queue",
+        "read the payload, accept or drop in turn: nfnet / NetfilterQueue",
+        "many wait: accept and drop in turn",
+        "0.72",
+        "0.65",
+    ),
+    ("cliffs", "log messages of 29 to 1,400 bytes", "log messages of many sizes", "6.4", "1.5"),
+    ("cliffs", "other attributes at the same length", "other attributes at the same length", "2.2", "3"),
+    ("cliffs", "9,000 distinct lengths", "9,000 distinct lengths", "3.4", "3"),
+    ("cliffs", "a new mark for each packet", "a new mark for each packet", "3.0", "3"),
+    ("cliffs", "payload replaced", "payload replaced", "3.1", "3"),
+    ("cliffs", "rewrite(data=)", "`rewrite(data=)`", "5.7", "4"),
+    ("cliffs", "one of fifty decided late", "one of fifty decided late", "2.9", "3"),
+    ("cliffs", "all held, then accepted", "all held, then accepted", "2.4", "3"),
+    ("cliffs", "recorded", "recorded", "4.8", "3"),
+    ("cliffs", "flow behind 180 IPv6 headers", "`flow` behind 180 IPv6 headers", "30", "3"),
+    (
+        "cliffs",
+        "16,000 held packets accepted in one step of asyncio",
+        "16,000 held packets accepted in one step of asyncio",
+        "11",
+        "1.5",
+    ),
+]
+
+
+def report_goals() -> None:
+    """Before, goal, now: from what is stored."""
+    figures = {what: stored(what) for what in ("lone", "queue", "cliffs")}
+    of = {
+        "lone": "round trip, and processor time, beside C or bare Python",
+        "queue": "processor time beside NetfilterQueue",
+        "cliffs": "times the usual packet",
+    }
+    lines = ["| what | figure | before | goal | now |", "| --- | --- | ---: | ---: | ---: |"]
+    for what, key, name, before, goal in GOALS:
+        now = figures[what].get(key, "")
+        shown = ", ".join(f"{number:.2f}" for number in now) if isinstance(now, list) else str(now)
+        lines.append(f"| {name} | {of[what]} | {before} | {goal} | {shown} |")
+    (FIGURES / "goals.md").write_text("\n".join([*lines, ""]))
+
+
+REPORTS: dict[str, Callable[[list[str]], None]] = {
+    "lone": report_lone,
+    "queue": partial(report_drain, "queue"),
+    "log": partial(report_drain, "log"),
+    "cliffs": report_cliffs,
+    "growth": report_growth,
+    "flood": report_flood,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=[*NAMES, "cliffs"], help="measure this alone")
+    parser.add_argument("what", nargs="?", choices=REPORTS, help="measure this alone")
     options, arguments = parser.parse_known_args()
     FIGURES.mkdir(exist_ok=True)
-    if options.what in (None, "cliffs"):
-        report_cliffs(arguments)
-    for what, title in NAMES.items():
-        if options.what in (None, what):
-            rows, where = measure(what, arguments), machine()
-            (FIGURES / f"{what}.md").write_text(table(rows, where))
-            (FIGURES / f"{what}.svg").write_text(drawing(rows, title, where))
-            print(f"written: {FIGURES / what}.md, .svg")
+    for what, report in REPORTS.items():
+        if what == options.what or (options.what is None and (what != "log" or has_nflogr())):
+            print(f"--- {what}", flush=True)
+            report(arguments)
+            print(f"written: {FIGURES / what}.*", flush=True)
+    report_goals()
+
+
+def has_nflogr() -> bool:
+    """Whether there is something to compare the log with: else the figures from an interpreter that has it stay."""
+    there = not subprocess.run(
+        [str(prepare()), "-c", "import nflogr"], stderr=subprocess.DEVNULL, check=False
+    ).returncode
+    if not there:
+        print("the log's figures stay as they are: make bench-report ARGS=log with Python 3.13 has nflogr beside it")
+    return there
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ SCRIPTS = {
     "growth": "growth.py",
     "flood": "flood.py",
     "workers": "workers.py",
+    "connections": "connections.py",
     "process": "process.py",
     "collect": "collect.py",
 }

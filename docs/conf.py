@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
@@ -19,6 +20,7 @@ os.environ["COLUMNS"] = "88"  # the width of help texts
 
 import nfnet
 from nfnet.cli import build
+from nfnet.rules._criteria import CRITERIA
 
 project = "nfnet"
 author = "The nfnet developers"
@@ -126,6 +128,17 @@ class HelpText(SphinxDirective):
         return [block]
 
 
+class CriteriaTable(SphinxDirective):
+    """``{nfnet-criteria}``: what rules may ask of packets, from the rows of `nfnet.rules`."""
+
+    def run(self) -> list[nodes.Node]:
+        lines = ["| argument | is about | and is |", "| --- | --- | --- |"]
+        lines += [f"| `{name}` | {row.about} | {row.takes.replace('``', '`')} |" for name, row in CRITERIA.items()]
+        place = nodes.container()
+        self.state.nested_parse(StringList(lines, source="nfnet/rules/_criteria.py"), self.content_offset, place)
+        return list(place.children)
+
+
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """The parsers of the commands, by name."""
     action = next(item for item in parser._actions if isinstance(item, argparse._SubParsersAction))
@@ -135,6 +148,7 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 def setup(app: Sphinx) -> dict[str, Any]:
     """Tell Sphinx of the above."""
     app.add_directive("nfnet-help", HelpText)
+    app.add_directive("nfnet-criteria", CriteriaTable)
     app.connect("autodoc-process-docstring", convert_docstring)
     app.connect("autodoc-process-signature", name_aliases)
     app.connect("autodoc-skip-member", skip_bare_field)

@@ -15,6 +15,7 @@ Packets to decide (NFQUEUE)
     Conntrack, CtInfo       its connection, and how it relates to that
     Process, process_of     the program on this machine that sends or receives it; the same for a five-tuple
     Vlan                    its VLAN tag, in the bridge family
+    inject, INJECTED_MARK   send a packet of one's own; the mark of what is sent
     QueueOptions            the options of Queue, for functions that hand them on
 
 Packets that rules log (NFLOG)
@@ -34,7 +35,8 @@ Counters
     SocketStatus                                how full the receive buffer is
 
 Errors: all are NfnetError, and those of the kernel KernelError
-    ArgumentError, ArgumentTypeError            what cannot be right; nothing was sent
+    ArgumentError, ArgumentTypeError, NoElementError
+                                                what cannot be right; nothing was sent
     AlreadyDecidedError, ClosedError, BusyReadingError
                                                 a second verdict, a closed queue, a second loop
     NotPermittedError, BusyError, NotSupportedError, AckTimeoutError
@@ -62,9 +64,11 @@ if sys.argv[:1] == ["-m"] and not (sys.flags.isolated or getattr(sys.flags, "saf
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import inet, rules, stats
+from . import inet, stats
 from ._core.message import Vlan
+from ._injection import inject
 from ._io.netlink_socket import NetlinkSocket
+from ._io.raw_socket import INJECTED_MARK
 from ._io.transport import SocketStatus, Transport
 from ._processes import Process, process_of
 from .captures import GivenVerdict, Recorder, Replay, record, replay
@@ -80,6 +84,7 @@ from .errors import (
     DecodeError,
     KernelError,
     NfnetError,
+    NoElementError,
     NotPermittedError,
     NotSupportedError,
     OverrunError,
@@ -91,15 +96,14 @@ from .protocol.nfnetlink import ArpHook, Family, Hook, NetdevHook
 from .protocol.nfqnl import CopyMode, SkbInfo, Verdict
 from .queue import Queue, QueueOptions
 from .stats import LogCounters, LogStats, LogStatus, QueueCounters, QueueStats, QueueStatus
-from .workers import Workers, run_workers
 
 __version__ = "0.1.0"
 
-# These are imported when somebody asks for them: asyncio takes longer to load than all the rest, and few programs need
-# the others.
-_LAZY_CLASSES = {"AsyncLog": "aio", "AsyncQueue": "aio"}
-_LAZY_MODULES = ("aio", "collect", "compat", "doctor", "metrics", "testing")
-_MODULES = ("captures", "errors", "inet", "log", "netns", "packet", "protocol", "queue", "rules", "stats", "workers")
+# These are imported when somebody asks for them: asyncio takes longer to load than all the rest, and not all programs
+# need the others.
+_LAZY_NAMES = {"AsyncLog": "aio", "AsyncQueue": "aio", "Workers": "workers", "run_workers": "workers"}
+_LAZY_MODULES = ("aio", "collect", "compat", "doctor", "metrics", "rules", "testing", "workers")
+_MODULES = ("captures", "errors", "inet", "log", "netns", "packet", "protocol", "queue", "stats")
 
 if TYPE_CHECKING:
     from . import aio as aio
@@ -107,13 +111,16 @@ if TYPE_CHECKING:
     from . import compat as compat
     from . import doctor as doctor
     from . import metrics as metrics
+    from . import rules as rules
     from . import testing as testing
+    from . import workers as workers
     from .aio import AsyncLog, AsyncQueue
+    from .workers import Workers, run_workers
 else:  # a type checker would take every name for one of the module's
 
     def __getattr__(name: str) -> Any:
-        if name in _LAZY_CLASSES:
-            return getattr(import_module(f"{__name__}.{_LAZY_CLASSES[name]}"), name)
+        if name in _LAZY_NAMES:
+            return getattr(import_module(f"{__name__}.{_LAZY_NAMES[name]}"), name)
         if name in _LAZY_MODULES:
             return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -124,6 +131,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "INJECTED_MARK",
     "AckTimeoutError",
     "AlreadyDecidedError",
     "ArgumentError",
@@ -152,6 +160,7 @@ __all__ = [
     "NetdevHook",
     "NetlinkSocket",
     "NfnetError",
+    "NoElementError",
     "NotPermittedError",
     "NotSupportedError",
     "OverrunError",
@@ -171,6 +180,7 @@ __all__ = [
     "Vlan",
     "Workers",
     "inet",
+    "inject",
     "process_of",
     "record",
     "replay",

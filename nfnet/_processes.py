@@ -23,10 +23,11 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from ._arguments import check, wrong_type
 from ._io import at_fork
-from ._io.netlink_socket import KERNEL, new_socket
+from ._io.native import new_socket
+from ._io.netlink_socket import KERNEL
 from .errors import ArgumentError, NfnetError, kernel_error
 from .inet import Flow
-from .netns import Netns, call_in, check_netns
+from .netns import Netns, call_in, call_in_open, check_netns
 from .protocol import rtnetlink, sock_diag
 from .protocol.netlink import HOST
 from .protocol.sock_diag import NETLINK_SOCK_DIAG, TcpState
@@ -138,8 +139,9 @@ class Processes(at_fork.AtFork):
     """
 
     def __init__(self, open_netns: Callable[[], BinaryIO | None]) -> None:
-        self._open_netns = open_netns
-        self._sockets = Sockets(self._call)
+        # No method of this object: in a circle of references the queue's socket would outlive the queue until Python's
+        # garbage collector runs, and keep the queue bound.
+        self._sockets = Sockets(partial(_call_there, open_netns))
         self._closed = False
         self._complained = False
         at_fork.register(self)
@@ -160,16 +162,6 @@ class Processes(at_fork.AtFork):
                 _log.warning("which processes send and receive packets cannot be found out: %s", error)
         return None
 
-    def _call(self, function: Callable[[], _T]) -> _T:
-        """Call a function in the network namespace of the packets."""
-        netns = self._open_netns()
-        if netns is None:
-            raise _NowhereError
-        with netns, open("/proc/thread-self/ns/net", "rb") as own:
-            if os.path.sameopenfile(own.fileno(), netns.fileno()):
-                return function()  # which takes no privilege
-            return call_in(netns, function)
-
     def close(self) -> None:
         """Let go of the sockets; from now on nothing is found."""
         self._closed = True
@@ -177,6 +169,15 @@ class Processes(at_fork.AtFork):
 
     def after_fork(self) -> None:
         self._sockets.close()  # the answers would come to either of the two processes
+
+
+def _call_there(open_netns: Callable[[], BinaryIO | None], function: Callable[[], _T]) -> _T:
+    """Call a function in the network namespace of the packets."""
+    netns = open_netns()
+    if netns is None:
+        raise _NowhereError
+    with netns:
+        return call_in_open(netns, function)
 
 
 class _NowhereError(Exception):

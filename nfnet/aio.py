@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeGuard
 
+from . import inet
 from ._arguments import check
 from ._core.async_reader import AsyncReader, Session
 from ._typing import Unpack
@@ -197,6 +198,14 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
     def flush(self) -> None:
         """As `Queue.flush`."""
         self._reader.flush()
+
+    def forget(self, flow: inet.Flow) -> bool:
+        """As `Queue.forget`. The event loop waits until it is done."""
+        return self._reader.forget(flow)
+
+    def forget_all(self) -> int:
+        """As `Queue.forget_all`. The event loop waits until it is done."""
+        return self._reader.forget_all()
 
     @property
     def num(self) -> int:

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 
 from . import rules, stats
 from ._core.bind import request_for
-from ._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket, new_socket
+from ._io.native import new_socket
+from ._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from ._processes import Sockets
 from .errors import KernelError, NfnetError, NotPermittedError, NotSupportedError
 from .inet import Flow
@@ -25,7 +26,7 @@ from .protocol.nfnetlink import build_message
 from .protocol.nfqnl import NFQA, Command
 from .protocol.nfulnl import LogFlag
 from .rules import _nftables
-from .rules._rule import queues_of
+from .rules._actions import queues_of
 from .stats import QueueStatus, process
 
 _CAP_NET_ADMIN = 12
@@ -179,16 +180,24 @@ def _rule_support() -> Iterator[Finding]:
             for what, rule, remedy in (
                 (
                     "nfnet.rules.queue",
-                    rules.queue(1, netns=place),
+                    rules.queue(1, hook="output", netns=place),
                     "modprobe -a nf_tables nft_queue nft_compat xt_NFQUEUE",
                 ),
-                ("nfnet.rules.log", rules.log(1, netns=place), "modprobe -a nf_tables nft_log nft_compat xt_NFLOG"),
+                (
+                    "nfnet.rules.log",
+                    rules.log(1, hook="output", netns=place),
+                    "modprobe -a nf_tables nft_log nft_compat xt_NFLOG",
+                ),
                 (
                     "rules that fan out by flow",
-                    rules.queue(range(2), balance="flow", netns=place),
+                    rules.queue(range(2), hook="output", balance="flow", netns=place),
                     "modprobe -a nft_queue nft_hash, or a kernel with CONFIG_NFT_QUEUE and CONFIG_NFT_HASH",
                 ),
-                ("rules that look at connections", rules.log(1, state="new", netns=place), "modprobe nft_ct"),
+                (
+                    "rules that look at connections",
+                    rules.log(1, hook="output", state="new", netns=place),
+                    "modprobe nft_ct",
+                ),
             ):
                 try:
                     with rule:

@@ -38,6 +38,12 @@ class ArgumentTypeError(ArgumentError, TypeError):
     """An argument is of a type that cannot be right, which Python calls a TypeError; nothing was sent to the kernel."""
 
 
+class NoElementError(ArgumentError, KeyError):
+    """An element that was to be removed from a set is not in it, which Python calls a KeyError."""
+
+    __str__ = Exception.__str__  # that of KeyError would put it in quotes
+
+
 class DecodeError(NfnetError, ValueError):
     """Bytes that are no whole netlink message.
 
@@ -125,11 +131,17 @@ def kernel_error(operation: str, errno: int, *, message: str | None = None) -> K
     if errno == _errno.ENOBUFS:
         hint = "Packets were lost: handle them faster, or ask for a larger buffer (rcvbuf=)"
         return OverrunError(operation, errno, message=message, hint=hint)
+    if errno == _errno.EMSGSIZE:
+        hint = (
+            "It is larger than the send buffer of a socket, which net.core.wmem_max limits in a user namespace: raise"
+            " that, or do it in several steps"
+        )
+        return KernelError(operation, errno, message=message, hint=hint)
     return KernelError(operation, errno, message=message)
 
 
 class NotPermittedError(KernelError, PermissionError):
-    """The process lacks CAP_NET_ADMIN over the network namespace of the socket (EPERM)."""
+    """The process lacks CAP_NET_ADMIN over the network namespace of the socket, or CAP_NET_RAW to inject (EPERM)."""
 
 
 class BusyError(KernelError, PermissionError):

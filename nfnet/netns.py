@@ -153,6 +153,15 @@ def call_in(netns: Netns | None, function: Callable[[], _T]) -> _T:
     return _in_thread(work)
 
 
+def call_in_open(netns: BinaryIO, function: Callable[[], _T]) -> _T:
+    """As `call_in`, in an open namespace; in this thread, and without any privilege, if that is here already."""
+    try:
+        here = os.stat("/proc/thread-self/ns/net")
+    except OSError as error:
+        raise kernel_error("finding the network namespace of this thread", error.errno or errno.EIO) from None
+    return function() if os.path.samestat(os.fstat(netns.fileno()), here) else call_in(netns, function)
+
+
 def _in_thread(function: Callable[[], _T]) -> _T:
     """Call a function in a thread of its own, whose namespace it may change.
 

@@ -10,15 +10,17 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 from . import inet
-from ._arguments import check, check_flag
+from ._arguments import check, check_flag, wrong_type
 from ._core.batching import ACCEPT, DROP, Decision, decide, decide_with
 from ._core.message import FAMILY, Message, Vlan
+from ._io.raw_socket import INJECTED_MARK
 from .errors import AlreadyDecidedError, ArgumentError, ClosedError
-from .inet import _scapy
+from .inet import _answers, _scapy
 from .protocol import nfqnl
 from .protocol.conntrack import CTA
 from .protocol.layout import compile_struct
-from .protocol.nfnetlink import Family, Hook
+from .protocol.markbits import Fate, Support
+from .protocol.nfnetlink import Family, Hook, resource
 from .protocol.nfqnl import (
     MAX_PAYLOAD,
     MIN_PAYLOAD,
@@ -33,6 +35,7 @@ from .protocol.nfqnl import (
 )
 
 _LABELS_SIZE = 16
+_MARK_SIZE = 8  # NFQA_MARK, with its header
 _VERSION: dict[int, int] = {Family.IPV4: 4, Family.IPV6: 6}
 _OUTGOING = (Hook.FORWARD, Hook.OUTPUT, Hook.POSTROUTING)  # behind which super-packets are cut into segments
 # Since when the kernel cuts UDP super-packets whose payload was replaced: Linux 6.1 loses them, 5.10 crashes.
@@ -102,6 +105,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         l2header: bytes | None = None,
         ct_mark: int | None = None,
         ct_labels: bytes | None = None,
+        connection: bool = False,
     ) -> None:
         """Let the packet go on behind the chain that queued it (NF_ACCEPT).
 
@@ -116,6 +120,9 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         ``ct_mark`` (32 bits) and ``ct_labels`` (16 bytes) replace those of the packet's connection, for which the queue
         must have been opened with ``conntrack=True``. The kernel has room for labels only while some rule sets any.
 
+        ``connection`` lets the rest of the packet's connection go, too, in both directions: the kernel does that, and
+        no more of it comes here. It needs ``nfnet.rules.queue(..., remember=True)``; see `Queue.forget`.
+
         Raises ArgumentError, AlreadyDecidedError, ClosedError, or KernelError if sending fails. The kernel's own
         objections to a verdict come later and are counted: see `Queue.counters`.
         """
@@ -128,16 +135,29 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             or l2header is not None
             or ct_mark is not None
             or ct_labels is not None
+            or connection is not False
         ):
-            self._change(Verdict.ACCEPT, mark, payload, priority, vlan, l2header, ct_mark, ct_labels)
+            fate = Fate.ACCEPT if check_flag("connection", connection) else None
+            self._change(Verdict.ACCEPT, mark, payload, priority, vlan, l2header, ct_mark, ct_labels, fate)
         else:
             self._decision = ACCEPT
             self._decide(self)
 
-    def drop(self) -> None:
-        """Drop the packet (NF_DROP); a local sender is not told. Raises as `accept`."""
+    def drop(self, *, connection: bool = False) -> None:
+        """Drop the packet (NF_DROP); a local sender is not told.
+
+        ``connection`` drops the rest of its connection, too, as for `accept`. If the packet is the first one the
+        kernel does not know the connection yet, and is told of it, for TCP and UDP without translated addresses (NAT
+        of the destination). Of other protocols the next packet comes here as well.
+
+        Raises as `accept`.
+        """
         if self._decision is not None:
             self._refuse()
+        if connection is not False:
+            check_flag("connection", connection)
+            self._change(Verdict.DROP, None, None, None, fate=Fate.DROP)
+            return
         self._decision = DROP
         self._decide(self)
 
@@ -192,12 +212,104 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     @property
     def decided(self) -> Verdict | None:
         """The verdict that was given, None as long as there is none."""
-        return None if self._decision is None else Verdict(self._decision.word & 0xFF)
+        return None if self._decision is None else Verdict(self._decision.kind)
 
     @property
     def changed(self) -> bool:
         """Whether the verdict changes the packet: its bytes, mark, priority or link-layer header."""
-        return self._decision is not None and bool(self._decision.changes)
+        what = self._decision
+        if what is None or what.kind == what.word & 0xFF:
+            return what is not None and bool(what.changes)
+        # A verdict that rules carry out: the mark, the first of its changes, says in some bits what they shall do.
+        support = self._support()
+        ours = 0 if support is None else support.bits.mask
+        return len(what.changes) > _MARK_SIZE or int.from_bytes(what.changes[4:8], "big") & ~ours != self.mark
+
+    # --- answers
+
+    def answer(self, data: bytes) -> None:
+        """Send ``data`` to the packet's sender as if its peer had sent it, and drop the packet.
+
+        UDP: a datagram of at most 65,507 bytes (IPv6: 65,527); where it is too large for the way, in fragments.
+        ICMP and ICMPv6: the reply to an echo request.
+        TCP: the packet must carry data. Its sender gets ``data``, at most 12,200 bytes, and the end of the stream
+        (FIN), and its receiver a reset. So the connection is over: its ends, of which one knows nothing of ``data``,
+        would disagree about sequence numbers from now on. What gets lost on the way is not sent again.
+
+        What is sent passes the hook output of this machine, with the mark `nfnet.INJECTED_MARK`, over which
+        `nfnet.rules.queue` passes.
+
+        Raises ArgumentError, before anything is sent, for what has no answer: another protocol, TCP without data or
+        with RST, a fragment, a packet to a multicast or broadcast address, one that nfnet has injected, one of the
+        family bridge. Raises NotPermittedError without CAP_NET_RAW, KernelError if the answer cannot be sent (no
+        route, a firewall that drops it), AlreadyDecidedError and ClosedError. The packet stays undecided then.
+        """
+        try:
+            answer = bytes(memoryview(data))
+        except TypeError:
+            raise wrong_type("data", data, "bytes") from None
+        self._inject_and_drop(lambda packet, *about: _answers.answer(packet, answer, *about))
+
+    def reset(self) -> None:
+        """End the packet's TCP connection by a reset to both ends of it, with right sequence numbers; drop the packet.
+
+        Neither end waits for a time-out: both see "connection reset", and a connection that is being opened is
+        refused. Any segment will do, also a super-packet, and one that was not wholly copied; if it is a reset itself,
+        only its receiver gets one. (The ends of a connection that is signed, TCP-MD5 or TCP-AO, believe neither.)
+
+        Raises ArgumentError if `tcp` is None, and else as `answer`. If the first reset was sent and another cannot be,
+        the packet stays undecided all the same.
+        """
+        self._inject_and_drop(_answers.resets)
+
+    def reject(self, *, connection: bool = False) -> None:
+        """Tell the sender that the packet was refused, and drop it.
+
+        TCP: a reset to the sender (``connect`` fails with ECONNREFUSED). Protocols with ports, such as UDP: an error of
+        ICMP or ICMPv6, "port unreachable"; other protocols: "administratively prohibited". It has the packet's
+        destination as its source. Where the sender must not be told (RFC 1122, RFC 4443) the packet is just dropped: a
+        TCP reset, an error of ICMP, a fragment other than the first, a packet to or from a multicast address.
+
+        Where the rule that queues has ``remember=True`` the kernel makes that, except at the hook postrouting, where it
+        cannot. Elsewhere it is injected.
+
+        connection: whether the kernel shall refuse the rest of the connection, too, each packet in the same way, for
+            which there must be such a rule.
+
+        Raises ArgumentError for ``connection`` where there is no such rule, and for what is no IP packet, is of the
+        family bridge or was injected by nfnet; and else as `answer`.
+        """
+        if self._decision is not None:
+            self._refuse()
+        fate = Fate.REJECT if check_flag("connection", connection) else Fate.REJECT_PACKET
+        if fate == Fate.REJECT or self._carries_out(fate):
+            self._change(Verdict.DROP, None, None, None, fate=fate)
+        else:
+            self._inject_and_drop(_answers.refusals)
+
+    def _inject_and_drop(self, build: Callable[[bytes, int, bool], list[bytes]]) -> None:
+        """Send what ``build`` makes of the packet, and only then drop it: if sending fails nothing is lost.
+
+        ``build`` gets the packet, its length and whether its destination is a broadcast address.
+        """
+        if self._decision is not None:
+            self._refuse()
+        if self.family not in _VERSION:
+            raise ArgumentError(f"a packet of the family {self.family!r} cannot be answered, only of IPv4 and IPv6")
+        if self.mark == INJECTED_MARK:
+            text = f"the packet is one that nfnet has injected (mark {INJECTED_MARK:#x})"
+            raise ArgumentError(f"{text}: let it pass, or let the rule that queues packets pass over that mark")
+        if not (packet := self._ip_packet()):
+            raise ArgumentError(f"not an IP packet ({len(self.payload)} bytes were copied)")
+        transport = self._origin.transport
+        if transport is None:
+            raise ClosedError(f"packet {self.id} was read from bytes: there is no queue to answer from")
+        interface = self.outdev if self.indev is None else self.indev
+        ip = inet.ip(packet)
+        broadcast = ip is not None and ip.version == 4 and transport.is_broadcast(ip.destination)
+        for answer in build(packet, self.cap_len, broadcast):
+            transport.inject(answer, interface)
+        self.drop()
 
     def _refuse(self) -> None:
         raise AlreadyDecidedError(f"packet {self.id} has its verdict already; the first one stands")
@@ -212,11 +324,15 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         l2header: bytes | None = None,
         ct_mark: int | None = None,
         ct_labels: bytes | None = None,
+        fate: Fate | None = None,
     ) -> None:
         if self._decision is not None:
             self._refuse()
         if mark is not None:
             mark = check("mark", mark, 0, 0xFFFFFFFF)
+        kind = None
+        if fate is not None:
+            word, mark, kind = Verdict.REPEAT, self._marked(fate, mark), word
         if priority is not None:
             priority = check("priority", priority, 0, 0xFFFFFFFF)
         attributes: list[tuple[int, bytes]] = []
@@ -226,11 +342,55 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             attributes += self._link_layer(vlan, l2header)
         if ct_mark is not None or ct_labels is not None:
             attributes.append((NFQA.CT, self._connection(ct_mark, ct_labels)))
-        what = decide_with(word, mark, priority, *attributes) if attributes else decide(word, mark, priority)
+        if attributes:
+            what = decide_with(word, mark, priority, *attributes, kind=kind)
+        else:
+            what = decide(word, mark, priority, kind)
         if self._decision is not None:  # since the first look, by a signal handler or another thread
             self._refuse()
         self._decision = what
         self._decide(self)
+
+    def _support(self) -> Support | None:
+        """What the rules that queued the packet can do with it."""
+        connections = self._origin.connections
+        return None if connections is None else connections.support(self.raw[FAMILY], self._header()[2])
+
+    def _carries_out(self, fate: Fate) -> bool:
+        """Whether there are rules that do that with the packet."""
+        support = self._support()
+        return support is not None and fate in support.fates
+
+    def _marked(self, fate: Fate, mark: int | None) -> int:
+        """The mark of the packet, or the one given, with what the rules shall do in the bits that they look at.
+
+        Raises ArgumentError if there are none.
+        """
+        connections = self._origin.connections
+        if connections is None:
+            raise ClosedError(f"packet {self.id} was read from bytes: there is no queue that could decide it")
+        support = connections.support(self.raw[FAMILY], self._header()[2])
+        if support is None or fate not in support.fates:
+            raise ArgumentError(self._nobody_carries_out(fate, support))
+        bits = support.bits.mask
+        if self.mark & bits:
+            connections.distrust()
+            text = f"the packet's mark {self.mark:#x} has some of the bits {bits:#x}, which nfnet uses for connections"
+            raise ArgumentError(f"{text}: it came back because its chain does not look at them, or they are in use")
+        if mark is not None and mark & bits:
+            text = f"mark {mark:#x} has some of the bits {bits:#x}, which nfnet uses for connections"
+            raise ArgumentError(f"{text}: leave them out, or let the rule use others, nfnet.rules.queue(bits=...)")
+        if fate in (Fate.DROP, Fate.REJECT):
+            connections.remember(self._ip_packet(), support.bits.spread(fate))
+        return (self.mark if mark is None else mark) | support.bits.spread(fate)
+
+    def _nobody_carries_out(self, fate: Fate, support: Support | None) -> str:
+        hook, number = getattr(self.hook, "name", str(self.hook)).lower(), resource(self.raw)
+        what = "rejects" if fate == Fate.REJECT else f"{fate.name.lower()}s"
+        if support is not None:
+            return f"no rule {what} whole connections at the hook {hook}, where the kernel can reject nothing"
+        text = f"no rule {what} whole connections at the hook {hook} for queue {number}: use nfnet.rules.queue"
+        return f"{text}({number}, hook={hook!r}, ..., remember=True), or install what its describe() says"
 
     def rewrite(
         self,

@@ -14,19 +14,23 @@ from functools import partial
 from operator import length_hint
 from typing import ClassVar, Literal, TypedDict
 
-from ._arguments import check, check_choice, check_flag, check_result
+from . import inet
+from ._arguments import check, check_choice, check_flag, check_result, wrong_type
 from ._core.bind import Request, asked_for, one_by_one
 from ._core.binding import Binding
+from ._core.connections import Connections
 from ._core.flusher import Flusher
 from ._core.ledger import Ledger
 from ._core.reader import MOST_ALONE, Reader
 from ._io.moves import END
-from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP, new_socket
+from ._io.native import new_socket
+from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP
 from ._io.transport import Transport
 from .errors import AlreadyDecidedError, ClosedError, DecodeError, NfnetError, kernel_error
 from .netns import Netns
 from .packet import Packet
 from .protocol import netlink, nfqnl
+from .protocol.markbits import MarkBits
 from .protocol.nfnetlink import Subsystem
 from .protocol.nfqnl import PACKET_ID, SUBSYSTEM_BYTE, Command, CopyMode, QueueFlag, Verdict
 from .stats import QueueCounters, QueueStats, QueueStatus, find_queue
@@ -59,6 +63,7 @@ class WorkerOptions(TypedDict, total=False):
     on_overrun: Literal["count", "raise", "ignore"]
     undecided: Literal["pending", "accept", "drop"]
     on_error: Literal["raise", "accept", "drop"]
+    bits: int | None
     netns: Netns | None
 
 
@@ -87,8 +92,11 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         max_len: int | None = None,
         timestamps: bool = False,
         packet_type: type[Packet] = Packet,
+        bits: MarkBits | None = None,
     ) -> None:
         super().__init__(f"queue {num}", transport, on_overrun, find_status)
+        self.connections = self.origin.connections = Connections(num, transport, bits)
+        transport.bits = self.connections.given
         self.ledger = Ledger(num, transport)
         self.last_id = 0
         self._num = num
@@ -336,6 +344,8 @@ class Queue(Reader[QueueBinding, Packet]):
         be decided later, or the queue will "accept" or "drop" it.
     on_error: what becomes of a packet whose handler raises an Exception: "raise" it, the packet staying pending, or
         log it and "accept" or "drop" the packet.
+    bits: those by which rules carry out verdicts on whole connections (see `nfnet.rules.queue`), if they are not to be
+        looked for in nf_tables: where iptables-legacy installed them, whose rules cannot be seen there.
     netns: the network namespace to work in: the name of one in /run/netns, a path, an open file, or
         the file descriptor of one (an int). It must stay open as long as the queue is used.
     transport: where to get packets from, instead of the kernel; see `nfnet.replay`.
@@ -362,6 +372,7 @@ class Queue(Reader[QueueBinding, Packet]):
         on_overrun: Literal["count", "raise", "ignore"] = "count",
         undecided: Literal["pending", "accept", "drop"] = "pending",
         on_error: Literal["raise", "accept", "drop"] = "raise",
+        bits: int | None = None,
         netns: Netns | None = None,
         transport: Transport | None = None,
         record: str | os.PathLike[str] | None = None,
@@ -379,6 +390,7 @@ class Queue(Reader[QueueBinding, Packet]):
         self._undecided = undecided
         self._on_error = on_error
         self._timestamps = check_flag("timestamps", timestamps)
+        self._bits = None if bits is None else MarkBits(bits)
         super().__init__(
             "queue",
             self.num,
@@ -406,6 +418,7 @@ class Queue(Reader[QueueBinding, Packet]):
             max_len=self._max_len,
             timestamps=self._timestamps,
             packet_type=self.packet_type,
+            bits=self._bits,
         )
 
     def _bind_request(self, seq: int) -> bytes:
@@ -506,6 +519,26 @@ class Queue(Reader[QueueBinding, Packet]):
     def flush(self) -> None:
         """Send the verdicts given so far. Without this they leave within two milliseconds."""
         self._bound().ledger.flush()
+
+    def forget(self, flow: inet.Flow) -> bool:
+        """Bring a connection back to the queue that the kernel was left with; whether there was one.
+
+        flow: what one of its packets looks like, of either direction, such as `Packet.flow`. Without ports, of ICMP
+            for instance, all connections of that protocol between the two addresses.
+
+        From then on its packets come here again, if the rule matches them. Raises KernelError, NotSupportedError where
+        the kernel does not give access to connection tracking (CONFIG_NF_CT_NETLINK), ClosedError.
+        """
+        if not isinstance(flow, inet.Flow):
+            raise wrong_type("flow", flow, "an nfnet.inet.Flow, such as packet.flow")
+        return self._bound().connections.forget(flow) > 0
+
+    def forget_all(self) -> int:
+        """Bring all connections back to the queue that the kernel was left with; how many there were.
+
+        Those of other queues, too, whose rules use the same bits. Raises as `forget`.
+        """
+        return self._bound().connections.forget()
 
     @property
     def pending(self) -> list[Packet]:

@@ -24,6 +24,7 @@ from typing import Any, Protocol, overload
 from . import inet
 from ._arguments import wrong_type
 from ._core.message import Fed
+from ._injection import divert, restore
 from ._io.locks import RLock
 from ._io.transport import Transport
 from ._processes import Process
@@ -184,11 +185,12 @@ class FakeKernel(Transport):
 
     It understands requests by the construct schemas alone, and applies them as net/netfilter/nfnetlink_queue.c does.
     ``queued`` are the ids of packets without a verdict, ``judged`` what was decided, in order: id, verdict word, and
-    changes by NFQA number; there is room for any number. With ``ends`` it comes to an end when all that was fed has
-    been read.
+    changes by NFQA number, and ``injected`` what was to be sent; there is room for any number. With ``ends`` it comes
+    to an end when all that was fed has been read.
     """
 
     trusted = True
+    simulated = True
 
     def __init__(self, *, num: int = 1, ends: bool = False) -> None:
         self.queued: dict[int, None] = {}
@@ -199,6 +201,8 @@ class FakeKernel(Transport):
         self.closed = False
         self.refuse_config = 0
         self.refuse_send = 0
+        self.refuse_inject = 0
+        self.injected: list[bytes] = []
         self._num = num
         self._ends = ends
         self._waiting: list[bytes] = []
@@ -265,6 +269,13 @@ class FakeKernel(Transport):
     def interface_name(self, index: int) -> str | None:
         return self.interfaces.get(index)
 
+    def inject(self, packet: bytes, interface: int | None = None) -> None:
+        if self.closed:
+            raise ClosedError("the model of the kernel is closed")
+        if self.refuse_inject:
+            raise kernel_error("injecting a packet", self.refuse_inject)
+        self.injected.append(packet)
+
     def close(self) -> None:
         with self._reading:
             closed, self.closed = self.closed, True
@@ -309,6 +320,7 @@ class FedQueue:
         self.kernel = FakeKernel(num=num, ends=True)
         self.queue = Queue(num, transport=self.kernel, **options)
         self.queue.open()
+        divert(self.kernel)
 
     def feed(self, payload: bytes = b"E" + bytes(19), **attributes: Any) -> int:
         """Queue a packet, and return its id.
@@ -336,10 +348,22 @@ class FedQueue:
     def verdicts(self) -> dict[int, GivenVerdict]:
         """What was decided, by packet id."""
         self.queue.flush()
-        return {packet_id: GivenVerdict.from_word(word, changes) for packet_id, word, changes in self.kernel.judged}
+        bits = self.kernel.bits
+        return {
+            packet_id: GivenVerdict.from_word(word, changes, bits) for packet_id, word, changes in self.kernel.judged
+        }
+
+    @property
+    def injected(self) -> list[bytes]:
+        """What `Packet.answer`, `reset`, `reject` and `nfnet.inject` were to send, in order, from the IP header on.
+
+        Nothing of it is: from opening to closing, `nfnet.inject` of the whole process ends here.
+        """
+        return self.kernel.injected
 
     def close(self) -> None:
         """Close the queue."""
+        restore(self.kernel)
         self.queue.close()
 
 

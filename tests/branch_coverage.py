@@ -28,8 +28,8 @@ ROOT = Path(__file__).parent.parent
 LEAST = 95
 # What has to do with queues and logs; not the tests that trace the interpreter themselves.
 UNIT = ("aio", "compat_netfilterqueue", "compat_nflogr", "errors", "families", "locks", "log", "loss", "hostile_input")
-UNIT += ("packet", "queue", "replay", "testing", "workers")
-LIVE = ("aio", "faults", "log", "process", "queue", "sockets")
+UNIT += ("packet", "processes", "queue", "reader", "replay", "testing", "workers")
+LIVE = ("aio", "faults", "log", "process", "processes", "queue", "record", "sockets")
 TESTS = [*(f"tests/test_{name}.py" for name in UNIT), *(f"tests/live/test_{name}.py" for name in LIVE)]
 
 
@@ -73,6 +73,7 @@ patch =
 exclude_also =
     if TYPE_CHECKING:
     @abstractmethod
+    raise NotImplementedError
 """
 
 

@@ -19,6 +19,7 @@ import contextlib
 import gc
 import io
 import ipaddress
+import itertools
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,11 +45,13 @@ from nfnet.cli import decode_command
 from nfnet.cli.command_line import rule_words
 from nfnet.compat import _nflogdata as nflogdata
 from nfnet.compat import netfilterqueue
+from nfnet.inet import _answers
 from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl, rtnetlink, sock_diag
 from nfnet.protocol.nfnetlink import BODY, Attribute, Table
 from nfnet.protocol.nfqnl import NFQA, NFQA_TABLE
 from nfnet.protocol.nfulnl import NFULA, NFULA_TABLE
-from nfnet.rules import _nftables, _rule
+from nfnet.rules import _actions, _finding, _installed, _nftables
+from nfnet.rules._criteria import CRITERIA
 from nfnet.testing import FakeKernel, FedQueue, packet_message, tcp, udp
 
 from .swap import turn
@@ -85,6 +88,7 @@ WORDS = tuple(
     for text in (
         *words("= , - / : . 0 1 4 9 -1 0x 0b1 1e9 nan inf 65535 65536 4294967295 4294967296 192.0.2.1 fd00::1 /24"),
         *words("hook= family= protocol= source= destination= in_interface= out_interface= uid= priority= mark="),
+        *words("not_source= tcp_flags= icmp_type= length= limit= connection_mark= source_type= cgroup= gid= not_uid="),
         *words("state= source_port= destination_port= input ingress forward netdev bridge inet ip6 udp tcp icmpv6"),
         *words("new,related /129"),
         *words("eth* lo root nobody --queue --group --netns --count --json -w -q --mark --loss --delay --handler a:b"),
@@ -297,12 +301,14 @@ class _Socket:
     def fileno(self) -> int:
         return READABLE
 
+    dump = nfnet.NetlinkSocket.dump
+
 
 def read_dump(data: bytes, look: bool) -> None:
-    for _, name, _ in _nftables.tables(_Socket(data)):  # type: ignore[arg-type]
-        _rule._left(2, name, None)
+    _installed.listed(_Socket(data))  # type: ignore[arg-type]
     for name, values in _nftables.expressions(_Socket(data)):  # type: ignore[arg-type]
-        _rule.queues_of(name, values)
+        _actions.queues_of(name, values)
+    _finding.find(_Socket(data), 1)  # type: ignore[arg-type]
 
 
 class _Requests(Transport):
@@ -476,6 +482,28 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"ttl": 7, "skbinfo": 1},  # an unfinished checksum
     {"destination_port": 5, "skbinfo": 3},  # and segments
 )
+
+
+def answer_inet(data: bytes, look: bool) -> None:
+    """Packets that answer have right lengths and checksums, whatever they answer."""
+    builds = (_answers.resets, _answers.refusals, lambda packet, size: _answers.answer(packet, b"data", size))
+    for build, size in product(builds, (None, len(data) + 1000)):
+        try:
+            answers = build(data, size)
+        except nfnet.ArgumentError:
+            continue
+        for answer in answers:
+            ip = inet.ip(answer)
+            assert ip is not None
+            assert ip.length == len(answer)
+            assert not ip.fragment
+            assert _answers.mend(answer) == answer
+    with contextlib.suppress(nfnet.ArgumentError):
+        mended = _answers.mend(data)
+        assert len(mended) == len(data)
+        assert _answers.mend(mended) == mended
+        for mtu in (68, 1280):
+            assert all(len(piece) <= mtu for piece in _answers.fragments(mended, mtu))
 
 
 def change_inet(data: bytes, look: bool) -> None:
@@ -697,7 +725,7 @@ def parse_arguments(data: bytes, look: bool) -> None:
 
 
 def parse_words(data: bytes, look: bool) -> None:
-    for rule in (rules.queue, rules.log):
+    for rule in (rules.queue, rules.log, rules.mark):
         try:
             found = rule_words(text_of(data), rule)
         except argparse.ArgumentTypeError as error:
@@ -705,9 +733,15 @@ def parse_words(data: bytes, look: bool) -> None:
             continue
         made = rule(7, **found)
         assert made.describe().isascii() or all(map(str.isprintable, made.describe().splitlines()))
-        made._messages(0, [*made._match.expressions(made._family), *made._action.choices()[0]])
+        encode_rule(made)
         return
     raise nfnet.NfnetError(failed)
+
+
+def encode_rule(rule: rules.Rule) -> None:
+    """All that would be sent to install it."""
+    for step in rule.kernel_rules():
+        _nftables.rule(1, "t", "c", [*step.match, *step.choices[0]], b"", itertools.count(1))
 
 
 ODD: tuple[Any, ...] = (
@@ -735,9 +769,12 @@ def make_log(**options: Any) -> None:
 
 def make_rule(make: Callable[..., rules.Rule]) -> Callable[..., None]:
     def run(**options: Any) -> None:
+        # Most values fit nothing: with one argument at a time, and what it needs, some do.
+        if "hook" not in options:
+            options = {"hook": "output", **dict([*options.items()][:2])}
         rule = make(options.pop("number", 1), **options)
         assert rule.describe()
-        rule._messages(0, [*rule._match.expressions(rule._family), *rule._action.choices()[0]])
+        encode_rule(rule)
 
     return run
 
@@ -768,14 +805,16 @@ def decide(method: str) -> Callable[..., None]:
 
 
 _MATCH = (
-    *words("hook family priority protocol source destination source_port destination_port in_interface"),
-    *words("out_interface mark not_mark state uid"),
+    *words("hook family priority"),
+    *(negation + name for name in CRITERIA for negation in ("", "not_")),
 )
 _VERDICT = words("mark payload priority vlan l2header ct_mark ct_labels")
 _REWRITE = words("data source destination source_port destination_port ttl tos seq ack flags window")
 CALLS: tuple[tuple[Callable[..., object], Sequence[str]], ...] = (
     (make_rule(rules.queue), ("number", "bypass", "balance", *_MATCH)),
     (make_rule(rules.log), ("number", "prefix", "snaplen", "threshold", *_MATCH)),
+    (make_rule(rules.mark), ("number", "mask", *_MATCH)),
+    (make_rule(lambda number, **options: rules.reject(**options)), ("error", *_MATCH)),
     (
         make_queue,
         words("num copy_range copy_mode max_len rcvbuf fail_open gso conntrack on_overrun undecided on_error"),
@@ -910,6 +949,9 @@ RULES = [
     b"hook=input family=ip6 source=fd00::/8 protocol=tcp source_port=80 uid=0",
     b"hook=ingress family=netdev in_interface=eth0 not_mark=1",
     b"hook=postrouting out_interface=eth* uid=root protocol=icmp",
+    b"hook=input protocol=icmp,icmpv6 icmp_type=echo-request,redirect 'limit=10/minute burst 20' not_length=0-60",
+    b"hook=output protocol=tcp 'tcp_flags=syn,!ack' not_source=10.0.0.0/8,192.0.2.1-192.0.2.9,fd00::/8 not_uid=5-9",
+    b"hook=output connection_mark=0x1/0xff not_mark=1,2 not_destination_type=local,broadcast cgroup=init.scope gid=0",
     b"",
 ]
 ARGUMENTS = [
@@ -946,6 +988,29 @@ class Target(NamedTuple):
     tokens: Sequence[bytes] = NUMBERS
 
 
+SETS = [
+    b"\0192.0.2.1\n2001:db8::1 # comment\n::ffff:192.0.2.1\n",
+    b"\x0110.0.0.0/8\n2001:db8::/32; comment\n192.0.2.1-192.0.2.9\n10.0.0.0/255.0.0.0\n",
+    b"\x0280\n1024-2047\n",
+    b"\x030x7\n4294967295\n",
+    b"\x04eth0\nto-*\n",
+]
+
+
+def read_set(data: bytes, look: bool) -> None:
+    """Lines of a file; the first byte chooses the kind of elements."""
+    kinds: tuple[Any, ...] = ("address", "network", "port", "mark", "interface")
+    kind = kinds[(data or b"\0")[0] % len(kinds)]
+    found = rules.Set(kind, io.StringIO(data[1:].decode("utf-8", "surrogateescape")))
+    if look:
+        again = rules.Set(kind, found)
+        assert list(again) == list(found)
+        assert all(element in again for element in found)
+        for element in found:
+            again.remove(element)
+        assert not list(again)
+
+
 TARGETS = (
     Target("packet", 147, QUEUED, read_packet),
     Target("message", 150, LOGGED, read_message),
@@ -961,6 +1026,7 @@ TARGETS = (
     Target("streams", 10, STREAMS, read_streams),
     Target("server name", 10, [hello for hello in HELLOS.values() if len(hello) < 1000], read_name),
     Target("rewrite", 90, PACKETS, change_inet),
+    Target("answers", 40, PACKETS, answer_inet),
     Target("pcap", 60, PCAP, read_capture),
     Target("pcapng", 60, PCAPNG, read_capture),
     Target("replay", 10, [*PCAP, *PCAPNG, *CUT, *WHOLE], run_replay),
@@ -970,6 +1036,7 @@ TARGETS = (
     Target("nfnet replay --json", 4, [*PCAP, *PCAPNG], run_command("replay", "--json")),
     Target("arguments", 8, ARGUMENTS, parse_arguments, WORDS),
     Target("rule", 15, RULES, parse_words, WORDS),
+    Target("set", 15, SETS, read_set),
     Target("call", 15, [bytes((which, *pair)) for which in range(9) for pair in pairwise(range(80))], call),
 )
 

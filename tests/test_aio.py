@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -640,6 +641,52 @@ def test_stop_ends_before_the_next_packet_and_the_next_run_goes_on(kind: str) ->
                         plain(packet)
                 assert len(seen) == expected
         assert words(kernel) == [(number, 1) for number in range(1, 6)]
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_a_signal_handler_may_stop_an_iteration_at_work() -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(2)
+
+        receive = kernel.receive
+
+        def interrupted(into: list[bytes], limit: int) -> bool:
+            queue.stop()
+            return receive(into, limit)
+
+        kernel.receive = interrupted  # type: ignore[method-assign]
+        async with AsyncQueue(1, transport=kernel) as queue:
+            assert [packet.id async for packet in queue] == []
+            kernel.receive = receive  # type: ignore[method-assign]
+            async for packet in queue:
+                packet.accept()
+                if packet.id == 2:
+                    break
+        assert words(kernel) == [(1, 1), (2, 1)]
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_an_iteration_that_is_left_holds_nothing() -> None:
+    """Who forgets an open queue behind one gets a closed socket, although the loop goes on."""
+
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(1)
+        queue = AsyncQueue(1, transport=kernel)
+        await queue.open()
+
+        async for packet in queue:
+            packet.accept()
+            if packet.id == 2:
+                break
+            asyncio.get_running_loop().call_later(0.01, kernel.feed)
+        binding = weakref.ref(queue._reader._bound())
+        del queue, packet
+        gc.collect()
+        assert binding() is None
 
     asyncio.run(asyncio.wait_for(main(), TIMEOUT))
 

@@ -346,19 +346,21 @@ def test_rules_in_words() -> None:
         "priority": -5,
     }
     with pytest.raises(argparse.ArgumentTypeError, match="needs protocol"):
-        rule_words("destination_port=5")
+        rule_words("hook=output destination_port=5")
     with pytest.raises(argparse.ArgumentTypeError, match="mark: 'x' is no number"):
         rule_words("mark=x")
-    assert rule_words("protocol=47 uid=root") == {"protocol": 47, "uid": "root"}
+    with pytest.raises(argparse.ArgumentTypeError, match="hook must be given: where packets meet the rule, one of 'pr"):
+        rule_words("protocol=udp")
+    assert rule_words("hook=output protocol=47 uid=root") == {"hook": "output", "protocol": 47, "uid": "root"}
 
 
 def test_rules_in_words_say_whether_they_fail_open() -> None:
-    assert rule_words("bypass=no balance=cpu") == {"bypass": False, "balance": "cpu"}
-    assert rule_words("bypass=yes") == {"bypass": True}
+    assert rule_words("hook=input bypass=no balance=cpu") == {"hook": "input", "bypass": False, "balance": "cpu"}
+    assert rule_words("hook=input bypass=yes") == {"hook": "input", "bypass": True}
     for word in ("bypass=No", "bypass=0", "bypass=", "bypass"):
         with pytest.raises(argparse.ArgumentTypeError, match="neither yes nor no|name=value"):
             rule_words(word)
-    with pytest.raises(argparse.ArgumentTypeError, match="uid never matches at the hook 'input'"):
+    with pytest.raises(argparse.ArgumentTypeError, match="uid has no meaning at the hook 'input'"):
         rule_words("hook=input uid=0")
     with pytest.raises(argparse.ArgumentTypeError, match="only logged"):
         rule_words("hook=ingress in_interface=lo")

@@ -44,9 +44,12 @@ import pytest
 
 import nfnet
 from nfnet import cli, metrics, testing
+from nfnet._injection import divert, restore
+from nfnet.captures import GivenVerdict
 from nfnet.cli.command_line import rule_words
 from nfnet.collect._settings import read_settings
 from nfnet.protocol import netlink
+from nfnet.protocol.markbits import MarkBits
 from nfnet.protocol.nfnetlink import Subsystem
 from nfnet.testing import FakeKernel
 
@@ -60,7 +63,7 @@ NOT_RUN = {"docs/tutorial.md": 1}
 SHELL = ("console", "sh")
 LANGUAGES = ("python", "pycon", *SHELL, "text", "ini", "dockerfile", "json", "toml")
 # What MyST makes of a block, which holds no code.
-DIRECTIVES = ("toctree", "eval-rst", "nfnet-help", "include", "figure", "note", "image")
+DIRECTIVES = ("toctree", "eval-rst", "nfnet-help", "nfnet-criteria", "include", "figure", "note", "image")
 
 
 class Block(NamedTuple):
@@ -118,6 +121,8 @@ class Stage:
         self.patches = patches
         self.waiting: list[tuple[bytes, dict[str, Any]]] = []
         self.kernel: Kernel | None = None
+        self.double = FakeKernel()
+        """Gets what is injected, by queues and without one."""
         self.called: set[str] = set()
         self.output = io.StringIO()
         self.executed: set[int] = set()
@@ -130,6 +135,7 @@ class Stage:
             "printed": self.printed,
             "udp": given(testing.udp),
             "tcp": given(testing.tcp),
+            "injected": self.sent,
             "replay": testing.open_replay,
             "patch": lambda owner, name, value: self.patches.setattr(owner, name, value),
             "nfnet": nfnet,
@@ -140,9 +146,9 @@ class Stage:
         self.waiting += [(item, {}) if isinstance(item, bytes) else item for item in packets]
 
     def verdicts(self) -> list[str]:
-        """The verdicts that the last queue got, in the order of the packets: "accept", "drop", ..."""
-        words = {item: word for item, word, _ in self._judged()}
-        return [nfnet.Verdict(words[item] & 0xFF).name.lower() for item in sorted(words)]
+        """The verdicts that the last queue got, in the order of the packets: "accept", "drop connection", ..."""
+        found = {item: GivenVerdict.from_word(word, changes, MarkBits()) for item, word, changes in self._judged()}
+        return [given.verdict.name.lower() + " connection" * given.connection for _, given in sorted(found.items())]
 
     def judged(self) -> list[dict[str, Any]]:
         """What the verdicts change, in the order of the packets: "MARK", "PAYLOAD" and so on."""
@@ -152,6 +158,12 @@ class Stage:
     def _judged(self) -> list[tuple[int, int, dict[int, Any]]]:
         assert self.kernel is not None, "no queue was opened"
         return self.kernel.judged
+
+    def sent(self) -> list[bytes]:
+        """What was to be sent since the last time."""
+        packets = self.double.injected.copy()
+        self.double.injected.clear()
+        return packets
 
     def printed(self) -> str:
         """What was printed since the last time."""
@@ -229,6 +241,7 @@ class Kernel(FakeKernel):
         super().__init__(ends=True)
         self.tap: Callable[[bool, bytes], None] | None = None
         self._stage = stage
+        self.injected = stage.double.injected
         self._is_log = False
 
     def request(self, build: Callable[[int], bytes], operation: str) -> None:
@@ -274,6 +287,7 @@ def stage(
     page: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Stage]:
     it = Stage(page, request, monkeypatch)
+    divert(it.double)
 
     def run_workers(handler: Any, queues: Any = range(4), processes: int | None = None, **options: Any) -> None:
         fed = it.waiting
@@ -288,8 +302,8 @@ def stage(
 
     monkeypatch.setattr("nfnet._core.reader.NetlinkSocket", it.connect)
     monkeypatch.setattr("nfnet._core.reader.call_in", lambda netns, function: function())
-    monkeypatch.setattr("nfnet.rules.Rule.install", lambda rule: rule.describe())
-    monkeypatch.setattr("nfnet.rules.Rule.remove", lambda rule: None)
+    monkeypatch.setattr("nfnet.rules.RuleSet._install", lambda rules, block: rules.describe())
+    monkeypatch.setattr("nfnet.rules.RuleSet.remove", lambda rules: None)
     assert set(inspect.signature(run_workers).parameters) == set(inspect.signature(nfnet.run_workers).parameters)
     monkeypatch.setattr("nfnet.run_workers", run_workers)
     assert set(inspect.signature(serve).parameters) == set(inspect.signature(metrics.serve).parameters)
@@ -300,6 +314,8 @@ def stage(
     before = set(sys.modules)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield it
+    restore(it.double)
+    it.double.close()
     for number, handler in handlers.items():
         signal.signal(number, handler)
     for name in set(sys.modules) - before:

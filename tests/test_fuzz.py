@@ -68,16 +68,22 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception]]] = {
     "a number too long to write": (lambda: Queue(HUGE), ArgumentError),
     "a time too long to write": (lambda: Log(1, timeout=HUGE), ArgumentError),
     "a choice that is a number": (lambda: Queue(1, on_overrun=HUGE), TypeError),  # type: ignore[arg-type]
-    "ports too long to read": (lambda: rules.queue(1, protocol="udp", source_port="9" * 5000), ArgumentError),
-    "an interface with a stray surrogate": (lambda: rules.queue(1, in_interface="\ud800"), ArgumentError),
-    "a user with a NUL": (lambda: rules.queue(1, uid="root\0"), ArgumentError),
-    "an empty network": (lambda: rules.queue(1, source=()), ArgumentError),
-    "a prefix that is a number": (lambda: rules.log(1, prefix=5), TypeError),  # type: ignore[arg-type]
-    "a prefix with a stray surrogate": (lambda: rules.log(1, prefix="\ud800"), ArgumentError),
+    "ports too long to read": (
+        lambda: rules.queue(1, hook="output", protocol="udp", source_port="9" * 5000),
+        ArgumentError,
+    ),
+    "an interface with a stray surrogate": (
+        lambda: rules.queue(1, hook="output", in_interface="\ud800"),
+        ArgumentError,
+    ),
+    "a user with a NUL": (lambda: rules.queue(1, hook="output", uid="root\0"), ArgumentError),
+    "an empty network": (lambda: rules.queue(1, hook="output", source=()), ArgumentError),
+    "a prefix that is a number": (lambda: rules.log(1, hook="output", prefix=5), TypeError),  # type: ignore[arg-type]
+    "a prefix with a stray surrogate": (lambda: rules.log(1, hook="output", prefix="\ud800"), ArgumentError),
     "an address with a stray surrogate": (lambda: inet.rewrite(UDP, source="\ud800"), ArgumentError),
     "an address that is a number": (lambda: inet.rewrite(UDP, source=HUGE), TypeError),  # type: ignore[arg-type]
     "data that are a range": (lambda: inet.rewrite(UDP, data=range(1 << 70)), TypeError),  # type: ignore[arg-type]
-    "a bypass that is a number": (lambda: rules.queue(1, bypass=1 << 40), ArgumentError),  # type: ignore[arg-type]
+    "a bypass that is a number": (lambda: rules.queue(1, hook="output", bypass=1 << 40), ArgumentError),  # type: ignore[arg-type]
     "half a VLAN tag": (verdict(vlan=(0x8100,)), ArgumentError),
     "a link-layer header that is a range": (verdict(l2header=range(1 << 70)), TypeError),
 }

@@ -518,7 +518,7 @@ def test_no_data_become_code(path: Path) -> None:
         assert not CODE & {name.split(".")[0] for name in names}
         if isinstance(node, ast.Call):
             called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
-            assert called not in CALLS, f"line {node.lineno}"
+            assert called not in CALLS or ast.unparse(node.func) == "re.compile", f"line {node.lineno}"
             assert (
                 called not in ("import_module", "loads", "system", "popen") or str(path.relative_to(ROOT)) in IMPORTERS
             )

@@ -265,3 +265,16 @@ def test_conntrack_entry() -> None:
     assert entry.id == b"\x01\x02\x03\x04"
     assert entry.labels is not None
     assert len(entry.labels) == 16
+
+
+@given(
+    st.integers(0, 0xFFFF),
+    st.integers(0, 0xFFFF),
+    st.integers(0, 255),
+    st.integers(0, 0xFFFF),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_message_is_built_as_by_the_schemas(kind: int, resource: int, family: int, flags: int, seq: int) -> None:
+    body = nfnetlink.nfgenmsg.build({"family": family, "resource": resource}) + b"data"
+    message = nfnetlink.build_message(kind, resource, b"data", family=family, flags=flags, seq=seq)
+    assert message == netlink.build_message(kind, flags, seq, body)

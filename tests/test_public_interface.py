@@ -156,9 +156,6 @@ def callables() -> Iterator[tuple[str, Any]]:
                     yield f"{name}.{short}.{member}", what.fget if isinstance(what, property) else getattr(item, member)
 
 
-NOT_YET = {"nfnet.rules.queue", "nfnet.rules.log"}  # until they take `Unpack` from nfnet._typing
-
-
 def test_signatures_and_types_can_be_asked_for_at_run_time() -> None:
     """As pydantic, IDEs and documentation do: no name may be there for type checkers alone."""
     problems = []
@@ -172,8 +169,7 @@ def test_signatures_and_types_can_be_asked_for_at_run_time() -> None:
             try:
                 look()
             except Exception as error:
-                if name not in NOT_YET:
-                    problems.append(f"{look.func.__name__} of {name}: {error!r}")
+                problems.append(f"{look.func.__name__} of {name}: {error!r}")
     assert problems == []
 
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import errno
 import functools
+import gc
 import itertools
 import logging
 import os
@@ -13,6 +14,8 @@ import pickle
 import select
 import threading
 import unittest.mock
+import warnings
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -1278,3 +1281,18 @@ def test_repr_says_how_many_wait() -> None:
         queue.flush()
         assert repr(queue) == "<Queue 1: open, 2 waiting>"  # one with the program, and one that nobody has seen
     assert repr(queue) == "<Queue 1: closed>"
+
+
+def test_nothing_keeps_what_is_open_and_forgotten() -> None:
+    """No circle of references: the socket, and with it the queue, would stay until Python collects such circles."""
+    kernel = FakeKernel()
+    queue = opened(kernel)
+    there = weakref.ref(kernel)
+    gc.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            del kernel, queue
+        assert there() is None
+    finally:
+        gc.enable()

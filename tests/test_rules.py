@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import ipaddress
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Callable
@@ -14,6 +15,9 @@ import pytest
 
 import nfnet
 from nfnet import ArgumentError, Hook, Log, Queue, rules, testing
+from nfnet.cli.command_line import rule_words
+from nfnet.rules._criteria import CRITERIA
+from nfnet.rules._installed import fitted
 
 WRONG = {
     "queue number": ({"num": 65536}, "queue number"),
@@ -33,10 +37,16 @@ WRONG = {
     "port range": ({"num": 1, "protocol": "tcp", "destination_port": "9-5"}, "destination_port"),
     "port text": ({"num": 1, "protocol": "tcp", "destination_port": "http"}, "destination_port"),
     "port gaps": ({"num": 1, "protocol": "tcp", "destination_port": range(1, 9, 2)}, "without gaps"),
-    "address": ({"num": 1, "source": "not an address"}, "source must be an address or a network"),
+    "address": ({"num": 1, "source": "not an address"}, "source must be an address, a network"),
     "network": ({"num": 1, "source": "192.0.2.1/24"}, "host bits set"),
-    "both families": ({"num": 1, "source": "192.0.2.1", "destination": "fd00::1"}, "both be IPv4"),
-    "other family": ({"num": 1, "family": "ip6", "source": "192.0.2.1"}, "do not go with family 'ip6'"),
+    "both families": (
+        {"num": 1, "source": "192.0.2.1", "destination": "fd00::1"},
+        "source is for IPv4 only, and destination is for IPv6 only: no packet matches",
+    ),
+    "other family": (
+        {"num": 1, "family": "ip6", "source": "192.0.2.1"},
+        "family 'ip6' is for IPv6 only, and source is for IPv4 only",
+    ),
     "interface": ({"num": 1, "in_interface": "a name that is too long"}, "in_interface"),
     "any interface": ({"num": 1, "out_interface": "*"}, "out_interface"),
     "mark": ({"num": 1, "mark": 1 << 32}, "mark"),
@@ -65,15 +75,24 @@ NEVER: dict[str, tuple[dict[str, Any], str]] = {
         "at the hook 'postrouting' of a bridge, .* for the hooks prerouting, input, forward$",
     ),
     "uid at input": ({"hook": "input", "uid": 0}, "where no local sender is known: it is for the hooks output, postr"),
-    "uid at forward": ({"hook": "forward", "uid": 0}, "uid never matches at the hook 'forward'"),
-    "uid at prerouting": ({"hook": "prerouting", "uid": 0}, "uid never matches"),
-    "uid in a bridge": ({"hook": "forward", "family": "bridge", "uid": 0}, "uid never matches"),
+    "uid at forward": ({"hook": "forward", "uid": 0}, "uid has no meaning at the hook 'forward'"),
+    "uid at prerouting": ({"hook": "prerouting", "uid": 0}, "uid has no meaning"),
+    "uid in a bridge": ({"hook": "forward", "family": "bridge", "uid": 0}, "uid has no meaning"),
     "before tracking": ({"hook": "output", "state": "new", "priority": -200}, "-200 and must be above -200 for state"),
     "before tracking, too": ({"hook": "prerouting", "state": "new", "priority": -300}, "must be above -200"),
-    "a mark that must not be": ({"mark": 7, "not_mark": 7}, "mark and not_mark are both 0x7"),
-    "icmp of IPv6": ({"family": "ip6", "protocol": "icmp"}, "icmp is found in IPv4 only, and does not go with family"),
-    "icmpv6 of IPv4": ({"protocol": "icmpv6", "source": "192.0.2.1"}, "found in IPv6 only, .* with the addresses"),
-    "a header of IPv6": ({"family": "ip6", "protocol": 44}, "protocol 44 is found in IPv4 only"),
+    "a mark that must not be": (
+        {"mark": 7, "not_mark": 7},
+        "mark is 0x7, which not_mark leaves out: no packet matches",
+    ),
+    "icmp of IPv6": (
+        {"family": "ip6", "protocol": "icmp"},
+        "family 'ip6' is for IPv6 only, and protocol is for IPv4 only",
+    ),
+    "icmpv6 of IPv4": (
+        {"protocol": "icmpv6", "source": "192.0.2.1"},
+        "protocol is for IPv6 only, and source is for IPv4 only",
+    ),
+    "a header of IPv6": ({"family": "ip6", "protocol": 44}, "protocol is for IPv4 only"),
 }
 
 
@@ -81,7 +100,7 @@ NEVER: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_cannot_be_is_refused_before_anything_is_sent(case: str) -> None:
     options, text = WRONG[case]
     with pytest.raises(ArgumentError, match=text):
-        rules.queue(**options)
+        rules.queue(**{"hook": "output", **options})
 
 
 @pytest.mark.parametrize("case", NEVER)
@@ -90,7 +109,7 @@ def test_what_could_never_match_is_refused(case: str) -> None:
     options, text = NEVER[case]
     for make in (rules.queue, rules.log):
         with pytest.raises(ArgumentError, match=text):
-            make(1, **options)
+            make(1, **{"hook": "output", **options})
 
 
 def test_what_is_nearly_never_is_allowed() -> None:
@@ -98,10 +117,134 @@ def test_what_is_nearly_never_is_allowed() -> None:
     rules.queue(1, hook="output", family="bridge", state="new", priority=-300, uid=0)
     rules.queue(1, hook="input", state="new", priority=-300)
     rules.queue(1, hook="prerouting", state="new", priority=-199)
-    rules.queue(1, mark=7, not_mark=8)
-    rules.queue(1, family="ip6", protocol=51)
-    rules.queue(1, family="ip6", protocol=1)
-    rules.queue(1, protocol=44)
+    rules.queue(1, hook="output", mark=7, not_mark=8)
+    rules.queue(1, hook="output", family="ip6", protocol=51)
+    rules.queue(1, hook="output", family="ip6", protocol=1)
+    rules.queue(1, hook="output", protocol=44)
+
+
+WHERE = [name for kind in rules.Where.__mro__ for name in getattr(kind, "__annotations__", ())]
+
+# What nothing can match, of lists and negations, and what to do.
+SENSELESS: dict[str, tuple[dict[str, Any], str]] = {
+    "an empty list": ({"source": []}, "source is empty, and must have at least one value; or leave it out"),
+    "an empty negation": ({"not_protocol": ()}, "not_protocol is empty"),
+    "all is left out": (
+        {"not_source": "0.0.0.0/0", "family": "ip"},
+        "family 'ip' is for IPv4 only, and not_source is for",
+    ),
+    "all of both": ({"not_source": ["0.0.0.0/0", "::/0"]}, "not_source leaves out everything: no packet matches"),
+    "all states": ({"not_state": ["new", "established", "related", "invalid", "untracked"]}, "leaves no state"),
+    "all ports": ({"protocol": "tcp", "not_source_port": "0-65535"}, "not_source_port leaves out everything"),
+    "in and out": ({"source": "10.1.0.0/16", "not_source": "10.0.0.0/8"}, "source is 10.1.0.0/16, which not_source"),
+    "the same protocol": (
+        {"protocol": "tcp", "not_protocol": ["udp", 6]},
+        "protocol is tcp, which not_protocol leaves",
+    ),
+    "the same state": ({"state": "new", "not_state": ["new", "invalid"]}, "state is new, which not_state leaves out"),
+    "a range of both": ({"source": "10.0.0.1-fd00::1"}, "which ends before it begins"),
+    "a range that ends before": ({"source": "10.0.0.9-10.0.0.1"}, "which ends before it begins"),
+    "half a range": ({"source": "10.0.0.9-"}, "source must be an address, a network, or two addresses"),
+    "ports of one of them": (
+        {"protocol": ["tcp", "icmp"], "source_port": 5},
+        "source_port needs protocol to be 'tcp', 'u",
+    ),
+    "ports of others": ({"not_protocol": "udp", "source_port": 5}, "source_port needs protocol"),
+    "flags of others": ({"protocol": ["tcp", "udp"], "tcp_flags": "syn"}, "tcp_flags needs protocol to be 'tcp'$"),
+    "no flag": ({"protocol": "tcp", "tcp_flags": "syn,fun"}, "a flag in tcp_flags is 'fun' and must be one of 'fin'"),
+    "a flag twice": ({"protocol": "tcp", "tcp_flags": "syn,!syn"}, "says syn twice"),
+    "a type of others": (
+        {"protocol": "udp", "icmp_type": 8},
+        "icmp_type needs protocol to be 'icmp' or 'icmpv6', or sev",
+    ),
+    "a number of both": ({"protocol": ["icmp", "icmpv6"], "icmp_type": 8}, "another type in ICMPv6: give the name"),
+    "a type of the other": (
+        {"protocol": "icmp", "icmp_type": "packet-too-big"},
+        "protocol is for IPv4 only, and icmp_type",
+    ),
+    "bits beyond the mask": ({"mark": (0x100, 0xFF)}, "mark 0x100 has bits that its mask 0xff leaves out"),
+    "no mask": ({"mark": (0, 0)}, "the mask of mark is 0 and must be in 1"),
+    "several masks": ({"not_mark": [(1, 1), (2, 2)]}, "not_mark has several masks, of which a rule can have one: make"),
+    "a length": ({"length": -1}, "length is -1"),
+    "a unit": ({"limit": "10/fortnight"}, "limit is in packets a fortnight, and must be in second, minute, hour, day"),
+    "no limit": ({"limit": "ten"}, "limit is 'ten' and must be like '10/second' or '10/second burst 20'"),
+    "none at all": ({"limit": 0}, "limit is 0 and must be in 1"),
+    "two limits": (
+        {"limit": 5, "source": ["10.0.0.1", "fd00::1"]},
+        "limit would count IPv4 and IPv6, .* make a rule for",
+    ),
+    "broadcasts of IPv6": ({"family": "ip6", "destination_type": "broadcast"}, "destination_type is for IPv4 only"),
+    "types in a bridge": (
+        {"family": "bridge", "source_type": "local"},
+        "source_type is for the families inet, ip, ip6",
+    ),
+    "a mark before tracking": ({"connection_mark": 1, "priority": -250}, "must be above -200 for connection_mark"),
+    "gid at input": (
+        {"hook": "input", "not_gid": 0},
+        "not_gid has no meaning at the hook 'input', where no local sender",
+    ),
+    "a group that is not": ({"not_cgroup": "sshd.service"}, "put a rule for the group itself before this one"),
+    "no hook": (
+        {"hook": None},
+        "hook must be given: where packets meet the rule, one of 'prerouting', 'input', 'forward'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SENSELESS)
+def test_what_makes_no_sense_is_refused(case: str) -> None:
+    options, text = SENSELESS[case]
+    with pytest.raises(ArgumentError, match=text):
+        rules.drop(**{"hook": "output", **options})
+
+
+def test_arguments_of_actions() -> None:
+    with pytest.raises(ArgumentError, match="mark 0x1ff has bits that its mask 0xff leaves out"):
+        rules.mark(0x1FF, mask=0xFF, hook="input")
+    with pytest.raises(ArgumentError, match="error is 'no' and must be one of 'port-unreachable', 'admin-prohibited'"):
+        rules.reject(hook="input", error="no")  # type: ignore[arg-type]
+    with pytest.raises(
+        ArgumentError, match="rejecting packets is not possible at the hook 'postrouting': it is for prer"
+    ):
+        rules.reject(hook="postrouting")
+    with pytest.raises(ArgumentError, match="'forward': it is for prerouting, input$"):
+        rules.reject(hook="forward", family="bridge")
+    with pytest.raises(ArgumentError, match="hook must be given.*, one of 'prerouting', 'input'$"):
+        rules.reject(family="bridge")  # type: ignore[call-arg]
+
+
+def test_each_criterion_has_its_arguments() -> None:
+    """Type checkers know only what is written out, beside the rows."""
+    arguments = {name for name in WHERE if name not in ("hook", "family", "priority", "netns")}
+    assert arguments == {*CRITERIA, *(f"not_{name}" for name in CRITERIA)} - {"not_cgroup"}
+    for name, row in CRITERIA.items():
+        assert f"    {name}: {row.about}: {row.takes}." in (rules.queue.__doc__ or ""), name
+
+
+# Words of the command line, of which a rule is made that says the same again.
+WORDS = [
+    "hook=forward protocol=tcp,udp not_source=10.0.0.0/8,192.0.2.1-192.0.2.9 destination_port=80,443,8000-8099",
+    "hook=input protocol=icmp,icmpv6 source=192.0.2.7 not_icmp_type=redirect,echo-request 'limit=10/minute burst 20'",
+    "hook=input protocol=tcp 'tcp_flags=syn,!ack' 'in_interface=eth*,lo' not_length=0-60",
+    "hook=output family=ip priority=-5 mark=0x1/0xff not_mark=0x1,0x2 state=related,new not_connection_mark=0x7",
+    "hook=output uid=0,5-9 not_gid=100 source_type=local not_destination_type=multicast,broadcast",
+    "hook=postrouting family=ip6 source=fd00::/8 'out_interface=a;b'",
+]
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_a_rule_says_its_words(words: str) -> None:
+    rule = rules.drop(**rule_words(words, rules.drop))
+    assert " ".join(rule.words()) == f"drop {words}"
+
+
+def test_words_that_do_not_fit_are_counted() -> None:
+    """The kernel keeps 256 bytes with a rule."""
+    many = rules.drop(hook="input", source=[f"192.0.2.{number}" for number in range(0, 200, 2)])
+    text = fitted(many.words())
+    assert len(text) < 256
+    assert re.fullmatch(r"drop hook=input source=(192\.0\.2\.\d+,)+\((\d+) more\)", text)
+    assert text.count("192.0.2.") + int(text.rpartition("(")[2].split()[0]) == 100
 
 
 # A value of a type that it cannot be, and what the error says that it must be.
@@ -110,6 +253,9 @@ TYPES: dict[str, tuple[Any, str]] = {
     "group": (None, "an integer, not NoneType"),
     "bypass": ("no", "True or False, not str"),
     "balance": (5, "one of 'addresses', 'cpu', 'flow', not int"),
+    "remember": (1, "True or False, not int"),
+    "first": ("3", "an integer, not str"),
+    "bits": ("0x7", "an integer, not str"),
     "prefix": (b"web", "text, not bytes"),
     "snaplen": ("60", "an integer, not str"),
     "threshold": (1.5, "an integer, not float"),
@@ -117,40 +263,49 @@ TYPES: dict[str, tuple[Any, str]] = {
     "family": (2, "one of 'inet', .*, not int"),
     "priority": ("0", "an integer, not str"),
     "netns": (1.5, "a name in /run/netns, a path, an open file or a file descriptor, not float"),
-    "protocol": (["tcp", "udp"], "a number or one of 'icmp', 'tcp', .*, not list"),
-    "source": (["192.0.2.1", "192.0.2.2"], "an address or a network, .*, not list"),
+    "protocol": (1.5, "a number or one of 'icmp', 'tcp', .*, or a list of such, not float"),
+    "source": ([3.5], "an address or a network, .*, or a list of such, not float"),
     "destination": (0xC0000201, "an address or a network, .*, not int"),
-    "source_port": ((80, 443), "a port, a range of ports, or text like '1024-2047' .*, not tuple"),
-    "destination_port": ([80, 443], "a port, a range of ports, or text like '1024-2047' .*, not list"),
-    "in_interface": (["eth0"], "the name of an interface, not list"),
-    "out_interface": (3, "the name of an interface, not int"),
-    "mark": ("0x7", "an integer, not str"),
-    "not_mark": ([7], "an integer, not list"),
-    "state": (8, "one of 'invalid', .*, or several of them, not int"),
-    "uid": ([0], "the number of a user, or the name, not list"),
+    "source_port": ([80, None], "a port, a range of them, text like '1024-2047', or a list of such, not NoneType"),
+    "destination_port": (80.0, "a port, a range of them, text like '1024-2047', or a list of such, not float"),
+    "tcp_flags": (2, "text like 'syn,!ack', not int"),
+    "icmp_type": (b"echo-request", "a number or one of 'echo-request', .*, or a list of such, not bytes"),
+    "in_interface": ([b"eth0"], "the name of an interface, or a list of such, not bytes"),
+    "out_interface": (3, "the name of an interface, or a list of such, not int"),
+    "length": (1.5, "a number of bytes, a range of them, text like '1024-2047', or a list of such, not float"),
+    "mark": ("0x7", "an integer, a pair of value and mask, or a list of such, not str"),
+    "connection_mark": ({"7": 1}, "an integer, a pair of value and mask, or a list of such, not str"),
+    "state": (8, "one of 'invalid', .*, or a list of such, not int"),
+    "uid": ([0.5], "the number of a user, or the name, a range of them, .*, or a list of such, not float"),
+    "gid": (b"root", "the number of a group, or the name, a range of them, .*, or a list of such, not bytes"),
+    "source_type": (2, "one of 'unicast', .*, not int"),
+    "destination_type": (2, "one of 'unicast', .*, not int"),
+    "cgroup": (7, "a systemd unit .*, or a list of such, not int"),
+    "limit": (1.5, "a number of packets a second, or text like '10/second burst 20', not float"),
 }
 
 
 def test_all_arguments_are_in_the_table_of_types() -> None:
     taken = {name for make in (rules.queue, rules.log) for name in inspect.signature(make).parameters} - {"where"}
-    assert taken | set(rules.Where.__annotations__) == set(TYPES)
+    assert taken | {"hook", "family", "priority", "netns"} <= set(TYPES)
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", dict.fromkeys([*TYPES, *WHERE]))
 def test_wrong_types_are_named_with_what_is_right(name: str) -> None:
-    value, text = TYPES[name]
-    hook = "input" if name == "in_interface" else "output"
-    options: dict[str, Any] = {"hook": hook, **({"protocol": "tcp"} if "port" in name else {}), name: value}
+    value, text = TYPES.get(name.removeprefix("not_"), (object(), ".*"))
+    hook = "input" if "in_interface" in name else "output"
+    protocol = {"icmp_type": "icmp"}.get(name.removeprefix("not_"), "tcp")
+    options: dict[str, Any] = {"hook": hook, **({"protocol": protocol} if name != "protocol" else {}), name: value}
     if name in ("group", "prefix", "snaplen", "threshold"):
         make: Any = rules.log
         options = {"group": 1, **options}
     else:
         make = rules.queue
-        options = {"num": 1, **options}
+        options = {"num": 1, "remember": True, **options}
     with pytest.raises(ArgumentError, match=f" must be {text}$") as caught:
         make(**options)
     assert isinstance(caught.value, TypeError)
-    assert name.replace("num", "queue number").replace("group", "log group") in str(caught.value)
+    assert {"num": "queue number", "group": "log group"}.get(name, name) in str(caught.value)
 
 
 FLAGS: dict[str, Callable[[Any], object]] = {
@@ -162,7 +317,7 @@ FLAGS: dict[str, Callable[[Any], object]] = {
         name: lambda value, name=name: Log(1, **{name: value})  # type: ignore[misc]
         for name in ("sequence", "global_sequence", "conntrack")
     },
-    "bypass": lambda value: rules.queue(1, bypass=value),
+    "bypass": lambda value: rules.queue(1, hook="output", bypass=value),
     "realtime": lambda value: nfnet.replay(os.devnull, realtime=value).close(),
 }
 
@@ -204,16 +359,16 @@ def test_log_rules_are_checked_too() -> None:
         with pytest.raises(ArgumentError, match=text):
             rules.log(**options)
     with pytest.raises(TypeError):
-        rules.log(1, colour="red")  # type: ignore[call-arg]
+        rules.log(1, hook="output", colour="red")  # type: ignore[call-arg]
 
 
 DESCRIBED: dict[str, tuple[rules.Rule, str, list[str]]] = {
     "simple": (
-        rules.queue(1, protocol="udp", destination_port=53),
-        "udp dport 53 queue num 1 bypass",
+        rules.queue(1, hook="output", protocol="udp", destination_port=53),
+        "udp dport 53 meta mark != 0x10000000 counter queue num 1 bypass",
         [
-            "iptables -A OUTPUT -p udp --dport 53 -j NFQUEUE --queue-num 1 --queue-bypass",
-            "ip6tables -A OUTPUT -p udp --dport 53 -j NFQUEUE --queue-num 1 --queue-bypass",
+            "iptables -A OUTPUT -p udp --dport 53 -m mark ! --mark 0x10000000 -j NFQUEUE --queue-num 1 --queue-bypass",
+            "ip6tables -A OUTPUT -p udp --dport 53 -m mark ! --mark 0x10000000 -j NFQUEUE --queue-num 1 --queue-bypass",
         ],
     ),
     "everything": (
@@ -233,7 +388,7 @@ DESCRIBED: dict[str, tuple[rules.Rule, str, list[str]]] = {
         ),
         "ip saddr 192.0.2.0/24 ip daddr 198.51.100.7 tcp sport 1024-65535 tcp dport 80-81"
         ' iifname "lan*" oifname "wan0"'
-        " meta mark 0x7 ct state related,new queue num 2-5 bypass,fanout",
+        " meta mark 0x7 ct state related,new counter queue num 2-5 bypass,fanout",
         [
             "iptables -A FORWARD -p tcp -s 192.0.2.0/24 -d 198.51.100.7 --sport 1024:65535 --dport 80:81"
             " -i lan+ -o wan0 -m mark --mark 0x7 -m conntrack --ctstate RELATED,NEW"
@@ -242,21 +397,21 @@ DESCRIBED: dict[str, tuple[rules.Rule, str, list[str]]] = {
     ),
     "owner": (
         rules.queue(1, bypass=False, hook="postrouting", priority=-150, uid=0, not_mark=1, protocol=47),
-        "meta l4proto 47 meta mark != 0x1 meta skuid 0 queue num 1",
+        "meta l4proto 47 meta mark != 0x1 meta skuid 0 meta mark != 0x10000000 counter queue num 1",
         [
             f"{program} -t mangle -A POSTROUTING -p 47 -m mark ! --mark 0x1 -m owner --uid-owner 0"
-            " -j NFQUEUE --queue-num 1"
+            " -m mark ! --mark 0x10000000 -j NFQUEUE --queue-num 1"
             for program in ("iptables", "ip6tables")
         ],
     ),
     "flow": (
-        rules.queue(range(2, 4), balance="flow"),
-        "queue flags bypass to symhash mod 2 offset 2",
+        rules.queue(range(2, 4), hook="output", balance="flow"),
+        "meta mark != 0x10000000 counter queue flags bypass to symhash mod 2 offset 2",
         ["# iptables has no words for balance='flow'"],
     ),
     "log": (
         rules.log(5, prefix="web: ", snaplen=60, threshold=20, hook="input", family="ip6", protocol="icmpv6"),
-        'meta l4proto ipv6-icmp log prefix "web: " group 5 snaplen 60 queue-threshold 20',
+        'meta l4proto ipv6-icmp counter log prefix "web: " group 5 snaplen 60 queue-threshold 20',
         [
             "ip6tables -A INPUT -p icmpv6 -j NFLOG --nflog-group 5"
             " --nflog-prefix 'web: ' --nflog-size 60 --nflog-threshold 20"
@@ -264,27 +419,27 @@ DESCRIBED: dict[str, tuple[rules.Rule, str, list[str]]] = {
     ),
     "ingress": (
         rules.log(5, hook="ingress", family="netdev", in_interface="lo"),
-        'iifname "lo" log group 5',
+        'iifname "lo" counter log group 5',
         ["# iptables has no words for the family netdev"],
     ),
     "bridge": (
         rules.queue(1, hook="forward", family="bridge", protocol="icmp"),
-        "meta protocol ip meta l4proto icmp queue num 1 bypass",
+        "meta protocol ip meta l4proto icmp counter queue num 1 bypass",
         ["# iptables has no words for the family bridge"],
     ),
     "icmp": (
         rules.queue(1, hook="input", protocol="icmp"),
-        "meta nfproto ipv4 meta l4proto icmp queue num 1 bypass",
-        ["iptables -A INPUT -p icmp -j NFQUEUE --queue-num 1 --queue-bypass"],
+        "meta nfproto ipv4 meta l4proto icmp meta mark != 0x10000000 counter queue num 1 bypass",
+        ["iptables -A INPUT -p icmp -m mark ! --mark 0x10000000 -j NFQUEUE --queue-num 1 --queue-bypass"],
     ),
     "priority": (
         rules.log(5, hook="prerouting"),
-        "log group 5",
+        "counter log group 5",
         ["# iptables has no words for priority 0 at prerouting; mangle is at -150; raw is at -300"],
     ),
     "names": (
         rules.log(5, hook="forward", family="ip", in_interface="x;>y'z", out_interface="a+*"),
-        """iifname "x;>y'z" oifname "a+*" log group 5""",
+        """iifname "x;>y'z" oifname "a+*" counter log group 5""",
         ["""iptables -A FORWARD -i 'x;>y'"'"'z' -o a++ -j NFLOG --nflog-group 5"""],
     ),
 }  # fmt: skip
@@ -301,8 +456,27 @@ def test_description(case: str) -> None:
     assert rule.describe() == rules.describe(rule)
 
 
+def test_a_set_is_described_as_a_whole_or_not_at_all() -> None:
+    """An order without one of its rules is another one."""
+    accept = rules.accept(hook="input", not_source=["10.0.0.0/8", "fd00::/8"], not_protocol=["tcp", "udp"])
+    drop = rules.drop(hook="input", family="ip", priority=7)
+    assert rules.describe(accept, drop).splitlines() == [
+        "nft add table inet nfnet",
+        "nft add table ip nfnet",
+        "nft add chain inet nfnet input '{ type filter hook input priority 0; }'",
+        "nft add chain ip nfnet input '{ type filter hook input priority 7; }'",
+        "nft add rule inet nfnet input 'meta l4proto != { tcp, udp } ip saddr != 10.0.0.0/8 counter accept'",
+        "nft add rule inet nfnet input 'meta l4proto != { tcp, udp } ip6 saddr != fd00::/8 counter accept'",
+        "nft add rule ip nfnet input 'counter drop'",
+        "# iptables has no words for several values that the protocol must not be",
+        "# iptables has no words for priority 7 at input; mangle is at -150; filter is at 0",
+    ]
+    limited = rules.log(5, hook="input", limit=10)
+    assert limited.describe().splitlines()[-1] == "# iptables has no words for one limit for several of its rules"
+
+
 def test_representation() -> None:
-    rule = rules.queue(range(1, 3))
+    rule = rules.queue(range(1, 3), hook="output")
     assert repr(rule) == "<Rule queueing packets to queues 1 to 2: not installed>"
     rules.remove(rule)
 
@@ -314,17 +488,19 @@ def test_unknown_option() -> None:
 
 
 def test_unknown_keywords_are_named() -> None:
-    with pytest.raises(TypeError, match="a rule knows no 'dport'; there are destination, destination_port"):
-        rules.queue(1, dport=53)  # type: ignore[call-arg]
+    with pytest.raises(
+        TypeError, match="a rule knows no 'dport'; there are cgroup, connection_mark, destination, destination_port"
+    ):
+        rules.queue(1, hook="output", dport=53)  # type: ignore[call-arg]
 
 
 def test_a_range_that_ends_before_it_begins() -> None:
     with pytest.raises(ArgumentError, match="'53-20', which ends before it begins"):
-        rules.queue(1, protocol="udp", destination_port="53-20")
+        rules.queue(1, hook="output", protocol="udp", destination_port="53-20")
 
 
 def test_prefixes_are_quoted_for_the_shell() -> None:
-    text = rules.describe(rules.log(5, prefix="`id` it's"))
+    text = rules.describe(rules.log(5, hook="output", prefix="`id` it's"))
     rules_alone = [line for line in text.splitlines() if "log" in line.lower()]
     assert len(rules_alone) == 3
     for line in rules_alone:

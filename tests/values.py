@@ -75,7 +75,7 @@ def built() -> dict[str, Any]:
     )
     refused = testing.error_message(22, queue)
     assert netlink.parse_answer(refused).errno == 22
-    rule = rules.queue(range(258, 260), balance="cpu", mark=0x01020304)
+    rule = rules.queue(range(258, 260), hook="output", balance="cpu", mark=0x01020304)
     return {
         "requests": [little(queue), little(log), little(refused)],
         "verdict": little(nfqnl.verdict(258, 3, 1, [(NFQA.MARK, 1), (NFQA.VLAN, {1: 2}), (NFQA.PAYLOAD, b"odd")])),

@@ -20,6 +20,23 @@ R = TypeVar("R", bound=Reader[Any, Any])
 Self = TypeVar("Self", bound="AsyncReader")  # type: ignore[type-arg]
 
 
+class Looks:
+    """While packets come one at a time one is taken, without a look whether several wait, for ever longer."""
+
+    def __init__(self) -> None:
+        self.alone = 0  # so many times more
+        self._next = 1
+
+    def found(self, count: int) -> None:
+        """So many datagrams were taken."""
+        if self.alone:
+            self.alone -= 1
+        elif count > 1:
+            self._next = 1
+        else:
+            self.alone, self._next = self._next, min(2 * self._next, MOST_ALONE)
+
+
 class Session:
     """What belongs to one time of being open.
 
@@ -32,6 +49,8 @@ class Session:
         self.stopped = False
         self.running = False  # a `run`
         self.wake: asyncio.Future[None] | None = None  # what it, or an iteration, waits for
+        self.items: Generator[Any, None, None] | None = None  # of the iteration that is under way
+        self.looks = Looks()
         self.watched: int | None = None  # the descriptor that the loop watches for an iteration
         self.telling = False  # the loop will look whether a loss is to be told
         self.flushing: asyncio.AbstractEventLoop | None = None  # which will send what was collected
@@ -71,13 +90,16 @@ class Session:
         if wake is None:  # nobody waits, and the loop would say again and again that there is something
             self.unwatch()
         elif not wake.done():
+            looks = self.looks
             try:
-                binding.receive()
+                binding.receive(1 if looks.alone else None)
             except Exception as error:
                 wake.set_exception(error)
-            else:
-                if length_hint(binding.ready) or binding.ended:
-                    wake.set_result(None)
+                return
+            found = length_hint(binding.ready)
+            looks.found(found)
+            if found or binding.ended:
+                wake.set_result(None)
 
     def unwatch(self) -> None:
         if self.watched is not None and not self.loop.is_closed():
@@ -86,8 +108,15 @@ class Session:
 
     def end(self) -> None:
         self.stopped = True
-        self.unwatch()
+        self.leave()
         self.wake_up()
+
+    def leave(self) -> None:
+        """An iteration is over, or to be over. One that is just at work, below a signal handler, ends by itself."""
+        if self.items is not None and not self.items.gi_running:  # type: ignore[attr-defined]
+            self.items.close()
+            self.items = None
+        self.unwatch()
 
 
 class AsyncReader(Generic[R, T]):
@@ -100,7 +129,7 @@ class AsyncReader(Generic[R, T]):
 
     def _waiting(self) -> Generator[T, None, None]:
         """What waits, without blocking."""
-        return self._reader._items(block=False)
+        return self._reader._items(block=False)  # type: ignore[return-value]  # only `pause` makes it give None
 
     async def open(self) -> None:
         """Bind. Raises as `Queue.open`."""
@@ -166,7 +195,8 @@ class AsyncReader(Generic[R, T]):
             session.running = session.stopped = False
 
     def _check_alone(self, session: Session) -> None:
-        if session.running or session.wake is not None:
+        binding = self._reader._binding
+        if session.running or session.wake is not None or (binding is not None and binding.reading):
             raise BusyReadingError(f"{self!r} is being read by another task; one at a time can")
 
     def _may_go_on(self, session: Session) -> bool:
@@ -181,25 +211,20 @@ class AsyncReader(Generic[R, T]):
             session.unwatch()
             ended = session.wake = loop.create_future()
             errors: list[BaseException] = []
-            alone = 0  # so many times more one packet is taken, without a look whether several wait
-            looks = 1
+            looks, may_be_alone = Looks(), binding.transport.arrived is not None
 
             def turn() -> None:
-                nonlocal alone, looks
                 if session.stopped:
                     session.wake_up()
                     return
                 try:
-                    if alone:
-                        alone -= 1
+                    if looks.alone and may_be_alone and binding.transport.tap is None:
+                        looks.found(1)
                         reader._drive(binding, reader._portions(binding, block=False, alone=True), handler)
                     else:
                         before = binding.taken()
                         reader._drive(binding, reader._portions(binding, block=False), handler)
-                        if binding.taken() - before > 1:
-                            looks = 1
-                        elif binding.transport.arrived is not None and binding.transport.tap is None:
-                            alone, looks = looks, min(2 * looks, MOST_ALONE)
+                        looks.found(binding.taken() - before)
                     if binding.loss.untold:
                         self._tell_loss_later(session, binding)
                     if binding.ended or session.stopped:
@@ -258,7 +283,7 @@ class _Iteration(AsyncIterator[T]):
 
     def __init__(self, owner: AsyncReader[Any, T]) -> None:
         self._owner = owner
-        self._items: Generator[T, None, None] | None = None
+        self._items: Generator[T | None, None, None] | None = None  # None until it has begun, and when it is over
         self._session: Session | None = None
 
     async def __anext__(self) -> T:
@@ -266,20 +291,23 @@ class _Iteration(AsyncIterator[T]):
         session = self._session
         if session is None:
             session = self._session = owner._opened()
-        while owner._may_go_on(session):
-            if self._items is None:
-                owner._check_alone(session)
-                self._items = owner._waiting()
-            try:
+        try:
+            while True:  # and no condition at its end: see `locks`
+                if not owner._may_go_on(session):
+                    break
+                if self._items is None:
+                    owner._check_alone(session)
+                    self._items = session.items = owner._reader._items(block=False, pause=True)
                 for item in self._items:
-                    return item
-            except BaseException:
-                self._end()
-                raise
+                    if item is not None:
+                        return item
+                    break
+                else:
+                    break
+                await owner._received(session)
+        except BaseException:
             self._end()
-            if owner._is_over():
-                break
-            await owner._received(session)
+            raise
         self._end()
         session.stopped = False
         raise StopAsyncIteration
@@ -288,6 +316,8 @@ class _Iteration(AsyncIterator[T]):
         items, self._items = self._items, None
         if items is not None:
             items.close()
+            if self._session is not None and self._session.items is items:
+                self._session.leave()
 
     def __del__(self) -> None:
         self._end()

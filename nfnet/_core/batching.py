@@ -35,30 +35,34 @@ MAX_MESSAGES = 1024  # of up to 48 bytes each
 class Decision:
     """What to do with a packet: the verdict word, and the attributes that change the packet.
 
+    ``kind`` is the verdict that the program gave: of one on a whole connection not REPEAT, by which it travels.
+
     Decisions are compared by identity: `decide` gives the same object for the same arguments.
     """
 
     __slots__ = ("batchable", "changes", "kind", "word")
 
-    def __init__(self, word: int, changes: bytes = b"", batchable: bool = True) -> None:
+    def __init__(self, word: int, changes: bytes = b"", batchable: bool = True, kind: int | None = None) -> None:
         self.word: int = word
-        self.kind: int = word & 0xFF
+        self.kind: int = word & 0xFF if kind is None else kind
         self.changes: bytes = changes
         self.batchable: bool = batchable
 
 
 @lru_cache(1024)
-def decide(word: int, mark: int | None = None, priority: int | None = None) -> Decision:
+def decide(word: int, mark: int | None = None, priority: int | None = None, kind: int | None = None) -> Decision:
     """The decision for a verdict that leaves the packet's bytes alone."""
-    return Decision(word, _changes(mark, priority))
+    return Decision(word, _changes(mark, priority), kind=kind)
 
 
-def decide_with(word: int, mark: int | None, priority: int | None, *attributes: tuple[int, bytes]) -> Decision:
+def decide_with(
+    word: int, mark: int | None, priority: int | None, *attributes: tuple[int, bytes], kind: int | None = None
+) -> Decision:
     """A decision that also changes what only a single verdict can: payload, VLAN tag, link-layer header."""
     changes = _changes(mark, priority)
     for number, data in attributes:
         changes += layout.build_attribute(number, data)
-    return Decision(word, changes, batchable=False)
+    return Decision(word, changes, batchable=False, kind=kind)
 
 
 _MARK_HEADER, _PRIORITY_HEADER = (

@@ -40,7 +40,7 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
         self, name: str, transport: Transport, on_overrun: str, find_status: Callable[[], Status | None]
     ) -> None:
         self.transport = transport
-        self.origin = Origin(transport.interface_name, Processes(transport.open_netns))
+        self.origin = Origin(transport.interface_name, Processes(transport.open_netns), transport)
         self.loss = Loss(warn=on_overrun == "count")
         self.overruns = 0
         self.incoming: bytes | None = None
@@ -102,8 +102,8 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             self.malformed += 1
             raise
         finally:
+            self.ended = not more  # before one of the datagrams turns out to be damaged
             self._make_ready()
-        self.ended = not more
 
     def each(self, datagrams: Iterator[bytes]) -> Iterator[T]:
         """What is in these datagrams of the transport, one by one as they come.

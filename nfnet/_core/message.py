@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from construct import Int32ub
 
 from .. import inet
-from .._io.transport import Recorded
+from .._io.transport import Recorded, Transport
 from .._printable import printable
 from .._processes import Process, Processes
 from ..errors import DecodeError
@@ -23,6 +23,7 @@ from ..protocol.conntrack import parse as parse_conntrack
 from ..protocol.layout import Layout, Layouts, compile_struct
 from ..protocol.nfnetlink import BODY, ArpHook, Family, Hook, NetdevHook, Table, parse_attributes
 from ..protocol.nfqnl import NFQA_VLAN
+from .connections import Connections
 
 _Message = TypeVar("_Message", bound="Message")
 
@@ -59,13 +60,24 @@ class Fed(bytes):
 
 
 class Origin:
-    """The machine that messages came from, as far as it is known: names of its interfaces, and its processes."""
+    """The machine that messages came from, as far as it is known.
 
-    __slots__ = ("interface_name", "processes")
+    That are the names of its interfaces, its processes, the transport by which packets can be sent there, and, of a
+    queue, what is known of verdicts on connections.
+    """
 
-    def __init__(self, interface_name: Callable[[int], str | None], processes: Processes | None = None) -> None:
+    __slots__ = ("connections", "interface_name", "processes", "transport")
+
+    def __init__(
+        self,
+        interface_name: Callable[[int], str | None],
+        processes: Processes | None = None,
+        transport: Transport | None = None,
+    ) -> None:
         self.interface_name = interface_name
         self.processes = processes
+        self.transport = transport
+        self.connections: Connections | None = None
 
 
 class Vlan(NamedTuple):

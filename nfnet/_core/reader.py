@@ -14,7 +14,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from .._arguments import check_handler, check_result, wrong_type
+from .._arguments import check_handler, wrong_type
 from .._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from .._io.poller import Poller
 from .._io.transport import Transport
@@ -29,6 +29,8 @@ from .binding import Binding
 _MAX_DELAY = 0.001
 _MAX_PORTION = 16
 MOST_ALONE = 256  # packets, until the next look whether several wait, which costs as much as a packet
+
+_PAUSE: Iterator[Any] = iter(())
 
 _log = logging.getLogger("nfnet")
 
@@ -95,14 +97,9 @@ class Reader(ABC, Generic[B, T]):
     def _finish(self, binding: B) -> None:
         """What is to be done before the binding goes."""
 
+    @abstractmethod
     def _hand_out(self, binding: B, portion: Iterator[T], handler: Callable[[T], object]) -> None:
         """Give the handler a portion, until `stop`."""
-        result: object = None
-        for item in portion:
-            result = handler(item)
-            if self._stopping:
-                break
-        check_result(result, self._remedy)  # once a portion, of which the first is one item: that costs nothing
 
     def _body_returned(self, binding: B, item: T) -> None:
         """The body of an iteration is through with an item."""
@@ -253,14 +250,16 @@ class Reader(ABC, Generic[B, T]):
 
     def __iter__(self) -> Generator[T, None, None]:
         """What comes, until `stop` or `close`. Raises as `run`, except what handlers raise."""
-        return self._items(block=True)
+        return self._items(block=True)  # type: ignore[return-value]  # only `pause` makes it give None
 
-    def _items(self, block: bool) -> Generator[T, None, None]:
-        """What comes, or what waits."""
+    def _items(self, block: bool, pause: bool = False) -> Generator[T | None, None, None]:
+        """What comes, or what waits; with ``pause`` None when nothing does, and what comes then."""
         binding = self._bound()
-        portions = self._portions(binding, block)
+        portions = self._portions(binding, block, pause=pause)
         try:
             for portion in portions:
+                if portion is _PAUSE:
+                    yield None
                 for item in portion:
                     yield item
                     self._body_returned(binding, item)
@@ -292,7 +291,9 @@ class Reader(ABC, Generic[B, T]):
         self._drive(binding, self._portions(binding, block=False), handler)
         return binding.taken() - before
 
-    def _portions(self, binding: B, block: bool, alone: bool = False) -> Generator[Iterator[T], None, None]:
+    def _portions(
+        self, binding: B, block: bool, *, alone: bool = False, pause: bool = False
+    ) -> Generator[Iterator[T], None, None]:
         """The loop, in portions between which verdicts may leave.
 
         It, and what is done for every packet, is as it is because that was measured. ``binding.ready`` is one
@@ -302,7 +303,8 @@ class Reader(ABC, Generic[B, T]):
         one for its verdict. Now and then the loop looks whether more wait, and if so, takes many at a time.
 
         block: whether to wait for more when all that waits was handed out.
-        alone: only the next datagram, which has arrived, as asyncio takes it.
+        alone: only the next datagram, which has arrived.
+        pause: give `_PAUSE` when all that waits was handed out, and go on with what has been received meanwhile.
         """
         self._check_reading(binding)
         binding.reading = True
@@ -314,12 +316,13 @@ class Reader(ABC, Generic[B, T]):
                 assert transport.arrived is not None
                 yield binding.each(islice(transport.arrived, 1))
                 return
-            go_on = True
             while True:  # and no conditions at the ends of these loops: see `locks`
-                if not go_on or self._stopping:
+                if self._stopping:
                     return
                 if not length_hint(binding.ready):
                     binding.receive()
+                    if self._stopping:  # a signal handler, just now
+                        return
                 found = left = length_hint(binding.ready)
                 if left:
                     size, deadline = 1, monotonic() + _MAX_DELAY
@@ -334,12 +337,14 @@ class Reader(ABC, Generic[B, T]):
                     binding.settle()
                 elif binding.loss.untold:
                     binding.tell_loss()
-                if found > 1:
-                    looks = 1
-                elif binding.ended:
+                if binding.ended:
                     return
+                if pause:
+                    yield _PAUSE
                 elif not block:
-                    pass
+                    return
+                elif found > 1:
+                    looks = 1
                 elif transport.incoming is None or transport.tap is not None:
                     if not found:
                         self._wait(binding)
@@ -350,7 +355,7 @@ class Reader(ABC, Generic[B, T]):
                     yield binding.each(islice(transport.incoming, looks))
                     transport.waiting = False
                     looks = min(2 * looks, MOST_ALONE)
-                go_on = block
+                del found  # no condition at the end of a loop: see `locks`
         finally:
             try:
                 transport.stop_waiting()

@@ -8,12 +8,14 @@ Both of these nfnet needs as they are. They leave `_socket` alone, of which `soc
 
 from __future__ import annotations
 
+import _socket
 import importlib.util
 import select as standard_select
+import socket
 from types import BuiltinFunctionType, ModuleType
 from typing import TYPE_CHECKING
 
-__all__ = ["among_greenlets", "select", "thread"]
+__all__ = ["among_greenlets", "new_socket", "select", "thread"]
 
 
 def _original(name: str) -> ModuleType:
@@ -37,3 +39,15 @@ else:
 def among_greenlets() -> bool:
     """Whether something written in Python stands in the place of `select.select`, which lets other greenlets run."""
     return not isinstance(standard_select.select, BuiltinFunctionType)
+
+
+# Not `socket.socket`, in whose place gevent and eventlet put a class of which `recv` waits although it is told not to.
+def new_socket(family: int, kind: int, protocol: int = 0) -> _socket.socket:
+    """A new socket, not inheritable, whose methods do just what the system calls do.
+
+    With `socket.setdefaulttimeout` sockets are born with a timeout, for which Python waits before each system call,
+    whatever its flags say, MSG_DONTWAIT among them.
+    """
+    sock = _socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+    sock.settimeout(None)
+    return sock

@@ -11,9 +11,11 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import repeat
 from typing import BinaryIO
 
+from .. import netns
 from ..errors import AckTimeoutError, ClosedError, KernelError, kernel_error
 from ..protocol import netlink
 from ..protocol.nfnetlink import NETLINK_NETFILTER
@@ -21,7 +23,8 @@ from . import at_fork
 from .interface_names import InterfaceNames
 from .locks import RLock
 from .moves import move
-from .native import among_greenlets, select
+from .native import among_greenlets, new_socket, select
+from .raw_socket import INJECTED_MARK, RawSocket
 from .transport import SocketStatus, Transport
 
 # Python has names for none of these.
@@ -63,22 +66,11 @@ MAX_DATAGRAM = 0x40000
 
 DEFAULT_RCVBUF = 8 << 20  # the kernel's default, 208 KiB, holds 92 full-size packets
 _SNDBUF = 1 << 18  # room for a datagram of verdicts with a 64 KiB packet in it
+_SNDBUF_OVERHEAD = 32  # netlink_sendmsg keeps so much of it for itself
 # A signal that arrives after Python has last looked for one, and before it calls recv, does not end that: its handler
 # would have to wait for the next packet. So no wait is longer than a second.
 _LONGEST_WAIT = struct.pack("@ll", 1, 0)  # struct timeval
 _ACK_TIMEOUT = 5.0  # seconds; the kernel answers at once, unless the receive buffer had no room for the answer
-
-
-# Not `socket.socket`, in whose place gevent and eventlet put a class of which `recv` waits although it is told not to.
-def new_socket(family: int, kind: int, protocol: int = 0) -> _socket.socket:
-    """A new socket, not inheritable, whose methods do just what the system calls do.
-
-    With `socket.setdefaulttimeout` sockets are born with a timeout, for which Python waits before each system call,
-    whatever its flags say, MSG_DONTWAIT among them.
-    """
-    sock = _socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
-    sock.settimeout(None)
-    return sock
 
 
 def _duplicate(fd: int) -> _socket.socket:
@@ -103,6 +95,19 @@ def _duplicate(fd: int) -> _socket.socket:
 
 def _system_error(operation: str, error: OSError) -> KernelError:
     return kernel_error(operation, error.errno or errno.EIO)
+
+
+def _netns_of(sock: _socket.socket) -> BinaryIO:
+    try:
+        return open(fcntl.ioctl(sock.fileno(), SIOCGSKNS), "rb")
+    except OSError as error:
+        raise _system_error("asking for the network namespace of a socket", error) from None
+
+
+def _call_beside(sock: _socket.socket, make: Callable[[], _socket.socket]) -> _socket.socket:
+    """Make a socket in the namespace of another one."""
+    with _netns_of(sock) as place:
+        return netns.call_in_open(place, make)
 
 
 class NetlinkSocket(Transport, at_fork.AtFork):
@@ -138,6 +143,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         except OSError as error:
             raise _system_error("opening a netfilter netlink socket", error) from None
         self._reading = RLock()  # `close` may come in a signal handler
+        self._raw = RawSocket(INJECTED_MARK, partial(_call_beside, self._socket))  # no method: see `Processes`
         self._names = InterfaceNames(self._socket)
         self.inherit = inherit
         at_fork.register(self)
@@ -233,10 +239,19 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             self._sendto(datagram, KERNEL)
         except OSError as error:
             self._check_open()
+            if error.errno == errno.EMSGSIZE and self._make_room(len(datagram)):
+                self.send(datagram)
+                return
             raise _system_error(f"sending {len(datagram)} bytes to the kernel", error) from None
         tap = self.tap  # which `close` in another thread may take away
         if tap is not None:
             tap(True, datagram)
+
+    def _make_room(self, size: int) -> bool:
+        """Whether the send buffer could be enlarged so that it takes a datagram of that size."""
+        before = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        self._set_buffer(size + _SNDBUF, SO_SNDBUFFORCE, socket.SO_SNDBUF)
+        return before < size < self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _SNDBUF_OVERHEAD
 
     def receive(self, into: list[bytes], limit: int) -> bool:
         if self._kept:
@@ -306,6 +321,32 @@ class NetlinkSocket(Transport, at_fork.AtFork):
                 poll.register(self.fileno(), select.POLLIN)
                 poll.poll(left * 1000)
 
+    def dump(self, request: bytes, operation: str) -> Iterator[bytes]:
+        """Send a request for a dump, and give its messages; whatever else comes meanwhile is passed over.
+
+        Raises KernelError, AckTimeoutError.
+        """
+        seq = netlink.read_length_type_and_seq(request)[2]
+        self.send(request)
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        while True:
+            datagrams: list[bytes] = []
+            self.receive(datagrams, 16)
+            for datagram in datagrams:
+                for _, message in netlink.split_messages(datagram):
+                    _, kind, number = netlink.read_length_type_and_seq(message)
+                    if number != seq:
+                        continue
+                    if kind == netlink.NLMSG_DONE:
+                        return
+                    if kind == netlink.NLMSG_ERROR:
+                        answer = netlink.parse_answer(message)
+                        raise kernel_error(operation, answer.errno, message=answer.message)
+                    yield message
+            if not datagrams and not poll.poll(_ACK_TIMEOUT * 1000):
+                raise AckTimeoutError(operation, errno.ETIMEDOUT)
+
     def _socket_receive(self, into: list[bytes]) -> None:
         try:
             into.append(self._socket.recv(self._datagram, socket.MSG_DONTWAIT))
@@ -338,14 +379,21 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     def interface_name(self, index: int) -> str | None:
         return self._names.get(index)
 
-    def open_netns(self) -> BinaryIO | None:
-        try:
-            return open(fcntl.ioctl(self.fileno(), SIOCGSKNS), "rb")
-        except OSError as error:
-            raise _system_error("asking for the network namespace of a socket", error) from None
+    def inject(self, packet: bytes, interface: int | None = None) -> None:
+        self._check_open()
+        self._raw.send(packet, interface)
+
+    def is_broadcast(self, address: str) -> bool:
+        self._check_open()
+        return self._raw.is_broadcast(address)
+
+    def open_netns(self) -> BinaryIO:
+        self._check_open()
+        return _netns_of(self._socket)
 
     def close(self) -> None:
         self._closed = True
+        self._raw.close()
         if not self.waiting:  # else the loop closes it: until then its number must not become another file's
             with self._reading:
                 self._socket.close()
@@ -355,6 +403,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         # copy of its socket is open, so a child would keep it, full and unread, after its parent has ended. exec is no
         # such case, because the socket is close-on-exec.
         self._reading = RLock()
+        self._raw.after_fork()
         if not self.inherit:
             self._socket.close()
 

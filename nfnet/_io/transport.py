@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import BinaryIO, NamedTuple
 
-from ..errors import NfnetError
+from ..errors import NfnetError, NotSupportedError
 from ..protocol import netlink
+from ..protocol.markbits import MarkBits
 
 _NOOP = netlink.build_message(netlink.NLMSG_NOOP, netlink.Flag.REQUEST | netlink.Flag.ACK, 0, b"")
 
@@ -66,6 +68,12 @@ class Transport(ABC):
 
     recordable: bool = False
     """Whether it tells ``tap`` of every datagram."""
+
+    simulated: bool = False
+    """Whether a recording or a double is behind it, and no kernel: verdicts on connections need no rules there."""
+
+    bits: MarkBits | None = None
+    """Set by a queue: in which bits of marks verdicts on connections are sent, as far as that is known."""
 
     tap: Tap | None = None
     """Set by a recorder, for a `recordable` transport."""
@@ -143,6 +151,19 @@ class Transport(ABC):
     def interface_name(self, index: int) -> str | None:
         """The name of the interface with that index, None if it is gone or not known here."""
         return None
+
+    def inject(self, packet: bytes, interface: int | None = None) -> None:
+        """Send an IP packet, from its header on, in the network that the packets come from; doubles of it keep it.
+
+        ``interface`` is the index of the one whose link an address of link scope (fe80::/10) is on. Raises the
+        `KernelError` that fits; and NotSupportedError if the transport can send none.
+        """
+        hint = f"A {type(self).__name__} has no network to send to"
+        raise NotSupportedError("injecting a packet", errno.EOPNOTSUPP, hint=hint)
+
+    def is_broadcast(self, address: str) -> bool:
+        """Whether an IPv4 address is the broadcast address of a network that the machine is in."""
+        return False
 
     def open_netns(self) -> BinaryIO | None:
         """The network namespace that packets come from, as an open file.

@@ -13,12 +13,14 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from .._arguments import check_flag
+from .._injection import divert, restore
 from .._io import at_fork
 from .._io.locks import RLock
 from .._io.poller import Poller
 from .._io.transport import Recorded, Transport
 from ..errors import CaptureError, ClosedError, DecodeError
 from ..protocol import layout, netlink, nfnetlink, nfqnl
+from ..protocol.markbits import REST, Fate, MarkBits
 from ..protocol.nfqnl import NFQA, QUEUE_BYPASS, Command, Verdict
 from . import _records
 from ._pcap import Record, scan
@@ -32,6 +34,8 @@ class GivenVerdict(NamedTuple):
 
     ``mark`` and ``payload`` are the new ones, None where unchanged. ``num`` is the number of the queue that it was
     handed to, None if ``verdict`` is not QUEUE, and ``bypass`` whether it was to go on if nobody listens there.
+    ``connection`` says whether the kernel was left with the rest of the connection, and ``rejected`` whether it was to
+    tell the sender that it dropped the packet.
     """
 
     verdict: Verdict
@@ -39,12 +43,18 @@ class GivenVerdict(NamedTuple):
     payload: bytes | None = None
     num: int | None = None
     bypass: bool = False
+    connection: bool = False
+    rejected: bool = False
 
     @classmethod
-    def from_word(cls, word: int, changes: dict[int, Any]) -> GivenVerdict:
-        """From the verdict word and the attributes of a verdict message."""
+    def from_word(cls, word: int, changes: dict[int, Any], bits: MarkBits | None = None) -> GivenVerdict:
+        """From the verdict word and the attributes of a verdict message; ``bits`` of a mark say what rules shall do."""
         verdict = Verdict(word & 0xFF)
         mark, payload = changes.get(NFQA.MARK), changes.get(NFQA.PAYLOAD)
+        if verdict == Verdict.REPEAT and mark and bits and (fate := bits.fate(mark)) is not None:
+            verdict = Verdict.ACCEPT if fate == Fate.ACCEPT else Verdict.DROP
+            rejected = fate in (Fate.REJECT_PACKET, Fate.REJECT)
+            return cls(verdict, mark & ~bits.mask or None, payload, connection=bool(fate & REST), rejected=rejected)
         if verdict != Verdict.QUEUE:
             return cls(verdict, mark, payload)
         return cls(verdict, mark, payload, word >> 16, bool(word & QUEUE_BYPASS))
@@ -75,7 +85,7 @@ class Replay(Transport, at_fork.AtFork):
     path: the file, pcap or pcapng. It is read once, from the beginning to the end, and may be a pipe, which may be
         written to meanwhile.
     realtime: whether packets come at the pace at which they were recorded.
-    keep_verdicts: whether to fill `verdicts` and `recorded`, which takes memory for every packet.
+    keep_verdicts: whether to fill `verdicts`, `recorded` and `injected`, which takes memory for every packet.
 
     Raises OSError if the file cannot be opened. A damaged record is a CaptureError out of the loop, after what was
     before it; when the loop is started again it goes on behind that record. A replay is opened once: after that it
@@ -86,13 +96,20 @@ class Replay(Transport, at_fork.AtFork):
     """What this program decided, by the id of the packet."""
     recorded: dict[int, GivenVerdict]
     """What the recording says was decided. A verdict that was cut short is not in it."""
+    injected: list[bytes]
+    """What was to be sent, from the IP header on: by `Packet.answer`, `reset`, `reject` and `nfnet.inject`.
+
+    Nothing of it is: while the replay is open, `nfnet.inject` of the whole process ends here.
+    """
     skipped: dict[int, int]
     """How many records of other link types were skipped so far, by link type (``LINKTYPE_*``)."""
 
     recordable = True
+    simulated = True
 
     def __init__(self, path: str | os.PathLike[str], *, realtime: bool = False, keep_verdicts: bool = True) -> None:
         self.verdicts, self.recorded, self.skipped = {}, {}, {}
+        self.injected = []
         self._realtime = check_flag("realtime", realtime)
         self._keep_verdicts = check_flag("keep_verdicts", keep_verdicts)
         self._file = open(path, "rb")  # noqa: SIM115 - as long as the replay
@@ -129,6 +146,7 @@ class Replay(Transport, at_fork.AtFork):
         for number, start, _ in layout.walk(message, nfnetlink.BODY, len(message)):
             if number == 1 and message[start] == Command.BIND:
                 self._subsystem = kind >> 8
+                divert(self)
                 self._number = nfnetlink.resource(message)
 
     def receive(self, into: list[bytes], limit: int) -> bool:
@@ -181,6 +199,11 @@ class Replay(Transport, at_fork.AtFork):
     def interface_name(self, index: int) -> str | None:
         return None  # the interfaces of this machine are not those of the recording
 
+    def inject(self, packet: bytes, interface: int | None = None) -> None:
+        self._check_open()
+        if self._keep_verdicts:
+            self.injected.append(packet)
+
     def fileno(self) -> int:
         self._check_open()
         return self._waiter.fileno()
@@ -188,6 +211,7 @@ class Replay(Transport, at_fork.AtFork):
     def close(self) -> None:
         with self._lock:
             self._closed = True
+            restore(self)
             if self._timer is not None:
                 self._timer.put(None)
             self._file.close()
@@ -345,6 +369,7 @@ class Replay(Transport, at_fork.AtFork):
         self._empty = False
 
     def _collect(self, datagram: bytes, verdicts: dict[int, GivenVerdict], waiting: dict[int, None]) -> None:
+        bits = self.bits
         for _, message in netlink.split_messages(datagram):
             kind = netlink.read_length_and_type(message)[1]
             if kind not in _records.VERDICTS:
@@ -353,7 +378,7 @@ class Replay(Transport, at_fork.AtFork):
             header = values.get(NFQA.VERDICT_HDR)
             if header is None or header.verdict & 0xFF not in nfqnl.VERDICTS:  # the kernel refused it
                 continue
-            given = GivenVerdict.from_word(header.verdict, values)
+            given = GivenVerdict.from_word(header.verdict, values, bits)
             if kind == nfqnl.MSG_VERDICT:
                 covered = [header.packet_id] if header.packet_id in waiting else []
             else:

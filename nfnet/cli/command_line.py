@@ -11,6 +11,7 @@ from typing import Any
 from .. import rules
 from ..errors import ArgumentError
 from ..rules._criteria import CRITERIA
+from ..rules._values import number
 
 
 def add_options(parser: argparse.ArgumentParser, rule: Callable[..., rules.Rule]) -> None:
@@ -67,16 +68,27 @@ _WORDS: dict[str, Callable[[str], Any]] = {
     "hook": str,
     "family": str,
     "priority": whole_number(-0x80000000),
-    **{name: criterion.word for name, criterion in CRITERIA.items()},
+    **{negation + name: criterion.parse for name, criterion in CRITERIA.items() for negation in ("", "not_")},
 }
 _WORDS_OF_ONE: dict[Callable[..., rules.Rule], dict[str, Callable[[str], Any]]] = {
-    rules.queue: {"bypass": _yes_or_no, "balance": str},
+    rules.queue: {
+        "bypass": _yes_or_no,
+        "balance": str,
+        "remember": _yes_or_no,
+        "first": whole_number(0),
+        "bits": number,
+    },
     rules.log: {"prefix": str, "snaplen": whole_number(0), "threshold": whole_number(0)},
+    rules.drop: {},
+    rules.accept: {},
+    rules.reject: {"error": str},
+    rules.mark: {"mask": whole_number(1)},
 }
+_WITHOUT_NUMBER = (rules.drop, rules.accept, rules.reject)
 
 
 def rule_words(text: str, rule: Callable[..., rules.Rule] = rules.queue) -> dict[str, Any]:
-    """``hook=forward protocol=udp bypass=no``, quoted as for a shell, as arguments of `nfnet.rules.queue` or `log`."""
+    """``hook=forward protocol=udp not_mark=7``, quoted as for a shell, as arguments of a function of `nfnet.rules`."""
     known = {**_WORDS, **_WORDS_OF_ONE[rule]}
     try:
         words = shlex.split(text)
@@ -94,7 +106,7 @@ def rule_words(text: str, rule: Callable[..., rules.Rule] = rules.queue) -> dict
         except (argparse.ArgumentTypeError, ArgumentError) as error:
             raise argparse.ArgumentTypeError(f"{name}: {error}") from None
     try:
-        rule(0, **found)
+        rule(*(() if rule in _WITHOUT_NUMBER else (0,)), **found)
     except ArgumentError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return found

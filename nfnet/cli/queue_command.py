@@ -281,8 +281,6 @@ def _import_ours(options: argparse.Namespace) -> None:
     """What would be imported when it is needed: before a directory of others comes into the path."""
     if options.netns is not None:
         import ctypes  # noqa: F401
-    if options.install_rule is not None:
-        from pyroute2.netlink.nfnetlink import nftsocket  # noqa: F401
     if options.metrics is not None:
         import wsgiref.simple_server  # noqa: F401
 

@@ -13,8 +13,10 @@ from .summaries import say
 
 _DESCRIPTION = """\
 Lists the rules that programs installed with nfnet.rules in this network
-namespace, or removes those of processes that were killed. Since Linux 5.12 the
-kernel removes a rule with its process, so there are none to clean.
+namespace: the table, the process, and for each rule how many packets it was
+for, and what it says, in the words of --install-rule. Or removes those of
+processes that were killed. Since Linux 5.12 the kernel removes rules with their
+process, so there are none to clean.
 
     nfnet rules list
     nfnet rules clean --netns blue
@@ -45,9 +47,14 @@ def _run(options: argparse.Namespace) -> int:
     except NfnetError as error:
         say(f"nfnet rules: {error}")
         return 1
+    table = None
     for row in found:
-        state = "removed" if options.what == "clean" else "of a process that ended" if row.orphaned else "in use"
-        print(f"{row.family:<7} {printable(row.name):<24} process {row.process:<8} {state}")
+        if table != (row.family, row.name):
+            table = (row.family, row.name)
+            state = "removed" if options.what == "clean" else "of a process that ended" if row.orphaned else "in use"
+            print(f"{row.family:<7} {printable(row.name):<24} process {row.process:<8} {state}")
+        if row.words:
+            print(f"  {row.packets:>10} packets {row.bytes:>13} bytes  {printable(row.words)}")
     if not found:
         print("no rules" if options.what == "list" else "nothing to remove")
     return 0

@@ -59,6 +59,12 @@ class BorrowedTransport(Transport, at_fork.AtFork):
     def interface_name(self, index: int) -> str | None:
         return self._lender.interface_name(index)
 
+    def inject(self, packet: bytes, interface: int | None = None) -> None:
+        self._lender.inject(packet, interface)
+
+    def is_broadcast(self, address: str) -> bool:
+        return self._lender.is_broadcast(address)
+
     def open_netns(self) -> BinaryIO | None:
         return self._lender.open_netns()
 

@@ -184,7 +184,7 @@ class Packet(nfnet_packet.Packet):
         except (AlreadyDecidedError, ClosedError) as error:
             raise _in_their_words(error) from None
 
-    def drop(self) -> None:
+    def drop(self) -> None:  # type: ignore[override]
         """Drop the packet. Raises as `accept`."""
         try:
             _drop(self)

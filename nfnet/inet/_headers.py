@@ -65,7 +65,7 @@ _icmp = Struct("type" / Int8ub, "code" / Int8ub, "checksum" / Int16ub, "rest" / 
 
 _read_ipv4 = compile_struct(_ipv4).unpack_from
 _read_ipv6 = compile_struct(_ipv6).unpack_from
-_read_tcp = compile_struct(_tcp).unpack_from
+read_tcp = compile_struct(_tcp).unpack_from
 _read_udp = compile_struct(_udp).unpack_from
 _read_icmp = compile_struct(_icmp).unpack_from
 _read_ports = compile_struct(_ports).unpack_from
@@ -348,7 +348,7 @@ def tcp(packet: bytes) -> Tcp | None:
     where = where_is(packet, TCP)
     if where is None:
         return None
-    source, destination, seq, ack, _, flags, window, _, _ = _read_tcp(packet, where.header)
+    source, destination, seq, ack, _, flags, window, _, _ = read_tcp(packet, where.header)
     options = packet[where.header + SIZES[TCP] : where.data]
     return Tcp(source, destination, seq, ack, TcpFlag(flags), window, options, packet[where.data : end_of(packet)])
 

@@ -151,10 +151,10 @@ def rewrite(
             _finish_checksum(new, number, header)
     elif segments and number != TCP:
         if number == UDP and packet[header + 6 : header + 8] != b"\0\0":  # tunnels may have none
-            _set_checksum(new, number, header, data is not None, begun=True)
+            set_checksum(new, number, header, data is not None, begun=True)
     elif (changed or unfinished) and number in checksums and len(new) >= header + SIZES[number]:
-        _set_checksum(new, number, header, data is not None)
-    _finish_ip(new)
+        set_checksum(new, number, header, data is not None)
+    finish_ip(new)
     return bytes(new)
 
 
@@ -200,11 +200,11 @@ def _set_address(packet: bytearray, name: str, address: Address, low: bool) -> N
     packet[start : start + size] = value
 
 
-def _addresses(packet: bytes | bytearray) -> bytes:
-    return bytes(packet[12:20] if packet[0] >> 4 == 4 else packet[8:40])
+def _addresses(packet: bytes | bytearray) -> bytes | bytearray:
+    return packet[12:20] if packet[0] >> 4 == 4 else packet[8:40]
 
 
-def _finish_ip(packet: bytearray) -> None:
+def finish_ip(packet: bytearray) -> None:
     """Length, and IPv4's own checksum."""
     if packet[0] >> 4 == 4:
         packet[2:4] = len(packet).to_bytes(2, "big")
@@ -214,12 +214,11 @@ def _finish_ip(packet: bytearray) -> None:
         packet[4:6] = (len(packet) - 40).to_bytes(2, "big")
 
 
-def _set_checksum(packet: bytearray, number: int, header: int, resized: bool, begun: bool = False) -> None:
+def set_checksum(packet: bytearray, number: int, header: int, resized: bool, begun: bool = False) -> None:
     """The checksum of the transport layer, or what a begun one consists of, and UDP's length."""
     size = len(packet) - header
     if number == UDP:
-        said = int.from_bytes(packet[header + 4 : header + 6], "big")
-        if not resized and SIZES[UDP] <= said < size:
+        if not resized and SIZES[UDP] <= (said := int.from_bytes(packet[header + 4 : header + 6], "big")) < size:
             size = said  # what is behind it is not UDP's, and stays as it is
         packet[header + 4 : header + 6] = size.to_bytes(2, "big")
     place = header + CHECKSUM[packet[0] >> 4][number]

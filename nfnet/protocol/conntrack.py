@@ -217,6 +217,17 @@ def _endpoints(values: dict[int, Any] | None) -> Endpoints | None:
     )
 
 
+def tuple_of(endpoints: Endpoints) -> dict[int, Any]:
+    """The value of CTA_TUPLE_ORIG or CTA_TUPLE_REPLY for a connection with ports."""
+    version6 = ":" in str(endpoints.source)
+    source, destination = (
+        socket.inet_pton(socket.AF_INET6 if version6 else socket.AF_INET, address or "")
+        for address in (endpoints.source, endpoints.destination)
+    )
+    addresses = {3: source, 4: destination} if version6 else {1: source, 2: destination}
+    return {1: addresses, 2: {1: endpoints.protocol, 2: endpoints.source_port, 3: endpoints.destination_port}}
+
+
 def _address(raw: bytes | None) -> str | None:
     if raw is None:
         return None

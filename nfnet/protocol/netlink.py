@@ -81,6 +81,7 @@ header = Struct(
 
 # The first two fields of `header`, for stepping over many messages.
 read_length_and_type = struct.Struct(PREFIX + "IH").unpack_from
+read_length_type_and_seq = struct.Struct(PREFIX + "IH2xI").unpack_from
 
 # struct nlattr and its data. The padding may be missing behind the last one: NFQUEUE never sends it there.
 attribute = Struct(

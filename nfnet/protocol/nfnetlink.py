@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
 from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple
@@ -157,9 +158,17 @@ def build_config(
     return build_message(type, resource, data, flags=flags, seq=seq)
 
 
+# By the schemas it takes 25 µs to build one, and a change of a set has four (`nfnet.rules.Set`).
+_pack = struct.Struct(netlink.PREFIX + layout.compile_struct(netlink.header).format[1:]).pack
+_pack_body = layout.compile_struct(nfgenmsg).pack
+
+
 def build_message(
     type: int, resource: int, attributes: bytes = b"", *, family: int = 0, flags: int = 0, seq: int = 0
 ) -> bytes:
     """A message of a subsystem about the queue or group ``resource``."""
-    body = nfgenmsg.build({"family": family, "resource": resource}) + attributes
-    return netlink.build_message(type, flags, seq, body)
+    return (
+        _pack(netlink.HEADER_SIZE + 4 + len(attributes), type, flags, seq, 0)
+        + _pack_body(family, 0, resource)
+        + attributes
+    )

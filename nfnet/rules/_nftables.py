@@ -1,118 +1,231 @@
-"""Tables, chains and rules of nf_tables over netlink; pyroute2 encodes them.
-
-pyroute2's own socket is not used: it waits for ever where the kernel refuses a batch as a whole, for lack of the
-privilege, and cannot run inside an event loop.
-"""
+"""Tables, chains, sets and rules of nf_tables over netlink."""
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Union
 
-from .._io.native import select
 from .._io.netlink_socket import NetlinkSocket
-from ..errors import AckTimeoutError, DecodeError, kernel_error
+from ..errors import DecodeError
 from ..protocol import netlink
 from ..protocol.layout import build_attribute, walk
 from ..protocol.netlink import Flag
 from ..protocol.nfnetlink import BODY, Subsystem, build_message, message_type
-from ._criteria import Expression
+from ._expressions import Expression, Lookup, Step, be32, data, lookup
 
 # linux/netfilter/nf_tables.h and nfnetlink.h
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, NEWRULE, GETRULE = 0, 1, 2, 3, 6, 7
-_CREATE, _DUMP = 0x400, 0x300  # NLM_F_*
-_TABLE_NAME, _TABLE_OWNER = 1, 7
-_RULE_EXPRESSIONS = 4
+NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, NEWRULE, GETRULE, NEWSET = 0, 1, 2, 3, 4, 6, 7, 9
+NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
+_EXCLUSIVE, _CREATE, _APPEND, _DUMP = 0x200, 0x400, 0x800, 0x300  # NLM_F_*
+_NESTED = 0x8000  # NLA_F_NESTED
+TABLE_NAME, TABLE_FLAGS, _TABLE_OWNER = 1, 2, 7
+CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE = 1, 3, 4, 5, 7
+HOOK_NUMBER, HOOK_PRIORITY, HOOK_DEVICE = 1, 2, 3
+_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 4, 7
+_SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LENGTH, _SET_ID, _SET_USERDATA = 1, 2, 3, 4, 5, 10, 13
+_ANONYMOUS, _CONSTANT, _INTERVAL = 1, 2, 4
+_ELEMENTS_TABLE, _ELEMENTS_SET, _ELEMENTS, _ELEMENTS_SET_ID = 1, 2, 3, 4
+_ELEMENT_KEY, _ELEMENT_FLAGS = 1, 3
+_INTERVAL_END = 1
+_ELEMENTS_IN_A_MESSAGE = 1000  # an attribute has at most 65,535 bytes
+# What nft keeps with a set to show it (libnftnl/udata.h).
+_KEY_BYTEORDER, _HOST, _BIG_ENDIAN = 0, 1, 2
+_LIST_ELEMENT = 1  # NFTA_LIST_ELEM
 _EXPR_NAME, _EXPR_DATA = 1, 2
-_DUMP_TIMEOUT = 5000  # milliseconds
+_DUMPED = 0  # the sequence number of requests to list, which no other request has
 _LISTING = "listing what is in nf_tables"
 
-Message = tuple[int, list[Any]]
-"""An operation, and its attributes by pyroute2's names."""
+Attributes = Sequence[tuple[int, Union[bytes, "Attributes"]]]
+"""Numbers and data, of which some are attributes again."""
 
 
-def commit(sock: NetlinkSocket, family: int, messages: list[Message], operation: str) -> None:
+class Message(NamedTuple):
+    """One step of a transaction, in a table of a family."""
+
+    operation: int
+    family: int
+    attributes: Attributes
+
+
+def text(value: str) -> bytes:
+    """A name, as the kernel has it."""
+    return value.encode("utf-8", "surrogateescape") + b"\0"
+
+
+def commit(sock: NetlinkSocket, messages: list[Message], operation: str) -> None:
     """Do all of it or nothing, as one transaction. Raises KernelError."""
     # All messages have one sequence number: the first answer to it is that to the whole.
-    sock.request(lambda seq: _batch(family, seq, messages), operation)
+    sock.request(lambda seq: _batch(seq, messages), operation)
 
 
-def _batch(family: int, seq: int, messages: list[Message]) -> bytes:
-    from pyroute2.netlink.nfnetlink import nftsocket  # costs over 100 ms
-
-    classes = {
-        NEWTABLE: nftsocket.nft_table_msg,
-        DELTABLE: nftsocket.nft_table_msg,
-        NEWCHAIN: nftsocket.nft_chain_msg,
-        NEWRULE: nftsocket.nft_rule_msg,
-    }
+def _batch(seq: int, messages: list[Message]) -> bytes:
     parts = [build_message(_BATCH_BEGIN, Subsystem.NFTABLES, flags=Flag.REQUEST, seq=seq)]
-    for place, (operation, attributes) in enumerate(messages):
-        last = place == len(messages) - 1
-        message = classes[operation]()
-        message["nfgen_family"] = family
-        message["attrs"] = attributes
-        message["header"]["type"] = message_type(Subsystem.NFTABLES, operation)
-        message["header"]["flags"] = Flag.REQUEST | _CREATE | (Flag.ACK if last else 0)
-        message["header"]["sequence_number"] = seq
-        message.encode()
-        parts.append(bytes(message.data))
+    for place, (operation, family, attributes) in enumerate(messages):
+        # A rule comes behind those that its chain has.
+        flags = Flag.REQUEST | _CREATE | (_APPEND if operation == NEWRULE else 0)
+        flags |= _EXCLUSIVE if operation == NEWSETELEM else 0
+        flags |= Flag.ACK if place == len(messages) - 1 else 0
+        kind = message_type(Subsystem.NFTABLES, operation)
+        parts.append(build_message(kind, 0, _encode(attributes), family=family, flags=flags, seq=seq))
     parts.append(build_message(_BATCH_END, Subsystem.NFTABLES, flags=Flag.REQUEST, seq=seq))
     return b"".join(parts)
 
 
-def encode(expression: Expression) -> Any:
-    """An expression as an element of NFTA_RULE_EXPRESSIONS, for pyroute2.
+def _encode(attributes: Attributes) -> bytes:
+    return b"".join(
+        build_attribute(number, value)
+        if isinstance(value, bytes)
+        else build_attribute(number | _NESTED, _encode(value))
+        for number, value in attributes
+    )
 
-    It (0.9.7) takes be16 attributes of the log expression for be32, which makes every group 0, and has no encoder for
-    the flags of the queue expression, nor for hashes. It knows no expression by a name of type bytes, and leaves its
-    data alone.
-    """
+
+def rule(
+    family: int, table: str, chain: str, steps: Iterable[Step], userdata: bytes, sets: Iterator[int]
+) -> list[Message]:
+    """A rule, behind those of the chain, and the sets in which it looks values up, numbered by ``sets``."""
+    messages, expressions = [], []
+    for step in steps:
+        if isinstance(step, Lookup):
+            name, number = b"__set%d", next(sets)
+            messages += _anonymous_set(family, table, name, number, step)
+            step = lookup(name, number, step.negated)
+        expressions.append((_LIST_ELEMENT, _expression(step)))
+    attributes: list[tuple[int, bytes | Attributes]] = [
+        (_RULE_TABLE, text(table)),
+        (_RULE_CHAIN, text(chain)),
+        (_RULE_EXPRESSIONS, expressions),
+    ]
+    attributes += [(_RULE_USERDATA, userdata)] * bool(userdata)
+    return [*messages, Message(NEWRULE, family, attributes)]
+
+
+def _expression(expression: Expression) -> Attributes:
     name, values = expression
-    data = b"".join(build_attribute(number, value) for number, value in values.items())
-    return {"attrs": [("NFTA_EXPR_NAME", name.encode() + b"\0"), ("NFTA_EXPR_DATA", data)]}
+    return [(_EXPR_NAME, text(name)), (_EXPR_DATA, list(values.items()))]
+
+
+def _anonymous_set(family: int, table: str, name: bytes, number: int, wanted: Lookup) -> list[Message]:
+    """One that is part of a rule, and goes with it; in the same transaction it is known by its number."""
+    order = (_HOST if wanted.host_order else _BIG_ENDIAN).to_bytes(4, netlink.HOST)
+    flags = _ANONYMOUS | _CONSTANT | (_INTERVAL if wanted.has_intervals else 0)
+    new = [
+        (_SET_TABLE, text(table)),
+        (_SET_NAME, name + b"\0"),
+        (_SET_FLAGS, be32(flags)),
+        (_SET_KEY_TYPE, be32(wanted.kind)),
+        (_SET_KEY_LENGTH, be32(len(wanted.elements[0][0]))),
+        (_SET_ID, be32(number)),
+        (_SET_USERDATA, bytes([_KEY_BYTEORDER, len(order)]) + order),
+    ]
+    elements = [(_LIST_ELEMENT, element) for element in _elements(wanted)]
+    return [
+        Message(NEWSET, family, new),
+        *(
+            Message(
+                NEWSETELEM,
+                family,
+                [
+                    (_ELEMENTS_TABLE, text(table)),
+                    (_ELEMENTS_SET, name + b"\0"),
+                    (_ELEMENTS, elements[start : start + _ELEMENTS_IN_A_MESSAGE]),
+                    (_ELEMENTS_SET_ID, be32(number)),
+                ],
+            )
+            for start in range(0, len(elements), _ELEMENTS_IN_A_MESSAGE)
+        ),
+    ]
+
+
+def _elements(wanted: Lookup) -> Iterator[Attributes]:
+    """Keys; of intervals where they begin, and the first value behind them, unless there is none."""
+    if not wanted.has_intervals:
+        yield from ([(_ELEMENT_KEY, data(first))] for first, _ in wanted.elements)
+        return
+    ended: bytes | None = b"" if any(wanted.elements[0][0]) else None
+    if ended is not None:  # nft marks that what comes before the first is not in it
+        ended = bytes(len(wanted.elements[0][0]))
+    for first, last in wanted.elements:
+        if ended is not None:
+            yield [(_ELEMENT_KEY, data(ended)), (_ELEMENT_FLAGS, be32(_INTERVAL_END))]
+        yield [(_ELEMENT_KEY, data(first))]
+        behind = int.from_bytes(last, "big") + 1
+        ended = behind.to_bytes(len(last), "big") if behind < 1 << 8 * len(last) else None
+    if ended is not None:
+        yield [(_ELEMENT_KEY, data(ended)), (_ELEMENT_FLAGS, be32(_INTERVAL_END))]
 
 
 def tables(sock: NetlinkSocket) -> Iterator[tuple[int, str, int | None]]:
     """Family and name of each table, and the port id of its owner if it has one. Raises KernelError."""
-    for family, values in _dump(sock, GETTABLE):
+    for family, values in dump(sock, GETTABLE):
         owner = values.get(_TABLE_OWNER)
-        name = values.get(_TABLE_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
-        yield family, name, None if owner is None else int.from_bytes(owner, "big")
+        yield family, _name(values.get(TABLE_NAME, b"")), None if owner is None else int.from_bytes(owner, "big")
+
+
+class FoundChain(NamedTuple):
+    """A chain of the kernel; ``hook`` is the number of the hook to which it belongs, None if rules jump to it."""
+
+    family: int
+    table: str
+    name: str
+    hook: int | None
+
+
+def chains(sock: NetlinkSocket) -> Iterator[FoundChain]:
+    """All chains. Raises KernelError."""
+    for family, values in dump(sock, GETCHAIN):
+        number = _inner(values.get(CHAIN_HOOK, b"")).get(HOOK_NUMBER)
+        hook = None if number is None else int.from_bytes(number, "big")
+        yield FoundChain(family, _name(values.get(CHAIN_TABLE, b"")), _name(values.get(CHAIN_NAME, b"")), hook)
+
+
+class Found(NamedTuple):
+    """A rule of the kernel."""
+
+    family: int
+    table: str
+    chain: str
+    userdata: bytes
+    expressions: list[Expression]
+
+
+def rules(sock: NetlinkSocket) -> Iterator[Found]:
+    """All rules, in their order. Raises KernelError."""
+    for family, values in dump(sock, GETRULE):
+        table, chain = _name(values.get(_RULE_TABLE, b"")), _name(values.get(_RULE_CHAIN, b""))
+        found = list(_expressions(values.get(_RULE_EXPRESSIONS, b"")))
+        yield Found(family, table, chain, values.get(_RULE_USERDATA, b""), found)
 
 
 def expressions(sock: NetlinkSocket) -> Iterator[Expression]:
     """The expressions of all rules. Raises KernelError."""
-    for _, values in _dump(sock, GETRULE):
-        data = values.get(_RULE_EXPRESSIONS, b"")
-        for _, start, end in walk(data, 0, len(data)):
-            parts = {number: data[first:last] for number, first, last in walk(data, start, end)}
-            inner = parts.get(_EXPR_DATA, b"")
-            name = parts.get(_EXPR_NAME, b"").rstrip(b"\0").decode("ascii", "replace")
-            yield name, {number: inner[first:last] for number, first, last in walk(inner, 0, len(inner))}
+    for found in rules(sock):
+        yield from found.expressions
 
 
-def _dump(sock: NetlinkSocket, operation: int) -> Iterator[tuple[int, dict[int, bytes]]]:
-    """Family and attributes of all objects of a kind."""
-    sock.send(build_message(message_type(Subsystem.NFTABLES, operation), 0, flags=Flag.REQUEST | _DUMP, seq=1))
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN)
-    while True:
-        datagrams: list[bytes] = []
-        sock.receive(datagrams, 16)
-        for datagram in datagrams:
-            for _, message in netlink.split_messages(datagram):
-                header = netlink.header.parse(message)
-                if header.type == netlink.NLMSG_DONE:
-                    return
-                if header.type == netlink.NLMSG_ERROR:
-                    answer = netlink.parse_answer(message)
-                    raise kernel_error(_LISTING, answer.errno, message=answer.message)
-                if len(message) < BODY:
-                    raise DecodeError(f"message of {len(message)} bytes has no room for struct nfgenmsg", 0)
-                values = {number: message[start:end] for number, start, end in walk(message, BODY, len(message))}
-                yield message[netlink.HEADER_SIZE], values
-        if not datagrams and not poll.poll(_DUMP_TIMEOUT):
-            raise AckTimeoutError(_LISTING, errno.ETIMEDOUT)
+def _expressions(data: bytes) -> Iterator[Expression]:
+    for _, start, end in walk(data, 0, len(data)):
+        parts = {number: data[first:last] for number, first, last in walk(data, start, end)}
+        yield _name(parts.get(_EXPR_NAME, b"")), _inner(parts.get(_EXPR_DATA, b""))
+
+
+def _inner(data: bytes) -> dict[int, bytes]:
+    return {number: data[first:last] for number, first, last in walk(data, 0, len(data))}
+
+
+def _name(data: bytes) -> str:
+    return data.rstrip(b"\0").decode("utf-8", "replace")
+
+
+def dump(
+    sock: NetlinkSocket, operation: int, family: int = 0, attributes: Attributes = ()
+) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """Family and attributes of all objects of a kind. Raises KernelError."""
+    kind, flags = message_type(Subsystem.NFTABLES, operation), Flag.REQUEST | _DUMP
+    request = build_message(kind, 0, _encode(attributes), family=family, flags=flags, seq=_DUMPED)
+    for message in sock.dump(request, _LISTING):
+        if len(message) < BODY:
+            raise DecodeError(f"message of {len(message)} bytes has no room for struct nfgenmsg", 0)
+        values = {number: message[start:end] for number, start, end in walk(message, BODY, len(message))}
+        yield message[netlink.HEADER_SIZE], values

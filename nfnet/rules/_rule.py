@@ -1,41 +1,41 @@
-"""A rule: what it matches, what happens to it, and how it is installed and removed."""
+"""Rules: which packets, where, and what happens to them; installed alone or several in an order."""
 
 from __future__ import annotations
 
-import errno
-import itertools
-import os
 import shlex
 import socket
-import struct
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+from typing import Any
 
-from .._arguments import check, check_choice, check_flag, wrong_type
+from .._arguments import check, check_choice, wrong_type
 from .._io.netlink_socket import NetlinkSocket
+from .._io.raw_socket import INJECTED_MARK
 from .._printable import printable
-from ..errors import ArgumentError, KernelError, NfnetError, NotSupportedError
-from ..netns import Netns, call_in, check_netns
-from ..protocol import netlink
+from .._typing import Unpack
+from ..errors import ArgumentError
+from ..netns import call_in, check_netns
+from ..protocol.markbits import MarkBits
 from ..protocol.nfnetlink import Hook
-from . import _nftables
-from ._criteria import CRITERIA, HOOKS, Expression, Match, NoWordsError, be32, check_words, nft_interface
+from . import _installed
+from ._actions import (
+    AcceptAction,
+    Action,
+    Balance,
+    DropAction,
+    LogAction,
+    MarkAction,
+    QueueAction,
+    Refusal,
+    RejectAction,
+)
+from ._connections import DECIDED, REMEMBERED, Before, Line, branch_name, iptables_lines, kernel_lines
+from ._criteria import CRITERIA, Where
+from ._expressions import counter
+from ._match import NOT, TRACKED_AT, Match
+from ._values import HOOKS, NoWordsError, nft_interface
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-_FAMILIES = {"inet": 1, "ip": 2, "netdev": 5, "bridge": 7, "ip6": 10}  # NFPROTO_*
-_INGRESS = {"inet": 5, "netdev": 0}  # the number of the hook
-_OWNER = 0x2  # NFT_TABLE_F_OWNER: the table goes when the socket does
-_POLICY_ACCEPT = 1
-_QUEUE_NUM, _QUEUE_TOTAL, _QUEUE_FLAGS, _QUEUE_SREG = 1, 2, 3, 4
-_BYPASS, _CPU_FANOUT = 1, 2
-_HASH_DREG, _HASH_MODULUS, _HASH_OFFSET, _HASH_TYPE = 2, 4, 6, 7
-_SYMMETRIC = 1
-_REGISTER = 1
-_LOG_GROUP, _LOG_PREFIX, _LOG_SNAPLEN, _LOG_QTHRESHOLD = 1, 2, 3, 4
-_MAX_PREFIX, _MAX_IPTABLES_PREFIX = 127, 63  # bytes
 # The tables of iptables that have a chain at a hook with a priority. Not that called security: it is at 50 with
 # iptables-legacy, and at 150 with iptables-nft.
 _TABLES = {
@@ -43,34 +43,19 @@ _TABLES = {
     **dict.fromkeys([("prerouting", -300), ("output", -300)], "raw"),
     **dict.fromkeys([("input", 0), ("forward", 0), ("output", 0)], "filter"),
 }
-_NAME = "nfnet-"
-_NO_TRACKING = "Connection tracking does not know the family: CONFIG_NF_CONNTRACK_BRIDGE is needed for bridges"
-_xt_nfq_info = struct.Struct(netlink.PREFIX + "HHHxx")  # struct xt_NFQ_info_v3, of the target of iptables
-
-Balance = Literal["addresses", "cpu", "flow"]
+_PROGRAMS = {4: "iptables", 6: "ip6tables"}
 
 
-class Where(TypedDict, total=False):
-    """Which packets, and where; see `queue`."""
-
-    hook: str | Hook
-    family: str
-    priority: int
-    netns: Netns | None
-    protocol: str | int | None
-    source: Any
-    destination: Any
-    source_port: int | range | str | None
-    destination_port: int | range | str | None
-    in_interface: str | None
-    out_interface: str | None
-    mark: int | None
-    not_mark: int | None
-    state: str | Iterable[str] | None
-    uid: int | str | None
-
-
-def queue(num: int | range, *, bypass: bool = True, balance: Balance = "addresses", **where: Unpack[Where]) -> Rule:
+def queue(
+    num: int | range,
+    *,
+    bypass: bool = True,
+    balance: Balance = "addresses",
+    remember: bool = False,
+    first: int | None = None,
+    bits: int | None = None,
+    **where: Unpack[Where],
+) -> Rule:
     """A rule that puts packets that match into queue ``num``, while its block runs, or from `install` to `remove`.
 
     num: number of the queue, 0 to 65535; or a range of at most 65535 of them, to share the load.
@@ -79,45 +64,30 @@ def queue(num: int | range, *, bypass: bool = True, balance: Balance = "addresse
         to the same queue (the kernel's own hash, which leaves it to chance whether all queues get some); by the "cpu"
         that they arrived on; or by "flow", a hash of the five-tuple, the same for both directions (which needs nft's
         own queue and hash expressions: CONFIG_NFT_QUEUE, CONFIG_NFT_HASH).
+    remember: install, with it, the rules by which the kernel carries out ``packet.accept(connection=True)`` and the
+        like, and `Packet.reject`. Once a connection is decided no more packets of it match, in either direction.
+    first: queue only the first so many packets of each direction of a connection, as conntrack counts them, and those
+        that belong to none (invalid, untracked). Installing that sets net.netfilter.nf_conntrack_acct to 1; connections
+        that began before are not counted, and all their packets are queued.
+    bits: three bits of marks, those of packets and of connections, in which the rules of ``remember`` keep what was
+        decided; 0x0e000000 if not given. The marks' other bits are left as they are. Rules that have the same bits
+        share what they remember.
 
-    hook: where: "prerouting", "input", "forward", "output" (if not given), "postrouting" or "ingress", where a packet
-        comes in by ``in_interface``; packets cannot be queued in the latter, only logged.
+    hook: where, must be given: "prerouting", "input", "forward", "output", "postrouting", or "ingress", where packets
+        come in by ``in_interface`` and cannot be queued.
     family: whose packets: "inet" (IPv4 and IPv6, if not given), "ip", "ip6", "bridge", or "netdev" for ingress.
     priority: among the chains of the hook, lower ones first; 0, that of "filter", if not given.
     netns: the network namespace to install it in; see `nfnet.Queue`.
+    Packets match if all of the following is true of them. Each may be a list of values, of which one must be true. With
+    ``not_`` before its name it must not be true; of what a packet does not have, neither is.
 
-    Packets match if all of this is true of them:
-
-    protocol: "tcp", "udp", "icmp" (of IPv4), "icmpv6" (of IPv6), "sctp" or a number.
-    source, destination: an address or a network ("192.0.2.0/24"), IPv4 or IPv6.
-    source_port, destination_port: of TCP, UDP or SCTP, which then must be the protocol; a number, or several in a row:
-        ``range(1024, 2048)``, "1024-2047".
-    in_interface: the name of the interface that they came in by, or how it begins: "eth*". Not for the hook output,
-        nor for postrouting before Linux 5.7 and in the family bridge, where interfaces are ports of the bridge.
-    out_interface: likewise, where they will go out; for the hooks forward, output and postrouting.
-    mark, not_mark: the packet's mark, or not this one, so that a packet that is marked and repeated does not come back.
-    state: what connection tracking says: "new", "established", "related", "invalid", "untracked", or several of them.
-        Not for ingress, nor for a priority of -200 or less at the hooks prerouting and output.
-    uid: user id, or name, of the local sender; for the hooks output and postrouting. The number is that of the user
-        namespace to which the network namespace belongs.
+    {criteria}
 
     Raises ArgumentError at once, also for what no packet could match. Installing it raises ArgumentError for an
     interface that does not exist, NotPermittedError without CAP_NET_ADMIN, NotSupportedError where the kernel has no
     nf_tables or cannot do what the rule says, KernelError.
     """
-    if isinstance(num, range):
-        if not num or num.step != 1:
-            raise ArgumentError(f"queue numbers are {num} and must be a range without gaps")
-        numbers = num
-    else:
-        num = check("queue number", num, 0, 0xFFFF, what="a number, or a range of them")
-        numbers = range(num, num + 1)
-    check("queue number", numbers[0], 0, 0xFFFF)
-    check("queue number", numbers[-1], 0, 0xFFFF)
-    if len(numbers) > 0xFFFF:
-        raise ArgumentError("a rule shares its packets among 65535 queues at most, not 65536")
-    check_choice("balance", balance, ("addresses", "cpu", "flow"))
-    return Rule(_QueueAction(numbers, check_flag("bypass", bypass), balance), **where)
+    return Rule(QueueAction.of(num, bypass, balance, first, remember, bits), where)
 
 
 def log(
@@ -128,7 +98,7 @@ def log(
     threshold: int | None = None,
     **where: Unpack[Where],
 ) -> Rule:
-    """A rule that logs packets that match to group ``group`` (see `nfnet.Log`); they go on as ever.
+    """A rule that logs packets that match to group ``group`` (see `nfnet.Log`); they go on to the next rule.
 
     group: number of the group, 0 to 65535.
     prefix: what the messages shall say, at most 127 bytes in UTF-8.
@@ -137,327 +107,154 @@ def log(
         higher than that.
     The others are those of `queue`, and so are errors.
     """
-    group = check("log group", group, 0, 0xFFFF)
-    if not isinstance(prefix, str):
-        raise wrong_type("prefix", prefix, "text")
-    try:
-        text = prefix.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        raise ArgumentError(f"prefix is {prefix!r} and must be text") from None
-    if len(text) > _MAX_PREFIX or b"\0" in text:
-        raise ArgumentError(f"prefix has {len(text)} bytes and must have at most {_MAX_PREFIX}, none of them 0")
-    if snaplen is not None:
-        snaplen = check("snaplen", snaplen, 0, 0xFFFFFFFF)
-    if threshold is not None:
-        threshold = check("threshold", threshold, 1, 0xFFFF)
-    return Rule(_LogAction(group, prefix, snaplen, threshold), **where)
+    return Rule(LogAction.of(group, prefix, snaplen, threshold), where)
 
 
-def install(rule: Rule) -> Rule:
-    """Install a rule for as long as this process lives, or until `remove`. Raises as `queue` says.
+def drop(**where: Unpack[Where]) -> Rule:
+    """A rule that drops packets that match, in the kernel. Arguments and errors are those of `queue`."""
+    return Rule(DropAction(), where)
 
-    It stays whether or not the program keeps the object. A forked child has no part in it.
+
+def accept(**where: Unpack[Where]) -> Rule:
+    """A rule that lets packets that match pass by the rules after it that are installed with it.
+
+    Other programs' rules still see them. Arguments and errors are those of `queue`.
     """
-    rule.install()
-    return rule
+    return Rule(AcceptAction(), where)
 
 
-def remove(rule: Rule) -> None:
-    """Remove an installed rule; may be called twice."""
-    rule.remove()
+def reject(*, error: Refusal = "port-unreachable", **where: Unpack[Where]) -> Rule:
+    """A rule that drops packets that match, and tells their senders, in the kernel.
 
+    For TCP segments the sender gets a reset, for others an ICMP or ICMPv6 error. For the hooks prerouting (since Linux
+    5.9), input, forward and output; in the family bridge for prerouting and input.
 
-def describe(rule: Rule) -> str:
-    """The commands of nft and iptables that install the same rule, for a shell, one a line.
-
-    Where one of them has no words for the rule, there is a line that begins with # and says for what.
+    error: which: "port-unreachable", "admin-prohibited", "host-unreachable" or "no-route".
+    The others are those of `queue`, and so are errors.
     """
-    return rule.describe()
+    return Rule(RejectAction.of(error), where)
 
 
-class LeftRule(NamedTuple):
-    """The table of a rule that is installed."""
+def mark(value: int, *, mask: int = 0xFFFFFFFF, **where: Unpack[Where]) -> Rule:
+    """A rule that marks packets that match, in the kernel; they go on to the next rule.
 
-    family: str
-    name: str
-    process: int
-    """The process that installed it."""
-    orphaned: bool
-    """Whether that has ended; then `clean` removes it."""
+    At the hook output the packet is routed again if its mark has changed.
 
-
-def installed(netns: Netns | None = None) -> list[LeftRule]:
-    """The rules of this library in a network namespace, whoever installed them. Raises KernelError."""
-    sock = call_in(netns, NetlinkSocket)
-    try:
-        return [row for family, name, owner in _nftables.tables(sock) if (row := _left(family, name, owner))]
-    finally:
-        sock.close()
-
-
-def _left(family: int, name: str, owner: int | None) -> LeftRule | None:
-    if not name.startswith(_NAME):
-        return None
-    process = name[len(_NAME) :].partition("-")[0]
-    if not process.isdecimal():
-        return None
-    names = {number: text for text, number in _FAMILIES.items()}
-    # What has an owner is removed by the kernel, if its process ended.
-    orphaned = owner is None and not os.path.exists(f"/proc/{process}")
-    return LeftRule(names.get(family, str(family)), name, int(process), orphaned)
-
-
-def clean(netns: Netns | None = None) -> list[LeftRule]:
-    """Remove the rules of processes that were killed, and return them; since Linux 5.12 there are none.
-
-    A process in another pid namespace, a container, looks like one that has ended. Raises KernelError.
+    value: the mark, 0 to 2^32-1.
+    mask: which of its bits are set or cleared; the others stay as they are.
+    The others are those of `queue`, and so are errors; the argument ``mark`` asks for packets that have one already.
     """
-    sock = call_in(netns, NetlinkSocket)
-    try:
-        left = [row for family, name, owner in _nftables.tables(sock) if (row := _left(family, name, owner))]
-        left = [row for row in left if row.orphaned]
-        for row in left:
-            family = _FAMILIES[row.family] if row.family in _FAMILIES else int(row.family)
-            delete = [(_nftables.DELTABLE, [("NFTA_TABLE_NAME", row.name)])]
-            _nftables.commit(sock, family, delete, f"removing table {row.name}")
-        return left
-    finally:
-        sock.close()
+    return Rule(MarkAction.of(value, mask), where)
 
 
-def queues_of(name: str, values: dict[int, bytes]) -> tuple[range, int]:
-    """The queues that an expression of nf_tables puts packets into, and its flags; none if it is another one."""
-    if name == "queue" and _QUEUE_NUM in values:
-        first = int.from_bytes(values[_QUEUE_NUM], "big")
-        total = int.from_bytes(values.get(_QUEUE_TOTAL, b"\0\1"), "big")
-        return range(first, first + total), int.from_bytes(values.get(_QUEUE_FLAGS, b""), "big")
-    info = values.get(3, b"")
-    if name == "target" and values.get(1, b"").rstrip(b"\0") == b"NFQUEUE" and len(info) >= 2:
-        # Revision 0 has the number alone, revision 2 and 1 no other flag than bypass.
-        first, total, flags = _xt_nfq_info.unpack(info[:8].ljust(8, b"\0"))
-        revision = int.from_bytes(values.get(2, b""), "big")
-        return range(first, first + (total if revision and total else 1)), flags
-    return range(0), 0
+class RuleSet:
+    """Several rules in an order, which are installed and removed together, as one transaction.
 
+    At each hook and priority packets meet these rules in their order. Those that are queued, dropped, rejected or
+    accepted meet none of the others; those that are logged or marked go on to the next.
+    """
 
-class _QueueAction(NamedTuple):
-    """The end of a rule that queues packets."""
-
-    numbers: range
-    bypass: bool
-    balance: Balance
-
-    def __str__(self) -> str:
-        if len(self.numbers) == 1:
-            return f"queueing packets to queue {self.numbers[0]}"
-        return f"queueing packets to queues {self.numbers[0]} to {self.numbers[-1]}"
-
-    def choices(self) -> list[list[Expression]]:
-        first, total = self.numbers[0], len(self.numbers)
-        flags = (_BYPASS if self.bypass else 0) | (_CPU_FANOUT if self.balance == "cpu" and total > 1 else 0)
-        if self.balance == "flow" and total > 1:
-            values = {_HASH_DREG: be32(_REGISTER), _HASH_MODULUS: be32(total), _HASH_OFFSET: be32(first)}
-            by_hash = {_QUEUE_SREG: be32(_REGISTER), _QUEUE_FLAGS: _be16(flags)}
-            return [[("hash", {**values, _HASH_TYPE: be32(_SYMMETRIC)}), ("queue", by_hash)]]
-        native = {_QUEUE_NUM: _be16(first), _QUEUE_TOTAL: _be16(total), _QUEUE_FLAGS: _be16(flags)}
-        # A kernel without nft's own queue expression may still have the target of iptables.
-        info = _xt_nfq_info.pack(first, total, flags)
-        target = ("target", {1: b"NFQUEUE\0", 2: be32(3), 3: info})
-        return [[("queue", native)], [target]]
-
-    def nft(self) -> str:
-        if self.balance == "flow" and len(self.numbers) > 1:
-            offset = f" offset {self.numbers[0]}" if self.numbers[0] else ""
-            bypass = "flags bypass " if self.bypass else ""
-            return f"queue {bypass}to symhash mod {len(self.numbers)}{offset}"
-        flags = ["bypass"] * self.bypass + ["fanout"] * (self.balance == "cpu" and len(self.numbers) > 1)
-        return " ".join(["queue num", _span(self.numbers, "-"), *([",".join(flags)] if flags else [])])
-
-    def iptables(self) -> str:
-        if len(self.numbers) == 1:
-            words = ["-j NFQUEUE --queue-num", str(self.numbers[0])]
-        elif self.balance == "flow":
-            raise NoWordsError("balance='flow'")
-        else:
-            words = ["-j NFQUEUE --queue-balance", _span(self.numbers, ":")]
-            words += ["--queue-cpu-fanout"] * (self.balance == "cpu")
-        return " ".join(words + ["--queue-bypass"] * self.bypass)
-
-
-class _LogAction(NamedTuple):
-    """The end of a rule that logs packets."""
-
-    group: int
-    prefix: str
-    snaplen: int | None
-    threshold: int | None
-
-    def __str__(self) -> str:
-        return f"logging packets to group {self.group}"
-
-    def choices(self) -> list[list[Expression]]:
-        values = {_LOG_GROUP: _be16(self.group)}
-        if self.prefix:
-            values[_LOG_PREFIX] = self.prefix.encode("utf-8", "surrogateescape") + b"\0"
-        if self.snaplen is not None:
-            values[_LOG_SNAPLEN] = be32(self.snaplen)
-        if self.threshold is not None:
-            values[_LOG_QTHRESHOLD] = _be16(self.threshold)
-        return [[("log", values)]]
-
-    def nft(self) -> str:
-        check_words("a prefix", self.prefix, '"$')  # the latter begins the name of a variable
-        words = ["log", *([f'prefix "{self.prefix}"'] if self.prefix else []), f"group {self.group}"]
-        words += [] if self.snaplen is None else [f"snaplen {self.snaplen}"]
-        words += [] if self.threshold is None else [f"queue-threshold {self.threshold}"]
-        return " ".join(words)
-
-    def iptables(self) -> str:
-        check_words("a prefix", self.prefix)
-        if len(self.prefix.encode()) > _MAX_IPTABLES_PREFIX:
-            raise NoWordsError(f"a prefix of more than {_MAX_IPTABLES_PREFIX} bytes")
-        words = ["-j NFLOG --nflog-group", str(self.group)]
-        words += ["--nflog-prefix", shlex.quote(self.prefix)] if self.prefix else []
-        words += [] if self.snaplen is None else ["--nflog-size", str(self.snaplen)]
-        words += [] if self.threshold is None else ["--nflog-threshold", str(self.threshold)]
-        return " ".join(words)
-
-
-def _be16(value: int) -> bytes:
-    return value.to_bytes(2, "big")
-
-
-def _span(numbers: range, separator: str) -> str:
-    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}{separator}{numbers[-1]}"
-
-
-class Rule:
-    """What `queue` and `log` return: a rule, installed while its block runs, or from `install` to `remove`."""
-
-    def __init__(
-        self,
-        action: _QueueAction | _LogAction,
-        *,
-        hook: str | Hook = "output",
-        family: str = "inet",
-        priority: int = 0,
-        netns: Netns | None = None,
-        **match: Any,
-    ) -> None:
-        for name in match:
-            if name not in CRITERIA:
-                raise TypeError(f"a rule knows no {name!r}; there are {', '.join(sorted(Where.__annotations__))}")
-        if isinstance(hook, Hook):
-            hook = hook.name.lower()
-        check_choice("family", family, tuple(_FAMILIES))
-        check_choice("hook", hook, ("ingress",) if family == "netdev" else (*HOOKS, "ingress"))
-        if hook == "ingress":
-            if family not in _INGRESS:
-                raise ArgumentError(f"hook 'ingress' is there in the families netdev and inet, not in {family!r}")
-            if isinstance(action, _QueueAction):
-                raise ArgumentError("packets cannot be queued at ingress, only logged: use hook='prerouting'")
-            interface = match.get("in_interface")
-            if not isinstance(interface, str) or interface.endswith("*"):
-                raise ArgumentError("hook 'ingress' needs in_interface, the name of one interface")
-        self._action, self._hook, self._family = action, hook, family
-        self._device = match["in_interface"] if hook == "ingress" else None
-        self._priority = check("priority", priority, -0x80000000, 0x7FFFFFFF)
-        check_netns(netns)
-        self._netns = netns
-        self._match = Match(**match)
-        self._match.check_place(family, hook, self._priority)
-        self._name = ""
-        self._owned = True
+    def __init__(self, *rules: Rule) -> None:
+        if not rules:
+            raise ArgumentError("there must be at least one rule")
+        for rule in rules:
+            if not isinstance(rule, Rule):
+                raise wrong_type("a rule", rule, "what a function of nfnet.rules returns")
+        if any(rule.netns != rules[0].netns for rule in rules):
+            raise ArgumentError("rules of one set must be in one network namespace: netns differs")
+        self.rules = rules
+        for rule in rules:
+            if len(self._bits(self._chain(rule))) > 1:
+                text = f"rules at the hook {rule.chain.hook} that remember connections must have the same bits"
+                raise ArgumentError(f"{text}: install them apart, with different priorities")
 
     def __repr__(self) -> str:
-        return f"<Rule {self._action}: {'installed' if self in _installed else 'not installed'}>"
+        state = "installed" if _installed.is_installed(self) else "not installed"
+        return f"<RuleSet of {len(self.rules)} rules: {state}>"
 
     def install(self) -> None:
-        """Install it. Raises as `queue` says, and NfnetError if it is installed already."""
-        sock = call_in(self._netns, self._connect)
-        try:
-            if _installed.setdefault(self, sock) is not sock:
-                raise NfnetError("the rule is installed already")
-            self._install(sock)
-        except BaseException:
-            if _installed.get(self) is sock:
-                del _installed[self]
-            sock.close()
-            raise
+        """Install them. Raises as `queue` says, and NfnetError if they are installed already."""
+        self._install(block=False)
+
+    def _install(self, *, block: bool) -> None:
+        sock = call_in(self.rules[0].netns, self._connect)
+        # The kernel does not say which expression it lacks.
+        lines = [line for line in self._nft(sets=False) if line.startswith(("nft add rule", "#"))]
+        _installed.put_in(
+            self, sock, list(self.kernel_rules()), self._operation(), " or ".join(map(repr, lines)), block=block
+        )
+
+    def _operation(self) -> str:
+        return ", ".join(dict.fromkeys(str(rule.action) for rule in self.rules))
 
     def _connect(self) -> NetlinkSocket:
         """A socket in the namespace of the calling thread, where the interfaces must be, too."""
-        for name in self._match.interfaces():
-            try:
-                real = socket.if_indextoname(socket.if_nametoindex(name))
-            except OSError:
-                known = ", ".join(printable(name) for _, name in socket.if_nameindex())
-                raise ArgumentError(f"there is no interface {name!r} in this network namespace, but {known}") from None
-            if real != name:  # what the kernel compares is the name proper
-                raise ArgumentError(f"{name!r} is another name of the interface {printable(real)}: use that")
+        for rule in self.rules:
+            for name in rule.match.interfaces():
+                try:
+                    real = socket.if_indextoname(socket.if_nametoindex(name))
+                except OSError:
+                    known = ", ".join(printable(name) for _, name in socket.if_nameindex())
+                    text = f"there is no interface {name!r} in this network namespace, but {known}"
+                    raise ArgumentError(text) from None
+                if real != name:  # what the kernel compares is the name proper
+                    raise ArgumentError(f"{name!r} is another name of the interface {printable(real)}: use that")
         return NetlinkSocket()
 
-    def _install(self, sock: NetlinkSocket) -> None:
-        # Not the process id alone: containers may share the namespace, and each has a process 1.
-        self._name = f"{_NAME}{os.getpid()}-{os.urandom(4).hex()}"
-        matches = list(self._match.expressions(self._family))
-        attempts = list(itertools.product((_OWNER, 0), self._action.choices()))
-        for flags, end in attempts:
-            try:
-                _nftables.commit(
-                    sock, _FAMILIES[self._family], self._messages(flags, [*matches, *end]), str(self._action)
-                )
-                self._owned = bool(flags)
-                return
-            except KernelError as error:
-                if error.errno == errno.EPROTO:  # what connection tracking answers for a family that it does not know
-                    raise NotSupportedError(str(self._action), errno.EPROTO, hint=_NO_TRACKING) from None
-                # ENOENT: no such expression or target. EOPNOTSUPP, before Linux 5.12: no table can have an owner.
-                if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL):
-                    raise
-                if (flags, end) == attempts[-1]:
-                    if error.errno != errno.ENOENT:
-                        raise
-                    text = f"This kernel knows no expression for {self._nft()[-1]!r}"
-                    raise NotSupportedError(str(self._action), errno.ENOENT, message=error.message, hint=text) from None
+    def kernel_rules(self) -> Iterator[_installed.KernelRule]:
+        """What the kernel is told."""
+        before = self._lines()
+        for number, rule in enumerate(self.rules):
+            chain, said = self._chain(rule), _installed.said(number, _installed.fitted(rule.words()))
+            for line in before[number]:
+                comment = _installed.comment(line.comment) if line.comment else b""
+                yield _installed.KernelRule(chain._replace(branch=line.branch), list(line.expressions), [[]], comment)
+            sets = rule.match.sets()
+            for version, match, part in rule.parts():
+                for case in part.cases():
+                    steps = [*match.steps(version), *case.steps, counter()]
+                    yield _installed.KernelRule(chain, steps, part.choices(rule.family), said, sets)
 
-    def _messages(self, flags: int, expressions: list[Expression]) -> list[_nftables.Message]:
-        number = _INGRESS[self._family] if self._hook == "ingress" else HOOKS.index(self._hook)
-        hook: list[Any] = [("NFTA_HOOK_HOOKNUM", number), ("NFTA_HOOK_PRIORITY", self._priority)]
-        if self._hook == "ingress":
-            hook.append(("NFTA_HOOK_DEV", self._device))
-        chain = [
-            ("NFTA_CHAIN_TABLE", self._name),
-            ("NFTA_CHAIN_NAME", "rules"),
-            ("NFTA_CHAIN_TYPE", "filter"),
-            ("NFTA_CHAIN_POLICY", _POLICY_ACCEPT),
-            ("NFTA_CHAIN_HOOK", {"attrs": hook}),
-        ]
-        encoded = [_nftables.encode(expression) for expression in expressions]
-        in_chain = [("NFTA_RULE_TABLE", self._name), ("NFTA_RULE_CHAIN", "rules"), ("NFTA_RULE_EXPRESSIONS", encoded)]
-        return [
-            (_nftables.NEWTABLE, [("NFTA_TABLE_NAME", self._name), ("NFTA_TABLE_FLAGS", flags)]),
-            (_nftables.NEWCHAIN, chain),
-            (_nftables.NEWRULE, in_chain),
-        ]
+    def _bits(self, chain: _installed.Chain) -> set[MarkBits]:
+        """In which rules of a chain remember connections."""
+        return {bits for rule in self.rules if (bits := rule.remembers) is not None and self._chain(rule) == chain}
+
+    def _before(self) -> Iterator[tuple[Rule, list[Before]]]:
+        """For each rule what has to come before it, where a rule of its chain remembers connections."""
+        done: set[tuple[_installed.Chain, str]] = set()
+        for rule in self.rules:
+            chain, before = self._chain(rule), list[Before]()
+            for bits in self._bits(chain):
+                for part in (DECIDED,) if rule.remembers is None else (DECIDED, REMEMBERED):
+                    if (chain, part) not in done:
+                        done.add((chain, part))
+                        before.append(Before(part, bits))
+            yield rule, before
+
+    def _lines(self) -> list[list[Line]]:
+        """The same as rules of the kernel."""
+        names = _installed.names(map(self._chain, self.rules))
+        found = []
+        for rule, before in self._before():
+            chain = self._chain(rule)
+            place = chain.hook, chain.family, names[chain]
+            found.append([line for part in before for line in kernel_lines(part, *place)])
+        return found
+
+    def _chain(self, rule: Rule) -> _installed.Chain:
+        """That of a rule; the same for all at a hook and a priority, so that they are in an order."""
+        plain = rule.chain
+        reroutes = any(other.action.reroutes for other in self.rules if other.chain == plain)
+        can_reroute = plain.hook == "output" and plain.family in ("inet", "ip", "ip6")
+        return plain._replace(kind="route") if reroutes and can_reroute else plain
 
     def remove(self) -> None:
-        """Remove it; may be called twice. Raises KernelError if it stays, as it may before Linux 5.12 only."""
-        sock = _installed.pop(self, None)
-        if sock is None:
-            return
-        delete = [(_nftables.DELTABLE, [("NFTA_TABLE_NAME", self._name)])]
-        try:
-            _nftables.commit(sock, _FAMILIES[self._family], delete, f"removing the rule for {self._action}")
-        except KernelError as error:
-            # ENOENT if somebody flushed the ruleset. A table with an owner goes with the socket in any case.
-            if not self._owned and error.errno != errno.ENOENT:
-                raise
-        finally:
-            sock.close()
+        """Remove them; may be called twice. Raises KernelError if they stay, as they may before Linux 5.12 only."""
+        _installed.take_out(self, f"removing the rule for {self._operation()}")
 
-    def __enter__(self) -> Rule:
-        self.install()
+    def __enter__(self) -> RuleSet:
+        if not _installed.enter(self):
+            self._install(block=True)
         return self
 
     def __exit__(
@@ -466,54 +263,216 @@ class Rule:
         self.remove()
 
     def describe(self) -> str:
-        """The commands of nft and iptables that install the same rule; see `nfnet.rules.describe`."""
-        return "\n".join([*self._nft(), *self._iptables()])
+        """The commands of nft and iptables that install the same rules; see `nfnet.rules.describe`."""
+        of_iptables = [line for rule, before in self._before() for line in rule.iptables(before)]
+        # Without one of them the others would do something else.
+        excuses = list(dict.fromkeys(line for line in of_iptables if line.startswith("#")))
+        return "\n".join([*self._nft(), *(excuses or of_iptables)])
 
-    def _nft(self) -> list[str]:
-        family = self._family
+    def _nft(self, *, sets: bool = True) -> list[str]:
+        chains = _installed.names(self._chain(rule) for rule in self.rules)
         try:
-            device = "" if self._device is None else f" device {nft_interface(self._device)}"
-            hook = f"{{ type filter hook {self._hook}{device} priority {self._priority}; }}"
-            words = [*self._match.nft(family), self._action.nft()]
+            commands = [f"nft add table {family} nfnet" for family in dict.fromkeys(chain.family for chain in chains)]
+            for chain, name in chains.items():
+                device = "" if chain.device is None else f" device {nft_interface(chain.device)}"
+                hook = f"{{ type {chain.kind} hook {chain.hook}{device} priority {chain.priority}; }}"
+                commands.append(f"nft add chain {chain.family} nfnet {name} {shlex.quote(hook)}")
+            used = dict.fromkeys((rule.family, one) for rule in self.rules for one in rule.match.sets())
+            if sets:
+                commands += [line for family, one in used for line in one.nft(family, "nfnet")]
+            for rule, before in zip(self.rules, self._lines(), strict=True):
+                name = chains[self._chain(rule)]
+                for branch in dict.fromkeys(line.branch for line in before if line.branch):
+                    commands.append(f"nft add chain {rule.family} nfnet {branch_name(name, branch)}")
+                for line in before:
+                    place = branch_name(name, line.branch) if line.branch else name
+                    comment = f' comment "{line.comment}"' if line.comment else ""
+                    commands.append(f"nft add rule {rule.family} nfnet {place} {shlex.quote(line.words + comment)}")
+                for words in rule.nft():
+                    text = shlex.quote(" ".join(words))
+                    commands.append(f"nft add rule {rule.family} nfnet {name} {text}")
         except NoWordsError as error:
             return [f"# nft has no words for {error}"]
-        return [
-            f"nft add table {family} nfnet",
-            f"nft add chain {family} nfnet {self._hook} {shlex.quote(hook)}",
-            f"nft add rule {family} nfnet {self._hook} {shlex.quote(' '.join(words))}",
-        ]
+        return commands
 
-    def _iptables(self) -> list[str]:
+
+class Rule(RuleSet):
+    """What `queue`, `log` and the others return: a rule, installed while its block runs, or until it is removed."""
+
+    def __init__(self, action: Action, where: Any) -> None:
+        given = dict(where)
+        hook, family = given.pop("hook", None), given.pop("family", "inet")
+        priority, self.netns = given.pop("priority", 0), given.pop("netns", None)
+        for name in given:
+            if name.removeprefix(NOT) not in CRITERIA:
+                known = ", ".join(sorted(["hook", "family", "priority", "netns", *CRITERIA]))
+                raise TypeError(
+                    f"a rule knows no {name!r}; there are {known}, and not_ before what packets must not be"
+                )
+        if isinstance(hook, Hook):
+            hook = hook.name.lower()
+        check_choice("family", family, tuple(_installed.FAMILIES))
+        hooks = [at for at in action.hooks(family) if (at == "ingress") == (family == "netdev") or family == "inet"]
+        if hook is None:
+            raise ArgumentError(
+                f"hook must be given: where packets meet the rule, one of {', '.join(map(repr, hooks))}"
+            )
+        check_choice("hook", hook, ("ingress",) if family == "netdev" else (*HOOKS, "ingress"))
+        if hook == "ingress":
+            if family not in _installed.INGRESS:
+                raise ArgumentError(f"hook 'ingress' is there in the families netdev and inet, not in {family!r}")
+            if isinstance(action, QueueAction):
+                raise ArgumentError("packets cannot be queued at ingress, only logged: use hook='prerouting'")
+        if hook not in action.hooks(family):
+            raise ArgumentError(
+                f"{action} is not possible at the hook {hook!r}: it is for {', '.join(action.hooks(family))}"
+            )
+        if isinstance(action, QueueAction) and hook != "forward" and "mark" not in given:
+            # Where what this machine sends comes by. A rule that asks for a mark says by itself what it is for.
+            action = replace(action, passes_over=INJECTED_MARK)
+        self.action, self.family = action, family
+        self.remembers = action.bits if isinstance(action, QueueAction) else None
+        priority = check("priority", priority, -0x80000000, 0x7FFFFFFF)
+        if isinstance(action, QueueAction) and action.is_tracked:
+            _check_tracked(family, hook, priority)
+        check_netns(self.netns)
+        self.match = Match(family, given)
+        self.match.check_place(hook, priority)
+        devices = list(self.match.interfaces()) if hook == "ingress" else [None]
+        if len(devices) != 1:
+            raise ArgumentError("hook 'ingress' needs in_interface, the name of one interface")
+        self.chain = _installed.Chain(family, hook, priority, devices[0], "filter")
+        if self.match.has("limit") and len(list(self.parts())) > 1:
+            raise ArgumentError(
+                "limit would count IPv4 and IPv6, or TCP and others, apart: make a rule for each, by family or protocol"
+            )
+        if self.match.has("limit") and len(action.cases()) > 1:
+            raise ArgumentError("limit would count both directions of connections apart: it does not go with first")
+        super().__init__(self)
+
+    def __repr__(self) -> str:
+        return f"<Rule {self.action}: {'installed' if _installed.is_installed(self) else 'not installed'}>"
+
+    def parts(self) -> Iterator[tuple[int | None, Match, Action]]:
+        """The rules of the kernel that it is: IP version of the packets, if it matters, which, and what is done."""
+        for version in self.match.branches():
+            for match, part in self._parts_of(version):
+                yield version, match, part
+
+    def _parts_of(self, version: int | None) -> Iterator[tuple[Match, Action]]:
+        only_tcp = self.match.only_tcp(version)
+        for part in self.action.parts():
+            if not part.only_tcp:
+                yield self.match, part
+            elif only_tcp is not False:
+                yield self.match.of_tcp(), part
+                if only_tcp:
+                    return
+
+    def words(self) -> list[str]:
+        """The same in words of the command line: what is done, and the arguments."""
+        chain = self.chain
+        words = [*self.action.words(), f"hook={chain.hook}"]
+        words += [f"family={chain.family}"] * (chain.family != "inet")
+        words += [f"priority={chain.priority}"] * bool(chain.priority)
+        return [*words, *map(shlex.quote, self.match.words())]
+
+    def nft(self) -> Iterator[list[str]]:
+        """Words of the rules that it is. Raises NoWordsError."""
+        for version, match, part in self.parts():
+            for case in part.cases():
+                yield [*match.nft(version), *filter(None, [case.nft]), "counter", part.nft(self.family)]
+
+    def iptables(self, before: Sequence[Before] = ()) -> list[str]:
+        """Commands of iptables and ip6tables, those for what comes before the rule first.
+
+        If they have no words for it, a line that says for what.
+        """
         try:
-            if self._family in ("bridge", "netdev"):
-                raise NoWordsError(f"the family {self._family}")
-            table = self._iptables_table()
-            words = [*self._match.iptables(), self._action.iptables()]
+            if self.family in ("bridge", "netdev"):
+                raise NoWordsError(f"the family {self.family}")
+            table, hook = self._iptables_table(), self.chain.hook
+            commands: list[str] = []
+            for version in self.match.versions:
+                program = " ".join([_PROGRAMS[version], *table])
+                for what in before:
+                    commands += [f"{program} {line}" for line in iptables_lines(what, hook, version, not table)]
+                own = [
+                    " ".join(
+                        [program, "-A", hook.upper(), *words, *filter(None, [case.iptables]), part.iptables(version)]
+                    )
+                    for match, part in self._parts_of(version)
+                    for words in match.iptables(version)
+                    for case in part.cases()
+                ]
+                if self.match.has("limit") and len(own) * len(self.match.versions) > 1:
+                    raise NoWordsError("one limit for several of its rules")
+                commands += own
         except NoWordsError as error:
             return [f"# iptables has no words for {error}"]
-        programs = {4: "iptables", 6: "ip6tables"}
-        versions = {"ip": [4], "ip6": [6]}.get(self._family, [4, 6])
-        return [
-            " ".join([programs[version], *table, "-A", self._hook.upper(), *words])
-            for version in versions
-            if self._match.version in (None, version)
-        ]
+        return commands
 
     def _iptables_table(self) -> list[str]:
         """Options that choose the table with a chain at this hook and priority. Raises NoWordsError."""
-        if self._hook == "ingress":
+        hook, priority = self.chain.hook, self.chain.priority
+        if hook == "ingress":
             raise NoWordsError("the hook ingress")
-        table = _TABLES.get((self._hook, self._priority))
+        table = _TABLES.get((hook, priority))
         if table is None:
-            others = [f"{name} is at {priority}" for (hook, priority), name in _TABLES.items() if hook == self._hook]
-            raise NoWordsError(f"priority {self._priority} at {self._hook}" + "".join(f"; {text}" for text in others))
-        if self._hook == "postrouting" and self._match.has("in_interface"):
+            others = [f"{name} is at {at}" for (place, at), name in _TABLES.items() if place == hook]
+            raise NoWordsError(f"priority {priority} at {hook}" + "".join(f"; {text}" for text in others))
+        if hook == "postrouting" and self.match.has("in_interface"):
             raise NoWordsError("in_interface at postrouting")
+        if isinstance(self.action, RejectAction) and table != "filter":
+            raise NoWordsError("reject outside of the table filter, which is at priority 0")
+        if self.action.reroutes and hook == "output" and table != "mangle":
+            raise NoWordsError("marks at output outside of the table mangle, which is at priority -150")
         return [] if table == "filter" else ["-t", table]
 
 
-# Installed rules, each with the socket to which its table belongs: a rule goes when that is closed.
-_installed: dict[Rule, NetlinkSocket] = {}
+def _check_tracked(family: str, hook: str, priority: int) -> None:
+    """Raises ArgumentError where a rule cannot know of connections."""
+    if family not in ("inet", "ip", "ip6"):
+        raise ArgumentError(f"remember and first are for the families inet, ip and ip6, not for {family!r}")
+    if hook in ("prerouting", "output") and priority <= TRACKED_AT:
+        raise ArgumentError(
+            f"priority is {priority} and must be above {TRACKED_AT} for remember and first: that is where, at the hook"
+            f" {hook!r}, connection tracking looks at packets"
+        )
 
-# In a forked child the sockets are closed: the rules are its parent's.
-os.register_at_fork(after_in_child=_installed.clear)
+
+def install(*rules: Rule) -> RuleSet:
+    """Install rules, in their order, for as long as this process lives, or until `remove`. Raises as `queue` says.
+
+    They stay whether or not the program keeps the object. A forked child has no part in them. The result may also be
+    used as a block, at whose end they are removed: ``with nfnet.rules.install(first, second):``
+    """
+    what = rules[0] if len(rules) == 1 and isinstance(rules[0], Rule) else RuleSet(*rules)
+    what.install()
+    return what
+
+
+def remove(rules: RuleSet) -> None:
+    """Remove an installed rule, or what `install` returned; may be called twice."""
+    rules.remove()
+
+
+def describe(*rules: RuleSet) -> str:
+    """The commands of nft and iptables that install the same rules, for a shell, one a line.
+
+    Where one of them has no words for a rule, there is a line that begins with # and says for what.
+    """
+    if len(rules) == 1:
+        return rules[0].describe()
+    return RuleSet(*(rule for group in rules for rule in group.rules)).describe()
+
+
+def _documented(text: str | None) -> str | None:
+    """With the rows of `CRITERIA`."""
+    if text is None:  # python -OO
+        return None
+    rows = "\n".join(f"    {name}: {row.about}: {row.takes}." for name, row in CRITERIA.items())
+    return text.replace("    {criteria}", rows)
+
+
+queue.__doc__ = _documented(queue.__doc__)

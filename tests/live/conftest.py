@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
-from unittest.mock import Mock
 
 import pytest
 
 from nfnet import KernelError, Log, NotSupportedError, Packet, Queue, netns, rules
+from nfnet.rules._expressions import Expression
 
 from . import matrix
 
@@ -131,8 +131,16 @@ def lacking(what: rules.Rule | Queue | Log) -> NotSupportedError | None:
 
 def only(way: str, rule: rules.Rule) -> rules.Rule:
     """A rule with nft's own expression alone, or with the target of iptables alone."""
-    native, target = rule._action.choices()
-    rule._action = Mock(wraps=rule._action, choices=lambda: [native if way == "nft" else target])
+    native, target = rule.action.choices(rule.family)
+    return doing(rule, native if way == "nft" else target)
+
+
+def doing(rule: rules.Rule, expressions: list[Expression]) -> rules.Rule:
+    """A rule that ends in these expressions."""
+    kind = type(rule.action)
+    action = object.__new__(type(kind.__name__, (kind,), {"choices": lambda self, family: [expressions]}))
+    action.__dict__.update(vars(rule.action))
+    rule.action = action
     return rule
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 
 import pytest
@@ -156,3 +157,34 @@ def test_trio(net: Net) -> None:
     with queueing(net):
         trio.run(main)
     assert way.received(2) == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("how", ["run", "iterate", "tasks"])
+def test_a_queue_has_one_descriptor(net: Net, how: str) -> None:
+    way = Way(net)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        before = len(os.listdir("/proc/self/fd"))
+        async with AsyncQueue(1, netns=way.here) as queue:
+
+            def accept(packet: Packet) -> None:
+                packet.accept()
+                if inet.get_data(packet.payload) == b"two":
+                    queue.stop()
+
+            async def accept_in_task(packet: Packet) -> None:
+                accept(packet)
+
+            loop.call_later(0.01, way.send, b"one")
+            loop.call_later(0.02, way.send, b"two")
+            if how == "iterate":
+                async for packet in queue:
+                    accept(packet)
+            else:
+                await queue.run(accept if how == "run" else accept_in_task)
+            assert len(os.listdir("/proc/self/fd")) == before + 1
+            assert queue.counters.accepted == 2
+
+    with queueing(net):
+        asyncio.run(asyncio.wait_for(main(), TIMEOUT))

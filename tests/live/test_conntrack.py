@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
@@ -14,7 +14,7 @@ from nfnet import CtInfo, Log, NetlinkSocket, Packet, Queue, rules
 from nfnet.protocol.conntrack import Status
 from nfnet.protocol.layout import build_attribute
 from nfnet.rules import _nftables as nftables
-from nfnet.rules._criteria import be32
+from nfnet.rules._expressions import be32
 
 from .conftest import ADDRESS, GLUE, Net, collect, kernel_lacks, lacking
 from .test_log import collect as collect_messages
@@ -103,17 +103,16 @@ def test_a_verdict_labels_the_connection(net: Net) -> None:
     # Only if some rule sets labels does the kernel give connections room for any: this one sets none of them.
     zeros = ("immediate", {1: be32(1), 2: build_attribute(1, bytes(16))})
     setting = ("ct", {2: be32(13), 4: be32(1)})  # NFT_CT_LABELS
-    hook = {"attrs": [("NFTA_HOOK_HOOKNUM", 0), ("NFTA_HOOK_PRIORITY", 0)]}
-    place: list[Any] = [("NFTA_CHAIN_TABLE", "labels"), ("NFTA_CHAIN_NAME", "c")]
-    rule = [("NFTA_RULE_EXPRESSIONS", [nftables.encode(zeros), nftables.encode(setting)])]
+    hook = [(nftables.HOOK_NUMBER, be32(0)), (nftables.HOOK_PRIORITY, be32(0))]
+    chain = [(nftables.CHAIN_TABLE, b"labels\0"), (nftables.CHAIN_NAME, b"c\0"), (nftables.CHAIN_TYPE, b"filter\0")]
     with tracked(net) as queue:
-        messages: list[nftables.Message] = [
-            (nftables.NEWTABLE, [("NFTA_TABLE_NAME", "labels")]),
-            (nftables.NEWCHAIN, [*place, ("NFTA_CHAIN_TYPE", "filter"), ("NFTA_CHAIN_HOOK", hook)]),
-            (nftables.NEWRULE, [("NFTA_RULE_TABLE", "labels"), ("NFTA_RULE_CHAIN", "c"), *rule]),
+        messages = [
+            nftables.Message(nftables.NEWTABLE, V4, [(nftables.TABLE_NAME, b"labels\0")]),
+            nftables.Message(nftables.NEWCHAIN, V4, [*chain, (nftables.CHAIN_HOOK, hook)]),
+            *nftables.rule(V4, "labels", "c", [zeros, setting], b"", itertools.count(1)),
         ]
         sock = net.at("router", NetlinkSocket)
-        nftables.commit(sock, 2, messages, "making room for labels")
+        nftables.commit(sock, messages, "making room for labels")
         sock.close()
         pair.ask(queue).accept(ct_labels=LABELS)
         packet = pair.answer(queue)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pytest
 
-from nfnet import NotSupportedError, netns, rules
+from nfnet import ArgumentError, NotSupportedError, netns, rules
 from nfnet.netns import call_in
 
 from .conftest import TIMEOUT, UID, cannot_run, kernel_lacks
@@ -161,6 +161,7 @@ class Listed(NamedTuple):
 
 def listed(place: Place, table: str) -> Listed:
     text = place.must("nft", "-nn", "--debug=netlink", f"list table {table}")
+    text = re.sub(r"counter packets \d+ bytes \d+", "counter", text)
     chain = re.search(r"\t\t(type filter .*); policy accept;\n\t\t(.*)\n\t}\n}\s*$", text, re.DOTALL)
     assert chain is not None, text
     return Listed(chain[1], bytecode(text), chain[2])
@@ -323,7 +324,168 @@ def iptables_can(options: dict[str, Any]) -> bool:
     )
 
 
+class Anything(Some):
+    """Rules of all kinds, with lists and negations, as far as nft has words for them."""
+
+    def rule(self) -> tuple[Callable[..., rules.Rule], dict[str, Any]]:
+        family = self.one("inet", "inet", "inet", "ip", "ip6", "bridge", "netdev")
+        hook = "ingress" if family == "netdev" else self.one(*HOOKS)
+        options: dict[str, Any] = {"family": family, "hook": hook, "priority": self.one(0, -150, 7)}
+        makers = [rules.log, rules.drop, rules.accept, rules.mark]
+        if family in ("inet", "ip", "ip6") and hook != "postrouting":
+            makers.append(rules.reject)
+        make: Callable[..., rules.Rule] = self.one(*makers)
+        if make is rules.log:
+            options["group"] = self.number(0, 0xFFFF)
+        elif make is rules.mark:
+            mask = self.one(0xFFFFFFFF, 0xFF)
+            options |= {"value": self.number(0, mask), "mask": mask}
+        elif make is rules.reject:
+            options["error"] = self.one("port-unreachable", "admin-prohibited", "host-unreachable", "no-route")
+        for name, value in self._values(options):
+            if self.one(True, False, False):
+                options[self.one(name, name, f"not_{name}")] = value()
+        if hook == "ingress":
+            options["in_interface"] = "lo"
+            options.pop("not_in_interface", None)
+        return make, options
+
+    def several(self, make: Callable[[], Any]) -> Any:
+        return self.one(make(), [make() for _ in range(self.number(1, 5))])
+
+    def addresses(self, version: int) -> str:
+        if self.one(True, False):
+            return self.network(version)
+        kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
+        numbers = sorted(self._random.getrandbits(32 if version == 4 else 128) for _ in range(2))
+        return "-".join(str(kind(number)) for number in numbers)
+
+    def plain_name(self) -> str:
+        return self.one("lo", "eth0", "eth*", "wan", "w*", "veth12345678901")
+
+    def _values(self, options: dict[str, Any]) -> Iterator[tuple[str, Callable[[], Any]]]:
+        family, hook = options["family"], options["hook"]
+        versions = {"ip": [4], "ip6": [6]}.get(family, [4, 6])
+        sort = self.one("ports", "tcp", "icmp", "others", "none")
+        icmp = {4: ["icmp"], 6: ["icmpv6"]}.get(versions[0] if len(versions) == 1 else 0) or ["icmp", "icmpv6"]
+        if sort == "others":
+            yield "protocol", lambda: self.several(lambda: self.one(*icmp, 47, "udp", 51, 255))
+        elif sort != "none":
+            known = {"ports": ["tcp", "udp", "sctp"], "tcp": ["tcp"], "icmp": icmp}[sort]
+            options["protocol"] = self._random.sample(known, self.number(1, len(known)))
+            if sort == "icmp":
+                yield "icmp_type", lambda: self.several(lambda: self.one("echo-request", "echo-reply", "redirect"))
+            else:
+                # Of both, of several protocols, nft makes one number, and shows that.
+                for name in ("source_port", "destination_port")[len(options["protocol"]) > 1 :]:
+                    yield name, lambda: self.several(self.ports)
+            if sort == "tcp":
+                yield "tcp_flags", lambda: self.one("syn", "syn,!ack", "!syn,!rst,!fin", "ack,psh,!ece", "urg,cwr")
+        if sort != "icmp":
+            for name in ("source", "destination"):
+                yield name, lambda: self.several(lambda: self.addresses(self.one(*versions)))
+        if hook in ("prerouting", "input", "forward") or (hook == "postrouting" and family != "bridge"):
+            yield "in_interface", lambda: self.several(self.plain_name)
+        if hook in ("forward", "output", "postrouting"):
+            yield "out_interface", lambda: self.several(self.plain_name)
+        yield "length", lambda: self.several(self.ports)
+        yield "mark", lambda: self.one(self.several(lambda: self.number(0, 0xFFFFFFFF)), (3, 0xFF), [(3, 7), (4, 7)])
+        tracked = options["priority"] > -200
+        if hook != "ingress" and family != "bridge" and tracked:
+            states = ["new", "established", "related", "invalid", "untracked"]
+            yield "state", lambda: self._random.sample(states, self._random.randint(1, 4))
+            yield "connection_mark", lambda: self.one(self.several(lambda: self.number(0, 0xFFFF)), (0x100, 0xF00))
+        if hook in ("output", "postrouting"):
+            for name in ("uid", "gid"):
+                yield name, lambda: self.one(0, [0, 0]) if UID else self.several(self.ports)
+        if family in ("inet", "ip", "ip6"):
+            for name in ("source_type", "destination_type"):
+                yield name, lambda: self.several(lambda: self.one("local", "unicast", "broadcast", "multicast"))
+        yield "limit", lambda: self.one(10, "7/minute", "100/hour burst 20", "3/day burst 1")
+
+
 # --- the tests
+
+
+def test_nft_lists_what_it_would_make_of_our_words(place: Place) -> None:
+    """Lists, negations, and all that can be done to packets."""
+    done = 0
+    while done < 150:
+        seed = random.randrange(1 << 30)
+        make, options = Anything(seed).rule()
+        try:
+            rule = make(**options, netns=place.file)
+        except ArgumentError:  # contradictions, that come by chance
+            continue
+        check_listing(place, rule, (seed, make.__name__, options))
+        done += 1
+
+
+def check_listing(place: Place, rule: rules.Rule, what: Any) -> None:
+    place.clear()
+    lines = rule.describe().splitlines()
+    with place.interfaces({name for name in rule.match.interfaces() if name != "lo"}):
+        with rule:
+            (left,) = rules.installed(place.file)
+            installed = texts(place, f"{left.family} {left.name}")
+        for line in lines:
+            if line.startswith("nft "):
+                done = place.shell(line)
+                assert done.status == 0, (what, line, done)
+    assert texts(place, f"{left.family} nfnet") == installed, (what, lines)
+    place.clear()
+    for line in lines:
+        if line.startswith(("iptables ", "ip6tables ")):
+            done = place.shell(line.replace("tables", "tables-nft", 1))
+            assert done.status == 0, (what, line, done)
+    place.clear()
+
+
+def texts(place: Place, table: str) -> list[str]:
+    """What nft shows of a table, without its name; elements of sets have no order."""
+    text = place.must("nft", "-nn", f"list table {table}")
+    text = re.sub(r"counter packets \d+ bytes \d+", "counter", text)
+    text = re.sub(
+        r"\{ ([^{}]*) \}", lambda match: ", ".join(sorted(match[1].split(", "))), text.replace("\n\t\t\t     ", "")
+    )
+    return [line for line in text.splitlines()[1:] if "flags owner" not in line and line.strip()]
+
+
+def test_iptables_has_words_where_it_says_so(place: Place) -> None:
+    """Of each criterion alone, once and several times, and of its negation."""
+    for name, values in WITH_WORDS.items():
+        for options in ({name: values}, {name: values[0]}, {f"not_{name}": values[0]}, {f"not_{name}": values}):
+            given = {"protocol": NEEDED[name]} if name in NEEDED else {}
+            hook = "input" if name == "in_interface" else "output"
+            lines = rules.drop(hook=hook, **given, **options).describe().splitlines()  # type: ignore[arg-type]
+            for line in lines:
+                if line.startswith(("iptables ", "ip6tables ")):
+                    done = place.shell(line.replace("tables", "tables-nft", 1))
+                    assert done.status == 0, (line, done)
+            if len(options) == 1 and values[0] in options.values():
+                assert not any(line.startswith("#") for line in lines), lines
+    place.clear()
+
+
+NEEDED = {"source_port": "udp", "destination_port": "tcp", "tcp_flags": "tcp", "icmp_type": ["icmp", "icmpv6"]}
+WITH_WORDS: dict[str, list[Any]] = {
+    "protocol": ["tcp", "udp", 47],
+    "source": ["192.0.2.0/24", "fd00::1-fd00::9", "198.51.100.1"],
+    "destination": ["192.0.2.1-192.0.2.9", "192.0.2.77"],
+    "source_port": [53, "1024-2047"],
+    "destination_port": [80, 443, range(8000, 8100)],
+    "icmp_type": ["echo-request", "redirect"],
+    "in_interface": ["eth*", "lo"],
+    "out_interface": ["lo", "wan0"],
+    "length": ["0-100", 1500],
+    "mark": [(1, 0xFF), (2, 0xFF)],
+    "state": ["new", "related"],
+    "connection_mark": [7, 8],
+    "uid": [0],
+    "gid": [0],
+    "source_type": ["local", "multicast"],
+    "destination_type": ["broadcast", "local"],
+}
 
 
 def test_programs_read_in_the_description_what_is_installed(place: Place) -> None:
@@ -438,7 +600,7 @@ def test_prefixes_that_iptables_cuts(place: Place, length: int) -> None:
 
 @pytest.mark.parametrize("prefix", ['"', "$x", "a$"])
 def test_prefixes_that_nft_cannot_be_told(place: Place, prefix: str) -> None:
-    assert rules.log(5, prefix=prefix).describe().startswith("# nft has no words for a prefix with ")
+    assert rules.log(5, hook="output", prefix=prefix).describe().startswith("# nft has no words for a prefix with ")
     rule = f'add table inet t; add chain inet t c; add rule inet t c log prefix "{prefix}" group 5'
     assert place.run("nft", "--check", rule).status != 0
 

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -160,6 +161,92 @@ def test_dropping(page: Page, net: Net) -> None:
     assert not readable(receiver, 0)
 
 
+def test_deciding_connections(page: Page, net: Net) -> None:
+    with listening(net, 80) as door, page.program("docs/connections.md", 0, host="client") as end:
+        with pytest.raises(ConnectionRefusedError):
+            connect(net, 25)
+        with connect(net, 80) as sock, door.accept()[0] as connection:
+            for _ in range(10):
+                sock.send(b"x")
+                assert connection.recv(100) == b"x"
+        output = end(lines=2)
+    refused, accepted = output.splitlines()
+    assert refused.endswith(f" > {SERVER}.25")
+    assert accepted.endswith(f" > {SERVER}.80")
+
+
+def test_refusing(page: Page, net: Net) -> None:
+    with listening(net, 80) as door, listening(net, 23), page.program("docs/answers.md", 0, host="server") as end:
+        with pytest.raises(ConnectionRefusedError):
+            connect(net, 23)
+        sock = net.open_socket("client")
+        sock.connect((SERVER, 69))
+        sock.send(b"x")
+        with pytest.raises(ConnectionRefusedError):
+            sock.recv(100)
+        with connect(net, 80), door.accept()[0]:
+            end()
+
+
+def test_resetting(page: Page, net: Net) -> None:
+    with listening(net, 80) as door, page.program("docs/answers.md", 1, host="router") as end:
+        for host, passes in ((b"good.example", True), (b"bad.example", False)):
+            with connect(net, 80) as sock, door.accept()[0] as connection:
+                connection.settimeout(TIMEOUT)
+                request = b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host
+                sock.send(request)
+                if passes:
+                    assert connection.recv(100) == request
+                    continue
+                for one in (sock, connection):
+                    with pytest.raises(ConnectionResetError):
+                        one.recv(100)
+        end()
+
+
+def test_answering_for_a_dns_server(page: Page, net: Net) -> None:
+    from scapy.layers.dns import DNS, DNSQR
+
+    server = net.receiver(port=53)
+    with page.program("docs/answers.md", 2, host="client") as end:
+        sock = net.open_socket("client")
+        sock.connect((SERVER, 53))
+        sock.send(bytes(DNS(id=7, rd=1, qd=DNSQR(qname="ads.example"))))
+        answer = DNS(sock.recv(1000))
+        assert (answer.id, answer.qr, answer.rcode, answer.ancount) == (7, 1, 0, 1)
+        record = answer.an[0] if isinstance(answer.an, list) else answer.an
+        assert (record.rrname, record.type, record.ttl, record.rdata) == (b"ads.example.", 1, 60, "192.0.2.1")
+        other = bytes(DNS(id=8, rd=1, qd=DNSQR(qname="www.example")))
+        sock.send(other)
+        assert server.recv(1000) == other
+        end()
+
+
+def test_answering_for_a_web_server(page: Page, net: Net) -> None:
+    with listening(net, 80) as door, page.program("docs/answers.md", 3, host="router") as end:
+        with forbidden(net) as answer:
+            assert (answer.code, answer.read()) == (403, b"Blocked by the firewall.\n")
+        with door.accept()[0] as connection:
+            connection.settimeout(TIMEOUT)
+            with pytest.raises(ConnectionResetError):
+                connection.recv(100)
+        end()
+
+
+def forbidden(net: Net) -> urllib.error.HTTPError:
+    """What the client's program gets of the server."""
+
+    def get() -> urllib.error.HTTPError:
+        try:
+            urllib.request.urlopen(f"http://{SERVER}/", timeout=TIMEOUT)
+        except urllib.error.HTTPError as error:
+            return error
+        raise AssertionError("the server has answered")
+
+    answer: urllib.error.HTTPError = net.at("client", get)
+    return answer
+
+
 def test_server_names(page: Page, net: Net) -> None:
     with listening(net, 443) as door, page.program("docs/server-names.md", 0, host="router") as end:
         for name, passes in (("www.blocked.example", False), ("www.example.com", True)):
@@ -199,6 +286,58 @@ def test_marking_and_once_more_through_the_chain(page: Page, net: Net) -> None:
         assert [receiver.recv(100) for _ in range(2)] == [b"one", b"two"]
         end()
     assert not readable(receiver, QUIET)
+
+
+def reaches(net: Net, port: int) -> bool:
+    """Whether a connection to the server can be made; what is dropped is known by the silence."""
+    with net.open_socket("client", kind=socket.SOCK_STREAM) as sock:
+        sock.settimeout(QUIET)
+        try:
+            sock.connect((SERVER, port))
+        except TimeoutError:
+            return False
+        return True
+
+
+def test_a_ban(page: Page, net: Net) -> None:
+    with listening(net, 80) as door, page.program("docs/sets.md", 0, host="server") as end:
+        for request, passes in ((b"GET / HTTP/1.1", True), (b"GET /wp-login.php HTTP/1.1", False)):
+            with connect(net, 80) as sock, door.accept()[0] as connection:
+                sock.send(request)
+                assert readable(connection, TIMEOUT if passes else QUIET) is passes
+        assert not reaches(net, 80)
+        end()
+        assert reaches(net, 80)
+
+
+def test_a_blocklist_from_a_file(page: Page, net: Net, tmp_path: Path) -> None:
+    file = tmp_path / "blocklist.txt"
+    file.write_text("192.0.2.0/24\n")
+    page.replace("    while signal", "    print('ready')\n    while signal")
+    with listening(net, 80), page.program("docs/sets.md", 1, host="server", queues=()) as end:
+        process: subprocess.Popen[str] = end.args[0]  # type: ignore[attr-defined]
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert reaches(net, 80)
+        file.write_text("10.81.0.0/16 # the client's\n")
+        process.send_signal(signal.SIGHUP)
+        assert wait_for(lambda: not reaches(net, 80))
+        file.write_text("not a network")
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.readline().startswith("The old list stays: blocklist.txt, line 1: no network: 'not a")
+        assert not reaches(net, 80)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT) == 0
+
+
+def test_port_knocking(page: Page, net: Net) -> None:
+    with listening(net, 22), page.program("docs/sets.md", 2, host="server", group=5) as end:
+        assert not reaches(net, 22)
+        for port in (7000, 9000, 8000):
+            with pytest.raises(ConnectionRefusedError):
+                connect(net, port)
+        assert wait_for(lambda: reaches(net, 22))
+        end()
 
 
 def test_rewriting(page: Page, net: Net) -> None:

@@ -96,7 +96,8 @@ def example(net: Net, name: str, *arguments: str) -> Iterator[Callable[..., str]
 
 
 def test_all_are_tested() -> None:
-    assert {path.stem for path in EXAMPLES.rglob("*.py")} == {*TESTED, "dns_answers", "guard", "block_server_name"}
+    elsewhere = {"dns_answers", "guard", "block_server_name", "ask_once", "port_knocking", "ban"}
+    assert {path.stem for path in EXAMPLES.rglob("*.py")} == {*TESTED, *elsewhere}
 
 
 def test_a_service_of_an_ordinary_user_with_one_capability(net: Net) -> None:
@@ -243,6 +244,76 @@ def test_event_loop(net: Net) -> None:
         assert way.received(2) == [b"one", b"two"]
         assert time.monotonic() - began >= 0.1
         assert finish() == ""
+
+
+def connects(net: Net, port: int, source: str = "client", family: int = V4) -> bool:
+    """Whether a TCP connection to the server can be made; one that is dropped is known by the silence."""
+    with net.open_socket(source, family, socket.SOCK_STREAM) as sock:
+        sock.settimeout(QUIET)
+        try:
+            sock.connect((ADDRESS["server", family], port))
+        except (TimeoutError, ConnectionRefusedError):
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def our_own(net: Net, name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """An example that logs to group 5, on the server; nothing is left of it."""
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore::RuntimeWarning"}
+    with running(net, command, "server", env=environment) as process:
+        assert wait_for(lambda: is_bound(net, host="server", group=5) or process.poll() is not None)
+        yield process
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT) == -signal.SIGTERM
+    assert wait_for(lambda: rules.installed(net.hosts["server"]) == [])
+
+
+@pytest.mark.parametrize("family", [V4, socket.AF_INET6])
+def test_port_knocking(net: Net, family: int) -> None:
+    with net.open_socket("server", socket.AF_INET6, socket.SOCK_STREAM) as door:
+        door.bind(("::", 22))
+        door.listen()
+        with our_own(net, "port_knocking.py", "22", "7000", "9000", "8000") as process:
+            assert process.stdout is not None
+            assert not connects(net, 22, family=family)
+            for order in ((8000, 9000, 7000), (7000, 9000, 8000)):
+                for port in order:
+                    connects(net, port, family=family)
+                if order[0] == 8000:
+                    assert not connects(net, 22, family=family)
+            address = ADDRESS["client", family]
+            assert process.stdout.readline() == f"port 22 is open to {address}\n"
+            assert connects(net, 22, family=family)
+            assert not connects(net, 22, "router", family)
+
+
+def test_ban(net: Net) -> None:
+    """The client guesses passwords of an FTP server; the router does not."""
+    with net.open_socket("server", kind=socket.SOCK_STREAM) as server:
+        server.bind(("0.0.0.0", 21))
+        server.listen()
+
+        def fail(host: str) -> bytes:
+            with net.open_socket(host, kind=socket.SOCK_STREAM) as sock:
+                sock.settimeout(TIMEOUT)
+                sock.connect((ADDRESS["server", V4], 21))
+                with server.accept()[0] as connection:
+                    connection.send(b"530 Login incorrect\r\n")
+                    return sock.recv(100)
+
+        with our_own(net, "ban.py", "21", "530 ") as process:
+            for _ in range(4):
+                for host in ("client", "router"):
+                    assert fail(host).startswith(b"530 ")
+            assert connects(net, 21)
+            server.accept()[0].close()
+            fail("client")
+            assert process.stdout is not None
+            assert process.stdout.readline() == "10.81.1.1 is banned for ten minutes\n"
+            assert not connects(net, 21)
+            assert connects(net, 21, "router")
 
 
 def test_dns_answers(net: Net) -> None:

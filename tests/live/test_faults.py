@@ -219,7 +219,7 @@ def test_a_queue_taken_by_another_process_and_freed(net: Net) -> None:
         return True
 
     assert wait_for(opened)
-    with rules.queue(1, protocol="udp", netns=here):
+    with rules.queue(1, hook="output", protocol="udp", netns=here):
         net.open_socket("client").sendto(b"x", (ADDRESS["server", V4], PORT))
         collect(queue, 1)[0].drop()
     queue.close()
@@ -579,7 +579,7 @@ def test_super_packets_larger_than_a_message(net: Net) -> None:
     data = random.randbytes(size)
     with (
         Queue(1, gso=True, netns=net.hosts["client"]) as queue,
-        rules.queue(1, protocol="tcp", destination_port=7001, netns=net.hosts["client"]),
+        rules.queue(1, hook="output", protocol="tcp", destination_port=7001, netns=net.hosts["client"]),
     ):
         loop = threading.Thread(target=queue.run, args=(handler,))
         loop.start()
@@ -613,7 +613,7 @@ def test_the_disk_is_full_while_recording(net: Net, what: str, caplog: pytest.Lo
         Queue(1, netns=here, record="/dev/full") if what == "queue" else Log(5, netns=here, record="/dev/full")
     )
     rule: Any = rules.queue if what == "queue" else rules.log
-    with rule(1 if what == "queue" else 5, protocol="udp", destination_port=PORT, netns=here):
+    with rule(1 if what == "queue" else 5, hook="output", protocol="udp", destination_port=PORT, netns=here):
         reader.open()
         got: list[Any] = []
 

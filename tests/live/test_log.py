@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 
 import nfnet
 from nfnet import CopyMode, Hook, Log, LogMessage, inet, rules, stats
 
-from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, featured, kernel_lacks, lacking, readable, wait_for
+from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, doing, featured, kernel_lacks, lacking, readable, wait_for
 from .conftest import collect as collect_packets
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -40,8 +39,7 @@ def xtables_log(group: int, *, prefix: str, hook: str, family: str, netns: Any) 
     info = struct.pack("=IHHHH64s", 0, group, 0, 0, 0, prefix.encode()) + bytes(4)  # struct xt_nflog_info
     target = ("target", {1: b"NFLOG\0", 2: bytes(4), 3: info})
     rule = rules.log(group, hook=hook, family=family, netns=netns)
-    rule._action = Mock(choices=lambda: [[target]])
-    with rule:
+    with doing(rule, [target]):
         yield
 
 
@@ -182,7 +180,7 @@ def logged(net: Net, group: int = 5, *, rule_options: dict[str, Any] | None = No
     """A log of what the client sends by UDP, and a function that sends so many datagrams."""
     here = net.hosts["client"]
     sock = net.open_socket("client")
-    rule = rules.log(group, protocol="udp", netns=here, **(rule_options or {}))
+    rule = rules.log(group, hook="output", protocol="udp", netns=here, **(rule_options or {}))
     with Log(group, netns=here, **options) as log, rule:
 
         def send(count: int, data: bytes = b"x" * 72) -> None:
@@ -249,7 +247,7 @@ def test_a_large_buffer_comes_whole(net: Net) -> None:
 def test_a_large_packet_comes_whole(net: Net) -> None:
     here = net.hosts["client"]
     data = os.urandom(60000)
-    with Log(5, netns=here, threshold=1) as log, rules.log(5, protocol="udp", netns=here):
+    with Log(5, netns=here, threshold=1) as log, rules.log(5, hook="output", protocol="udp", netns=here):
         sock = net.open_socket("client")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
         sock.sendto(data, ("127.0.0.1", PORT))
@@ -374,7 +372,7 @@ def test_the_rule_says_what_was_asked(net: Net) -> None:
             nft.close()
 
     here = net.hosts["client"]
-    with rules.log(300, prefix="größe: ", snaplen=77, threshold=9, netns=here):
+    with rules.log(300, hook="output", prefix="größe: ", snaplen=77, threshold=9, netns=here):
         data = net.at("client", read)
         # pyroute2 reads 16 bits as if they were 32, whatever is behind them: look at the bytes.
         values = {name: data.get_attr(name) for name in ("NFTA_LOG_PREFIX", "NFTA_LOG_SNAPLEN")}
@@ -399,7 +397,7 @@ def test_the_rule_says_what_was_asked(net: Net) -> None:
     ],
 )
 def test_bad_rules_are_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words), rules.log(5, **options):
+    with pytest.raises(ValueError, match=words), rules.log(5, **{"hook": "output", **options}):
         pass
 
 
@@ -450,7 +448,7 @@ def test_everybody_may_know_what_did_not_fit_into_the_receive_buffer(net: Net, f
 
 def test_stats_of_a_queue_and_of_all(net: Net) -> None:
     here = net.hosts["client"]
-    with nfnet.Queue(3, netns=here) as queue, rules.queue(3, protocol="udp", netns=here):
+    with nfnet.Queue(3, netns=here) as queue, rules.queue(3, hook="output", protocol="udp", netns=here):
         sock = net.open_socket("client")
         for _ in range(4):
             sock.sendto(b"x", (ADDRESS["server", V4], PORT))

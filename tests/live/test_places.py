@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from nfnet import ArgumentError, rules, testing
+from nfnet import ArgumentError, inet, rules, testing
+from nfnet.rules._criteria import CRITERIA
 
 from .conftest import (
     ADDRESS,
@@ -20,6 +22,7 @@ from .conftest import (
     kernel_version,
     make_bridge,
     send_through_bridge,
+    wait_for,
 )
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -71,7 +74,7 @@ class Counters:
 
 def is_refused(**options: Any) -> bool:
     try:
-        rules.log(1, **options)
+        rules.log(1, **{"hook": "output", **options})
     except ArgumentError:
         return True
     return False
@@ -196,3 +199,174 @@ def test_protocols_that_ipv6_has_headers_for(net: Net) -> None:
     for number in HEADERS:
         assert not is_refused(family="ip", protocol=number)
         assert not is_refused(protocol=number)
+
+
+# --- what matches
+
+
+# What is asked of packets in the words of this library, and in nft's, by hand: rules of which each packet meets one.
+MEANING: list[tuple[dict[str, Any], list[str]]] = [
+    ({"protocol": ["tcp", "udp"]}, ["meta l4proto tcp", "meta l4proto udp"]),
+    ({"not_protocol": ["tcp", "udp"]}, ["meta l4proto != { tcp, udp }"]),
+    ({"protocol": "icmp"}, ["ip protocol icmp"]),
+    ({"not_protocol": "icmp"}, ["ip protocol != icmp", "meta nfproto ipv6"]),
+    ({"protocol": ["icmp", 6]}, ["ip protocol icmp", "meta l4proto tcp"]),
+    ({"protocol": ["icmp", "icmpv6"], "icmp_type": "echo-request"}, ["icmp type 8", "icmpv6 type 128"]),
+    ({"protocol": "icmp", "not_icmp_type": ["echo-request", 3]}, ["icmp type != { 8, 3 }"]),
+    ({"protocol": "icmpv6", "icmp_type": [128, "echo-reply"]}, ["icmpv6 type { 128, 129 }"]),
+    ({"source": ["10.81.1.1", "fd81:1::/64"]}, ["ip saddr 10.81.1.1", "ip6 saddr fd81:1::/64"]),
+    ({"not_source": ["10.81.1.1", "fd81:1::/64"]}, ["ip saddr != 10.81.1.1", "ip6 saddr != fd81:1::/64"]),
+    ({"not_source": "10.81.1.0/24"}, ["ip saddr != 10.81.1.0/24", "meta nfproto ipv6"]),
+    ({"source": "10.81.1.1-10.81.2.1"}, ["ip saddr >= 10.81.1.1 ip saddr <= 10.81.2.1"]),
+    (
+        {"not_source": "10.81.1.1-10.81.1.9"},
+        ["ip saddr < 10.81.1.1", "ip saddr > 10.81.1.9", "meta nfproto ipv6"],
+    ),
+    ({"destination": ["10.81.2.2", "10.81.1.0/29"]}, ["ip daddr { 10.81.2.2, 10.81.1.0/29 }"]),
+    ({"not_destination": ["fd81:2::2", "fd81:1::1"]}, ["ip6 daddr != { fd81:2::2, fd81:1::1 }", "meta nfproto ipv4"]),
+    (
+        {"protocol": ["tcp", "udp"], "destination_port": [7777, 5001]},
+        ["tcp dport { 7777, 5001 }", "udp dport { 7777, 5001 }"],
+    ),
+    ({"protocol": "tcp", "destination_port": range(7000, 8000)}, ["tcp dport >= 7000 tcp dport < 8000"]),
+    ({"protocol": "tcp", "not_destination_port": range(7000, 8000)}, ["tcp dport < 7000", "tcp dport >= 8000"]),
+    ({"protocol": "tcp", "source_port": [7777, "1-9"]}, ["tcp sport 7777", "tcp sport 1-9"]),
+    ({"protocol": "udp", "not_source_port": [5001, "1-9"]}, ["udp sport != { 5001, 1-9 }"]),
+    ({"protocol": "tcp", "tcp_flags": "syn,!ack"}, ["tcp flags & (syn | ack) == syn"]),
+    ({"protocol": "tcp", "not_tcp_flags": "syn,!ack"}, ["tcp flags & (syn | ack) != syn"]),
+    ({"protocol": "tcp", "tcp_flags": "psh"}, ["tcp flags & psh != 0"]),
+    ({"length": "0-60"}, ["meta length <= 60"]),
+    ({"not_length": ["0-59", 60]}, ["meta length > 60"]),
+    ({"length": [52, 60]}, ["meta length 52", "meta length 60"]),
+    ({"mark": 0}, ["meta mark 0"]),
+    ({"mark": [5, 7]}, ["meta mark 5", "meta mark 7"]),
+    ({"mark": (1, 3)}, ["meta mark & 3 == 1"]),
+    ({"not_mark": [(1, 3), (0, 3)]}, ["meta mark & 3 == 2", "meta mark & 3 == 3"]),
+    ({"not_mark": 5}, ["meta mark != 5"]),
+    ({"state": ["new", "invalid"]}, ["ct state new", "ct state invalid"]),
+    ({"not_state": ["new", "invalid"]}, ["ct state established", "ct state related", "ct state untracked"]),
+    ({"connection_mark": [0, 3]}, ["ct mark 0"]),
+    ({"not_connection_mark": (0, 1)}, ["ct mark & 1 == 1"]),
+    ({"uid": [0, 77]}, ["meta skuid 0"]),  # the test is root, in a user namespace if need be
+    ({"not_uid": range(70, 80)}, ["meta skuid < 70", "meta skuid >= 80"]),
+    ({"gid": "0-5"}, ["meta skgid <= 5"]),
+    ({"not_gid": 0}, ["meta skgid != 0"]),
+    ({"in_interface": ["to-client", "lo"]}, ['iifname "to-client"', 'iifname "lo"']),
+    ({"in_interface": ["to-c*", "lo"]}, ['iifname { "to-client", "lo" }']),
+    ({"not_in_interface": ["to-c*", "lo"]}, ['iifname != { "to-client", "lo" }']),
+    ({"out_interface": "to-*"}, ['oifname { "to-client", "to-server" }']),
+    ({"not_out_interface": "to-client"}, ['oifname != "to-client"']),
+    ({"source_type": "local"}, ["fib saddr type local"]),
+    ({"not_source_type": ["local", "multicast"]}, ["fib saddr type != { local, multicast }"]),
+    ({"destination_type": ["local", "unicast"]}, ["fib daddr type local", "fib daddr type unicast"]),
+    ({"not_destination_type": "broadcast"}, ["fib daddr type != broadcast"]),
+    ({"protocol": "udp", "limit": "1/day burst 3"}, ["meta l4proto udp limit rate 1/day burst 3 packets"]),
+    ({"protocol": "udp", "not_limit": "1/day burst 3"}, ["meta l4proto udp limit rate over 1/day burst 3 packets"]),
+]
+
+
+def exchange(net: Net) -> None:
+    """Packets of all sorts, by way of the router, to it and from it."""
+    for family in (V4, V6):
+        for here, there in (("client", "server"), ("client", "router"), ("router", "client")):
+            converse(net, here, there, ADDRESS[there, family])
+            datagrams(net, here, there, family)
+            ping(net, here, there, family)
+
+
+def datagrams(net: Net, here: str, there: str, family: int) -> None:
+    with net.receiver(there, family, 5001) as receiver, net.open_socket(here, family) as sender:
+        for mark in (0, 5, 6, 7):
+            sender.setsockopt(socket.SOL_SOCKET, 36, mark)  # SO_MARK
+            sender.sendto(b"data", (ADDRESS[there, family], 5001))
+            assert receiver.recv(100) == b"data"
+
+
+def ping(net: Net, here: str, there: str, family: int) -> None:
+    protocol = socket.IPPROTO_ICMP if family == V4 else socket.IPPROTO_ICMPV6
+    message = (b"\x08\0" if family == V4 else b"\x80\0") + b"\0\0\0\1\0\1"
+    message = message[:2] + inet.checksum(message).to_bytes(2, "big") + message[4:]  # for ICMPv6 the kernel does it
+    with net.at(here, lambda: socket.socket(family, socket.SOCK_RAW, protocol)) as sock:
+        sock.settimeout(TIMEOUT)
+        sock.sendto(message, (ADDRESS[there, family], 0))
+        while sock.recv(1000)[20 if family == V4 else 0] not in (0, 129):
+            pass
+
+
+# What nft would refuse to be asked in tables of one version, where no packet has it.
+OF_THE_OTHER = {
+    "inet": (),
+    "ip": ("ip6 ", "icmpv6 ", "meta nfproto ipv6"),
+    "ip6": ("ip ", "icmp ", "meta nfproto ipv4"),
+}
+
+
+@pytest.mark.parametrize("family", OF_THE_OTHER)
+def test_what_matches_is_what_nft_says_that_it_means(net: Net, family: str) -> None:
+    """Each criterion, and its negation, is counted at each hook by a rule of ours, and by nft's of its own words."""
+    names = {name for options, _ in MEANING for name in options}
+    without = {"cgroup", "not_cgroup", "not_limit"}  # see test_cgroup; a limit is not about what a packet is
+    assert {*CRITERIA, *(f"not_{name}" for name in CRITERIA)} - names <= without
+    here, made = net.hosts["router"], []
+    counted: dict[str, dict[str, Any]] = {}
+    text = ""
+    for hook in IP_HOOKS:
+        text += f"chain {hook} {{\ntype filter hook {hook} priority 1;\n"
+        for number, (options, words) in enumerate(MEANING):
+            where = {"hook": hook, "family": family, **options}
+            if where["family"] == family and not is_refused(**where):
+                made.append(rules.log(9, netns=here, **where))
+                counted[f"{hook} {number}"] = where
+                known = [one for one in words if not one.startswith(OF_THE_OTHER[family])]
+                if family != "inet":  # where all packets are of one version nft does not want to be asked which
+                    known = [re.sub("^meta nfproto ipv[46]$", "", one) for one in known]
+                text += "".join(f'{one} counter comment "{hook} {number}"\n' for one in known)
+        text += "}\n"
+    nft(net, "-f", "-", text=f"table {family} t {{\n{text}}}\n")
+
+    def ours() -> list[int]:
+        return [row.packets for row in rules.installed(here)]
+
+    def theirs() -> list[int]:
+        found = dict.fromkeys(counted, 0)
+        for row in nft(net, "list", "table", family, "t").splitlines():
+            if "comment" in row:
+                found[row.split('"')[-2]] += int(row.partition("counter packets ")[2].split()[0])
+        return list(found.values())
+
+    def at_rest() -> tuple[list[int], list[int]]:
+        """Both, while no packet is on its way."""
+        seen: list[tuple[list[int], list[int]]] = []
+
+        def look() -> bool:
+            seen.append((ours(), theirs()))
+            return len(seen) > 1 and seen[-1] == seen[-2]
+
+        assert wait_for(look)
+        return seen[-1]
+
+    with rules.RuleSet(*made):
+        before = at_rest()
+        exchange(net)
+        after = at_rest()
+    differences = [
+        [last - first for first, last in zip(*pair, strict=True)] for pair in zip(before, after, strict=True)
+    ]
+    found = {key: pair for key, *pair in zip(counted, *differences, strict=True)}
+    assert {str(counted[key]): pair for key, pair in found.items() if pair[0] != pair[1]} == {}
+    met = {key.split()[1] for key, pair in found.items() if pair[0]}
+    if family == "inet":
+        silent = [options for number, (options, _) in enumerate(MEANING) if str(number) not in met]
+        assert silent == [{"not_connection_mark": (0, 1)}, {"not_gid": 0}], "no packet is for those"
+
+
+def nft(net: Net, *arguments: str, text: str | None = None) -> str:
+    if shutil.which("nft") is None:
+        cannot_run("nft is not installed")
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["nft", *arguments], input=text, capture_output=True, text=True, timeout=TIMEOUT)
+
+    done: subprocess.CompletedProcess[str] = net.at("router", run)
+    assert done.returncode == 0, done
+    return done.stdout

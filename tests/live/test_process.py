@@ -42,7 +42,7 @@ def test_without_privilege(net: Net) -> None:
         assert caught.value.errno == errno.EPERM
         assert isinstance(caught.value, PermissionError)
         assert not isinstance(caught.value, nfnet.BusyError)
-        with pytest.raises(nfnet.NotPermittedError, match="queueing packets to queue 1"), rules.queue(1):
+        with pytest.raises(nfnet.NotPermittedError, match="queueing packets to queue 1"), rules.queue(1, hook="output"):
             pass
 
     assert in_child(child) == 0
@@ -282,7 +282,7 @@ def test_namespaces_that_cannot_be_entered() -> None:
 
 def test_the_calling_thread_stays_where_it_is(net: Net) -> None:
     before = os.readlink("/proc/thread-self/ns/net")
-    with Queue(1, netns=net.hosts["client"]), rules.queue(1, netns=net.hosts["client"]):
+    with Queue(1, netns=net.hosts["client"]), rules.queue(1, hook="output", netns=net.hosts["client"]):
         assert os.readlink("/proc/thread-self/ns/net") == before
 
 
@@ -298,7 +298,9 @@ def test_namespaces_of_processes(net: Net) -> None:
         parent_end.recv(1)
         with (
             Queue(1, netns=f"/proc/{pid}/ns/net") as queue,
-            rules.queue(1, netns=pathlib.Path(f"/proc/{pid}/ns/net"), destination_port=PORT, protocol="udp"),
+            rules.queue(
+                1, hook="output", netns=pathlib.Path(f"/proc/{pid}/ns/net"), destination_port=PORT, protocol="udp"
+            ),
         ):
             net.open_socket("client").sendto(b"x", (ADDRESS["server", V4], PORT))
             packet = collect(queue, 1)[0]

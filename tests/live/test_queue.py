@@ -477,7 +477,10 @@ def test_gso_packets_come_whole_when_asked_for(net: Net) -> None:
         packet.accept(payload=packet.payload)
 
     here = net.hosts["client"]
-    with Queue(1, gso=True, netns=here) as queue, rules.queue(1, protocol="tcp", destination_port=7001, netns=here):
+    with (
+        Queue(1, gso=True, netns=here) as queue,
+        rules.queue(1, hook="output", protocol="tcp", destination_port=7001, netns=here),
+    ):
         send_in_bulk(net, queue, handler)
     assert biggest > 1500
     assert infos & SkbInfo.GSO
@@ -604,8 +607,8 @@ def test_two_queues_in_one_process(net: Net) -> None:
     here = net.hosts["client"]
     with Queue(1, netns=here) as first, Queue(65535, netns=here) as second:
         with (
-            rules.queue(1, protocol="udp", destination_port=7001, netns=here),
-            rules.queue(65535, protocol="udp", destination_port=7002, netns=here),
+            rules.queue(1, hook="output", protocol="udp", destination_port=7001, netns=here),
+            rules.queue(65535, hook="output", protocol="udp", destination_port=7002, netns=here),
         ):
             one, two = net.receiver(port=7001), net.receiver(port=7002)
             sender = net.open_socket("client")

@@ -74,7 +74,7 @@ def test_a_recorded_log_replays(net: Net, tmp_path: Path) -> None:
     path = tmp_path / "log.pcapng"
     here = net.hosts["client"]
     with nfnet.record(path), Log(5, netns=here, threshold=4, timeout=0.1, sequence=True) as log:
-        with rules.log(5, prefix="recorded: ", protocol="udp", netns=here):
+        with rules.log(5, hook="output", prefix="recorded: ", protocol="udp", netns=here):
             sock = net.open_socket("client")
             for number in range(10):
                 sock.sendto(bytes([number]), ("10.81.2.2", 7000))
@@ -207,7 +207,7 @@ def test_a_file_of_dumpcap_of_two_interfaces_replays(net: Net, tmp_path: Path) -
         while line := process.stderr.readline():
             if line.startswith(b"File:"):
                 break
-        with rules.log(5, prefix="dumped", protocol="udp", out_interface="lo", threshold=1, netns=here):
+        with rules.log(5, hook="output", prefix="dumped", protocol="udp", out_interface="lo", threshold=1, netns=here):
             sock = net.open_socket("client")
             deadline = time.monotonic() + TIMEOUT
             for number in range(6):
@@ -245,7 +245,7 @@ def test_a_file_of_tcpdump_replays_as_a_log(net: Net, tmp_path: Path) -> None:
     process = net.at("client", start)
     try:
         assert b"listening" in process.stderr.readline()
-        with rules.log(5, prefix="dumped", protocol="udp", netns=net.hosts["client"]):
+        with rules.log(5, hook="output", prefix="dumped", protocol="udp", netns=net.hosts["client"]):
             sock = net.open_socket("client")
             for number in range(6):
                 sock.sendto(bytes([number]), ("10.81.2.2", 7000))

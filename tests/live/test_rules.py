@@ -20,7 +20,9 @@ from nfnet.protocol import nfqnl
 from nfnet.protocol.layout import build_attribute
 from nfnet.protocol.netlink import Flag
 from nfnet.protocol.nfnetlink import build_message
+from nfnet.rules import _installed
 from nfnet.rules import _nftables as nftables
+from nfnet.rules._actions import queues_of
 
 from .conftest import (
     ADDRESS,
@@ -360,6 +362,10 @@ def tables(net: Net, host: str) -> list[str]:
     return list(net.at(host, read))
 
 
+def new_table(name: str) -> nftables.Message:
+    return nftables.Message(nftables.NEWTABLE, 1, [(nftables.TABLE_NAME, nftables.text(name))])
+
+
 def test_install_and_remove(net: Net) -> None:
     here = net.hosts["router"]
     receiver = net.receiver("server", V4, PORT)
@@ -384,7 +390,7 @@ import gc, os, sys, nfnet
 
 def setup():
     nfnet.rules.install(nfnet.rules.queue(1, hook="forward", protocol="udp", bypass=False))
-    nfnet.rules.log(5).install()
+    nfnet.rules.log(5, hook="output").install()
 
 setup()
 gc.collect()
@@ -448,6 +454,18 @@ def test_a_rule_that_threads_install_at_once_is_there_once(net: Net) -> None:
     assert tables(net, "router") == []
 
 
+def test_a_block_of_what_is_installed_takes_it_over_once(net: Net) -> None:
+    rule = rules.install(rules.log(5, hook="forward", netns=net.hosts["router"]))
+    with rule:
+        with pytest.raises(nfnet.NfnetError, match="installed already"), rule:
+            pass
+        assert len(tables(net, "router")) == 1
+    assert tables(net, "router") == []
+    with rule, pytest.raises(nfnet.NfnetError, match="installed already"), rule:
+        pass
+    assert tables(net, "router") == []
+
+
 def test_a_block_that_is_never_entered_leaves_no_rule(net: Net) -> None:
     rule = rules.queue(1, hook="forward", netns=net.hosts["router"])
 
@@ -485,7 +503,7 @@ def test_a_forked_child_has_no_part_in_a_rule(net: Net) -> None:
 def test_a_rule_that_may_not_be_removed_any_more(net: Net, owned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table with an owner goes all the same, with its socket. Others, as before Linux 5.12, do not."""
     if not owned:
-        monkeypatch.setattr(rules, "_OWNER", 0)
+        monkeypatch.setattr(_installed, "_OWNER", 0)
     here = net.hosts["router"]
 
     def child() -> None:
@@ -509,7 +527,7 @@ def feeding(net: Net, host: str) -> list[tuple[range, int]]:
     """The queues that rules feed, and the flags of these: 1 is bypass."""
     sock = net.at(host, NetlinkSocket)
     try:
-        found = [rules.queues_of(*expression) for expression in nftables.expressions(sock)]
+        found = [queues_of(*expression) for expression in nftables.expressions(sock)]
     finally:
         sock.close()
     return [(numbers, flags) for numbers, flags in found if numbers]
@@ -540,7 +558,7 @@ def test_an_int_is_a_descriptor(net: Net) -> None:
         Traffic(net).send(V4, b"data", {})
         (packet,) = collect(queue, 1)
         packet.accept()
-    with Log(5, netns=number), rules.log(5, netns=f"/proc/{os.getpid()}/fd/{number}"):
+    with Log(5, netns=number), rules.log(5, hook="output", netns=f"/proc/{os.getpid()}/fd/{number}"):
         assert len(tables(net, "router")) == 1
     assert rules.clean(number) == []
 
@@ -553,7 +571,7 @@ def test_what_is_no_descriptor_of_a_namespace(what: str) -> None:
         if number is None:
             sock.close()
         with pytest.raises(nfnet.KernelError, match="bad file descriptor|invalid argument") as caught:
-            rules.queue(1, netns=place).install()
+            rules.queue(1, hook="output", netns=place).install()
     if number is not None:
         assert f"The namespace of process {number} is netns='/proc/{number}/ns/net'" in str(caught.value)
 
@@ -568,10 +586,10 @@ def test_the_command_takes_a_process(net: Net) -> None:
 
 
 def test_other_tables_are_not_touched(net: Net) -> None:
-    theirs = [(nftables.NEWTABLE, [("NFTA_TABLE_NAME", name)]) for name in ("mine", "nfnet-of-mine")]
+    theirs = [new_table(name) for name in ("mine", "nfnet-of-mine")]
     sock = net.at("router", NetlinkSocket)
-    nftables.commit(sock, 1, theirs, "making tables")
-    with rules.queue(1, netns=net.hosts["router"]):
+    nftables.commit(sock, theirs, "making tables")
+    with rules.queue(1, hook="output", netns=net.hosts["router"]):
         assert len(tables(net, "router")) == 3
         assert len(rules.installed(net.hosts["router"])) == 1
     assert rules.clean(net.hosts["router"]) == []
@@ -585,9 +603,9 @@ def test_what_a_killed_process_left_is_removed(net: Net) -> None:
     process.wait()
     name = f"nfnet-{process.pid}-0000"  # as before Linux 5.12: without an owner
     sock = net.at("router", NetlinkSocket)
-    nftables.commit(sock, 1, [(nftables.NEWTABLE, [("NFTA_TABLE_NAME", name)])], "making a table")
+    nftables.commit(sock, [new_table(name)], "making a table")
     sock.close()
-    with rules.queue(1, netns=here):
+    with rules.queue(1, hook="output", netns=here):
         (left,) = rules.clean(here)
         assert (left.family, left.name, left.process, left.orphaned) == ("inet", name, process.pid, True)
         assert len(tables(net, "router")) == 1
@@ -599,7 +617,7 @@ def test_the_command_lists_and_cleans(net: Net) -> None:
     process.wait()
     name = f"nfnet-{process.pid}-0000"
     sock = net.at("router", NetlinkSocket)
-    nftables.commit(sock, 1, [(nftables.NEWTABLE, [("NFTA_TABLE_NAME", name)])], "making a table")
+    nftables.commit(sock, [new_table(name)], "making a table")
     sock.close()
     path = f"/proc/{os.getpid()}/fd/{here.fileno()}"
 
@@ -609,13 +627,37 @@ def test_the_command_lists_and_cleans(net: Net) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         return str(done.stdout)
 
-    with rules.queue(1, netns=here):
-        listed = nfnet_rules("list", "--netns", path).splitlines()
+    with rules.queue(1, hook="output", netns=here):
+        listed = [line for line in nfnet_rules("list", "--netns", path).splitlines() if not line.startswith(" ")]
         states = {int(line.split()[3]): " ".join(line.split()[4:]) for line in listed}
         assert states == {os.getpid(): "in use", process.pid: "of a process that ended"}
         assert nfnet_rules("clean", "--netns", path).split()[-1] == "removed"
         assert nfnet_rules("clean", "--netns", path) == "nothing to remove\n"
     assert nfnet_rules("list", "--netns", path) == "no rules\n"
+
+
+LISTED = "protocol=tcp,udp not_source=192.0.2.0/24,fd00:7::/32 destination_port=7000-7001"
+
+
+def test_the_command_says_what_rules_match_and_how_often(net: Net) -> None:
+    """Those of another process, too: here they are a command's own."""
+    receiver = net.receiver("server", V4, PORT)
+    words = f"hook=forward {LISTED} bypass=no"
+    with running(net, [sys.executable, "-m", "nfnet", "queue", "1", "-q", "--install-rule", words]) as process:
+        assert wait_for(lambda: is_bound(net, queue=1) or process.poll() is not None)
+        for data in (b"one", b"three"):
+            Traffic(net).send(V4, data, {})
+            assert receiver.recv(100) == data
+        command = [sys.executable, "-m", "nfnet", "rules", "list"]
+        done = net.at("router", lambda: subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT) == 0
+    table, *counted = done.stdout.splitlines()
+    assert table.split() == ["inet", table.split()[1], "process", str(process.pid), "in", "use"]
+    # Of each datagram the IP header has 20 bytes, and that of UDP 8.
+    assert [line.split(maxsplit=4) for line in counted] == [
+        ["2", "packets", str(28 + 3 + 28 + 5), "bytes", f"queue 1 bypass=no hook=forward {LISTED}"]
+    ]
 
 
 SCRIPT = """\
@@ -689,7 +731,7 @@ def test_another_name_of_an_interface_is_refused(net: Net) -> None:
 
 def test_unknown_namespace() -> None:
     with pytest.raises(nfnet.KernelError, match="/run/netns/no-such-namespace"):
-        rules.queue(1, netns="no-such-namespace").install()
+        rules.queue(1, hook="output", netns="no-such-namespace").install()
 
 
 def test_nft_reads_what_was_meant(net: Net) -> None:

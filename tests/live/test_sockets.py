@@ -216,3 +216,23 @@ def test_a_receive_buffer_that_is_cut(privileges: str | None) -> None:
         assert len(messages) == 1
 
     assert in_child(child) == 0
+
+
+def test_a_queue_has_one_descriptor_until_somebody_asks_for_fileno(net: Net) -> None:
+    way = Way(net)
+
+    def count() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    with queueing(net):
+        before = count()
+        with nfnet.Queue(1, netns=net.hosts["router"]) as queue:
+            way.send(b"one", b"two")
+            for packet in queue:
+                packet.accept()
+                if inet.get_data(packet.payload) == b"two":
+                    break
+            assert way.received(2) == [b"one", b"two"]
+            assert count() == before + 1
+            queue.fileno()
+            assert count() == before + 3

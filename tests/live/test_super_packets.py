@@ -282,7 +282,7 @@ def test_a_super_packet_cannot_become_shorter(net: Net, family: int, protocol: s
     if protocol == "udp":
         need_segments()
         receiver = net.receiver("server", family, PORT)
-        with rules.queue(1, protocol="udp", netns=here), Queue(1, gso=True, netns=here) as queue:
+        with rules.queue(1, hook="output", protocol="udp", netns=here), Queue(1, gso=True, netns=here) as queue:
             send_segments(net, family)
             (packet,) = collect(queue, 1)
             with pytest.raises(ArgumentError, match="cannot become shorter"):
@@ -315,7 +315,7 @@ def test_scapy_gives_segments_what_the_kernel_wants(net: Net, family: int) -> No
     need_segments()
     here = net.hosts["client"]
     receiver = net.receiver("server", family, 7001)
-    with rules.queue(1, protocol="udp", netns=here), Queue(1, gso=True, netns=here) as queue:
+    with rules.queue(1, hook="output", protocol="udp", netns=here), Queue(1, gso=True, netns=here) as queue:
         send_segments(net, family)
         (packet,) = collect(queue, 1)
         theirs = packet.scapy()

@@ -1,0 +1,29 @@
+"""A port that opens for half a minute to who knocks at others, in order: python port_knocking.py 22 7000 9000 8000"""
+
+import sys
+
+import nfnet
+from nfnet import rules
+
+port, *knocks = map(int, sys.argv[1:])
+
+# Who has knocked at the first of the ports, at the first two, and so on; the last may come in.
+# Knocks may be ten seconds apart.
+heard = [rules.Set("address", timeout=10) for _ in knocks]
+opened = heard[-1] = rules.Set("address", timeout=30)
+
+new = {"hook": "input", "protocol": "tcp", "tcp_flags": "syn,!ack"}
+closed = rules.drop(**new, destination_port=port, not_source=opened)
+listen = rules.log(5, **new, destination_port=knocks, limit="100/second burst 100")
+
+
+def handle(message):
+    source, step = message.ip.source, knocks.index(message.tcp.destination_port)
+    if step == 0 or source in heard[step - 1]:
+        heard[step].add(source)
+        if heard[step] is opened:
+            print(f"port {port} is open to {source}", flush=True)
+
+
+with rules.install(closed, listen), nfnet.Log(5, threshold=1) as log:
+    log.run(handle)

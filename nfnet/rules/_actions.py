@@ -1,0 +1,467 @@
+"""What a rule does with the packets that it is for: a class for each, with its expressions and its words."""
+
+from __future__ import annotations
+
+import shlex
+import struct
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+from .._arguments import check, check_choice, check_flag, wrong_type
+from ..errors import ArgumentError
+from ..protocol import netlink
+from ..protocol.markbits import DEFAULT_BITS, MarkBits
+from ._expressions import (
+    CT_DIRECTION,
+    CT_PACKETS,
+    CT_STATE,
+    LESS_OR_EQUAL,
+    META_MARK,
+    NOT_EQUAL,
+    REGISTER,
+    Expression,
+    be16,
+    be32,
+    be64,
+    compare,
+    ct,
+    host32,
+    immediate,
+    masked,
+    meta,
+    network_order,
+    set_meta,
+    verdict,
+)
+from ._values import HOOKS, NoWordsError, check_words
+
+Balance = Literal["addresses", "cpu", "flow"]
+Refusal = Literal["port-unreachable", "admin-prohibited", "host-unreachable", "no-route"]
+
+_QUEUE_NUM, _QUEUE_TOTAL, _QUEUE_FLAGS, _QUEUE_SREG = 1, 2, 3, 4
+_BYPASS, _CPU_FANOUT = 1, 2
+_HASH_DREG, _HASH_MODULUS, _HASH_OFFSET, _HASH_TYPE = 2, 4, 6, 7
+_SYMMETRIC = 1
+_LOG_GROUP, _LOG_PREFIX, _LOG_SNAPLEN, _LOG_QTHRESHOLD = 1, 2, 3, 4
+_MAX_PREFIX, _MAX_IPTABLES_PREFIX = 127, 63  # bytes
+_DROP, _ACCEPT = 0, 1  # NF_*
+_INVALID, _UNTRACKED = 1, 64  # NF_CT_STATE_*_BIT
+_MOST_FIRST = 0xFFFFFFFF
+_ICMP_UNREACHABLE, _TCP_RESET, _ICMPX_UNREACHABLE = 0, 1, 2  # NFT_REJECT_*
+_xt_nfq_info = struct.Struct(netlink.PREFIX + "HHHxx")  # struct xt_NFQ_info_v3, of the target of iptables
+
+
+class Case(NamedTuple):
+    """Packets that an action is for, of those that match: what lets them through, and the same in words."""
+
+    steps: list[Expression]
+    nft: str
+    iptables: str
+
+
+class Action:
+    """What happens to packets. Those that some actions end with go no further in the chain of the rule."""
+
+    name: ClassVar[str] = ""
+    """The function of `nfnet.rules` that makes it."""
+    only_tcp: ClassVar[bool] = False
+    """Whether it can be done to TCP segments alone."""
+    reroutes: ClassVar[bool] = False
+    """Whether a packet that leaves may need another route afterwards."""
+
+    def hooks(self, family: str) -> tuple[str, ...]:
+        """Those at which the kernel can do it."""
+        return (*HOOKS, "ingress")
+
+    def parts(self) -> tuple[Action, ...]:
+        """Actions of which each packet gets the first that is possible."""
+        return (self,)
+
+    def cases(self) -> list[Case]:
+        """Of which a packet must be any."""
+        return [Case([], "", "")]
+
+    def choices(self, family: str) -> list[list[Expression]]:
+        """Expressions that do it in a table of the family; those of the first choice that the kernel knows are used."""
+        raise NotImplementedError
+
+    def nft(self, family: str) -> str:
+        """The same in nft's words. Raises NoWordsError."""
+        raise NotImplementedError
+
+    def iptables(self, version: int) -> str:
+        """The same in words of iptables (4) or ip6tables (6), quoted for the shell. Raises NoWordsError."""
+        raise NotImplementedError
+
+    def words(self) -> list[str]:
+        """The same in words of the command line."""
+        return [self.name]
+
+
+@dataclass(frozen=True)
+class QueueAction(Action):
+    """Packets go to a program."""
+
+    name = "queue"
+    numbers: range
+    bypass: bool
+    balance: Balance
+    first: int | None
+    bits: MarkBits | None
+    """In which the fate of a connection is remembered, if it is."""
+    passes_over: int | None = None
+    """A mark of packets that are not to be queued."""
+
+    @classmethod
+    def of(
+        cls,
+        num: int | range,
+        bypass: bool,
+        balance: Balance,
+        first: int | None = None,
+        remember: bool = False,
+        bits: int | None = None,
+    ) -> QueueAction:
+        """Of the arguments of `nfnet.rules.queue`. Raises ArgumentError."""
+        if isinstance(num, range):
+            if not num or num.step != 1:
+                raise ArgumentError(f"queue numbers are {num} and must be a range without gaps")
+            numbers = num
+        else:
+            num = check("queue number", num, 0, 0xFFFF, what="a number, or a range of them")
+            numbers = range(num, num + 1)
+        check("queue number", numbers[0], 0, 0xFFFF)
+        check("queue number", numbers[-1], 0, 0xFFFF)
+        if len(numbers) > 0xFFFF:
+            raise ArgumentError("a rule shares its packets among 65535 queues at most, not 65536")
+        check_choice("balance", balance, ("addresses", "cpu", "flow"))
+        if first is not None:
+            first = check("first", first, 1, _MOST_FIRST)
+        if not check_flag("remember", remember):
+            if bits is not None:
+                raise ArgumentError("bits are those in which remember=True has connections remembered: give both")
+            return cls(numbers, check_flag("bypass", bypass), balance, first, None)
+        mark_bits = MarkBits(DEFAULT_BITS if bits is None else bits)
+        return cls(numbers, check_flag("bypass", bypass), balance, first, mark_bits)
+
+    def __str__(self) -> str:
+        if len(self.numbers) == 1:
+            return f"queueing packets to queue {self.numbers[0]}"
+        return f"queueing packets to queues {self.numbers[0]} to {self.numbers[-1]}"
+
+    def hooks(self, family: str) -> tuple[str, ...]:
+        return HOOKS
+
+    @property
+    def is_tracked(self) -> bool:
+        """Whether it needs connection tracking."""
+        return self.first is not None or self.bits is not None
+
+    def cases(self) -> list[Case]:
+        cases = [Case([], "", "")] if self.first is None else _first(self.first)
+        if (mark := self.passes_over) is not None:
+            steps = [meta(META_MARK), compare(host32(mark), NOT_EQUAL)]
+            nft, iptables = f"meta mark != {mark:#x}", f"-m mark ! --mark {mark:#x}"
+            cases = [
+                Case([*steps, *case.steps], f"{nft} {case.nft}".rstrip(), f"{iptables} {case.iptables}".rstrip())
+                for case in cases
+            ]
+        return cases
+
+    def choices(self, family: str) -> list[list[Expression]]:
+        first, total = self.numbers[0], len(self.numbers)
+        flags = (_BYPASS if self.bypass else 0) | (_CPU_FANOUT if self.balance == "cpu" and total > 1 else 0)
+        if self.balance == "flow" and total > 1:
+            values = {_HASH_DREG: be32(REGISTER), _HASH_MODULUS: be32(total), _HASH_OFFSET: be32(first)}
+            by_hash = {_QUEUE_SREG: be32(REGISTER), _QUEUE_FLAGS: be16(flags)}
+            return [[("hash", {**values, _HASH_TYPE: be32(_SYMMETRIC)}), ("queue", by_hash)]]
+        native = {_QUEUE_NUM: be16(first), _QUEUE_TOTAL: be16(total), _QUEUE_FLAGS: be16(flags)}
+        # A kernel without nft's own queue expression may still have the target of iptables.
+        info = _xt_nfq_info.pack(first, total, flags)
+        target = ("target", {1: b"NFQUEUE\0", 2: be32(3), 3: info})
+        return [[("queue", native)], [target]]
+
+    def nft(self, family: str) -> str:
+        if self.balance == "flow" and len(self.numbers) > 1:
+            offset = f" offset {self.numbers[0]}" if self.numbers[0] else ""
+            bypass = "flags bypass " if self.bypass else ""
+            return f"queue {bypass}to symhash mod {len(self.numbers)}{offset}"
+        flags = ["bypass"] * self.bypass + ["fanout"] * (self.balance == "cpu" and len(self.numbers) > 1)
+        return " ".join(["queue num", _span(self.numbers, "-"), *([",".join(flags)] if flags else [])])
+
+    def iptables(self, version: int) -> str:
+        if len(self.numbers) == 1:
+            words = ["-j NFQUEUE --queue-num", str(self.numbers[0])]
+        elif self.balance == "flow":
+            raise NoWordsError("balance='flow'")
+        else:
+            words = ["-j NFQUEUE --queue-balance", _span(self.numbers, ":")]
+            words += ["--queue-cpu-fanout"] * (self.balance == "cpu")
+        return " ".join(words + ["--queue-bypass"] * self.bypass)
+
+    def words(self) -> list[str]:
+        words = [self.name, _span(self.numbers, "-")] + ["bypass=no"] * (not self.bypass)
+        words += [] if self.first is None else [f"first={self.first}"]
+        if self.bits is not None:
+            words += ["remember=yes"] + [f"bits={self.bits.mask:#x}"] * (self.bits.mask != DEFAULT_BITS)
+        return words + [f"balance={self.balance}"] * (len(self.numbers) > 1)
+
+
+def _first(packets: int) -> list[Case]:
+    """The first so many packets of each direction of a connection, and packets that belong to none.
+
+    Of what has no connection the rules about directions know nothing: without a rule of its own it would not be queued.
+    """
+    cases = []
+    for number, direction in enumerate(("original", "reply")):
+        steps = [ct(CT_DIRECTION), compare(bytes([number]))]
+        # Numbers are compared by their bytes.
+        steps += [ct(CT_PACKETS, number), network_order(8), compare(be64(packets), LESS_OR_EQUAL)]
+        nft = f"ct direction {direction} ct {direction} packets <= {packets}"
+        iptables = f"-m conntrack --ctdir {direction.upper()}"
+        iptables += f" -m connbytes --connbytes 0:{packets} --connbytes-dir {direction} --connbytes-mode packets"
+        cases.append(Case(steps, nft, iptables))
+    steps = [ct(CT_STATE), masked(host32(_INVALID | _UNTRACKED)), compare(bytes(4), NOT_EQUAL)]
+    return [*cases, Case(steps, "ct state invalid,untracked", "-m conntrack --ctstate INVALID,UNTRACKED")]
+
+
+@dataclass(frozen=True)
+class LogAction(Action):
+    """Copies of packets go to a program, and the packets to the next rule."""
+
+    name = "log"
+    group: int
+    prefix: str
+    snaplen: int | None
+    threshold: int | None
+
+    @classmethod
+    def of(cls, group: int, prefix: str, snaplen: int | None, threshold: int | None) -> LogAction:
+        """Of the arguments of `nfnet.rules.log`. Raises ArgumentError."""
+        group = check("log group", group, 0, 0xFFFF)
+        if not isinstance(prefix, str):
+            raise wrong_type("prefix", prefix, "text")
+        try:
+            text = prefix.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise ArgumentError(f"prefix is {prefix!r} and must be text") from None
+        if len(text) > _MAX_PREFIX or b"\0" in text:
+            raise ArgumentError(f"prefix has {len(text)} bytes and must have at most {_MAX_PREFIX}, none of them 0")
+        if snaplen is not None:
+            snaplen = check("snaplen", snaplen, 0, 0xFFFFFFFF)
+        if threshold is not None:
+            threshold = check("threshold", threshold, 1, 0xFFFF)
+        return cls(group, prefix, snaplen, threshold)
+
+    def __str__(self) -> str:
+        return f"logging packets to group {self.group}"
+
+    def choices(self, family: str) -> list[list[Expression]]:
+        values = {_LOG_GROUP: be16(self.group)}
+        if self.prefix:
+            values[_LOG_PREFIX] = self.prefix.encode("utf-8", "surrogateescape") + b"\0"
+        if self.snaplen is not None:
+            values[_LOG_SNAPLEN] = be32(self.snaplen)
+        if self.threshold is not None:
+            values[_LOG_QTHRESHOLD] = be16(self.threshold)
+        return [[("log", values)]]
+
+    def nft(self, family: str) -> str:
+        check_words("a prefix", self.prefix, '"$')  # the latter begins the name of a variable
+        words = ["log", *([f'prefix "{self.prefix}"'] if self.prefix else []), f"group {self.group}"]
+        words += [] if self.snaplen is None else [f"snaplen {self.snaplen}"]
+        words += [] if self.threshold is None else [f"queue-threshold {self.threshold}"]
+        return " ".join(words)
+
+    def iptables(self, version: int) -> str:
+        check_words("a prefix", self.prefix)
+        if len(self.prefix.encode()) > _MAX_IPTABLES_PREFIX:
+            raise NoWordsError(f"a prefix of more than {_MAX_IPTABLES_PREFIX} bytes")
+        words = ["-j NFLOG --nflog-group", str(self.group)]
+        words += ["--nflog-prefix", shlex.quote(self.prefix)] if self.prefix else []
+        words += [] if self.snaplen is None else ["--nflog-size", str(self.snaplen)]
+        words += [] if self.threshold is None else ["--nflog-threshold", str(self.threshold)]
+        return " ".join(words)
+
+    def words(self) -> list[str]:
+        words = [self.name, str(self.group)] + [shlex.quote(f"prefix={self.prefix}")] * bool(self.prefix)
+        words += [] if self.snaplen is None else [f"snaplen={self.snaplen}"]
+        return words + ([] if self.threshold is None else [f"threshold={self.threshold}"])
+
+
+class DropAction(Action):
+    """Packets vanish."""
+
+    name = "drop"
+
+    def __str__(self) -> str:
+        return "dropping packets"
+
+    def choices(self, family: str) -> list[list[Expression]]:
+        return [[verdict(_DROP)]]
+
+    def nft(self, family: str) -> str:
+        return "drop"
+
+    def iptables(self, version: int) -> str:
+        return "-j DROP"
+
+
+class AcceptAction(Action):
+    """Packets meet no further rule of the chain."""
+
+    name = "accept"
+
+    def __str__(self) -> str:
+        return "accepting packets"
+
+    def choices(self, family: str) -> list[list[Expression]]:
+        return [[verdict(_ACCEPT)]]
+
+    def nft(self, family: str) -> str:
+        return "accept"
+
+    def iptables(self, version: int) -> str:
+        return "-j ACCEPT"
+
+
+@dataclass(frozen=True)
+class MarkAction(Action):
+    """Packets get a mark, and go to the next rule."""
+
+    name = "mark"
+    reroutes = True
+    value: int
+    mask: int
+
+    @classmethod
+    def of(cls, value: int, mask: int) -> MarkAction:
+        """Of the arguments of `nfnet.rules.mark`. Raises ArgumentError."""
+        value = check("mark", value, 0, 0xFFFFFFFF)
+        mask = check("mask", mask, 1, 0xFFFFFFFF)
+        if value & ~mask:
+            raise ArgumentError(f"mark {value:#x} has bits that its mask {mask:#x} leaves out")
+        return cls(value, mask)
+
+    def __str__(self) -> str:
+        return f"marking packets with {self._text()}"
+
+    def _text(self) -> str:
+        return f"{self.value:#x}" + (f"/{self.mask:#x}" if self.mask != 0xFFFFFFFF else "")
+
+    def choices(self, family: str) -> list[list[Expression]]:
+        setting = set_meta(META_MARK)
+        if self.mask == 0xFFFFFFFF:
+            return [[immediate(host32(self.value)), setting]]
+        return [[meta(META_MARK), masked(host32(self.mask ^ 0xFFFFFFFF), host32(self.value)), setting]]
+
+    def nft(self, family: str) -> str:
+        if self.mask == 0xFFFFFFFF:
+            return f"meta mark set {self.value:#x}"
+        kept = f"meta mark & {self.mask ^ 0xFFFFFFFF:#x}"
+        return f"meta mark set {kept}" + (f" | {self.value:#x}" if self.value else "")
+
+    def iptables(self, version: int) -> str:
+        return f"-j MARK --set-xmark {self.value:#x}/{self.mask:#x}"
+
+    def words(self) -> list[str]:
+        return [self.name, self._text()]
+
+
+@dataclass(frozen=True)
+class RejectAction(Action):
+    """Packets vanish, and their senders are told."""
+
+    name = "reject"
+    error: Refusal
+
+    @classmethod
+    def of(cls, error: Refusal) -> RejectAction:
+        """Of the argument of `nfnet.rules.reject`. Raises ArgumentError."""
+        check_choice("error", error, tuple(_UNREACHABLE))
+        return cls(error)
+
+    def __str__(self) -> str:
+        return "rejecting packets"
+
+    def hooks(self, family: str) -> tuple[str, ...]:
+        return {"bridge": ("prerouting", "input"), "netdev": ("ingress",)}.get(
+            family, ("prerouting", "input", "forward", "output")
+        )
+
+    def parts(self) -> tuple[Action, ...]:
+        return (_ResetAction(), _UnreachableAction(self.error))
+
+    def words(self) -> list[str]:
+        return [self.name] + [f"error={self.error}"] * (self.error != "port-unreachable")
+
+
+class _ResetAction(Action):
+    """The sender gets a TCP reset."""
+
+    only_tcp = True
+
+    def choices(self, family: str) -> list[list[Expression]]:
+        return [[("reject", {1: be32(_TCP_RESET)})]]
+
+    def nft(self, family: str) -> str:
+        return "reject with tcp reset"
+
+    def iptables(self, version: int) -> str:
+        return "-j REJECT --reject-with tcp-reset"
+
+
+# For each error: the number for both IP versions (NFT_REJECT_ICMPX_*); the code and the word for ICMP, and for ICMPv6.
+_UNREACHABLE: dict[str, tuple[int, tuple[int, str], tuple[int, str]]] = {
+    "port-unreachable": (1, (3, "port-unreachable"), (4, "port-unreachable")),
+    "admin-prohibited": (3, (13, "admin-prohibited"), (1, "admin-prohibited")),
+    "host-unreachable": (2, (1, "host-unreachable"), (3, "addr-unreachable")),
+    "no-route": (0, (0, "net-unreachable"), (0, "no-route")),
+}
+_IN_IPTABLES = {
+    4: {13: "icmp-admin-prohibited", 3: "icmp-port-unreachable", 1: "icmp-host-unreachable", 0: "icmp-net-unreachable"},
+    6: {1: "icmp6-adm-prohibited", 4: "icmp6-port-unreachable", 3: "icmp6-addr-unreachable", 0: "icmp6-no-route"},
+}
+
+
+@dataclass(frozen=True)
+class _UnreachableAction(Action):
+    """The sender gets an ICMP or ICMPv6 error."""
+
+    error: Refusal
+
+    def choices(self, family: str) -> list[list[Expression]]:
+        both, of_ip, of_ip6 = _UNREACHABLE[self.error]
+        code = {"ip": of_ip[0], "ip6": of_ip6[0]}.get(family)
+        kind = _ICMPX_UNREACHABLE if code is None else _ICMP_UNREACHABLE
+        return [[("reject", {1: be32(kind), 2: bytes([both if code is None else code])})]]
+
+    def nft(self, family: str) -> str:
+        _, of_ip, of_ip6 = _UNREACHABLE[self.error]
+        return "reject with " + {"ip": f"icmp {of_ip[1]}", "ip6": f"icmpv6 {of_ip6[1]}"}.get(
+            family, f"icmpx {self.error}"
+        )
+
+    def iptables(self, version: int) -> str:
+        _, of_ip, of_ip6 = _UNREACHABLE[self.error]
+        code = of_ip[0] if version == 4 else of_ip6[0]
+        return f"-j REJECT --reject-with {_IN_IPTABLES[version][code]}"
+
+
+def _span(numbers: range, separator: str) -> str:
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}{separator}{numbers[-1]}"
+
+
+def queues_of(name: str, values: dict[int, bytes]) -> tuple[range, int]:
+    """The queues that an expression of nf_tables puts packets into, and its flags; none if it is another one."""
+    if name == "queue" and _QUEUE_NUM in values:
+        first = int.from_bytes(values[_QUEUE_NUM], "big")
+        total = int.from_bytes(values.get(_QUEUE_TOTAL, b"\0\1"), "big")
+        return range(first, first + total), int.from_bytes(values.get(_QUEUE_FLAGS, b""), "big")
+    info = values.get(3, b"")
+    if name == "target" and values.get(1, b"").rstrip(b"\0") == b"NFQUEUE" and len(info) >= 2:
+        # Revision 0 has the number alone, revision 2 and 1 no other flag than bypass.
+        first, total, flags = _xt_nfq_info.unpack(info[:8].ljust(8, b"\0"))
+        revision = int.from_bytes(values.get(2, b""), "big")
+        return range(first, first + (total if revision and total else 1)), flags
+    return range(0), 0

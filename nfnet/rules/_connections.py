@@ -1,0 +1,258 @@
+"""What stands in front of a rule that queues, so that the kernel carries out verdicts on whole connections.
+
+A verdict on a connection is NF_REPEAT with a `Fate` in three bits of the packet's mark, so the packet passes its chain
+again, and meets these rules (``bits`` are all three, the fates are written as what they do):
+
+    chain of the hook:
+        packet's mark has any of them: jump to `decided`
+        ... rules that come before the one that queues
+        connection's mark says accept: accept                   (where all later packets go)
+        connection's mark has any of the bits: jump to `remembered`
+        the rule that queues
+    decided:
+        write the fate into the connection's mark, take the bits out of the packet's mark; accept, drop or reject
+    remembered:
+        drop or reject; but what the kernel itself sends to reject packets passes
+
+What they have to heed:
+
+- The packet's mark goes first: when two packets of a connection are decided differently, each gets its own verdict.
+- Setting the connection's mark is a rule of its own: where a packet has no connection (untracked, invalid) that rule
+  ends at once, and the one with the verdict is still to come. Otherwise it would be queued again, without an end.
+- No bit is left in the mark of a packet that goes on, nor when the kernel makes a reset or an ICMP error of it, which
+  with net.ipv4.fwmark_reflect gets that mark.
+- The reset or ICMP error that rejects a packet passes the hook output itself, "related" to the same connection
+  (nf_conntrack_attach). It is let go: a program that rejects a packet should not be asked about that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..protocol.markbits import REJECTS, Fate, MarkBits
+from ._expressions import (
+    CT_MARK,
+    CT_STATE,
+    EQUAL,
+    META_L4PROTO,
+    META_MARK,
+    NOT_EQUAL,
+    Expression,
+    be32,
+    compare,
+    ct,
+    host32,
+    jump,
+    masked,
+    meta,
+    set_ct,
+    set_meta,
+    verdict,
+)
+
+REJECT_HOOKS = ("prerouting", "input", "forward", "output")
+"""Those at which the kernel rejects packets (nft_reject_inet_validate); prerouting since Linux 5.9."""
+
+_DROP, _ACCEPT = 0, 1  # NF_*
+_RELATED = 4  # NFCT_STATE_BIT(IP_CT_RELATED)
+_TCP, _UDP = 6, 17
+_UNREACH, _TCP_RST, _ICMPX = 0, 1, 2  # NFT_REJECT_*
+# The kind of error, its number, and nft's words.
+_NO_PORT = {
+    "inet": (_ICMPX, 1, "icmpx port-unreachable"),
+    "ip": (_UNREACH, 3, "icmp port-unreachable"),
+    "ip6": (_UNREACH, 4, "icmpv6 port-unreachable"),
+}
+_PROHIBITED = {
+    "inet": (_ICMPX, 3, "icmpx admin-prohibited"),
+    "ip": (_UNREACH, 13, "icmp admin-prohibited"),
+    "ip6": (_UNREACH, 1, "icmpv6 admin-prohibited"),
+}
+
+# What the comment of a rule begins with; the bits and a name of `FATES` follow.
+COMMENT = "nfnet connections"
+FATES = {"accept": (Fate.ACCEPT,), "drop": (Fate.DROP,), "reject": (Fate.REJECT_PACKET, Fate.REJECT)}
+
+
+class Line(NamedTuple):
+    """A rule of the kernel.
+
+    branch: the chain that it is in: "" for that of the hook, else one to which rules of that jump.
+    expressions, words: what it does, and the same in nft's words.
+    comment: by which a queue finds it again.
+    """
+
+    branch: str
+    expressions: list[Expression]
+    words: str
+    comment: str = ""
+
+
+Part = tuple[list[Expression], str]
+"""A part of a rule, and the same in nft's words."""
+
+DECIDED, REMEMBERED = "decided", "remembered"
+
+
+class Before(NamedTuple):
+    """What comes before a rule: DECIDED at the head of its chain, or REMEMBERED right before a rule that queues."""
+
+    part: str
+    bits: MarkBits
+
+
+def branch_name(chain: str, branch: str) -> str:
+    """The name of a chain to which rules of another one jump."""
+    return f"{chain}-{branch}"
+
+
+def kernel_lines(what: Before, hook: str, family: str, chain: str) -> Iterator[Line]:
+    """The rules of the kernel for that, in the chain of that name."""
+    yield from (_decided if what.part == DECIDED else _remembered)(what.bits, hook, family, chain)
+
+
+def _decided(bits: MarkBits, hook: str, family: str, chain: str) -> Iterator[Line]:
+    marks = _Marks(bits)
+    yield _line("", marks.packet_has(0, differs=True), _jump(branch_name(chain, DECIDED)))
+    can_reject = hook in REJECT_HOOKS
+    for fate in [Fate.ACCEPT, Fate.DROP, *([Fate.REJECT_PACKET, Fate.REJECT] if can_reject else [])]:
+        yield _line(DECIDED, marks.packet_has(fate), marks.set_connection(fate))
+    accepts, drops = marks.packet_has(Fate.ACCEPT), marks.packet_has(Fate.DROP)
+    yield _line(DECIDED, accepts, marks.clear_packet(), _ACCEPTED, comment=marks.comment("accept"))
+    yield _line(DECIDED, drops, _DROPPED, comment=marks.comment("drop"))
+    if can_reject:
+        rejects = marks.packet_has(REJECTS, mask=REJECTS)
+        for which, answer in _answers(family):
+            comment = marks.comment("reject") if which is _ANY else ""
+            yield _line(DECIDED, rejects, which, marks.clear_packet(), answer, comment=comment)
+
+
+def _remembered(bits: MarkBits, hook: str, family: str, chain: str) -> Iterator[Line]:
+    marks = _Marks(bits)
+    yield _line("", marks.connection_has(Fate.ACCEPT), _ACCEPTED)
+    yield _line("", marks.connection_has(0, differs=True), _jump(branch_name(chain, REMEMBERED)))
+    yield _line(REMEMBERED, marks.connection_has(Fate.DROP), _DROPPED)
+    if hook in REJECT_HOOKS:
+        rejected = marks.connection_has(REJECTS, mask=REJECTS)
+        yield _line(REMEMBERED, rejected, _IS_RELATED, _ACCEPTED)
+        for which, answer in _answers(family):
+            yield _line(REMEMBERED, marks.connection_has(Fate.REJECT), which, answer)
+
+
+def _answers(family: str) -> list[tuple[Part, Part]]:
+    """What senders of rejected packets get: for each kind of packets."""
+    no_port, prohibited = _error(_NO_PORT[family]), _error(_PROHIBITED[family])
+    return [(_is(_TCP, "tcp"), _RESET), (_is(_UDP, "udp"), no_port), (_ANY, prohibited)]
+
+
+def _line(branch: str, *parts: Part, comment: str = "") -> Line:
+    expressions = [expression for part, _ in parts for expression in part]
+    return Line(branch, expressions, " ".join(words for _, words in parts if words), comment)
+
+
+class _Marks:
+    """Parts of rules that look at the bits of both marks, or change them."""
+
+    def __init__(self, bits: MarkBits) -> None:
+        self._bits = bits
+        self._others = bits.mask ^ 0xFFFFFFFF
+
+    def comment(self, name: str) -> str:
+        return f"{COMMENT} {self._bits.mask:#x} {name}"
+
+    def packet_has(self, number: int, *, mask: int | None = None, differs: bool = False) -> Part:
+        """Go on if the packet's mark has this number in the bits, or, of that, in those of ``mask``; or if not."""
+        return self._has(meta(META_MARK), "meta", number, mask, differs)
+
+    def connection_has(self, number: int, *, mask: int | None = None, differs: bool = False) -> Part:
+        """The same about the connection's mark; a packet without a connection does not go on."""
+        return self._has(ct(CT_MARK), "ct", number, mask, differs)
+
+    def _has(self, load: Expression, whose: str, number: int, mask: int | None, differs: bool) -> Part:
+        wanted = self._bits.mask if mask is None else self._bits.spread(mask)
+        value = self._bits.spread(number)
+        words = f"{whose} mark & {wanted:#010x} {'!=' if differs else '=='} {value:#010x}"
+        operator = NOT_EQUAL if differs else EQUAL
+        return [load, masked(host32(wanted)), compare(host32(value), operator)], words
+
+    def set_connection(self, fate: Fate) -> Part:
+        value = self._bits.spread(fate)
+        words = f"ct mark set ct mark & {self._others:#010x} | {value:#010x}"
+        return [ct(CT_MARK), masked(host32(self._others), host32(value)), set_ct(CT_MARK)], words
+
+    def clear_packet(self) -> Part:
+        words = f"meta mark set meta mark & {self._others:#010x}"
+        return [meta(META_MARK), masked(host32(self._others)), set_meta(META_MARK)], words
+
+
+def _is(protocol: int, words: str) -> Part:
+    return [meta(META_L4PROTO), compare(bytes([protocol]))], f"meta l4proto {words}"
+
+
+def _jump(chain: str) -> Part:
+    return [jump(chain)], f"jump {chain}"
+
+
+def _error(which: tuple[int, int, str]) -> Part:
+    kind, code, words = which
+    return [("reject", {1: be32(kind), 2: bytes([code])})], f"reject with {words}"
+
+
+_ANY: Part = [], ""
+_ACCEPTED: Part = [verdict(_ACCEPT)], "accept"
+_DROPPED: Part = [verdict(_DROP)], "drop"
+_RESET: Part = [("reject", {1: be32(_TCP_RST)})], "reject with tcp reset"
+_IS_RELATED: Part = [ct(CT_STATE), masked(host32(_RELATED)), compare(bytes(4), NOT_EQUAL)], "ct state related"
+
+
+# --- the same in words of iptables
+
+
+def iptables_lines(what: Before, hook: str, version: int, is_filter: bool) -> Iterator[str]:
+    """The same as arguments of iptables (4) or ip6tables (6), but for the table; only that called filter can reject."""
+    make = _iptables_decided if what.part == DECIDED else _iptables_remembered
+    yield from make(what.bits, hook, version, is_filter and hook in REJECT_HOOKS)
+
+
+def _iptables_decided(bits: MarkBits, hook: str, version: int, can_reject: bool) -> Iterator[str]:
+    chain, mask = f"nfnet-{hook}", bits.mask
+    clear = f"-j MARK --set-xmark 0x0/{mask:#x}"
+    ends = {"accept": [clear, "-j ACCEPT"], "drop": ["-j DROP"]}
+    if can_reject:
+        ends["reject"] = [clear, *_rejecting(version)]
+    for name, targets in ends.items():
+        yield f"-N {chain}-{name}"
+        yield f"-A {chain}-{name} -j CONNMARK --save-mark --nfmask {mask:#x} --ctmask {mask:#x}"
+        for target in targets[:-1]:
+            yield f"-A {chain}-{name} {target}"
+        comment = f'"{_Marks(bits).comment(name)}"'
+        yield f"-A {chain}-{name} -m comment --comment {comment} {targets[-1]}"
+        value = bits.spread(FATES[name][0])
+        wanted = bits.spread(REJECTS) if name == "reject" else mask
+        yield f"-A {hook.upper()} -m mark --mark {value:#x}/{wanted:#x} -j {chain}-{name}"
+
+
+def _iptables_remembered(bits: MarkBits, hook: str, version: int, can_reject: bool) -> Iterator[str]:
+    def when(number: int, mask: int) -> str:
+        return f"-A {hook.upper()} -m connmark --mark {bits.spread(number):#x}/{mask:#x}"
+
+    yield f"{when(Fate.ACCEPT, bits.mask)} -j ACCEPT"
+    yield f"{when(Fate.DROP, bits.mask)} -j DROP"
+    if can_reject:
+        rejected = when(REJECTS, bits.spread(REJECTS))
+        yield f"{rejected} -m conntrack --ctstate RELATED -j ACCEPT"
+        for target in _rejecting(version):
+            yield f"{when(Fate.REJECT, bits.mask)} {target}"
+
+
+def _rejecting(version: int) -> list[str]:
+    no_port, prohibited = {
+        4: ("icmp-port-unreachable", "icmp-admin-prohibited"),
+        6: ("icmp6-port-unreachable", "icmp6-adm-prohibited"),
+    }[version]
+    return [
+        "-p tcp -j REJECT --reject-with tcp-reset",
+        f"-p udp -j REJECT --reject-with {no_port}",
+        f"-j REJECT --reject-with {prohibited}",
+    ]

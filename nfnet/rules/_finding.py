@@ -1,0 +1,106 @@
+"""Finds, in what is installed, the rules that carry out verdicts on connections, whoever installed them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from .._io.netlink_socket import NetlinkSocket
+from ..protocol.layout import walk
+from ..protocol.markbits import Fate, MarkBits, Support
+from . import _nftables
+from ._actions import queues_of
+from ._connections import COMMENT, FATES
+from ._nftables import Found, FoundChain
+
+_FAMILIES = {1: (2, 10), 2: (2,), 10: (10,)}  # NFPROTO_* of a table: those of the packets that it gets
+_UDATA_COMMENT = 0  # NFTNL_UDATA_RULE_COMMENT
+_QUEUE_SREG, _HASH_MODULUS, _HASH_OFFSET = 4, 4, 6
+
+_Rules = dict[tuple[int, str, str], list[Found]]
+
+
+def find(sock: NetlinkSocket, number: int) -> dict[tuple[int, int], Support | None]:
+    """What is carried out where packets are put into a queue: by their family (IPv4, IPv6), and the number of the hook.
+
+    None if one of the chains of that hook does so without these rules before: nobody can tell by which of them a packet
+    came. What iptables-legacy installed cannot be seen. Raises KernelError.
+    """
+    chains, by_chain = list(_nftables.chains(sock)), _Rules()
+    for rule in _nftables.rules(sock):
+        by_chain.setdefault((rule.family, rule.table, rule.chain), []).append(rule)
+    found: dict[tuple[int, int], Support | None] = {}
+    for chain in chains:
+        if chain.hook is None or chain.family not in _FAMILIES:
+            continue
+        reached = list(_reached(chain, by_chain))
+        if any(number in queues for rule in reached for queues in _queues(rule)):
+            support = _support(comment for rule in reached for comment in _comments(rule))
+            for family in _FAMILIES[chain.family]:
+                place = family, chain.hook
+                found[place] = support if found.get(place, support) == support else None
+    return found
+
+
+def _reached(chain: FoundChain, by_chain: _Rules) -> Iterator[Found]:
+    """The rules that packets may meet in a chain and in those to which it jumps."""
+    seen, left = {chain.name}, [chain.name]
+    while left:
+        for rule in by_chain.get((chain.family, chain.table, left.pop()), ()):
+            yield rule
+            for name in _jumps(rule):
+                if name not in seen:
+                    seen.add(name)
+                    left.append(name)
+
+
+def _comments(rule: Found) -> Iterator[str]:
+    yield from _comments_of_nft(rule.userdata)
+    for name, values in rule.expressions:
+        if name == "match" and values.get(1, b"").rstrip(b"\0") == b"comment":  # of iptables
+            yield values.get(3, b"").partition(b"\0")[0].decode("utf-8", "replace")
+
+
+def _comments_of_nft(data: bytes) -> Iterator[str]:
+    """Of items of a number, a length and data (libnftnl/udata.h)."""
+    while len(data) >= 2:
+        kind, size = data[:2]
+        if kind == _UDATA_COMMENT:
+            yield data[2 : 2 + size].rstrip(b"\0").decode("utf-8", "replace")
+        data = data[2 + size :]
+
+
+def _jumps(rule: Found) -> Iterator[str]:
+    for name, values in rule.expressions:
+        data = values.get(2, b"") if name == "immediate" else b""
+        for kind, start, end in walk(data, 0, len(data)):
+            if kind == 2:  # NFTA_DATA_VERDICT, and in it NFTA_VERDICT_CHAIN
+                for inner, first, last in walk(data, start, end):
+                    if inner == 2:
+                        yield data[first:last].rstrip(b"\0").decode("utf-8", "replace")
+
+
+def _queues(rule: Found) -> Iterator[range]:
+    """The numbers of the queues that a rule puts packets into."""
+    hashed = range(0)
+    for name, values in rule.expressions:
+        if name == "hash" and _HASH_MODULUS in values:
+            first = int.from_bytes(values.get(_HASH_OFFSET, b""), "big")
+            hashed = range(first, first + int.from_bytes(values[_HASH_MODULUS], "big"))
+        yield hashed if name == "queue" and _QUEUE_SREG in values else queues_of(name, values)[0]
+
+
+def _support(comments: Iterable[str]) -> Support | None:
+    """What rules with these comments carry out."""
+    bits: set[str] = set()
+    fates: set[Fate] = set()
+    for comment in comments:
+        if comment.startswith(f"{COMMENT} "):
+            mask, _, name = comment.removeprefix(f"{COMMENT} ").partition(" ")
+            bits.add(mask)
+            fates.update(FATES.get(name, ()))
+    if len(bits) != 1:
+        return None
+    try:
+        return Support(MarkBits(int(bits.pop(), 16)), frozenset(fates))
+    except ValueError:  # no number, or ArgumentError: somebody else's comment, after all
+        return None

@@ -1,0 +1,193 @@
+"""What queues and logs share: opening, being refused, closing, and what a loop does when things go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nfnet
+from nfnet import AsyncQueue, Packet, Queue
+from nfnet.errors import KernelError, NotPermittedError
+
+from .kernel import FakeKernel
+
+TIMEOUT = 30.0
+
+
+def accept(packet: Packet) -> None:
+    packet.accept()
+
+
+class Refusing(FakeKernel):
+    """Answers one request after the other with these errors; None: it is granted."""
+
+    def __init__(self, *answers: KernelError | None) -> None:
+        super().__init__()
+        self.answers = list(answers)
+
+    def request(self, build: Callable[[int], bytes], operation: str) -> None:
+        if self.answers and (error := self.answers.pop(0)) is not None:
+            raise error
+        super().request(build, operation)
+
+
+NOT_PERMITTED = NotPermittedError("asking", errno.EPERM)
+
+
+def test_transport_must_be_one() -> None:
+    with pytest.raises(nfnet.ArgumentTypeError, match=r"transport .* an nfnet.Transport"):
+        Queue(1, transport=5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("second", [None, KernelError("asking", errno.EBUSY)])
+def test_a_queue_that_somebody_else_has(second: KernelError | None) -> None:
+    """The kernel says EPERM to that, too. What a second request is answered tells which of the two it was."""
+    with pytest.raises(nfnet.BusyError, match="binding queue 1: another socket has it"):
+        Queue(1, transport=Refusing(NOT_PERMITTED, second)).open()
+
+
+def test_a_queue_that_this_process_may_not_have() -> None:
+    with pytest.raises(NotPermittedError) as caught:
+        Queue(1, transport=Refusing(NOT_PERMITTED, NOT_PERMITTED)).open()
+    assert not isinstance(caught.value, nfnet.BusyError)
+
+
+def test_a_recording_of_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "session.pcapng"
+    with pytest.raises(nfnet.ArgumentError, match="its transport, a FakeKernel, cannot be"):
+        Queue(1, transport=FakeKernel(), record=path).open()
+    assert not path.exists()
+
+
+def test_a_recording_of_a_queue_in_no_namespace_leaves_its_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "session.pcapng"
+    path.write_bytes(b"an old one")
+    queue = Queue(1, netns=str(tmp_path / "no namespace"), record=path)
+    with pytest.raises(nfnet.NfnetError):
+        queue.open()
+    assert path.read_bytes() == b"an old one"
+    path.unlink()
+
+
+def test_what_was_never_open_says_so() -> None:
+    queue = Queue(1)
+    for use in (lambda: queue.counters, queue.fileno, queue.fetch, lambda: queue.process(accept), lambda: list(queue)):
+        with pytest.raises(nfnet.ClosedError, match="queue 1"):
+            use()
+    queue.stop()
+    queue.close()
+
+
+def test_a_transport_that_ends_without_being_closed_here_is_an_error() -> None:
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.receive = closed  # type: ignore[method-assign]
+        with pytest.raises(nfnet.ClosedError, match="the other end"):
+            queue.process(accept)
+
+
+def closed(into: list[bytes], limit: int) -> bool:
+    raise nfnet.ClosedError("the other end is gone")
+
+
+def test_without_threads_verdicts_leave_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> int:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("nfnet._core.flusher.start_new_thread", refuse)
+    kernel = FakeKernel()
+    waiting: list[int] = []
+
+    def handler(packet: Packet) -> None:
+        packet.accept()
+        waiting.append(len(kernel.queued))
+
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(20)
+        assert queue.process(handler) == 20
+    assert waiting == list(range(19, -1, -1))
+
+
+# --- asyncio
+
+
+def run(main: Callable[[], Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+async def iterate(queue: AsyncQueue) -> None:
+    async for packet in queue:
+        packet.accept()
+
+
+def test_asyncio_what_was_never_open_says_so() -> None:
+    async def main() -> None:
+        queue = AsyncQueue(1, transport=FakeKernel())
+        queue.stop()
+        await queue.close()
+        with pytest.raises(nfnet.ClosedError):
+            queue.fileno()
+        with pytest.raises(nfnet.ClosedError):
+            await queue.run(accept)
+        with pytest.raises(nfnet.ClosedError):
+            async for _ in queue:
+                pass
+
+    run(main)
+
+
+def test_asyncio_a_damaged_datagram_comes_out_of_the_iteration_and_the_rest_of_the_next() -> None:
+    async def main() -> None:
+        kernel = FakeKernel(ends=True)
+        async with AsyncQueue(1, transport=kernel) as queue:
+            assert queue.rcvbuf is None
+            kernel.deliver(bytes(16))
+            kernel.feed(2)
+            with pytest.raises(nfnet.DecodeError):
+                await iterate(queue)
+            await iterate(queue)
+            assert (queue.counters.accepted, queue.counters.malformed) == (2, 1)
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["run", "iterate"])
+def test_asyncio_stop_before_anything_came(how: str) -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        async with AsyncQueue(1, transport=kernel) as queue:
+            task = asyncio.ensure_future(queue.run(accept) if how == "run" else iterate(queue))
+            await asyncio.sleep(0)
+            queue.stop()
+            await task
+            kernel.feed(1)  # for the next one, which is not stopped
+            task = asyncio.ensure_future(queue.run(accept) if how == "run" else iterate(queue))
+            while kernel.queued:
+                await asyncio.sleep(0)
+            queue.stop()
+            await task
+            assert queue.counters.accepted == 1
+
+    run(main)
+
+
+def test_asyncio_an_exit_in_a_handler_ends_the_program() -> None:
+    """Not an Exception: it comes out of the event loop itself."""
+
+    def leave(packet: Packet) -> None:
+        packet.accept()
+        raise SystemExit(3)
+
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(1)
+        async with AsyncQueue(1, transport=kernel) as queue:
+            await queue.run(leave)
+
+    with pytest.raises(SystemExit, match="3"):
+        asyncio.run(main())
