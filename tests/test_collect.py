@@ -439,6 +439,9 @@ def test_stores_are_bounded(make: Callable[[str], Store], tmp_path: Path) -> Non
         last = first.messages[0].seq
         store.remove_first()
     assert (last, len(store)) == (99, 0)
+    assert store.add(batch(100))  # also when it was empty in between
+    assert (again := store.first()) is not None
+    assert again.messages[0].seq == 100
     store.close()
 
 

@@ -62,7 +62,12 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--config", metavar="FILE", help="a TOML file; what options say comes on top of it")
     parser.add_argument("--check", action="store_true", help="say what is wrong with the configuration, and end")
     parser.add_argument(
-        "--label", metavar="NAME=VALUE", action="append", default=[], type=_pair, help="add this to each record"
+        "--label",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        type=_pair,
+        help="add this to JSON, and to the table sessions",
     )
     parser.add_argument("--spool", metavar="DIR", help="keep here what an output cannot take")
     parser.add_argument("--spool-size", metavar="SIZE", type=_size, help="of each output at most so much [1G]")

@@ -38,7 +38,7 @@ class Collector:
 
     groups: numbers of log groups.
     outputs: where to; see `nfnet.collect.output`.
-    labels: what to add to each record.
+    labels: what to add to each line of JSON, and to the table ``sessions``.
     spool: a directory for what an output cannot take at the moment; in memory, up to 64 MiB for each, if not given.
         What is there when the collector begins is stored first.
     spool_size: how many bytes of messages the spool may hold for each output; what has no room is counted, and reported

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import logging
 import os
 import shutil
 import stat
@@ -20,6 +21,8 @@ from .._io import private_files
 from . import _units
 from ._batch import Batch
 from ._output import Output, OutputError
+
+_log = logging.getLogger("nfnet")
 
 _STANDARD_OUTPUT = "-"
 _UNFINISHED = ".unfinished"
@@ -212,7 +215,7 @@ class LineFile(Output):
             for path in self._rotated()[: -self._keep] if self._keep else []:
                 os.unlink(path)
         except OSError as error:
-            print(f"nfnet collect: {self.name}: rotating: {error}", file=sys.stderr, flush=True)
+            _log.warning("%s: rotating: %s", self.name, error)
 
 
 def _compress(path: str) -> None:

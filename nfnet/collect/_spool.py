@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from abc import ABC, abstractmethod
@@ -70,10 +71,11 @@ class Memory(Store):
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS batches (
-    id INTEGER PRIMARY KEY, session TEXT NOT NULL, read_ns INTEGER NOT NULL, lost INTEGER NOT NULL,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, session TEXT NOT NULL, read_ns INTEGER NOT NULL, lost INTEGER NOT NULL,
     labels TEXT NOT NULL, names TEXT NOT NULL, count INTEGER NOT NULL, size INTEGER NOT NULL, messages BLOB NOT NULL
 )
 """
+_FIRST = "SELECT * FROM batches WHERE id > ? ORDER BY id LIMIT 1"
 _ADD = "INSERT INTO batches VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -96,6 +98,7 @@ class Spool(Store):
             raise NfnetError(f"spool {path}: {error}") from error
         self._count, self._size = map(int, found)
         self._first: tuple[int, Batch] | None = None
+        self._done = 0  # the last one that was stored
 
     def add(self, batch: Batch) -> bool:
         data = b"".join(message.raw + bytes(-len(message.raw) % 4) for message in batch.messages)
@@ -122,7 +125,10 @@ class Spool(Store):
 
     def first(self) -> Batch | None:
         if self._first is None:
-            row = self._connection.execute("SELECT * FROM batches ORDER BY id LIMIT 1").fetchone()
+            try:
+                row = self._connection.execute(_FIRST, (self._done,)).fetchone()
+            except sqlite3.Error as error:
+                raise NfnetError(f"spool {self.path}: {error}") from error
             if row is None:
                 return None
             number, session, read_ns, lost, labels, names, _, _, data = row
@@ -137,8 +143,9 @@ class Spool(Store):
         if self._first is None:
             return
         number, batch = self._first
-        self._connection.execute("DELETE FROM batches WHERE id = ?", (number,))
-        self._first = None
+        self._first, self._done = None, number
+        with contextlib.suppress(sqlite3.Error):  # the disk is full: the next one removes it, too
+            self._connection.execute("DELETE FROM batches WHERE id <= ?", (number,))
         self._count -= len(batch)
         self._size -= sum(len(message.raw) + -len(message.raw) % 4 for message in batch.messages)
 
