@@ -41,11 +41,13 @@ def batch(*numbers: int, lost: int = 0, session: Session = SESSION) -> Batch:
 
 # --- JSON
 
+UDP = testing.udp(b"data")
 MOMENTS = st.integers(0, 253_402_300_799)
 PACKETS = st.one_of(
     st.builds(testing.udp, st.binary(max_size=9)),
     st.builds(testing.tcp, st.binary(max_size=9), flags=st.integers(0, 255)),
     st.builds(testing.udp, st.just(b"6"), source=st.just("2001:db8::1"), destination=st.just("2001:db8::2")),
+    st.integers(0, 0xFFFF).map(lambda field: UDP[:6] + field.to_bytes(2, "big") + UDP[8:]),  # fragments
     st.binary(min_size=1, max_size=80),
     st.binary(min_size=20, max_size=80).map(lambda data: b"\x45\x00\x00" + data),
     st.binary(min_size=40, max_size=80).map(lambda data: b"\x60\x00\x00\x00\x00" + data),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Container, Iterator
 from enum import IntFlag
+from functools import lru_cache
 from typing import NamedTuple
 
 from construct import Bytes, Int8ub, Int16ub, Int32ub, Struct
@@ -327,6 +328,11 @@ def where_in(packet: bytes, upper: Upper | None, protocols: Container[int]) -> T
     return TransportHeader(upper.protocol, header, data) if data <= end else None
 
 
+@lru_cache(256)
+def _names_of(flags: int) -> str:
+    return ".".join(flag.name or "" for flag in TcpFlag if flag in TcpFlag(flags))
+
+
 def describe(packet: bytes, length: int | None = None) -> str | None:
     """An IP packet in a few words: flow, flags of TCP or type of ICMP, and length; ``length`` is as for `ip`.
 
@@ -336,9 +342,10 @@ def describe(packet: bytes, length: int | None = None) -> str | None:
     if header is None or five_tuple is None:
         return None
     text = str(five_tuple)
-    if (segment := tcp(packet)) is not None:
-        text += f" [{'.'.join(flag.name or '' for flag in TcpFlag if flag in segment.flags)}]"
-    elif (message := icmp(packet)) is not None:
+    number = five_tuple.protocol
+    if number == TCP and (where := where_is(packet, TCP)) is not None:
+        text += f" [{_names_of(packet[where.header + 13])}]"
+    elif number in (ICMP, ICMPV6) and (message := icmp(packet)) is not None:
         text += f" type {message.type} code {message.code}"
     return f"{text} {header.length} bytes{' (fragment)' if header.fragment else ''}"
 
