@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import TIMEOUT, UID, said, wait_for
+from .conftest import TIMEOUT, UID, cannot_run, said, wait_for
 from .test_compat import Way, is_bound, logging, running
 
 BURST = 50_000 if UID == 0 else 500  # the receive buffer of ordinary users is small
@@ -152,7 +152,7 @@ ROTATE = {
 def test_logrotate_neither_loses_a_line_nor_repeats_one(way: Way, how: str, tmp_path: Path) -> None:
     logrotate = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin")
     if logrotate is None:
-        pytest.skip("logrotate is not installed")
+        cannot_run("logrotate is not installed")
     directory = tmp_path / "logs"
     directory.mkdir(mode=0o700)
     file = directory / "log.jsonl"
