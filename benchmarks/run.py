@@ -27,6 +27,7 @@ SCRIPTS = {
     "connections": "connections.py",
     "process": "process.py",
     "collect": "collect.py",
+    "emulation": "emulation.py",
 }
 
 

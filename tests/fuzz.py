@@ -959,6 +959,9 @@ ARGUMENTS = [
     for line in (
         b"queue 1 --drop --protocol udp --port 53 --source 192.0.2.0/24 -c 5 --netns blue",
         b"queue 1 --delay 100 --jitter 20 --loss 5 --requeue 7 --mark 0x7 --netns 12",
+        b"queue 1 --rate 1.5mbit --reorder 3 --duplicate 1 --corrupt 2 --seed 7 --max-len 100",
+        b"queue 1 --reject --connection --rate 200pps",
+        b"block 192.0.2.1 2001:db8::/32 --port 25,80-90 --protocol tcp --unit x.service --user root --for 10m",
         b"queue 0x1 --handler a:b --fail-open --gso --json -q -w x.pcap --metrics 9464",
         b"log 5 --prefix x --sqlite db --install-rule hook=input",
         b"record x.pcapng --queue 1 -c 10 --netns /run/netns/x",

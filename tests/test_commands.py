@@ -24,7 +24,7 @@ from .conftest import FIXTURES
 from .test_captures import recording
 from .test_replay import cut_file, mixed
 
-COMMANDS = ("queue", "log", "record", "replay", "decode", "rules", "stats", "doctor", "run", "demo")
+COMMANDS = ("queue", "block", "log", "record", "replay", "decode", "rules", "stats", "doctor", "run", "demo")
 QUEUE = FIXTURES / "queue-forward-ipv4.pcapng"
 LOG = FIXTURES / "log-input-ipv6.pcapng"
 
@@ -65,6 +65,33 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "undecided": (["queue", "1", "--undecided", "accept"], "about what a --handler leaves undecided"),
     "no mark": (["queue", "1", "--handler", "json:loads", "--mark", "1"], "--mark is for packets that are accepted"),
     "length": (["queue", "1", "--max-len", "0"], "must be in 1..4294967295"),
+    "rate": (["queue", "1", "--rate", "5"], "'5' is no rate, which is a number with a unit"),
+    "no rate": (["queue", "1", "--rate", "0mbit"], "a rate must be above 0"),
+    "all late": (["queue", "1", "--reorder", "100"], "--reorder must be below 100"),
+    "seed": (["queue", "1", "--seed", "-1"], "must be at least 0"),
+    "mark of what is refused": (["queue", "1", "--reject", "--mark", "1"], "--mark is for packets that are accepted"),
+    "corrupt": (["queue", "1", "--drop", "--corrupt", "1"], "--corrupt is for packets that are accepted by this"),
+    "duplicate": (["queue", "1", "--duplicate", "1", "--gso"], "--duplicate is for packets, not for super-packets"),
+    "bridge": (["queue", "1", "--duplicate", "1", "--install-rule", "family=bridge hook=forward"], "are routed"),
+    "connection": (["queue", "1", "--connection", "--requeue", "2"], "--connection is for what is accepted, dropped"),
+    "delayed connection": (["queue", "1", "--connection", "--delay", "9"], "to the kernel, which makes no bad line"),
+    "forgetful": (
+        ["queue", "1", "--connection", "--install-rule", "hook=input remember=no"],
+        "--connection needs remember=yes",
+    ),
+    "where no connection is known": (
+        ["queue", "1", "--connection", "--install-rule", "hook=output priority=-300"],
+        "priority is -300 and must be above -200",
+    ),
+    "nothing to block": (["block"], "there is nothing to block: give an address, --port,"),
+    "address": (["block", "10.0.0.1/8"], "ADDRESS must be an address, a network, or two addresses"),
+    "port to block": (["block", "--port", "smtp"], "--port is 'smtp' and must be a port"),
+    "protocol to block": (["block", "--protocol", "pigeon"], "--protocol is 'pigeon' and must be one of"),
+    "no ports": (["block", "--port", "1", "--protocol", "icmp"], "destination_port needs protocol to be 'tcp'"),
+    "no unit": (["block", "--unit", "no-such.service"], "--unit "),
+    "no user": (["block", "--user", "nobody-of-that-name"], "there is no user of that name"),
+    "no time": (["block", "192.0.2.1", "--for", "soon"], "'soon' is no time, which is like 90"),
+    "both": (["block", "192.0.2.1", "--drop", "--reject"], "not allowed with"),
     "built in": (["queue", "1", "--handler", "sys:nothing"], "there is no function 'nothing' in 'sys' (built in)"),
     "rule": (["queue", "1", "--install-rule", "colour=red"], "is not name=value with one of the names hook,"),
     "rule value": (["log", "1", "--install-rule", "hook=outside"], "hook is 'outside' and must be one of"),

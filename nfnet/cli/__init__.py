@@ -16,6 +16,7 @@ from .. import __version__
 from .._printable import printable
 from ..errors import ArgumentError, NfnetError
 from . import (
+    block_command,
     collect_command,
     decode_command,
     demo_command,
@@ -32,6 +33,7 @@ from .summaries import say
 
 _COMMANDS = (
     queue_command,
+    block_command,
     log_command,
     collect_command,
     query_command,

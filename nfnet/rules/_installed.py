@@ -176,6 +176,12 @@ def is_installed(what: object) -> bool:
     return what in _installed
 
 
+def table(what: object) -> str | None:
+    """The name of its tables, of which there is one in each family, while it is installed."""
+    installation = _installed.get(what)
+    return None if installation is None else installation.name
+
+
 def enter(what: object) -> bool:
     """Begin the block of something that is installed already; False if it is not, or has begun one."""
     installation = _installed.get(what)

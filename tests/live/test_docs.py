@@ -9,6 +9,8 @@ import contextlib
 import functools
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -159,6 +161,47 @@ def test_dropping(page: Page, net: Net) -> None:
                 assert readable(connection, TIMEOUT if passes else QUIET) is passes
         end()
     assert not readable(receiver, 0)
+
+
+def test_emulating_a_bad_line(net: Net) -> None:
+    """Both commands of the page at once, on the client: answers are late, nothing leaves out of order, rules go."""
+    text = next(block.text for block in blocks(ROOT / "docs/emulate.md") if block.kind == "console")
+    lines = text.replace("\\\n", "").replace("eth0", "to-router").splitlines()
+    server, client = net.receiver(), net.open_socket("client")
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for number, line in enumerate(lines, 1):
+            words = shlex.split(line.removeprefix("$ sudo nfnet "))
+            command = [sys.executable, "-m", "nfnet", *words, "--seed", "5"]
+            process = stack.enter_context(running(net, command, "client"))
+            assert wait_for(functools.partial(is_bound, net, queue=number, host="client"))
+            processes.append(process)
+        began = time.monotonic()
+        for number in range(40):
+            client.sendto(bytes([number]), (SERVER, 7000))
+        asked = []
+        while readable(server, TIMEOUT if not asked else QUIET):
+            data, sender = server.recvfrom(100)
+            asked.append(data)
+            server.sendto(data, sender)
+        answers = []
+        while readable(client, TIMEOUT if not answers else 3 * QUIET):
+            answers.append(client.recv(100))
+            assert time.monotonic() - began >= 0.125  # 150 ms, or 25 less
+        summaries = []
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=TIMEOUT)
+            summaries.append(errors.splitlines()[-1])
+    assert asked == sorted(asked)
+    assert answers == sorted(answers)
+    # More than these came by: the rules are for all packets, those of the neighbour discovery of IPv6, for instance.
+    for summary, sent, came in ((summaries[0], len(asked), len(answers)), (summaries[1], 40, len(asked))):
+        packets, accepted, dropped = map(int, re.findall(r"\d+", summary)[:3])
+        assert packets == accepted + dropped
+        assert accepted >= came
+        assert dropped >= sent - came
+    assert rules.installed(net.hosts["client"]) == []
 
 
 def test_deciding_connections(page: Page, net: Net) -> None:

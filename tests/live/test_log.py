@@ -423,7 +423,7 @@ def test_everybody_may_know_what_did_not_fit_into_the_receive_buffer(net: Net, f
     """The kernel counts it for the socket, too, and there also where it let packets pass; /proc/net/netlink says so."""
     here = net.hosts["client"]
     options: dict[str, Any] = {"rcvbuf": 8192, "fail_open": fail_open, "on_overrun": "ignore", "netns": here}
-    with nfnet.Queue(3, **options) as queue, rules.queue(3, protocol="udp", netns=here):
+    with nfnet.Queue(3, **options) as queue, rules.queue(3, hook="output", protocol="udp", netns=here):
         before = queue.stats().socket
         assert before is not None
         assert before == (queue.rcvbuf, 0, 0)
