@@ -1,12 +1,13 @@
-"""A firewall that asks once for each program and server, and then leaves connections to the kernel: python ask_once.py
+"""A firewall that asks once for each program and server: python ask_once.py
 
-Every new connection that a program of this machine opens waits for an answer: y lets it go, n refuses it. Answers hold
-for later connections, too, until the firewall ends; "again" forgets them, and asks anew, also about what is open.
+A connection that a program of this machine opens waits for an answer: y lets it go, anything else
+refuses it. Answers hold until the firewall ends. What was open before, what others open, and what
+stays on this machine is not asked about.
 """
 
 import sys
 
-import nfnet
+from nfnet import Queue, rules
 
 answers = {}
 
@@ -15,14 +16,9 @@ def is_allowed(packet):
     flow, process = packet.flow, packet.process
     program = process.executable or process.name if process else "an unknown program"
     server = program, flow.protocol, flow.destination, flow.destination_port
-    while server not in answers:
-        print(f"{program} opens {flow}: y, n or again?", flush=True)
-        answer = sys.stdin.readline().strip()
-        if answer == "again":
-            answers.clear()
-            print(f"{queue.forget_all()} connections will be asked about", flush=True)
-        elif answer in ("y", "n", ""):  # which is what the end of the input looks like
-            answers[server] = answer == "y"
+    if server not in answers:
+        print(f"{program!r} opens {flow}: y or n?", flush=True)
+        answers[server] = sys.stdin.readline().strip() == "y"  # "" at the end of the input
     return answers[server]
 
 
@@ -33,7 +29,10 @@ def handle(packet):
         packet.reject(connection=True)
 
 
-rule = nfnet.rules.queue(1, hook="output", protocol=["tcp", "udp"], not_out_interface="lo", remember=True)
-with rule, nfnet.Queue(1, on_error="drop") as queue:
+where = {"hook": "output", "not_out_interface": "lo", "remember": True}
+tcp = rules.queue(1, protocol="tcp", tcp_flags="syn,!ack", **where)
+udp = rules.queue(1, protocol="udp", state="new", **where)
+with rules.install(tcp, udp), Queue(1, on_error="drop") as queue:
+    queue.forget_all()  # what an earlier run of this program decided
     print("asking", flush=True)
     queue.run(handle)

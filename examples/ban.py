@@ -1,9 +1,11 @@
 """Ban for ten minutes who fails to log in five times in a minute: python ban.py 21 "530 "
 
-A failure is a TCP segment that the server sends from the port and that begins with the text: "530 " is what FTP servers
-say, "HTTP/1.1 401" those of HTTP.
+A failure is a TCP segment that the server sends from the port and that begins with the text:
+"530 " is what FTP servers say, "HTTP/1.1 401" those of HTTP.
 """
 
+import collections
+import functools
 import sys
 import time
 
@@ -13,24 +15,25 @@ from nfnet import rules
 port, text = int(sys.argv[1]), sys.argv[2].encode()
 
 banned = rules.Set("address", timeout=600)
-failures = {}  # when each client failed, by its address
-
 ban = rules.drop(hook="input", protocol="tcp", destination_port=port, source=banned)
 watch = rules.log(5, hook="output", protocol="tcp", source_port=port)
 
 
+@functools.lru_cache(10_000)
+def failures(client):
+    """When a client failed, at most five times; for the 10,000 clients that failed last."""
+    return collections.deque(maxlen=5)
+
+
 def handle(message):
-    if not message.tcp or not message.tcp.data.startswith(text):
-        return
-    client, now = message.ip.destination, time.monotonic()
-    recent = [when for when in failures.pop(client, ()) if when > now - 60] + [now]
-    if len(recent) < 5:
-        failures[client] = recent  # behind the others
-    else:
-        banned.add(client)
-        print(f"{client} is banned for ten minutes", flush=True)
-    if len(failures) > 10_000:
-        del failures[next(iter(failures))]
+    if message.tcp and message.tcp.data.startswith(text):
+        client, now = message.ip.destination, time.monotonic()
+        times = failures(client)
+        times.append(now)
+        if len(times) == 5 and times[0] > now - 60:
+            times.clear()
+            banned.add(client)
+            print(f"{client} is banned for ten minutes", flush=True)
 
 
 with rules.install(ban, watch), nfnet.Log(5, threshold=1) as log:

@@ -355,7 +355,8 @@ class FedQueue:
 
     @property
     def injected(self) -> list[bytes]:
-        """What `Packet.answer`, `reset`, `reject` and `nfnet.inject` were to send, in order, from the IP header on.
+        """What `Packet.answer`, `Packet.reset`, `Packet.reject` and `nfnet.inject` were to send, in order, from the IP
+        header on.
 
         Nothing of it is: from opening to closing, `nfnet.inject` of the whole process ends here.
         """

@@ -291,12 +291,16 @@ class _Socket:
     """Gives a datagram, and then the end of a dump."""
 
     def __init__(self, data: bytes) -> None:
-        self._datagrams = [data, netlink.build_message(netlink.NLMSG_DONE, 0, 1, bytes(4))]
+        self._data = data
 
-    def send(self, datagram: bytes) -> None: ...
+    def send(self, datagram: bytes) -> None:
+        self._request = datagram
 
     def receive(self, into: list[bytes], limit: int) -> None:
-        into += self._datagrams
+        # Answers have the sequence number of their request: others are passed over.
+        number, data = self._request[8:12], self._data
+        done = netlink.build_message(netlink.NLMSG_DONE, 0, 1, bytes(4))
+        into += [data[:8] + number + data[12:], done[:8] + number + done[12:]]
 
     def fileno(self) -> int:
         return READABLE

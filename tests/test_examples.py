@@ -79,6 +79,22 @@ def test_pages_show_what_the_files_say() -> None:
     assert directives(shown) == directives(DOCKERFILE.read_text())
 
 
+SHOWN = {
+    "ask_once": "ask-once",
+    "block_server_name": "server-names",
+    "sinkhole": "sinkhole",
+    "unit_networks": "units",
+    "ban": "brute-force",
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_page_shows_the_whole_example(name: str) -> None:
+    """So what is tested of the file, live too, holds for the page, and the other way round."""
+    first = next(block for block in blocks(ROOT / "docs" / f"{SHOWN[name]}.md") if block.kind == "python")
+    assert first.text + "\n" == (ROOT / "examples" / f"{name}.py").read_text()
+
+
 def test_both_start_the_same_program() -> None:
     interpreter, script, *arguments = entrypoint()
     assert interpreter == "python"

@@ -97,7 +97,7 @@ class Replay(Transport, at_fork.AtFork):
     recorded: dict[int, GivenVerdict]
     """What the recording says was decided. A verdict that was cut short is not in it."""
     injected: list[bytes]
-    """What was to be sent, from the IP header on: by `Packet.answer`, `reset`, `reject` and `nfnet.inject`.
+    """What `Packet.answer`, `Packet.reset`, `Packet.reject` and `nfnet.inject` were to send, from the IP header on.
 
     Nothing of it is: while the replay is open, `nfnet.inject` of the whole process ends here.
     """

@@ -375,3 +375,23 @@ TAGGED_FRAME = (
     + bytes.fromhex("45000018 00010000 40fd0000 0a000001 0a000002")
     + b"data"
 )
+
+
+def cgroup_root() -> str | None:
+    """Where control groups of version 2 are mounted."""
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return next((words[4] for words in mounts if words[words.index("-") + 1] == "cgroup2"), None)
+
+
+@pytest.fixture
+def group(net: Net) -> Iterator[str]:
+    """A control group of this test's own, by its path below the root of them."""
+    root = cgroup_root()
+    if root is None or not os.access(root, os.W_OK):
+        pytest.skip("no control groups of version 2 that this user may make")
+    path = Path(root, f"nfnet-test-{os.getpid()}", "inner.scope")
+    path.mkdir(parents=True)
+    yield str(path.relative_to(root))
+    assert wait_for(lambda: not (path / "cgroup.procs").read_text())
+    path.rmdir()
+    path.parent.rmdir()

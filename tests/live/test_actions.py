@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +21,7 @@ from .conftest import (
     QUIET,
     TIMEOUT,
     Net,
+    cgroup_root,
     collect,
     featured,
     kernel_lacks,
@@ -320,21 +319,6 @@ def test_sets_end_with_their_process(net: Net, number: signal.Signals) -> None:
 # --- control groups
 
 
-@pytest.fixture
-def group(net: Net) -> Iterator[str]:
-    """A control group of this test's own, by its path."""
-    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    roots = [words[4] for words in mounts if words[words.index("-") + 1] == "cgroup2"]
-    if not roots or not os.access(roots[0], os.W_OK):
-        pytest.skip("no control groups of version 2 that this user may make")
-    path = Path(roots[0], f"nfnet-test-{os.getpid()}", "inner.scope")
-    path.mkdir(parents=True)
-    yield str(path.relative_to(roots[0]))
-    assert wait_for(lambda: not (path / "cgroup.procs").read_text())
-    path.rmdir()
-    path.parent.rmdir()
-
-
 SENDER = """\
 import os, socket, sys
 with open(sys.argv[1] + "/cgroup.procs", "w") as file:
@@ -346,9 +330,7 @@ sock.sendto(b"data", (sys.argv[2], 7000))
 
 @pytest.mark.parametrize("by", ["name", "path", "absolute path", "its parent"])
 def test_cgroup(net: Net, group: str, by: str) -> None:
-    (root,) = {
-        line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line
-    }
+    root = cgroup_root()
     value = {
         "name": group.rpartition("/")[2],
         "path": group,

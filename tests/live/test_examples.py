@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import http.server
 import os
@@ -25,7 +26,18 @@ import nfnet
 from nfnet import rules
 
 from ..test_examples import copied, entrypoint, exec_start
-from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, readable, wait_for
+from .conftest import (
+    ADDRESS,
+    QUIET,
+    TIMEOUT,
+    UID,
+    Net,
+    cgroup_root,
+    kernel_lacks,
+    lacking,
+    readable,
+    wait_for,
+)
 from .test_compat import Way, is_bound, running
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -96,7 +108,16 @@ def example(net: Net, name: str, *arguments: str) -> Iterator[Callable[..., str]
 
 
 def test_all_are_tested() -> None:
-    elsewhere = {"dns_answers", "guard", "block_server_name", "ask_once", "port_knocking", "ban"}
+    elsewhere = {
+        "dns_answers",
+        "guard",
+        "block_server_name",
+        "ask_once",
+        "port_knocking",
+        "ban",
+        "sinkhole",
+        "unit_networks",
+    }
     assert {path.stem for path in EXAMPLES.rglob("*.py")} == {*TESTED, *elsewhere}
 
 
@@ -257,6 +278,17 @@ def connects(net: Net, port: int, source: str = "client", family: int = V4) -> b
         return True
 
 
+def reaches(net: Net, host: str, address: str) -> bool:
+    """Whether a host can connect to port 80 of an address."""
+    with net.open_socket(host, socket.AF_INET6 if ":" in address else V4, socket.SOCK_STREAM) as sock:
+        sock.settimeout(QUIET)
+        try:
+            sock.connect((address, 80))
+        except TimeoutError:
+            return False
+        return True
+
+
 @contextlib.contextmanager
 def our_own(net: Net, name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """An example that logs to group 5, on the server; nothing is left of it."""
@@ -314,6 +346,105 @@ def test_ban(net: Net) -> None:
             assert process.stdout.readline() == "10.81.1.1 is banned for ten minutes\n"
             assert not connects(net, 21)
             assert connects(net, 21, "router")
+
+
+RESOLVE = """\
+import socket, sys
+for name in sys.argv[1:]:
+    try:
+        print(*sorted({address[0] for *_, address in socket.getaddrinfo(name, None)}))
+    except socket.gaierror as error:
+        print(error.errno == socket.EAI_NONAME)
+"""
+
+
+@pytest.mark.parametrize(("hook", "host"), [("output", "client"), ("forward", "router")])
+def test_sinkhole(net: Net, tmp_path: Path, hook: str, host: str) -> None:
+    """The C library's resolver asks; a name server of this test's says of all names that there are none."""
+    server = net.open_socket("server")
+    server.bind((ADDRESS["server", V4], 53))
+    asked = []
+
+    def serve() -> None:
+        while (got := server.recvfrom(1000))[0] != b"end":
+            query, client = got
+            asked.append(query)
+            server.sendto(query[:2] + b"\x81\x83" + query[4:], client)
+
+    configuration = tmp_path / "resolv.conf"
+    configuration.write_text(f"nameserver {ADDRESS['server', V4]}\noptions attempts:1 timeout:{QUIET + 5:.0f}\n")
+    names = ["ads.example", "www.Ads.example", "bads.example", "ads.example.net"]
+    resolve = shlex.join([sys.executable, "-S", "-E", "-c", RESOLVE, *names])
+    script = f"mount --bind {shlex.quote(str(configuration))} /etc/resolv.conf && exec {resolve}"
+    command = [sys.executable, str(EXAMPLES / "sinkhole.py"), hook, "192.0.2.99", "ads.example", "other.example"]
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        with running(net, command, host) as process:
+            assert wait_for(lambda: is_bound(net, host=host, queue=1) or process.poll() is not None)
+            done = net.at(
+                "client",
+                lambda: subprocess.run(
+                    ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=TIMEOUT
+                ),
+            )
+            assert (done.stdout.split("\n"), done.stderr) == (["192.0.2.99", "192.0.2.99", "True", "True", ""], "")
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=TIMEOUT)
+    finally:
+        net.open_socket("router").sendto(b"end", (ADDRESS["server", V4], 53))
+        thread.join(TIMEOUT)
+    assert errors.endswith("KeyboardInterrupt\n")
+    seen = {line.split(" ", 1)[1].partition(" > ")[2] for line in output.splitlines()}
+    assert seen == {f"{ADDRESS['server', V4]}.53 '.ads.example'", f"{ADDRESS['server', V4]}.53 '.www.ads.example'"}
+    assert not [query for query in asked if b"\3ads\7example\0" in query.lower()], "they never left"
+
+
+IN_A_UNIT = """\
+import os, socket, sys
+with open(sys.argv[1], "w") as file:
+    file.write(str(os.getpid()))
+for address in sys.argv[2:]:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.settimeout(60)
+        print(address, os.strerror(sock.connect_ex((address, 80))))
+with socket.create_server(("", 80)) as door:
+    print("serves", flush=True)
+    while True:
+        door.accept()
+"""
+
+
+def test_networks_of_a_unit(net: Net, group: str) -> None:
+    """Of a program in a control group, and of another one; the server is in an allowed network, the router is not."""
+    if lacking(rules.drop(hook="output", cgroup=group, netns=net.hosts["client"])):
+        kernel_lacks("nft's socket expression for control groups", option="CONFIG_NFT_SOCKET")
+    allowed = ["10.81.2.0/24", "192.0.2.0/24", "fd81:2::/64"]
+    addresses = [ADDRESS[host, family] for host in ("server", "router") for family in (V4, socket.AF_INET6)]
+    command = [sys.executable, str(EXAMPLES / "unit_networks.py"), group, *allowed]
+    inside = [sys.executable, "-c", IN_A_UNIT, f"{cgroup_root()}/{group}/cgroup.procs", *addresses]
+    with contextlib.ExitStack() as stack:
+        for host in ("server", "router"):
+            door = net.open_socket(host, socket.AF_INET6, socket.SOCK_STREAM)
+            door.bind(("::", 80))
+            door.listen()
+        program = stack.enter_context(running(net, command, "client"))
+        assert program.stdout is not None
+        assert program.stdout.readline() == f"{group} may use 10.81.2.0/24, 192.0.2.0/24, fd81:2::/64\n"
+        unit = stack.enter_context(running(net, inside, "client"))
+        assert unit.stdout is not None
+        assert [unit.stdout.readline().split(" ", 1) for _ in addresses] == [
+            [address, f"{os.strerror(0 if 'server' in place else errno.ECONNREFUSED)}\n"]
+            for place, address in zip(["server", "server", "router", "router"], addresses)
+        ]
+        assert unit.stdout.readline() == "serves\n"
+        assert all(reaches(net, "client", address) for address in addresses), "which is another program"
+        assert reaches(net, "server", ADDRESS["client", V4])
+        assert not reaches(net, "router", ADDRESS["client", V4])
+        program.send_signal(signal.SIGTERM)
+        assert program.communicate(timeout=TIMEOUT) == ("", "")
+        assert reaches(net, "router", ADDRESS["client", V4])
+    assert wait_for(lambda: rules.installed(net.hosts["client"]) == [])
 
 
 def test_dns_answers(net: Net) -> None:
