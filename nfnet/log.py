@@ -39,6 +39,8 @@ from .stats import LogCounters, LogStats, LogStatus, find_log
 
 _HOOKS: dict[int, type[Hook | ArpHook | NetdevHook]] = {Family.ARP: ArpHook, Family.NETDEV: NetdevHook}
 _ETHERNET_HEADER = 14
+# What differs from packet to packet, in the kernel's order.
+_OF_ONE_PACKET = (NFULA.TIMESTAMP, NFULA.SEQ, NFULA.SEQ_GLOBAL, NFULA.PAYLOAD)
 
 _read_header = compile_struct(nfulnl.packet_hdr).unpack_from
 _read_u16 = compile_struct(Int16ub).unpack_from
@@ -121,6 +123,27 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
     def hwheader(self) -> bytes | None:
         """Link-layer header as the packet came in (HWHEADER), without VLAN tag; may be empty; None on the way out."""
         return self._bytes(NFULA.HWHEADER)
+
+    @property
+    def metadata(self) -> bytes:
+        """The family, and all attributes but TIMESTAMP, SEQ, SEQ_GLOBAL and PAYLOAD, as the kernel sent them.
+
+        It is equal for messages that differ in those alone, so a program may remember what it made of it.
+        """
+        raw = self.raw
+        layout = self._layout
+        spans = (self._layouts.find(raw) if layout is None else layout).spans
+        place, pieces = FAMILY, b""
+        for number in _OF_ONE_PACKET:
+            span = spans.get(number)
+            if span is not None:
+                if span.start < place:  # the kernel has another order
+                    return raw
+                pieces += raw[place : span.start - netlink.ATTRIBUTE_HEADER_SIZE]
+                place = span.stop or len(raw)
+                if place < 0:  # the last one
+                    return pieces
+        return pieces + raw[place:]
 
     @property
     def seq(self) -> int | None:

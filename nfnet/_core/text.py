@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 from .._printable import printable
+
+
+@lru_cache(16)
+def _time_of_day(seconds: int) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
 
 
 def clock(moment: float | None) -> str:
@@ -13,7 +19,7 @@ def clock(moment: float | None) -> str:
     try:
         if moment is not None:
             seconds, microseconds = divmod(round(moment * 1e6), 1_000_000)
-            return f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{microseconds:06}"
+            return f"{_time_of_day(seconds)}.{microseconds:06}"
     except (OverflowError, ValueError, OSError):  # a damaged recording
         pass
     return "--:--:--"
