@@ -26,6 +26,7 @@ SCRIPTS = {
     "workers": "workers.py",
     "connections": "connections.py",
     "process": "process.py",
+    "collect": "collect.py",
     "emulation": "emulation.py",
 }
 

@@ -21,6 +21,8 @@ os.environ["COLUMNS"] = "88"  # the width of help texts
 import nfnet
 from nfnet.cli import build
 from nfnet.rules._criteria import CRITERIA
+from nfnet.rules._criterion import EVERYWHERE, Criterion
+from nfnet.rules._values import HOOKS
 
 project = "nfnet"
 author = "The nfnet developers"
@@ -133,10 +135,35 @@ class CriteriaTable(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         lines = ["| argument | is about | and is |", "| --- | --- | --- |"]
-        lines += [f"| `{name}` | {row.about} | {row.takes.replace('``', '`')} |" for name, row in CRITERIA.items()]
-        place = nodes.container()
-        self.state.nested_parse(StringList(lines, source="nfnet/rules/_criteria.py"), self.content_offset, place)
-        return list(place.children)
+        for name, row in CRITERIA.items():
+            lines.append(f"| `{name}` | {row.description} | {row.syntax.replace('``', '`')} |")
+        return nested(self, lines)
+
+
+class HooksTable(SphinxDirective):
+    """``{nfnet-hooks}``: where each of these can match, from the rows of `nfnet.rules`."""
+
+    def run(self) -> list[nodes.Node]:
+        places: dict[str, list[str]] = {}
+        for name, row in CRITERIA.items():
+            if row.hooks == EVERYWHERE and row.families == Criterion.families:
+                continue
+            hooks = "all but ingress" if row.hooks.names == HOOKS else ", ".join(row.hooks.names)
+            limits = [row.hooks.note] if row.hooks.note else []
+            if row.families != Criterion.families:
+                limits.append(f"in the families {', '.join(row.families)}")
+            places.setdefault("; ".join([hooks, *limits]), []).append(f"`{name}`")
+        lines = ["| argument | for the hooks |", "| --- | --- |"]
+        lines += [f"| {', '.join(names)} | {place} |" for place, names in places.items()]
+        return nested(self, lines)
+
+
+def nested(directive: SphinxDirective, lines: list[str]) -> list[nodes.Node]:
+    """Return the nodes of lines of Markdown made of the rows of `nfnet.rules`."""
+    place = nodes.container()
+    source = StringList(lines, source="nfnet/rules/_criteria.py")
+    directive.state.nested_parse(source, directive.content_offset, place)
+    return list(place.children)
 
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -149,6 +176,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Tell Sphinx of the above."""
     app.add_directive("nfnet-help", HelpText)
     app.add_directive("nfnet-criteria", CriteriaTable)
+    app.add_directive("nfnet-hooks", HooksTable)
     app.connect("autodoc-process-docstring", convert_docstring)
     app.connect("autodoc-process-signature", name_aliases)
     app.connect("autodoc-skip-member", skip_bare_field)

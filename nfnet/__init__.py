@@ -47,7 +47,8 @@ Below
     Transport, NetlinkSocket                    the way to the kernel, or to what stands in for it
 
 Modules: rules (what the firewall queues and logs), inet (headers, and how to change them), stats (all queues and logs
-of the machine), testing, metrics, netns, doctor, compat (NetfilterQueue and nflogr), protocol.
+of the machine), collect (what rules log, to files and databases), testing, metrics, netns, doctor, compat
+(NetfilterQueue and nflogr), protocol.
 """
 
 import sys
@@ -101,11 +102,12 @@ __version__ = "0.1.0"
 # These are imported when somebody asks for them: asyncio takes longer to load than all the rest, and not all programs
 # need the others.
 _LAZY_NAMES = {"AsyncLog": "aio", "AsyncQueue": "aio", "Workers": "workers", "run_workers": "workers"}
-_LAZY_MODULES = ("aio", "compat", "doctor", "metrics", "rules", "testing", "workers")
+_LAZY_MODULES = ("aio", "collect", "compat", "doctor", "metrics", "rules", "testing", "workers")
 _MODULES = ("captures", "errors", "inet", "log", "netns", "packet", "protocol", "queue", "stats")
 
 if TYPE_CHECKING:
     from . import aio as aio
+    from . import collect as collect
     from . import compat as compat
     from . import doctor as doctor
     from . import metrics as metrics

@@ -9,6 +9,8 @@ def printable(text: str) -> str:
     These are control characters, line ends among them, what turns the direction of writing, and surrogates, which stand
     for bytes that are no UTF-8.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else _bytes_of(c).hex(" ").join("[]") for c in text)
 
 

@@ -340,7 +340,7 @@ class _Holders:
     def _search(self, inode: int) -> tuple[int, int] | None:
         recent = self._recent
         for pid in recent:
-            if _count_files(pid) <= _MANY_FILES and (place := self._search_in(pid, inode)):
+            if _count_files(pid) <= _MANY_FILES and (place := self.search_in(pid, inode)):
                 return place
         # New programs first. Most of those with no more files than the standard ones wait for something, and have no
         # socket: a look at their files would be half of all the work.
@@ -355,14 +355,14 @@ class _Holders:
                 continue
             if counted and _count_files(pid) <= _STANDARD_FILES:
                 few.append(pid)
-            elif place := self._search_in(pid, inode):
+            elif place := self.search_in(pid, inode):
                 return place
         for pid in few:
-            if place := self._search_in(pid, inode):
+            if place := self.search_in(pid, inode):
                 return place
         return None
 
-    def _search_in(self, pid: int, inode: int) -> tuple[int, int] | None:
+    def search_in(self, pid: int, inode: int) -> tuple[int, int] | None:
         """Read all links of a process, and remember its sockets."""
         directory = f"/proc/{pid}/fd"
         try:
@@ -386,6 +386,24 @@ class _Holders:
 
 
 _holders = _Holders()
+
+
+def process_with_socket(inode: int) -> Process | None:
+    """Return the process that has the socket open, None if none is found. The user of the socket is not looked up."""
+    try:
+        return _holders.process(inode, 0)
+    except NfnetError:  # /proc cannot be read
+        return None
+
+
+def process_with_id(pid: int) -> Process | None:
+    """Return the process with that id, None if there is none. The user of a socket is not looked up."""
+    return _read(pid, 0)
+
+
+def this_process_has_socket(inode: int) -> bool:
+    """Return whether this process has the socket open."""
+    return _holders.search_in(os.getpid(), inode) is not None
 
 
 def _count_files(pid: int) -> int:

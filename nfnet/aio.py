@@ -32,10 +32,10 @@ _log = logging.getLogger("nfnet")
 
 
 class _Queue(Queue):
-    """A queue whose packets may be in the hands of tasks."""
+    """A queue whose packets may be decided by tasks."""
 
     in_tasks: QueueBinding | None = None
-    """Whose packets those are."""
+    """The binding whose packets tasks decide, None while no tasks run."""
 
     def _leave_undecided(self, binding: QueueBinding, packet: Packet) -> None:
         if self.in_tasks is binding:  # the policy is for when the task has ended
@@ -43,25 +43,25 @@ class _Queue(Queue):
         else:
             super()._leave_undecided(binding, packet)
 
-    def collect(self, may_wait: Callable[[], bool]) -> None:
-        """Let verdicts on pending packets leave together, while ``may_wait`` says so."""
+    def send_together(self, may_wait: Callable[[], bool]) -> None:
+        """Collect verdicts on pending packets, instead of sending each at once, while ``may_wait`` returns True."""
         self._bound().ledger.may_wait = may_wait
 
     def begin_tasks(self) -> QueueBinding:
-        """From now on packets are in the hands of tasks."""
+        """Return the binding whose packets tasks decide from now on."""
         self.in_tasks = self._bound()
         return self.in_tasks
 
-    async def decide(
+    async def let_decide(
         self, handler: Callable[[Packet], Any], packet: Packet, binding: QueueBinding, session: Session
     ) -> None:
-        """Let an async handler decide a packet; what it leaves undecided is for the policy."""
+        """Await an async handler. If it leaves the packet undecided, apply the policy."""
         try:
             await handler(packet)
         except (Exception, asyncio.CancelledError) as error:
             if session.cancelling:
                 raise
-            if binding.finished and isinstance(error, (ClosedError, AlreadyDecidedError)):
+            if binding.close_began and isinstance(error, (ClosedError, AlreadyDecidedError)):
                 return  # closed while the handler was at work
             if self._on_error == "raise":
                 raise
@@ -89,9 +89,9 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
         return repr(self._reader).replace("_Queue", "AsyncQueue")
 
     async def open(self) -> None:
-        """Bind. Raises as `Queue.open`."""
+        """Bind to the queue. Raises the errors of `Queue.open`."""
         await super().open()
-        self._reader.collect(self._flush_soon)
+        self._reader.send_together(self._flush_soon)
 
     async def run(self, handler: AsyncHandler | Handler, concurrency: int = 100) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
@@ -135,7 +135,7 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
                         packets = self._waiting()
                         try:
                             for packet in packets:
-                                task = _start(loop, self._reader.decide(handler, packet, binding, session))
+                                task = _start(loop, self._reader.let_decide(handler, packet, binding, session))
                                 tasks[task] = packet
                                 if task.done():
                                     ended(task)
@@ -196,15 +196,15 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
         return True
 
     def flush(self) -> None:
-        """As `Queue.flush`."""
+        """Send the verdicts given so far; see `Queue.flush`."""
         self._reader.flush()
 
     def forget(self, flow: inet.Flow) -> bool:
-        """As `Queue.forget`. The event loop waits until it is done."""
+        """Take back a verdict on a whole connection; see `Queue.forget`. Blocks the event loop."""
         return self._reader.forget(flow)
 
     def forget_all(self) -> int:
-        """As `Queue.forget_all`. The event loop waits until it is done."""
+        """Take back the verdicts on all whole connections; see `Queue.forget_all`. Blocks the event loop."""
         return self._reader.forget_all()
 
     @property
@@ -214,16 +214,16 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
 
     @property
     def pending(self) -> list[Packet]:
-        """As `Queue.pending`."""
+        """The packets that were handed out and have no verdict, oldest first; see `Queue.pending`."""
         return self._reader.pending
 
     @property
     def counters(self) -> QueueCounters:
-        """As `Queue.counters`."""
+        """The counts since the queue was opened; see `Queue.counters`."""
         return self._reader.counters
 
     def stats(self) -> QueueStats:
-        """As `Queue.stats`."""
+        """Return the counters, and what the kernel says of this queue and its socket; see `Queue.stats`."""
         return self._reader.stats()
 
 
@@ -232,7 +232,7 @@ def _is_async(handler: Any) -> TypeGuard[Callable[[Any], Awaitable[object]]]:
 
 
 def _start(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """A task; where Python can (3.12), one that begins at once, and costs little if it ends without waiting."""
+    """Return a new task. From Python 3.12 on it begins at once, and costs little if it ends without waiting."""
     if sys.version_info >= (3, 12):
         return asyncio.Task(work, loop=loop, eager_start=True)
     return loop.create_task(work)
@@ -258,7 +258,7 @@ class AsyncLog(AsyncReader[Log, LogMessage]):
     async def run(self, handler: AsyncLogHandler | LogHandler) -> None:
         """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.
 
-        An async handler is awaited, one message after the other. Raises as `Log.run`.
+        An async handler is awaited, one message after the other. Raises the errors of `Log.run`.
         """
         if not _is_async(handler):
             await self._run(handler)
@@ -273,9 +273,9 @@ class AsyncLog(AsyncReader[Log, LogMessage]):
 
     @property
     def counters(self) -> LogCounters:
-        """As `Log.counters`."""
+        """The counts since the log was opened; see `Log.counters`."""
         return self._reader.counters
 
     def stats(self) -> LogStats:
-        """As `Log.stats`."""
+        """Return the counters, and what the kernel says of this group and its socket; see `Log.stats`."""
         return self._reader.stats()

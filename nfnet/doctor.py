@@ -12,7 +12,7 @@ from socket import AF_INET, IPPROTO_TCP, IPPROTO_UDP, SOCK_DGRAM, SOCK_STREAM
 from typing import Literal, NamedTuple
 
 from . import rules, stats
-from ._core.bind import request_for
+from ._core.flags import request_for
 from ._io.native import new_socket
 from ._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from ._processes import Sockets

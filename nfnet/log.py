@@ -1,4 +1,4 @@
-"""What firewall rules log: the kernel tells, the program reads (NFLOG)."""
+"""`Log`: receives the packets that firewall rules log (NFLOG)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Literal, TypedDict, TypeVar
 
 from construct import Int16ub
 
+from ._annotated import Annotated
 from ._arguments import check, check_choice, check_result, shown
-from ._core.bind import Request, asked_for, one_by_one
 from ._core.binding import Binding
-from ._core.message import FAMILY, Fed, Message
+from ._core.flags import Request, flags_of, optional_requests
+from ._core.message import FAMILY, Message
 from ._core.reader import Reader
 from ._io.netlink_socket import MAX_DATAGRAM
-from ._io.transport import Recorded, Transport
+from ._io.transport import Transport
 from ._printable import printable
 from .errors import ArgumentError, DecodeError
 from .netns import Netns
@@ -38,6 +39,8 @@ from .stats import LogCounters, LogStats, LogStatus, find_log
 
 _HOOKS: dict[int, type[Hook | ArpHook | NetdevHook]] = {Family.ARP: ArpHook, Family.NETDEV: NetdevHook}
 _ETHERNET_HEADER = 14
+# What differs from packet to packet, in the kernel's order.
+_OF_ONE_PACKET = (NFULA.TIMESTAMP, NFULA.SEQ, NFULA.SEQ_GLOBAL, NFULA.PAYLOAD)
 
 _read_header = compile_struct(nfulnl.packet_hdr).unpack_from
 _read_u16 = compile_struct(Int16ub).unpack_from
@@ -64,7 +67,7 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
     __slots__ = ()
 
     def __copy__(self: Self) -> Self:
-        return self  # which never changes
+        return self  # it never changes
 
     def __deepcopy__(self: Self, memo: object) -> Self:
         return self
@@ -81,18 +84,18 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
 
     @property
     def prefix(self) -> str:
-        """What the rule says (PREFIX); bytes that are no UTF-8 survive as surrogates."""
+        """The prefix that the rule sets (PREFIX); bytes that are no UTF-8 become surrogates."""
         span = self._find(NFULA.PREFIX)
         return "" if span is None else _decode_prefix(self.raw[span])
 
     @property
     def hook(self) -> Hook | ArpHook | NetdevHook:
-        """The hook in which the rule is (PACKET_HDR); the families ARP and NETDEV have hooks of their own."""
+        """The hook of the rule (PACKET_HDR); the families ARP and NETDEV have hooks of their own."""
         return _HOOKS.get(self.raw[FAMILY], Hook)(self._header()[1])
 
     @property
     def hw_protocol(self) -> int:
-        """EtherType (PACKET_HDR): 0x0800 for IPv4, 0x86DD for IPv6; behind a VLAN tag that of what is inside."""
+        """EtherType (PACKET_HDR): 0x0800 for IPv4, 0x86DD for IPv6; after a VLAN tag that of the packet inside."""
         return self._header()[0]
 
     def _link_layer_size(self) -> int:
@@ -120,6 +123,27 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
     def hwheader(self) -> bytes | None:
         """Link-layer header as the packet came in (HWHEADER), without VLAN tag; may be empty; None on the way out."""
         return self._bytes(NFULA.HWHEADER)
+
+    @property
+    def metadata(self) -> bytes:
+        """The family, and all attributes but TIMESTAMP, SEQ, SEQ_GLOBAL and PAYLOAD, as the kernel sent them.
+
+        It is equal for messages that differ in those alone, so a program may remember what it made of it.
+        """
+        raw = self.raw
+        layout = self._layout
+        spans = (self._layouts.find(raw) if layout is None else layout).spans
+        place, pieces = FAMILY, b""
+        for number in _OF_ONE_PACKET:
+            span = spans.get(number)
+            if span is not None:
+                if span.start < place:  # the kernel has another order
+                    return raw
+                pieces += raw[place : span.start - netlink.ATTRIBUTE_HEADER_SIZE]
+                place = span.stop or len(raw)
+                if place < 0:  # the last one
+                    return pieces
+        return pieces + raw[place:]
 
     @property
     def seq(self) -> int | None:
@@ -155,7 +179,7 @@ class LogOptions(TypedDict, total=False):
 
 
 class LogBinding(Binding[LogMessage, LogStatus]):
-    """A log group while it is bound; with the next binding sequence numbers begin at 0 again."""
+    """The state of a log group from `open` to `close`. With each new binding sequence numbers begin at 0 again."""
 
     drain = 16  # of up to 256 KiB each
     what = "messages"
@@ -179,7 +203,6 @@ class LogBinding(Binding[LogMessage, LogStatus]):
         new = list(copy(self.ready))  # a copy: until the statement at the end nothing is taken
         before = len(new)
         problem: DecodeError | None = None
-        untrusted = not self.transport.trusted
         for datagram in self.received:
             start = len(new)
             try:
@@ -187,12 +210,9 @@ class LogBinding(Binding[LogMessage, LogStatus]):
             except DecodeError as error:  # what came before it in the datagram is good, and what comes after it too
                 self.malformed += 1
                 problem = problem or error
-            if untrusted and isinstance(datagram, Recorded):
+            if isinstance(datagram, Annotated):
                 for message in new[start:]:
-                    message.raw = Recorded(message.raw, datagram.time_ns)
-            if isinstance(datagram, Fed):
-                for message in new[start:]:
-                    message.raw = Fed(message.raw, datagram.process)
+                    message.raw = datagram.part(message.raw)
             if self._sequence and len(new) > start:
                 try:
                     self._check_sequence(new, start)
@@ -206,7 +226,7 @@ class LogBinding(Binding[LogMessage, LogStatus]):
             raise problem
 
     def _split(self, datagram: bytes, into: list[LogMessage]) -> None:
-        """Append the messages of a datagram; whatever else is in it is of no interest."""
+        """Append the log messages in a datagram to ``into``, and skip other messages of netlink itself."""
         offset, end, origin = 0, len(datagram), self.origin
         while offset < end:
             if end - offset < netlink.HEADER_SIZE:
@@ -218,7 +238,7 @@ class LogBinding(Binding[LogMessage, LogStatus]):
             if kind == MSG_PACKET:
                 if length < BODY:
                     raise DecodeError(f"log message of {length} bytes has no room for its header", offset)
-                message = LogMessage()  # as `from_bytes`, without the call
+                message = LogMessage()  # what `from_bytes` does, without the call
                 message.raw = datagram[offset : offset + length]
                 message._layout = None
                 message._origin = origin
@@ -235,8 +255,7 @@ class LogBinding(Binding[LogMessage, LogStatus]):
         expected = first if self._next_seq is None else self._next_seq
         lost = (last + 1 - expected - count) & 0xFFFFFFFF
         self._next_seq = (last + 1) & 0xFFFFFFFF
-        # Numbers of the kernel's only grow, however many are missing. Else they may have gone back: recordings, one
-        # behind the other.
+        # The kernel's numbers only grow. In a file with several recordings, one after the other, they may go back.
         if lost > 0 and (lost < 0x80000000 or self.transport.trusted):
             self.count_lost(lost)
 
@@ -244,7 +263,7 @@ class LogBinding(Binding[LogMessage, LogStatus]):
         return self._count - length_hint(self.ready)
 
     def counters(self) -> LogCounters:
-        """What happened so far."""
+        """Return what happened so far."""
         return LogCounters(
             received=self._count,
             lost=self.loss.total if self._sequence else None,
@@ -254,10 +273,10 @@ class LogBinding(Binding[LogMessage, LogStatus]):
 
 
 class Log(Reader[LogBinding, LogMessage]):
-    """What rules log to group ``group``, one message at a time.
+    """Receives the packets that rules log to group ``group``, one message at a time.
 
     A rule logs packets to the group; see `nfnet.rules.log`. Entering the context, or `open`, binds the group; leaving
-    it, or `close`, unbinds it. Logging never changes what becomes of a packet.
+    it, or `close`, unbinds it. Logging never changes the fate of a packet.
 
     group: number of the group, 0 to 65535.
     copy_range: how many bytes of each packet to copy, 1 to 65535; the kernel never copies more than 65,531.
@@ -279,10 +298,10 @@ class Log(Reader[LogBinding, LogMessage]):
     netns: the network namespace to work in: the name of one in /run/netns, a path, an open file, or
         the file descriptor of one (an int). It must stay open as long as the log is used.
     transport: where to get messages from, instead of the kernel; see `nfnet.replay`.
-    record: a file to record to what passes between the kernel and this program; see `nfnet.record`.
+    record: the file to which all datagrams between the kernel and this program are recorded; see `nfnet.record`.
 
-    Raises ArgumentError for what cannot be right, and what the kernel would silently change. One thread at a time may
-    read the log. A forked child has no part in it.
+    Raises ArgumentError for invalid arguments, and for those that the kernel would silently change. One thread at a
+    time may read the log. A forked child cannot use the log.
     """
 
     def __init__(
@@ -314,7 +333,7 @@ class Log(Reader[LogBinding, LogMessage]):
         check_choice("on_overrun", on_overrun, ("count", "raise", "ignore"))
         self._on_overrun = on_overrun
         wanted = {"sequence": sequence, "global_sequence": global_sequence, "conntrack": conntrack}
-        self._flags = LogFlag(asked_for(nfulnl.FLAG_OPTIONS, wanted))
+        self._flags = LogFlag(flags_of(nfulnl.FLAG_OPTIONS, wanted))
         super().__init__(
             "log group",
             self.group,
@@ -351,7 +370,7 @@ class Log(Reader[LogBinding, LogMessage]):
         return nfulnl.config(self.group, command=Command.UNBIND)
 
     def _flag_requests(self) -> Iterator[tuple[str, Request]]:
-        return one_by_one(nfulnl.FLAG_OPTIONS, self._flags, partial(nfulnl.config, self.group))
+        return optional_requests(nfulnl.FLAG_OPTIONS, self._flags, partial(nfulnl.config, self.group))
 
     def _status(self) -> LogStatus | None:
         return find_log(self.group, self._netns)
@@ -370,7 +389,7 @@ class Log(Reader[LogBinding, LogMessage]):
     def process(self, handler: Handler) -> int:
         """Call the handler for each message that waits, without blocking, and return how many those were.
 
-        For any event loop: call it when `fileno` is readable, and once after opening. Raises as `run`.
+        For any event loop: call it when `fileno` is readable, and once after opening. Raises the errors of `run`.
         """
         return self._process(handler)
 
@@ -386,19 +405,16 @@ class Log(Reader[LogBinding, LogMessage]):
 
     @property
     def counters(self) -> LogCounters:
-        """What happened since the log was opened; what had happened by the end, after it was closed."""
+        """The counts since the log was opened; after `close`, those of the last time it was open."""
         return self._bound_or_last().counters()
 
     def stats(self) -> LogStats:
-        """The counters, and what the kernel says of this group and its socket; see `Queue.stats`."""
-        binding = self._binding
-        if binding is None:
-            return LogStats(self.counters, None, None)
-        return LogStats(self.counters, binding.status(), binding.transport.socket_status())
+        """Return the counters, and what the kernel says of this group and its socket; see `Queue.stats`."""
+        return LogStats(self.counters, *self._kernel_stats())
 
 
 def _centiseconds(timeout: float) -> int:
-    """The kernel's unit; what would be rounded to something else by much, or wrap around there, is refused."""
+    """Return a timeout in the kernel's unit, 0.01 s. Raises ArgumentError if the kernel could not hold it."""
     if not 0 <= timeout <= MAX_TIMEOUT / 100:  # also False for NaN
         raise ArgumentError(f"timeout is {shown(timeout)} and must be in 0..{MAX_TIMEOUT / 100} seconds")
     return round(timeout * 100)

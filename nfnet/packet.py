@@ -1,4 +1,4 @@
-"""A packet that the kernel queued, and the verdict on it."""
+"""Queued packets, and the verdicts on them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, NoReturn, TypeVar
 
 from . import inet
 from ._arguments import check, check_flag, wrong_type
-from ._core.batching import ACCEPT, DROP, Decision, decide, decide_with
-from ._core.message import FAMILY, Message, Vlan
+from ._core.batching import ACCEPT, DROP, Decision, changing_decision, decision
+from ._core.message import FAMILY, IP_VERSION_OF, Message, Vlan
 from ._io.raw_socket import INJECTED_MARK
 from .errors import AlreadyDecidedError, ArgumentError, ClosedError
 from .inet import _answers, _scapy
@@ -36,7 +36,6 @@ from .protocol.nfqnl import (
 
 _LABELS_SIZE = 16
 _MARK_SIZE = 8  # NFQA_MARK, with its header
-_VERSION: dict[int, int] = {Family.IPV4: 4, Family.IPV6: 6}
 _OUTGOING = (Hook.FORWARD, Hook.OUTPUT, Hook.POSTROUTING)  # behind which super-packets are cut into segments
 # Since when the kernel cuts UDP super-packets whose payload was replaced: Linux 6.1 loses them, 5.10 crashes.
 _SEGMENTS_UDP = (6, 12)
@@ -54,32 +53,41 @@ _kernel = _kernel_version()
 _Packet = TypeVar("_Packet", bound="Packet")
 
 Payload = bytes | bytearray | memoryview | _scapy.ScapyPacket
-"""What may replace the bytes of a packet: anything like bytes, or a packet of scapy's."""
+"""The new bytes of a packet: a bytes-like object, or a scapy packet."""
 
 
-def _decide_nothing(packet: Packet) -> None:
+def _refuse_to_decide(packet: Packet) -> None:
     raise ClosedError(f"packet {packet.id} was read from bytes: there is no queue that could decide it")
 
 
 class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     """A packet that waits for a verdict.
 
-    It is cheap: its attributes are read from the message when they are asked for. Its bytes are its own and never
-    change, so it may be kept for as long as one likes and decided later, in any order and from any thread; until
-    then the kernel keeps the packet. Numbers are in host order. Reading an attribute raises DecodeError if the
-    message, from a damaged recording, say, is malformed.
+    Creating one is cheap: attributes are read from the message when they are asked for. The object has a copy of the
+    packet's bytes, which never changes, so it may be kept for any time and decided later, in any order and from any
+    thread. Until then the kernel keeps the packet. Numbers are in host order. Reading an attribute raises DecodeError
+    if the message, from a damaged recording, say, is malformed.
     """
 
-    __slots__ = ("_decide", "_decision")
+    __slots__ = ("_decision", "_on_decided")
 
+    # The first verdict stands, whichever thread gives it. Each method below looks whether `_decision` is None and then
+    # sets it, without a lock: CPython lets another thread run, and calls signal handlers, only at the beginning of a
+    # function, after a call and at a jump backwards, and none of these is between the last look and the assignment.
+    # Keep it so. A free-threaded build makes no such promise: there two threads must not decide the same packet at
+    # once.
     _decision: Decision | None
-    _decide: Callable[[Packet], None]
+    _on_decided: Callable[[Packet], None]
+    """Takes over the packet once it has a `_decision`: see the head of `ledger`."""
 
     @classmethod
     def from_bytes(cls: type[_Packet], raw: bytes, name_of: Callable[[int], str | None] = lambda _: None) -> _Packet:
-        """As `LogMessage.from_bytes`. No queue waits for a verdict on the packet: giving one raises ClosedError."""
+        """Return a packet made of a netlink message of the kernel's; see `LogMessage.from_bytes`.
+
+        No queue waits for a verdict on the packet: giving one raises ClosedError.
+        """
         self = super().from_bytes(raw, name_of)
-        self._decision, self._decide = None, _decide_nothing
+        self._decision, self._on_decided = None, _refuse_to_decide
         return self
 
     def _label(self) -> str:
@@ -89,7 +97,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         return f"{self.summary()} {'undecided' if self.decided is None else self.decided.name.lower()}"
 
     def __reduce__(self) -> NoReturn:
-        """For `copy` and `pickle`. Raises TypeError: only this object can decide the packet, a copy could not."""
+        """Raise TypeError for `copy` and `pickle`: only this object can decide the packet, a copy could not."""
         text = "a packet cannot be copied or pickled, for a copy could not decide it"
         raise TypeError(f"{text}: keep the packet itself, or what it says, such as packet.payload (bytes)")
 
@@ -107,10 +115,10 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         ct_labels: bytes | None = None,
         connection: bool = False,
     ) -> None:
-        """Let the packet go on behind the chain that queued it (NF_ACCEPT).
+        """Accept the packet (NF_ACCEPT): it continues after the chain that queued it.
 
         ``mark`` replaces the packet's mark (0 clears it) and ``priority`` its queueing priority, both 32 bits. Before
-        Linux 5.18 the kernel passes over the latter in silence.
+        Linux 5.18 the kernel ignores ``priority`` without an error.
         ``payload`` replaces the whole packet from its network header on, 20 to 65,531 bytes (at least 40 for IPv6);
         it has to be of the same IP version, and its lengths and checksums must be right, see `rewrite`; a packet of
         scapy's, without a link layer, is given right ones. Bytes equal to the payload change nothing, even if the
@@ -120,8 +128,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         ``ct_mark`` (32 bits) and ``ct_labels`` (16 bytes) replace those of the packet's connection, for which the queue
         must have been opened with ``conntrack=True``. The kernel has room for labels only while some rule sets any.
 
-        ``connection`` lets the rest of the packet's connection go, too, in both directions: the kernel does that, and
-        no more of it comes here. It needs ``nfnet.rules.queue(..., remember=True)``; see `Queue.forget`.
+        ``connection`` accepts the rest of the packet's connection, too, in both directions: the kernel does that, and
+        no more of its packets are queued. It needs ``nfnet.rules.queue(..., remember=True)``; see `Queue.forget`.
 
         Raises ArgumentError, AlreadyDecidedError, ClosedError, or KernelError if sending fails. The kernel's own
         objections to a verdict come later and are counted: see `Queue.counters`.
@@ -141,16 +149,16 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             self._change(Verdict.ACCEPT, mark, payload, priority, vlan, l2header, ct_mark, ct_labels, fate)
         else:
             self._decision = ACCEPT
-            self._decide(self)
+            self._on_decided(self)
 
     def drop(self, *, connection: bool = False) -> None:
         """Drop the packet (NF_DROP); a local sender is not told.
 
-        ``connection`` drops the rest of its connection, too, as for `accept`. If the packet is the first one the
-        kernel does not know the connection yet, and is told of it, for TCP and UDP without translated addresses (NAT
-        of the destination). Of other protocols the next packet comes here as well.
+        ``connection`` drops the rest of the packet's connection, too; what it needs is the same as for `accept`. At the
+        first packet the kernel does not know the connection yet. For TCP and UDP without translated addresses (NAT of
+        the destination) it is told of the connection; with other protocols the next packet is queued as well.
 
-        Raises as `accept`.
+        Raises the same errors as `accept`.
         """
         if self._decision is not None:
             self._refuse()
@@ -159,12 +167,12 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             self._change(Verdict.DROP, None, None, None, fate=Fate.DROP)
             return
         self._decision = DROP
-        self._decide(self)
+        self._on_decided(self)
 
     def repeat(self, *, mark: int | None = None, payload: Payload | None = None, priority: int | None = None) -> None:
-        """Let the packet pass its chain again from the first rule (NF_REPEAT); arguments as for `accept`.
+        """Send the packet through its chain again, from the first rule (NF_REPEAT). Arguments are those of `accept`.
 
-        The rule that queued it queues it again, with a new id, unless it looks at the mark, for instance.
+        The rule that queued the packet queues it again, with a new id, unless the rule looks at the mark, for instance.
         """
         self._change(Verdict.REPEAT, mark, payload, priority)
 
@@ -177,9 +185,9 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         priority: int | None = None,
         bypass: bool = False,
     ) -> None:
-        """Hand the packet to queue ``num`` (NF_QUEUE); it gets a new id there. Other arguments as for `accept`.
+        """Hand the packet to queue ``num`` (NF_QUEUE), where it gets a new id. Other arguments are those of `accept`.
 
-        Where nobody listens to that queue the kernel drops it, or with ``bypass`` lets it go on.
+        If no program listens to that queue the kernel drops the packet, or accepts it with ``bypass``.
         """
         num = check("queue number", num, 0, 0xFFFF)
         flags = QUEUE_BYPASS if check_flag("bypass", bypass) else 0
@@ -197,9 +205,9 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         ct_mark: int | None = None,
         ct_labels: bytes | None = None,
     ) -> None:
-        """Give any verdict word that the kernel knows; see `Verdict`. Other arguments as for `accept`.
+        """Give any verdict word that the kernel knows; see `Verdict`. Other arguments are those of `accept`.
 
-        The upper 16 bits are for Verdict.QUEUE alone: the kernel would take ACCEPT with stray bits for STOP.
+        Only Verdict.QUEUE may have upper 16 bits: the kernel would take ACCEPT with stray bits for STOP.
         """
         word = check("verdict", code, 0, 0xFFFFFFFF)
         kind = word & 0xFF
@@ -211,12 +219,12 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     @property
     def decided(self) -> Verdict | None:
-        """The verdict that was given, None as long as there is none."""
+        """The verdict on the packet; None if it has none yet."""
         return None if self._decision is None else Verdict(self._decision.kind)
 
     @property
     def changed(self) -> bool:
-        """Whether the verdict changes the packet: its bytes, mark, priority or link-layer header."""
+        """True if the verdict changes the packet: its bytes, mark, priority or link-layer header."""
         what = self._decision
         if what is None or what.kind == what.word & 0xFF:
             return what is not None and bool(what.changes)
@@ -230,19 +238,19 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     def answer(self, data: bytes) -> None:
         """Send ``data`` to the packet's sender as if its peer had sent it, and drop the packet.
 
-        UDP: a datagram of at most 65,507 bytes (IPv6: 65,527); where it is too large for the way, in fragments.
+        UDP: a datagram of at most 65,507 bytes (IPv6: 65,527), in fragments if it is larger than the path allows.
         ICMP and ICMPv6: the reply to an echo request.
         TCP: the packet must carry data. Its sender gets ``data``, at most 12,200 bytes, and the end of the stream
-        (FIN), and its receiver a reset. So the connection is over: its ends, of which one knows nothing of ``data``,
-        would disagree about sequence numbers from now on. What gets lost on the way is not sent again.
+        (FIN), and its receiver a reset. This ends the connection, because its ends would disagree about sequence
+        numbers from now on: one of them knows nothing of ``data``. What is lost on the way is not sent again.
 
-        What is sent passes the hook output of this machine, with the mark `nfnet.INJECTED_MARK`, over which
-        `nfnet.rules.queue` passes.
+        The answer passes the hook output of this machine, with the mark `nfnet.INJECTED_MARK`. Rules made by
+        `nfnet.rules.queue` do not queue packets with that mark.
 
-        Raises ArgumentError, before anything is sent, for what has no answer: another protocol, TCP without data or
-        with RST, a fragment, a packet to a multicast or broadcast address, one that nfnet has injected, one of the
+        Raises ArgumentError, before anything is sent, for packets that have no answer: another protocol, TCP without
+        data or with RST, fragments, packets to a multicast or broadcast address, packets injected by nfnet, and the
         family bridge. Raises NotPermittedError without CAP_NET_RAW, KernelError if the answer cannot be sent (no
-        route, a firewall that drops it), AlreadyDecidedError and ClosedError. The packet stays undecided then.
+        route, a firewall that drops it), AlreadyDecidedError and ClosedError. After an error the packet is undecided.
         """
         try:
             answer = bytes(memoryview(data))
@@ -251,33 +259,34 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         self._inject_and_drop(lambda packet, *about: _answers.answer(packet, answer, *about))
 
     def reset(self) -> None:
-        """End the packet's TCP connection by a reset to both ends of it, with right sequence numbers; drop the packet.
+        """Send a TCP reset to both ends of the packet's connection, with right sequence numbers, and drop the packet.
 
         Neither end waits for a time-out: both see "connection reset", and a connection that is being opened is
-        refused. Any segment will do, also a super-packet, and one that was not wholly copied; if it is a reset itself,
-        only its receiver gets one. (The ends of a connection that is signed, TCP-MD5 or TCP-AO, believe neither.)
+        refused. The packet may be any segment, also a super-packet, or one of which only the beginning was copied. If
+        it is a reset itself, only its receiver gets another. (The ends of a connection with TCP-MD5 or TCP-AO
+        signatures ignore the resets.)
 
-        Raises ArgumentError if `tcp` is None, and else as `answer`. If the first reset was sent and another cannot be,
-        the packet stays undecided all the same.
+        Raises ArgumentError if `tcp` is None, and the same errors as `answer`. If the first reset was sent and the
+        second cannot be sent, the packet is undecided, too.
         """
         self._inject_and_drop(_answers.resets)
 
     def reject(self, *, connection: bool = False) -> None:
-        """Tell the sender that the packet was refused, and drop it.
+        """Tell the sender that the packet was refused, and drop the packet.
 
         TCP: a reset to the sender (``connect`` fails with ECONNREFUSED). Protocols with ports, such as UDP: an error of
-        ICMP or ICMPv6, "port unreachable"; other protocols: "administratively prohibited". It has the packet's
-        destination as its source. Where the sender must not be told (RFC 1122, RFC 4443) the packet is just dropped: a
+        ICMP or ICMPv6, "port unreachable"; other protocols: "administratively prohibited". Its source is the packet's
+        destination. Where the sender must not be told (RFC 1122, RFC 4443) the packet is just dropped: a
         TCP reset, an error of ICMP, a fragment other than the first, a packet to or from a multicast address.
 
-        Where the rule that queues has ``remember=True`` the kernel makes that, except at the hook postrouting, where it
-        cannot. Elsewhere it is injected.
+        If the rule that queues has ``remember=True``, the kernel sends the refusal, except at the hook postrouting,
+        where it cannot. Otherwise nfnet injects it.
 
-        connection: whether the kernel shall refuse the rest of the connection, too, each packet in the same way, for
-            which there must be such a rule.
+        connection: whether the kernel shall refuse the rest of the connection, too, each packet in the same way. This
+            needs such a rule.
 
-        Raises ArgumentError for ``connection`` where there is no such rule, and for what is no IP packet, is of the
-        family bridge or was injected by nfnet; and else as `answer`.
+        Raises ArgumentError for ``connection`` without such a rule, for packets that are not IP, belong to the family
+        bridge or were injected by nfnet; and the same errors as `answer`.
         """
         if self._decision is not None:
             self._refuse()
@@ -288,13 +297,13 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             self._inject_and_drop(_answers.refusals)
 
     def _inject_and_drop(self, build: Callable[[bytes, int, bool], list[bytes]]) -> None:
-        """Send what ``build`` makes of the packet, and only then drop it: if sending fails nothing is lost.
+        """Send the packets that ``build`` returns, and then drop this one: if sending fails nothing is lost.
 
-        ``build`` gets the packet, its length and whether its destination is a broadcast address.
+        ``build`` is called with the packet, its length and whether its destination is a broadcast address.
         """
         if self._decision is not None:
             self._refuse()
-        if self.family not in _VERSION:
+        if self.family not in IP_VERSION_OF:
             raise ArgumentError(f"a packet of the family {self.family!r} cannot be answered, only of IPv4 and IPv6")
         if self.mark == INJECTED_MARK:
             text = f"the packet is one that nfnet has injected (mark {INJECTED_MARK:#x})"
@@ -343,28 +352,28 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         if ct_mark is not None or ct_labels is not None:
             attributes.append((NFQA.CT, self._connection(ct_mark, ct_labels)))
         if attributes:
-            what = decide_with(word, mark, priority, *attributes, kind=kind)
+            what = changing_decision(word, mark, priority, *attributes, kind=kind)
         else:
-            what = decide(word, mark, priority, kind)
+            what = decision(word, mark, priority, kind)
         if self._decision is not None:  # since the first look, by a signal handler or another thread
             self._refuse()
         self._decision = what
-        self._decide(self)
+        self._on_decided(self)
 
     def _support(self) -> Support | None:
-        """What the rules that queued the packet can do with it."""
+        """Return which verdicts the rules that queued the packet can carry out."""
         connections = self._origin.connections
         return None if connections is None else connections.support(self.raw[FAMILY], self._header()[2])
 
     def _carries_out(self, fate: Fate) -> bool:
-        """Whether there are rules that do that with the packet."""
+        """Return whether rules can carry out this verdict on the packet."""
         support = self._support()
         return support is not None and fate in support.fates
 
     def _marked(self, fate: Fate, mark: int | None) -> int:
-        """The mark of the packet, or the one given, with what the rules shall do in the bits that they look at.
+        """Return ``mark``, or that of the packet, with the verdict in the bits that the rules look at.
 
-        Raises ArgumentError if there are none.
+        Raises ArgumentError if no rules carry out the verdict.
         """
         connections = self._origin.connections
         if connections is None:
@@ -407,15 +416,15 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         flags: int | None = None,
         window: int | None = None,
     ) -> bytes:
-        """The payload with some things changed and its lengths and checksums mended; see `nfnet.inet.rewrite`.
+        """Return the payload with changed fields, and with right lengths and checksums; see `nfnet.inet.rewrite`.
 
             packet.accept(payload=packet.rewrite(data=b"other", destination="192.0.2.7"))
 
-        Also where the kernel has not finished the checksum yet (``Queue(gso=True)``). What stands before and behind the
-        IP packet in the bridge family, a second VLAN tag and the padding of Ethernet, stays.
+        The checksums are right also if the kernel has not finished them yet (``Queue(gso=True)``). In the bridge family
+        bytes before and after the IP packet (a second VLAN tag, the padding of Ethernet) stay.
 
-        Raises ArgumentError for what cannot be right, also if only the beginning of the packet was copied, and for
-        super-packets of anything but TCP on their way in (prerouting, input), or of UDP before Linux 6.12.
+        Raises ArgumentError for wrong values, if only the beginning of the packet was copied, and for super-packets of
+        other protocols than TCP on their way in (prerouting, input), or of UDP before Linux 6.12.
         """
         if self.truncated:
             text = f"only {len(self.payload)} of the packet's {self.cap_len} bytes were copied"
@@ -448,11 +457,11 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         return payload[: len(payload) - len(packet)] + new + (packet[ip.length :] if ip else b"")
 
     def _check_segments(self) -> None:
-        """Refuse another payload where the packet is a super-packet whose segments would be lost.
+        """Raise ArgumentError if the packet is a super-packet whose segments would be lost with another payload.
 
-        Behind the outgoing hooks the kernel cuts it, and makes the segments' checksums from what is in the packet. On
-        the way in, a UDP socket with UDP_GRO gets the whole of it, and others its segments: no checksum is right for
-        both. And what a tunnel carries has a checksum that cannot be found.
+        After the outgoing hooks the kernel cuts it, and computes the segments' checksums from what is in the packet. On
+        the way in a UDP socket with UDP_GRO gets the whole packet and other sockets its segments: no checksum is right
+        for both. The checksum of a packet in a tunnel cannot be found.
         """
         if not self._number(NFQA.SKB_INFO) or SkbInfo.GSO not in self.skbinfo:
             return
@@ -485,8 +494,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         return data
 
     def _check_beginning(self, data: bytes) -> None:
-        """Raises ArgumentError for what cannot be an IP packet where it has to be: such a packet would just vanish."""
-        version = _VERSION.get(self.raw[FAMILY])
+        """Raise ArgumentError if the payload must be an IP packet and is none: the kernel would just drop it."""
+        version = IP_VERSION_OF.get(self.raw[FAMILY])
         if version is None:
             return
         if data[0] >> 4 != version:
@@ -496,7 +505,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             raise ArgumentError(f"payload says that its IP header has {(data[0] & 15) * 4} of its {len(data)} bytes")
 
     def _build(self, theirs: Any) -> bytes:
-        """The bytes of a packet of scapy's, with lengths and checksums as the kernel wants them."""
+        """Return the bytes of a scapy packet, with lengths and checksums as the kernel wants them."""
         payload = _scapy.build(theirs)
         packet = self._ip_packet(payload)
         if not packet or SkbInfo.GSO not in self.skbinfo:
@@ -549,12 +558,12 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     @property
     def id(self) -> int:
-        """The number of the packet in this binding of the queue: 1, 2, ... (32 bits, wraps). Missing ones were lost."""
+        """The packet's number since the queue was opened: 1, 2, ... (32 bits, wraps). Missing ones were lost."""
         return int.from_bytes(self.raw[PACKET_ID], "big")
 
     @property
     def cap_len(self) -> int:
-        """The length of the packet in bytes, also where the payload is shorter (NFQA_CAP_LEN); 0 for META."""
+        """The length of the packet in bytes, also if the payload is shorter (NFQA_CAP_LEN); 0 for META."""
         length = self._number(NFQA.CAP_LEN)
         return len(self.payload) if length is None else length
 
@@ -564,7 +573,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     @property
     def truncated(self) -> bool:
-        """Whether the payload is only the beginning of the packet, or missing (META)."""
+        """True if the payload is only the beginning of the packet, or missing (META)."""
         return self._find(NFQA.CAP_LEN) is not None or self._find(NFQA.PAYLOAD) is None
 
     @property

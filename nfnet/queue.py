@@ -1,4 +1,4 @@
-"""A queue of packets: the kernel asks, the program decides (NFQUEUE)."""
+"""`Queue`: receives the packets that a rule queued, and sends the verdicts of the program (NFQUEUE)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import ClassVar, Literal, TypedDict
 
 from . import inet
 from ._arguments import check, check_choice, check_flag, check_result, wrong_type
-from ._core.bind import Request, asked_for, one_by_one
 from ._core.binding import Binding
 from ._core.connections import Connections
+from ._core.flags import Request, flags_of, optional_requests
 from ._core.flusher import Flusher
 from ._core.ledger import Ledger
-from ._core.reader import MOST_ALONE, Reader
+from ._core.reader import MOST_LONE, Reader
 from ._io.moves import END
 from ._io.native import new_socket
 from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP
@@ -36,9 +36,9 @@ from .protocol.nfqnl import PACKET_ID, SUBSYSTEM_BYTE, Command, CopyMode, QueueF
 from .stats import QueueCounters, QueueStats, QueueStatus, find_queue
 
 _QUEUE_SUBSYSTEM = int(Subsystem.QUEUE)
-_FEW = 4  # packets
-# On newer kernels (6.12.117, 6.18) a queue holds no more, whatever `max_len` says, and what comes then is dropped after
-# it got an id. What comes when `max_len` wait gets none, and leaves no gap.
+_FEW_PACKETS = 4  # with no more than these, verdicts are not collected: each is sent when it is given
+# On newer kernels (6.12.117, 6.18) a queue holds no more, whatever `max_len` says. Packets beyond that are dropped
+# after they got an id. Packets beyond `max_len` get no id, and leave no gap.
 _MOST_WAITING = 65536
 
 _log = logging.getLogger("nfnet")
@@ -75,7 +75,7 @@ class QueueOptions(WorkerOptions, total=False):
 
 
 class QueueBinding(Binding[Packet, QueueStatus]):
-    """A queue while it is bound; with the next binding packet ids begin at 1 again."""
+    """The state of a queue from `open` to `close`. With each new binding packet ids begin at 1 again."""
 
     # Measured: 256 costs 3 to 7 % more; 1024 gains nothing, and makes Python's garbage collector run, which it does
     # after 700 new objects.
@@ -103,9 +103,9 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         self._max_len = max_len
         self._packet_type = packet_type
         self._flusher = Flusher(self.ledger)
-        self._plain = transport.trusted  # and not shared: then packets are what they seem
-        self._last: bytes | None = None  # the last packet that came alone: its id is still to be counted
-        self._alone = 0  # packets that came alone since the last look for lost ones
+        self._plain = transport.trusted  # and not shared: packets need no checks
+        self._last: bytes | None = None  # the last lone packet, whose id `_issue` has not counted
+        self._lone_since_look = 0  # lone packets since the last look for lost ones
         self._issued = 0  # how many ids the kernel gave, up to the last one seen
         self._refused: dict[int, int] = {}
         self._stamping = weakref.finalize(self, os.close, _stamping_socket()) if timestamps else None
@@ -116,24 +116,24 @@ class QueueBinding(Binding[Packet, QueueStatus]):
 
     def flush(self, *, slow: bool) -> None:
         self.ledger.flush()
-        waiting = length_hint(self.ready)
-        if slow and waiting:
-            self.ledger.decide_each(self.ledger.at_hand[-waiting:])
+        undelivered = length_hint(self.ready)
+        if slow and undelivered:
+            self.ledger.send_each_at_once(self.ledger.at_hand[-undelivered:])
 
-    def settle(self, waiting: int = 0) -> None:
+    def settle(self, undelivered: int = 0) -> None:
         ledger = self.ledger
         if ledger.lone is not None:
             ledger.take_lone()
         if ledger.at_hand or ledger.decided or ledger.pending:
-            ledger.settle(waiting)
-        self._alone += 1
-        if self._last is None or self._alone > MOST_ALONE:
+            ledger.settle(undelivered)
+        self._lone_since_look += 1
+        if self._last is None or self._lone_since_look > MOST_LONE:
             self._account()
         if self.loss.untold:
             self.tell_loss()
 
     def defer(self, packet: Packet) -> None:
-        """The handler has returned and left the packet undecided: it is pending from now on."""
+        """Make a packet pending whose handler has returned without a verdict."""
         if self.ledger.lone is not None:
             self.ledger.take_lone()
         self.ledger.defer(packet, length_hint(self.ready))
@@ -158,11 +158,11 @@ class QueueBinding(Binding[Packet, QueueStatus]):
                 self._stamping()
 
     def _each(self, datagrams: Iterator[bytes]) -> Iterator[Packet]:
-        # As `_make_ready`, without a call for each packet.
+        # What `_make_ready` does, without a call for each packet.
         ledger, packet_type, origin, plain = self.ledger, self._packet_type, self.origin, self._plain
-        decide_lone = ledger.decide_lone
-        for self.incoming in datagrams:
-            raw = self.incoming
+        send_lone = ledger.send_lone
+        for self.arrival in datagrams:
+            raw = self.arrival
             if raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM or not plain or ledger.lone is not None:
                 self._take_incoming()
                 if not length_hint(self.ready):
@@ -173,8 +173,8 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             packet.raw = raw
             packet._origin = origin
             packet._decision = packet._layout = None
-            packet._decide = decide_lone
-            self.incoming, self._last, ledger.lone = None, raw, packet  # one statement
+            packet._on_decided = send_lone
+            self.arrival, self._last, ledger.lone = None, raw, packet  # one statement
             yield packet
 
     def _make_ready(self) -> None:
@@ -184,65 +184,65 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         ledger = self.ledger
         packet_type, origin = self._packet_type, self.origin
         untrusted = not self.transport.trusted
-        waiting = length_hint(self.ready)
+        undelivered = length_hint(self.ready)
         if ledger.lone is not None:
-            self.settle(waiting)
-        ready = ledger.at_hand[-waiting:] if waiting else []
+            self.settle(undelivered)
+        ready = ledger.at_hand[-undelivered:] if undelivered else []
         new: list[Packet] = []
         problem: NfnetError | None = None
         refused: list[int] = []
-        collect: Callable[[Packet], None]
-        if alone := len(received) == 1 and self._plain and not waiting and not ledger.at_hand:
-            collect = ledger.decide_lone
-        # A few verdicts are not worth the wait for each other.
-        elif len(received) > _FEW and self._flusher.watch():
-            collect = ledger.decided.append
+        on_decided: Callable[[Packet], None]
+        if lone := len(received) == 1 and self._plain and not undelivered and not ledger.at_hand:
+            on_decided = ledger.send_lone
+        # It is not worth while to collect a few verdicts.
+        elif len(received) > _FEW_PACKETS and self._flusher.watch():
+            on_decided = ledger.decided.append
         else:
-            collect = ledger.decide_now
+            on_decided = ledger.send_now
         for raw in received:
             if untrusted or raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM:
                 try:
                     if (whole := self._look_into(raw, refused)) is None:
                         continue
                     raw = whole
-                except NfnetError as error:  # the packets behind it come first
+                except NfnetError as error:  # raised when the packets after it are ready
                     problem = problem or error
                     continue
             packet = packet_type()
             packet.raw = raw
             packet._origin = origin
             packet._decision = packet._layout = None
-            packet._decide = collect
+            packet._on_decided = on_decided
             new.append(packet)
         nothing: list[bytes] = []
         iterator = iter(ready + new)
-        if alone and new:
+        if lone and new:
             self.received, self.ready, ledger.lone, self._last = nothing, iterator, packet, packet.raw  # one statement
             return
         if new:
-            new[-1]._decide = ledger.decide_now  # nothing waits behind it: why should its verdict?
+            new[-1]._on_decided = ledger.send_now  # no packet follows it, so its verdict need not wait
         self.received, self.ready, ledger.at_hand[END:] = nothing, iterator, new  # one statement
         for error_number in refused:
             self._refused[error_number] = self._refused.get(error_number, 0) + 1
         if new:
             if not self._issued and untrusted:  # a recording may begin anywhere, the kernel begins at 1
                 self.last_id = new[0].id - 1
-            self._last = None  # a later id says it all
+            self._last = None  # a later id is counted instead
             self._issue(new[-1].raw)
         if problem is not None:
             raise problem
 
     def _issue(self, raw: bytes) -> None:
-        """Count the ids up to that of a packet."""
+        """Count the ids up to that of the packet in a message."""
         packet_id = int.from_bytes(raw[PACKET_ID], "big")
         step = (packet_id - self.last_id) & 0xFFFFFFFF
         self.last_id = packet_id
-        # Ids of the kernel's only grow, however many are missing. Else it went back: recordings, one behind the other.
+        # The kernel's ids only grow. In a file with several recordings, one after the other, they may go back.
         if step < 0x80000000 or self.transport.trusted:
             self._issued += step
 
     def _look_into(self, message: bytes, refused: list[int]) -> bytes | None:
-        """A datagram that is no packet for sure: the packet that it is after all, or None if it was dealt with."""
+        """Return the packet in a datagram that may be something else; None for the answer to a verdict."""
         try:
             if not netlink.is_answer(message):
                 return nfqnl.normalized(message, self._num)
@@ -252,26 +252,26 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             raise
         if answer.errno and answer.type in (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH):
             refused.append(answer.errno)
-            if answer.errno != errno.ENOENT:  # that one is no surprise: see QueueCounters
+            if answer.errno != errno.ENOENT:  # ENOENT is normal: see QueueCounters
                 raise kernel_error(f"deciding packets of queue {self._num}", answer.errno, message=answer.message)
         return None
 
     def _account(self) -> None:
-        """Count the ids that never came."""
-        last, self._last, self._alone = self._last, None, 0
+        """Count the ids that are missing."""
+        last, self._last, self._lone_since_look = self._last, None, 0
         if last is not None:
             self._issue(last)
-        lost = self._issued - self.ledger.received()
+        lost = self._issued - self.ledger.count_received()
         if lost > self.loss.total:
             self.count_lost(lost - self.loss.total)
 
-    def sum_up(self) -> None:
+    def finish_counting(self) -> None:
         self._account()
         status = self.status()
-        # Those that were lost behind the last one that came left no gap.
+        # Packets lost after the last one that was received left no gap.
         if status is not None and status.user_dropped > self.loss.total:
             self.count_lost(status.user_dropped - self.loss.total)
-        super().sum_up()
+        super().finish_counting()
 
     def _cause_of_loss(self, status: QueueStatus | None) -> str:
         if status is not None and (status.user_dropped or status.queue_dropped):
@@ -279,7 +279,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             return "the kernel dropped " + " and ".join(
                 f"{count} because {where} was full" for count, where in drops if count
             )
-        # With fail-open the kernel counts neither, and only root may ask; but the socket has a count of its own.
+        # With fail-open the kernel counts neither, and only root may ask. The socket has a count of its own.
         socket_status = self.transport.socket_status()
         if socket_status is not None and socket_status.dropped:
             return f"{self._buffer()} was full"
@@ -288,23 +288,23 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         return f"{self._buffer()} was full, or the queue, which holds {_MOST_WAITING} packets on newer kernels"
 
     def taken(self) -> int:
-        return self.ledger.received() - length_hint(self.ready)
+        return self.ledger.count_received() - length_hint(self.ready)
 
-    def waiting(self) -> int:
-        return self.ledger.received() - sum(self.ledger.counts().values())
+    def count_waiting(self) -> int:
+        return self.ledger.count_received() - sum(self.ledger.counts().values())
 
     def pending(self) -> list[Packet]:
-        """The packets that went to a handler and have no verdict, oldest first."""
+        """Return the packets that went to a handler and have no verdict, oldest first."""
         ledger = self.ledger
         given = ledger.at_hand[: len(ledger.at_hand) - length_hint(self.ready)]
         lone = () if ledger.lone is None or length_hint(self.ready) else (ledger.lone,)
         return [packet for packet in (*ledger.pending, *given, *lone) if packet._decision is None]
 
     def counters(self) -> QueueCounters:
-        """What happened so far."""
+        """Return what happened so far."""
         self._account()
         counts = self.ledger.counts()
-        received = self.ledger.received()
+        received = self.ledger.count_received()
         return QueueCounters(
             received=received,
             accepted=counts[Verdict.ACCEPT] + counts[Verdict.STOP],
@@ -320,11 +320,11 @@ class QueueBinding(Binding[Packet, QueueStatus]):
 
 
 class Queue(Reader[QueueBinding, Packet]):
-    """The packets of queue ``num``, one at a time, each to get a verdict.
+    """Receives the packets of queue ``num``, one at a time, and sends a verdict for each.
 
     A rule sends packets to the queue; see `nfnet.rules.queue`. Entering the context, or `open`, binds the queue;
-    leaving it, or `close`, unbinds it. Then the kernel drops what waits, unless ``undecided`` is "accept": then that is
-    let through, and so is what comes until the queue is unbound.
+    leaving it, or `close`, unbinds it. Then the kernel drops the packets that wait. With ``undecided="accept"`` they
+    are accepted, and so are those that arrive until the queue is unbound.
 
     num: number of the queue, 0 to 65535.
     copy_range: how many bytes of each packet to copy, 1 to 65535; the kernel never copies more than 65,531.
@@ -335,24 +335,25 @@ class Queue(Reader[QueueBinding, Packet]):
         initial user namespace net.core.rmem_max limits it, with a warning. What was granted is the attribute
         ``rcvbuf``.
     fail_open: when the queue or the receive buffer is full, accept packets instead of dropping them.
-    gso: take super-packets and packets with unfinished checksums as they are, not cut up and finished.
+    gso: receive super-packets, and packets with unfinished checksums, as they are. Without it the kernel segments them
+        and finishes their checksums first.
     conntrack, uid_gid, secctx: ask for the attributes of these names.
-    timestamps: make the kernel stamp packets as they arrive, from a moment after opening as long as the queue is open.
-    on_overrun: what to do when packets were lost: "count" and log warnings, now and then and at the end, "raise"
-        OverrunError out of the loop, or "ignore": count in silence.
-    undecided: what becomes of a packet whose handler returns without a verdict: it stays "pending", so that it may
-        be decided later, or the queue will "accept" or "drop" it.
-    on_error: what becomes of a packet whose handler raises an Exception: "raise" it, the packet staying pending, or
-        log it and "accept" or "drop" the packet.
-    bits: those by which rules carry out verdicts on whole connections (see `nfnet.rules.queue`), if they are not to be
-        looked for in nf_tables: where iptables-legacy installed them, whose rules cannot be seen there.
+    timestamps: make the kernel stamp packets as they arrive, from shortly after opening until the queue is closed.
+    on_overrun: what to do when packets were lost: "count" them and log warnings, now and then and at the end; "raise"
+        OverrunError out of the loop; or "ignore": count them without a warning.
+    undecided: what to do with a packet whose handler returns without a verdict: keep it "pending", so that it can be
+        decided later, or "accept" or "drop" it.
+    on_error: what to do when a handler raises an Exception: "raise" it, and keep the packet pending, or log it and
+        "accept" or "drop" the packet.
+    bits: the bits of the mark by which rules carry out verdicts on whole connections (see `nfnet.rules.queue`). Needed
+        only if the rules were installed with iptables-legacy, because nfnet finds others in nf_tables.
     netns: the network namespace to work in: the name of one in /run/netns, a path, an open file, or
         the file descriptor of one (an int). It must stay open as long as the queue is used.
     transport: where to get packets from, instead of the kernel; see `nfnet.replay`.
-    record: a file to record to what passes between the kernel and this program; see `nfnet.record`.
+    record: the file to which all datagrams between the kernel and this program are recorded; see `nfnet.record`.
 
-    Raises ArgumentError for what cannot be right. One thread at a time may read the queue; verdicts may come from
-    any. A forked child has no part in it.
+    Raises ArgumentError for invalid arguments. One thread at a time may read the queue; any thread may give verdicts.
+    A forked child cannot use the queue.
     """
 
     def __init__(
@@ -385,7 +386,7 @@ class Queue(Reader[QueueBinding, Packet]):
         check_choice("undecided", undecided, ("pending", "accept", "drop"))
         check_choice("on_error", on_error, ("raise", "accept", "drop"))
         wanted = {"fail_open": fail_open, "gso": gso, "conntrack": conntrack, "uid_gid": uid_gid, "secctx": secctx}
-        self._flags = QueueFlag(asked_for(nfqnl.FLAG_OPTIONS, wanted))
+        self._flags = QueueFlag(flags_of(nfqnl.FLAG_OPTIONS, wanted))
         self._on_overrun = on_overrun
         self._undecided = undecided
         self._on_error = on_error
@@ -403,8 +404,8 @@ class Queue(Reader[QueueBinding, Packet]):
         )
 
     packet_type: ClassVar[type[Packet]] = Packet
-    """The class of its packets. A subclass of the queue may have a subclass of `Packet`, whose __init__ gets nothing:
-    a packet is filled in afterwards."""
+    """The class of the queue's packets. A subclass of `Queue` may set it to a subclass of `Packet`. Its __init__ is
+    called without arguments: the attributes of a packet are set afterwards."""
 
     _module = "nfnetlink_queue"
     _remedy = "use AsyncQueue, whose run awaits it"
@@ -437,24 +438,25 @@ class Queue(Reader[QueueBinding, Packet]):
         return nfqnl.config(self.num, command=Command.UNBIND)
 
     def _flag_requests(self) -> Iterator[tuple[str, Request]]:
-        return one_by_one(nfqnl.FLAG_OPTIONS, self._flags, partial(nfqnl.config, self.num))
+        return optional_requests(nfqnl.FLAG_OPTIONS, self._flags, partial(nfqnl.config, self.num))
 
     def _status(self) -> QueueStatus | None:
         return find_queue(self.num, self._netns)
 
     def _pass_requests(self) -> bytes:
-        """Requests after which the kernel accepts what comes without queueing it: the queue is full, and fails open.
+        """Return requests after which the kernel accepts packets without queueing them: the queue is full and fails
+        open.
 
-        Two messages, the flag first: from a single one the kernel takes the length first, and would drop what comes
-        until it has taken the flag as well.
+        These are two messages, the flag first. With both in one message the kernel sets the length first, and would
+        drop the packets that arrive before it sets the flag.
         """
         return nfqnl.config(self.num, flags=QueueFlag.FAIL_OPEN) + nfqnl.config(self.num, max_len=0)
 
-    def _finish(self, binding: QueueBinding) -> None:
+    def _before_unbinding(self, binding: QueueBinding) -> None:
         ledger = binding.ledger
         if self._undecided == "accept":
-            # What came between the last verdict and the end of the binding would be dropped. No answer is asked for,
-            # since it may find no room in the receive buffer; what refuses this is closed all the same.
+            # Packets that arrive between the last verdict and the unbinding would be dropped. No answer is requested,
+            # since there may be no room for it in the receive buffer; and the queue is closed also if this fails.
             with suppress(NfnetError):
                 binding.transport.send(self._pass_requests())
         if self._undecided != "pending":
@@ -468,19 +470,20 @@ class Queue(Reader[QueueBinding, Packet]):
     def run(self, handler: Handler) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
 
-        The handler is a plain function that returns nothing; for async ones there is `AsyncQueue`. What it raises is
-        treated as ``on_error`` says; exceptions that are no `Exception`, such as KeyboardInterrupt, always come out.
-        Verdicts given before leave first, and `run` may be called again.
+        The handler is a plain function that returns nothing; for async functions use `AsyncQueue`. If it raises an
+        Exception, ``on_error`` says what happens. Other exceptions, such as KeyboardInterrupt, always end the loop.
+        Verdicts given before are sent first, and `run` may be called again.
 
-        Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), NotPermittedError if the privilege
-        to decide was dropped, DecodeError for a datagram that is no packet, BusyReadingError, ClosedError, KernelError.
+        Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), NotPermittedError if the process
+        gave up the privilege to decide, DecodeError for a datagram that is no packet, BusyReadingError, ClosedError,
+        KernelError.
         """
         self._run(handler)
 
     def process(self, handler: Handler) -> int:
         """Call the handler for each packet that waits, without blocking, and return how many those were.
 
-        For any event loop: call it when `fileno` is readable, and once after opening. Raises as `run`.
+        For any event loop: call it when `fileno` is readable, and once after opening. Raises the errors of `run`.
         """
         return self._process(handler)
 
@@ -490,7 +493,7 @@ class Queue(Reader[QueueBinding, Packet]):
             try:
                 result = handler(packet)
             except Exception as error:
-                if binding.finished and isinstance(error, (ClosedError, AlreadyDecidedError)):
+                if binding.close_began and isinstance(error, (ClosedError, AlreadyDecidedError)):
                     return  # closed by another thread while the handler was deciding: that ends the loop
                 if self._on_error == "raise":
                     raise
@@ -517,26 +520,26 @@ class Queue(Reader[QueueBinding, Packet]):
             apply_policy(self._undecided, packet)
 
     def flush(self) -> None:
-        """Send the verdicts given so far. Without this they leave within two milliseconds."""
+        """Send the verdicts given so far. Without this call they are sent within two milliseconds."""
         self._bound().ledger.flush()
 
     def forget(self, flow: inet.Flow) -> bool:
-        """Bring a connection back to the queue that the kernel was left with; whether there was one.
+        """Take back a verdict on a whole connection, and return whether there was one.
 
-        flow: what one of its packets looks like, of either direction, such as `Packet.flow`. Without ports, of ICMP
-            for instance, all connections of that protocol between the two addresses.
+        flow: the flow of one of the connection's packets, in either direction, such as `Packet.flow`. A flow without
+            ports, of ICMP for instance, stands for all connections of that protocol between the two addresses.
 
-        From then on its packets come here again, if the rule matches them. Raises KernelError, NotSupportedError where
-        the kernel does not give access to connection tracking (CONFIG_NF_CT_NETLINK), ClosedError.
+        From then on the connection's packets are queued again, if the rule matches them. Raises KernelError,
+        NotSupportedError if the kernel gives no access to connection tracking (CONFIG_NF_CT_NETLINK), ClosedError.
         """
         if not isinstance(flow, inet.Flow):
             raise wrong_type("flow", flow, "an nfnet.inet.Flow, such as packet.flow")
         return self._bound().connections.forget(flow) > 0
 
     def forget_all(self) -> int:
-        """Bring all connections back to the queue that the kernel was left with; how many there were.
+        """Take back the verdicts on all whole connections, and return how many there were.
 
-        Those of other queues, too, whose rules use the same bits. Raises as `forget`.
+        This includes connections of other queues whose rules use the same bits. Raises the errors of `forget`.
         """
         return self._bound().connections.forget()
 
@@ -547,22 +550,19 @@ class Queue(Reader[QueueBinding, Packet]):
 
     @property
     def counters(self) -> QueueCounters:
-        """What happened since the queue was opened; what had happened by the end, after it was closed."""
+        """The counts since the queue was opened; after `close`, those of the last time it was open."""
         return self._bound_or_last().counters()
 
     def stats(self) -> QueueStats:
-        """The counters, and what the kernel says of this queue and its socket, as far as it may be known.
+        """Return the counters, and what the kernel says of this queue and its socket.
 
-        Needs no privilege: what only root may read is None. Raises ClosedError if the queue was never open.
+        Needs no privilege: values that only root may read are None. Raises ClosedError if the queue was never open.
         """
-        binding = self._binding
-        if binding is None:
-            return QueueStats(self.counters, None, None)
-        return QueueStats(self.counters, binding.status(), binding.transport.socket_status())
+        return QueueStats(self.counters, *self._kernel_stats())
 
 
 def apply_policy(policy: str, packet: Packet) -> None:
-    """Give an undecided packet its verdict; another thread may do so, or close the queue, at the same time."""
+    """Accept or drop an undecided packet. Another thread may decide it, or close the queue, at the same time."""
     with suppress(AlreadyDecidedError, ClosedError):
         if policy == "accept":
             packet.accept()
@@ -571,10 +571,10 @@ def apply_policy(policy: str, packet: Packet) -> None:
 
 
 def _stamping_socket() -> int:
-    """The descriptor of a socket that makes the kernel stamp packets as they arrive.
+    """Return the descriptor of a socket that makes the kernel stamp packets as they arrive.
 
-    Stamping costs time, so the kernel does it only while somebody, anywhere on the machine, wants it: a socket with
-    this option. Otherwise the timestamp of a queued packet is missing. The socket is never used for anything else.
+    Stamping costs time, so the kernel does it only while there is a socket with this option anywhere on the machine.
+    Otherwise the timestamp of a queued packet is missing. The socket is not used for anything else.
     """
     sock = new_socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)

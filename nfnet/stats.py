@@ -1,15 +1,15 @@
-"""How much came, went and was lost: the counters of queues and logs, and what the kernel says of them in /proc."""
+"""Counters of queues and logs, and what the kernel says of them in /proc."""
 
 from __future__ import annotations
 
 import errno
-import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ._io.transport import SocketStatus
+from ._printable import printable
+from ._processes import process_with_id, process_with_socket, this_process_has_socket
 from .errors import DecodeError, KernelError, NfnetError, NotPermittedError, kernel_error
 from .netns import Netns, call_in
 from .protocol.nfnetlink import NETLINK_NETFILTER
@@ -113,7 +113,7 @@ class LogStats(NamedTuple):
 
 
 def queues(netns: Netns | None = None) -> list[QueueStatus]:
-    """All queues of a network namespace, whoever has them. Raises NotPermittedError or another KernelError."""
+    """Return all queues of a network namespace, whoever has them. Raises NotPermittedError or another KernelError."""
     return [
         QueueStatus(num, port_id, waiting, CopyMode(mode), size, queue_dropped, user_dropped, last_id)
         for num, port_id, waiting, mode, size, queue_dropped, user_dropped, last_id, _ in _rows(
@@ -123,7 +123,7 @@ def queues(netns: Netns | None = None) -> list[QueueStatus]:
 
 
 def logs(netns: Netns | None = None) -> list[LogStatus]:
-    """All log groups of a network namespace, whoever has them. Raises NotPermittedError or another KernelError."""
+    """Return all log groups of a network namespace, whoever has them. Raises NotPermittedError or a KernelError."""
     return [
         LogStatus(group, port_id, waiting, CopyMode(mode), size, timeout / 100)
         for group, port_id, waiting, mode, size, timeout, _ in _rows("nfnetlink_log", 7, netns)
@@ -131,12 +131,12 @@ def logs(netns: Netns | None = None) -> list[LogStatus]:
 
 
 def find_queue(num: int, netns: Netns | None = None) -> QueueStatus | None:
-    """The status of one queue; None if nobody has it, or the kernel's list may not be read."""
+    """Return the status of one queue; None if nobody has it, or the kernel's list cannot be read."""
     return next((queue for queue in _readable(queues, netns) if queue.num == num), None)
 
 
 def find_log(group: int, netns: Netns | None = None) -> LogStatus | None:
-    """The status of one log group; None if nobody has it, or the kernel's list may not be read."""
+    """Return the status of one log group; None if nobody has it, or the kernel's list cannot be read."""
     return next((log for log in _readable(logs, netns) if log.group == group), None)
 
 
@@ -169,43 +169,27 @@ def _rows(name: str, columns: int, netns: Netns | None) -> list[list[int]]:
 
 
 def process(port_id: int, netns: Netns | None = None) -> str:
-    """The process that has a netfilter netlink port of a network namespace, as far as this one may see."""
-    # The first socket of a process has its id for a port, others have any number.
-    for number in (*_holders(port_id, netns), port_id):
-        with suppress(OSError):
-            name = Path(f"/proc/{number}/comm").read_bytes().decode("utf-8", "backslashreplace").strip()
-            return f"{name} (process {number})"
-    return f"the socket with netlink port {port_id}"
+    """Return which process has a netfilter netlink port of a network namespace, as far as this process may see it."""
+    inode = _inode(port_id, netns)
+    found = None if inode is None else process_with_socket(inode)
+    if found is None:  # the first socket of a process has its id for a port, others have any number
+        found = process_with_id(port_id)
+    if found is None:
+        return f"the socket with netlink port {port_id}"
+    return f"{printable(found.name)} (process {found.pid})"
 
 
 def is_ours(port_id: int, netns: Netns | None = None) -> bool:
-    """Whether a netfilter netlink port of a network namespace is that of a socket of this process."""
-    socket = _socket(port_id, netns)
-    return socket is not None and _has(Path("/proc/self/fd"), socket)
+    """Return whether a netfilter netlink port of a network namespace is that of a socket of this process."""
+    inode = _inode(port_id, netns)
+    return inode is not None and this_process_has_socket(inode)
 
 
-def _holders(port_id: int, netns: Netns | None) -> Iterator[int]:
-    """The processes that have the socket open."""
-    socket = _socket(port_id, netns)
-    for directory in Path("/proc").glob("[0-9]*/fd") if socket is not None else ():
-        if _has(directory, socket):
-            yield int(directory.parent.name)
-
-
-def _socket(port_id: int, netns: Netns | None) -> str | None:
-    """What the links in /proc/PID/fd call the socket that has the port."""
+def _inode(port_id: int, netns: Netns | None) -> int | None:
+    """Return the inode of the netfilter netlink socket with that port, None if there is none or it cannot be read."""
     try:
         table = call_in(netns, Path("/proc/thread-self/net/netlink").read_text)
     except (KernelError, OSError):
         return None
     rows = (line.split() for line in table.splitlines()[1:])
-    return next((f"socket:[{row[9]}]" for row in rows if row[1:3] == [str(NETLINK_NETFILTER), str(port_id)]), None)
-
-
-def _has(directory: Path, socket: str | None) -> bool:
-    with suppress(OSError):  # gone, or somebody else's
-        for file in directory.iterdir():
-            with suppress(OSError):  # one that was closed meanwhile
-                if os.readlink(file) == socket:
-                    return True
-    return False
+    return next((int(row[9]) for row in rows if row[1:3] == [str(NETLINK_NETFILTER), str(port_id)]), None)

@@ -22,8 +22,8 @@ from contextlib import suppress
 from typing import Any, Protocol, overload
 
 from . import inet
+from ._annotated import Annotated
 from ._arguments import wrong_type
-from ._core.message import Fed
 from ._injection import divert, restore
 from ._io.locks import RLock
 from ._io.transport import Transport
@@ -34,7 +34,7 @@ from .errors import ArgumentError, CaptureError, ClosedError, kernel_error
 from .log import Log
 from .protocol import netlink, nfnetlink, nfqnl, nfulnl
 from .protocol.layout import build_attribute
-from .protocol.nfnetlink import Hook
+from .protocol.nfnetlink import ETHERTYPES, Hook, family_of
 from .protocol.nfqnl import NFQA, NFQA_CFG, VERDICTS, Command
 from .queue import Handler, Queue, WorkerOptions
 
@@ -87,7 +87,7 @@ def tcp(
 
 
 def _blank(source: str, protocol: int, header: bytes) -> bytes:
-    """A packet of the family of an address, to be filled in."""
+    """Return a packet of the family of an address, to be filled in."""
     if ":" in str(source):
         return struct.pack("!IHBB32x", 6 << 28, len(header), protocol, 64) + header
     return struct.pack("!BBHHHBBH8x", 0x45, 0, 20 + len(header), 1, 0, 64, protocol, 0) + header
@@ -114,7 +114,7 @@ def packet_message(
     """
     payload = None if payload is None else bytes(memoryview(payload))
     if family is None:
-        family = 10 if payload and payload[0] >> 4 == 6 else 2
+        family = family_of(payload or b"")
     protocol = _ethertype(family, payload) if hw_protocol is None else hw_protocol
     values = {"PACKET_HDR": {"packet_id": packet_id, "hw_protocol": protocol, "hook": hook}, **attributes}
     data = _attributes(nfqnl.NFQA_TABLE, values)
@@ -128,12 +128,13 @@ def _fed(message: bytes, process: Process | None) -> bytes:
         return message
     if not isinstance(process, Process):
         raise wrong_type("process", process, "an nfnet.Process")
-    return Fed(message, process)
+    return Annotated(message, process=process)
 
 
 def _ethertype(family: int, payload: bytes | None) -> int:
-    version = {2: 4, 10: 6}.get(family, payload[0] >> 4 if payload else 0)
-    return {4: 0x0800, 6: 0x86DD}.get(version, 0)
+    if family not in ETHERTYPES and (not payload or payload[0] >> 4 not in (4, 6)):
+        return 0
+    return ETHERTYPES[family if family in ETHERTYPES else family_of(payload or b"")]
 
 
 def _attributes(table: nfnetlink.Table, values: dict[str, Any]) -> bytes:
@@ -160,7 +161,7 @@ def log_message(
     ``process`` is what `LogMessage.process` will be.
     """
     if family is None:
-        family = 10 if payload and payload[0] >> 4 == 6 else 2
+        family = family_of(payload or b"")
     text = prefix.encode("utf-8", "surrogateescape") + b"\0"
     protocol = _ethertype(family, payload) if hw_protocol is None else hw_protocol
     values = {"PACKET_HDR": {"hw_protocol": protocol, "hook": hook}, "PREFIX": text, **attributes}
@@ -221,11 +222,11 @@ class FakeKernel(Transport):
         return ids
 
     def skip(self, count: int) -> None:
-        """Packets that did not fit into the receive buffer: their ids are gone."""
+        """Skip ids, as for packets that did not fit into the receive buffer."""
         self._next_id = (self._next_id + count) & 0xFFFFFFFF
 
     def deliver(self, datagram: bytes) -> None:
-        """Let the program receive a datagram."""
+        """Put a datagram into the receive buffer of the program."""
         self._waiting.append(datagram)
         os.eventfd_write(self._readable, 1)
 
@@ -355,10 +356,9 @@ class FedQueue:
 
     @property
     def injected(self) -> list[bytes]:
-        """What `Packet.answer`, `Packet.reset`, `Packet.reject` and `nfnet.inject` were to send, in order, from the IP
-        header on.
+        """The packets of `Packet.answer`, `Packet.reset`, `Packet.reject` and `nfnet.inject`, from the IP header on.
 
-        Nothing of it is: from opening to closing, `nfnet.inject` of the whole process ends here.
+        None is sent: from opening to closing, `nfnet.inject` of the whole process ends here.
         """
         return self.kernel.injected
 

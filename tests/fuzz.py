@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 
 import nfnet
 from nfnet import Transport, cli, inet, rules
-from nfnet._core.message import Origin
+from nfnet._core.origin import Origin
 from nfnet.captures._pcap import Record, netfilter_datagram, read
 from nfnet.captures._recorder import _verdicts
 from nfnet.cli import decode_command
@@ -50,7 +50,7 @@ from nfnet.protocol import byteorder, conntrack, netlink, nfqnl, nfulnl, rtnetli
 from nfnet.protocol.nfnetlink import BODY, Attribute, Table
 from nfnet.protocol.nfqnl import NFQA, NFQA_TABLE
 from nfnet.protocol.nfulnl import NFULA, NFULA_TABLE
-from nfnet.rules import _actions, _finding, _installed, _nftables
+from nfnet.rules import _actions, _finding, _listing, _nftables
 from nfnet.rules._criteria import CRITERIA
 from nfnet.testing import FakeKernel, FedQueue, packet_message, tcp, udp
 
@@ -309,7 +309,7 @@ class _Socket:
 
 
 def read_dump(data: bytes, look: bool) -> None:
-    _installed.listed(_Socket(data))  # type: ignore[arg-type]
+    _listing.list_rules(_Socket(data))  # type: ignore[arg-type]
     for name, values in _nftables.expressions(_Socket(data)):  # type: ignore[arg-type]
         _actions.queues_of(name, values)
     _finding.find(_Socket(data), 1)  # type: ignore[arg-type]

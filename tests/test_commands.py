@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import signal
-import sqlite3
-import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +18,6 @@ from nfnet.captures._pcap import LinkType, Writer, netlink_header
 from nfnet.cli import packet_text
 from nfnet.cli.command_line import netns, rule_words
 from nfnet.cli.decode_command import describe
-from nfnet.cli.summaries import say
-from nfnet.collect import sqlite
 from nfnet.log import LogMessage
 
 from .conftest import FIXTURES
@@ -132,77 +126,6 @@ def test_a_handler_in_the_current_directory_is_not_found_on_a_safe_path(tmp_path
     done = nfnet(*arguments, cwd=tmp_path, env={**os.environ, "PYTHONSAFEPATH": "1"})
     assert done.returncode == 2
     assert "the module 'decider' cannot be imported: ModuleNotFoundError" in done.stderr
-
-
-# --- rows of a database
-
-
-def message(number: int, size: int = 10) -> LogMessage:
-    return LogMessage.from_bytes(testing.log_message(testing.udp(bytes(size)), prefix=str(number)))
-
-
-@pytest.fixture
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sqlite.Sqlite]:
-    monkeypatch.setattr(sqlite, "_AGAIN", 0.0)
-    monkeypatch.setattr(sqlite, "_LOCK_PATIENCE", 0.0)
-    database = sqlite.Sqlite(str(tmp_path / "log.db"), 5, lambda text: say(f"nfnet log: {text}"))
-    database.begin()
-    yield database
-    database.close()
-
-
-def stored(path: Path) -> list[int]:
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        return [int(prefix) for (prefix,) in connection.execute("SELECT prefix FROM messages")]
-
-
-# What happens to a database, and what SQLite says then.
-TROUBLE = {
-    "full": ("PRAGMA max_page_count = 2", "database or disk is full"),
-    "read-only": ("PRAGMA query_only = 1", "attempt to write a readonly database"),
-    "gone": ("", "attempt to write a readonly database"),
-    "no table": ("DROP TABLE messages", ""),
-}
-
-
-@pytest.mark.parametrize("what", TROUBLE)
-def test_no_batch_is_lost_to_a_database_that_fails_for_a_while(
-    database: sqlite.Sqlite, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    database.take(message(0))
-    database.flush()
-    assert database._connection is not None
-    statement, text = TROUBLE[what]
-    database._connection.execute(statement)
-    if what == "gone":
-        (tmp_path / "log.db").rename(tmp_path / "moved.db")
-    for number in range(1, 20):
-        database.take(message(number, 1000))
-        database.flush()
-    assert database.finish(lambda: False)
-    assert stored(tmp_path / "log.db") == list(range(what in ("gone", "no table"), 20))
-    errors = capsys.readouterr().err
-    if text:
-        path = tmp_path / "log.db"
-        assert errors.startswith(f"nfnet log: --sqlite {path}: {text}; messages are kept, to be stored later\n")
-        assert errors.endswith(" stored late\n")
-        assert errors.count("\n") == 2
-    assert stat.S_IMODE((tmp_path / "log.db").stat().st_mode) == 0o600
-
-
-def test_what_is_kept_for_a_database_is_bounded_and_what_is_not_is_said(
-    database: sqlite.Sqlite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sqlite, "_MOST_KEPT", 10 * (sqlite._ROW_SIZE + 38))
-    with contextlib.closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as other:
-        other.execute("BEGIN EXCLUSIVE")
-        for number in range(13):
-            database.take(message(number))
-            database.flush()
-        other.execute("ROLLBACK")
-        assert not database.finish(lambda: False)
-    assert stored(tmp_path / "log.db") == list(range(10))
-    assert capsys.readouterr().err.endswith(": 3 messages not stored: database is locked\n")
 
 
 def test_replay_of_a_queue() -> None:

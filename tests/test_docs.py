@@ -46,6 +46,8 @@ import nfnet
 from nfnet import cli, metrics, testing
 from nfnet._injection import divert, restore
 from nfnet.captures import GivenVerdict
+from nfnet.cli.command_line import rule_words
+from nfnet.collect._settings import read_settings
 from nfnet.protocol import netlink
 from nfnet.protocol.markbits import MarkBits
 from nfnet.protocol.nfnetlink import Subsystem
@@ -59,9 +61,19 @@ PAGES = sorted(path for place in PLACES for path in ROOT.glob(place))
 NOT_RUN = {"docs/tutorial.md": 1}
 
 SHELL = ("console", "sh")
-LANGUAGES = ("python", "pycon", *SHELL, "text", "ini", "dockerfile", "json")
+LANGUAGES = ("python", "pycon", *SHELL, "text", "ini", "dockerfile", "json", "toml")
 # What MyST makes of a block, which holds no code.
-DIRECTIVES = ("toctree", "eval-rst", "nfnet-help", "nfnet-criteria", "include", "figure", "note", "image")
+DIRECTIVES = (
+    "toctree",
+    "eval-rst",
+    "nfnet-help",
+    "nfnet-criteria",
+    "nfnet-hooks",
+    "include",
+    "figure",
+    "note",
+    "image",
+)
 
 
 class Block(NamedTuple):
@@ -342,6 +354,9 @@ def test_a_page_runs(page: Path, stage: Stage, capsys: pytest.CaptureFixture[str
                 stage.run(block, count=block.kind == "python")
         elif block.kind == "pycon":
             session(block, stage)
+        elif block.kind == "toml":
+            Path("page.toml").write_text(block.text)
+            read_settings("page.toml", lambda words: rule_words(words, nfnet.rules.log))
         elif block.kind in SHELL:
             for command, says in commands(block):
                 shell(command, says, capsys, may_run=not reason)

@@ -317,7 +317,7 @@ class Blocks:
 # In asyncio Ctrl-C cancels a task, and metrics are served by another thread. In commands signal handlers do not raise.
 NOT_INTERRUPTED = {"aio", "metrics"}
 # Their blocks do nothing but close what is closed as well when it is collected.
-CLOSE_ONLY = {"Replay.first", "_holders", "clean", "installed"}
+CLOSE_ONLY = {"Replay.first", "clean", "installed"}
 
 
 # Before 3.13 the interpreter looks for signals behind the jump, where the exception belongs to the block.

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import nfnet
 from nfnet import ArgumentError, Log, LogMessage, Packet, Process, _processes, inet, process_of
-from nfnet._core.message import Origin
+from nfnet._core.origin import Origin
 from nfnet.protocol import netlink, rtnetlink, sock_diag
 from nfnet.testing import FedQueue, log_message, open_replay, packet_message, tcp
 

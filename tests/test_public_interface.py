@@ -27,6 +27,7 @@ PUBLIC = (
         "nfnet",
         "nfnet.aio",
         "nfnet.captures",
+        "nfnet.collect",
         "nfnet.compat",
         "nfnet.compat.netfilterqueue",
         "nfnet.compat.nflogr",

@@ -17,7 +17,10 @@ import nfnet
 from nfnet import ArgumentError, Hook, Log, Queue, rules, testing
 from nfnet.cli.command_line import rule_words
 from nfnet.rules._criteria import CRITERIA
-from nfnet.rules._installed import fitted
+from nfnet.rules._criterion import EVERYWHERE
+from nfnet.rules._userdata import fitted
+
+from .criteria import SAMPLES
 
 WRONG = {
     "queue number": ({"num": 65536}, "queue number"),
@@ -166,6 +169,9 @@ SENSELESS: dict[str, tuple[dict[str, Any], str]] = {
     "no mask": ({"mark": (0, 0)}, "the mask of mark is 0 and must be in 1"),
     "several masks": ({"not_mark": [(1, 1), (2, 2)]}, "not_mark has several masks, of which a rule can have one: make"),
     "a length": ({"length": -1}, "length is -1"),
+    "all codepoints": ({"not_dscp": list(range(64))}, "not_dscp leaves out everything"),
+    "no codepoint": ({"dscp": "af14"}, "dscp is 'af14' and must be a number, 0 to 63, or a name: "),
+    "a byte": ({"dscp": 0xB8}, r"dscp is 184 and must be in 0\.\.63"),
     "a unit": ({"limit": "10/fortnight"}, "limit is in packets a fortnight, and must be in second, minute, hour, day"),
     "no limit": ({"limit": "ten"}, "limit is 'ten' and must be like '10/second' or '10/second burst 20'"),
     "none at all": ({"limit": 0}, "limit is 0 and must be in 1"),
@@ -218,7 +224,7 @@ def test_each_criterion_has_its_arguments() -> None:
     arguments = {name for name in WHERE if name not in ("hook", "family", "priority", "netns")}
     assert arguments == {*CRITERIA, *(f"not_{name}" for name in CRITERIA)} - {"not_cgroup"}
     for name, row in CRITERIA.items():
-        assert f"    {name}: {row.about}: {row.takes}." in (rules.queue.__doc__ or ""), name
+        assert f"    {name}: {row.description}: {row.syntax}." in (rules.queue.__doc__ or ""), name
 
 
 # Words of the command line, of which a rule is made that says the same again.
@@ -238,6 +244,18 @@ def test_a_rule_says_its_words(words: str) -> None:
     assert " ".join(rule.words()) == f"drop {words}"
 
 
+@pytest.mark.parametrize("name", [name for name, sample in SAMPLES.items() if sample.values])
+@pytest.mark.parametrize("negation", ["", "not_"])
+def test_a_rule_of_its_words_is_the_same(name: str, negation: str) -> None:
+    sample = SAMPLES[name]
+    needed = {"protocol": sample.protocol} if sample.protocol else {}
+    for values in (sample.values[0], list(sample.values)) if len(sample.values) > 1 else sample.values:
+        rule = rules.drop(hook=sample.hook, **needed, **{negation + name: values})
+        again = rules.drop(**rule_words(" ".join(rule.words()[1:]), rules.drop))
+        assert again.words() == rule.words()
+        assert [step.match for step in again.kernel_rules()] == [step.match for step in rule.kernel_rules()]
+
+
 def test_words_that_do_not_fit_are_counted() -> None:
     """The kernel keeps 256 bytes with a rule."""
     many = rules.drop(hook="input", source=[f"192.0.2.{number}" for number in range(0, 200, 2)])
@@ -247,7 +265,7 @@ def test_words_that_do_not_fit_are_counted() -> None:
     assert text.count("192.0.2.") + int(text.rpartition("(")[2].split()[0]) == 100
 
 
-# A value of a type that it cannot be, and what the error says that it must be.
+# A value of a type that it cannot be, and what the error says that it must be; see also `SAMPLES`.
 TYPES: dict[str, tuple[Any, str]] = {
     "num": ("1", "a number, or a range of them, not str"),
     "group": (None, "an integer, not NoneType"),
@@ -263,39 +281,35 @@ TYPES: dict[str, tuple[Any, str]] = {
     "family": (2, "one of 'inet', .*, not int"),
     "priority": ("0", "an integer, not str"),
     "netns": (1.5, "a name in /run/netns, a path, an open file or a file descriptor, not float"),
-    "protocol": (1.5, "a number or one of 'icmp', 'tcp', .*, or a list of such, not float"),
-    "source": ([3.5], "an address or a network, .*, or a list of such, not float"),
-    "destination": (0xC0000201, "an address or a network, .*, not int"),
-    "source_port": ([80, None], "a port, a range of them, text like '1024-2047', or a list of such, not NoneType"),
-    "destination_port": (80.0, "a port, a range of them, text like '1024-2047', or a list of such, not float"),
-    "tcp_flags": (2, "text like 'syn,!ack', not int"),
-    "icmp_type": (b"echo-request", "a number or one of 'echo-request', .*, or a list of such, not bytes"),
-    "in_interface": ([b"eth0"], "the name of an interface, or a list of such, not bytes"),
-    "out_interface": (3, "the name of an interface, or a list of such, not int"),
-    "length": (1.5, "a number of bytes, a range of them, text like '1024-2047', or a list of such, not float"),
-    "mark": ("0x7", "an integer, a pair of value and mask, or a list of such, not str"),
-    "connection_mark": ({"7": 1}, "an integer, a pair of value and mask, or a list of such, not str"),
-    "state": (8, "one of 'invalid', .*, or a list of such, not int"),
-    "uid": ([0.5], "the number of a user, or the name, a range of them, .*, or a list of such, not float"),
-    "gid": (b"root", "the number of a group, or the name, a range of them, .*, or a list of such, not bytes"),
-    "source_type": (2, "one of 'unicast', .*, not int"),
-    "destination_type": (2, "one of 'unicast', .*, not int"),
-    "cgroup": (7, "a systemd unit .*, or a list of such, not int"),
-    "limit": (1.5, "a number of packets a second, or text like '10/second burst 20', not float"),
+    **{name: sample.wrong for name, sample in SAMPLES.items()},
 }
 
 
 def test_all_arguments_are_in_the_table_of_types() -> None:
     taken = {name for make in (rules.queue, rules.log) for name in inspect.signature(make).parameters} - {"where"}
-    assert taken | {"hook", "family", "priority", "netns"} <= set(TYPES)
+    assert taken | {name.removeprefix("not_") for name in WHERE} == set(TYPES)
+
+
+def test_each_criterion_has_its_row_in_the_table_of_tests() -> None:
+    """It is used here, in tests/live/test_described_rules.py and in tests/live/test_places.py."""
+    assert list(SAMPLES) == list(CRITERIA)
+    for name, row in CRITERIA.items():
+        sample = SAMPLES[name]
+        assert bool(sample.protocol) == bool(row.protocols), name
+        assert sample.hook in row.hooks.names, name
+        assert sample.meaning or name == "cgroup", name
+        assert row.hooks == EVERYWHERE or row.hooks.missing, name
 
 
 @pytest.mark.parametrize("name", dict.fromkeys([*TYPES, *WHERE]))
 def test_wrong_types_are_named_with_what_is_right(name: str) -> None:
-    value, text = TYPES.get(name.removeprefix("not_"), (object(), ".*"))
-    hook = "input" if "in_interface" in name else "output"
-    protocol = {"icmp_type": "icmp"}.get(name.removeprefix("not_"), "tcp")
-    options: dict[str, Any] = {"hook": hook, **({"protocol": protocol} if name != "protocol" else {}), name: value}
+    criterion = name.removeprefix("not_")
+    value, text = TYPES[criterion]
+    sample = SAMPLES.get(criterion)
+    options: dict[str, Any] = {"hook": sample.hook if sample else "output"}
+    if sample and sample.protocol:
+        options["protocol"] = sample.protocol
+    options[name] = value
     if name in ("group", "prefix", "snaplen", "threshold"):
         make: Any = rules.log
         options = {"group": 1, **options}

@@ -94,6 +94,9 @@ nfnet.testing.open_replay("file.pcapng", queue=1)  # wrong
 rules.queue(1, hook="output", source="192.0.2.1")
 rules.queue(1, hook="output", sources="192.0.2.1")  # wrong
 rules.queue(1, hook="output", protocol=3.5)  # wrong
+rules.queue(1, hook="output", source=3.5)  # wrong
+rules.queue(1, hook="output", in_interface=["lo", 2])  # wrong
+rules.queue(1, hook="output", dscp=["ef", 1.5])  # wrong
 rules.queue(1, protocol="udp")  # wrong
 rules.drop(hook="input", not_source=[1.5])  # wrong
 rules.drop(hook="input", not_source=["192.0.2.1", "fd00::/8"], protocol=["tcp", 17], mark=(1, 0xFF))

@@ -13,7 +13,7 @@ from .._arguments import check_handler
 from ..errors import BusyReadingError
 from .binding import Binding
 from .loss import QUIET
-from .reader import MOST_ALONE, Reader
+from .reader import MOST_LONE, Reader
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Reader[Any, Any])
@@ -24,21 +24,21 @@ class Looks:
     """While packets come one at a time one is taken, without a look whether several wait, for ever longer."""
 
     def __init__(self) -> None:
-        self.alone = 0  # so many times more
+        self.lone = 0  # so many times more
         self._next = 1
 
     def found(self, count: int) -> None:
         """So many datagrams were taken."""
-        if self.alone:
-            self.alone -= 1
+        if self.lone:
+            self.lone -= 1
         elif count > 1:
             self._next = 1
         else:
-            self.alone, self._next = self._next, min(2 * self._next, MOST_ALONE)
+            self.lone, self._next = self._next, min(2 * self._next, MOST_LONE)
 
 
 class Session:
-    """What belongs to one time of being open.
+    """The state of an asynchronous reader from `open` to `close`.
 
     A loop that SystemExit ended leaves coroutines behind that go no further and callbacks that are never called. What
     they have changed here, and may yet change when they are disposed of, must not matter the next time.
@@ -92,13 +92,13 @@ class Session:
         elif not wake.done():
             looks = self.looks
             try:
-                binding.receive(1 if looks.alone else None)
+                binding.receive(1 if looks.lone else None)
             except Exception as error:
                 wake.set_exception(error)
                 return
             found = length_hint(binding.ready)
             looks.found(found)
-            if found or binding.ended:
+            if found or binding.exhausted:
                 wake.set_result(None)
 
     def unwatch(self) -> None:
@@ -128,11 +128,11 @@ class AsyncReader(Generic[R, T]):
         self._session: Session | None = None  # the last one, if it is closed
 
     def _waiting(self) -> Generator[T, None, None]:
-        """What waits, without blocking."""
+        """Yield what waits, without blocking."""
         return self._reader._items(block=False)  # type: ignore[return-value]  # only `pause` makes it give None
 
     async def open(self) -> None:
-        """Bind. Raises as `Queue.open`."""
+        """Bind to the queue or group. Raises the errors of `Queue.open`."""
         self._reader.open()
         self._session = Session(asyncio.get_running_loop())
 
@@ -160,12 +160,12 @@ class AsyncReader(Generic[R, T]):
         await self.close()
 
     def fileno(self) -> int:
-        """As `Queue.fileno`."""
+        """Return a file descriptor that polls readable when there is something to do; see `Queue.fileno`."""
         return self._reader.fileno()
 
     @property
     def rcvbuf(self) -> int | None:
-        """As `Queue.rcvbuf`."""
+        """The granted size of the receive buffer in bytes; see `Queue.rcvbuf`."""
         return self._reader.rcvbuf
 
     def __aiter__(self) -> AsyncIterator[T]:
@@ -187,14 +187,14 @@ class AsyncReader(Generic[R, T]):
         """A `run`, alone."""
         self._reader._bound()  # says if it is not open
         session = self._opened()
-        self._check_alone(session)
+        self._check_only_reader(session)
         session.running = True
         try:
             yield session
         finally:
             session.running = session.stopped = False
 
-    def _check_alone(self, session: Session) -> None:
+    def _check_only_reader(self, session: Session) -> None:
         binding = self._reader._binding
         if session.running or session.wake is not None or (binding is not None and binding.reading):
             raise BusyReadingError(f"{self!r} is being read by another task; one at a time can")
@@ -211,23 +211,23 @@ class AsyncReader(Generic[R, T]):
             session.unwatch()
             ended = session.wake = loop.create_future()
             errors: list[BaseException] = []
-            looks, may_be_alone = Looks(), binding.transport.arrived is not None
+            looks, may_be_lone = Looks(), binding.transport.arrived is not None
 
             def turn() -> None:
                 if session.stopped:
                     session.wake_up()
                     return
                 try:
-                    if looks.alone and may_be_alone and binding.transport.tap is None:
+                    if looks.lone and may_be_lone and binding.transport.tap is None:
                         looks.found(1)
-                        reader._drive(binding, reader._portions(binding, block=False, alone=True), handler)
+                        reader._drive(binding, reader._portions(binding, block=False, lone=True), handler)
                     else:
                         before = binding.taken()
                         reader._drive(binding, reader._portions(binding, block=False), handler)
                         looks.found(binding.taken() - before)
                     if binding.loss.untold:
                         self._tell_loss_later(session, binding)
-                    if binding.ended or session.stopped:
+                    if binding.exhausted or session.stopped:
                         session.wake_up()
                 except BaseException as error:
                     errors.append(error)
@@ -261,7 +261,7 @@ class AsyncReader(Generic[R, T]):
     def _is_over(self) -> bool:
         """Whether nothing will come any more, as at the end of a recording."""
         binding = self._reader._binding
-        return binding is not None and binding.ended
+        return binding is not None and binding.exhausted
 
     async def _received(self, session: Session) -> None:
         """Wait until something has been received, or `Session.wake_up`."""
@@ -296,7 +296,7 @@ class _Iteration(AsyncIterator[T]):
                 if not owner._may_go_on(session):
                     break
                 if self._items is None:
-                    owner._check_alone(session)
+                    owner._check_only_reader(session)
                     self._items = session.items = owner._reader._items(block=False, pause=True)
                 for item in self._items:
                     if item is not None:

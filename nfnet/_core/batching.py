@@ -1,4 +1,4 @@
-"""Turns decisions into messages for the kernel. Pure: no socket, no lock, no thread.
+"""Turn decisions into messages for the kernel. This module has no socket, lock or thread.
 
 A system call and a message for each verdict would cost more than all the rest, so verdicts are collected and leave
 together. The kernel allows this:
@@ -8,12 +8,12 @@ together. The kernel allows this:
   it, has seen it, or not. Ids grow by one with each packet, so a packet that was read later has a later id.
 
 So a batch is right if, and only if, each packet up to its id has left the queue already or is to get just this verdict.
-Whether packets are ``in_order``, which means that nothing older is undecided, is for the caller to know (`ledger`). If
-they are not, each verdict is a message of its own, in the order in which the program gave them, because that is the
-order in which the kernel lets the packets go.
+The caller (`ledger`) knows whether packets are ``in_order``: whether no older packet is undecided. If they are not,
+each verdict is a message of its own, in the order in which the program gave them, because that is the order in which
+the kernel lets the packets go.
 
-Drops may overtake: nobody can see when a packet was dropped. So of packets that are accepted or dropped in turn the
-rarer kind goes first, one message each, and one batch takes all the others.
+A drop may be sent before older verdicts, because nobody can see when a packet was dropped. So if some packets are
+accepted and others dropped, the rarer kind is sent first, one message each, and one batch decides all the others.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from ..protocol import layout, netlink, nfqnl
 from ..protocol.nfnetlink import BODY
 from ..protocol.nfqnl import NFQA, PACKET_ID, Verdict
 
-# Datagrams of verdicts are kept below this, plus one packet; the send buffer has room for twice as much.
-MAX_DATAGRAM = 1 << 16
+# Bytes: a datagram of verdicts is at most this, plus one packet. The send buffer has room for twice as much.
+MAX_VERDICTS_SIZE = 1 << 16
 MAX_MESSAGES = 1024  # of up to 48 bytes each
 
 
 class Decision:
-    """What to do with a packet: the verdict word, and the attributes that change the packet.
+    """The verdict word for a packet, and the attributes that change the packet.
 
-    ``kind`` is the verdict that the program gave: of one on a whole connection not REPEAT, by which it travels.
+    ``kind`` is the verdict that the program gave. For a verdict on a whole connection it differs from the word, which
+    is REPEAT then.
 
-    Decisions are compared by identity: `decide` gives the same object for the same arguments.
+    Decisions are compared by identity: `decision` gives the same object for the same arguments.
     """
 
     __slots__ = ("batchable", "changes", "kind", "word")
@@ -50,15 +51,15 @@ class Decision:
 
 
 @lru_cache(1024)
-def decide(word: int, mark: int | None = None, priority: int | None = None, kind: int | None = None) -> Decision:
-    """The decision for a verdict that leaves the packet's bytes alone."""
+def decision(word: int, mark: int | None = None, priority: int | None = None, kind: int | None = None) -> Decision:
+    """Return the decision for a verdict that does not change the packet's bytes."""
     return Decision(word, _changes(mark, priority), kind=kind)
 
 
-def decide_with(
+def changing_decision(
     word: int, mark: int | None, priority: int | None, *attributes: tuple[int, bytes], kind: int | None = None
 ) -> Decision:
-    """A decision that also changes what only a single verdict can: payload, VLAN tag, link-layer header."""
+    """Return a decision with changes that no batch can make: to payload, VLAN tag, link-layer header or connection."""
     changes = _changes(mark, priority)
     for number, data in attributes:
         changes += layout.build_attribute(number, data)
@@ -77,24 +78,24 @@ def _changes(mark: int | None, priority: int | None) -> bytes:
     return changes
 
 
-ACCEPT = decide(Verdict.ACCEPT)
-DROP = decide(Verdict.DROP)
+ACCEPT = decision(Verdict.ACCEPT)
+DROP = decision(Verdict.DROP)
 
 
 class Queued(Protocol):
-    """A packet, as far as this module looks at it."""
+    """The attribute of a packet that this module uses."""
 
     @property
     def raw(self) -> bytes:
-        """The netlink message that brought it; its id stands at `PACKET_ID`."""
+        """The netlink message with the packet, whose id is at `PACKET_ID`."""
 
 
 def limit(decisions: Sequence[Decision]) -> int:
-    """How many of the decisions one datagram should hold, at least one."""
+    """Return how many of the decisions one datagram should hold, at least one."""
     size = 0
     for count, what in enumerate(decisions):
         size += 32 + len(what.changes)
-        if size > MAX_DATAGRAM and count:
+        if size > MAX_VERDICTS_SIZE and count:
             return count
     return len(decisions)
 
@@ -106,13 +107,13 @@ class Messages:
         self._frame = _frame(number, batch=False)
         self._batch_frame = _frame(number, batch=True)
         self.prefix: Callable[[Decision], bytes] = lru_cache(1024)(self.once)
-        """The message with a verdict on one packet, up to the packet's id, which is its end."""
+        """Returns the message with a verdict on one packet, without the packet's id, which is its end."""
         self._batch_prefix = lru_cache(1024)(self._build_batch_prefix)
 
     def datagram(self, packets: Sequence[Queued], decisions: Sequence[Decision], *, in_order: bool) -> bytes:
-        """The messages that give the packets their verdicts.
+        """Return the messages that give the packets their verdicts.
 
-        in_order: whether no packet that is older than the last of these is undecided, but for these.
+        in_order: True if every undecided packet up to the last one is in ``packets``.
         """
         encode = self._each
         if in_order:
@@ -120,7 +121,7 @@ class Messages:
         return b"".join(encode(packets, decisions))
 
     def _runs(self, packets: Sequence[Queued], decisions: Sequence[Decision]) -> Iterator[bytes]:
-        """Runs of packets that batches may decide, and packets between them that they may not."""
+        """Encode packets of which some need a message of their own, and batches may decide those between them."""
         start = 0
         for batchable, group in groupby(decisions, lambda what: what.batchable):
             end = start + len(list(group))
@@ -157,20 +158,20 @@ class Messages:
             yield packet.raw[PACKET_ID]
 
     def _new(self, packets: Sequence[Queued], decisions: Sequence[Decision]) -> Iterator[bytes]:
-        """A message each, and nothing is remembered of decisions that will not come again."""
+        """Encode a message for each packet, without caching decisions that are not likely to be used again."""
         for packet, what in zip(packets, decisions):
             yield self.once(what)
             yield packet.raw[PACKET_ID]
 
     def _together(self, what: Decision, packets: Sequence[Queued]) -> bytes:
-        """One message for packets of which all that are older have left, or leave before it."""
+        """Return one message. All older packets must have been decided or be decided earlier in the datagram."""
         return (self._batch_prefix if len(packets) > 1 else self.prefix)(what) + packets[-1].raw[PACKET_ID]
 
     def _build_batch_prefix(self, what: Decision) -> bytes:
         return self.once(what, batch=True)
 
     def once(self, what: Decision, *, batch: bool = False) -> bytes:
-        """As `prefix`, for a decision that will not come again: it is not remembered."""
+        """Return what `prefix` or its like for a batch returns, without caching it."""
         size, header, end = self._batch_frame if batch else self._frame
         changes = what.changes
         length = (size + len(changes)).to_bytes(4, netlink.HOST)
@@ -179,6 +180,6 @@ class Messages:
 
 @lru_cache
 def _frame(number: int, batch: bool) -> tuple[int, bytes, bytes]:
-    """Of the message that the schemas build for a verdict without changes: its length, and what is around changes."""
+    """Return the length of a verdict message without changes, and what stands before and after the changes."""
     frame = nfqnl.verdict(number, 0, 0, batch=batch)
     return len(frame), frame[4:BODY], frame[BODY:-8]

@@ -1,4 +1,4 @@
-"""A queue or a log group while it is bound: what came, and is not through yet."""
+"""`Binding`: the state of a queue or log from `open` to `close`, and turning datagrams into packets or messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..captures._recorder import Recorder
 from ..errors import ClosedError, DecodeError, NfnetError, OverrunError
 from ..stats import Status
 from .loss import Loss
-from .message import Origin
+from .origin import Origin
 
 _log = logging.getLogger("nfnet")
 
@@ -26,15 +26,15 @@ T = TypeVar("T")
 
 
 class Binding(ABC, Generic[T, Status], at_fork.AtFork):
-    """What `Reader` knows of one time of being bound; the next one begins anew, with another socket.
+    """The state of a reader from `open` to `close`. Each `open` creates a new one, with a new socket.
 
-    ``find_status`` asks what the kernel says of it.
+    ``find_status`` returns what the kernel says of the queue or group, None if nobody has it.
     """
 
     drain = 0
-    """How many datagrams to take from the transport at a time."""
+    """How many datagrams `receive` takes from the transport at most."""
     what = ""
-    """What gets lost."""
+    """The plural noun for log messages: "packets" or "messages"."""
 
     def __init__(
         self, name: str, transport: Transport, on_overrun: str, find_status: Callable[[], Status | None]
@@ -43,22 +43,22 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
         self.origin = Origin(transport.interface_name, Processes(transport.open_netns), transport)
         self.loss = Loss(warn=on_overrun == "count")
         self.overruns = 0
-        self.incoming: bytes | None = None
-        """A datagram that came while the loop waited for one."""
+        self.arrival: bytes | None = None
+        """A datagram that arrived while the loop waited for one."""
         self.received: list[bytes] = []
-        """Datagrams that were taken from the transport."""
+        """Datagrams taken from the transport, of which `_make_ready` has made nothing yet."""
         self.ready: Iterator[T] = iter(())
-        """What was made of them, for the handler; one iterator for all loops."""
-        self.reading = False  # by a loop
-        self.closing = RLock()
-        self.finishing = False  # `Reader.close` is at work
-        self.finished = False  # it has begun: no more is handed out
-        self.closed = False
-        self.ended = False  # no more will come: the end of a recording
+        """The packets or messages for the handler; one iterator for all loops."""
+        self.reading = False  # a loop is reading
+        self.close_lock = RLock()
+        self.close_began = False  # `Reader.close` was called: no more is handed out
+        self.close_running = False  # `Reader.close` is running, and has not raised
+        self.closed = False  # the transport is closed
+        self.exhausted = False  # no more will come: the end of a recording
         self.recorder: Recorder | None = None
         self.owns_recorder = False
         self.malformed = 0
-        self.shared = False  # with another process: one that was forked from this one, or the one it was forked from
+        self.shared = False  # a forked child, or the parent, has the socket, too
         self._name = name
         self._on_overrun = on_overrun
         self._find_status: Callable[[], Status | None] = find_status
@@ -67,28 +67,28 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             at_fork.register(self)
 
     def before_fork(self) -> None:
-        # There will be a child that has the socket too, and reads a part of what comes.
+        # The child has the socket, too, and reads some of the datagrams.
         self.shared = True
 
     def after_fork(self) -> None:
-        self.reading = self.finishing = False
-        self.closing = RLock()
+        self.reading = self.close_running = False
+        self.close_lock = RLock()
 
     def is_ours(self) -> bool:
-        """Whether this process may use it: the one that bound it, and where children inherit the socket any."""
+        """Return whether this process may use the binding: it opened it, or children inherit the socket."""
         return self._process == os.getpid() or self.transport.inherit
 
     def begin(self) -> None:
-        """A loop begins, in this thread."""
+        """Prepare for a loop in this thread."""
 
     def receive(self, limit: int | None = None) -> None:
         """Take datagrams from the transport without waiting, and make `ready` of them."""
-        if self.incoming is not None:  # an exception came when it had been taken
-            self.received[END:], self.incoming = (self.incoming,), None  # one statement
+        if self.arrival is not None:  # an exception came after it was taken
+            self.received[END:], self.arrival = (self.arrival,), None  # one statement
         more = True
         try:
-            # Not on top of what an exception left there: signals that come faster than so many can be made ready would
-            # have it grow, and nothing would ever be through.
+            # Not if an exception left datagrams there: if signals came faster than these can be made ready, the list
+            # would grow without end.
             if not self.received:
                 more = self.transport.receive(self.received, limit or self.drain)
         except ClosedError:
@@ -102,73 +102,73 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             self.malformed += 1
             raise
         finally:
-            self.ended = not more  # before one of the datagrams turns out to be damaged
+            self.exhausted = not more  # before `_make_ready` raises for a damaged datagram
             self._make_ready()
 
     def each(self, datagrams: Iterator[bytes]) -> Iterator[T]:
-        """What is in these datagrams of the transport, one by one as they come.
+        """Yield what is in these datagrams of the transport, as they arrive.
 
-        It ends with one that has nothing for the handler, which may have come to end the wait, and when none comes.
+        Ends after a datagram that has nothing for the handler (`Transport.wake` causes one), and when none arrives.
         """
         try:
             yield from self._each(datagrams)
         except OSError as error:
-            if isinstance(error, NfnetError):  # of what is done with what came
+            if isinstance(error, NfnetError):  # raised by `_make_ready`, not by the transport
                 raise
             self.transport.explain(error)
 
     def _each(self, datagrams: Iterator[bytes]) -> Iterator[T]:
-        for self.incoming in datagrams:
+        for self.arrival in datagrams:
             self._take_incoming()
             if not length_hint(self.ready):
                 return
             yield from self.ready
 
     def _take_incoming(self) -> None:
-        """Make `ready` of a datagram that came while the loop waited for one."""
-        self.received[END:], self.incoming = (self.incoming,), None  # type: ignore[assignment]  # one statement
+        """Turn the datagram that arrived while the loop waited into `ready` items."""
+        self.received[END:], self.arrival = (self.arrival,), None  # type: ignore[assignment]  # one statement
         self._make_ready()
 
     @abstractmethod
     def _make_ready(self) -> None:
-        """Make `ready` of what was received."""
+        """Turn the received datagrams into `ready` items."""
 
     @abstractmethod
     def taken(self) -> int:
-        """How many the loop has taken so far."""
+        """Return how many items the loop has taken from `ready` so far."""
 
     def flush(self, *, slow: bool) -> None:
-        """Send what was collected; called now and then between calls of the handler.
+        """Send the collected verdicts. The loop calls this now and then between calls of the handler.
 
-        slow: whether a single call took so long that it is not worth while to collect.
+        slow: whether a single call took so long that collecting verdicts is not worth while.
         """
 
-    def settle(self, waiting: int = 0) -> None:
-        """All of `ready` is through, or the loop ends with the last ``waiting`` still to come."""
+    def settle(self, undelivered: int = 0) -> None:
+        """Note that all of `ready` was handed out, or that the loop ends with the last ``undelivered`` items left."""
         if self.loss.untold:
             self.tell_loss()
 
     def count_lost(self, new: int) -> None:
-        """So many more were lost."""
+        """Add ``new`` lost packets or messages."""
         if self.shared:
             return  # the other process may have read them
-        self.overruns += self._on_overrun != "raise"  # there it was counted as it was raised
+        self.overruns += self._on_overrun != "raise"  # OverrunError was counted when it was raised
         self.loss.add(new)
         self.tell_loss()
 
     def tell_loss(self, *, end: bool = False) -> None:
-        """Log a warning, if there is something to say and it is time."""
+        """Log a warning if packets or messages were lost and a warning is due."""
         new = self.loss.due(end=end)
         if not new:
             return
         amounts, status = (self._name, new, self.what, self.loss.total), self.status()
-        if status is None and not self.transport.trusted:  # a recording, say, of which somebody took some out
+        if status is None and not self.transport.trusted:  # a recording, for instance, from which some were removed
             _log.warning("%s: %d %s are missing, %d so far", *amounts)
         else:
             _log.warning("%s: %d %s were lost, %d so far; %s", *amounts, self._cause_of_loss(status))
 
     def _cause_of_loss(self, status: Status | None) -> str:
-        """Where there was no room, as far as that is known."""
+        """Return what was full, as far as that is known."""
         return f"{self._buffer()} was full"
 
     def _buffer(self) -> str:
@@ -176,17 +176,17 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
         return "the receive buffer" if size is None else f"the receive buffer of {size} bytes"
 
     def status(self) -> Status | None:
-        """What the kernel says of it; None if it says nothing, as for a recording, or that may not be read."""
+        """Return what the kernel says of the queue or group; None for a recording, or if it cannot be read."""
         port = self.transport.port_id
         status = None if port is None else self._find_status()
         return status if status is not None and status.port_id == port else None
 
-    def sum_up(self) -> None:
-        """It is about to be closed: count, and tell, what there is."""
+    def finish_counting(self) -> None:
+        """Count what was lost, and log the last warning, before closing."""
         self.tell_loss(end=True)
 
     def release(self) -> None:
-        """Let go of the sockets."""
+        """Close the sockets, and the recording if this binding owns it."""
         self.closed = True
         try:
             self.transport.close()
@@ -194,10 +194,10 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             if self.origin.processes is not None:
                 self.origin.processes.close()
             if self.recorder is not None:
-                self.transport.tap = None  # it may be lent to the next binding
+                self.transport.tap = None  # the next binding may use the same transport
                 if self.owns_recorder:
                     self.recorder.close()
 
-    def waiting(self) -> int:
-        """How many wait for the handler; those of a queue also for its verdict."""
+    def count_waiting(self) -> int:
+        """Return how many items wait for the handler, or, in a queue, for a verdict."""
         return length_hint(self.ready)

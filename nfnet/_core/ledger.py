@@ -1,30 +1,42 @@
-"""The ledger: which packets are at hand, decided or pending, and the way of their verdicts to the kernel.
+"""The ledger: which packets are undecided, and how their verdicts reach the kernel.
 
-Three lists say where a packet is, and one slot:
+A packet is in exactly one of three places until the kernel has its verdict:
 
-``lone``      the packet that came alone, and is in the hands of the handler;
-``at_hand``   packets that the loop has received and whose verdict has not left, in the order of their ids;
-``decided``   packets that have a verdict, in the order in which they got it, until it leaves;
-``pending``   packets whose handler returned without a verdict, and which may get one at any time, from any thread.
+``lone``      a slot: the packet that arrived alone and that the handler has now, or None;
+``at_hand``   a list: the packets that the loop has received, in the order of their ids;
+``pending``   a dict, used as an ordered set: the packets whose handler returned without a verdict. Any thread may
+              decide them at any time.
 
-Until the kernel has its verdict a packet is alone, at hand or pending, and only one of these. If nothing is pending,
-and the decided packets are the first of those at hand, in order, then every packet up to the last of them is decided,
-and the first of them is the oldest in the queue: they are *in order*, and batches may decide them (see `batching`).
-Otherwise each verdict goes as a message of its own. (A pending packet that is newer than all decided ones would do no
-harm. But there is hardly ever one without an older one, and ids, which wrap around, do not tell which of two packets is
-older if one may have been pending for days.)
+``decided`` is no place. It lists the packets at hand or pending that have a verdict which has not been sent, in the
+order in which the verdicts were given.
 
-Where a forked child reads from the same socket, which the API of NetfilterQueue allows, the packets that it has at hand
-are on none of these lists, so there are no batches at all.
+Who writes what:
 
-The verdict of a packet is in the hands of its `_decide`. While the loop has more packets at hand that is
-``decided.append``; for the last one, and for pending ones, it is `decide_now`, and `_collected` once that has put the
-packet on ``decided``. For a packet that came alone it is `decide_lone`, which sends one message and takes no lock, as
-long as it is called by the loop's own thread.
+- `QueueBinding` puts new packets into ``lone`` or ``at_hand``, in `QueueBinding._each` and `QueueBinding._make_ready`.
+  It does so itself, because that is one statement together with the removal of the datagram from the binding (see
+  `moves`). It also chooses the packet's `_on_decided`.
+- `Packet.accept` and the other verdicts set the packet's `_decision` and call its `_on_decided`.
+- Everything else is done by the methods here.
 
-Whoever sends holds the lock, and takes packets off the lists only when the kernel has their verdicts. An exception in
-between, say KeyboardInterrupt, makes a verdict leave twice, which the kernel answers with ENOENT; it never makes one
-get lost.
+`_on_decided` is the function that takes over the verdict:
+
+- ``decided.append`` if the loop has more packets;
+- `send_now` for the last packet, and for pending ones;
+- `send_lone` for a packet that arrived alone. It sends one message and takes no lock if the loop's own thread calls it;
+- `_handed_over` once the packet is in ``decided`` by way of `send_now` or `settle`.
+
+If nothing is pending, and the decided packets are the first of those at hand, in order, then every packet up to the
+last of them is decided, and the first of them is the oldest in the queue. They are *in order*, and batches may decide
+them (see `batching`). Otherwise each verdict is a message of its own. (A pending packet that is newer than all decided
+ones would do no harm. But there is hardly ever one without an older one, and ids, which wrap around, do not tell which
+of two packets is older if one may have been pending for days.)
+
+If a forked child reads from the same socket, which the API of NetfilterQueue allows, the child's packets are in none of
+these places, so no batches are sent at all.
+
+A thread that sends holds the lock, and removes packets only when the kernel has their verdicts. An exception in
+between, such as KeyboardInterrupt, can make a verdict leave twice, which the kernel answers with ENOENT. It cannot lose
+one.
 """
 
 from __future__ import annotations
@@ -44,47 +56,48 @@ from .batching import ACCEPT, MAX_MESSAGES, Decision, Messages, limit
 
 
 class Entry(Protocol):
-    """A packet, as far as the ledger looks at it."""
+    """The attributes of a packet that the ledger uses."""
 
     raw: bytes
     _decision: Decision | None
-    _decide: Callable[[Any], None]
+    _on_decided: Callable[[Any], None]
 
     @property
     def id(self) -> int: ...
 
 
 _decision_of = attrgetter("_decision")
-_FEW = 8  # different decisions: to count each of them, through all packets, takes less time than a loop in Python
+# With fewer different decisions than this, one ``list.count`` for each is quicker than a loop in Python over them all.
+_FEW_DECISIONS = 8
 
 
 def _never() -> bool:
     return False
 
 
-def _collected(packet: Entry) -> None:
-    """The `_decide` of a packet whose verdict was collected before `decide_now` was called for it, or by that."""
+def _handed_over(packet: Entry) -> None:
+    """Do nothing: the `_on_decided` of a packet that is in ``decided`` already."""
 
 
 class Ledger:
-    """The packets of one binding of a queue whose verdict the kernel does not have yet."""
+    """The packets of one binding of a queue whose verdicts the kernel does not have yet."""
 
     def __init__(self, number: int, transport: Transport) -> None:
         self.lone: Entry | None = None
         self.at_hand: list[Any] = []
         self.decided: list[Any] = []
         self.pending: dict[Any, None] = {}  # a set that keeps its order
-        # How many verdicts have left, by kind: those that were sent under the lock, and those of packets that came
-        # alone, which only the thread that reads counts. With one for both, each would undo what the other one counts.
+        # How many verdicts were sent, by kind: under the lock, and for lone packets. Only the reading thread writes the
+        # second. If both were one, two threads could overwrite each other's counts.
         self._counts: dict[int, int] = dict.fromkeys(Verdict, 0)
-        self._alone = [0] * (max(Verdict) + 1)
+        self._lone_counts = [0] * (max(Verdict) + 1)
         self.closed = False
         self.shared = False
-        """Whether another process reads from the same socket: a batch would decide what that one has at hand."""
+        """True if another process reads from the same socket: a batch would decide the packets of that process, too."""
         self.may_wait: Callable[[], bool] = _never
-        """Whether somebody will call `flush` soon, so that verdicts on pending packets can leave together."""
+        """Returns True if `flush` will be called soon, so that verdicts on pending packets can be sent together."""
         self.reader = 0
-        """The thread that reads, 0 when the queue is closed."""
+        """The identifier of the thread that reads; 0 when the queue is closed."""
         self._number = number
         self._transport = transport
         self._messages = Messages(number)
@@ -97,26 +110,26 @@ class Ledger:
 
     # --- giving verdicts
 
-    def decide_lone(self, packet: Entry) -> None:
-        """Send the verdict of a packet that came alone."""
+    def send_lone(self, packet: Entry) -> None:
+        """Send the verdict of a packet that arrived alone."""
         what = packet._decision
         if self.lone is not packet or self.reader != get_ident():
-            self.decide_now(packet)
+            self.send_now(packet)
             return
-        # No lock. Another thread takes the packet out of the slot only if it has decided it, and then this one has not.
+        # No lock: another thread empties the slot only if it decided the packet, and then this call does not happen.
         if what is ACCEPT:
             prefix = self._accept
         elif what is not None and what.batchable:
             prefix = self._prefix(what)
         else:
-            self.decide_now(packet)
+            self.send_now(packet)
             return
         self._send(prefix + packet.raw[PACKET_ID])
         kind = what.kind
-        self._alone[kind], self.lone = self._alone[kind] + 1, None  # one statement
+        self._lone_counts[kind], self.lone = self._lone_counts[kind] + 1, None  # one statement
 
-    def decide_now(self, packet: Entry) -> None:
-        """Send the verdict of a packet, and all that were collected before it."""
+    def send_now(self, packet: Entry) -> None:
+        """Send the verdict of a packet, after all that were collected before it; later, if `may_wait` allows that."""
         with self._lock:
             if self.lone is packet:
                 self.at_hand[END:], self.lone = (packet,), None  # one statement
@@ -124,26 +137,26 @@ class Ledger:
                 packet._decision = None
                 text = f"packet {packet.id}: queue {self._number} was closed, which dropped the packet"
                 raise ClosedError(text)
-            if packet._decide is not _collected:  # else `settle` was quicker: it saw the decision
+            if packet._on_decided is not _handed_over:  # else `settle` saw the decision first
                 self.decided.append(packet)
-                packet._decide = _collected
+                packet._on_decided = _handed_over
             if not self.may_wait():
                 self._send_decided()
 
     def flush(self) -> None:
-        """Send the verdicts that were collected."""
+        """Send the collected verdicts."""
         if self.decided:
             with self._lock:
                 self._send_decided()
 
-    def decide_each(self, packets: Iterable[Entry]) -> None:
-        """The verdicts on these packets, unless they have been given, will leave at once."""
+    def send_each_at_once(self, packets: Iterable[Entry]) -> None:
+        """Send the verdict on each of these packets, if it has none yet, as soon as it is given."""
         for packet in packets:
             if packet._decision is None:
-                packet._decide = self.decide_now
+                packet._on_decided = self.send_now
 
     def oldest_decided(self) -> Entry | None:
-        """The packet whose verdict was collected first."""
+        """Return the packet whose verdict has been in ``decided`` for the longest time, None if there is none."""
         for packet in self.decided:
             return packet  # type: ignore[no-any-return]
         return None
@@ -151,20 +164,24 @@ class Ledger:
     # --- what the loop reports
 
     def take_lone(self) -> None:
-        """The handler has returned without a verdict on the packet that came alone: it is at hand."""
+        """Move the lone packet, on which the handler gave no verdict, to those at hand."""
         with self._lock:
             if (packet := self.lone) is not None:
-                packet._decide = self.decide_now
+                packet._on_decided = self.send_now
                 self.at_hand[END:], self.lone = (packet,), None  # one statement
 
-    def settle(self, waiting: int = 0, *, final: bool = False) -> None:
-        """Send what was collected; what else is at hand is pending from now on, but for the last ``waiting``."""
+    def settle(self, undelivered: int = 0, *, final: bool = False) -> None:
+        """Send the collected verdicts, and make the undecided packets at hand pending.
+
+        undelivered: how many packets at the end of ``at_hand`` no handler has got yet; they stay there.
+        final: whether to look at all pending packets for decisions that have not reached `send_now`.
+        """
         with self._lock:
             self._send_decided()
-            count = len(self.at_hand) - waiting
+            count = len(self.at_hand) - undelivered
             if not count and not self.pending:
                 return
-            # What a signal handler decides from here on waits until the lists are in order again.
+            # Verdicts given in a signal handler from here on are sent when the lists are in order again.
             sending, self._sending = self._sending, True
             try:
                 self._make_pending(count, final)
@@ -175,29 +192,29 @@ class Ledger:
     def _make_pending(self, count: int, final: bool) -> None:
         new = self.at_hand[:count]
         for packet in new:
-            packet._decide = self.decide_now
+            packet._on_decided = self.send_now
         pending = dict.fromkeys(new)
         # No call in these two: no signal handler can raise between them, so each packet is on one of the lists.
         self.pending |= pending
         self.at_hand[:count] = ()
-        # Decisions on the way to `decide_now`, in another thread, or stopped there by an exception. Looking at all that
-        # are pending takes as many steps, so it is done once in as many new packets.
+        # Decisions that have not reached `send_now`, in another thread or because of an exception. To look at all
+        # pending packets takes as many steps as there are, so it is done once in as many new packets.
         self._unseen += count + 1
         if self._unseen > len(self.pending) or final:
             self._unseen = 0
             new = list(self.pending)
-        late = [packet for packet in new if packet._decision is not None and packet._decide is not _collected]
+        late = [packet for packet in new if packet._decision is not None and packet._on_decided is not _handed_over]
         if late:
             there = set(self.decided)
             for packet in late:
                 if packet not in there:
                     self.decided.append(packet)
-                    packet._decide = _collected
+                    packet._on_decided = _handed_over
 
     def defer(self, packet: Entry, behind: int) -> None:
-        """The handler has returned and left the packet undecided: it is pending from now on.
+        """Make a packet pending whose handler has returned without a verdict.
 
-        ``behind`` is how many packets are at hand that no handler has got yet: the last ones of `at_hand`.
+        behind: how many packets at the end of ``at_hand`` no handler has got yet.
         """
         with self._lock:
             before = len(self.decided)
@@ -205,7 +222,7 @@ class Ledger:
             try:
                 place = len(self.at_hand) - behind - 1
                 if place >= 0 and self.at_hand[place] is packet:  # not if it was just decided, or the queue closed
-                    packet._decide = self.decide_now
+                    packet._on_decided = self.send_now
                     # No call in these two: see `_make_pending`.
                     self.pending[packet] = None
                     del self.at_hand[place]
@@ -214,24 +231,24 @@ class Ledger:
             if packet._decision is not None or len(self.decided) > before:
                 self._send_decided()
 
-    def received(self) -> int:
-        """How many packets the loop has received so far."""
+    def count_received(self) -> int:
+        """Return how many packets the loop has received so far."""
         with self._lock:
             return len(self.at_hand) + len(self.pending) + (self.lone is not None) + sum(self.counts().values())
 
     def counts(self) -> dict[int, int]:
-        """How many verdicts have left, by kind."""
-        return {kind: count + self._alone[kind] for kind, count in self._counts.items()}
+        """Return how many verdicts were sent, by kind."""
+        return {kind: count + self._lone_counts[kind] for kind, count in self._counts.items()}
 
     def accept_rest(self, newest: int) -> None:
-        """Accept whatever is queued, read by this program or not; ``newest`` is the last id that was seen."""
+        """Accept every packet in the queue, read by this program or not; ``newest`` is the last id that was seen."""
         # A batch covers what is up to 2^31 ids back from its own id, so steps of half of that leave nothing out. The
         # first round finds the oldest packet in the queue, wherever it is, and another one all that are behind it.
         ids = [(newest + step * 0x40000000) & 0xFFFFFFFF for step in range(1, 9)]
         self._send(b"".join(nfqnl.verdict(self._number, each, Verdict.ACCEPT, batch=True) for each in ids))
 
     def close(self) -> None:
-        """Send what was collected; later verdicts raise ClosedError."""
+        """Send the collected verdicts; later verdicts raise ClosedError."""
         with self._lock:
             try:
                 self.settle(final=True)
@@ -239,19 +256,19 @@ class Ledger:
                 self.closed = True
 
     def after_fork(self) -> None:
-        """In a child that has the queue too: its parent sends what was collected, and gives verdicts of its own."""
-        self._lock = RLock()  # who held the other one is not here
+        """Start over in a forked child that has the queue, too: the parent sends the verdicts collected so far."""
+        self._lock = RLock()  # the thread that held the old one is not in this process
         self._sending = False
         self.may_wait = _never
         self.decided.clear()
         self.take_lone()
         for packet in (*self.at_hand, *self.pending):
-            packet._decide = self.decide_now
+            packet._on_decided = self.send_now
 
     # --- sending
 
     def _send_decided(self) -> None:
-        if self._sending:  # in a signal handler, while this thread is sending: it goes on until nothing is left
+        if self._sending:  # in a signal handler, while this thread is sending: that call sends these verdicts, too
             return
         self._sending = True
         try:
@@ -266,7 +283,7 @@ class Ledger:
             self._sending = False
 
     def _send_pending(self, packet: Entry) -> None:
-        """Send the only verdict that was collected, on a pending packet: what `_send_some` does, and quicker."""
+        """Send the only collected verdict, on a pending packet: a quicker `_send_some`."""
         what = packet._decision
         assert what is not None
         count = self._counts[what.kind] + 1
@@ -289,24 +306,24 @@ class Ledger:
         datagram = self._messages.datagram(packets, decisions, in_order=in_order)
         counts = self._counts.copy()
         different = set(decisions)
-        if len(different) < _FEW:
+        if len(different) < _FEW_DECISIONS:
             for what in different:
                 counts[what.kind] += decisions.count(what)
         else:
             for what in decisions:
                 counts[what.kind] += 1
         self._send(datagram)
-        # The kernel has them. Until the last statement they would be sent once more.
+        # The kernel has them. An exception before the last statement makes them be sent once more.
         if in_order:
             self._counts, self.decided[:count], self.at_hand[:count] = counts, (), ()  # one statement
             return
         for packet in packets:
-            # If it was not pending it is among the first at hand; unless an exception ended this loop the last time.
+            # A packet that was not pending is at hand, unless an exception ended this loop the last time.
             if self.pending.pop(packet, packet) is packet and packet in self.at_hand:
                 self.at_hand.remove(packet)
         self._counts, self.decided[:count] = counts, ()  # one statement
 
 
 def _near(packets: list[Entry]) -> bool:
-    """Whether the ids are so near to each other that a batch up to the last one reaches the first."""
+    """Return whether a batch up to the last id reaches the first one: it covers the 2^31 ids before it."""
     return len(packets) == 1 or not nfqnl.is_after(packets[0].id, packets[-1].id)

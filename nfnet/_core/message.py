@@ -1,8 +1,7 @@
-"""What queued and logged packets have in common: a netlink message whose attributes are read when asked for."""
+"""`Message`: the base class of queued and logged packets. Attributes are read from a netlink message on access."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -10,9 +9,9 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from construct import Int32ub
 
 from .. import inet
-from .._io.transport import Recorded, Transport
+from .._annotated import Annotated
 from .._printable import printable
-from .._processes import Process, Processes
+from .._processes import Process
 from ..errors import DecodeError
 from ..inet import _scapy
 from ..inet._headers import IP_VERSIONS, ip_in
@@ -20,9 +19,10 @@ from ..protocol import netlink, nfqnl
 from ..protocol.conntrack import Conntrack, CtInfo
 from ..protocol.conntrack import parse as parse_conntrack
 from ..protocol.layout import Layout, Layouts, compile_struct
-from ..protocol.nfnetlink import BODY, ArpHook, Family, Hook, NetdevHook, Table, parse_attributes
+from ..protocol.nfnetlink import BODY, ETHERTYPES, ArpHook, Family, Hook, NetdevHook, Table, parse_attributes
 from ..protocol.nfqnl import NFQA_VLAN
-from .connections import Connections
+from .origin import Origin
+from .text import clock, or_unreadable
 
 _Message = TypeVar("_Message", bound="Message")
 
@@ -32,51 +32,8 @@ _read_timestamp = compile_struct(nfqnl.timestamp).unpack_from
 
 FAMILY = netlink.HEADER_SIZE
 """Where nfgen_family is, the first byte of struct nfgenmsg."""
-# What the hooks of IPv4 and IPv6 get is that, also where older kernels leave hw_protocol 0.
-_ETHERTYPES = {int(Family.IPV4): 0x0800, int(Family.IPV6): 0x86DD}
-# Whether the sender of a packet in these hooks is on this machine; else the receiver is.
-_SENT: dict[int, bool] = {
-    Hook.PREROUTING: False,
-    Hook.INPUT: False,
-    Hook.INGRESS: False,
-    Hook.OUTPUT: True,
-    Hook.POSTROUTING: True,
-}
-_NETDEV_SENT: dict[int, bool] = {NetdevHook.INGRESS: False, NetdevHook.EGRESS: True}
-_ECHO_SENT = {8: True, 0: False, 128: True, 129: False}  # requests and replies of ICMP and ICMPv6, by their type
-_VERSIONS = {family: IP_VERSIONS[ethertype] for family, ethertype in _ETHERTYPES.items()}
-
-
-class Fed(bytes):
-    """A message that a test made, and the process that it says is behind it."""
-
-    process: Process | None
-
-    def __new__(cls, data: bytes, process: Process | None = None) -> Fed:
-        self = super().__new__(cls, data)
-        self.process = process
-        return self
-
-
-class Origin:
-    """The machine that messages came from, as far as it is known.
-
-    That are the names of its interfaces, its processes, the transport by which packets can be sent there, and, of a
-    queue, what is known of verdicts on connections.
-    """
-
-    __slots__ = ("connections", "interface_name", "processes", "transport")
-
-    def __init__(
-        self,
-        interface_name: Callable[[int], str | None],
-        processes: Processes | None = None,
-        transport: Transport | None = None,
-    ) -> None:
-        self.interface_name = interface_name
-        self.processes = processes
-        self.transport = transport
-        self.connections: Connections | None = None
+IP_VERSION_OF = {family: IP_VERSIONS[ethertype] for family, ethertype in ETHERTYPES.items()}
+"""The IP version of all packets in the hooks of a family, also where older kernels leave hw_protocol 0."""
 
 
 class Vlan(NamedTuple):
@@ -86,26 +43,8 @@ class Vlan(NamedTuple):
     tci: int
 
 
-def _clock(moment: float | None) -> str:
-    """The local time of day; dashes if there is none, or no calendar has it."""
-    try:
-        if moment is not None:
-            seconds, microseconds = divmod(round(moment * 1e6), 1_000_000)
-            return f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{microseconds:06}"
-    except (OverflowError, ValueError, OSError):  # a damaged recording
-        pass
-    return "--:--:--"
-
-
-def _or_unreadable(text: Callable[[], str]) -> str:
-    try:
-        return text()
-    except Exception as error:  # a damaged recording: logs and debuggers show what they are given
-        return f"unreadable: {printable(str(error))}"
-
-
 class Message:
-    """A packet in a netlink message. Its bytes are its own and never change.
+    """A packet in a netlink message, of which the object has a copy that never changes.
 
     Numbers are in host order. Names in capitals are the kernel's, with ``NFQA_`` before them for a queue and ``NFULA_``
     for a log. Reading an attribute raises DecodeError if the message, from a damaged recording, say, is malformed.
@@ -141,7 +80,7 @@ class Message:
         cls, kind: type[IntEnum] | None = None, layouts: Layouts | None = None, table: Table | None = None
     ) -> None:
         if kind is None or layouts is None or table is None:
-            return  # a subclass of a subclass, which knows
+            return  # a subclass of `Packet` or `LogMessage`
         cls._kind, cls._layouts, cls._table = kind, layouts, table
         for name in Message.__annotations__:
             if name.isupper():
@@ -149,9 +88,9 @@ class Message:
 
     @classmethod
     def from_bytes(cls: type[_Message], raw: bytes, name_of: Callable[[int], str | None] = lambda _: None) -> _Message:
-        """What a netlink message of the kernel's says, wherever it is from; ``name_of`` knows names of interfaces.
+        """Return an object made of a netlink message of the kernel's; ``name_of`` returns the names of interfaces.
 
-        Raises DecodeError if it is too short to be one.
+        Raises DecodeError if the message is too short.
         """
         if len(raw) < BODY:
             raise DecodeError(f"message of {len(raw)} bytes has no room for its header", 0)
@@ -160,32 +99,33 @@ class Message:
         return self
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {_or_unreadable(lambda: f'{self._label()}: {self._line()}')}>"
+        return f"<{type(self).__name__} {or_unreadable(lambda: f'{self._label()}: {self._line()}')}>"
 
     def __str__(self) -> str:
-        return _or_unreadable(self._line)
+        return or_unreadable(self._line)
 
     def _label(self) -> str:
-        """What `repr` begins with."""
+        """Return the beginning of `repr`."""
         return self.hook.name
 
     def _line(self) -> str:
-        """What `str` and `repr` say."""
+        """Return what `str` and `repr` have in common."""
         return self.summary()
 
     def summary(self, moment: float | None = None) -> str:
-        """One line for people: time, interfaces, from where to where, length, mark, user; as the commands show it.
+        """Return one line for people: time, interfaces, source, destination, length, mark, user; as the commands print
+        it.
 
             12:30:01.250000 eth0 > - UDP 192.0.2.1.40000 > 192.0.2.2.53 29 bytes mark 0x7
 
-        The time is local; ``moment``, in seconds since 1970, is for messages that have no `timestamp`. ``str(packet)``
-        is this with the verdict.
+        The time is local; ``moment``, in seconds since 1970, is used if the message has no `timestamp`. ``str(packet)``
+        is this line with the verdict.
         """
         timestamp = self.timestamp
-        return " ".join([_clock(moment if timestamp is None else timestamp), *self._words()])
+        return " ".join([clock(moment if timestamp is None else timestamp), *self._words()])
 
     def _words(self) -> Iterator[str]:
-        """What `summary` says behind the time."""
+        """Yield what `summary` says after the time."""
         yield printable(f"{self.indev_name or self.indev or '-'} > {self.outdev_name or self.outdev or '-'}")
         yield self.contents()
         if self.mark:
@@ -194,12 +134,12 @@ class Message:
             yield f"uid {self.uid}"
 
     def contents(self) -> str:
-        """What the packet is, in a few words: ``UDP 192.0.2.1.40000 > 192.0.2.2.53 29 bytes``."""
+        """Return a description of the packet: ``UDP 192.0.2.1.40000 > 192.0.2.2.53 29 bytes``."""
         packet, missing = self._ip_packet(), self._missing()
         text = inet.describe(packet, len(packet) + missing if missing else None)
         if text is not None:
             return text
-        behind = "" if self.raw[FAMILY] in _VERSIONS else f" (EtherType {self.hw_protocol:#06x})"
+        behind = "" if self.raw[FAMILY] in IP_VERSION_OF else f" (EtherType {self.hw_protocol:#06x})"
         return f"{len(self.payload)} bytes that are no IP packet{behind}"
 
     def _find(self, number: int) -> slice | None:
@@ -226,9 +166,9 @@ class Message:
     def payload(self) -> bytes:
         """The packet (PAYLOAD), from its network header on, as much as the copy range allows; b"" for META.
 
-        In a log's families netdev (hook egress) and ARP (output) it begins with the link-layer header.
+        In the families netdev (hook egress) and ARP (output) of a log it begins with the link-layer header.
 
-        A fresh copy each time: keep it in a variable.
+        Each access makes a new copy: keep it in a variable.
         """
         raw = self.raw
         layout = self._layout
@@ -241,19 +181,19 @@ class Message:
         return raw[layout.payload]
 
     def _ip_packet(self, payload: bytes | None = None) -> bytes:
-        """The payload, or another in its place, from its IP header on; b"" if that is none, whatever it looks like."""
+        """Return the payload, or the given one, from its IP header on; b"" if it is no IP packet."""
         packet = self.payload if payload is None else payload
-        version = _VERSIONS.get(self.raw[FAMILY])
+        version = IP_VERSION_OF.get(self.raw[FAMILY])
         if packet and packet[0] >> 4 == version:
             return packet
         return b"" if version else ip_in(packet, self.hw_protocol, self._link_layer_size())
 
     def _missing(self) -> int:
-        """How many bytes of the packet were not copied, if that is known."""
+        """Return how many bytes of the packet were not copied; 0 if that is not known."""
         return 0
 
     def _link_layer_size(self) -> int:
-        """How many bytes of link-layer header the payload begins with."""
+        """Return the size of the link-layer header that the payload begins with."""
         return 0
 
     @property
@@ -263,17 +203,17 @@ class Message:
 
     @property
     def hw_protocol(self) -> int:
-        """EtherType: 0x0800 for IPv4, 0x86DD for IPv6; behind a VLAN tag that of what is inside."""
+        """EtherType: 0x0800 for IPv4, 0x86DD for IPv6; for a packet with a VLAN tag that of the packet inside."""
         raise NotImplementedError
 
     @property
     def ip(self) -> inet.Ip | None:
         """The IP header of the payload: version, source, destination, protocol, ttl, ...; None if there is none.
 
-        In the bridge family, and in a log's families ARP and netdev, `hw_protocol` decides whether there is one, behind
-        VLAN tags, too; what only looks like one is none.
+        In the bridge family, and in a log's families ARP and netdev, `hw_protocol` decides whether there is one, also
+        after VLAN tags; bytes that only look like an IP header are none.
 
-        This and those below are read anew each time: keep them in a variable.
+        This property and the following ones read the packet at each access: keep the values in variables.
         """
         packet, missing = self._ip_packet(), self._missing()
         return inet.ip(packet, len(packet) + missing if missing else None)
@@ -299,19 +239,19 @@ class Message:
         return inet.flow(self._ip_packet())
 
     def scapy(self) -> Any:
-        """The payload as a packet of scapy's, which has to be installed (``pip install 'nfnet[scapy]'``).
+        """Return the payload as a scapy packet. scapy must be installed (``pip install 'nfnet[scapy]'``).
 
-        It is ``IP`` or ``IPv6``; in the other families what `hw_protocol` says, ``ARP`` or ``Dot1Q``, for instance, or
-        ``Ether`` where the payload begins with the link-layer header; ``Raw`` for anything else.
+        Its class is ``IP`` or ``IPv6``. In other families it follows from `hw_protocol`, ``ARP`` or ``Dot1Q`` for
+        instance; it is ``Ether`` if the payload begins with the link-layer header, and ``Raw`` for anything else.
         """
-        ethertype = _ETHERTYPES.get(self.raw[FAMILY])
+        ethertype = ETHERTYPES.get(self.raw[FAMILY])
         if ethertype is None:
             ethertype = _scapy.FRAME if self._link_layer_size() else self.hw_protocol
         return _scapy.parse(self.payload, ethertype)
 
     @property
     def family(self) -> Family:
-        """Whose hook the packet was in (``nfgen_family``): IPV4, IPV6, BRIDGE; logs also ARP and NETDEV."""
+        """The family of the hook (``nfgen_family``): IPV4, IPV6, BRIDGE; for logs also ARP and NETDEV."""
         return Family(self.raw[FAMILY])
 
     @property
@@ -323,73 +263,75 @@ class Message:
     def timestamp(self) -> float | None:
         """When the packet arrived (TIMESTAMP), in seconds since 1970 (UTC), to the microsecond.
 
-        None for packets on their way out. Else also None unless something on the machine asked the kernel to stamp
-        packets: see ``Queue(timestamps=True)``. Newer kernels (not Linux 6.1) stamp all logged packets that come in.
-        In a replay, a message without TIMESTAMP has the time of its record instead.
+        None for packets on their way out, and unless some program on the machine has asked the kernel to stamp packets:
+        see ``Queue(timestamps=True)``. Newer kernels (not Linux 6.1) stamp all logged packets that come in. In a
+        replay, a message without TIMESTAMP has the time of its record instead.
         """
         span = self._find(self._TIMESTAMP)
         if span is None:
-            raw = self.raw
-            return raw.time_ns / 1e9 if isinstance(raw, Recorded) else None
+            return None if (time_ns := self._annotated_time()) is None else time_ns / 1e9
         seconds, microseconds = _read_timestamp(self.raw, span.start)
         return float(seconds + microseconds / 1e6)
 
     @property
     def timestamp_ns(self) -> int | None:
-        """As `timestamp`, in nanoseconds; TIMESTAMP is a multiple of 1000."""
+        """When the packet arrived, in nanoseconds since 1970; see `timestamp`. TIMESTAMP is a multiple of 1000."""
         span = self._find(self._TIMESTAMP)
         if span is None:
-            raw = self.raw
-            return raw.time_ns if isinstance(raw, Recorded) else None
+            return self._annotated_time()
         seconds, microseconds = _read_timestamp(self.raw, span.start)
         return int(seconds * 1_000_000_000 + microseconds * 1000)
 
+    def _annotated_time(self) -> int | None:
+        raw = self.raw
+        return raw.time_ns if isinstance(raw, Annotated) else None
+
     @property
     def indev(self) -> int | None:
-        """Index of the interface it came in by (IFINDEX_INDEV); None for what this machine sends."""
+        """Index of the interface by which the packet came in (IFINDEX_INDEV); None for packets of this machine."""
         return self._number(self._IFINDEX_INDEV)
 
     @property
     def outdev(self) -> int | None:
-        """Index of the interface it leaves by (IFINDEX_OUTDEV); None before routing and for input."""
+        """Index of the interface by which the packet leaves (IFINDEX_OUTDEV); None before routing and for input."""
         return self._number(self._IFINDEX_OUTDEV)
 
     @property
     def physindev(self) -> int | None:
-        """Index of the bridge port it came in by (IFINDEX_PHYSINDEV)."""
+        """Index of the bridge port by which the packet came in (IFINDEX_PHYSINDEV)."""
         return self._number(self._IFINDEX_PHYSINDEV)
 
     @property
     def physoutdev(self) -> int | None:
-        """Index of the bridge port it leaves by (IFINDEX_PHYSOUTDEV)."""
+        """Index of the bridge port by which the packet leaves (IFINDEX_PHYSOUTDEV)."""
         return self._number(self._IFINDEX_PHYSOUTDEV)
 
     @property
     def indev_name(self) -> str | None:
-        """Name of `indev`, in the namespace of the queue or log; None if there is none, or it is gone.
+        """Name of the interface `indev` in the namespace of the queue or log; None if there is none, or it is gone.
 
-        Names are remembered for a second. Ask while the queue or log is open: later only remembered ones are known.
+        Names are cached for a second. Read them while the queue or log is open: later only cached names are known.
         """
         return self._name(self.indev)
 
     @property
     def outdev_name(self) -> str | None:
-        """Name of `outdev`, likewise."""
+        """Name of the interface `outdev`; see `indev_name`."""
         return self._name(self.outdev)
 
     @property
     def physindev_name(self) -> str | None:
-        """Name of `physindev`, likewise."""
+        """Name of the bridge port `physindev`; see `indev_name`."""
         return self._name(self.physindev)
 
     @property
     def physoutdev_name(self) -> str | None:
-        """Name of `physoutdev`, likewise."""
+        """Name of the bridge port `physoutdev`; see `indev_name`."""
         return self._name(self.physoutdev)
 
     @property
     def hwaddr(self) -> bytes | None:
-        """Link-layer source address (HWADDR), 6 bytes for Ethernet; None for what this machine sends."""
+        """Link-layer source address (HWADDR), 6 bytes for Ethernet; None for packets that this machine sends."""
         span = self._find(self._HWADDR)
         if span is None:
             return None
@@ -412,23 +354,24 @@ class Message:
 
     @property
     def uid(self) -> int | None:
-        """User id of the local sender (UID), None for what came in.
+        """User id of the local sender (UID); None for packets that came in.
 
-        A queue needs ``uid_gid=True`` and gives the number of the initial user namespace, a log that of this program's.
+        A queue needs ``uid_gid=True``. Its number is that of the initial user namespace; a log's number is that of the
+        user namespace of this program.
         """
         return self._number(self._UID)
 
     @property
     def gid(self) -> int | None:
-        """Group id of the local sender (GID), likewise."""
+        """Group id of the local sender (GID); see `uid`."""
         return self._number(self._GID)
 
     @property
     def process(self) -> Process | None:
         """The process on this machine that sends the packet (output, postrouting) or receives it (input, prerouting).
 
-        It is looked up when it is asked for, which takes tens of microseconds if its socket was seen before; else some
-        two more for each file of each process until it is found. It is
+        Each access looks it up. That takes tens of microseconds if its socket was seen before; otherwise two more
+        microseconds for each open file of each process until it is found. It is
 
         - for TCP the process that has the connection; as long as nobody has accepted it, that which listens. When the
           connection was closed, by the program or by its end, the kernel may go on sending: then it is the process that
@@ -450,49 +393,19 @@ class Message:
         what it is: `nfnet.testing.packet_message`.
         """
         raw = self.raw
-        if isinstance(raw, Fed):
+        if isinstance(raw, Annotated) and raw.process is not None:
             return raw.process
-        processes, flow = self._origin.processes, self.flow
-        sent = _NETDEV_SENT.get(self.hook) if self.family == Family.NETDEV else _SENT.get(self.hook)
-        if processes is None or flow is None or sent is None:
-            return None
-        echo = None
-        if flow.source_port is None:
-            icmp = self.icmp
-            if icmp is None or _ECHO_SENT.get(icmp.type) is not sent:
-                return None
-            echo = int.from_bytes(icmp.rest[:2], "big")
-        interface = (self.outdev if sent else self.indev) or 0
-        # In the other hooks, and in bridges, a packet may be on its way through.
-        certain = self.family in _ETHERTYPES and self.hook in (Hook.INPUT, Hook.OUTPUT)
-        found = processes.find(flow, sends=sent, interface=interface, certain=certain, echo=echo)
-        if found is None and echo is None and (flow := self._untranslated(sent)) is not None:
-            found = processes.find(flow, sends=True, interface=interface, certain=certain)
-        return found
-
-    def _untranslated(self, sent: bool) -> inet.Flow | None:
-        """From the socket on this machine to the other end, as the socket knows them, whatever NAT made of the packet.
-
-        None if the connection did not come with the packet.
-        """
-        entry, info = self.conntrack, self.ctinfo
-        if entry is None or info is None:
-            return None
-        began_here = sent == (info < CtInfo.ESTABLISHED_REPLY)
-        ends = entry.original if began_here else entry.reply
-        if ends is None or ends.source is None or ends.destination is None or ends.protocol is None:
-            return None
-        return inet.Flow(ends.protocol, ends.source, ends.source_port, ends.destination, ends.destination_port)
+        return self._origin.process(self)
 
     @property
     def conntrack(self) -> Conntrack | None:
-        """The packet's connection (CT), None if it is not tracked; to be asked for with ``conntrack=True``."""
+        """The packet's connection (CT); None if it is not tracked. Needs ``conntrack=True``."""
         span = self._find(self._CT)
         return None if span is None else parse_conntrack(self.raw[span], span.start)
 
     @property
     def ctinfo(self) -> CtInfo | None:
-        """How the packet relates to its connection (CT_INFO); to be asked for with ``conntrack=True``."""
+        """The relation of the packet to its connection (CT_INFO). Needs ``conntrack=True``."""
         number = self._number(self._CT_INFO)
         return None if number is None else CtInfo(number)
 
@@ -500,7 +413,7 @@ class Message:
     def attributes(self) -> dict[IntEnum, Any]:
         """All attributes of the message, decoded by the schemas; keys are members of the kernel's enumeration.
 
-        For looking at, not for the hot path: it takes hundreds of microseconds. The values of unknown ones are bytes.
+        This is slow: it takes hundreds of microseconds. The values of unknown attributes are bytes.
         """
         values = parse_attributes(self.raw[BODY:], self._table, BODY)
         return {self._kind(number): value for number, value in values.items()}

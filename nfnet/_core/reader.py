@@ -1,4 +1,4 @@
-"""What queues and log groups share: being opened and closed, and the loop that reads."""
+"""`Reader`: opening, closing and the loop that reads, for queues and logs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from typing import Any, Generic, TypeVar
 from .._arguments import check_handler, wrong_type
 from .._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from .._io.poller import Poller
-from .._io.transport import Transport
+from .._io.transport import SocketStatus, Transport
 from ..captures._recorder import Recorder, current
 from ..errors import ArgumentError, BusyReadingError, ClosedError, NfnetError
 from ..netns import Netns, call_in, check_netns
 from ..stats import LogStatus, QueueStatus, is_ours, process
-from .bind import Request, bind
+from .bind_request import bind
 from .binding import Binding
+from .flags import Request
 
-# A verdict waits for others no longer than this, in seconds, and the time of at most so many calls of the handler.
+# A verdict waits for others at most so many seconds, and at most so many further calls of the handler.
 _MAX_DELAY = 0.001
 _MAX_PORTION = 16
-MOST_ALONE = 256  # packets, until the next look whether several wait, which costs as much as a packet
+# At most so many packets are taken one at a time before the next look whether several wait: a look costs as much as
+# one.
+MOST_LONE = 256
 
 _PAUSE: Iterator[Any] = iter(())
 
@@ -83,41 +86,42 @@ class Reader(ABC, Generic[B, T]):
 
     @abstractmethod
     def _flag_requests(self) -> Iterator[tuple[str, Request]]:
-        """The options that were asked for and that a kernel may lack, each with a request that asks for it alone."""
+        """Return the requested options that a kernel may lack, each with a request for this option alone."""
 
     @abstractmethod
     def _status(self) -> QueueStatus | LogStatus | None: ...
 
     _module: str
-    """The kernel's module, which is also the name of its file in /proc/net/netfilter."""
+    """The name of the kernel module, and of its file in /proc/net/netfilter."""
 
     _remedy: str
-    """What to do with an async handler."""
+    """The end of the error message for an async handler: what to use instead."""
 
-    def _finish(self, binding: B) -> None:
-        """What is to be done before the binding goes."""
+    def _before_unbinding(self, binding: B) -> None:
+        """Do what is necessary before `close` unbinds."""
 
     @abstractmethod
     def _hand_out(self, binding: B, portion: Iterator[T], handler: Callable[[T], object]) -> None:
-        """Give the handler a portion, until `stop`."""
+        """Call the handler for each item of a portion, until `stop`."""
 
     def _body_returned(self, binding: B, item: T) -> None:
-        """The body of an iteration is through with an item."""
+        """Handle an item that the body of an iteration is done with."""
 
     def __repr__(self) -> str:
         binding = self._binding
-        state = "closed" if binding is None else f"open, {binding.waiting()} waiting"
+        state = "closed" if binding is None else f"open, {binding.count_waiting()} waiting"
         return f"<{type(self).__name__} {self._resource}: {state}>"
 
     # --- opening and closing
 
     def open(self) -> None:
-        """Bind; from now on packets come here.
+        """Bind to the queue or group: from now on the kernel sends its packets here.
 
         Raises BusyError if another socket has the queue or group, NotPermittedError without CAP_NET_ADMIN,
-        NotSupportedError where the kernel lacks it or what was asked for, KernelError, or NfnetError if it is open
-        already; ArgumentError if it is to be recorded and its transport cannot be, and OSError if the file cannot be
-        written, EBUSY if another is recording to it. What is in that file goes when nothing can be refused any more.
+        NotSupportedError if the kernel does not support queues, groups or a requested option, another KernelError, or
+        NfnetError if this object is open already. With ``record``: raises ArgumentError if the transport cannot be
+        recorded, OSError if the file cannot be written, with EBUSY if another recording to it is under way. The file's
+        contents are only removed once opening can no longer fail.
         """
         if self._binding is not None:
             raise NfnetError(f"{self._name} is open already")
@@ -137,7 +141,7 @@ class Reader(ABC, Generic[B, T]):
             if binding.recorder is not None:
                 binding.recorder.begin()
             last = self._last_binding
-            if last is None or not last.reading:  # else a loop of the previous binding has still to see that it ended
+            if last is None or not last.reading:  # else `_stopping` still has to end a loop of the previous binding
                 self._stopping = False
             self._binding = self._last_binding = binding
         except BaseException:
@@ -146,7 +150,7 @@ class Reader(ABC, Generic[B, T]):
             raise
 
     def _connect(self) -> B:
-        """A new socket for each binding: the old one may still hold packets, whose ids would mean new ones."""
+        """Return a new binding, with a new socket: an old one may still hold packets, whose ids would mean new ones."""
         given = self._given_transport
         if (self._record is not None or current() is not None) and given is not None and not given.recordable:
             raise ArgumentError(f"{self._name} cannot be recorded: its transport, a {type(given).__name__}, cannot be")
@@ -173,7 +177,7 @@ class Reader(ABC, Generic[B, T]):
         return binding
 
     def _owner(self) -> tuple[str, str | None]:
-        """Who has it, where this process may know, and what to do about it."""
+        """Return who has the queue or group, as far as this process may know, and what to do about it."""
         status = self._status()
         if status is None:
             return "another socket has it", None
@@ -182,37 +186,37 @@ class Reader(ABC, Generic[B, T]):
         return f"another socket has it: {process(status.port_id, self._netns)}", None
 
     def close(self) -> None:
-        """Unbind. May be called twice, and from any thread: a loop that is reading then ends.
+        """Unbind. A loop that is reading ends. May be called twice, and from any thread.
 
-        If a signal handler raised in it, it may have to be called again.
+        If a signal handler raised an exception during the call, it may have to be called again.
         """
         binding = self._binding
         if binding is None:
             return
         if not binding.is_ours():  # a forked child must not touch what its parent goes on using
-            self._let_go(binding)
+            self._release(binding)
             return
-        with binding.closing:  # two threads may be about it: the socket stays until the first one is through
-            if self._binding is not binding or binding.finishing:
-                return  # the other one is through; or this is a signal handler, and the thread will go on with it
-            binding.finishing = True
+        with binding.close_lock:  # if two threads close, the second waits until the first is done
+            if self._binding is not binding or binding.close_running:
+                return  # the other thread is done; or this is a signal handler, and the interrupted call will finish
+            binding.close_running = True
             try:
-                binding.finished = True
+                binding.close_began = True
                 self.stop()
                 try:
-                    binding.sum_up()
-                    self._finish(binding)
+                    binding.finish_counting()
+                    self._before_unbinding(binding)
                 finally:
                     # Closing the socket unbinds too, unless a program started without close-on-exec has it as well.
                     with suppress(NfnetError):
                         binding.transport.send(self._unbind_request())
             finally:
                 try:
-                    self._let_go(binding)
+                    self._release(binding)
                 finally:
-                    binding.finishing = False
+                    binding.close_running = False
 
-    def _let_go(self, binding: B) -> None:
+    def _release(self, binding: B) -> None:
         try:
             binding.release()
         except BaseException:  # Ctrl-C, perhaps before it did anything: twice does no harm
@@ -240,6 +244,11 @@ class Reader(ABC, Generic[B, T]):
             raise ClosedError(f"{self._name} was opened by the process that this one was forked from")
         return binding
 
+    def _kernel_stats(self) -> tuple[Any, SocketStatus | None]:
+        """Return what the kernel says of the queue or group, and of its socket; None for both if it is not open."""
+        binding = self._binding
+        return (None, None) if binding is None else (binding.status(), binding.transport.socket_status())
+
     def _bound_or_last(self) -> B:
         binding = self._binding or self._last_binding
         if binding is None:
@@ -249,11 +258,15 @@ class Reader(ABC, Generic[B, T]):
     # --- the loop
 
     def __iter__(self) -> Generator[T, None, None]:
-        """What comes, until `stop` or `close`. Raises as `run`, except what handlers raise."""
+        """Yield what the kernel sends, until `stop` or `close`. Raises the errors of `run` but those of handlers."""
         return self._items(block=True)  # type: ignore[return-value]  # only `pause` makes it give None
 
     def _items(self, block: bool, pause: bool = False) -> Generator[T | None, None, None]:
-        """What comes, or what waits; with ``pause`` None when nothing does, and what comes then."""
+        """Yield what the kernel sends.
+
+        block: whether to wait for more; else the iteration ends when nothing waits.
+        pause: yield None when nothing waits, and go on with what has been received meanwhile.
+        """
         binding = self._bound()
         portions = self._portions(binding, block, pause=pause)
         try:
@@ -270,7 +283,7 @@ class Reader(ABC, Generic[B, T]):
             portions.close()
 
     def _drive(self, binding: B, portions: Generator[Iterator[T], None, None], handler: Callable[[T], object]) -> None:
-        """Give the handler all that comes in these portions."""
+        """Call the handler for every item in these portions."""
         try:
             for portion in portions:
                 self._hand_out(binding, portion, handler)
@@ -278,13 +291,13 @@ class Reader(ABC, Generic[B, T]):
             portions.close()
 
     def _run(self, handler: Callable[[T], object]) -> None:
-        """Hand out what comes."""
+        """Call the handler for each item, until `stop` or `close`."""
         check_handler(handler, self._remedy)
         binding = self._bound()
         self._drive(binding, self._portions(binding, block=True), handler)
 
     def _process(self, handler: Callable[[T], object]) -> int:
-        """Hand out what waits, and return how much that was."""
+        """Call the handler for each item that waits, and return how many those were."""
         check_handler(handler, self._remedy)
         binding = self._bound()
         before = binding.taken()
@@ -292,19 +305,21 @@ class Reader(ABC, Generic[B, T]):
         return binding.taken() - before
 
     def _portions(
-        self, binding: B, block: bool, *, alone: bool = False, pause: bool = False
+        self, binding: B, block: bool, *, lone: bool = False, pause: bool = False
     ) -> Generator[Iterator[T], None, None]:
-        """The loop, in portions between which verdicts may leave.
+        """Yield what the kernel sends, in portions between which verdicts may be sent. This is the loop.
 
-        It, and what is done for every packet, is as it is because that was measured. ``binding.ready`` is one
-        iterator for all loops, so whatever ends a loop, the next one goes on with the packet after.
+        This is the hot path: measure before and after changing it. ``binding.ready`` is one iterator for all loops, so
+        whatever ends a loop, the next one continues with the following packet.
 
-        While packets come one at a time a portion is what comes next, each waited for: a system call for the packet and
-        one for its verdict. Now and then the loop looks whether more wait, and if so, takes many at a time.
+        While packets arrive one at a time, the loop waits for each in ``recv``: a portion is the packets that arrive in
+        this way, with one system call for each packet and one for its verdict. Now and then the loop looks whether
+        several wait; if so, it takes many at a time.
 
-        block: whether to wait for more when all that waits was handed out.
-        alone: only the next datagram, which has arrived.
-        pause: give `_PAUSE` when all that waits was handed out, and go on with what has been received meanwhile.
+        block: whether to wait for more when everything that waits was handed out.
+        lone: take only the next datagram, which has arrived.
+        pause: yield `_PAUSE` when everything that waits was handed out, and go on with what has been received
+        meanwhile.
         """
         self._check_reading(binding)
         binding.reading = True
@@ -312,7 +327,7 @@ class Reader(ABC, Generic[B, T]):
         looks = 1  # every so many packets
         try:
             binding.begin()
-            if alone and not length_hint(binding.ready):
+            if lone and not length_hint(binding.ready):
                 assert transport.arrived is not None
                 yield binding.each(islice(transport.arrived, 1))
                 return
@@ -337,7 +352,7 @@ class Reader(ABC, Generic[B, T]):
                     binding.settle()
                 elif binding.loss.untold:
                     binding.tell_loss()
-                if binding.ended:
+                if binding.exhausted:
                     return
                 if pause:
                     yield _PAUSE
@@ -349,18 +364,18 @@ class Reader(ABC, Generic[B, T]):
                     if not found:
                         self._wait(binding)
                 else:
-                    transport.waiting = True  # before the look at `_stopping`: who sets that wakes who waits
+                    transport.blocked = True  # before the look at `_stopping`: who sets that wakes who waits
                     if self._stopping:
                         return
                     yield binding.each(islice(transport.incoming, looks))
-                    transport.waiting = False
-                    looks = min(2 * looks, MOST_ALONE)
+                    transport.blocked = False
+                    looks = min(2 * looks, MOST_LONE)
                 del found  # no condition at the end of a loop: see `locks`
         finally:
             try:
                 transport.stop_waiting()
                 if not binding.closed:
-                    binding.settle(waiting=length_hint(binding.ready))
+                    binding.settle(undelivered=length_hint(binding.ready))
             finally:
                 self._stopping = binding.reading = False
                 if self._poller is not None:
@@ -369,26 +384,26 @@ class Reader(ABC, Generic[B, T]):
                         self._poller.wake()  # the next `process` has something to do
 
     def _check_reading(self, binding: B) -> None:
-        # The caller sets the flag at once: no lock, whose holder an exception may end before it can let go.
+        # No lock, which an exception could leave locked: the caller sets `reading` at once.
         if binding.reading:
             raise BusyReadingError(f"{self._name} is being read by another loop; one at a time can")
 
     def _wait(self, binding: B) -> None:
         if binding.recorder is not None:
-            binding.recorder.flush()  # nothing comes for a while: let it be on the disk
+            binding.recorder.flush()  # there is time to write to the disk
         try:
             poller = self._polling(binding)
             if not self._stopping:
                 poller.wait()
         except (ClosedError, OSError):
-            if not binding.closed:  # by another thread, just now: there was nothing left to watch
+            if not binding.closed:  # if another thread closed it there is nothing left to watch
                 raise
 
     def fetch(self) -> int:
-        """Receive what waits in the socket, without blocking, and return how many are ready for the next loop.
+        """Receive what waits in the socket, without blocking, and return how many items are ready for the next loop.
 
-        Nothing is handed out yet: the next iteration, `run` or `process` begins with these, and so many steps of an
-        iteration do not block. Raises as `run`.
+        No handler is called: the next iteration, `run` or `process` begins with these items, and so many steps of an
+        iteration do not block. Raises the errors of `run` but those of handlers.
         """
         binding = self._bound()
         self._check_reading(binding)
@@ -402,9 +417,10 @@ class Reader(ABC, Generic[B, T]):
         return length_hint(binding.ready)
 
     def stop(self) -> None:
-        """End the loop that is reading, or the next one if there is none; from any thread or a signal handler.
+        """End the loop that is reading, or the next one if there is none. May be called from threads and signal
+        handlers.
 
-        It ends before its next packet. What has been read already waits for the next loop.
+        The loop ends before its next packet. Packets that were read already wait for the next loop.
         """
         self._stopping = True
         binding = self._binding
@@ -414,10 +430,10 @@ class Reader(ABC, Generic[B, T]):
             self._poller.wake()
 
     def fileno(self) -> int:
-        """A file descriptor that polls readable when `process` has something to do. Raises ClosedError.
+        """Return a file descriptor that polls readable when `process` has something to do. Raises ClosedError.
 
-        It is not the socket's, which would not tell of packets that were read already and not handed out, because a
-        handler raised, for instance.
+        It is not the descriptor of the socket, which is not readable for packets that were read already and not handed
+        out, because a handler raised an exception, for instance.
         """
         return self._polling(self._bound()).fileno()
 
@@ -436,18 +452,18 @@ class Reader(ABC, Generic[B, T]):
     def _watch(self, poller: Poller, transport: Transport) -> None:
         poller.reset()
         poller.watch(transport.fileno(), inherit=transport.inherit)
-        if transport.kept:  # came before the answer to the request
+        if transport.kept:
             poller.wake()
 
     @property
     def rcvbuf(self) -> int | None:
-        """The size of the receive buffer that the kernel granted, in bytes; None when there is no socket."""
+        """The granted size of the receive buffer, in bytes; None without a socket. Raises ClosedError."""
         return self._bound().transport.rcvbuf
 
 
 @lru_cache  # once for each size, whoever asks for it
 def _check_buffer(asked: int, granted: int) -> None:
-    """Warn if a receive buffer is smaller than what was asked for."""
+    """Warn if a receive buffer is smaller than requested."""
     half = asked // 2  # which the kernel doubles
     if granted < 2 * half:
         text = "the receive buffer has %d bytes instead of %d, which in this user namespace takes net.core.rmem_max=%d"
@@ -455,9 +471,10 @@ def _check_buffer(asked: int, granted: int) -> None:
 
 
 def _pace(binding: Binding[Any, Any], size: int, deadline: float) -> tuple[int, float]:
-    """Let verdicts leave if it is time, and say how many packets there may be until the next look at the clock.
+    """Send verdicts if it is time; return the size of the next portion, after which to look at the clock, and a
+    deadline.
 
-    While the handler is quick these are ever more: asking the clock costs as much as a verdict.
+    While the handler is quick portions get larger, because a look at the clock costs as much as a verdict.
     """
     if monotonic() <= deadline:
         return min(2 * size, _MAX_PORTION), deadline

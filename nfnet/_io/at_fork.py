@@ -1,9 +1,9 @@
-"""What has to be put right in a forked child, in one registry.
+"""A registry of objects that have to do something when the process forks.
 
-A child has copies of all objects, and only the thread that forked. So a lock that another thread held stays locked for
+A child has copies of all objects, but only the thread that forked. So a lock that another thread held stays locked for
 ever there; descriptors that two processes share would wake the wrong one; and a socket that the child keeps open keeps
-its queue alive when the parent has ended. Objects that hold such things register themselves and are told. The registry
-does not keep them alive.
+its queue alive when the parent has ended. Objects that have such things call `register`. The registry holds weak
+references.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import weakref
 
 
 class AtFork:
-    """An object that wants to know of forks, once `register` was called with it."""
+    """An object whose methods are called at every fork, once it was registered."""
 
     __slots__ = ()
 
     def before_fork(self) -> None:
-        """In the parent, before the child exists."""
+        """Called in the parent, before the child exists."""
 
     def after_fork(self) -> None:
-        """In the child, which has one thread."""
+        """Called in the child, which has one thread."""
 
 
 _registered: weakref.WeakSet[AtFork] = weakref.WeakSet()
 
 
 def register(thing: AtFork) -> None:
-    """Tell it of every fork from now on."""
+    """Call the methods of ``thing`` at every fork from now on."""
     _registered.add(thing)
 
 

@@ -66,7 +66,7 @@ if sys.implementation.name == "cpython" and sys.version_info[:2] == (3, 14):
 
 
 def uninterrupted(function: Callable[..., T], *arguments: object) -> Iterator[T]:
-    """What ``function(*arguments)`` returns, as the only item of an iterator; the function must be written in C.
+    """Return an iterator whose only item is ``function(*arguments)``. The function must be written in C.
 
         for acquired in uninterrupted(lock.acquire, False):
             if not acquired:

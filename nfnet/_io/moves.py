@@ -22,7 +22,7 @@ statements. The ledger of verdicts and the bindings, which change lists and coun
 marked "one statement".
 
 What comes from the kernel is stored by one call of C code, ``into.extend(map(recv, ...))``, for the same reason:
-between ``recv`` and an assignment of its result an exception would lose the datagram. Or by ``for self.incoming in
+between ``recv`` and an assignment of its result an exception would lose the datagram. Or by ``for self.arrival in
 map(recv, ...)``, in which the interpreter looks for signals only after the assignment.
 """
 
@@ -32,7 +32,7 @@ import sys
 from typing import TypeVar
 
 END = sys.maxsize
-"""``list[END:] = more`` appends."""
+"""The end of any list: ``list[END:] = more`` appends."""
 
 T = TypeVar("T")
 

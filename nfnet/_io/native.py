@@ -3,7 +3,7 @@
 ``gevent.monkey.patch_all()`` and ``eventlet.monkey_patch()`` put functions of their own into the modules of the
 standard library, so that what would block lets other greenlets run. What they have no replacement for they remove, such
 as `select.epoll`; and their threads are greenlets, which share the network namespace of the thread in which they run.
-Both of these nfnet needs as they are. They leave `_socket` alone, of which `socket` is made.
+nfnet needs the original `select` and `_thread`. `_socket`, on which `socket` is built, is not replaced.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["among_greenlets", "new_socket", "select", "thread"]
 
 
 def _original(name: str) -> ModuleType:
-    """A module that is written in C, made anew: a copy of which nobody has changed anything."""
+    """Return a new copy of a module that is written in C, without the changes that were made to the old one."""
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.loader is not None
@@ -37,16 +37,16 @@ else:
 
 
 def among_greenlets() -> bool:
-    """Whether something written in Python stands in the place of `select.select`, which lets other greenlets run."""
+    """Return whether `select.select` was replaced by a Python function, which lets other greenlets run."""
     return not isinstance(standard_select.select, BuiltinFunctionType)
 
 
-# Not `socket.socket`, in whose place gevent and eventlet put a class of which `recv` waits although it is told not to.
+# Not `socket.socket`: gevent and eventlet replace it by a class whose `recv` waits in spite of MSG_DONTWAIT.
 def new_socket(family: int, kind: int, protocol: int = 0) -> _socket.socket:
-    """A new socket, not inheritable, whose methods do just what the system calls do.
+    """Return a new socket, not inheritable, whose methods do just what the system calls do.
 
-    With `socket.setdefaulttimeout` sockets are born with a timeout, for which Python waits before each system call,
-    whatever its flags say, MSG_DONTWAIT among them.
+    With `socket.setdefaulttimeout` new sockets have a timeout, so that Python waits before each system call, even with
+    MSG_DONTWAIT. This socket has none.
     """
     sock = _socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
     sock.settimeout(None)

@@ -1,4 +1,4 @@
-"""A raw AF_NETLINK socket: the transport that leads to the kernel."""
+"""`NetlinkSocket`: the transport to the kernel, a raw AF_NETLINK socket."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ SIOCGSKNS = 0x894C  # the same on all machines
 
 
 def socket_options(machine: str) -> tuple[int, int, int, int]:
-    """SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMP and SO_MEMINFO of a machine by that name (``uname -m``).
+    """Return SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMP and SO_MEMINFO for a machine (``uname -m``).
 
-    They are not the same everywhere, and a wrong one may be the right number of something else.
+    They differ between machines, and a wrong number may be that of another option.
     """
     for architecture, numbers in _SOCKET_OPTIONS.items():
         if machine.startswith(architecture):
@@ -58,27 +58,27 @@ _meminfo = struct.Struct("=II24xI")  # SK_MEMINFO_RMEM_ALLOC, RCVBUF, ..., DROPS
 
 KERNEL = (0, 0)  # the kernel's port id, and no multicast groups
 
-# The largest datagram: 256 KiB of log messages, where the kernel rounds the 128 KiB that may be asked for up to the
-# size of its allocation. A packet has 65,531 bytes and some hundred of metadata at most. Python shrinks what it did
-# not need in place, so asking for this much costs a packet of 100 bytes nothing measurable.
+# Bytes. The largest datagram has 256 KiB of log messages: the kernel rounds the 128 KiB that may be requested up to the
+# size of its allocation. A packet has at most 65,531 bytes and some hundred bytes of metadata. Python shrinks the
+# buffer in place, so a size like this costs a packet of 100 bytes nothing measurable.
 MAX_QUEUE_DATAGRAM = 0x10000 + 0x2000
 MAX_DATAGRAM = 0x40000
 
 DEFAULT_RCVBUF = 8 << 20  # the kernel's default, 208 KiB, holds 92 full-size packets
 _SNDBUF = 1 << 18  # room for a datagram of verdicts with a 64 KiB packet in it
-_SNDBUF_OVERHEAD = 32  # netlink_sendmsg keeps so much of it for itself
-# A signal that arrives after Python has last looked for one, and before it calls recv, does not end that: its handler
+_SNDBUF_OVERHEAD = 32  # bytes that netlink_sendmsg keeps for itself
+# A signal that arrives between Python's last look for signals and the system call does not end ``recv``: its handler
 # would have to wait for the next packet. So no wait is longer than a second.
-_LONGEST_WAIT = struct.pack("@ll", 1, 0)  # struct timeval
+_RECEIVE_TIMEOUT = struct.pack("@ll", 1, 0)  # struct timeval: one second
 _ACK_TIMEOUT = 5.0  # seconds; the kernel answers at once, unless the receive buffer had no room for the answer
 
 
 def _duplicate(fd: int) -> _socket.socket:
-    """The same socket under another number. Raises OSError also if it is of another kind."""
+    """Return the socket under another descriptor. Raises OSError also if it is no netfilter netlink socket."""
     number = os.dup(fd)
     try:
-        # Whether it blocks is a property of the socket, so the caller's has it too, and it is theirs to say. Python
-        # makes it non-blocking here if there is a default timeout, and blocking again with that taken away.
+        # Blocking is a property that both descriptors share, and the caller decides about it. If there is a default
+        # timeout Python makes the socket non-blocking here, and blocking when the timeout is removed.
         blocking = os.get_blocking(number)
         copy = _socket.socket(fileno=number)  # asks the kernel what it is
     except OSError:
@@ -105,7 +105,7 @@ def _netns_of(sock: _socket.socket) -> BinaryIO:
 
 
 def _call_beside(sock: _socket.socket, make: Callable[[], _socket.socket]) -> _socket.socket:
-    """Make a socket in the namespace of another one."""
+    """Return the socket that ``make`` returns in the network namespace of another socket."""
     with _netns_of(sock) as place:
         return netns.call_in_open(place, make)
 
@@ -113,13 +113,13 @@ def _call_beside(sock: _socket.socket, make: Callable[[], _socket.socket]) -> _s
 class NetlinkSocket(Transport, at_fork.AtFork):
     """A NETLINK_NETFILTER socket in the network namespace of the calling thread.
 
-    rcvbuf: size of the receive buffer in bytes, as the kernel will report it, 8 MiB if not given, 0 for what the
-        system gives by default; what was granted is the attribute of that name.
-    overruns: whether a full receive buffer is to be reported (ENOBUFS from `receive`).
-    datagram: size of the largest datagram that can come.
-    fd: a socket that was made elsewhere, in another network namespace, say, to be used instead of a new one. It is
-        duplicated: the caller keeps theirs.
-    inherit: whether children that are forked have the socket too. They share it: one process at a time may read.
+    rcvbuf: size of the receive buffer in bytes, as the kernel will report it; default: 8 MiB; 0 for the system's
+        default. The attribute of that name has the granted size.
+    overruns: whether to report a full receive buffer (ENOBUFS from `receive`).
+    datagram: size in bytes of the largest datagram that can be received.
+    fd: descriptor of a socket to use instead of a new one, made in another network namespace, for instance. It is
+        duplicated: the caller keeps its own.
+    inherit: whether forked children have the socket, too. They share it: one process at a time may read.
 
     Raises NotSupportedError where the kernel has no nfnetlink, KernelError otherwise.
     """
@@ -143,7 +143,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         except OSError as error:
             raise _system_error("opening a netfilter netlink socket", error) from None
         self._reading = RLock()  # `close` may come in a signal handler
-        self._raw = RawSocket(INJECTED_MARK, partial(_call_beside, self._socket))  # no method: see `Processes`
+        self._raw = RawSocket(INJECTED_MARK, partial(_call_beside, self._socket))  # no method of self: see `Processes`
         self._names = InterfaceNames(self._socket)
         self.inherit = inherit
         at_fork.register(self)
@@ -153,7 +153,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         self._incoming = map(self._socket.recv, repeat(datagram))
         self._arrived = map(self._socket.recv, repeat(datagram), repeat(socket.MSG_DONTWAIT))
         self._closed = False
-        self.tap = None  # here, where it is found sooner than in the class
+        self.tap = None  # in the instance, where it is found faster than in the class
         self._sendto = self._socket.sendto
         try:
             self._configure(DEFAULT_RCVBUF if rcvbuf is None else rcvbuf, overruns)
@@ -163,22 +163,22 @@ class NetlinkSocket(Transport, at_fork.AtFork):
 
     def _configure(self, rcvbuf: int, overruns: bool) -> None:
         sock = self._socket
-        # Connected to the kernel, a netlink socket refuses datagrams from anybody else, and the kernel assigns the
-        # port id. What came before was not asked for: nobody but a process with privileges can have sent it.
+        # A netlink socket connected to the kernel refuses datagrams from other processes, and the kernel assigns its
+        # port id. Datagrams received before are discarded; only a process with privileges can have sent them.
         sock.connect(KERNEL)
-        # But for what goes to a multicast group, which a socket that was made elsewhere may have joined.
+        # This leaves multicast groups, which a socket that was made elsewhere may have joined.
         sock.bind(sock.getsockname()[:1] + KERNEL[1:])
         with contextlib.suppress(BlockingIOError):
             while True:
                 sock.recv(1, socket.MSG_DONTWAIT)
-        # NO_ENOBUFS does more than its name says. Without it the kernel, once a message did not fit, drops *all*
-        # further ones, acknowledgements included, until the socket was read empty.
+        # NO_ENOBUFS does more than its name says. Without it, once a message did not fit, the kernel drops *all*
+        # further ones, acknowledgements included, until the program has read everything.
         sock.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, not overruns)
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK):
-            with contextlib.suppress(OSError):  # before Linux 4.3 and 4.12: answers are longer or say less
+            with contextlib.suppress(OSError):  # before Linux 4.3 and 4.12: longer answers, and no error texts
                 sock.setsockopt(SOL_NETLINK, option, 1)
-        if not self.inherit:  # those who share it would see that, too
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _LONGEST_WAIT)
+        if not self.inherit:  # other users of the socket would get the timeout, too
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _RECEIVE_TIMEOUT)
         self._set_buffer(_SNDBUF, SO_SNDBUFFORCE, socket.SO_SNDBUF)
         if rcvbuf:
             self._set_buffer(rcvbuf, SO_RCVBUFFORCE, socket.SO_RCVBUF)
@@ -189,7 +189,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         # The kernel doubles what it is asked for, to allow for its own overhead.
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, forced, size // 2)
-        except PermissionError:  # outside the initial user namespace; then net.core.[rw]mem_max is the limit
+        except PermissionError:  # outside the initial user namespace, where net.core.[rw]mem_max is the limit
             self._socket.setsockopt(socket.SOL_SOCKET, option, size // 2)
 
     @property
@@ -221,10 +221,9 @@ class NetlinkSocket(Transport, at_fork.AtFork):
 
     @property
     def patience(self) -> float | None:
-        """How long a plain ``recv`` on the socket would wait, in seconds; None for as long as it takes.
+        """How long a plain ``recv`` on the socket would wait, in seconds; None for no limit.
 
-        Nothing here asks, but who gave us the socket, or got its number from us, may have made it non-blocking, or
-        set SO_RCVTIMEO. Raises ClosedError.
+        Other code that has the socket may have made it non-blocking, or set SO_RCVTIMEO. Raises ClosedError.
         """
         if not os.get_blocking(self.fileno()):
             return 0.0
@@ -234,8 +233,8 @@ class NetlinkSocket(Transport, at_fork.AtFork):
 
     def send(self, datagram: bytes) -> None:
         try:
-            # With an address the kernel asks only whether this process may; without, also whether the one that
-            # opened the socket might.
+            # With an address the kernel checks the privileges of this process only; without, also those that the
+            # process which opened the socket had then.
             self._sendto(datagram, KERNEL)
         except OSError as error:
             self._check_open()
@@ -248,7 +247,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             tap(True, datagram)
 
     def _make_room(self, size: int) -> bool:
-        """Whether the send buffer could be enlarged so that it takes a datagram of that size."""
+        """Enlarge the send buffer for a datagram of that size, and return whether it is large enough now."""
         before = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         self._set_buffer(size + _SNDBUF, SO_SNDBUFFORCE, socket.SO_SNDBUF)
         return before < size < self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _SNDBUF_OVERHEAD
@@ -257,12 +256,11 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         if self._kept:
             limit -= move(self._kept, into, limit)
         start = len(into)
-        with self._reading:  # `close` in another thread waits: else its number might be another file's by now
+        with self._reading:  # `close` in another thread waits: else the descriptor could be another file's
             self._check_open()
             try:
                 # One loop in C: no signal handler can raise between taking a packet from the kernel and storing it.
-                # The flag, because whether a socket blocks is a property of what descriptors share, and who gave us
-                # this one, or got it from us, may have an opinion of their own.
+                # MSG_DONTWAIT, because other code that shares the socket may have made it blocking.
                 into.extend(map(self._socket.recv, repeat(self._datagram, limit), repeat(socket.MSG_DONTWAIT)))
             except BlockingIOError:
                 pass
@@ -284,12 +282,12 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         return self._arrived
 
     def stop_waiting(self) -> None:
-        self.waiting = False
+        self.blocked = False
         if self._closed:
             self._socket.close()
 
     def explain(self, error: OSError) -> None:
-        if isinstance(error, BlockingIOError):  # the second is over, or nothing has arrived
+        if isinstance(error, BlockingIOError):  # the timeout of a second is over, or nothing has arrived
             return
         self._check_open()
         raise _system_error("receiving from the kernel", error) from None
@@ -322,7 +320,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
                 poll.poll(left * 1000)
 
     def dump(self, request: bytes, operation: str) -> Iterator[bytes]:
-        """Send a request for a dump, and give its messages; whatever else comes meanwhile is passed over.
+        """Send a request for a dump, and yield its messages. Other datagrams that arrive meanwhile are discarded.
 
         Raises KernelError, AckTimeoutError.
         """
@@ -360,7 +358,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
                 raise _system_error("receiving from the kernel", error) from None
 
     def _sift(self, arrived: list[bytes], seq: int) -> netlink.Answer | None:
-        """Keep what is not the answer to request ``seq``, and return that if it is there."""
+        """Return the answer to request ``seq`` if it has arrived, and keep everything else for `receive`."""
         for datagram in arrived:
             if netlink.is_answer(datagram) and (answer := netlink.parse_answer(datagram)).seq == seq:
                 return answer
@@ -369,7 +367,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
 
     @property
     def kept(self) -> bool:
-        """Whether `receive` has something to give of which the socket does not tell: it came before an answer."""
+        """Whether `receive` has datagrams that came before an answer, for which the socket is not readable."""
         return bool(self._kept)
 
     def fileno(self) -> int:
@@ -394,14 +392,14 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     def close(self) -> None:
         self._closed = True
         self._raw.close()
-        if not self.waiting:  # else the loop closes it: until then its number must not become another file's
+        if not self.blocked:  # else the loop closes it: until then no other file may get the descriptor
             with self._reading:
                 self._socket.close()
 
     def after_fork(self) -> None:
-        # Who held the lock is not there. The socket, as a rule, is the parent's alone: a queue lives as long as any
-        # copy of its socket is open, so a child would keep it, full and unread, after its parent has ended. exec is no
-        # such case, because the socket is close-on-exec.
+        # The thread that held the lock is not in the child. The child closes its copy of the socket unless it is
+        # inherited: a queue lives as long as any copy is open, so a child would keep it, full and unread, after its
+        # parent has ended. With exec the socket is closed (close-on-exec).
         self._reading = RLock()
         self._raw.after_fork()
         if not self.inherit:

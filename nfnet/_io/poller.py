@@ -1,4 +1,4 @@
-"""One descriptor for an event loop to wait on: readable when a transport has something, or after `wake`."""
+"""`Poller`: one descriptor for event loops, readable when a transport has something, or after `Poller.wake`."""
 
 from __future__ import annotations
 
@@ -28,25 +28,23 @@ class Poller(at_fork.AtFork):
         at_fork.register(self)
 
     def fileno(self) -> int:
-        """Readable when a wait would end."""
+        """Return the descriptor, which is readable when `wait` would return at once."""
         return self._epoll.fileno()
 
     def watch(self, fd: int, *, inherit: bool = False) -> None:
-        """Wait for this one too, until it is closed; in forked children only if they ``inherit`` it."""
+        """Wait for descriptor ``fd``, too, until it is closed; in forked children only if they ``inherit`` it."""
         self._epoll.register(fd, select.EPOLLIN)
         self._inherited = fd if inherit else None
 
     def unwatch(self, fd: int) -> None:
-        """Wait for this one no more. Raises FileNotFoundError if it is not watched."""
+        """Stop waiting for descriptor ``fd``. Raises FileNotFoundError if it is not watched."""
         self._epoll.unregister(fd)
 
     def wake(self) -> None:
-        """End a wait, or the next one."""
+        """End the current `wait`, or the next one if there is none."""
         # The garbage collector runs finalizers of a cycle before `__del__` of an owner, which may close a queue.
         if self._finalizer.alive:
-            self._woken = (
-                True  # before the event: who resets it may miss that there is one, but not the other way round
-            )
+            self._woken = True  # before the event is written, so that `reset` does not leave a written event
             os.eventfd_write(self._event, 1)
 
     def reset(self) -> None:
@@ -57,9 +55,9 @@ class Poller(at_fork.AtFork):
                 os.eventfd_read(self._event)
 
     def wait(self, timeout: float = _LONGEST_WAIT) -> bool:
-        """Wait, at most a second; False if that is all that happened."""
-        # Not for ever: a signal that arrives after Python last looked for one, and before the system call, ends
-        # neither, and its handler would have to wait for the next packet.
+        """Wait until the descriptor is readable, at most a second; return False if the time is over."""
+        # A signal that arrives between Python's last look for signals and the system call does not end the wait:
+        # without a limit its handler would have to wait for the next packet.
         timeout = min(timeout, _LONGEST_WAIT)
         if self._among_greenlets:  # gevent's or eventlet's: other greenlets run meanwhile
             standard_select.select([self._epoll.fileno()], [], [], timeout)
@@ -71,7 +69,8 @@ class Poller(at_fork.AtFork):
         return bool(events)
 
     def after_fork(self) -> None:
-        # What both processes would share, and wake each other by, is replaced under the same numbers.
+        # Parent and child would share the event, and wake each other. The child gets new ones under the same
+        # descriptors.
         if not self._finalizer.alive:
             return
         event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

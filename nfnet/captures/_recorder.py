@@ -148,7 +148,7 @@ def record(path: str | os.PathLike[str]) -> Recorder:
 
 
 def current() -> Recorder | None:
-    """The recorder of the innermost block."""
+    """Return the recorder of the innermost `record` block, None outside of any."""
     recorders = (reference() for reference in reversed(_current))
     return next((recorder for recorder in recorders if recorder is not None), None)
 
@@ -158,7 +158,7 @@ def _end(recorder: Recorder) -> None:
 
 
 def _verdicts(datagram: bytes) -> Iterator[str]:
-    """What the verdicts in a datagram say."""
+    """Yield a text for each verdict in a datagram."""
     try:
         for _, message in netlink.split_messages(datagram):
             kind = netlink.read_length_and_type(message)[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import CaptureError, DecodeError
 from ..protocol import byteorder, layout, netlink, nfnetlink, nfqnl, nfulnl
-from ..protocol.nfnetlink import BODY, Subsystem
+from ..protocol.nfnetlink import BODY, ETHERTYPES, Subsystem, family_of
 from ..protocol.nfqnl import NFQA
 from ..protocol.nfulnl import NFULA
 from ._pcap import NETLINK_HEADER_SIZE, LinkType, Record, netfilter_datagram
@@ -151,8 +151,8 @@ def shortened(message: bytes) -> bytes:
 
 def packet_message(number: int, packet_id: int, record: Record) -> bytes:
     """A packet message around a bare IP packet."""
-    family = 10 if record.data[:1] and record.data[0] >> 4 == 6 else 2
-    fields = {"packet_id": packet_id, "hw_protocol": 0x86DD if family == 10 else 0x0800, "hook": 0}
+    family = family_of(record.data)
+    fields = {"packet_id": packet_id, "hw_protocol": ETHERTYPES[family], "hook": 0}
     data = layout.build_attribute(NFQA.PACKET_HDR, bytes(nfqnl.packet_hdr.build(fields)))
     payload = record.data[: nfqnl.MAX_PAYLOAD]
     if record.size > len(payload):

@@ -1,10 +1,9 @@
-"""Replays a recording: a transport that behaves as the kernel did, on a machine without privileges."""
+"""`Replay`: a transport that gives the datagrams of a recording, without a kernel and without privileges."""
 
 from __future__ import annotations
 
 import _thread
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,12 +11,14 @@ from itertools import chain, islice
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
+from .._annotated import Annotated
 from .._arguments import check_flag
 from .._injection import divert, restore
 from .._io import at_fork
 from .._io.locks import RLock
+from .._io.moves import END
 from .._io.poller import Poller
-from .._io.transport import Recorded, Transport
+from .._io.transport import Transport
 from ..errors import CaptureError, ClosedError, DecodeError
 from ..protocol import layout, netlink, nfnetlink, nfqnl
 from ..protocol.markbits import REST, Fate, MarkBits
@@ -25,7 +26,6 @@ from ..protocol.nfqnl import NFQA, QUEUE_BYPASS, Command, Verdict
 from . import _records
 from ._pcap import Record, scan
 
-_END = sys.maxsize  # ``list[_END:] = more`` appends
 _PAUSE = 1000  # records of others, after which `receive` returns, so that the loop may be stopped
 
 
@@ -61,7 +61,7 @@ class GivenVerdict(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What a record has for the queue or log, and what is damaged in it."""
+    """The datagrams in a record for the queue or log, and what is damaged in it."""
 
     time_ns: int | None
     datagrams: list[bytes]
@@ -97,9 +97,9 @@ class Replay(Transport, at_fork.AtFork):
     recorded: dict[int, GivenVerdict]
     """What the recording says was decided. A verdict that was cut short is not in it."""
     injected: list[bytes]
-    """What `Packet.answer`, `Packet.reset`, `Packet.reject` and `nfnet.inject` were to send, from the IP header on.
+    """The packets of `Packet.answer`, `Packet.reset`, `Packet.reject` and `nfnet.inject`, from the IP header on.
 
-    Nothing of it is: while the replay is open, `nfnet.inject` of the whole process ends here.
+    None is sent: while the replay is open, `nfnet.inject` of the whole process ends here.
     """
     skipped: dict[int, int]
     """How many records of other link types were skipped so far, by link type (``LINKTYPE_*``)."""
@@ -175,7 +175,7 @@ class Replay(Transport, at_fork.AtFork):
                     if self._realtime and time_ns is not None and not self._due(time_ns):
                         return True
                     left = None if problem is None else _Found(None, [], problem)
-                    into[_END:], self._next = datagrams, left  # one statement, so that none is lost or there twice
+                    into[END:], self._next = datagrams, left  # one statement, so that none is lost or there twice
                     limit -= len(datagrams)
                 return not self._ended
             except ValueError:  # in a signal handler the file was closed as it was being read
@@ -187,7 +187,7 @@ class Replay(Transport, at_fork.AtFork):
     def send(self, datagram: bytes) -> None:
         self._check_open()
         if self._keep_verdicts:
-            self._collect(datagram, self.verdicts, self._waiting)
+            self._note_verdicts(datagram, self.verdicts, self._waiting)
         self._tell(True, [datagram])
 
     def _tell(self, outgoing: bool, datagrams: list[bytes]) -> None:
@@ -217,7 +217,7 @@ class Replay(Transport, at_fork.AtFork):
             self._file.close()
 
     def after_fork(self) -> None:
-        """In a forked child: who held the lock is not there."""
+        """Replace the lock in a forked child: the thread that held it is not there."""
         self._lock = RLock()
 
     def _check_open(self) -> None:
@@ -227,7 +227,7 @@ class Replay(Transport, at_fork.AtFork):
     # --- the recording
 
     def first(self) -> tuple[int | None, int | None]:
-        """The number of the queue, or that of the group, whichever has the first packet or message.
+        """Return the number of the queue, or that of the group, whichever has the first packet or message.
 
         Both are None if there is neither. To be called before the replay is opened, which then begins with that packet
         or message. Waits for a pipe. Raises CaptureError for a damaged record before that, and may be called again.
@@ -262,7 +262,7 @@ class Replay(Transport, at_fork.AtFork):
                 self._go_on()
 
     def _read_on(self) -> bool:
-        """Find the next record that has something for us; False if there is none, at the end or for now."""
+        """Find the next record for the queue or log; return False if there is none, at the end or for now."""
         items, self._items = self._items or self._from_the_start(), None
         before = self._taken
         for item in items:
@@ -286,7 +286,7 @@ class Replay(Transport, at_fork.AtFork):
         return False
 
     def _from_the_start(self) -> Iterator[Record | CaptureError | None]:
-        """Ctrl-C, say, came out of the generator, which has ended with that: read again what is through already."""
+        """Read the file again, after an exception ended the generator, and skip the records read before."""
         if not self._file.seekable():
             self._ended = True
             raise CaptureError("the replay was interrupted, and what is no regular file cannot be read again", 0)
@@ -301,7 +301,7 @@ class Replay(Transport, at_fork.AtFork):
             self.skipped[item.link_type], self._taken = count, self._taken + 1
 
     def _look_into(self, item: Record | CaptureError) -> _Found | None:
-        """What it has for us."""
+        """Return what a record has for the queue or log, None if it has nothing."""
         if isinstance(item, CaptureError):
             return _Found(None, [], item)
         datagrams: list[bytes] = []
@@ -314,7 +314,7 @@ class Replay(Transport, at_fork.AtFork):
                     datagrams.append(message)
                 elif self._keep_verdicts:
                     try:
-                        self._collect(message, self.recorded, self._recorded_waiting)
+                        self._note_verdicts(message, self.recorded, self._recorded_waiting)
                     except DecodeError as error:
                         problem = problem or _records.located(item, error, start)
                 if kind == nfqnl.MSG_PACKET:
@@ -323,7 +323,7 @@ class Replay(Transport, at_fork.AtFork):
             datagrams.append(_records.packet_message(self._number, self._bare + 1, item))
             self._expect_verdict(datagrams[0])
         if item.time_ns is not None:
-            datagrams = [Recorded(datagram, item.time_ns) for datagram in datagrams]
+            datagrams = [Annotated(datagram, time_ns=item.time_ns) for datagram in datagrams]
         return _Found(item.time_ns, datagrams, problem) if datagrams or problem is not None else None
 
     def _expect_verdict(self, message: bytes) -> None:
@@ -352,7 +352,7 @@ class Replay(Transport, at_fork.AtFork):
         return False
 
     def _wait_for_more(self) -> None:
-        """The pipe is empty; `_go_on` when it is not any more."""
+        """Watch the empty pipe, until `_go_on` is called."""
         try:
             self._waiter.reset()
             self._empty = True
@@ -368,7 +368,7 @@ class Replay(Transport, at_fork.AtFork):
         self._waiter.wake()
         self._empty = False
 
-    def _collect(self, datagram: bytes, verdicts: dict[int, GivenVerdict], waiting: dict[int, None]) -> None:
+    def _note_verdicts(self, datagram: bytes, verdicts: dict[int, GivenVerdict], waiting: dict[int, None]) -> None:
         bits = self.bits
         for _, message in netlink.split_messages(datagram):
             kind = netlink.read_length_and_type(message)[1]
@@ -396,5 +396,5 @@ def _later(seconds: float, cancelled: SimpleQueue[None], function: Callable[[], 
 
 
 def replay(path: str | os.PathLike[str], *, realtime: bool = False, keep_verdicts: bool = True) -> Replay:
-    """A transport for a `Queue` or a `Log` that gives what was recorded; see `Replay`."""
+    """Return a transport for a `Queue` or a `Log` that gives what was recorded; see `Replay`."""
     return Replay(path, realtime=realtime, keep_verdicts=keep_verdicts)

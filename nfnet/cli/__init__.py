@@ -17,10 +17,12 @@ from .._printable import printable
 from ..errors import ArgumentError, NfnetError
 from . import (
     block_command,
+    collect_command,
     decode_command,
     demo_command,
     doctor_command,
     log_command,
+    query_command,
     queue_command,
     record_command,
     rules_command,
@@ -33,6 +35,8 @@ _COMMANDS = (
     queue_command,
     block_command,
     log_command,
+    collect_command,
+    query_command,
     record_command,
     decode_command,
     rules_command,

@@ -12,7 +12,7 @@ from typing import Any
 from .. import rules
 from .._printable import counted, printable
 from ..errors import ArgumentError
-from ..rules import _installed
+from ..rules import _installation
 from ..rules._criteria import CRITERIA
 from .command_line import netns
 from .summaries import say
@@ -80,8 +80,8 @@ def _run(options: argparse.Namespace) -> int:
                 end = f"{time.strftime('%H:%M:%S', time.localtime(time.time() + options.seconds))} or {end}"
             say(f"{'rejecting' if options.action is rules.reject else 'dropping'} {_what(options)}, until {end}")
             _wait(options.seconds)
-            table = _installed.table(found)
-            rows = [row for row in rules.installed(options.netns) if row.name == table]
+            table = _installation.table(found)
+            rows = [row for row in rules.installed(options.netns) if row.table == table]
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     stopped = [row for row in rows if not row.words.startswith("accept ")]

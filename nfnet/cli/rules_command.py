@@ -49,10 +49,10 @@ def _run(options: argparse.Namespace) -> int:
         return 1
     table = None
     for row in found:
-        if table != (row.family, row.name):
-            table = (row.family, row.name)
+        if table != (row.family, row.table):
+            table = (row.family, row.table)
             state = "removed" if options.what == "clean" else "of a process that ended" if row.orphaned else "in use"
-            print(f"{row.family:<7} {printable(row.name):<24} process {row.process:<8} {state}")
+            print(f"{row.family:<7} {printable(row.table):<24} process {row.process:<8} {state}")
         if row.words:
             print(f"  {row.packets:>10} packets {row.bytes:>13} bytes  {printable(row.words)}")
     if not found:

@@ -10,9 +10,11 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def until_told(stop: Callable[[], object]) -> Iterator[None]:
-    """While the block runs, SIGINT and SIGTERM call ``stop``."""
+def until_told(stop: Callable[[], object], reopen: Callable[[], object] | None = None) -> Iterator[None]:
+    """While the block runs, SIGINT and SIGTERM call ``stop``, and SIGHUP ``reopen``, if that is given."""
     before = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGINT, signal.SIGTERM)}
+    if reopen is not None:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: reopen())
     try:
         yield
     finally:

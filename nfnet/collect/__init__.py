@@ -1,10 +1,34 @@
-"""Where ``nfnet log`` stores messages: a file for each kind of output, and a line in `OUTPUTS`."""
+"""The log collector: brings what rules log to files and databases, and loses nothing that the kernel gave it.
 
-from ._output import Output
+    from nfnet import collect
+
+    collector = collect.Collector([5], [collect.output("log.jsonl"), collect.output("sqlite:firewall.db")])
+    collector.run()
+
+An output is a file in this package and a line in `OUTPUTS`, or a class in another package, which announces it as an
+entry point of the group ``nfnet.outputs``.
+"""
+
+from ._batch import Batch, Session
+from ._collector import Collector
+from ._output import Output, OutputError
+from ._outputs import OUTPUTS, known, output
 from .capture import Capture
+from .json_lines import JsonLines
 from .sqlite import Sqlite
+from .text import Text
 
-OUTPUTS: tuple[type[Output], ...] = (Capture, Sqlite)
-"""The command has an option for each of them."""
-
-__all__ = ["OUTPUTS", "Capture", "Output", "Sqlite"]
+__all__ = [
+    "OUTPUTS",
+    "Batch",
+    "Capture",
+    "Collector",
+    "JsonLines",
+    "Output",
+    "OutputError",
+    "Session",
+    "Sqlite",
+    "Text",
+    "known",
+    "output",
+]

@@ -3,58 +3,68 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
-from ..log import LogMessage
+from ..errors import NfnetError
+from ._batch import Batch
+
+
+class OutputError(NfnetError):
+    """An output could not store a batch, and has stored nothing of it.
+
+    lasting: whether it will never store any more.
+    usual: whether this is nothing unusual and soon over: a lock of somebody else, say.
+    """
+
+    def __init__(self, message: str, *, lasting: bool = False, usual: bool = False) -> None:
+        super().__init__(message)
+        self.lasting = lasting
+        self.usual = usual
 
 
 class Output(ABC):
-    """Stores the messages of a log group.
+    """Stores log messages, a batch at a time.
 
-    target: the argument of the option: a file, say.
-    group: number of the log group.
-    report: is told, in a line, what the person who runs the collector should know.
+    target: where to: the name of a file, say.
+    settings: by name, as `settings` of the class reads them.
 
     Making one raises NfnetError or OSError if the target cannot be right; nothing in it is touched before `begin`.
+    Methods are called by one thread at a time, not always the same one.
     """
 
-    option: ClassVar[str]
-    """The option that names the target, such as "--sqlite"."""
-    metavar: ClassVar[str] = "FILE"
+    scheme: ClassVar[str]
+    """What stands before the target: "sqlite" in ``sqlite:firewall.db``."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Ends of file names that need no scheme: ".db"."""
     help: ClassVar[str]
+    overwrites: ClassVar[bool] = False
+    """Whether `begin` removes what was in the target: it is called when all others have begun."""
+    settings: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
+    """Names of settings, and what makes their values of what the user wrote, or raises ValueError."""
 
-    broken = False
-    """Whether it has failed for good: nothing more is stored."""
-
-    def __init__(self, target: str, group: int, report: Callable[[str], None]) -> None:
+    def __init__(self, target: str, **settings: Any) -> None:
         self.target = target
-        self.group = group
-        self._report = report
 
-    def report(self, text: str) -> None:
-        """Say something about the target."""
-        self._report(f"{self.option} {self.target}: {text}")
+    @property
+    def name(self) -> str:
+        """What it is called in reports."""
+        return f"{self.scheme}:{self.target}"
 
     @abstractmethod
     def begin(self) -> None:
-        """Messages will come. Raises NfnetError or OSError if they could not be stored."""
+        """Batches will come. Raises NfnetError or OSError if none could be stored."""
 
     @abstractmethod
-    def take(self, message: LogMessage) -> None:
-        """Store a message, or keep it until `flush`. Raises nothing: what goes wrong is reported."""
+    def write(self, batch: Batch) -> None:
+        """Store a batch: when this returns, killing the process loses nothing of it. Raises OutputError."""
 
-    @abstractmethod
-    def flush(self) -> None:
-        """Nothing comes for a while: store what was kept. Raises nothing."""
+    def idle(self) -> None:  # noqa: B027  # most have nothing to do
+        """Called about once a second, also while nothing comes: for what is due by the clock. Raises OutputError."""
 
-    @abstractmethod
-    def finish(self, is_enough: Callable[[], bool]) -> bool:
-        """No more comes: store the rest, and return whether all of it is stored; else report how much is not.
-
-        is_enough: says whether the person does not want to wait any longer.
-        """
+    def reopen(self) -> None:  # noqa: B027
+        """The user sent SIGHUP: open files anew. Raises OutputError."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the target."""
+        """Let go of the target. Raises nothing."""

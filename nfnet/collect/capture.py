@@ -3,55 +3,52 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable
 
 from .._printable import counted
 from ..captures import LinkType, Writer
-from ..log import LogMessage
-from ..protocol.netlink import HEADER_SIZE
-from ._output import Output
+from ..protocol import netlink
+from ..protocol.nfnetlink import build_message
+from ..protocol.nfulnl import MSG_PACKET, NFULA
+from ._batch import Batch
+from ._output import Output, OutputError
 
 
 class Capture(Output):
-    """A capture file. When it cannot be written any more it ends, and nothing else does."""
+    """A capture file, made anew. When it cannot be written any more it ends."""
 
-    option = "-w"
-    help = "also write a capture, anew: pcapng, or pcap if it ends so"
+    scheme = "pcapng"
+    suffixes = (".pcapng", ".pcap")
+    overwrites = True
+    help = "a capture, made anew, whose prefixes are comments; pcap if it ends so"
 
-    def __init__(self, target: str, group: int, report: Callable[[str], None]) -> None:
-        super().__init__(target, group, report)
+    def __init__(self, target: str) -> None:
+        super().__init__(target)
         self._writer = Writer(target, LinkType.NFLOG, begin=False)
-        self._unwritten = 0  # since the last flush
+        self._broken = False
 
     def begin(self) -> None:
         self._writer.begin()
 
-    def take(self, message: LogMessage) -> None:
-        moment = message.timestamp_ns or time.time_ns()
-        self._unwritten += 1
-        self._try(lambda: self._writer.write(moment, message.raw[HEADER_SIZE:]))
-
-    def flush(self) -> None:
-        self._try(self._writer.flush)
-        if not self.broken:
-            self._unwritten = 0
-
-    def _try(self, step: Callable[[], None]) -> None:
-        if self.broken:
-            return
+    def write(self, batch: Batch) -> None:
+        writer = self._writer
         try:
-            step()
+            if batch.lost:
+                text = f"nfnet: {counted(batch.lost, 'message')} lost"
+                writer.write(batch.read_ns, _note(batch.session.group, text), comment=text)
+            for message in batch.messages:
+                moment = message.timestamp_ns or batch.read_ns
+                writer.write(moment, message.raw[netlink.HEADER_SIZE :], comment=message.prefix)
+            writer.flush()
         except OSError as error:
-            self.broken = True
-            self.report(f"{error.strerror}; the capture stops here")
-
-    def finish(self, is_enough: Callable[[], bool]) -> bool:
-        self.flush()
-        if self.broken:
-            self.report(f"up to {counted(self._unwritten, 'message')} not written")
-        return not self.broken
+            self._broken = True
+            raise OutputError(str(error.strerror), lasting=True) from error
 
     def close(self) -> None:
-        with contextlib.suppress(OSError) if self.broken else contextlib.nullcontext():
+        with contextlib.suppress(OSError) if self._broken else contextlib.nullcontext():
             self._writer.close()
+
+
+def _note(group: int, text: str) -> bytes:
+    """A record that has no packet, and a prefix that says something."""
+    values = [(int(NFULA.PACKET_HDR), bytes(4)), (int(NFULA.PREFIX), text.encode() + b"\0")]
+    return build_message(MSG_PACKET, group, netlink.build_attributes(values))[netlink.HEADER_SIZE :]

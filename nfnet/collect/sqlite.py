@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import sqlite3
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from .._io import private_files
-from .._printable import counted
 from ..errors import NfnetError
-from ..log import LogMessage
-from ._output import Output
+from . import _units
+from ._batch import Batch, Session
+from ._output import Output, OutputError
 
-_SCHEMA = """
+VERSION = 1
+"""Of the tables, in the database's ``user_version``. Version 0, without sessions, is brought up to date."""
+
+_MESSAGES = """
 CREATE TABLE IF NOT EXISTS messages (
     time REAL NOT NULL, log_group INTEGER NOT NULL, prefix TEXT, hook INTEGER,
     indev TEXT, outdev TEXT, mark INTEGER, uid INTEGER, hwaddr BLOB,
@@ -22,115 +27,185 @@ CREATE TABLE IF NOT EXISTS messages (
     payload BLOB
 )
 """
-_ROW = "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_BATCH = 1000  # rows in a transaction, or fewer if nothing more comes
-_MOST_KEPT = 64 << 20  # bytes of rows that cannot be stored yet
-_ROW_SIZE = 1000  # bytes of a row in memory, beside its payload
-_LOCK_PATIENCE = 0.2  # seconds for which a transaction waits for a lock: nothing is read meanwhile
-_AGAIN = 1.0  # seconds until the next try
-_SAY_LOCKED = 5.0  # seconds: a lock is nothing unusual, and soon gone
-_LAST_PATIENCE = 30.0  # seconds, at the end
+_NEW_COLUMNS = ("length INTEGER", "session INTEGER", "seq INTEGER")
+_TABLES = (
+    """
+CREATE TABLE IF NOT EXISTS sessions (
+    id INTEGER PRIMARY KEY, host TEXT NOT NULL, boot TEXT NOT NULL, log_group INTEGER NOT NULL,
+    started INTEGER NOT NULL, labels TEXT, UNIQUE (host, boot, log_group, started)
+)
+""",
+    """
+CREATE TABLE IF NOT EXISTS losses (
+    time REAL NOT NULL, log_group INTEGER NOT NULL, session INTEGER NOT NULL, seq INTEGER NOT NULL,
+    count INTEGER NOT NULL, UNIQUE (session, seq)
+)
+""",
+    "CREATE INDEX IF NOT EXISTS messages_time ON messages (time)",
+    "CREATE UNIQUE INDEX IF NOT EXISTS messages_id ON messages (session, seq)",
+)
+_ROW = f"INSERT OR IGNORE INTO messages VALUES ({', '.join('?' * 18)})"
+_LOSS = "INSERT OR IGNORE INTO losses VALUES (?, ?, ?, ?, ?)"
+_FIND_SESSION = "SELECT id FROM sessions WHERE (host, boot, log_group, started) = (?, ?, ?, ?)"
+_SESSION = "INSERT INTO sessions (host, boot, log_group, started, labels) VALUES (?, ?, ?, ?, ?)"
+_LOCK_PATIENCE = 0.2  # seconds for which a transaction waits for a lock
+_TRIM_AFTER = 60.0  # seconds, from one look at what is too old or too much to the next
+_TRIM_ROWS = 10_000  # at a time, so that no lock is held for long
 
 
 class Sqlite(Output):
-    """Adds rows to a table, also where others lock the database, or it is away for a while."""
+    """Adds rows to a table, also where others read it, lock it, or take it away.
 
-    option = "--sqlite"
-    help = "add rows to the table messages of a database"
+    A message is stored once, however often it is written: rows have a unique session and sequence number.
 
-    def __init__(self, target: str, group: int, report: Callable[[str], None]) -> None:
-        super().__init__(target, group, report)
-        private_files.create_database(target)
+    keep: rows older than so many seconds are removed. max_size: the oldest rows go when the data takes more bytes.
+    """
+
+    scheme = "sqlite"
+    suffixes = (".db", ".sqlite", ".sqlite3")
+    help = "rows in the table messages of a database"
+    settings: ClassVar[Mapping[str, Callable[[Any], Any]]] = {"keep": _units.seconds, "max_size": _units.size}
+
+    def __init__(self, target: str, *, keep: int | None = None, max_size: int | None = None) -> None:
+        super().__init__(target)
+        self._keep = keep
+        self._max_size = max_size
+        self._trimmed = 0.0
+        self._status: os.stat_result | None = None
         self._connection: sqlite3.Connection | None = None
-        self._rows: list[tuple[Any, ...]] = []
-        self._size = self._missed = 0
-        self._trouble: Exception | None = None  # of the last try
-        self._last_trouble: Exception | None = None
-        self._since = self._tried = 0.0
-        self._said = False
+        self._sessions: dict[Session, int] = {}
+        private_files.create_database(target)
 
     def begin(self) -> None:
-        """Make the table if it is missing. Raises NfnetError if no rows could be added."""
         try:
             connection = self._open()
-            connection.execute(_ROW, [0, 0, *[None] * 13])
+            connection.execute(_ROW, [0, 0, *[None] * 16])
             connection.rollback()  # it would have worked
         except sqlite3.Error as error:
-            if not _is_lock(error):
-                raise NfnetError(f"--sqlite {self.target}: {error}") from error
+            if not is_lock(error):
+                raise NfnetError(f"{self.target}: {error}") from error
 
-    def take(self, message: LogMessage) -> None:
-        size = _ROW_SIZE + len(message.payload)
-        if self._size + size > _MOST_KEPT:
-            self._missed += 1
-        else:
-            self._rows.append(_row(self.group, message))
-            self._size += size
-        if len(self._rows) >= _BATCH:
-            self.flush()
+    def write(self, batch: Batch) -> None:
+        with self._errors():
+            connection = self._open()
+            with connection:
+                session = self._session(connection, batch)
+                if batch.lost:
+                    before = batch.messages[0].seq
+                    row = (batch.read_ns / 1e9, batch.session.group, session, before, batch.lost)
+                    connection.execute(_LOSS, row)
+                connection.executemany(_ROW, _rows(batch, session))
+            self._sessions[batch.session] = session  # now that it is there for good
 
-    def flush(self) -> None:
-        """Store what is there, unless that failed just now."""
-        if self._rows and (self._trouble is None or time.monotonic() >= self._tried + _AGAIN):
-            self._store()
+    def idle(self) -> None:
+        if (self._keep or self._max_size) and time.monotonic() >= self._trimmed + _TRIM_AFTER:
+            self._trimmed = time.monotonic()
+            with self._errors():
+                self.trim()
 
-    def finish(self, is_enough: Callable[[], bool]) -> bool:
-        """As `Output.finish`; waits for others who have the database locked."""
-        deadline = time.monotonic() + _LAST_PATIENCE
-        tries = 0
-        while self._rows and not self._store():
-            tries += 1  # twice at least: an error that is no lock lets go of the file, to open it anew
-            if tries > 1 and (is_enough() or time.monotonic() > deadline or not _is_lock(self._trouble)):
-                break
-            if tries == 1 and _is_lock(self._trouble):
-                text = f"waiting for it, for {_LAST_PATIENCE:.0f} s or until told to stop again"
-                self.report(f"{self._trouble}; {text}")
-        self._missed += len(self._rows)
-        if self._missed:
-            self.report(f"{counted(self._missed, 'message')} not stored: {self._last_trouble}")
-        return not self._missed
+    def trim(self) -> None:
+        """Remove what is too old or too much. Raises sqlite3.Error."""
+        connection = self._open()
+        if self._keep:
+            oldest = time.time() - self._keep
+            with connection:
+                connection.execute("DELETE FROM losses WHERE time < ?", (oldest,))
+            old = "SELECT rowid FROM messages WHERE time < ? ORDER BY time LIMIT ?"
+            while _delete(connection, old, (oldest, _TRIM_ROWS)):
+                pass
+        if self._max_size:
+            while self._size(connection) > self._max_size and _delete(
+                connection, "SELECT rowid FROM messages ORDER BY time LIMIT ?", (_TRIM_ROWS,)
+            ):
+                pass
 
     def close(self) -> None:
         if self._connection is not None:
             with contextlib.suppress(sqlite3.Error):  # what was wrong with it has been said
                 self._connection.close()
             self._connection = None
+        self._sessions.clear()
+
+    @staticmethod
+    def _size(connection: sqlite3.Connection) -> int:
+        """Bytes that are in use: pages that rows left free are filled again."""
+        size, pages, free = (
+            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count", "freelist_count")
+        )
+        return int(size * (pages - free))
+
+    @contextlib.contextmanager
+    def _errors(self) -> Any:
+        try:
+            yield
+        except (sqlite3.Error, OSError, NfnetError) as error:
+            usual = is_lock(error)
+            if not usual:
+                self.close()
+            raise OutputError(str(error), usual=usual) from error
 
     def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            self._connection = sqlite3.connect(private_files.create_database(self.target), timeout=_LOCK_PATIENCE)
-        self._connection.execute(_SCHEMA)
-        return self._connection
-
-    def _store(self) -> bool:
-        self._tried = time.monotonic()
-        try:
-            connection = self._open()
-            with connection:
-                connection.executemany(_ROW, self._rows)
-        except (sqlite3.Error, OSError) as error:
-            self._failed(error)
-            return False
-        if self._said:
-            self.report(f"{counted(len(self._rows), 'message')} stored late")
-        self._trouble, self._said = None, False
-        self._rows.clear()
-        self._size = 0
-        return True
-
-    def _failed(self, error: Exception) -> None:
-        if self._trouble is None:
-            self._since = self._tried
-        self._trouble = self._last_trouble = error
-        locked = _is_lock(error)
-        if not locked:
+        connection = self._connection
+        if connection is None:
+            path = private_files.create_database(self.target)
+            connection = self._connection = sqlite3.connect(path, timeout=_LOCK_PATIENCE, check_same_thread=False)
+            self._status = os.stat(path)
+            self._prepare(connection)
+        elif not self._is_there(connection):
             self.close()
-        if not self._said and (not locked or self._tried >= self._since + _SAY_LOCKED):
-            self._said = True
-            self.report(f"{error}; messages are kept, to be stored later")
+            return self._open()
+        return connection
+
+    def _is_there(self, connection: sqlite3.Connection) -> bool:
+        """Whether file and tables are: somebody may have moved or removed them, which SQLite does not notice."""
+        try:
+            if self._status is None or not os.path.samestat(os.stat(self.target), self._status):
+                return False
+        except FileNotFoundError:
+            return False
+        return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'messages'").fetchone())
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > VERSION:
+            self.close()
+            raise NfnetError(
+                f"{self.target} was made by a newer nfnet: its version is {version}, and known is {VERSION}"
+            )
+        # Readers and the writer do not lock each other out. NORMAL: killing the process loses nothing; a power failure
+        # may lose the last rows, and leaves the database whole.
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(_MESSAGES)
+            there = {row[1] for row in connection.execute("PRAGMA table_info(messages)")}
+            for column in _NEW_COLUMNS:
+                if column.split()[0] not in there:
+                    connection.execute(f"ALTER TABLE messages ADD COLUMN {column}")
+            for statement in _TABLES:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _session(self, connection: sqlite3.Connection, batch: Batch) -> int:
+        session = batch.session
+        if session in self._sessions:
+            return self._sessions[session]
+        key = (session.host, session.boot, session.group, session.started)
+        found = connection.execute(_FIND_SESSION, key).fetchone()
+        if found is None:
+            labels = json.dumps(dict(batch.labels)) if batch.labels else None
+            return int(connection.execute(_SESSION, (*key, labels)).lastrowid or 0)
+        return int(found[0])
 
 
-def _is_lock(error: Exception | None) -> bool:
+def _delete(connection: sqlite3.Connection, which: str, values: tuple[Any, ...]) -> int:
+    with connection:
+        return connection.execute(f"DELETE FROM messages WHERE rowid IN ({which})", values).rowcount
+
+
+def is_lock(error: BaseException | None) -> bool:
+    """Whether others have the database locked."""
     return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
 
 
@@ -139,22 +214,29 @@ def _text(value: str | None) -> str | None:
     return None if value is None else value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _row(group: int, message: LogMessage) -> tuple[Any, ...]:
-    flow = message.flow
-    return (
-        message.timestamp or time.time(),
-        group,
-        _text(message.prefix),
-        int(message.hook),
-        _text(message.indev_name),
-        _text(message.outdev_name),
-        message.mark,
-        message.uid,
-        message.hwaddr,
-        *(
-            (flow.protocol, flow.source, flow.source_port, flow.destination, flow.destination_port)
-            if flow
-            else [None] * 5
-        ),
-        message.payload,
-    )
+def _rows(batch: Batch, session: int) -> list[tuple[Any, ...]]:
+    """A row for each message. What its metadata say is read once for all that have the same."""
+    known: dict[bytes, tuple[Any, ...]] = {}
+    group, moment = batch.session.group, batch.read_ns / 1e9
+    found = []
+    for message in batch.messages:
+        metadata = message.metadata
+        rule = known.get(metadata)
+        if rule is None:
+            rule = known[metadata] = (
+                group,
+                _text(message.prefix),
+                int(message.hook),
+                _text(message.indev_name),
+                _text(message.outdev_name),
+                message.mark,
+                message.uid,
+                message.hwaddr,
+            )
+        flow = message.flow
+        ends = (None,) * 5 if flow is None else (flow[0], flow[1], flow[2], flow[3], flow[4])
+        payload = message.payload
+        ip = message.ip
+        length = None if ip is None else ip.length
+        found.append((message.timestamp or moment, *rule, *ends, payload, length, session, message.seq))
+    return found

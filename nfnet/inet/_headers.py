@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Container, Iterator
 from enum import IntFlag
+from functools import lru_cache
 from typing import NamedTuple
 
 from construct import Bytes, Int8ub, Int16ub, Int32ub, Struct
@@ -284,7 +285,7 @@ def ip(packet: bytes, length: int | None = None) -> Ip | None:
     return Ip(6, *addresses, upper.protocol, ttl, tos, end, upper.header, bool(upper.fragment))
 
 
-_WITH_PORTS = frozenset((TCP, UDP, 33, 132, 136))
+WITH_PORTS = frozenset((TCP, UDP, 33, 132, 136))
 
 
 def flow(packet: bytes) -> Flow | None:
@@ -294,7 +295,7 @@ def flow(packet: bytes) -> Flow | None:
     first = packet[0] if size >= 24 else 0
     if first == 0x45 and not (packet[6] << 8 | packet[7]) & 0x1FFF and (packet[2] or packet[3] >= 24):
         number, header = packet[9], 20
-    elif first >> 4 == 6 and size >= 44 and packet[6] in _WITH_PORTS and (packet[4] or packet[5] >= 4):
+    elif first >> 4 == 6 and size >= 44 and packet[6] in WITH_PORTS and (packet[4] or packet[5] >= 4):
         number, header = packet[6], 40
     else:
         upper = upper_of(packet)
@@ -302,7 +303,7 @@ def flow(packet: bytes) -> Flow | None:
             return None
         number, header = upper.protocol, upper.header
         size = min(size, end_of(packet)) if upper.beginning else 0
-    ports = _read_ports(packet, header) if number in _WITH_PORTS and size >= header + 4 else (None, None)
+    ports = _read_ports(packet, header) if number in WITH_PORTS and size >= header + 4 else (None, None)
     if packet[0] >> 4 == 4:
         source, destination = _inet_ntop(_AF_INET, packet[12:16]), _inet_ntop(_AF_INET, packet[16:20])
     else:
@@ -327,6 +328,11 @@ def where_in(packet: bytes, upper: Upper | None, protocols: Container[int]) -> T
     return TransportHeader(upper.protocol, header, data) if data <= end else None
 
 
+@lru_cache(256)
+def _names_of(flags: int) -> str:
+    return ".".join(flag.name or "" for flag in TcpFlag if flag in TcpFlag(flags))
+
+
 def describe(packet: bytes, length: int | None = None) -> str | None:
     """An IP packet in a few words: flow, flags of TCP or type of ICMP, and length; ``length`` is as for `ip`.
 
@@ -336,9 +342,10 @@ def describe(packet: bytes, length: int | None = None) -> str | None:
     if header is None or five_tuple is None:
         return None
     text = str(five_tuple)
-    if (segment := tcp(packet)) is not None:
-        text += f" [{'.'.join(flag.name or '' for flag in TcpFlag if flag in segment.flags)}]"
-    elif (message := icmp(packet)) is not None:
+    number = five_tuple.protocol
+    if number == TCP and (where := where_is(packet, TCP)) is not None:
+        text += f" [{_names_of(packet[where.header + 13])}]"
+    elif number in (ICMP, ICMPV6) and (message := icmp(packet)) is not None:
         text += f" type {message.type} code {message.code}"
     return f"{text} {header.length} bytes{' (fragment)' if header.fragment else ''}"
 

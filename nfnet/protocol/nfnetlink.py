@@ -37,6 +37,15 @@ class Family(OpenEnum):
     IPV6 = 10
 
 
+ETHERTYPES: dict[int, int] = {Family.IPV4: 0x0800, Family.IPV6: 0x86DD}
+"""The EtherTypes of the families of IP."""
+
+
+def family_of(packet: bytes) -> Family:
+    """Return the family of an IP packet by its first byte: IPV6 for version 6, else IPV4."""
+    return Family.IPV6 if packet and packet[0] >> 4 == 6 else Family.IPV4
+
+
 class Hook(OpenEnum):
     """The point in the packet's way through the kernel, for the IPv4, IPv6 and bridge families (``NF_INET_*``)."""
 

@@ -16,7 +16,7 @@ A `Set` may stand for addresses, networks, ports, marks or interfaces in rules, 
 from ._actions import Balance, Refusal
 from ._criteria import Where
 from ._elements import Element
-from ._installed import LeftRule, clean, installed
+from ._listing import InstalledRule, clean, installed
 from ._rule import Rule, RuleSet, accept, describe, drop, install, log, mark, queue, reject, remove
 from ._sets import Count, Set
 
@@ -24,7 +24,7 @@ __all__ = [
     "Balance",
     "Count",
     "Element",
-    "LeftRule",
+    "InstalledRule",
     "Refusal",
     "Rule",
     "RuleSet",

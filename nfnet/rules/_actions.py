@@ -1,4 +1,4 @@
-"""What a rule does with the packets that it is for: a class for each, with its expressions and its words."""
+"""The actions of rules: a class for each, with its expressions and its words."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from ._expressions import (
     CT_DIRECTION,
     CT_PACKETS,
     CT_STATE,
+    ICMP_UNREACHABLE,
+    ICMPX_UNREACHABLE,
     LESS_OR_EQUAL,
     META_MARK,
     NOT_EQUAL,
     REGISTER,
+    TCP_RESET,
     Expression,
     be16,
     be32,
@@ -30,6 +33,7 @@ from ._expressions import (
     masked,
     meta,
     network_order,
+    reject,
     set_meta,
     verdict,
 )
@@ -38,21 +42,22 @@ from ._values import HOOKS, NoWordsError, check_words
 Balance = Literal["addresses", "cpu", "flow"]
 Refusal = Literal["port-unreachable", "admin-prohibited", "host-unreachable", "no-route"]
 
+# NFTA_QUEUE_*, NFTA_HASH_*, NFTA_LOG_*, NFTA_TARGET_*, and values of these.
 _QUEUE_NUM, _QUEUE_TOTAL, _QUEUE_FLAGS, _QUEUE_SREG = 1, 2, 3, 4
 _BYPASS, _CPU_FANOUT = 1, 2
 _HASH_DREG, _HASH_MODULUS, _HASH_OFFSET, _HASH_TYPE = 2, 4, 6, 7
 _SYMMETRIC = 1
 _LOG_GROUP, _LOG_PREFIX, _LOG_SNAPLEN, _LOG_QTHRESHOLD = 1, 2, 3, 4
+_TARGET_NAME, _TARGET_REV, _TARGET_INFO = 1, 2, 3
 _MAX_PREFIX, _MAX_IPTABLES_PREFIX = 127, 63  # bytes
 _DROP, _ACCEPT = 0, 1  # NF_*
 _INVALID, _UNTRACKED = 1, 64  # NF_CT_STATE_*_BIT
 _MOST_FIRST = 0xFFFFFFFF
-_ICMP_UNREACHABLE, _TCP_RESET, _ICMPX_UNREACHABLE = 0, 1, 2  # NFT_REJECT_*
 _xt_nfq_info = struct.Struct(netlink.PREFIX + "HHHxx")  # struct xt_NFQ_info_v3, of the target of iptables
 
 
 class Case(NamedTuple):
-    """Packets that an action is for, of those that match: what lets them through, and the same in words."""
+    """A further condition of an action, in expressions and in words of nft and iptables."""
 
     steps: list[Expression]
     nft: str
@@ -60,47 +65,47 @@ class Case(NamedTuple):
 
 
 class Action:
-    """What happens to packets. Those that some actions end with go no further in the chain of the rule."""
+    """What a rule does with a packet that matches."""
 
     name: ClassVar[str] = ""
-    """The function of `nfnet.rules` that makes it."""
+    """The function of `nfnet.rules` that makes the rule."""
     only_tcp: ClassVar[bool] = False
-    """Whether it can be done to TCP segments alone."""
+    """Whether the action is for TCP segments only."""
     reroutes: ClassVar[bool] = False
-    """Whether a packet that leaves may need another route afterwards."""
+    """Whether the kernel must route a packet that leaves again, as its mark may have changed."""
 
     def hooks(self, family: str) -> tuple[str, ...]:
-        """Those at which the kernel can do it."""
+        """Return the hooks at which the kernel can carry out the action in tables of a family."""
         return (*HOOKS, "ingress")
 
     def parts(self) -> tuple[Action, ...]:
-        """Actions of which each packet gets the first that is possible."""
+        """Return simpler actions, each with a rule of the kernel; a packet gets the first that is for it."""
         return (self,)
 
     def cases(self) -> list[Case]:
-        """Of which a packet must be any."""
+        """Return alternative conditions, each with a rule of the kernel."""
         return [Case([], "", "")]
 
     def choices(self, family: str) -> list[list[Expression]]:
-        """Expressions that do it in a table of the family; those of the first choice that the kernel knows are used."""
+        """Return alternative expressions for a table of a family; the first that the kernel knows are used."""
         raise NotImplementedError
 
     def nft(self, family: str) -> str:
-        """The same in nft's words. Raises NoWordsError."""
+        """Return the words of nft. Raises NoWordsError."""
         raise NotImplementedError
 
     def iptables(self, version: int) -> str:
-        """The same in words of iptables (4) or ip6tables (6), quoted for the shell. Raises NoWordsError."""
+        """Return the words of iptables (4) or ip6tables (6), quoted for the shell. Raises NoWordsError."""
         raise NotImplementedError
 
     def words(self) -> list[str]:
-        """The same in words of the command line."""
+        """Return the words of the command line."""
         return [self.name]
 
 
 @dataclass(frozen=True)
 class QueueAction(Action):
-    """Packets go to a program."""
+    """Hands packets to a program, which decides on them."""
 
     name = "queue"
     numbers: range
@@ -108,9 +113,9 @@ class QueueAction(Action):
     balance: Balance
     first: int | None
     bits: MarkBits | None
-    """In which the fate of a connection is remembered, if it is."""
+    """The bits of marks in which connections are remembered; None: they are not."""
     passes_over: int | None = None
-    """A mark of packets that are not to be queued."""
+    """The mark of packets that are not queued."""
 
     @classmethod
     def of(
@@ -122,7 +127,7 @@ class QueueAction(Action):
         remember: bool = False,
         bits: int | None = None,
     ) -> QueueAction:
-        """Of the arguments of `nfnet.rules.queue`. Raises ArgumentError."""
+        """Check the arguments of `nfnet.rules.queue`. Raises ArgumentError."""
         if isinstance(num, range):
             if not num or num.step != 1:
                 raise ArgumentError(f"queue numbers are {num} and must be a range without gaps")
@@ -154,7 +159,7 @@ class QueueAction(Action):
 
     @property
     def is_tracked(self) -> bool:
-        """Whether it needs connection tracking."""
+        """Whether the action needs connection tracking."""
         return self.first is not None or self.bits is not None
 
     def cases(self) -> list[Case]:
@@ -178,7 +183,7 @@ class QueueAction(Action):
         native = {_QUEUE_NUM: be16(first), _QUEUE_TOTAL: be16(total), _QUEUE_FLAGS: be16(flags)}
         # A kernel without nft's own queue expression may still have the target of iptables.
         info = _xt_nfq_info.pack(first, total, flags)
-        target = ("target", {1: b"NFQUEUE\0", 2: be32(3), 3: info})
+        target = ("target", {_TARGET_NAME: b"NFQUEUE\0", _TARGET_REV: be32(3), _TARGET_INFO: info})
         return [[("queue", native)], [target]]
 
     def nft(self, family: str) -> str:
@@ -208,14 +213,14 @@ class QueueAction(Action):
 
 
 def _first(packets: int) -> list[Case]:
-    """The first so many packets of each direction of a connection, and packets that belong to none.
+    """Return the conditions for the first packets of each direction of a connection, and for packets without one.
 
-    Of what has no connection the rules about directions know nothing: without a rule of its own it would not be queued.
+    A packet without a connection matches no condition on directions, and would not be queued without its own.
     """
     cases = []
     for number, direction in enumerate(("original", "reply")):
         steps = [ct(CT_DIRECTION), compare(bytes([number]))]
-        # Numbers are compared by their bytes.
+        # The kernel compares bytes.
         steps += [ct(CT_PACKETS, number), network_order(8), compare(be64(packets), LESS_OR_EQUAL)]
         nft = f"ct direction {direction} ct {direction} packets <= {packets}"
         iptables = f"-m conntrack --ctdir {direction.upper()}"
@@ -227,7 +232,7 @@ def _first(packets: int) -> list[Case]:
 
 @dataclass(frozen=True)
 class LogAction(Action):
-    """Copies of packets go to a program, and the packets to the next rule."""
+    """Hands copies of packets to a program; the packets go on to the next rule."""
 
     name = "log"
     group: int
@@ -237,7 +242,7 @@ class LogAction(Action):
 
     @classmethod
     def of(cls, group: int, prefix: str, snaplen: int | None, threshold: int | None) -> LogAction:
-        """Of the arguments of `nfnet.rules.log`. Raises ArgumentError."""
+        """Check the arguments of `nfnet.rules.log`. Raises ArgumentError."""
         group = check("log group", group, 0, 0xFFFF)
         if not isinstance(prefix, str):
             raise wrong_type("prefix", prefix, "text")
@@ -290,7 +295,7 @@ class LogAction(Action):
 
 
 class DropAction(Action):
-    """Packets vanish."""
+    """Drops packets."""
 
     name = "drop"
 
@@ -308,7 +313,7 @@ class DropAction(Action):
 
 
 class AcceptAction(Action):
-    """Packets meet no further rule of the chain."""
+    """Lets packets pass the rules that follow in the chain."""
 
     name = "accept"
 
@@ -327,7 +332,7 @@ class AcceptAction(Action):
 
 @dataclass(frozen=True)
 class MarkAction(Action):
-    """Packets get a mark, and go to the next rule."""
+    """Sets the mark of packets, which go on to the next rule."""
 
     name = "mark"
     reroutes = True
@@ -336,7 +341,7 @@ class MarkAction(Action):
 
     @classmethod
     def of(cls, value: int, mask: int) -> MarkAction:
-        """Of the arguments of `nfnet.rules.mark`. Raises ArgumentError."""
+        """Check the arguments of `nfnet.rules.mark`. Raises ArgumentError."""
         value = check("mark", value, 0, 0xFFFFFFFF)
         mask = check("mask", mask, 1, 0xFFFFFFFF)
         if value & ~mask:
@@ -370,14 +375,14 @@ class MarkAction(Action):
 
 @dataclass(frozen=True)
 class RejectAction(Action):
-    """Packets vanish, and their senders are told."""
+    """Drops packets and tells their senders."""
 
     name = "reject"
     error: Refusal
 
     @classmethod
     def of(cls, error: Refusal) -> RejectAction:
-        """Of the argument of `nfnet.rules.reject`. Raises ArgumentError."""
+        """Check the argument of `nfnet.rules.reject`. Raises ArgumentError."""
         check_choice("error", error, tuple(_UNREACHABLE))
         return cls(error)
 
@@ -397,12 +402,12 @@ class RejectAction(Action):
 
 
 class _ResetAction(Action):
-    """The sender gets a TCP reset."""
+    """Drops TCP segments and sends a reset."""
 
     only_tcp = True
 
     def choices(self, family: str) -> list[list[Expression]]:
-        return [[("reject", {1: be32(_TCP_RESET)})]]
+        return [[reject(TCP_RESET)]]
 
     def nft(self, family: str) -> str:
         return "reject with tcp reset"
@@ -411,7 +416,7 @@ class _ResetAction(Action):
         return "-j REJECT --reject-with tcp-reset"
 
 
-# For each error: the number for both IP versions (NFT_REJECT_ICMPX_*); the code and the word for ICMP, and for ICMPv6.
+# By error: the code for both IP versions (NFT_REJECT_ICMPX_*); code and word of ICMP; code and word of ICMPv6.
 _UNREACHABLE: dict[str, tuple[int, tuple[int, str], tuple[int, str]]] = {
     "port-unreachable": (1, (3, "port-unreachable"), (4, "port-unreachable")),
     "admin-prohibited": (3, (13, "admin-prohibited"), (1, "admin-prohibited")),
@@ -426,15 +431,15 @@ _IN_IPTABLES = {
 
 @dataclass(frozen=True)
 class _UnreachableAction(Action):
-    """The sender gets an ICMP or ICMPv6 error."""
+    """Drops packets and sends an ICMP or ICMPv6 error."""
 
     error: Refusal
 
     def choices(self, family: str) -> list[list[Expression]]:
         both, of_ip, of_ip6 = _UNREACHABLE[self.error]
         code = {"ip": of_ip[0], "ip6": of_ip6[0]}.get(family)
-        kind = _ICMPX_UNREACHABLE if code is None else _ICMP_UNREACHABLE
-        return [[("reject", {1: be32(kind), 2: bytes([both if code is None else code])})]]
+        kind = ICMPX_UNREACHABLE if code is None else ICMP_UNREACHABLE
+        return [[reject(kind, both if code is None else code)]]
 
     def nft(self, family: str) -> str:
         _, of_ip, of_ip6 = _UNREACHABLE[self.error]
@@ -453,15 +458,15 @@ def _span(numbers: range, separator: str) -> str:
 
 
 def queues_of(name: str, values: dict[int, bytes]) -> tuple[range, int]:
-    """The queues that an expression of nf_tables puts packets into, and its flags; none if it is another one."""
+    """Return the queues into which an expression puts packets, and its flags; no queue for other expressions."""
     if name == "queue" and _QUEUE_NUM in values:
         first = int.from_bytes(values[_QUEUE_NUM], "big")
         total = int.from_bytes(values.get(_QUEUE_TOTAL, b"\0\1"), "big")
         return range(first, first + total), int.from_bytes(values.get(_QUEUE_FLAGS, b""), "big")
-    info = values.get(3, b"")
-    if name == "target" and values.get(1, b"").rstrip(b"\0") == b"NFQUEUE" and len(info) >= 2:
-        # Revision 0 has the number alone, revision 2 and 1 no other flag than bypass.
+    info = values.get(_TARGET_INFO, b"")
+    if name == "target" and values.get(_TARGET_NAME, b"").rstrip(b"\0") == b"NFQUEUE" and len(info) >= 2:
+        # Revision 0 has the number only, revisions 1 and 2 no flag except bypass.
         first, total, flags = _xt_nfq_info.unpack(info[:8].ljust(8, b"\0"))
-        revision = int.from_bytes(values.get(2, b""), "big")
+        revision = int.from_bytes(values.get(_TARGET_REV, b""), "big")
         return range(first, first + (total if revision and total else 1)), flags
     return range(0), 0

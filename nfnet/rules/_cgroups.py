@@ -15,21 +15,21 @@ class Group(NamedTuple):
     """A control group."""
 
     path: str
-    """Below the root of the hierarchy, without a slash at either end."""
+    """The path below the root of the hierarchy, without a slash at either end."""
     root: str
 
     @property
     def level(self) -> int:
-        """How deep it is."""
+        """The depth of the group below the root, from 1 on."""
         return self.path.count("/") + 1
 
     def below(self, root: str) -> str | None:
-        """The path from a directory on, if it is below that."""
+        """Return the path relative to a directory; None if the group is not below it."""
         path = f"{self.root}/{self.path}"
         return path.removeprefix(f"{root}/") if path.startswith(f"{root}/") else None
 
     def number(self) -> int:
-        """What the kernel knows it by. Raises ArgumentError if it has gone."""
+        """Return the kernel's id of the group. Raises ArgumentError if the group no longer exists."""
         try:
             return os.stat(f"{self.root}/{self.path}").st_ino
         except OSError as error:
@@ -37,7 +37,7 @@ class Group(NamedTuple):
 
 
 def find(name: str, value: str) -> Group:
-    """A control group by its path, or by the last part of that, if there is one such. Raises ArgumentError."""
+    """Find a control group by its path, or by the last part of its path if that is unique. Raises ArgumentError."""
     if not isinstance(value, str):
         raise wrong_type(name, value, f"{_WHAT}, or a list of such")
     root = _root()
@@ -58,7 +58,7 @@ def find(name: str, value: str) -> Group:
 
 
 def _root() -> str | None:
-    """Where the hierarchy is mounted."""
+    """Return the directory at which the hierarchy is mounted; None if it is not."""
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             lines = file.readlines()

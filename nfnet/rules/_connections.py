@@ -1,4 +1,4 @@
-"""What stands in front of a rule that queues, so that the kernel carries out verdicts on whole connections.
+"""The rules before a rule that queues, by which the kernel carries out verdicts on whole connections.
 
 A verdict on a connection is NF_REPEAT with a `Fate` in three bits of the packet's mark, so the packet passes its chain
 again, and meets these rules (``bits`` are all three, the fates are written as what they do):
@@ -7,14 +7,14 @@ again, and meets these rules (``bits`` are all three, the fates are written as w
         packet's mark has any of them: jump to `decided`
         ... rules that come before the one that queues
         connection's mark says accept: accept                   (where all later packets go)
-        connection's mark has any of the bits: jump to `remembered`
+        connection's mark has any of the bits: jump to ``remembered``
         the rule that queues
     decided:
         write the fate into the connection's mark, take the bits out of the packet's mark; accept, drop or reject
     remembered:
         drop or reject; but what the kernel itself sends to reject packets passes
 
-What they have to heed:
+They are so because:
 
 - The packet's mark goes first: when two packets of a connection are decided differently, each gets its own verdict.
 - Setting the connection's mark is a rule of its own: where a packet has no connection (untracked, invalid) that rule
@@ -35,42 +35,44 @@ from ._expressions import (
     CT_MARK,
     CT_STATE,
     EQUAL,
+    ICMP_UNREACHABLE,
+    ICMPX_UNREACHABLE,
     META_L4PROTO,
     META_MARK,
     NOT_EQUAL,
+    TCP_RESET,
     Expression,
-    be32,
     compare,
     ct,
     host32,
     jump,
     masked,
     meta,
+    reject,
     set_ct,
     set_meta,
     verdict,
 )
 
 REJECT_HOOKS = ("prerouting", "input", "forward", "output")
-"""Those at which the kernel rejects packets (nft_reject_inet_validate); prerouting since Linux 5.9."""
+"""The hooks at which the kernel rejects packets (nft_reject_inet_validate); prerouting since Linux 5.9."""
 
 _DROP, _ACCEPT = 0, 1  # NF_*
 _RELATED = 4  # NFCT_STATE_BIT(IP_CT_RELATED)
 _TCP, _UDP = 6, 17
-_UNREACH, _TCP_RST, _ICMPX = 0, 1, 2  # NFT_REJECT_*
-# The kind of error, its number, and nft's words.
+# NFT_REJECT_*, the code of the error, and words of nft.
 _NO_PORT = {
-    "inet": (_ICMPX, 1, "icmpx port-unreachable"),
-    "ip": (_UNREACH, 3, "icmp port-unreachable"),
-    "ip6": (_UNREACH, 4, "icmpv6 port-unreachable"),
+    "inet": (ICMPX_UNREACHABLE, 1, "icmpx port-unreachable"),
+    "ip": (ICMP_UNREACHABLE, 3, "icmp port-unreachable"),
+    "ip6": (ICMP_UNREACHABLE, 4, "icmpv6 port-unreachable"),
 }
 _PROHIBITED = {
-    "inet": (_ICMPX, 3, "icmpx admin-prohibited"),
-    "ip": (_UNREACH, 13, "icmp admin-prohibited"),
-    "ip6": (_UNREACH, 1, "icmpv6 admin-prohibited"),
+    "inet": (ICMPX_UNREACHABLE, 3, "icmpx admin-prohibited"),
+    "ip": (ICMP_UNREACHABLE, 13, "icmp admin-prohibited"),
+    "ip6": (ICMP_UNREACHABLE, 1, "icmpv6 admin-prohibited"),
 }
 
-# What the comment of a rule begins with; the bits and a name of `FATES` follow.
+# The beginning of the comments of such rules; the bits and a name of `FATES` follow.
 COMMENT = "nfnet connections"
 FATES = {"accept": (Fate.ACCEPT,), "drop": (Fate.DROP,), "reject": (Fate.REJECT_PACKET, Fate.REJECT)}
 
@@ -78,9 +80,9 @@ FATES = {"accept": (Fate.ACCEPT,), "drop": (Fate.DROP,), "reject": (Fate.REJECT_
 class Line(NamedTuple):
     """A rule of the kernel.
 
-    branch: the chain that it is in: "" for that of the hook, else one to which rules of that jump.
-    expressions, words: what it does, and the same in nft's words.
-    comment: by which a queue finds it again.
+    branch: its chain: "" for that of the hook, otherwise one to which rules of that jump.
+    expressions, words: the rule in expressions, and in words of nft.
+    comment: the comment by which a queue finds the rule.
     """
 
     branch: str
@@ -90,25 +92,25 @@ class Line(NamedTuple):
 
 
 Part = tuple[list[Expression], str]
-"""A part of a rule, and the same in nft's words."""
+"""A part of a rule in expressions, and in words of nft."""
 
 DECIDED, REMEMBERED = "decided", "remembered"
 
 
 class Before(NamedTuple):
-    """What comes before a rule: DECIDED at the head of its chain, or REMEMBERED right before a rule that queues."""
+    """Rules before another rule: DECIDED at the head of its chain, or REMEMBERED just before a rule that queues."""
 
     part: str
     bits: MarkBits
 
 
 def branch_name(chain: str, branch: str) -> str:
-    """The name of a chain to which rules of another one jump."""
+    """Return the name of a chain to which rules of ``chain`` jump."""
     return f"{chain}-{branch}"
 
 
 def kernel_lines(what: Before, hook: str, family: str, chain: str) -> Iterator[Line]:
-    """The rules of the kernel for that, in the chain of that name."""
+    """Yield the rules of the kernel, for the chain with the name ``chain``."""
     yield from (_decided if what.part == DECIDED else _remembered)(what.bits, hook, family, chain)
 
 
@@ -141,7 +143,7 @@ def _remembered(bits: MarkBits, hook: str, family: str, chain: str) -> Iterator[
 
 
 def _answers(family: str) -> list[tuple[Part, Part]]:
-    """What senders of rejected packets get: for each kind of packets."""
+    """Return conditions on the protocol, and what senders of rejected packets get if they are met."""
     no_port, prohibited = _error(_NO_PORT[family]), _error(_PROHIBITED[family])
     return [(_is(_TCP, "tcp"), _RESET), (_is(_UDP, "udp"), no_port), (_ANY, prohibited)]
 
@@ -152,7 +154,7 @@ def _line(branch: str, *parts: Part, comment: str = "") -> Line:
 
 
 class _Marks:
-    """Parts of rules that look at the bits of both marks, or change them."""
+    """Makes parts of rules that compare or change the bits in both marks."""
 
     def __init__(self, bits: MarkBits) -> None:
         self._bits = bits
@@ -162,11 +164,11 @@ class _Marks:
         return f"{COMMENT} {self._bits.mask:#x} {name}"
 
     def packet_has(self, number: int, *, mask: int | None = None, differs: bool = False) -> Part:
-        """Go on if the packet's mark has this number in the bits, or, of that, in those of ``mask``; or if not."""
+        """Continue if the packet's mark has a number in the bits, or in those of ``mask``; or if it differs."""
         return self._has(meta(META_MARK), "meta", number, mask, differs)
 
     def connection_has(self, number: int, *, mask: int | None = None, differs: bool = False) -> Part:
-        """The same about the connection's mark; a packet without a connection does not go on."""
+        """Continue if the connection's mark has a number in the bits; end the rule if there is no connection."""
         return self._has(ct(CT_MARK), "ct", number, mask, differs)
 
     def _has(self, load: Expression, whose: str, number: int, mask: int | None, differs: bool) -> Part:
@@ -196,21 +198,21 @@ def _jump(chain: str) -> Part:
 
 def _error(which: tuple[int, int, str]) -> Part:
     kind, code, words = which
-    return [("reject", {1: be32(kind), 2: bytes([code])})], f"reject with {words}"
+    return [reject(kind, code)], f"reject with {words}"
 
 
 _ANY: Part = [], ""
 _ACCEPTED: Part = [verdict(_ACCEPT)], "accept"
 _DROPPED: Part = [verdict(_DROP)], "drop"
-_RESET: Part = [("reject", {1: be32(_TCP_RST)})], "reject with tcp reset"
+_RESET: Part = [reject(TCP_RESET)], "reject with tcp reset"
 _IS_RELATED: Part = [ct(CT_STATE), masked(host32(_RELATED)), compare(bytes(4), NOT_EQUAL)], "ct state related"
 
 
-# --- the same in words of iptables
+# --- words of iptables
 
 
 def iptables_lines(what: Before, hook: str, version: int, is_filter: bool) -> Iterator[str]:
-    """The same as arguments of iptables (4) or ip6tables (6), but for the table; only that called filter can reject."""
+    """Yield arguments of iptables (4) or ip6tables (6), without the table; only the table filter can reject."""
     make = _iptables_decided if what.part == DECIDED else _iptables_remembered
     yield from make(what.bits, hook, version, is_filter and hook in REJECT_HOOKS)
 

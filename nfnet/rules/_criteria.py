@@ -1,7 +1,7 @@
-"""What may be asked of packets: a row of `CRITERIA` for each, and its arguments in `Where`.
+"""The criteria by which rules choose packets: a row of `CRITERIA` for each, and its arguments in `Where`.
 
-A row reads the argument, and says what it asks for in expressions of nf_tables, in words of nft, of iptables and of the
-command line, and in those of the documentation.
+A row checks the argument, and translates it into expressions of nf_tables and into words of nft, of iptables and of the
+command line; the documentation describes it.
 """
 
 from __future__ import annotations
@@ -11,17 +11,39 @@ from typing import TypeAlias, TypedDict, TypeVar
 
 from ..netns import Netns
 from ..protocol.nfnetlink import Hook
-from ._criterion import Criterion
-from ._expressions import CT_MARK, META_IIFNAME, META_LENGTH, META_MARK, META_OIFNAME, META_SKGID, META_SKUID, ct, meta
+from ._compared import Field
+from ._criterion import Criterion, Hooks
+from ._expressions import (
+    CT_MARK,
+    META_IIFNAME,
+    META_LENGTH,
+    META_MARK,
+    META_OIFNAME,
+    META_SKGID,
+    META_SKUID,
+    NETWORK_HEADER,
+    Datatype,
+    ct,
+    meta,
+    payload,
+)
 from ._host_criteria import Account, AddressType, Cgroup, ConnectionMark, Interface, Limit, Mark, State
 from ._packet_criteria import AddressOf, IcmpType, Number, Port, Protocol, TcpFlags
 from ._sets import Set
 from ._values import Address, read_group, read_user
 
-# The IP layer still knows at postrouting (since Linux 5.7) where a packet came in; a bridge does not.
+# Exceptions from `Criterion.hooks`. At postrouting the IP layer still knows (since Linux 5.7) by which interface a
+# packet came in; a bridge does not.
 NEVER = {("bridge", "postrouting", "in_interface")}
 
-# In the order in which packets are looked at, and words are said.
+# Names of Differentiated Services codepoints (RFC 2474, 2597 and 3246).
+_CODEPOINTS = {
+    "ef": 46,
+    **{f"cs{number}": 8 * number for number in range(8)},
+    **{f"af{number}{drop}": 8 * number + 2 * drop for number in range(1, 5) for drop in range(1, 4)},
+}
+
+# In the order in which packets are compared, and in which descriptions name the criteria.
 CRITERIA: dict[str, Criterion] = {
     "protocol": Protocol(),
     "source": AddressOf("the address of the sender", 0, "saddr", "src"),
@@ -35,30 +57,43 @@ CRITERIA: dict[str, Criterion] = {
         META_IIFNAME,
         "iifname",
         "-i",
-        ("prerouting", "input", "forward", "postrouting", "ingress"),
-        "incoming interface",
+        Hooks(
+            ("prerouting", "input", "forward", "postrouting", "ingress"),
+            "incoming interface",
+            "postrouting since Linux 5.7, and not in the family bridge",
+        ),
     ),
     "out_interface": Interface(
         "the interface that it goes out by",
         META_OIFNAME,
         "oifname",
         "-o",
-        ("forward", "output", "postrouting"),
-        "outgoing interface",
+        Hooks(("forward", "output", "postrouting"), "outgoing interface"),
     ),
     "length": Number(
         "how long the packet is, from its IP header on, as the kernel has it: what it has not split yet counts as one",
         "a number of bytes",
-        meta(META_LENGTH),
+        Field(meta(META_LENGTH), 4, Datatype.INTEGER, host_order=True),
         "meta length",
         "-m length {}--length",
-        host_order=True,
+    ),
+    "dscp": Number(
+        "the Differentiated Services codepoint in the IP header",
+        'a number, 0 to 63, or a name: "ef", "cs0" to "cs7", "af11" to "af43"',
+        {
+            4: Field(payload(NETWORK_HEADER, 1, 1), 1, Datatype.DSCP, mask=0xFC, shift=2),
+            6: Field(payload(NETWORK_HEADER, 0, 2), 2, Datatype.DSCP, mask=0x0FC0, shift=6),
+        },
+        "dscp",
+        "-m dscp {}--dscp",
+        names=_CODEPOINTS,
+        iptables_ranges=False,
     ),
     "mark": Mark("the packet's mark", meta(META_MARK), "meta mark", "mark"),
     "state": State(),
     "connection_mark": ConnectionMark("the connection's mark", ct(CT_MARK), "ct mark", "connmark"),
-    "uid": Account("the user of the local sender", 24, META_SKUID, read_user, "skuid", "uid-owner"),
-    "gid": Account("the group of the local sender", 25, META_SKGID, read_group, "skgid", "gid-owner"),
+    "uid": Account("the user of the local sender", Datatype.UID, META_SKUID, read_user, "skuid", "uid-owner"),
+    "gid": Account("the group of the local sender", Datatype.GID, META_SKGID, read_group, "skgid", "gid-owner"),
     "source_type": AddressType("what the sender's address is to this machine", 1, "saddr", "src"),
     "destination_type": AddressType("what the receiver's address is to this machine", 2, "daddr", "dst"),
     "cgroup": Cgroup(),
@@ -68,7 +103,7 @@ CRITERIA: dict[str, Criterion] = {
 
 _T = TypeVar("_T")
 Some: TypeAlias = _T | Iterable[_T] | None
-"""A value, or several."""
+"""The type of an argument that takes a value or several values."""
 Numbers: TypeAlias = int | range | str
 
 
@@ -77,7 +112,10 @@ class _Place(TypedDict):
 
 
 class Where(_Place, total=False):
-    """Which packets, and where; see `queue`. Each criterion has a row of `CRITERIA`, and its negation."""
+    """Arguments that say where a rule is and for which packets; see `queue`.
+
+    Each row of `CRITERIA` has an argument, and another one for its negation.
+    """
 
     family: str
     priority: int
@@ -102,6 +140,8 @@ class Where(_Place, total=False):
     not_out_interface: Some[str] | Set
     length: Some[Numbers]
     not_length: Some[Numbers]
+    dscp: Some[Numbers]
+    not_dscp: Some[Numbers]
     mark: Some[int | tuple[int, int]] | Set
     not_mark: Some[int | tuple[int, int]] | Set
     state: Some[str]

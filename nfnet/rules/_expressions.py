@@ -1,124 +1,176 @@
-"""Expressions of nf_tables, of which a rule of the kernel is made (linux/netfilter/nf_tables.h)."""
+"""Expressions of nf_tables, of which the kernel's rules consist (linux/netfilter/nf_tables.h).
+
+Expressions load a value into a register, change it, and compare it; a comparison that fails ends the rule.
+"""
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import NamedTuple
 
 from ..protocol import netlink
 from ..protocol.layout import build_attribute
 
-# An expression: its name, and the data of its attributes by number.
 Expression = tuple[str, dict[int, bytes]]
+"""The name of an expression, and the data of its attributes by their numbers."""
 
-REGISTER = 1
+REGISTER = 1  # NFT_REG_1
+_VERDICT_REGISTER = 0  # NFT_REG_VERDICT
+
+# NFT_META_*, NFT_CT_*
 META_LENGTH, META_PROTOCOL, META_MARK, META_IIFNAME, META_OIFNAME, META_SKUID, META_SKGID = 0, 1, 3, 6, 7, 10, 11
 META_NFPROTO, META_L4PROTO = 15, 16
 CT_STATE, CT_DIRECTION, CT_MARK, CT_PACKETS = 0, 1, 3, 14
-NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
-EQUAL, NOT_EQUAL, LESS_OR_EQUAL, GREATER_OR_EQUAL = 0, 1, 3, 5
-TO_NETWORK_ORDER = 1
-_INVERTED = 1
+NETWORK_HEADER, TRANSPORT_HEADER = 1, 2  # NFT_PAYLOAD_*_HEADER
+EQUAL, NOT_EQUAL, LESS_OR_EQUAL, GREATER_OR_EQUAL = 0, 1, 3, 5  # NFT_CMP_*
+_FIB_RESULT_ADDRESS_TYPE = 3  # NFT_FIB_RESULT_ADDRTYPE
+_SOCKET_CGROUPV2 = 3  # NFT_SOCKET_CGROUPV2
+_HOST_TO_NETWORK = 1  # NFT_BYTEORDER_HTON
+_INVERTED = 1  # NFT_LOOKUP_F_INV, NFT_LIMIT_F_INV
+_LIMIT_PACKETS = 0  # NFT_LIMIT_PKTS
+ICMP_UNREACHABLE, TCP_RESET, ICMPX_UNREACHABLE = 0, 1, 2  # NFT_REJECT_*; ICMPX: of either IP version
 _JUMP = 0xFFFFFFFD  # NFT_JUMP
+
+# Attributes: NFTA_META_*, NFTA_CT_*, and so on.
+_META_DREG, _META_KEY, _META_SREG = 1, 2, 3
+_CT_DREG, _CT_KEY, _CT_DIRECTION, _CT_SREG = 1, 2, 3, 4
+_PAYLOAD_DREG, _PAYLOAD_BASE, _PAYLOAD_OFFSET, _PAYLOAD_LEN = 1, 2, 3, 4
+_FIB_DREG, _FIB_RESULT, _FIB_FLAGS = 1, 2, 3
+_SOCKET_KEY, _SOCKET_DREG, _SOCKET_LEVEL = 1, 2, 3
+_IMMEDIATE_DREG, _IMMEDIATE_DATA = 1, 2
+_BITWISE_SREG, _BITWISE_DREG, _BITWISE_LEN, _BITWISE_MASK, _BITWISE_XOR = 1, 2, 3, 4, 5
+_BYTEORDER_SREG, _BYTEORDER_DREG, _BYTEORDER_OP, _BYTEORDER_LEN, _BYTEORDER_SIZE = 1, 2, 3, 4, 5
+_CMP_SREG, _CMP_OP, _CMP_DATA = 1, 2, 3
+_RANGE_SREG, _RANGE_OP, _RANGE_FROM_DATA, _RANGE_TO_DATA = 1, 2, 3, 4
+_LOOKUP_SET, _LOOKUP_SREG, _LOOKUP_SET_ID, _LOOKUP_FLAGS = 1, 2, 4, 5
+_LIMIT_RATE, _LIMIT_UNIT, _LIMIT_BURST, _LIMIT_TYPE, _LIMIT_FLAGS = 1, 2, 3, 4, 5
+_REJECT_TYPE, _REJECT_ICMP_CODE = 1, 2
+COUNTER_BYTES, COUNTER_PACKETS = 1, 2
+_DATA_VALUE, DATA_VERDICT = 1, 2
+_VERDICT_CODE, VERDICT_CHAIN = 1, 2
+
+
+class Datatype(IntEnum):
+    """Types of values that nft stores with a set so that it can show the elements (include/datatype.h of nftables)."""
+
+    INTEGER = 4
+    IPADDR = 7
+    IP6ADDR = 8
+    INET_PROTOCOL = 12
+    INET_SERVICE = 13
+    ICMP_TYPE = 14
+    TCP_FLAG = 15
+    MARK = 19
+    UID = 24
+    GID = 25
+    ICMP6_TYPE = 29
+    DSCP = 36
+    FIB_ADDR = 38
+    IFNAME = 41
+    CGROUPV2 = 46
 
 
 def be16(number: int) -> bytes:
-    """Short numbers in attributes."""
+    """Pack a 16-bit number of an attribute."""
     return number.to_bytes(2, "big")
 
 
 def be32(number: int) -> bytes:
-    """Numbers in attributes."""
+    """Pack a 32-bit number of an attribute."""
     return number.to_bytes(4, "big")
 
 
 def be64(number: int) -> bytes:
-    """Long numbers in attributes."""
+    """Pack a 64-bit number of an attribute."""
     return number.to_bytes(8, "big")
 
 
 def host32(number: int) -> bytes:
-    """Numbers in registers that are no parts of packets."""
+    """Pack a 32-bit number as the kernel has it in registers unless it comes from a packet."""
     return number.to_bytes(4, netlink.HOST)
 
 
 def data(value: bytes) -> bytes:
-    """A value to compare or compute with."""
-    return build_attribute(1, value)  # NFTA_DATA_VALUE
+    """Build the attribute for a value to compare or compute with."""
+    return build_attribute(_DATA_VALUE, value)
 
 
-# --- loading the register
+# --- load the register
 
 
 def meta(key: int) -> Expression:
-    """What the kernel knows of a packet."""
-    return "meta", {1: be32(REGISTER), 2: be32(key)}
+    """Load a property of the packet, META_*."""
+    return "meta", {_META_DREG: be32(REGISTER), _META_KEY: be32(key)}
 
 
 def ct(key: int, direction: int | None = None) -> Expression:
-    """What connection tracking knows of it, or of one direction of its connection."""
-    of = {} if direction is None else {3: bytes([direction])}
-    return "ct", {1: be32(REGISTER), 2: be32(key), **of}
+    """Load a property of the packet's connection, CT_*, or of one direction of it."""
+    of = {} if direction is None else {_CT_DIRECTION: bytes([direction])}
+    return "ct", {_CT_DREG: be32(REGISTER), _CT_KEY: be32(key), **of}
 
 
 def payload(base: int, offset: int, length: int) -> Expression:
-    """Bytes of a header."""
-    return "payload", {1: be32(REGISTER), 2: be32(base), 3: be32(offset), 4: be32(length)}
+    """Load bytes of a header."""
+    place = {_PAYLOAD_BASE: be32(base), _PAYLOAD_OFFSET: be32(offset), _PAYLOAD_LEN: be32(length)}
+    return "payload", {_PAYLOAD_DREG: be32(REGISTER), **place}
 
 
 def fib_type(flag: int) -> Expression:
-    """What sort of address the source (1) or the destination (2) is for this machine."""
-    return "fib", {1: be32(REGISTER), 2: be32(3), 3: be32(flag)}
+    """Load the type that the source (1) or destination (2) address has for this machine."""
+    result = {_FIB_RESULT: be32(_FIB_RESULT_ADDRESS_TYPE), _FIB_FLAGS: be32(flag)}
+    return "fib", {_FIB_DREG: be32(REGISTER), **result}
 
 
 def socket_cgroup(level: int) -> Expression:
-    """The id of the control group of the socket, or of its parent at a level."""
-    return "socket", {1: be32(3), 2: be32(REGISTER), 3: be32(level)}
+    """Load the id of the ancestor at ``level`` of the control group of the packet's socket."""
+    key = {_SOCKET_KEY: be32(_SOCKET_CGROUPV2)}
+    return "socket", {**key, _SOCKET_DREG: be32(REGISTER), _SOCKET_LEVEL: be32(level)}
 
 
 def immediate(value: bytes) -> Expression:
-    """This value."""
-    return "immediate", {1: be32(REGISTER), 2: data(value)}
+    """Load a value."""
+    return "immediate", {_IMMEDIATE_DREG: be32(REGISTER), _IMMEDIATE_DATA: data(value)}
 
 
-# --- changing it
+# --- change the register
 
 
 def masked(mask: bytes, flipped: bytes | None = None) -> Expression:
-    """Keep these bits, then flip others."""
-    values = {4: data(mask), 5: data(flipped or bytes(len(mask)))}
-    return "bitwise", {1: be32(REGISTER), 2: be32(REGISTER), 3: be32(len(mask)), **values}
+    """Keep the bits of ``mask``, then flip the bits of ``flipped`` (default: none)."""
+    registers = {_BITWISE_SREG: be32(REGISTER), _BITWISE_DREG: be32(REGISTER), _BITWISE_LEN: be32(len(mask))}
+    return "bitwise", {**registers, _BITWISE_MASK: data(mask), _BITWISE_XOR: data(flipped or bytes(len(mask)))}
 
 
 def network_order(size: int) -> Expression:
-    """Turn a number of the host's byte order around, so that it can be compared by its bytes."""
-    order = {1: be32(REGISTER), 2: be32(REGISTER), 3: be32(TO_NETWORK_ORDER)}
-    return "byteorder", {**order, 4: be32(size), 5: be32(size)}
+    """Convert a number from the host's byte order, so that comparing its bytes compares the number."""
+    registers = {_BYTEORDER_SREG: be32(REGISTER), _BYTEORDER_DREG: be32(REGISTER)}
+    order = {_BYTEORDER_OP: be32(_HOST_TO_NETWORK), _BYTEORDER_LEN: be32(size), _BYTEORDER_SIZE: be32(size)}
+    return "byteorder", {**registers, **order}
 
 
-# --- letting packets through that match
+# --- end the rule unless the register matches
 
 
 def compare(value: bytes, operator: int = EQUAL) -> Expression:
-    """Those of which the register compares so with the value."""
-    return "cmp", {1: be32(REGISTER), 2: be32(operator), 3: data(value)}
+    """Continue if the register compares to ``value`` by ``operator``."""
+    return "cmp", {_CMP_SREG: be32(REGISTER), _CMP_OP: be32(operator), _CMP_DATA: data(value)}
 
 
 def outside(first: bytes, last: bytes) -> Expression:
-    """Those of which the register is not in a range."""
-    return "range", {1: be32(REGISTER), 2: be32(NOT_EQUAL), 3: data(first), 4: data(last)}
+    """Continue if the register is not in the range from ``first`` to ``last``."""
+    ends = {_RANGE_FROM_DATA: data(first), _RANGE_TO_DATA: data(last)}
+    return "range", {_RANGE_SREG: be32(REGISTER), _RANGE_OP: be32(NOT_EQUAL), **ends}
 
 
 class Lookup(NamedTuple):
-    """Those of which the register is in a set, or, if negated, is not; see `lookup`.
-
-    elements: first and last key of each, sorted, which do not touch.
-    kind: what nft knows the keys by, so that it can show them: a number of its own.
-    host_order: whether nft takes the keys for numbers in the host's byte order, but for intervals.
-    """
+    """Continue if the register is, or if negated is not, in a set of these elements; see `lookup`."""
 
     elements: tuple[tuple[bytes, bytes], ...]
-    kind: int
+    """First and last key of each element, sorted, without overlaps."""
+    datatype: Datatype
+    """The type of the keys."""
     host_order: bool
+    """Whether nft takes keys for numbers in the host's byte order, except in intervals."""
     negated: bool
 
     @property
@@ -131,40 +183,52 @@ Step = Expression | Lookup
 
 
 def lookup(name: bytes, number: int, negated: bool) -> Expression:
-    """In a set of a name and a number."""
-    inverted = {5: be32(_INVERTED)} if negated else {}
-    return "lookup", {1: name + b"\0", 2: be32(REGISTER), 4: be32(number), **inverted}
+    """Continue if the register is, or if negated is not, in the set with this name and number."""
+    flags = {_LOOKUP_FLAGS: be32(_INVERTED)} if negated else {}
+    return "lookup", {_LOOKUP_SET: name + b"\0", _LOOKUP_SREG: be32(REGISTER), _LOOKUP_SET_ID: be32(number), **flags}
 
 
 def limit(packets: int, seconds: int, burst: int, over: bool) -> Expression:
-    """So many in a time, and a burst, or, if over, those beyond."""
-    return "limit", {1: be64(packets), 2: be64(seconds), 3: be32(burst), 4: be32(0), 5: be32(_INVERTED if over else 0)}
+    """Continue for ``packets`` in ``seconds``, and a burst; or, if ``over``, for the packets beyond."""
+    rate = {_LIMIT_RATE: be64(packets), _LIMIT_UNIT: be64(seconds), _LIMIT_BURST: be32(burst)}
+    return "limit", {**rate, _LIMIT_TYPE: be32(_LIMIT_PACKETS), _LIMIT_FLAGS: be32(_INVERTED if over else 0)}
 
 
-# --- what happens to packets
+# --- act on the packet
 
 
 def counter() -> Expression:
-    """They are counted."""
-    return "counter", {1: be64(0), 2: be64(0)}
+    """Count the packet."""
+    return "counter", {COUNTER_BYTES: be64(0), COUNTER_PACKETS: be64(0)}
 
 
 def set_meta(key: int) -> Expression:
-    """What the kernel knows of them becomes what is in the register."""
-    return "meta", {2: be32(key), 3: be32(REGISTER)}
+    """Set a property of the packet, META_*, from the register."""
+    return "meta", {_META_KEY: be32(key), _META_SREG: be32(REGISTER)}
 
 
 def set_ct(key: int) -> Expression:
-    """What connection tracking knows of them; nothing, if they have no connection."""
-    return "ct", {2: be32(key), 4: be32(REGISTER)}
+    """Set a property of the packet's connection, CT_*, from the register; end the rule if there is no connection."""
+    return "ct", {_CT_KEY: be32(key), _CT_SREG: be32(REGISTER)}
+
+
+def reject(kind: int, code: int | None = None) -> Expression:
+    """Drop the packet and send a TCP_RESET, or an ICMP_UNREACHABLE or ICMPX_UNREACHABLE with a code."""
+    codes = {} if code is None else {_REJECT_ICMP_CODE: bytes([code])}
+    return "reject", {_REJECT_TYPE: be32(kind), **codes}
 
 
 def jump(chain: str) -> Expression:
-    """They pass another chain, and if that decides nothing the rest of this one."""
-    verdict = build_attribute(1, be32(_JUMP)) + build_attribute(2, chain.encode() + b"\0")
-    return "immediate", {1: be32(0), 2: build_attribute(2, verdict)}
+    """Continue in another chain, and after it, unless that decides on the packet, behind this rule."""
+    return _verdict(_JUMP, build_attribute(VERDICT_CHAIN, chain.encode() + b"\0"))
 
 
 def verdict(code: int) -> Expression:
-    """That is decided of them."""
-    return "immediate", {1: be32(0), 2: build_attribute(2, build_attribute(1, be32(code & 0xFFFFFFFF)))}
+    """Decide on the packet: NF_*, NFT_*."""
+    return _verdict(code)
+
+
+def _verdict(code: int, chain: bytes = b"") -> Expression:
+    found = build_attribute(_VERDICT_CODE, be32(code & 0xFFFFFFFF)) + chain
+    value = build_attribute(DATA_VERDICT, found)
+    return "immediate", {_IMMEDIATE_DREG: be32(_VERDICT_REGISTER), _IMMEDIATE_DATA: value}

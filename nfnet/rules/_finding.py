@@ -1,4 +1,4 @@
-"""Finds, in what is installed, the rules that carry out verdicts on connections, whoever installed them."""
+"""Finds the installed rules, of any program, that carry out verdicts on connections."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Iterable, Iterator
 from .._io.netlink_socket import NetlinkSocket
 from ..protocol.layout import walk
 from ..protocol.markbits import Fate, MarkBits, Support
-from . import _nftables
+from . import _nftables, _userdata
 from ._actions import queues_of
 from ._connections import COMMENT, FATES
-from ._nftables import Found, FoundChain
+from ._expressions import DATA_VERDICT, VERDICT_CHAIN
+from ._nftables import FoundChain, FoundRule
 
-_FAMILIES = {1: (2, 10), 2: (2,), 10: (10,)}  # NFPROTO_* of a table: those of the packets that it gets
-_UDATA_COMMENT = 0  # NFTNL_UDATA_RULE_COMMENT
+_FAMILIES = {1: (2, 10), 2: (2,), 10: (10,)}  # NFPROTO_* of a table, and those of its packets
 _QUEUE_SREG, _HASH_MODULUS, _HASH_OFFSET = 4, 4, 6
 
-_Rules = dict[tuple[int, str, str], list[Found]]
+_Rules = dict[tuple[int, str, str], list[FoundRule]]
 
 
 def find(sock: NetlinkSocket, number: int) -> dict[tuple[int, int], Support | None]:
-    """What is carried out where packets are put into a queue: by their family (IPv4, IPv6), and the number of the hook.
+    """Return which verdicts are carried out, by the family and the number of each hook that feeds the queue.
 
-    None if one of the chains of that hook does so without these rules before: nobody can tell by which of them a packet
-    came. What iptables-legacy installed cannot be seen. Raises KernelError.
+    None: a chain of the hook feeds the queue without such rules before, and a packet does not tell which chain it came
+    through. Rules of iptables-legacy cannot be seen. Raises KernelError.
     """
     chains, by_chain = list(_nftables.chains(sock)), _Rules()
     for rule in _nftables.rules(sock):
@@ -41,8 +41,8 @@ def find(sock: NetlinkSocket, number: int) -> dict[tuple[int, int], Support | No
     return found
 
 
-def _reached(chain: FoundChain, by_chain: _Rules) -> Iterator[Found]:
-    """The rules that packets may meet in a chain and in those to which it jumps."""
+def _reached(chain: FoundChain, by_chain: _Rules) -> Iterator[FoundRule]:
+    """Yield the rules of a chain and of those to which it jumps."""
     seen, left = {chain.name}, [chain.name]
     while left:
         for rule in by_chain.get((chain.family, chain.table, left.pop()), ()):
@@ -53,34 +53,25 @@ def _reached(chain: FoundChain, by_chain: _Rules) -> Iterator[Found]:
                     left.append(name)
 
 
-def _comments(rule: Found) -> Iterator[str]:
-    yield from _comments_of_nft(rule.userdata)
+def _comments(rule: FoundRule) -> Iterator[str]:
+    yield from _userdata.comments(rule.userdata)
     for name, values in rule.expressions:
         if name == "match" and values.get(1, b"").rstrip(b"\0") == b"comment":  # of iptables
             yield values.get(3, b"").partition(b"\0")[0].decode("utf-8", "replace")
 
 
-def _comments_of_nft(data: bytes) -> Iterator[str]:
-    """Of items of a number, a length and data (libnftnl/udata.h)."""
-    while len(data) >= 2:
-        kind, size = data[:2]
-        if kind == _UDATA_COMMENT:
-            yield data[2 : 2 + size].rstrip(b"\0").decode("utf-8", "replace")
-        data = data[2 + size :]
-
-
-def _jumps(rule: Found) -> Iterator[str]:
+def _jumps(rule: FoundRule) -> Iterator[str]:
     for name, values in rule.expressions:
         data = values.get(2, b"") if name == "immediate" else b""
         for kind, start, end in walk(data, 0, len(data)):
-            if kind == 2:  # NFTA_DATA_VERDICT, and in it NFTA_VERDICT_CHAIN
+            if kind == DATA_VERDICT:
                 for inner, first, last in walk(data, start, end):
-                    if inner == 2:
+                    if inner == VERDICT_CHAIN:
                         yield data[first:last].rstrip(b"\0").decode("utf-8", "replace")
 
 
-def _queues(rule: Found) -> Iterator[range]:
-    """The numbers of the queues that a rule puts packets into."""
+def _queues(rule: FoundRule) -> Iterator[range]:
+    """Yield the numbers of the queues that a rule puts packets into."""
     hashed = range(0)
     for name, values in rule.expressions:
         if name == "hash" and _HASH_MODULUS in values:
@@ -90,7 +81,7 @@ def _queues(rule: Found) -> Iterator[range]:
 
 
 def _support(comments: Iterable[str]) -> Support | None:
-    """What rules with these comments carry out."""
+    """Return the verdicts that rules with these comments carry out; None if they are incomplete."""
     bits: set[str] = set()
     fates: set[Fate] = set()
     for comment in comments:
@@ -102,5 +93,5 @@ def _support(comments: Iterable[str]) -> Support | None:
         return None
     try:
         return Support(MarkBits(int(bits.pop(), 16)), frozenset(fates))
-    except ValueError:  # no number, or ArgumentError: somebody else's comment, after all
+    except ValueError:  # not a number, or not bits of a mark (ArgumentError): another program's comment
         return None

@@ -1,4 +1,4 @@
-"""What may be asked of packets: what this machine knows of them."""
+"""Criteria about what this machine knows of packets."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from .._arguments import check, wrong_type
 from ..errors import ArgumentError
 from ..protocol import netlink
 from . import _cgroups
-from ._criterion import IP_FAMILIES, Asked, Compared, Criterion
+from ._compared import Compared, Field, Listed
+from ._criterion import IP_FAMILIES, Condition, Criterion, Hooks
 from ._expressions import (
     CT_STATE,
     EQUAL,
     NOT_EQUAL,
+    Datatype,
     Expression,
     Lookup,
     Step,
@@ -45,43 +47,50 @@ from ._values import (
     span_text,
 )
 
+_TRACKED = Hooks(
+    HOOKS, "connection", "at prerouting and output with a `priority` above -200, after connection tracking"
+)
+
 # --- interfaces
 
 
-class Interface(Compared):
-    kind, size, touching = 41, IFNAMSIZ, False
+class Interface(Listed):
+    """The interface by which packets come in or go out."""
+
+    merge_adjacent = False
     set_kinds = ("interface",)
-    takes = 'its name, or how that begins: "eth*"'
+    syntax = 'its name, or how that begins: "eth*"'
 
-    def __init__(self, about: str, key: int, nft: str, iptables: str, hooks: tuple[str, ...], lacks: str) -> None:
-        self.about, self._key, self._nft, self._iptables = about, key, nft, iptables
-        self.hooks, self.lacks = hooks, lacks
+    def __init__(self, description: str, key: int, nft: str, iptables: str, hooks: Hooks) -> None:
+        self.description, self._key, self._nft, self._iptables = description, key, nft, iptables
+        self.hooks = hooks
 
-    @property
-    def is_host_ordered(self) -> bool:
-        return True  # as nft has it for all text
+    def field(self, version: int | None) -> Field:
+        return Field(meta(self._key), IFNAMSIZ, Datatype.IFNAME)
 
-    def read_one(self, name: str, value: Any) -> Iterator[Span]:
+    def read_value(self, name: str, value: Any) -> Iterator[Span]:
         return read_interface(name, value)
 
-    def load(self, version: int | None) -> Expression:
-        return meta(self._key)
+    def interfaces(self, condition: Condition) -> list[str]:
+        names = [] if condition.negated else self.command_values(condition)
+        return [name for name in names if not name.endswith("*")]
 
-    def steps(self, asked: Asked, version: int | None) -> Iterator[Step]:
-        if len(asked.spans) == 1 and asked.spans[0].first != asked.spans[0].last:  # how the name begins
-            yield self.load(version)
-            beginning = self._pack(asked.spans[0].first, version).rstrip(b"\0")
-            yield compare(beginning, NOT_EQUAL if asked.negated else EQUAL)
+    def steps(self, condition: Condition, version: int | None) -> Iterator[Step]:
+        if len(condition.spans) == 1 and condition.spans[0].first != condition.spans[0].last:  # how the name begins
+            field = self.field(version)
+            yield field.load
+            beginning = field.pack(condition.spans[0].first).rstrip(b"\0")
+            yield compare(beginning, NOT_EQUAL if condition.negated else EQUAL)
         else:
-            yield from super().steps(asked, version)
+            yield from super().steps(condition, version)
 
-    def key(self, version: int | None, protocol: str) -> str:
+    def nft_name(self, version: int | None, protocol: str) -> str:
         return self._nft
 
-    def show(self, span: Span, version: int | None) -> str:
+    def nft_value(self, span: Span, version: int | None) -> str:
         return nft_interface(interface_text(span))
 
-    def iptables_match(self, span: Span, version: int, negation: str) -> str:
+    def iptables_value(self, span: Span, version: int, negation: str) -> str:
         name = interface_text(span)
         check_words(INTERFACE, name)
         if name.endswith("*"):
@@ -90,27 +99,30 @@ class Interface(Compared):
             raise NoWordsError(f"the interface {name}, which there means all whose names begin so")
         return f"{negation}{self._iptables} {shlex.quote(name)}"
 
-    def text(self, asked: Asked) -> list[str]:
-        return [interface_text(span) for span in asked.spans]
+    def command_values(self, condition: Condition) -> list[str]:
+        return [interface_text(span) for span in condition.spans]
 
 
 # --- marks
 
 
 class Mark(Compared):
-    """A mark, or those of its bits that a mask has."""
+    """A mark, or the bits of it that the condition's mask has."""
 
-    kind, host_order, touching = 19, True, False
+    merge_adjacent = False
     set_kinds = ("mark",)
-    takes = "a number, or a pair of number and mask, which says which bits are looked at"
+    syntax = "a number, or a pair of number and mask, which says which bits are looked at"
 
-    def __init__(self, about: str, load: Expression, nft: str, iptables: str) -> None:
-        self.about, self._load, self._nft, self._iptables = about, load, nft, iptables
+    def __init__(self, description: str, load: Expression, nft: str, iptables: str) -> None:
+        self.description, self._load, self._nft, self._iptables = description, load, nft, iptables
 
-    def read(self, name: str, value: Any, negated: bool) -> Asked:
+    def field(self, version: int | None) -> Field:
+        return Field(self._load, 4, Datatype.MARK, host_order=True)
+
+    def read(self, name: str, value: Any, negated: bool) -> Condition:
         masks: set[int] = set()
 
-        def read_one(name: str, value: Any) -> Iterator[Span]:
+        def read_value(name: str, value: Any) -> Iterator[Span]:
             mask = 0xFFFFFFFF
             if isinstance(value, tuple) and len(value) == 2:
                 value, mask = value[0], check(f"the mask of {name}", value[1], 1, 0xFFFFFFFF)
@@ -120,114 +132,121 @@ class Mark(Compared):
             masks.add(mask)
             yield Span(value, value)
 
-        spans = list(read_one(name, value)) if isinstance(value, tuple) else read_list(name, value, read_one)
+        spans = list(read_value(name, value)) if isinstance(value, tuple) else read_list(name, value, read_value)
         if len(masks) > 1:
             raise ArgumentError(f"{name} has several masks, of which a rule can have one: make a rule for each")
         (mask,) = masks
-        return Asked(joined(spans, False), None if mask == 0xFFFFFFFF else mask, negated)
+        return Condition(joined(spans, False), None if mask == 0xFFFFFFFF else mask, negated)
 
-    def read_one(self, name: str, value: Any) -> Iterable[Span]:
-        raise NotImplementedError
-
-    def load(self, version: int | None) -> Expression:
-        return self._load
-
-    def key(self, version: int | None, protocol: str) -> str:
+    def nft_name(self, version: int | None, protocol: str) -> str:
         return self._nft
 
-    def show(self, span: Span, version: int | None) -> str:
+    def nft_value(self, span: Span, version: int | None) -> str:
         return f"{span.first:#x}"
 
-    def iptables(self, asked: Asked, version: int, protocol: str) -> list[str]:
-        mask = "" if asked.mask is None else f"/{asked.mask:#x}"
-        negation = "! " if asked.negated else ""
-        words = [f"-m {self._iptables} {negation}--mark {span.first:#x}{mask}" for span in asked.spans]
-        return [" ".join(words)] if asked.negated else words
+    def iptables(self, condition: Condition, version: int, protocol: str) -> list[str]:
+        mask = "" if condition.mask is None else f"/{condition.mask:#x}"
+        negation = "! " if condition.negated else ""
+        words = [f"-m {self._iptables} {negation}--mark {span.first:#x}{mask}" for span in condition.spans]
+        return [" ".join(words)] if condition.negated else words
 
-    def iptables_match(self, span: Span, version: int, negation: str) -> str:
-        raise NotImplementedError
+    def command_values(self, condition: Condition) -> list[str]:
+        return [
+            f"{span.first:#x}" + ("" if condition.mask is None else f"/{condition.mask:#x}") for span in condition.spans
+        ]
 
-    def text(self, asked: Asked) -> list[str]:
-        return [f"{span.first:#x}" + ("" if asked.mask is None else f"/{asked.mask:#x}") for span in asked.spans]
-
-    def parse_one(self, text: str) -> Any:
+    def parse_value(self, text: str) -> Any:
         value, slash, mask = text.partition("/")
         return (number(value), number(mask)) if slash else number(value)
 
 
 class ConnectionMark(Mark):
-    hooks, lacks, is_tracked = HOOKS, "connection", True
+    """The mark of the packet's connection."""
+
+    hooks, is_tracked = _TRACKED, True
 
 
 # --- connections
 
-# What connection tracking says of a packet (NF_CT_STATE_BIT in linux/netfilter/nf_conntrack_common.h): always one.
+# NF_CT_STATE_BIT of linux/netfilter/nf_conntrack_common.h; a packet has one of them.
 _STATES = {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64}
 
 
 class State(Criterion):
-    about = "what connection tracking says"
-    takes = '"new", "established", "related", "invalid" or "untracked"'
-    hooks, lacks, is_tracked = HOOKS, "connection", True
+    """The state of the packet's connection; the condition has one bit for each state."""
 
-    def read(self, name: str, value: Any, negated: bool) -> Asked:
+    description = "what connection tracking says"
+    syntax = '"new", "established", "related", "invalid" or "untracked"'
+    hooks, is_tracked = _TRACKED, True
+
+    def read(self, name: str, value: Any, negated: bool) -> Condition:
         choices = {state: Span(bit, bit) for state, bit in _STATES.items()}
 
-        def read_one(name: str, value: Any) -> Iterator[Span]:
+        def read_value(name: str, value: Any) -> Iterator[Span]:
             yield read_choice(name, value, choices)
 
         if not isinstance(value, Iterable):
             raise wrong_type(name, value, f"one of {', '.join(map(repr, choices))}, or a list of such")
-        asked = Asked(joined(read_list(name, value, read_one), False), None, negated)
-        if negated and len(asked.spans) == len(_STATES):
+        condition = Condition(joined(read_list(name, value, read_value), False), None, negated)
+        if negated and len(condition.spans) == len(_STATES):
             raise ArgumentError(f"{name} leaves no state: no packet matches")
-        return asked
+        return condition
 
-    def steps(self, asked: Asked, version: int | None) -> Iterator[Step]:
+    def steps(self, condition: Condition, version: int | None) -> Iterator[Step]:
         yield ct(CT_STATE)
-        yield masked(sum(span.first for span in asked.spans).to_bytes(4, netlink.HOST))
-        yield compare(bytes(4), EQUAL if asked.negated else NOT_EQUAL)
+        yield masked(sum(span.first for span in condition.spans).to_bytes(4, netlink.HOST))
+        yield compare(bytes(4), EQUAL if condition.negated else NOT_EQUAL)
 
-    def nft(self, asked: Asked, version: int | None, protocol: str) -> str:
-        states = self.text(asked)
-        return f"ct state & ({' | '.join(states)}) == 0" if asked.negated else f"ct state {','.join(states)}"
+    def nft(self, condition: Condition, version: int | None, protocol: str) -> str:
+        states = self.command_values(condition)
+        return f"ct state & ({' | '.join(states)}) == 0" if condition.negated else f"ct state {','.join(states)}"
 
-    def iptables(self, asked: Asked, version: int, protocol: str) -> list[str]:
-        return [f"-m conntrack {'! ' if asked.negated else ''}--ctstate {','.join(self.text(asked)).upper()}"]
+    def iptables(self, condition: Condition, version: int, protocol: str) -> list[str]:
+        states = ",".join(self.command_values(condition)).upper()
+        return [f"-m conntrack {'! ' if condition.negated else ''}--ctstate {states}"]
 
-    def text(self, asked: Asked) -> list[str]:
-        return [name for name, bit in _STATES.items() for span in asked.spans if span.first == bit]
+    def command_values(self, condition: Condition) -> list[str]:
+        return [name for name, bit in _STATES.items() for span in condition.spans if span.first == bit]
 
 
 # --- users and groups
 
 
-class Account(Compared):
-    takes = "a number, a range or a name; numbers are those of the user namespace that owns the network namespace"
-    host_order = True
-    # At input the kernel may know the socket that will get the packet, and matches its user: not the sender's.
-    hooks, lacks = ("output", "postrouting"), "local sender"
+class Account(Listed):
+    """The user or the group of the local program that sends the packet."""
+
+    syntax = "a number, a range or a name; numbers are those of the user namespace that owns the network namespace"
+    # At input the kernel may know the socket that will receive the packet, and then matches the receiver's user.
+    hooks = Hooks(
+        ("output", "postrouting"), "local sender", "at input the kernel knows the user of the receiver, at best"
+    )
     iptables_repeats = True
 
     def __init__(
-        self, about: str, kind: int, key: int, read: Callable[[str, Any], Iterator[Span]], nft: str, iptables: str
+        self,
+        description: str,
+        datatype: Datatype,
+        key: int,
+        read: Callable[[str, Any], Iterator[Span]],
+        nft: str,
+        iptables: str,
     ) -> None:
-        self.about, self.kind, self._key, self._read = about, kind, key, read
+        self.description, self._datatype, self._key, self._read = description, datatype, key, read
         self._nft, self._iptables = nft, iptables
 
-    def read_one(self, name: str, value: Any) -> Iterator[Span]:
+    def field(self, version: int | None) -> Field:
+        return Field(meta(self._key), 4, self._datatype, host_order=True)
+
+    def read_value(self, name: str, value: Any) -> Iterator[Span]:
         return self._read(name, value)
 
-    def load(self, version: int | None) -> Expression:
-        return meta(self._key)
-
-    def key(self, version: int | None, protocol: str) -> str:
+    def nft_name(self, version: int | None, protocol: str) -> str:
         return f"meta {self._nft}"
 
-    def iptables_match(self, span: Span, version: int, negation: str) -> str:
+    def iptables_value(self, span: Span, version: int, negation: str) -> str:
         return f"-m owner {negation}--{self._iptables} {span_text(span.first, span.last)}"
 
-    def parse_one(self, text: str) -> Any:
+    def parse_value(self, text: str) -> Any:
         return number_or_name(text)
 
 
@@ -245,49 +264,49 @@ _ADDRESS_TYPES = {
 
 
 class AddressType(Compared):
-    takes = '"local", "unicast", "broadcast", "multicast", "anycast", "blackhole", "unreachable" or "prohibit"'
-    kind, host_order, touching = 38, True, False
-    families, hooks, lacks = IP_FAMILIES, HOOKS, "type of an address"
+    """The type of an address to this machine."""
+
+    syntax = '"local", "unicast", "broadcast", "multicast", "anycast", "blackhole", "unreachable" or "prohibit"'
+    merge_adjacent = False
+    families, hooks = IP_FAMILIES, Hooks(HOOKS, "type of an address")
     needs = "CONFIG_NFT_FIB"
 
-    def __init__(self, about: str, flag: int, nft: str, iptables: str) -> None:
-        self.about, self._flag, self._nft, self._iptables = about, flag, nft, iptables
+    def __init__(self, description: str, flag: int, nft: str, iptables: str) -> None:
+        self.description, self._flag, self._nft, self._iptables = description, flag, nft, iptables
 
-    def read_one(self, name: str, value: Any) -> Iterator[Span]:
-        yield read_choice(name, value, _ADDRESS_TYPES)
+    def field(self, version: int | None) -> Field:
+        return Field(fib_type(self._flag), 4, Datatype.FIB_ADDR, host_order=True)
 
-    def load(self, version: int | None) -> Expression:
-        return fib_type(self._flag)
+    def read(self, name: str, value: Any, negated: bool) -> Condition:
+        spans = read_list(name, value, lambda name, value: [read_choice(name, value, _ADDRESS_TYPES)])
+        return Condition(joined(spans, self.merge_adjacent), None, negated)
 
-    def key(self, version: int | None, protocol: str) -> str:
+    def nft_name(self, version: int | None, protocol: str) -> str:
         return f"fib {self._nft} type"
 
-    def show(self, span: Span, version: int | None) -> str:
+    def nft_value(self, span: Span, version: int | None) -> str:
         return next(name for name, known in _ADDRESS_TYPES.items() if known.first == span.first)
 
-    def iptables(self, asked: Asked, version: int, protocol: str) -> list[str]:
-        types = ",".join(self.show(span, version) for span in self._joined(asked, version)).upper()
+    def iptables(self, condition: Condition, version: int, protocol: str) -> list[str]:
+        types = ",".join(self.nft_value(span, version) for span in self.spans(condition, version)).upper()
         if not types:
             return [""]
-        return [f"-m addrtype {'! ' if asked.negated else ''}--{self._iptables}-type {types}"]
-
-    def iptables_match(self, span: Span, version: int, negation: str) -> str:
-        raise NotImplementedError
+        return [f"-m addrtype {'! ' if condition.negated else ''}--{self._iptables}-type {types}"]
 
 
 _NFT_ROOT = "/sys/fs/cgroup"
 
 
 class Cgroup(Criterion):
-    """Values are control groups, by their paths.
+    """The control group of the local socket; the condition is a tuple of groups.
 
-    It has no negation: the kernel loads the group's parent at a level, and nothing matches, not even a negation, where
-    a socket's own group is at a lower level.
+    There is no negation. The kernel loads the ancestor of the socket's group at the given level. If the group itself
+    is above that level the rule ends without a match, negated or not.
     """
 
-    about = "the control group of the local sender or receiver"
-    takes = 'a systemd unit ("sshd.service") or a path below the root of the control groups (version 2). No negation'
-    families, hooks, lacks = IP_FAMILIES, ("prerouting", "input", "output"), "local socket"
+    description = "the control group of the local sender or receiver"
+    syntax = 'a systemd unit ("sshd.service") or a path below the root of the control groups (version 2). No negation'
+    families, hooks = IP_FAMILIES, Hooks(("prerouting", "input", "output"), "local socket")
     needs = "CONFIG_NFT_SOCKET, and Linux 5.13"
 
     def read(self, name: str, value: Any, negated: bool) -> tuple[_cgroups.Group, ...]:
@@ -303,32 +322,32 @@ class Cgroup(Criterion):
             raise ArgumentError(f"{name} has groups of several levels, of which a rule can have one: make a rule each")
         return groups
 
-    def steps(self, asked: tuple[_cgroups.Group, ...], version: int | None) -> Iterator[Step]:
-        ids = sorted(group.number().to_bytes(8, netlink.HOST) for group in asked)
-        yield socket_cgroup(asked[0].level)
+    def steps(self, condition: tuple[_cgroups.Group, ...], version: int | None) -> Iterator[Step]:
+        ids = sorted(group.number().to_bytes(8, netlink.HOST) for group in condition)
+        yield socket_cgroup(condition[0].level)
         if len(ids) == 1:
             yield compare(ids[0])
         else:
-            yield Lookup(tuple((one, one) for one in ids), 46, True, False)
+            yield Lookup(tuple((one, one) for one in ids), Datatype.CGROUPV2, True, False)
 
-    def nft(self, asked: tuple[_cgroups.Group, ...], version: int | None, protocol: str) -> str:
+    def nft(self, condition: tuple[_cgroups.Group, ...], version: int | None, protocol: str) -> str:
         values = []
-        for group in asked:
+        for group in condition:
             check_words("a control group", group.path, '"')
             path = group.below(_NFT_ROOT)
             if path is None:
                 raise NoWordsError(f"control groups that are not mounted below {_NFT_ROOT}")
             values.append(f'"{path}"')
         value = values[0] if len(values) == 1 else f"{{ {', '.join(values)} }}"
-        return f"socket cgroupv2 level {asked[0].level} {value}"
+        return f"socket cgroupv2 level {condition[0].level} {value}"
 
-    def iptables(self, asked: tuple[_cgroups.Group, ...], version: int, protocol: str) -> list[str]:
-        for group in asked:
+    def iptables(self, condition: tuple[_cgroups.Group, ...], version: int, protocol: str) -> list[str]:
+        for group in condition:
             check_words("a control group", group.path)
-        return [f"-m cgroup --path {shlex.quote(group.path)}" for group in asked]
+        return [f"-m cgroup --path {shlex.quote(group.path)}" for group in condition]
 
-    def text(self, asked: tuple[_cgroups.Group, ...]) -> list[str]:
-        return [group.path for group in asked]
+    def command_values(self, condition: tuple[_cgroups.Group, ...]) -> list[str]:
+        return [group.path for group in condition]
 
 
 # --- how many
@@ -346,8 +365,11 @@ _RATE = re.compile(r"(\d{1,10})(?:/(\w+))?(?: burst (\d{1,10}))?")
 
 
 class Limit(Criterion):
-    about = "how many packets match in a time"
-    takes = '10 (a second) or "10/minute burst 20" (5 if not given); not_limit: those beyond. No lists'
+    """A number of packets in a time; the condition is a `_Limited`."""
+
+    description = "how many packets match in a time"
+    is_last = True
+    syntax = '10 (a second) or "10/minute burst 20" (5 if not given); not_limit: those beyond. No lists'
 
     def read(self, name: str, value: Any, negated: bool) -> _Limited:
         unit, burst = "second", 5  # as nft and iptables have it
@@ -363,22 +385,22 @@ class Limit(Criterion):
         packets = check(name, value, 1, 0xFFFFFFFF, what=what)
         return _Limited(packets, unit, check(f"the burst of {name}", burst, 0, 0xFFFFFFFF), negated)
 
-    def steps(self, asked: _Limited, version: int | None) -> Iterator[Step]:
-        yield limit(asked.packets, _UNITS[asked.unit], asked.burst, asked.over)
+    def steps(self, condition: _Limited, version: int | None) -> Iterator[Step]:
+        yield limit(condition.packets, _UNITS[condition.unit], condition.burst, condition.over)
 
-    def nft(self, asked: _Limited, version: int | None, protocol: str) -> str:
-        over = "over " if asked.over else ""
-        return f"limit rate {over}{asked.packets}/{asked.unit} burst {asked.burst} packets"
+    def nft(self, condition: _Limited, version: int | None, protocol: str) -> str:
+        over = "over " if condition.over else ""
+        return f"limit rate {over}{condition.packets}/{condition.unit} burst {condition.burst} packets"
 
-    def iptables(self, asked: _Limited, version: int, protocol: str) -> list[str]:
-        if asked.over:
+    def iptables(self, condition: _Limited, version: int, protocol: str) -> list[str]:
+        if condition.over:
             raise NoWordsError("packets beyond a limit")
-        if asked.packets > 10000 * _UNITS[asked.unit] or not asked.burst:
+        if condition.packets > 10000 * _UNITS[condition.unit] or not condition.burst:
             raise NoWordsError("limits that high, or without a burst")
-        return [f"-m limit --limit {asked.packets}/{asked.unit} --limit-burst {asked.burst}"]
+        return [f"-m limit --limit {condition.packets}/{condition.unit} --limit-burst {condition.burst}"]
 
-    def text(self, asked: _Limited) -> list[str]:
-        return [f"{asked.packets}/{asked.unit} burst {asked.burst}"]
+    def command_values(self, condition: _Limited) -> list[str]:
+        return [f"{condition.packets}/{condition.unit} burst {condition.burst}"]
 
     def parse(self, text: str) -> Any:
         return text

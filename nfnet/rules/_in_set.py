@@ -1,4 +1,4 @@
-"""A row of `_criteria.CRITERIA` whose values are in a set."""
+"""A criterion whose argument is a `Set`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ArgumentError
-from ._criterion import Compared, Criterion
+from ._compared import Compared
+from ._criterion import Criterion
 from ._expressions import Step, lookup
 from ._set_messages import KernelSet
 from ._sets import Set
@@ -14,42 +15,48 @@ from ._values import NoWordsError
 
 
 class InSet(Criterion):
-    """What another row asks of packets, for a `Set` in place of values. Raises ArgumentError."""
+    """Another row's criterion, with the values of a set; the condition is the set."""
 
-    def __init__(self, name: str, row: Criterion, values: Set, negated: bool) -> None:
-        kinds = row.set_kinds if isinstance(row, Compared) else ()
-        if values.kind not in kinds:
-            wanted = " or ".join(f'Set("{kind}")' for kind in kinds)
-            what = f"takes a {wanted}, not a" if wanted else "takes no sets, and this is a"
-            raise ArgumentError(f'{name} {what} Set("{values.kind}")')
-        assert isinstance(row, Compared)
-        self.about, self.takes = row.about, row.takes
-        self.hooks, self.families, self.lacks = row.hooks, row.families, row.lacks
-        self.protocols, self.is_tracked = row.protocols, row.is_tracked
+    def __init__(self, row: Criterion, negated: bool) -> None:
+        self.description, self.syntax = row.description, row.syntax
+        self.hooks, self.families, self.protocols = row.hooks, row.families, row.protocols
+        self.is_tracked, self.names_version = row.is_tracked, row.names_version
         self._row, self._negated = row, negated
 
     def read(self, name: str, value: Any, negated: bool) -> Set:
-        raise NotImplementedError
+        assert isinstance(value, Set)
+        kinds = self._row.set_kinds if isinstance(self._row, Compared) else ()
+        if value.kind not in kinds:
+            wanted = " or ".join(f'Set("{kind}")' for kind in kinds)
+            what = f"takes a {wanted}, not a" if wanted else "takes no sets, and this is a"
+            raise ArgumentError(f'{name} {what} Set("{value.kind}")')
+        return value
 
-    def tells_versions_apart(self, asked: Set) -> bool:
-        return len(asked.kernel_sets) > 1
+    def differs_by_version(self, condition: Set) -> bool:
+        return len(condition.kernel_sets) > 1
+
+    @property
+    def _compared(self) -> Compared:
+        assert isinstance(self._row, Compared)  # `read` accepts a set for no other row
+        return self._row
 
     @staticmethod
-    def _of_version(asked: Set, version: int | None) -> KernelSet:
-        """The set in the kernel that has what packets of the version can have."""
-        return next(one for one in asked.kernel_sets if one.part.version in (None, version))
+    def _kernel_set(condition: Set, version: int | None) -> KernelSet:
+        """Return the kernel's set with the elements for packets of an IP version."""
+        return next(one for one in condition.kernel_sets if one.part.version in (None, version))
 
-    def steps(self, asked: Set, version: int | None) -> Iterator[Step]:
-        found = self._of_version(asked, version)
-        yield self._row.load(version)
+    def steps(self, condition: Set, version: int | None) -> Iterator[Step]:
+        found = self._kernel_set(condition, version)
+        yield self._compared.field(version).load
         yield lookup(found.name.encode(), found.number, self._negated)
 
-    def nft(self, asked: Set, version: int | None, protocol: str) -> str:
+    def nft(self, condition: Set, version: int | None, protocol: str) -> str:
         unequal = "!= " if self._negated else ""
-        return f"{self._row.key(version, protocol)} {unequal}@{self._of_version(asked, version).name}"
+        name = self._compared.nft_name(version, protocol)
+        return f"{name} {unequal}@{self._kernel_set(condition, version).name}"
 
-    def iptables(self, asked: Set, version: int, protocol: str) -> list[str]:
+    def iptables(self, condition: Set, version: int, protocol: str) -> list[str]:
         raise NoWordsError("sets")
 
-    def text(self, asked: Set) -> list[str]:
-        return [f"@{asked.title}"]
+    def command_values(self, condition: Set) -> list[str]:
+        return [f"@{condition.title}"]

@@ -1,4 +1,4 @@
-"""Which packets a rule is for: what its arguments ask for together, by rows of `_criteria.CRITERIA`."""
+"""The conditions of a rule: what its arguments ask for together, by the rows of `_criteria.CRITERIA`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ArgumentError
 from ._criteria import CRITERIA, NEVER
-from ._criterion import Asked, Criterion
+from ._criterion import Condition, Criterion
 from ._expressions import META_NFPROTO, META_PROTOCOL, Step, compare, meta
 from ._in_set import InSet
 from ._sets import Set
@@ -18,111 +18,87 @@ from ._values import NoWordsError, are_covered
 
 NOT = "not_"
 TRACKED_AT = -200  # NF_IP_PRI_CONNTRACK
-_MAX_IPTABLES_RULES = 64  # beyond which nobody wants to read them
+_MAX_IPTABLES_RULES = 64  # a description with more rules would not be read
 
 
-class _Condition(NamedTuple):
-    """What one argument asks for."""
+class _Argument(NamedTuple):
+    """An argument of a rule, with its row."""
 
     name: str
+    criterion: str
+    """The name without not_."""
     row: Criterion
-    asked: Any
+    condition: Any
     negated: bool
-
-    @property
-    def criterion(self) -> str:
-        """The name without not_."""
-        return self.name.removeprefix(NOT) if self.negated else self.name
 
 
 class Match:
-    """Packets of which all that is given is true. Raises ArgumentError, also if there can be none.
+    """The conditions of a rule; a packet must satisfy all of them.
 
-    An argument whose name begins with not_ asks for packets of which the other is not true: those of the other IP
-    version, too, if there is one.
+    family: the family of the rule's table.
+    given: the arguments by name. ``not_`` before the name of a criterion negates it; packets of the other IP version
+        satisfy the negation, too.
+
+    Raises ArgumentError, also if no packet can match.
     """
 
     def __init__(self, family: str, given: dict[str, Any]) -> None:
         self._family = family
-        self._conditions: list[_Condition] = []
-        for name, row in CRITERIA.items():
-            for argument, negated in ((name, False), (NOT + name, True)):
-                if given.get(argument) is not None:
-                    self._conditions.append(self._condition(argument, row, given[argument], negated))
-        # Sets behind the others: what is found in one may be counted there, and shall be what the rule is for. Behind
-        # a limit there is nothing: it would be used up by packets that do not match.
-        self._conditions.sort(key=lambda condition: (condition.criterion == "limit", isinstance(condition.asked, Set)))
+        self._arguments: list[_Argument] = []
+        for criterion, row in CRITERIA.items():
+            for name, negated in ((criterion, False), (NOT + criterion, True)):
+                if given.get(name) is not None:
+                    self._arguments.append(_read(name, criterion, row, given[name], negated))
+        # Sets come after the other conditions, because a set may count what is looked up in it: only packets that the
+        # rule is for. A limit comes last, so that packets that do not match do not use it up.
+        self._arguments.sort(key=lambda one: (one.row.is_last, isinstance(one.condition, Set)))
         self._check_contradictions()
-        self._check_protocols()
+        protocols = self._protocols(None)
+        for one in self._arguments:
+            one.row.check_protocols(one.name, one.condition, protocols)
         self.versions = self._check_versions()
-
-    def _condition(self, name: str, row: Criterion, value: Any, negated: bool) -> _Condition:
-        if isinstance(value, Set):
-            return _Condition(name, InSet(name, row, value, negated), value, negated)
-        return _Condition(name, row, row.read(name, value, negated), negated)
+        """The IP versions of the packets that can match."""
 
     def sets(self) -> list[Set]:
-        """The sets that are used, each once."""
-        return list(dict.fromkeys(c.asked for c in self._conditions if isinstance(c.asked, Set)))
+        """Return the sets that are used, each once."""
+        return list(dict.fromkeys(one.condition for one in self._arguments if isinstance(one.condition, Set)))
 
-    def _asked(self, name: str) -> Any:
-        return next((condition.asked for condition in self._conditions if condition.name == name), None)
+    def has(self, criterion: str) -> bool:
+        """Return True if there is a condition on a criterion, negated or not."""
+        return any(one.criterion == criterion for one in self._arguments)
 
-    def has(self, name: str) -> bool:
-        """Whether packets are asked for that, or for the contrary."""
-        return any(condition.criterion == name for condition in self._conditions)
+    def _condition(self, name: str) -> Any:
+        return next((one.condition for one in self._arguments if one.name == name), None)
 
     def _check_contradictions(self) -> None:
-        for condition in self._conditions:
-            denied = self._asked(NOT + condition.name)
-            asked = condition.asked
-            if isinstance(asked, Set) and asked is denied:
-                raise ArgumentError(f"{condition.name} and not_{condition.name} are the same set: no packet matches")
-            if not isinstance(asked, Asked) or not isinstance(denied, Asked) or denied.mask != asked.mask:
+        for one in self._arguments:
+            condition, denied = one.condition, self._condition(NOT + one.name)
+            if isinstance(condition, Set) and condition is denied:
+                raise ArgumentError(f"{one.name} and not_{one.name} are the same set: no packet matches")
+            if not isinstance(condition, Condition) or not isinstance(denied, Condition):
                 continue
-            if are_covered(asked.spans, denied.spans):
-                values = ", ".join(condition.row.text(asked))
-                raise ArgumentError(
-                    f"{condition.name} is {values}, which not_{condition.name} leaves out: no packet matches"
-                )
-
-    def _check_protocols(self) -> None:
-        protocols = self._protocols(None)
-        for condition in self._conditions:
-            needed = condition.row.protocols
-            if needed and not (protocols and set(protocols) <= set(needed)):
-                choices = ", ".join(map(repr, needed[:-1])) + (" or " if needed[1:] else "") + repr(needed[-1])
-                several = ", or several of these" if needed[1:] else ""
-                raise ArgumentError(f"{condition.name} needs protocol to be {choices}{several}")
-            of_both = condition.criterion == "icmp_type" and len(protocols) > 1
-            if of_both and any(span.version is None for span in condition.asked.spans):
-                raise ArgumentError(f"{condition.name} has a number, which is another type in ICMPv6: give the name")
+            if denied.mask == condition.mask and are_covered(condition.spans, denied.spans):
+                values = ", ".join(one.row.command_values(condition))
+                raise ArgumentError(f"{one.name} is {values}, which not_{one.name} leaves out: no packet matches")
 
     def _protocols(self, version: int | None) -> list[str]:
-        """The names of the protocols that are asked for, of packets of a version."""
-        asked = self._asked("protocol")
-        if asked is None:
+        """Return the names of the protocols that the rule asks for, for packets of an IP version (None: of either)."""
+        condition = self._condition("protocol")
+        if condition is None:
             return []
-        if version is None:
-            return list(dict.fromkeys(CRITERIA["protocol"].text(asked)))
-        return list(
-            dict.fromkeys(
-                CRITERIA["protocol"].text(Asked(tuple(span for span in asked.spans if span.version in (None, version))))
-            )
-        )
+        spans = tuple(span for span in condition.spans if version is None or span.version in (None, version))
+        return list(dict.fromkeys(CRITERIA["protocol"].command_values(Condition(spans))))
 
     def _check_versions(self) -> tuple[int, ...]:
-        """The IP versions of which packets match."""
-        limits = (
-            [(f"family {self._family!r}", {"ip": {4}, "ip6": {6}}[self._family])]
-            if self._family in ("ip", "ip6")
-            else []
-        )
-        for condition in self._conditions:
-            versions = condition.row.versions(condition.asked)
+        """Return the IP versions of the packets that can match. Raises ArgumentError if there are none."""
+        limits: list[tuple[str, set[int]]] = []
+        if self._family in ("ip", "ip6"):
+            limits.append((f"family {self._family!r}", {4} if self._family == "ip" else {6}))
+        for one in self._arguments:
+            versions = one.row.versions(one.condition)
             if not versions:
-                raise ArgumentError(f"{condition.name} leaves out everything: no packet matches")
-            limits.append((condition.name, versions))
+                raise ArgumentError(f"{one.name} leaves out everything: no packet matches")
+            limits.append((one.name, versions))
         left = {4, 6}.intersection(*(versions for _, versions in limits))
         if not left:
             reasons = [f"{what} is for IPv{min(versions)} only" for what, versions in limits if len(versions) == 1]
@@ -130,17 +106,18 @@ class Match:
         return tuple(sorted(left))
 
     def check_place(self, hook: str, priority: int) -> None:
-        """Raises ArgumentError if no packet matches there."""
-        for name, row, _, _ in self._conditions:
+        """Raise ArgumentError if no packet can match at a hook, in a chain of a priority."""
+        for one in self._arguments:
+            name, row = one.name, one.row
             if self._family not in row.families:
                 raise ArgumentError(f"{name} is for the families {', '.join(row.families)}, not for {self._family!r}")
-            plain = name.removeprefix(NOT)
-            hooks = [at for at in row.hooks if (self._family, at, plain) not in NEVER]
+            hooks = [at for at in row.hooks.names if (self._family, at, one.criterion) not in NEVER]
             if hook not in hooks:
                 place = f"the hook {hook!r}" + (" of a bridge" if self._family == "bridge" else "")
                 others = ", ".join(at for at in hooks if at != "ingress" or self._family == "inet")
                 raise ArgumentError(
-                    f"{name} has no meaning at {place}, where no {row.lacks} is known: it is for the hooks {others}"
+                    f"{name} has no meaning at {place}, where no {row.hooks.missing} is known: it is for the hooks"
+                    f" {others}"
                 )
             # At output a bridge sees packets that the IP layer has tracked.
             tracked = ("prerouting",) if self._family == "bridge" else ("prerouting", "output")
@@ -151,88 +128,79 @@ class Match:
                 )
 
     def needs(self) -> Iterator[str]:
-        """What not every kernel has that it takes."""
-        return (
-            f"{condition.name} needs {condition.row.needs}" for condition in self._conditions if condition.row.needs
-        )
+        """Yield what the kernel must have for the criteria, for those that not every kernel has."""
+        for one in self._arguments:
+            if one.row.needs:
+                yield f"{one.name} needs {one.row.needs}"
 
     def interfaces(self) -> Iterator[str]:
-        """Names of interfaces that must exist."""
-        for condition in self._conditions:
-            is_interface = condition.criterion in ("in_interface", "out_interface")
-            if is_interface and not condition.negated and not isinstance(condition.asked, Set):
-                yield from (name for name in condition.row.text(condition.asked) if not name.endswith("*"))
+        """Yield the names of interfaces that must exist when the rule is installed."""
+        for one in self._arguments:
+            yield from one.row.interfaces(one.condition)
 
     def branches(self) -> tuple[int | None, ...]:
-        """The IP versions of which packets are asked for different things; None for both at once.
-
-        There is a rule of the kernel for each.
-        """
+        """Return the IP versions for which the kernel needs rules of their own; None: one rule for both."""
         if self._family in ("ip", "ip6"):
             return self.versions
-        apart = any(condition.row.tells_versions_apart(condition.asked) for condition in self._conditions)
-        return self.versions if apart else (None,)
+        differs = any(one.row.differs_by_version(one.condition) for one in self._arguments)
+        return self.versions if differs else (None,)
 
     def only_tcp(self, version: int | None) -> bool | None:
-        """Whether all packets that match are TCP segments, or, if False, none is."""
+        """Return True if all packets that can match are TCP segments, False if none is, otherwise None."""
         protocols = self._protocols(version)
         if protocols:
             return protocols == ["tcp"] if "tcp" not in protocols or len(protocols) == 1 else None
-        denied = self._asked("not_protocol")
-        return False if denied is not None and "tcp" in CRITERIA["protocol"].text(denied) else None
+        denied = self._condition("not_protocol")
+        return False if denied is not None and "tcp" in CRITERIA["protocol"].command_values(denied) else None
 
     def of_tcp(self) -> Match:
-        """The same, for those of the packets that are TCP segments."""
+        """Return a copy that only TCP segments match."""
         narrowed = copy.copy(self)
-        row = CRITERIA["protocol"]
-        tcp = _Condition("protocol", row, row.read("protocol", "tcp", False), False)
-        narrowed._conditions = [tcp, *(c for c in self._conditions if c.criterion != "protocol")]
+        tcp = _read("protocol", "protocol", CRITERIA["protocol"], "tcp", False)
+        narrowed._arguments = [tcp, *(one for one in self._arguments if one.criterion != "protocol")]
         return narrowed
 
     def steps(self, version: int | None) -> Iterator[Step]:
-        """What lets packets of a branch through to the end of the rule."""
+        """Yield the expressions that packets of a branch must pass."""
         if version is not None and self._family == "inet":
             yield meta(META_NFPROTO)
             yield compare(bytes([socket.AF_INET if version == 4 else socket.AF_INET6]))
         elif version is not None and self._family in ("bridge", "netdev"):
             yield meta(META_PROTOCOL)
             yield compare(bytes.fromhex("0800" if version == 4 else "86dd"))
-        for condition in self._conditions:
-            yield from condition.row.steps(condition.asked, version)
+        for one in self._arguments:
+            yield from one.row.steps(one.condition, version)
 
     def nft(self, version: int | None) -> list[str]:
-        """The same in nft's words. Raises NoWordsError."""
+        """Return the conditions of a branch in words of nft. Raises NoWordsError."""
         protocols = self._protocols(version)
         protocol = protocols[0] if len(protocols) == 1 else ""
-        words = {c.name: c.row.nft(c.asked, version, protocol) for c in self._conditions}
-        words = {name: text for name, text in words.items() if text}
-        if protocol and any(c.row.protocols and c.name in words for c in self._conditions):
-            words.pop("protocol", None)  # "tcp dport 80" says it
-        if version is not None and not any(self._says_version(name) for name in words):
+        all_words = [(one, one.row.nft(one.condition, version, protocol)) for one in self._arguments]
+        said = [(one, words) for one, words in all_words if words]
+        if protocol and any(one.row.protocols for one, _ in said):  # "tcp dport 80" implies the protocol
+            said = [(one, words) for one, words in said if one.name != "protocol"]
+        found = [words for _, words in said]
+        if version is not None and not any(one.row.names_version for one, _ in said):
             if self._family == "inet":
-                words = {"version": f"meta nfproto ipv{version}", **words}
-            elif self._family in ("bridge", "netdev"):
-                words = {"version": f"meta protocol {'ip' if version == 4 else 'ip6'}", **words}
-        return list(words.values())
-
-    @staticmethod
-    def _says_version(name: str) -> bool:
-        return name.removeprefix(NOT) in ("source", "destination")
+                return [f"meta nfproto ipv{version}", *found]
+            if self._family in ("bridge", "netdev"):
+                return [f"meta protocol {'ip' if version == 4 else 'ip6'}", *found]
+        return found
 
     def iptables(self, version: int) -> list[list[str]]:
-        """Words of iptables or ip6tables, quoted for the shell; a packet must match any. Raises NoWordsError."""
+        """Return alternatives in words of iptables or ip6tables, quoted for the shell. Raises NoWordsError."""
         protocols = self._protocols(version)
         protocol = protocols[0] if len(protocols) == 1 else ""
-        if not protocol and any(condition.row.protocols for condition in self._conditions):
-            # Words for ports are there for one protocol at a time.
-            return [words for one in protocols for words in self._iptables(version, one)]
+        if not protocol and any(one.row.protocols for one in self._arguments):
+            # iptables takes options for ports with one protocol only.
+            return [words for each in protocols for words in self._iptables(version, each)]
         return self._iptables(version, protocol)
 
     def _iptables(self, version: int, protocol: str) -> list[list[str]]:
         choices = []
-        for condition in self._conditions:
-            found = condition.row.iptables(condition.asked, version, protocol)
-            if condition.name == "protocol" and protocol:
+        for one in self._arguments:
+            found = one.row.iptables(one.condition, version, protocol)
+            if one.name == "protocol" and protocol:
                 found = [f"-p {protocol}"]
             choices.append(found)
         count = 1
@@ -241,12 +209,18 @@ class Match:
         if count > _MAX_IPTABLES_RULES:
             raise NoWordsError(f"so many values: it would be {count} rules")
         lines = [[word for word in words if word] for words in itertools.product(*choices)]
-        for words in lines:  # behind -m multiport, --dport would be taken for one of its options
+        for words in lines:  # after -m multiport iptables takes --dport for an option of that
             words.sort(key=lambda word: word.startswith("-m "))
         if any(sum(word.startswith("-m multiport") for word in words) > 1 for words in lines):
             raise NoWordsError("several ports of both senders and receivers")
         return lines
 
-    def words(self) -> list[str]:
-        """The same in words of the command line, not quoted."""
-        return [f"{c.name}={','.join(c.row.text(c.asked))}" for c in self._conditions]
+    def command_words(self) -> list[str]:
+        """Return the arguments as the command line takes them, not quoted."""
+        return [f"{one.name}={','.join(one.row.command_values(one.condition))}" for one in self._arguments]
+
+
+def _read(name: str, criterion: str, row: Criterion, value: Any, negated: bool) -> _Argument:
+    if isinstance(value, Set):
+        row = InSet(row, negated)
+    return _Argument(name, criterion, row, row.read(name, value, negated), negated)

@@ -1,4 +1,4 @@
-"""Tables, chains, sets and rules of nf_tables over netlink."""
+"""Messages of nf_tables: transactions that make tables, chains, sets and rules, and dumps of what there is."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _ELEMENTS_TABLE, _ELEMENTS_SET, _ELEMENTS, _ELEMENTS_SET_ID = 1, 2, 3, 4
 _ELEMENT_KEY, _ELEMENT_FLAGS = 1, 3
 _INTERVAL_END = 1
 _ELEMENTS_IN_A_MESSAGE = 1000  # an attribute has at most 65,535 bytes
-# What nft keeps with a set to show it (libnftnl/udata.h).
+# Userdata of a set, by which nft shows its elements (libnftnl/udata.h).
 _KEY_BYTEORDER, _HOST, _BIG_ENDIAN = 0, 1, 2
 _LIST_ELEMENT = 1  # NFTA_LIST_ELEM
 _EXPR_NAME, _EXPR_DATA = 1, 2
-_DUMPED = 0  # the sequence number of requests to list, which no other request has
+_DUMPED = 0  # the sequence number of dump requests, which no other request has
 _LISTING = "listing what is in nf_tables"
 
 Attributes = Sequence[tuple[int, Union[bytes, "Attributes"]]]
-"""Numbers and data, of which some are attributes again."""
+"""The numbers of attributes with their data, or with nested attributes."""
 
 
 class Message(NamedTuple):
-    """One step of a transaction, in a table of a family."""
+    """One message of a transaction."""
 
     operation: int
     family: int
@@ -49,20 +49,20 @@ class Message(NamedTuple):
 
 
 def text(value: str) -> bytes:
-    """A name, as the kernel has it."""
+    """Encode a name with the NUL that the kernel wants at its end."""
     return value.encode("utf-8", "surrogateescape") + b"\0"
 
 
 def commit(sock: NetlinkSocket, messages: list[Message], operation: str) -> None:
-    """Do all of it or nothing, as one transaction. Raises KernelError."""
-    # All messages have one sequence number: the first answer to it is that to the whole.
+    """Send messages as one transaction, which the kernel carries out as a whole or not at all. Raises KernelError."""
+    # All messages have one sequence number, so the first answer with it is the answer to the transaction.
     sock.request(lambda seq: _batch(seq, messages), operation)
 
 
 def _batch(seq: int, messages: list[Message]) -> bytes:
     parts = [build_message(_BATCH_BEGIN, Subsystem.NFTABLES, flags=Flag.REQUEST, seq=seq)]
     for place, (operation, family, attributes) in enumerate(messages):
-        # A rule comes behind those that its chain has.
+        # Append a rule to its chain.
         flags = Flag.REQUEST | _CREATE | (_APPEND if operation == NEWRULE else 0)
         flags |= _EXCLUSIVE if operation == NEWSETELEM else 0
         flags |= Flag.ACK if place == len(messages) - 1 else 0
@@ -84,7 +84,7 @@ def _encode(attributes: Attributes) -> bytes:
 def rule(
     family: int, table: str, chain: str, steps: Iterable[Step], userdata: bytes, sets: Iterator[int]
 ) -> list[Message]:
-    """A rule, behind those of the chain, and the sets in which it looks values up, numbered by ``sets``."""
+    """Return the messages that append a rule to a chain; ``sets`` numbers the sets in which it looks values up."""
     messages, expressions = [], []
     for step in steps:
         if isinstance(step, Lookup):
@@ -107,14 +107,14 @@ def _expression(expression: Expression) -> Attributes:
 
 
 def _anonymous_set(family: int, table: str, name: bytes, number: int, wanted: Lookup) -> list[Message]:
-    """One that is part of a rule, and goes with it; in the same transaction it is known by its number."""
+    """Return the messages that make a set that is part of a rule; the rule refers to it by its number."""
     order = (_HOST if wanted.host_order else _BIG_ENDIAN).to_bytes(4, netlink.HOST)
     flags = _ANONYMOUS | _CONSTANT | (_INTERVAL if wanted.has_intervals else 0)
     new = [
         (_SET_TABLE, text(table)),
         (_SET_NAME, name + b"\0"),
         (_SET_FLAGS, be32(flags)),
-        (_SET_KEY_TYPE, be32(wanted.kind)),
+        (_SET_KEY_TYPE, be32(wanted.datatype)),
         (_SET_KEY_LENGTH, be32(len(wanted.elements[0][0]))),
         (_SET_ID, be32(number)),
         (_SET_USERDATA, bytes([_KEY_BYTEORDER, len(order)]) + order),
@@ -139,12 +139,12 @@ def _anonymous_set(family: int, table: str, name: bytes, number: int, wanted: Lo
 
 
 def _elements(wanted: Lookup) -> Iterator[Attributes]:
-    """Keys; of intervals where they begin, and the first value behind them, unless there is none."""
+    """Yield set elements. An interval is two: its start, and the value after its end, flagged."""
     if not wanted.has_intervals:
         yield from ([(_ELEMENT_KEY, data(first))] for first, _ in wanted.elements)
         return
     ended: bytes | None = b"" if any(wanted.elements[0][0]) else None
-    if ended is not None:  # nft marks that what comes before the first is not in it
+    if ended is not None:  # like nft: end, before the first interval, the one that is no element
         ended = bytes(len(wanted.elements[0][0]))
     for first, last in wanted.elements:
         if ended is not None:
@@ -157,14 +157,14 @@ def _elements(wanted: Lookup) -> Iterator[Attributes]:
 
 
 def tables(sock: NetlinkSocket) -> Iterator[tuple[int, str, int | None]]:
-    """Family and name of each table, and the port id of its owner if it has one. Raises KernelError."""
+    """Yield family, name and the owner's port id (None: no owner) of each table. Raises KernelError."""
     for family, values in dump(sock, GETTABLE):
         owner = values.get(_TABLE_OWNER)
         yield family, _name(values.get(TABLE_NAME, b"")), None if owner is None else int.from_bytes(owner, "big")
 
 
 class FoundChain(NamedTuple):
-    """A chain of the kernel; ``hook`` is the number of the hook to which it belongs, None if rules jump to it."""
+    """A chain of the kernel; ``hook`` is the number of its hook, None for a chain to which rules jump."""
 
     family: int
     table: str
@@ -173,14 +173,14 @@ class FoundChain(NamedTuple):
 
 
 def chains(sock: NetlinkSocket) -> Iterator[FoundChain]:
-    """All chains. Raises KernelError."""
+    """Yield all chains. Raises KernelError."""
     for family, values in dump(sock, GETCHAIN):
         number = _inner(values.get(CHAIN_HOOK, b"")).get(HOOK_NUMBER)
         hook = None if number is None else int.from_bytes(number, "big")
         yield FoundChain(family, _name(values.get(CHAIN_TABLE, b"")), _name(values.get(CHAIN_NAME, b"")), hook)
 
 
-class Found(NamedTuple):
+class FoundRule(NamedTuple):
     """A rule of the kernel."""
 
     family: int
@@ -190,16 +190,16 @@ class Found(NamedTuple):
     expressions: list[Expression]
 
 
-def rules(sock: NetlinkSocket) -> Iterator[Found]:
-    """All rules, in their order. Raises KernelError."""
+def rules(sock: NetlinkSocket) -> Iterator[FoundRule]:
+    """Yield all rules, in their order. Raises KernelError."""
     for family, values in dump(sock, GETRULE):
         table, chain = _name(values.get(_RULE_TABLE, b"")), _name(values.get(_RULE_CHAIN, b""))
         found = list(_expressions(values.get(_RULE_EXPRESSIONS, b"")))
-        yield Found(family, table, chain, values.get(_RULE_USERDATA, b""), found)
+        yield FoundRule(family, table, chain, values.get(_RULE_USERDATA, b""), found)
 
 
 def expressions(sock: NetlinkSocket) -> Iterator[Expression]:
-    """The expressions of all rules. Raises KernelError."""
+    """Yield the expressions of all rules. Raises KernelError."""
     for found in rules(sock):
         yield from found.expressions
 
@@ -221,7 +221,7 @@ def _name(data: bytes) -> str:
 def dump(
     sock: NetlinkSocket, operation: int, family: int = 0, attributes: Attributes = ()
 ) -> Iterator[tuple[int, dict[int, bytes]]]:
-    """Family and attributes of all objects of a kind. Raises KernelError."""
+    """Yield family and attributes of all objects of a kind, GET*. Raises KernelError."""
     kind, flags = message_type(Subsystem.NFTABLES, operation), Flag.REQUEST | _DUMP
     request = build_message(kind, 0, _encode(attributes), family=family, flags=flags, seq=_DUMPED)
     for message in sock.dump(request, _LISTING):

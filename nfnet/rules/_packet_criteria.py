@@ -1,21 +1,23 @@
-"""What may be asked of packets: what is in their headers."""
+"""Criteria about the headers of packets."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from .._arguments import check, check_choice, wrong_type
 from ..errors import ArgumentError
-from ._criterion import Asked, Compared
+from ._compared import Compared, Field, Listed
+from ._criterion import Condition
 from ._expressions import (
     EQUAL,
     META_L4PROTO,
     NETWORK_HEADER,
     NOT_EQUAL,
     TRANSPORT_HEADER,
-    Expression,
+    Datatype,
     Step,
     compare,
     masked,
@@ -46,16 +48,21 @@ _PROTOCOLS = {
     "icmpv6": Span(socket.IPPROTO_ICMPV6, socket.IPPROTO_ICMPV6, 6),
     "sctp": Span(socket.IPPROTO_SCTP, socket.IPPROTO_SCTP),
 }
-# In IPv6 these are the numbers of headers that the kernel skips to find the protocol (net/ipv6/exthdrs_core.c).
+# In IPv6 these are extension headers, which the kernel skips to find the protocol (net/ipv6/exthdrs_core.c).
 _SKIPPED = (0, 43, 44, 60)
 
 
-class Protocol(Compared):
-    kind, size, touching = 12, 1, False
-    about = "the protocol"
-    takes = '"tcp", "udp", "icmp" (of IPv4), "icmpv6" (of IPv6), "sctp" or a number'
+class Protocol(Listed):
+    """The protocol of the transport layer."""
 
-    def read_one(self, name: str, value: Any) -> Iterator[Span]:
+    merge_adjacent = False
+    description = "the protocol"
+    syntax = '"tcp", "udp", "icmp" (of IPv4), "icmpv6" (of IPv6), "sctp" or a number'
+
+    def field(self, version: int | None) -> Field:
+        return Field(meta(META_L4PROTO), 1, Datatype.INET_PROTOCOL)
+
+    def read_value(self, name: str, value: Any) -> Iterator[Span]:
         if isinstance(value, str):
             yield read_choice(name, value, _PROTOCOLS)
             return
@@ -63,95 +70,92 @@ class Protocol(Compared):
         value = check(name, value, 0, 0xFF, what=what)
         yield Span(value, value, 4 if value in _SKIPPED else None)
 
-    def load(self, version: int | None) -> Expression:
-        return meta(META_L4PROTO)
-
-    def key(self, version: int | None, protocol: str) -> str:
+    def nft_name(self, version: int | None, protocol: str) -> str:
         return "meta l4proto"
 
-    def name(self, value: int, version: int | None) -> str:
-        """Of a protocol as `_PROTOCOLS` has it, or its number."""
+    def nft_value(self, span: Span, version: int | None) -> str:
+        name = self._name(span.first, version)
+        return "ipv6-icmp" if name == "icmpv6" else name
+
+    @staticmethod
+    def _name(value: int, version: int | None) -> str:
+        """Return the name of a protocol in `_PROTOCOLS`, or its number."""
         return next(
             (name for name, span in _PROTOCOLS.items() if span.first == value and span.version in (None, version)),
             str(value),
         )
 
-    def show(self, span: Span, version: int | None) -> str:
-        name = self.name(span.first, version)
-        return "ipv6-icmp" if name == "icmpv6" else name
-
-    def iptables_match(self, span: Span, version: int, negation: str) -> str:
+    def iptables_value(self, span: Span, version: int, negation: str) -> str:
         if span.first == 0:
             raise NoWordsError("protocol 0, which there means every protocol")
-        return f"{negation}-p {self.name(span.first, version)}"
+        return f"{negation}-p {self._name(span.first, version)}"
 
-    def text(self, asked: Asked) -> list[str]:
-        return [self.name(span.first, span.version) for span in asked.spans]
+    def command_values(self, condition: Condition) -> list[str]:
+        return [self._name(span.first, span.version) for span in condition.spans]
 
-    def parse_one(self, text: str) -> Any:
+    def parse_value(self, text: str) -> Any:
         return number_or_name(text)
 
 
 # --- addresses
 
 
-class AddressOf(Compared):
+class AddressOf(Listed):
+    """The address of the sender or of the receiver."""
+
     set_kinds = ("address", "network")
-    takes = 'an address, a network ("192.0.2.0/24") or a range ("192.0.2.1-192.0.2.9"), IPv4 or IPv6'
+    syntax = 'an address, a network ("192.0.2.0/24") or a range ("192.0.2.1-192.0.2.9"), IPv4 or IPv6'
+    iptables_repeats = True
+    names_version = True
 
-    def __init__(self, about: str, place: int, nft: str, iptables: str) -> None:
-        self.about, self._place, self._nft, self._iptables = about, place, nft, iptables
+    def __init__(self, description: str, ordinal: int, nft: str, iptables: str) -> None:
+        self.description, self._ordinal, self._nft, self._iptables = description, ordinal, nft, iptables
 
-    def read_one(self, name: str, value: Any) -> Iterator[Span]:
-        return read_addresses(name, value)
-
-    def bytes_of(self, version: int | None) -> int:
-        return 4 if version == 4 else 16
+    def field(self, version: int | None) -> Field:
+        size = 4 if version == 4 else 16
+        datatype = Datatype.IPADDR if version == 4 else Datatype.IP6ADDR
+        return Field(payload(NETWORK_HEADER, self._offset(version), size), size, datatype)
 
     def _offset(self, version: int | None) -> int:
-        return 12 + 4 * self._place if version == 4 else 8 + 16 * self._place
+        return 12 + 4 * self._ordinal if version == 4 else 8 + 16 * self._ordinal
 
-    def load(self, version: int | None) -> Expression:
-        return payload(NETWORK_HEADER, self._offset(version), self.bytes_of(version))
+    def read_value(self, name: str, value: Any) -> Iterator[Span]:
+        return read_addresses(name, value)
 
-    def set_kind(self, version: int | None) -> int:
-        return 7 if version == 4 else 8
-
-    def steps(self, asked: Asked, version: int | None) -> Iterator[Step]:
-        spans = self._joined(asked, version)
+    def steps(self, condition: Condition, version: int | None) -> Iterator[Step]:
+        spans = self.spans(condition, version)
         length = prefix_length(spans[0], version or 4) if len(spans) == 1 else None
         if length is None or spans[0].first == spans[0].last:
-            yield from super().steps(asked, version)
+            yield from super().steps(condition, version)
             return
-        value, operator = self._pack(spans[0].first, version), NOT_EQUAL if asked.negated else EQUAL
-        if length % 8 == 0 and length:  # as nft does: whole bytes need no mask
+        field = self.field(version)
+        value, operator = field.pack(spans[0].first), NOT_EQUAL if condition.negated else EQUAL
+        if length % 8 == 0 and length:  # like nft: whole bytes need no mask
             yield payload(NETWORK_HEADER, self._offset(version), length // 8)
             yield compare(value[: length // 8], operator)
         else:
-            size = self.bytes_of(version)
-            yield self.load(version)
-            yield masked(((1 << 8 * size) - (1 << 8 * size - length)).to_bytes(size, "big"))
+            bits = 8 * field.size
+            yield field.load
+            yield masked(((1 << bits) - (1 << bits - length)).to_bytes(field.size, "big"))
             yield compare(value, operator)
 
-    def key(self, version: int | None, protocol: str) -> str:
+    def nft_name(self, version: int | None, protocol: str) -> str:
         return f"{'ip' if version == 4 else 'ip6'} {self._nft}"
 
-    def show(self, span: Span, version: int | None) -> str:
+    def nft_value(self, span: Span, version: int | None) -> str:
         return addresses_text(span, version or 4)
 
-    iptables_repeats = True
-
-    def iptables(self, asked: Asked, version: int, protocol: str) -> list[str]:
-        spans = self._joined(asked, version)
-        if asked.negated and len(spans) > 1:  # one range after the other
+    def iptables(self, condition: Condition, version: int, protocol: str) -> list[str]:
+        spans = self.spans(condition, version)
+        if condition.negated and len(spans) > 1:  # iptables takes -s once, and -m iprange several times
             matches = [f"-m iprange ! --{self._iptables}-range {self._range(span, version)}" for span in spans]
             return [" ".join(matches)]
-        return super().iptables(asked, version, protocol)
+        return super().iptables(condition, version, protocol)
 
     def _range(self, span: Span, version: int) -> str:
         return "-".join(addresses_text(Span(value, value), version) for value in span[:2])
 
-    def iptables_match(self, span: Span, version: int, negation: str) -> str:
+    def iptables_value(self, span: Span, version: int, negation: str) -> str:
         if prefix_length(span, version) is None:
             return f"-m iprange {negation}--{self._iptables}-range {self._range(span, version)}"
         return f"{negation}-{self._iptables[0]} {addresses_text(span, version)}"
@@ -160,92 +164,123 @@ class AddressOf(Compared):
 # --- ports
 
 
-class Port(Compared):
-    kind, size = 13, 2
+class Port(Listed):
+    """The port of the sender or of the receiver."""
+
     set_kinds = ("port",)
     protocols = ("tcp", "udp", "sctp")
-    takes = '53, ``range(1024, 2048)`` or "1024-2047"; protocol must be TCP, UDP or SCTP, or several of these'
+    syntax = '53, ``range(1024, 2048)`` or "1024-2047"; protocol must be TCP, UDP or SCTP, or several of these'
 
-    def __init__(self, about: str, offset: int, word: str) -> None:
-        self.about, self._offset, self._word = about, offset, word
+    def __init__(self, description: str, offset: int, word: str) -> None:
+        self.description, self._offset, self._word = description, offset, word
 
-    def read_one(self, name: str, value: Any) -> Iterator[Span]:
+    def field(self, version: int | None) -> Field:
+        return Field(payload(TRANSPORT_HEADER, self._offset, 2), 2, Datatype.INET_SERVICE)
+
+    def read_value(self, name: str, value: Any) -> Iterator[Span]:
         yield number_range(name, value, 0xFFFF, "a port")
 
-    def load(self, version: int | None) -> Expression:
-        return payload(TRANSPORT_HEADER, self._offset, 2)
-
-    def key(self, version: int | None, protocol: str) -> str:
+    def nft_name(self, version: int | None, protocol: str) -> str:
         return f"{protocol or 'th'} {self._word}"
 
-    def iptables(self, asked: Asked, version: int, protocol: str) -> list[str]:
-        spans = self._joined(asked, version)
+    def iptables(self, condition: Condition, version: int, protocol: str) -> list[str]:
+        spans = self.spans(condition, version)
+        negation = "! " if condition.negated else ""
         if len(spans) == 1:
-            return [self.iptables_match(spans[0], version, "! " if asked.negated else "")]
+            return [self.iptables_value(spans[0], version, negation)]
         if sum(1 + (span.first != span.last) for span in spans) > _MAX_MULTIPORT:
             raise NoWordsError(f"more than {_MAX_MULTIPORT} ports, or ends of ranges, in a rule")
         ports = ",".join(span_text(span.first, span.last, ":") for span in spans)
-        return [f"-m multiport {'! ' if asked.negated else ''}--{self._word}s {ports}"]
+        return [f"-m multiport {negation}--{self._word}s {ports}"]
 
-    def iptables_match(self, span: Span, version: int, negation: str) -> str:
+    def iptables_value(self, span: Span, version: int, negation: str) -> str:
         return f"{negation}--{self._word} {span_text(span.first, span.last, ':')}"
 
 
-# --- packets
+# --- numbers
 
 
-class Number(Compared):
-    """A number that can be loaded, or several, or ranges: for this a row alone is enough.
+class Number(Listed):
+    """A number, several numbers, or ranges of numbers: for such a criterion a row is enough.
 
-    nft, iptables: the words before it; the latter with {} for the negation. None if iptables has none.
-    most: the highest; of_iptables: the highest for which iptables has words.
+    description: the property, for the documentation.
+    what: a value, for error messages.
+    fields: the field; or that of IPv4 packets and that of IPv6 packets.
+    nft: nft's name of the field; if there are two fields without "ip " and "ip6 ".
+    iptables: the option, with {} for the negation; None if iptables has none.
+    names: names of some numbers.
+    iptables_max: the greatest number that iptables takes.
+    iptables_ranges: whether iptables takes ranges.
     """
 
     iptables_repeats = True
 
     def __init__(
         self,
-        about: str,
+        description: str,
         what: str,
-        load: Expression,
+        fields: Field | Mapping[int, Field],
         nft: str,
         iptables: str | None,
         *,
-        size: int = 4,
-        host_order: bool = False,
-        of_iptables: int = 0xFFFF,
+        names: Mapping[str, int] = MappingProxyType({}),
+        iptables_max: int = 0xFFFF,
+        iptables_ranges: bool = True,
     ) -> None:
-        self.about, self._what, self._load, self._nft, self._iptables = about, what, load, nft, iptables
-        self.kind, self.size, self.host_order, self._of_iptables = 4, size, host_order, of_iptables
-        self.takes = f'{what}, a range or text like "0-100"'
+        self.description, self._what, self._nft, self._iptables = description, what, nft, iptables
+        self._fields = {4: fields, 6: fields} if isinstance(fields, Field) else fields
+        self.names_version = not isinstance(fields, Field)
+        self._names = names
+        self._iptables_max, self._iptables_ranges = iptables_max, iptables_ranges
+        self.merge_adjacent = iptables_ranges  # otherwise iptables would have no words for a list of neighbours
+        self.syntax = f'{what}, a range or text like "0-{self.field(None).greatest if names else 100}"'
 
-    def read_one(self, name: str, value: Any) -> Iterator[Span]:
-        yield number_range(name, value, (1 << 8 * self.size) - 1, self._what)
+    def field(self, version: int | None) -> Field:
+        return self._fields[version or 4]
 
-    def load(self, version: int | None) -> Expression:
-        return self._load
+    def differs_by_version(self, condition: Condition) -> bool:
+        return self.names_version
 
-    def key(self, version: int | None, protocol: str) -> str:
-        return self._nft
+    def read_value(self, name: str, value: Any) -> Iterator[Span]:
+        number = self._names.get(value, value) if isinstance(value, str) else value
+        yield number_range(name, number, self.field(None).greatest, self._what)
 
-    def iptables_match(self, span: Span, version: int, negation: str) -> str:
+    def nft_name(self, version: int | None, protocol: str) -> str:
+        if not self.names_version:
+            return self._nft
+        return f"{'ip' if version == 4 else 'ip6'} {self._nft}"
+
+    def iptables_value(self, span: Span, version: int, negation: str) -> str:
         if self._iptables is None:
-            raise NoWordsError(self.about)
-        if span.last > self._of_iptables:
-            raise NoWordsError(f"{self.about} of more than {self._of_iptables}")
+            raise NoWordsError(self.description)
+        if span.last > self._iptables_max:
+            raise NoWordsError(f"{self.description} of more than {self._iptables_max}")
+        if span.first != span.last and not self._iptables_ranges:
+            raise NoWordsError(f"ranges of {self.description}")
         return f"{self._iptables.format(negation)} {span_text(span.first, span.last, ':')}"
 
+    def command_values(self, condition: Condition) -> list[str]:
+        names = {Span(number, number): name for name, number in self._names.items()}
+        return [names.get(span, span_text(span.first, span.last)) for span in condition.spans]
+
+
+# --- TCP
 
 _FLAGS = {"fin": 1, "syn": 2, "rst": 4, "psh": 8, "ack": 16, "urg": 32, "ece": 64, "cwr": 128}
 
 
 class TcpFlags(Compared):
-    about = "the flags of TCP segments"
-    takes = '"syn,!ack": those that must be set, and with ! those that must not; protocol must be TCP. No lists'
-    kind, size, touching = 15, 1, False
+    """The flags of TCP segments; the condition's mask has those that the argument names."""
+
+    description = "the flags of TCP segments"
+    syntax = '"syn,!ack": those that must be set, and with ! those that must not; protocol must be TCP. No lists'
+    merge_adjacent = False
     protocols = ("tcp",)
 
-    def read(self, name: str, value: Any, negated: bool) -> Asked:
+    def field(self, version: int | None) -> Field:
+        return Field(payload(TRANSPORT_HEADER, 13, 1), 1, Datatype.TCP_FLAG)
+
+    def read(self, name: str, value: Any, negated: bool) -> Condition:
         if not isinstance(value, str):
             raise wrong_type(name, value, "text like 'syn,!ack'")
         mask = flags = 0
@@ -256,42 +291,35 @@ class TcpFlags(Compared):
                 raise ArgumentError(f"{name} is {value!r}, which says {flag} twice")
             mask |= _FLAGS[flag]
             flags |= 0 if "!" in word else _FLAGS[flag]
-        return Asked((Span(flags, flags),), mask, negated)
+        return Condition((Span(flags, flags),), mask, negated)
 
-    def read_one(self, name: str, value: Any) -> Iterable[Span]:
-        raise NotImplementedError
-
-    def load(self, version: int | None) -> Expression:
-        return payload(TRANSPORT_HEADER, 13, 1)
-
-    def key(self, version: int | None, protocol: str) -> str:
+    def nft_name(self, version: int | None, protocol: str) -> str:
         return "tcp flags"
 
-    def show(self, span: Span, version: int | None) -> str:
+    def nft_value(self, span: Span, version: int | None) -> str:
         return f"{span.first:#x}"
 
-    def iptables(self, asked: Asked, version: int, protocol: str) -> list[str]:
-        (span,) = asked.spans
-        names = [
-            ",".join(name.upper() for name, bit in _FLAGS.items() if bits & bit)
-            for bits in (asked.mask or 0, span.first)
-        ]
-        if (asked.mask or 0) > 63:
+    def iptables(self, condition: Condition, version: int, protocol: str) -> list[str]:
+        (span,) = condition.spans
+        mask = condition.mask or 0
+        named, set_ = (
+            ",".join(name.upper() for name, bit in _FLAGS.items() if bits & bit) for bits in (mask, span.first)
+        )
+        if mask & (_FLAGS["ece"] | _FLAGS["cwr"]):
             raise NoWordsError("the TCP flags ece and cwr")
-        return [f"{'! ' if asked.negated else ''}--tcp-flags {names[0]} {names[1] or 'NONE'}"]
+        return [f"{'! ' if condition.negated else ''}--tcp-flags {named} {set_ or 'NONE'}"]
 
-    def iptables_match(self, span: Span, version: int, negation: str) -> str:
-        raise NotImplementedError
-
-    def text(self, asked: Asked) -> list[str]:
-        bits = asked.spans[0].first
-        return [("" if bits & bit else "!") + name for name, bit in _FLAGS.items() if (asked.mask or 0) & bit]
+    def command_values(self, condition: Condition) -> list[str]:
+        bits = condition.spans[0].first
+        return [("" if bits & bit else "!") + name for name, bit in _FLAGS.items() if (condition.mask or 0) & bit]
 
     def parse(self, text: str) -> Any:
         return text
 
 
-# Types of messages in ICMP, and in ICMPv6, by the names that people have for them.
+# --- ICMP
+
+# Names of types of messages, with the numbers in ICMP and in ICMPv6.
 _ICMP_TYPES: dict[str, tuple[int | None, int | None]] = {
     "echo-request": (8, 128),
     "echo-reply": (0, 129),
@@ -309,13 +337,19 @@ _ICMP_TYPES: dict[str, tuple[int | None, int | None]] = {
 }
 
 
-class IcmpType(Compared):
-    about = "the type of ICMP and ICMPv6 messages"
-    takes = '"echo-request" and the like, or a number; protocol must be "icmp", "icmpv6" or both'
-    size, touching = 1, False
+class IcmpType(Listed):
+    """The type of ICMP and ICMPv6 messages."""
+
+    description = "the type of ICMP and ICMPv6 messages"
+    syntax = '"echo-request" and the like, or a number; protocol must be "icmp", "icmpv6" or both'
+    merge_adjacent = False
     protocols = ("icmp", "icmpv6")
 
-    def read_one(self, name: str, value: Any) -> Iterator[Span]:
+    def field(self, version: int | None) -> Field:
+        datatype = Datatype.ICMP_TYPE if version == 4 else Datatype.ICMP6_TYPE
+        return Field(payload(TRANSPORT_HEADER, 0, 1), 1, datatype)
+
+    def read_value(self, name: str, value: Any) -> Iterator[Span]:
         if isinstance(value, str):
             check_choice(name, value, tuple(_ICMP_TYPES))
             for version, found in zip((4, 6), _ICMP_TYPES[value], strict=True):
@@ -326,21 +360,20 @@ class IcmpType(Compared):
             value = check(name, value, 0, 0xFF, what=f"a number or one of {choices}, or a list of such")
             yield Span(value, value)
 
-    def load(self, version: int | None) -> Expression:
-        return payload(TRANSPORT_HEADER, 0, 1)
+    def check_protocols(self, name: str, condition: Any, protocols: Sequence[str]) -> None:
+        super().check_protocols(name, condition, protocols)
+        if len(protocols) > 1 and any(span.version is None for span in condition.spans):
+            raise ArgumentError(f"{name} has a number, which is another type in ICMPv6: give the name")
 
-    def set_kind(self, version: int | None) -> int:
-        return 14 if version == 4 else 29
-
-    def key(self, version: int | None, protocol: str) -> str:
+    def nft_name(self, version: int | None, protocol: str) -> str:
         return f"{'icmp' if version == 4 else 'icmpv6'} type"
 
-    def iptables_match(self, span: Span, version: int, negation: str) -> str:
+    def iptables_value(self, span: Span, version: int, negation: str) -> str:
         return f"{negation}--{'icmp' if version == 4 else 'icmpv6'}-type {span.first}"
 
-    def text(self, asked: Asked) -> list[str]:
-        named = {span: name for name in _ICMP_TYPES for span in self.read_one("", name)}
-        return list(dict.fromkeys(named.get(span, str(span.first)) for span in asked.spans))
+    def command_values(self, condition: Condition) -> list[str]:
+        named = {span: name for name in _ICMP_TYPES for span in self.read_value("", name)}
+        return list(dict.fromkeys(named.get(span, str(span.first)) for span in condition.spans))
 
-    def parse_one(self, text: str) -> Any:
+    def parse_value(self, text: str) -> Any:
         return number_or_name(text)

@@ -1,7 +1,7 @@
-"""What the kernel is told of a set that has a name, and what it says of one (linux/netfilter/nf_tables.h).
+"""Messages that make, change and list sets with names (linux/netfilter/nf_tables.h).
 
-A hundred thousand elements are one transaction: so their attributes are put together of few pieces, and the messages
-are filled up to what an attribute can hold.
+A transaction may have a hundred thousand elements. So their attributes are joined from few pieces, and messages are
+filled up to the size of an attribute.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ._nftables import DELSETELEM, GETSETELEM, NEWSET, NEWSETELEM, Message
 
 _TABLE, _NAME, _SET_FLAGS, _KEY_TYPE, _KEY_LENGTH, _ID, _USERDATA = 1, 2, 3, 4, 5, 10, 13  # NFTA_SET_*
 _INTERVAL, _TIMEOUT = 0x4, 0x10  # NFT_SET_*
-_KEY_BYTE_ORDER = 0  # NFTNL_UDATA_SET_KEYBYTEORDER, for nft, which shows elements
+_KEY_BYTE_ORDER = 0  # NFTNL_UDATA_SET_KEYBYTEORDER: nft needs it to show elements
 _ELEMENTS = 3  # NFTA_SET_ELEM_LIST_ELEMENTS; before it are the names of the table and the set, as above
 _KEY, _FLAGS, _ELEMENT_TIMEOUT, _EXPRESSION = 1, 3, 4, 7  # NFTA_SET_ELEM_*
 _INTERVAL_END = 1  # NFT_SET_ELEM_INTERVAL_END
@@ -28,31 +28,31 @@ _EXPR_NAME, _EXPR_DATA = 1, 2
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
 _NESTED = 0x8000  # NLA_F_NESTED
 _MOST_BYTES = 65_000  # of elements in a message: the length of an attribute has 16 bits
-_BEFORE_KEY = 12  # bytes: the headers of the element, of its key, and of the value of that
+_BEFORE_KEY = 12  # bytes: the headers of the element, of its key and of the key's value
 
 Segments = Iterable[tuple[bytes, float]]
-"""What is in the kernel, and when it expires, by `time.monotonic`; `NEVER` if it does not."""
+"""The kernel's elements, and the times of `time.monotonic` at which they expire; `NEVER`: they do not."""
 
 
 class KernelSet(NamedTuple):
-    """A set in the kernel, in any table."""
+    """A set of the kernel, in any table."""
 
     name: str
     number: int
-    """What it is known by in the transaction that makes it."""
+    """The number by which rules refer to it in the transaction that makes both."""
     part: Part
     intervals: bool
     counters: bool
 
     def creation(self, family: int, table: str) -> Message:
-        """Make it, empty."""
+        """Return the message that makes the set, empty."""
         # With the flag for time-outs an element may have one.
         flags = _TIMEOUT | (_INTERVAL if self.intervals else 0)
         order = self.part.order.to_bytes(4, netlink.HOST)
         attributes = [
             *self._place(table),
             (_SET_FLAGS, be32(flags)),
-            (_KEY_TYPE, be32(self.part.type)),
+            (_KEY_TYPE, be32(self.part.datatype)),
             (_KEY_LENGTH, be32(self.part.size)),
             (_ID, be32(self.number)),
             (_USERDATA, bytes([_KEY_BYTE_ORDER, len(order)]) + order),
@@ -60,20 +60,20 @@ class KernelSet(NamedTuple):
         return Message(NEWSET, family, attributes)
 
     def addition(self, family: int, table: str, segments: Segments, now: float) -> Iterator[Message]:
-        """Add elements. The kernel refuses all (EEXIST) if one is there, or overlaps one."""
+        """Yield messages that add elements. The kernel refuses all (EEXIST) if one exists or overlaps an element."""
         return self._messages(NEWSETELEM, family, table, self._encode(segments, now, self.counters))
 
     def removal(self, family: int, table: str, segments: Iterable[bytes]) -> Iterator[Message]:
-        """Remove elements. The kernel refuses all (ENOENT) if one is not there."""
+        """Yield messages that remove elements. The kernel refuses all (ENOENT) if one does not exist."""
         elements = self._encode([(segment, NEVER) for segment in segments], 0.0, False)
         return self._messages(DELSETELEM, family, table, elements)
 
     def clearing(self, family: int, table: str) -> Message:
-        """Remove all that it has."""
+        """Return the message that removes all elements."""
         return Message(DELSETELEM, family, self._place(table))
 
     def listing(self, sock: NetlinkSocket, family: int, table: str) -> Iterator[bytes]:
-        """What it has, for `read_counts`. Raises KernelError."""
+        """Yield lists of the elements, for `read_counts`. Raises KernelError."""
         for _, values in _nftables.dump(sock, GETSETELEM, family, self._place(table)):
             yield values.get(_ELEMENTS, b"")
 
@@ -89,7 +89,7 @@ class KernelSet(NamedTuple):
             yield Message(operation, family, [*self._place(table), together])
 
     def _encode(self, segments: Segments, now: float, counters: bool) -> list[bytes]:
-        """Attributes of elements; an interval is two, what is first in it, and what is first behind it."""
+        """Encode elements. An interval is two: its start, and the value after its end, flagged."""
         size = self.part.size
         segments = list(segments)
         around = {deadline: _around_key(size, deadline - now, counters) for deadline in {at for _, at in segments}}
@@ -109,22 +109,22 @@ class KernelSet(NamedTuple):
 
 
 def read_counts(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """The key, packets and bytes of each element that is counted; of an interval the key is its first."""
+    """Yield the key, packets and bytes of each element with a counter; the key of an interval is its start."""
     for _, start, end in walk(data, 0, len(data)):
         element = _attributes(data[start:end])
-        if _EXPRESSION in element:  # else it is the end of an interval
+        if _EXPRESSION in element:  # the end of an interval has none
             counter = _attributes(_attributes(element[_EXPRESSION])[_EXPR_DATA])
             packets, size = (int.from_bytes(counter[n], "big") for n in (_COUNTER_PACKETS, _COUNTER_BYTES))
             yield _attributes(element[_KEY])[_VALUE], packets, size
 
 
 def _around_key(size: int, seconds: float, counters: bool, is_end: bool = False) -> tuple[bytes, bytes]:
-    """What stands before and behind the key in an element."""
+    """Return the bytes before and after the key in an encoded element."""
     parts = [build_attribute(_KEY | _NESTED, build_attribute(_VALUE, bytes(size)))]
     if is_end:
         parts.append(build_attribute(_FLAGS, be32(_INTERVAL_END)))
     if seconds != NEVER:
-        milliseconds = max(1, round(seconds * 1000))  # 0 would be for ever
+        milliseconds = max(1, round(seconds * 1000))  # 0 means no time-out
         parts.append(build_attribute(_ELEMENT_TIMEOUT, be64(milliseconds)))
     if counters:
         counter = build_attribute(_EXPR_NAME, b"counter\0") + build_attribute(_EXPR_DATA | _NESTED, b"")

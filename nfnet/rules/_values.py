@@ -1,4 +1,4 @@
-"""What may be asked for of packets, as the user gives it: read, checked, and made into spans of numbers."""
+"""Values of arguments: checked, and converted to spans of numbers and back to text."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 
 
 class NoWordsError(Exception):
-    """A program has no words for something; the message says for what."""
+    """A program has no words for a part of a rule; the message names the part."""
 
 
 def check_words(what: str, text: str, without: str = "") -> None:
-    """Raises NoWordsError if ``text`` is not one line, or has one of the characters ``without``."""
+    """Raise NoWordsError if ``text`` is not one line, or has one of the characters ``without``."""
     if not text.isprintable():
         raise NoWordsError(f"{what} with characters that cannot be printed")
     for character in without:
@@ -29,20 +29,26 @@ def check_words(what: str, text: str, without: str = "") -> None:
 
 
 class Span(NamedTuple):
-    """Values in a row, as numbers."""
+    """A range of values, as numbers."""
 
     first: int
     last: int
     version: int | None = None
-    """4 or 6 if packets of the other one cannot have them."""
+    """4 or 6 if only packets of that IP version can have the values."""
 
 
 Spans = tuple[Span, ...]
 
 
 def read_list(name: str, value: Any, read: Callable[[str, Any], Iterable[Span]]) -> list[Span]:
-    """The spans of a value, or of several values in a list or the like. Raises ArgumentError."""
-    alone = (str, bytes, range, ipaddress.IPv4Network, ipaddress.IPv6Network)  # which can be iterated over, too
+    """Return the spans of a value or of an iterable of values, each converted by ``read``. Raises ArgumentError."""
+    alone = (
+        str,
+        bytes,
+        range,
+        ipaddress.IPv4Network,
+        ipaddress.IPv6Network,
+    )  # single values, although they are iterable
     if isinstance(value, alone) or not isinstance(value, Iterable):
         return list(read(name, value))
     found = [span for one in value for span in read(name, one)]
@@ -52,16 +58,16 @@ def read_list(name: str, value: Any, read: Callable[[str, Any], Iterable[Span]])
 
 
 def of_version(spans: Iterable[Span], version: int | None) -> list[Span]:
-    """Those that packets of an IP version can have; of those of both, if that is None."""
+    """Return the spans that packets of an IP version can have; None: of either version."""
     return [Span(first, last) for first, last, of in spans if version is None or of in (None, version)]
 
 
-def joined(spans: Iterable[Span], touching: bool) -> Spans:
-    """The same, sorted; those that overlap become one, and so do those that touch, if that is said."""
+def joined(spans: Iterable[Span], merge_adjacent: bool) -> Spans:
+    """Sort spans and merge those that overlap; with ``merge_adjacent`` also those without a gap between them."""
     found: list[Span] = []
     for span in sorted(spans, key=lambda span: (span.version or 0, span.first, span.last)):
         last = found[-1] if found else None
-        if last is not None and last.version == span.version and span.first <= last.last + touching:
+        if last is not None and last.version == span.version and span.first <= last.last + merge_adjacent:
             found[-1] = last._replace(last=max(last.last, span.last))
         else:
             found.append(span)
@@ -69,7 +75,7 @@ def joined(spans: Iterable[Span], touching: bool) -> Spans:
 
 
 def are_covered(spans: Iterable[Span], by: Sequence[Span]) -> bool:
-    """Whether all of these values are among those."""
+    """Return True if each of the spans is inside one of the spans ``by``."""
     return all(any(other.first <= span.first and span.last <= other.last for other in by) for span in spans)
 
 
@@ -77,7 +83,7 @@ def are_covered(spans: Iterable[Span], by: Sequence[Span]) -> bool:
 
 
 def number_range(name: str, value: Any, most: int, what: str) -> Span:
-    """A number, a range of them, or text like "1024-2047". Raises ArgumentError."""
+    """Convert a number, a range, or text like "1024-2047". Raises ArgumentError."""
     if isinstance(value, str):
         first, dash, last = value.partition("-")
         if not _is_number(first) or not _is_number(last if dash else first):
@@ -99,7 +105,7 @@ def _is_number(text: str) -> bool:
 
 
 def number(text: str) -> int:
-    """A number on a command line. Raises ArgumentError."""
+    """Parse a number from the command line. Raises ArgumentError."""
     try:
         return int(text, 0)
     except ValueError:
@@ -107,12 +113,12 @@ def number(text: str) -> int:
 
 
 def number_or_name(text: str) -> int | str:
-    """Either on a command line."""
+    """Parse a number or a name from the command line."""
     return number(text) if text.isdecimal() else text
 
 
 def span_text(first: int, last: int, separator: str = "-") -> str:
-    """Numbers in a row."""
+    """Return a number, or a range with the separator."""
     return str(first) if first == last else f"{first}{separator}{last}"
 
 
@@ -123,7 +129,7 @@ _KINDS = (ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Network, i
 
 
 def read_addresses(name: str, value: Any) -> Iterator[Span]:
-    """An address, a network, or text like "192.0.2.1-192.0.2.9". Raises ArgumentError."""
+    """Convert an address, a network, or text like "192.0.2.1-192.0.2.9". Raises ArgumentError."""
     what = f"{name} must be an address, a network, or two addresses with - between them"
     if not isinstance(value, (str, *_KINDS)):
         raise wrong_type(name, value, "an address or a network, as text or of the module ipaddress, or a list of such")
@@ -144,12 +150,12 @@ def read_addresses(name: str, value: Any) -> Iterator[Span]:
 
 
 def address(value: int, version: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """One of its version, of which 1.0.0.1 has higher numbers than ::1."""
+    """Return the address with a number in an IP version."""
     return ipaddress.IPv4Address(value) if version == 4 else ipaddress.IPv6Address(value)
 
 
 def prefix_length(span: Span, version: int) -> int | None:
-    """If the span is a network, the length of its prefix."""
+    """Return the prefix length of the network that the span is; None if it is not one."""
     bits = 32 if version == 4 else 128
     size = span.last - span.first + 1
     if size & (size - 1) or span.first % size:
@@ -158,7 +164,7 @@ def prefix_length(span: Span, version: int) -> int | None:
 
 
 def addresses_text(span: Span, version: int) -> str:
-    """An address, a network, or two addresses with - between them."""
+    """Return an address, a network, or two addresses with - between them, as text."""
     length = prefix_length(span, version)
     first = address(span.first, version)
     if length is None:
@@ -170,12 +176,12 @@ def addresses_text(span: Span, version: int) -> str:
 
 INTERFACE = "the name of an interface"
 IFNAMSIZ = 16
-# No name has these (dev_valid_name in net/core/dev.c): white space, which for the kernel is Latin-1, and two others.
+# The kernel allows none of these (dev_valid_name in net/core/dev.c): the white space of Latin-1, and "/" and ":".
 _NEVER_IN_NAMES = b"\0\t\n\v\f\r \xa0/:"
 
 
 def read_interface(name: str, value: Any) -> Iterator[Span]:
-    """A name, or the beginning of some. Raises ArgumentError."""
+    """Convert the name of an interface, or the beginning of names. Raises ArgumentError."""
     if not isinstance(value, str):
         raise wrong_type(name, value, f"{INTERFACE}, or a list of such")
     try:
@@ -194,13 +200,13 @@ def read_interface(name: str, value: Any) -> Iterator[Span]:
 
 
 def interface_text(span: Span) -> str:
-    """The name, or how it begins, with * at the end."""
+    """Return the name of an interface, or the beginning of names with * at the end."""
     data = span.first.to_bytes(IFNAMSIZ, "big").rstrip(b"\0")
     return os.fsdecode(data if span.first == span.last else data + b"*")
 
 
 def nft_interface(name: str) -> str:
-    """The name of an interface, or how it begins, for nft, where \\* is a letter. Raises NoWordsError."""
+    """Quote the name of an interface, or the beginning of names, for nft. Raises NoWordsError."""
     check_words(INTERFACE, name, '"')
     if name.endswith("\\*"):
         raise NoWordsError("names of interfaces that begin so, for \\* is a letter there")
@@ -211,12 +217,12 @@ def nft_interface(name: str) -> str:
 
 
 def read_user(name: str, value: Any) -> Iterator[Span]:
-    """A user's number or name, or a range of numbers. Raises ArgumentError."""
+    """Convert a user's number or name, or a range of numbers. Raises ArgumentError."""
     return _read_account(name, value, "user", lambda text: pwd.getpwnam(text).pw_uid)
 
 
 def read_group(name: str, value: Any) -> Iterator[Span]:
-    """A group's number or name, or a range of numbers. Raises ArgumentError."""
+    """Convert a group's number or name, or a range of numbers. Raises ArgumentError."""
     return _read_account(name, value, "group", lambda text: grp.getgrnam(text).gr_gid)
 
 
@@ -225,7 +231,7 @@ def _read_account(name: str, value: Any, what: str, find: Callable[[str], int]) 
     if isinstance(value, str) and not (_is_number(first) and _is_number(last)):
         try:
             value = find(value)
-        except (KeyError, ValueError):  # ValueError: a NUL or a surrogate in it
+        except (KeyError, ValueError):  # ValueError: the name has a NUL or a surrogate
             raise ArgumentError(f"{name} is {value!r}, and there is no {what} of that name") from None
     yield number_range(name, value, 0xFFFFFFFE, f"the number of a {what}, or the name")
 
@@ -234,6 +240,6 @@ def _read_account(name: str, value: Any, what: str, find: Callable[[str], int]) 
 
 
 def read_choice(name: str, value: Any, choices: dict[str, Span]) -> Span:
-    """One of some words. Raises ArgumentError."""
+    """Return the span of one of ``choices``. Raises ArgumentError."""
     check_choice(name, value, tuple(choices))
     return choices[value]

@@ -129,6 +129,14 @@ def lacking(what: rules.Rule | Queue | Log) -> NotSupportedError | None:
         return error
 
 
+def kernel_lacks_cgroups(error: NotSupportedError) -> NoReturn:
+    """Skip the rest of a test of rules that ask for control groups."""
+    assert "cgroup needs CONFIG_NFT_SOCKET, and Linux 5.13" in str(error)
+    if kernel_version() < (5, 13):
+        kernel_lacks("control groups in nft's socket expression", since=(5, 13))
+    kernel_lacks("nft's socket expression", option="CONFIG_NFT_SOCKET")
+
+
 def only(way: str, rule: rules.Rule) -> rules.Rule:
     """A rule with nft's own expression alone, or with the target of iptables alone."""
     native, target = rule.action.choices(rule.family)

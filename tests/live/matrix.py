@@ -160,9 +160,9 @@ see [contributing](contributing.md). It takes two CPUs to try the fan-out by CPU
 ```
 
 A test says which feature it is about with `@pytest.mark.feature("...")`. "yes" says that all tests of a feature passed,
-"no" that one was skipped because the kernel lacks it, "not tried" that the tests are newer than the run. A test makes sure
-before that the kernel lacks it: it fails where the kernel's configuration, if the kernel shows that, has the option, or
-where the kernel is new enough to have the feature.
+"no" that one was skipped because the kernel lacks it, "not tried" that the tests are newer than the run. A test makes
+sure before that the kernel lacks it: it fails where the kernel's configuration, if the kernel shows that, has the
+option, or where the kernel is new enough to have the feature.
 """
 
 

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import ArgumentError, KernelError, Log, Queue, inet, rules
+from nfnet import ArgumentError, KernelError, Log, NotSupportedError, Queue, inet, rules
+from nfnet.rules import _host_criteria
+from nfnet.rules._expressions import REGISTER, be32
 
 from .conftest import (
     ADDRESS,
@@ -25,7 +27,7 @@ from .conftest import (
     collect,
     featured,
     kernel_lacks,
-    kernel_version,
+    kernel_lacks_cgroups,
     lacking,
     readable,
     wait_for,
@@ -346,17 +348,23 @@ def test_cgroup(net: Net, group: str, by: str) -> None:
     where: dict[str, Any] = {"hook": "output", "protocol": "udp", "netns": net.hosts["client"]}
     own, others = rules.drop(cgroup=value, **where), rules.log(5, **where)
     if error := lacking(own):
-        assert "level" in str(error)
-        assert "cgroup needs CONFIG_NFT_SOCKET, and Linux 5.13" in str(error)
-        if kernel_version() < (5, 13):
-            kernel_lacks("control groups in nft's socket expression", since=(5, 13))
-        kernel_lacks("nft's socket expression", option="CONFIG_NFT_SOCKET")
+        kernel_lacks_cgroups(error)
     with rules.install(own, others):
         command = [sys.executable, "-c", SENDER, f"{root}/{group}", ADDRESS["server", V4]]
         net.at("client", lambda: subprocess.run(command, timeout=TIMEOUT, capture_output=True))
         assert count(net, "client") == [1, 0]
         net.open_socket("client", V4).sendto(b"data", (ADDRESS["server", V4], PORT))
         assert count(net, "client") == [1, 1]
+
+
+def test_a_kernel_that_cannot_look_for_control_groups(net: Net, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 5.13 it knows the expression, but not that."""
+    unknown = ("socket", {1: be32(99), 2: be32(REGISTER)})
+    monkeypatch.setattr(_host_criteria, "socket_cgroup", lambda level: unknown)
+    rule = rules.drop(hook="output", cgroup=group, netns=net.hosts["client"])
+    words = r"knows no expression for 'nft add rule .*socket cgroupv2 level 2 .*; cgroup needs CONFIG_NFT_SOCKET, and "
+    with pytest.raises(NotSupportedError, match=words):
+        rule.install()
 
 
 def test_a_control_group_that_has_gone(net: Net, group: str) -> None:

@@ -15,14 +15,12 @@ import pytest
 
 from nfnet import cli, rules
 
-from .conftest import ADDRESS, QUIET, TIMEOUT, Net, in_child, kernel_lacks, lacking, readable, wait_for
-from .test_actions import SENDER, group
+from .conftest import ADDRESS, QUIET, TIMEOUT, Net, in_child, kernel_lacks_cgroups, lacking, readable, wait_for
+from .test_actions import SENDER
 from .test_commands import finish
 from .test_compat import running
 from .test_emulation import V4, V6, connect
 from .test_process import drop_capabilities
-
-__all__ = ["group"]  # the fixture
 
 families = pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
 
@@ -146,8 +144,8 @@ def test_a_control_group(net: Net, group: str) -> None:
         line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line
     }
     server = ADDRESS["server", V4]
-    if lacking(rules.drop(hook="output", cgroup=group, netns=net.hosts["router"])):
-        kernel_lacks("nft's socket expression for control groups", option="CONFIG_NFT_SOCKET")
+    if error := lacking(rules.drop(hook="output", cgroup=group, netns=net.hosts["router"])):
+        kernel_lacks_cgroups(error)
     with block(net, "--unit", group.rpartition("/")[2], server) as process, net.receiver() as receiver:
         command = [sys.executable, "-c", SENDER, f"{root}/{group}", server]
         done = net.at("router", lambda: subprocess.run(command, timeout=TIMEOUT, capture_output=True, text=True))
@@ -177,7 +175,7 @@ def test_nothing_is_left_of_one_that_is_killed(net: Net) -> None:
 
 def test_in_another_namespace_two_do_not_mix_up_what_they_stop(net: Net) -> None:
     with block(net, "--port", "7000") as one, block(net, "--port", "7001") as other:
-        assert wait_for(lambda: len({row.name for row in rules.installed(net.hosts["router"])}) == 2)
+        assert wait_for(lambda: len({row.table for row in rules.installed(net.hosts["router"])}) == 2)
         assert not passes(net, "client", "server", V4, 7000)
         _, errors = finish(other)
         assert errors.splitlines()[-1] == "stopped 0 packets, 0 bytes"

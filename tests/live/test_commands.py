@@ -452,8 +452,8 @@ def test_a_full_disk_ends_the_capture_and_not_the_database(way: Way, tmp_path: P
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 1
-        assert said == "nfnet log: -w /dev/full: No space left on device; the capture stops here\n"
-        assert errors == "nfnet log: -w /dev/full: up to 2 messages not written\n2 messages\n"
+        assert said == "nfnet log: -w /dev/full: No space left on device; nothing more is stored there\n"
+        assert errors == "nfnet log: -w /dev/full: 2 messages not stored: No space left on device\n2 messages\n"
         with nfnet_command(way.net, "log", "5", "-w", "/dev/full", "-q") as process:
             way.send(b"one")
             assert process.wait(TIMEOUT) == 1  # nothing is left to be done

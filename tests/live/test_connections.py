@@ -572,7 +572,7 @@ def test_pasted_nft(net: Net, hook: str, family: str) -> None:
     run(net, place, "nft", f"delete table {family} nfnet")
     with rule:
         (installed,) = rules.installed(net.hosts[place])
-        ours = chains_of(net, place, family, installed.name)
+        ours = chains_of(net, place, family, installed.table)
     assert ours.keys() == pasted.keys()
     for name, words in ours.items():
         if name == hook:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import os
 import random
@@ -19,7 +20,9 @@ import pytest
 
 from nfnet import ArgumentError, NotSupportedError, netns, rules
 from nfnet.netns import call_in
+from nfnet.rules._criteria import CRITERIA
 
+from ..criteria import SAMPLES, Sample
 from .conftest import TIMEOUT, UID, cannot_run, kernel_lacks
 
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
@@ -324,6 +327,14 @@ def iptables_can(options: dict[str, Any]) -> bool:
     )
 
 
+# The criteria that `Anything` has values for, some of them odd; others get those of `SAMPLES`.
+ODD_VALUES = {
+    *("protocol", "source", "destination", "source_port", "destination_port", "tcp_flags", "icmp_type"),
+    *("in_interface", "out_interface", "length", "mark", "state", "connection_mark", "uid", "gid"),
+    *("source_type", "destination_type", "cgroup", "limit"),
+}
+
+
 class Anything(Some):
     """Rules of all kinds, with lists and negations, as far as nft has words for them."""
 
@@ -342,13 +353,20 @@ class Anything(Some):
             options |= {"value": self.number(0, mask), "mask": mask}
         elif make is rules.reject:
             options["error"] = self.one("port-unreachable", "admin-prohibited", "host-unreachable", "no-route")
-        for name, value in self._values(options):
+        values = dict(self._values(options))
+        for name, sample in SAMPLES.items():
+            if name not in ODD_VALUES and hook in CRITERIA[name].hooks.names and family in CRITERIA[name].families:
+                values[name] = functools.partial(self._some_of, sample)
+        for name, value in values.items():
             if self.one(True, False, False):
                 options[self.one(name, name, f"not_{name}")] = value()
         if hook == "ingress":
             options["in_interface"] = "lo"
             options.pop("not_in_interface", None)
         return make, options
+
+    def _some_of(self, sample: Sample) -> Any:
+        return self.several(lambda: self.one(*sample.values))
 
     def several(self, make: Callable[[], Any]) -> Any:
         return self.one(make(), [make() for _ in range(self.number(1, 5))])
@@ -427,7 +445,7 @@ def check_listing(place: Place, rule: rules.Rule, what: Any) -> None:
     with place.interfaces({name for name in rule.match.interfaces() if name != "lo"}):
         with rule:
             (left,) = rules.installed(place.file)
-            installed = texts(place, f"{left.family} {left.name}")
+            installed = texts(place, f"{left.family} {left.table}")
         for line in lines:
             if line.startswith("nft "):
                 done = place.shell(line)
@@ -453,11 +471,13 @@ def texts(place: Place, table: str) -> list[str]:
 
 def test_iptables_has_words_where_it_says_so(place: Place) -> None:
     """Of each criterion alone, once and several times, and of its negation."""
-    for name, values in WITH_WORDS.items():
-        for options in ({name: values}, {name: values[0]}, {f"not_{name}": values[0]}, {f"not_{name}": values}):
-            given = {"protocol": NEEDED[name]} if name in NEEDED else {}
-            hook = "input" if name == "in_interface" else "output"
-            lines = rules.drop(hook=hook, **given, **options).describe().splitlines()  # type: ignore[arg-type]
+    for name, sample in SAMPLES.items():
+        values = sample.values
+        several = [{name: values}, {f"not_{name}": values}] if len(values) > 1 else []
+        alone = [{name: values[0]}, {f"not_{name}": values[0]}] if values else []
+        for options in (*alone, *several):
+            given = {"protocol": sample.protocol} if sample.protocol else {}
+            lines = rules.drop(hook=sample.hook, **given, **options).describe().splitlines()
             for line in lines:
                 if line.startswith(("iptables ", "ip6tables ")):
                     done = place.shell(line.replace("tables", "tables-nft", 1))
@@ -465,27 +485,6 @@ def test_iptables_has_words_where_it_says_so(place: Place) -> None:
             if len(options) == 1 and values[0] in options.values():
                 assert not any(line.startswith("#") for line in lines), lines
     place.clear()
-
-
-NEEDED = {"source_port": "udp", "destination_port": "tcp", "tcp_flags": "tcp", "icmp_type": ["icmp", "icmpv6"]}
-WITH_WORDS: dict[str, list[Any]] = {
-    "protocol": ["tcp", "udp", 47],
-    "source": ["192.0.2.0/24", "fd00::1-fd00::9", "198.51.100.1"],
-    "destination": ["192.0.2.1-192.0.2.9", "192.0.2.77"],
-    "source_port": [53, "1024-2047"],
-    "destination_port": [80, 443, range(8000, 8100)],
-    "icmp_type": ["echo-request", "redirect"],
-    "in_interface": ["eth*", "lo"],
-    "out_interface": ["lo", "wan0"],
-    "length": ["0-100", 1500],
-    "mark": [(1, 0xFF), (2, 0xFF)],
-    "state": ["new", "related"],
-    "connection_mark": [7, 8],
-    "uid": [0],
-    "gid": [0],
-    "source_type": ["local", "multicast"],
-    "destination_type": ["broadcast", "local"],
-}
 
 
 def test_programs_read_in_the_description_what_is_installed(place: Place) -> None:
@@ -510,7 +509,7 @@ def check_description(place: Place, seed: int) -> None:
         try:
             with rule:
                 (left,) = rules.installed(place.file)
-                installed = listed(place, f"{left.family} {left.name}")
+                installed = listed(place, f"{left.family} {left.table}")
         except NotSupportedError:  # there is no way to install it but nft's own queue expression
             assert make is rules.queue
         if of_nft:

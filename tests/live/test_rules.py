@@ -20,7 +20,7 @@ from nfnet.protocol import nfqnl
 from nfnet.protocol.layout import build_attribute
 from nfnet.protocol.netlink import Flag
 from nfnet.protocol.nfnetlink import build_message
-from nfnet.rules import _installed
+from nfnet.rules import _installation
 from nfnet.rules import _nftables as nftables
 from nfnet.rules._actions import queues_of
 
@@ -503,7 +503,7 @@ def test_a_forked_child_has_no_part_in_a_rule(net: Net) -> None:
 def test_a_rule_that_may_not_be_removed_any_more(net: Net, owned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table with an owner goes all the same, with its socket. Others, as before Linux 5.12, do not."""
     if not owned:
-        monkeypatch.setattr(_installed, "_OWNER", 0)
+        monkeypatch.setattr(_installation, "_OWNER", 0)
     here = net.hosts["router"]
 
     def child() -> None:
@@ -607,7 +607,7 @@ def test_what_a_killed_process_left_is_removed(net: Net) -> None:
     sock.close()
     with rules.queue(1, hook="output", netns=here):
         (left,) = rules.clean(here)
-        assert (left.family, left.name, left.process, left.orphaned) == ("inet", name, process.pid, True)
+        assert (left.family, left.table, left.process, left.orphaned) == ("inet", name, process.pid, True)
         assert len(tables(net, "router")) == 1
 
 

@@ -1,36 +1,15 @@
-"""Binding a queue or a log group, and what it means if the kernel refuses."""
+"""Send the request that binds a queue or a log group, and explain why the kernel refused it."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 
-from .._arguments import check_flag
 from .._io.transport import Transport
 from ..errors import BusyError, KernelError, NotPermittedError, NotSupportedError
 from ..protocol import nfqnl
-from ..protocol.nfnetlink import FlagOption
 from ..protocol.nfqnl import Command
-
-Request = Callable[[int], bytes]
-"""Makes a request for a sequence number."""
-
-
-def asked_for(options: Iterable[FlagOption], values: Mapping[str, bool]) -> int:
-    """The flags whose arguments are True. Raises ArgumentTypeError for what is neither True nor False."""
-    return sum(option.flag for option in options if check_flag(option.name, values[option.name]))
-
-
-def request_for(option: FlagOption, config: Callable[..., bytes]) -> Request:
-    """The request for one flag alone."""
-    return lambda seq: config(flags=option.flag, seq=seq, ack=True)
-
-
-def one_by_one(
-    options: Iterable[FlagOption], flags: int, config: Callable[..., bytes]
-) -> Iterator[tuple[str, Request]]:
-    """Those of the flags that a kernel may lack, each with the request for it alone."""
-    return ((option.name, request_for(option, config)) for option in options if option.optional and flags & option.flag)
+from .flags import Request
 
 
 def bind(
@@ -46,7 +25,7 @@ def bind(
 
     module: the kernel's module, which may be missing.
     flags: options that a kernel may lack, each with a request that the kernel refuses if it does.
-    owner: says who has the queue or group, if another socket has, and what to do about it.
+    owner: called if another socket has the queue or group; returns who that is, and what to do about it.
 
     Raises BusyError, NotPermittedError, NotSupportedError, or another KernelError.
     """
@@ -66,13 +45,13 @@ def bind(
     except KernelError as error:
         if error.errno != errno.EINVAL:
             raise
-        # The request is valid, so this is nfnetlink that knows no such subsystem.
+        # The request is valid, so nfnetlink does not know the subsystem: the module is missing.
         hint = f"This kernel cannot do that: load the module {module}"
         raise NotSupportedError(operation, errno.EINVAL, message=error.message, hint=hint) from None
 
 
 def _may(transport: Transport, operation: str) -> bool:
-    """Whether this process has the privilege, for which the kernel looks before everything else."""
+    """Return whether the process has CAP_NET_ADMIN. The kernel checks this first."""
     try:  # a request without effect
         transport.request(lambda seq: nfqnl.config(0, command=Command.PF_BIND, seq=seq, ack=True), operation)
     except NotPermittedError:
@@ -83,7 +62,7 @@ def _may(transport: Transport, operation: str) -> bool:
 
 
 def _supports(transport: Transport, request: Request) -> bool:
-    """Whether the kernel knows a flag; it looks at that before anything else, so this changes nothing."""
+    """Return whether the kernel knows a flag. It checks flags before it changes anything, and nothing is bound yet."""
     try:
         transport.request(request, "asking for a flag")
     except NotSupportedError:

@@ -1,0 +1,23 @@
+"""Datagrams with information that the kernel does not send: from recordings and from tests."""
+
+from __future__ import annotations
+
+from ._processes import Process
+
+
+class Annotated(bytes):
+    """A datagram, or a message in it, and what a recording or a test says of it."""
+
+    time_ns: int | None
+    """The time of its record, in nanoseconds since 1970 (UTC): `Message.timestamp` if the message has none."""
+    process: Process | None
+    """The process that a test says is behind the packet: `Message.process`."""
+
+    def __new__(cls, data: bytes, *, time_ns: int | None = None, process: Process | None = None) -> Annotated:
+        self = super().__new__(cls, data)
+        self.time_ns, self.process = time_ns, process
+        return self
+
+    def part(self, data: bytes) -> Annotated:
+        """Return ``data``, a part of the datagram, with the same information."""
+        return Annotated(data, time_ns=self.time_ns, process=self.process)

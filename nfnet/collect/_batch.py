@@ -1,0 +1,87 @@
+"""What the collector hands to its outputs: messages that were read together, and where they are from."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ..log import LogMessage
+
+
+class Session(NamedTuple):
+    """One time of a group being bound, on one machine: with `LogMessage.seq` it identifies a message anywhere."""
+
+    host: str
+    boot: str
+    """The kernel's id of this boot (``/proc/sys/kernel/random/boot_id``)."""
+    group: int
+    started: int
+    """When it was bound, in nanoseconds since 1970: sequence numbers begin at 0 with each binding."""
+
+    @classmethod
+    def begin(cls, group: int) -> Session:
+        """The session of a group that is bound now."""
+        try:
+            with open("/proc/sys/kernel/random/boot_id") as file:
+                boot = file.read().strip()
+        except OSError:  # /proc is not mounted
+            boot = ""
+        return cls(os.fsencode(socket.gethostname()).decode("utf-8", "replace"), boot, group, time.time_ns())
+
+    @property
+    def id(self) -> str:
+        """The session in one word."""
+        return f"{self.host}/{self.boot}/{self.group}/{self.started}"
+
+
+@dataclass
+class Batch:
+    """Messages of one session that were read together, in the kernel's order."""
+
+    session: Session
+    messages: Sequence[LogMessage]
+    lost: int = 0
+    """How many the kernel lost before the first of them."""
+    read_ns: int = field(default_factory=time.time_ns)
+    """When they were read; the time of messages that have none."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What the collector was told to add to each record."""
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the messages."""
+        return sum(len(message.raw) for message in self.messages)
+
+
+def split_at_losses(batch: Batch, expected: int | None) -> tuple[list[Batch], int | None]:
+    """The batch in pieces without a gap, each with how many the kernel lost before it; and the next number expected.
+
+    expected: the number that the first message should have; None if any is right.
+    """
+    found: list[Batch] = []
+    messages = batch.messages
+    start, count = 0, len(messages)
+    first, last = (messages[0].seq, messages[-1].seq) if count else (None, None)
+    if first is None or last is None:
+        return [batch], expected
+    if expected is None:
+        expected = first
+    if first == expected and (last - first) & 0xFFFFFFFF == count - 1:  # as a rule
+        return [batch], (last + 1) & 0xFFFFFFFF
+    lost = 0
+    for place, message in enumerate(messages):
+        missing = ((message.seq or 0) - expected) & 0xFFFFFFFF
+        if missing:
+            if place > start:
+                found.append(Batch(batch.session, messages[start:place], lost, batch.read_ns, batch.labels))
+            start, lost = place, missing
+        expected = ((message.seq or 0) + 1) & 0xFFFFFFFF
+    found.append(Batch(batch.session, messages[start:], lost, batch.read_ns, batch.labels))
+    return found, expected

@@ -1,0 +1,251 @@
+"""Brings batches to one output, and keeps what it cannot take at the moment.
+
+With ``apart=True`` a thread of its own calls the output. What takes it longer than a moment is kept in the store first,
+and the collector goes on with the other outputs: whatever was read from the kernel is then either stored by the output,
+or in the store, before more is read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+from .._printable import counted
+from ._batch import Batch
+from ._output import Output, OutputError
+from ._spool import Spool, Store
+
+_MOMENT = 0.25  # seconds for which the others wait for an output
+_AGAIN = 1.0  # seconds until the next try
+_AT_A_TIME = 0.1  # seconds for what was kept, until more is read from the kernel
+_SAY_USUAL = 5.0  # seconds: a lock is nothing unusual, and soon gone
+_LAST_PATIENCE = 30.0  # seconds, at the end
+_LAST_PATIENCE_SPOOLED = 2.0  # seconds: the rest is there the next time
+
+_Call = Callable[[], None]
+
+
+class Delivery:
+    """What one output gets.
+
+    report: is told, in a line, what the person who runs the collector should know.
+    name: what the output is called in reports; its own name if not given.
+    """
+
+    def __init__(
+        self, output: Output, store: Store, report: Callable[[str], None], *, name: str = "", apart: bool = False
+    ) -> None:
+        self.output = output
+        self.store = store
+        self.broken = False
+        """Whether it has failed for good: nothing more is stored."""
+        self.stored = 0
+        """Messages that the output has taken."""
+        self.missed = 0
+        """Messages for which there was no room, or that came when it was broken."""
+        self._report = report
+        self._name = name or output.name
+        self._worker = _Worker(self._name) if apart else None
+        self._under_way: Callable[[], None] | None = None  # what is to be done when the worker is through
+        self._unkept = 0  # messages that are under way and not in the store, for there was no room
+        self._reopen = False
+        self._untold = 0  # missed messages of which no record tells yet
+        self._late = 0
+        self._trouble: OutputError | None = None  # of the last try
+        self._last_trouble: OutputError | None = None
+        self._since = self._tried = self._idled = 0.0
+        self._said = False
+
+    def say(self, text: str) -> None:
+        """Report something about the output."""
+        self._report(f"{self._name}: {text}")
+
+    def put(self, batch: Batch) -> None:
+        """Store a batch, or keep it. Raises nothing."""
+        if self._untold:
+            batch = Batch(batch.session, batch.messages, batch.lost + self._untold, batch.read_ns, batch.labels)
+        self._look()
+        if self.broken:
+            self._miss(batch)
+            return
+        kept = started = False
+        if self._under_way is None and not len(self.store) and self._trouble is None:
+
+            def done() -> None:
+                self.stored += len(batch)
+                if kept:
+                    self.store.remove_first()
+
+            if self._do(partial(self.output.write, batch), done):
+                self._untold = 0
+                return
+            started = self._under_way is not None
+        kept = not self.broken and self.store.add(batch)
+        if kept:
+            self._untold = 0
+        elif started:
+            self._untold, self._unkept = 0, len(batch)
+        else:
+            self._miss(batch)
+
+    def flush(self) -> None:
+        """Store what was kept, unless that failed just now, and do what is due. Raises nothing."""
+        self._look()
+        now = time.monotonic()
+        if self.broken or self._under_way is not None or (self._trouble is not None and now < self._tried + _AGAIN):
+            return
+        if not len(self.store):  # then `idle` or `reopen` had it
+            self._trouble = None
+        if self._reopen:
+            self._reopen = False
+            self._do(self.output.reopen, lambda: None)
+        while self._under_way is None and len(self.store) and time.monotonic() < now + _AT_A_TIME:
+            if not self._store_first():
+                break
+        if self._trouble is None and self._under_way is None and now >= self._idled + 1.0:
+            self._idled = now
+            self._do(self.output.idle, lambda: None)
+
+    def reopen(self) -> None:
+        """Have the output open its files anew. Raises nothing."""
+        self._reopen = True  # as soon as nothing is under way
+
+    def finish(self, is_enough: Callable[[], bool]) -> bool:
+        """No more comes: store the rest, and return whether all is stored or kept on disk; what is not is reported.
+
+        is_enough: says whether the person does not want to wait any longer.
+        """
+        spooled = isinstance(self.store, Spool)
+        deadline = time.monotonic() + (_LAST_PATIENCE_SPOOLED if spooled else _LAST_PATIENCE)
+        tries = 0
+        while not self.broken and (len(self.store) or self._under_way is not None):
+            self._look(0.1)
+            if self._under_way is None and (not len(self.store) or self._store_first()):
+                continue
+            if self._under_way is None:
+                tries += 1  # twice at least: an error that is no lock lets go of the file, to open it anew
+            usual = self._trouble is None or self._trouble.usual
+            if (tries > 1 or self._under_way is not None) and (
+                is_enough() or time.monotonic() > deadline or not usual or (spooled and self._under_way is None)
+            ):
+                break
+            if tries == 1 and usual and self._under_way is None and not spooled:
+                text = f"waiting for it, for {_LAST_PATIENCE:.0f} s or until told to stop again"
+                self.say(f"{self._trouble}; {text}")
+        left = len(self.store)
+        if spooled and left:
+            self.say(f"{counted(left, 'message')} in the spool, to be stored the next time")
+        elif left:
+            self.missed += left
+        if self.missed:
+            self.say(f"{counted(self.missed, 'message')} not stored: {self._last_trouble or 'it is too slow'}")
+        return not self.missed
+
+    def close(self) -> None:
+        """Let go of output and store. Raises nothing."""
+        if self._worker is not None:
+            self._worker.calls.put(None)
+        if self._under_way is None:  # else the worker is still in it; the process ends all the same
+            self.output.close()
+        self.store.close()
+
+    # --- one step
+
+    def _store_first(self) -> bool:
+        batch = self.store.first()
+        if batch is None:
+            return False
+        count = len(batch)
+
+        def done() -> None:
+            self.stored += count
+            self._late += count
+            self.store.remove_first()
+            if not len(self.store):
+                if self._said:
+                    self.say(f"{counted(self._late, 'message')} stored late")
+                self._said, self._late = False, 0
+
+        return self._do(partial(self.output.write, batch), done)
+
+    def _do(self, call: _Call, done: Callable[[], None]) -> bool:
+        """Whether the output has done it; what is under way is not."""
+        self._tried = time.monotonic()
+        self._under_way = done
+        if self._worker is None:
+            error = _outcome(call)
+        else:
+            self._worker.calls.put(call)
+            try:
+                error = self._worker.outcomes.get(timeout=_MOMENT)
+            except Empty:
+                return False
+        return self._through(error)
+
+    def _look(self, timeout: float = 0.0) -> None:
+        """See whether what is under way is through."""
+        if self._worker is not None and self._under_way is not None:
+            try:
+                error = self._worker.outcomes.get(timeout=timeout) if timeout else self._worker.outcomes.get_nowait()
+            except Empty:
+                return
+            self._through(error)
+
+    def _through(self, error: OutputError | None) -> bool:
+        done, self._under_way = self._under_way, None
+        unkept, self._unkept = self._unkept, 0
+        if error is not None:
+            self.missed += unkept
+            self._failed(error)
+            return False
+        self._trouble = None
+        if done is not None:
+            done()
+        return True
+
+    def _failed(self, error: OutputError) -> None:
+        if self._trouble is None:
+            self._since = self._tried
+        self._trouble = self._last_trouble = error
+        if error.lasting:
+            self.broken = True
+            self.missed += len(self.store)
+            self.say(f"{error}; nothing more is stored there")
+        elif not self._said and (not error.usual or self._tried >= self._since + _SAY_USUAL):
+            self._said = True
+            self.say(f"{error}; messages are kept, to be stored later")
+
+    def _miss(self, batch: Batch) -> None:
+        if not self.missed and not self.broken:
+            self.say("no more room for what it cannot take; messages are lost")
+        self.missed += len(batch)
+        self._untold = batch.lost + len(batch)
+
+
+def _outcome(call: _Call) -> OutputError | None:
+    try:
+        call()
+    except OutputError as error:
+        return error
+    except Exception as error:  # a mistake in an output, perhaps of a third party: the others go on
+        return OutputError(f"{type(error).__name__}: {error}")
+    return None
+
+
+class _Worker:
+    """A thread that makes calls, and says how they ended."""
+
+    def __init__(self, name: str) -> None:
+        self.calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self.outcomes: SimpleQueue[OutputError | None] = SimpleQueue()
+        Thread(target=self._run, name=f"output {name}", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            call = self.calls.get()
+            if call is None:
+                return
+            self.outcomes.put(_outcome(call))

@@ -1,0 +1,156 @@
+"""What an output could not take, until it can: in memory, or on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from abc import ABC, abstractmethod
+from collections import deque
+
+from .._io import private_files
+from ..errors import NfnetError
+from ..log import LogMessage
+from ..protocol import netlink
+from ._batch import Batch, Session
+
+_MESSAGE_SIZE = 500  # bytes of a message in memory, beside its own
+
+
+class Store(ABC):
+    """Batches in the order in which they came, as many as fit."""
+
+    @abstractmethod
+    def add(self, batch: Batch) -> bool:
+        """Keep a batch behind the others; False if there is no room for it."""
+
+    @abstractmethod
+    def first(self) -> Batch | None:
+        """The first one; None if there is none."""
+
+    @abstractmethod
+    def remove_first(self) -> None:
+        """The first one was stored."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many messages there are."""
+
+    def close(self) -> None:  # noqa: B027  # that in memory has nothing to do
+        """Let go of what it has open."""
+
+
+class Memory(Store):
+    """Batches in memory, of at most ``most`` bytes."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._batches: deque[Batch] = deque()
+        self._size = self._count = 0
+
+    def add(self, batch: Batch) -> bool:
+        size = batch.size + _MESSAGE_SIZE * len(batch)
+        if self._size + size > self._most:
+            return False
+        self._batches.append(batch)
+        self._size += size
+        self._count += len(batch)
+        return True
+
+    def first(self) -> Batch | None:
+        return self._batches[0] if self._batches else None
+
+    def remove_first(self) -> None:
+        batch = self._batches.popleft()
+        self._size -= batch.size + _MESSAGE_SIZE * len(batch)
+        self._count -= len(batch)
+
+    def __len__(self) -> int:
+        return self._count
+
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS batches (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, session TEXT NOT NULL, read_ns INTEGER NOT NULL, lost INTEGER NOT NULL,
+    labels TEXT NOT NULL, names TEXT NOT NULL, count INTEGER NOT NULL, size INTEGER NOT NULL, messages BLOB NOT NULL
+)
+"""
+_FIRST = "SELECT * FROM batches WHERE id > ? ORDER BY id LIMIT 1"
+_ADD = "INSERT INTO batches VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+class Spool(Store):
+    """Batches in an SQLite database, of at most ``most`` bytes, which outlive this process.
+
+    They are there as the kernel sent them. Raises NfnetError or OSError if the file cannot be used.
+    """
+
+    def __init__(self, path: str, most: int) -> None:
+        self.path = path
+        self._most = most
+        try:
+            self._connection = sqlite3.connect(private_files.create_database(path), isolation_level=None)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.execute(_TABLE)
+            found = self._connection.execute("SELECT total(count), total(size) FROM batches").fetchone()
+        except sqlite3.Error as error:
+            raise NfnetError(f"spool {path}: {error}") from error
+        self._count, self._size = map(int, found)
+        self._first: tuple[int, Batch] | None = None
+        self._done = 0  # the last one that was stored
+
+    def add(self, batch: Batch) -> bool:
+        data = b"".join(message.raw + bytes(-len(message.raw) % 4) for message in batch.messages)
+        if self._size + len(data) > self._most:
+            return False
+        names = {}
+        for message in batch.messages:
+            for index, name in (
+                (message.indev, message.indev_name),
+                (message.outdev, message.outdev_name),
+                (message.physindev, message.physindev_name),
+                (message.physoutdev, message.physoutdev_name),
+            ):
+                if index is not None and name is not None:
+                    names[index] = name
+        text = (json.dumps(batch.session), batch.read_ns, batch.lost, json.dumps(dict(batch.labels)), json.dumps(names))
+        try:
+            self._connection.execute(_ADD, (*text, len(batch), len(data), data))
+        except sqlite3.Error:  # the disk is full, say
+            return False
+        self._count += len(batch)
+        self._size += len(data)
+        return True
+
+    def first(self) -> Batch | None:
+        if self._first is None:
+            try:
+                row = self._connection.execute(_FIRST, (self._done,)).fetchone()
+            except sqlite3.Error as error:
+                raise NfnetError(f"spool {self.path}: {error}") from error
+            if row is None:
+                return None
+            number, session, read_ns, lost, labels, names, _, _, data = row
+            known = {int(index): name for index, name in json.loads(names).items()}
+            messages = [LogMessage.from_bytes(raw, known.get) for _, raw in netlink.split_messages(data)]
+            batch = Batch(Session(*json.loads(session)), messages, lost, read_ns, json.loads(labels))
+            self._first = number, batch
+        return self._first[1]
+
+    def remove_first(self) -> None:
+        self.first()
+        if self._first is None:
+            return
+        number, batch = self._first
+        self._first, self._done = None, number
+        with contextlib.suppress(sqlite3.Error):  # the disk is full: the next one removes it, too
+            self._connection.execute("DELETE FROM batches WHERE id <= ?", (number,))
+        self._count -= len(batch)
+        self._size -= sum(len(message.raw) + -len(message.raw) % 4 for message in batch.messages)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def close(self) -> None:
+        self._connection.close()

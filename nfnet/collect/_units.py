@@ -1,0 +1,43 @@
+"""Sizes and times as people write them."""
+
+from __future__ import annotations
+
+import re
+
+_SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_TIMES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def size(value: object) -> int:
+    """Bytes: 1048576, "1M", "1 MiB". Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    found = re.fullmatch(r"(\d+)\s*([kmgt]?)(i?b)?", str(value).strip().lower())
+    if not found or not int(found[1]):
+        raise ValueError(f"{value!r} is no size, such as 100M or 2G")
+    return int(found[1]) * _SIZES[found[2]]
+
+
+def seconds(value: object) -> int:
+    """Seconds: "90s", "24h", "30d", "2w". Raises ValueError."""
+    found = re.fullmatch(r"(\d+)\s*([smhdw])", str(value).strip().lower())
+    if not found or not int(found[1]):
+        raise ValueError(f"{value!r} is no time, such as 15m, 24h or 30d")
+    return int(found[1]) * _TIMES[found[2]]
+
+
+def count(value: object) -> int:
+    """A whole number, 1 or more. Raises ValueError."""
+    text = str(value)
+    if isinstance(value, bool) or not text.isdecimal() or not int(text):
+        raise ValueError(f"{value!r} is no number, 1 or more")
+    return int(text)
+
+
+def yes_or_no(value: object) -> bool:
+    """True, "yes" or "no". Raises ValueError."""
+    if value in (True, "yes", "true"):
+        return True
+    if value in (False, "no", "false"):
+        return False
+    raise ValueError(f"{value!r} is neither yes nor no")

@@ -1,0 +1,26 @@
+"""Plain text, as ``nfnet log`` shows it."""
+
+from __future__ import annotations
+
+import time
+
+from .._printable import counted
+from ._batch import Batch
+from ._line_file import LineFile
+
+
+class Text(LineFile):
+    """A line for each message, and one for each gap."""
+
+    scheme = "text"
+    suffixes = (".log", ".txt")
+    help = "a line for people; times are local"
+
+    def lines(self, batch: Batch) -> str:
+        """As `LineFile.lines`."""
+        moment = batch.read_ns / 1e9
+        text = "".join([f"{message.summary(moment)}\n" for message in batch.messages])
+        if batch.lost:
+            clock = time.strftime("%H:%M:%S", time.localtime(moment))
+            text = f"{clock} {counted(batch.lost, 'message')} of group {batch.session.group} lost\n{text}"
+        return text

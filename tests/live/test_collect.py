@@ -1,0 +1,285 @@
+"""The collector on real groups: bursts, logrotate, outputs that are away, and being killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import TIMEOUT, UID, cannot_run, said, wait_for
+from .test_compat import Way, is_bound, logging, running
+
+BURST = 50_000 if UID == 0 else 500  # the receive buffer of ordinary users is small
+
+
+@pytest.fixture
+def way(net: Any) -> Way:
+    return Way(net)
+
+
+@contextmanager
+def collecting(way: Way, *arguments: str | Path, command: str = "collect") -> Iterator[subprocess.Popen[str]]:
+    group = ("5",) if command == "log" else ("--group", "5")
+    line = [sys.executable, "-m", "nfnet", command, *group, *map(str, arguments)]
+    with running(way.net, line) as process:
+        assert wait_for(lambda: is_bound(way.net, group=5) or process.poll() is not None)
+        yield process
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, errors
+    return said(errors)
+
+
+def lines_of(*files: Path) -> list[dict[str, Any]]:
+    found = []
+    for file in files:
+        if file.exists():
+            data = file.read_text()
+            assert data.endswith("\n") or not data
+            found += [json.loads(line) for line in data.splitlines()]
+    return found
+
+
+def lines_in(file: Path) -> int:
+    """How many lines there are, while more are being written."""
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def numbers(*files: Path) -> list[int]:
+    return [line["event"]["sequence"] for line in lines_of(*files) if "sequence" in line["event"]]
+
+
+def rows(path: Path, sql: str = "SELECT seq FROM messages ORDER BY session, seq") -> list[Any]:
+    with contextlib.closing(sqlite3.connect(path, timeout=10)) as connection:
+        try:
+            return [row[0] if len(row) == 1 else row for row in connection.execute(sql)]
+        except sqlite3.OperationalError:  # there is no table yet
+            return []
+
+
+def burst(way: Way, count: int) -> None:
+    for number in range(count):
+        way.send(b"%d" % number)
+
+
+@contextmanager
+def sending(way: Way) -> Iterator[None]:
+    """Some thousand packets a second, all the time."""
+    done = False
+
+    def send() -> None:
+        while not done:
+            way.send(*[b"x"] * 10)
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        done = True
+        thread.join()
+
+
+def test_nothing_of_a_burst_is_lost(way: Way, tmp_path: Path) -> None:
+    file, database = tmp_path / "log.jsonl", tmp_path / "log.db"
+    with logging(way.net), collecting(way, "--to", file, "--to", f"sqlite:{database}") as process:
+        burst(way, BURST)
+        errors = finish(process)
+    assert errors == f"{BURST} messages\n"
+    assert numbers(file) == list(range(BURST))
+    assert rows(database) == list(range(BURST))
+    first = lines_of(file)[0]
+    assert first["source"]["ip"] == "10.81.1.1"
+    assert first["destination"] == {"ip": "10.81.2.2", "port": 7000}
+    assert first["observer"]["ingress"]["interface"]["name"] == "to-client"
+
+
+def test_log_shows_all_of_a_burst(way: Way, tmp_path: Path) -> None:
+    file = tmp_path / "text"
+    with logging(way.net), file.open("w") as output:
+        line = [sys.executable, "-m", "nfnet", "log", "5"]
+        process = way.net.at("router", lambda: subprocess.Popen(line, stdout=output, stderr=subprocess.PIPE, text=True))
+        with process:
+            assert wait_for(lambda: is_bound(way.net, group=5))
+            burst(way, BURST)
+            assert finish(process) == f"{BURST} messages\n"
+    shown = file.read_text().splitlines()
+    assert len(shown) == BURST
+    assert all(" said: to-client > to-server UDP 10.81.1.1." in each for each in shown)
+
+
+def test_what_the_kernel_lost_is_a_record_in_each_output(way: Way, tmp_path: Path) -> None:
+    config = tmp_path / "collect.toml"
+    config.write_text("rcvbuf = 4096\n")
+    file, database = tmp_path / "log.jsonl", tmp_path / "log.db"
+    with logging(way.net), collecting(way, "--config", config, "--to", file, "--to", database) as process:
+        process.send_signal(signal.SIGSTOP)
+        assert wait_for(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        burst(way, 3000)
+        process.send_signal(signal.SIGCONT)
+
+        def told() -> bool:
+            way.send(b"x")  # only a later message tells of a gap
+            return file.exists() and b"messages-lost" in file.read_bytes()
+
+        assert wait_for(told)
+        finish(process)
+    lost = sum(line["nfnet"].get("lost", 0) for line in lines_of(file))
+    stored = numbers(file)
+    assert lost > 0
+    assert lost + len(stored) == stored[-1] + 1
+    assert rows(database) == stored
+    assert rows(database, "SELECT sum(count) FROM losses") == [lost]
+
+
+ROTATE = {
+    "create": "create",
+    "create and no signal": "create",
+    "nocreate": "nocreate",
+}
+
+
+@pytest.mark.parametrize("how", ROTATE)
+def test_logrotate_neither_loses_a_line_nor_repeats_one(way: Way, how: str, tmp_path: Path) -> None:
+    logrotate = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin")
+    if logrotate is None:
+        cannot_run("logrotate is not installed")
+    directory = tmp_path / "logs"
+    directory.mkdir(mode=0o700)
+    file = directory / "log.jsonl"
+    with logging(way.net), collecting(way, "--to", file) as process, sending(way):
+        signaled = "" if "no signal" in how else f"postrotate\nkill -HUP {process.pid}\nendscript"
+        config = tmp_path / "logrotate.conf"
+        config.write_text(f"{file} {{\nrotate 50\n{ROTATE[how]}\n{signaled}\n}}\n")
+        config.chmod(0o600)
+        for turn in range(8):
+            assert wait_for(lambda: file.exists() and file.stat().st_size > 5000)
+            command = [logrotate, "--force", "--state", str(tmp_path / "state"), str(config)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+            assert (done.returncode, done.stderr) == (0, ""), turn
+        finish(process)
+    files = sorted(directory.iterdir(), key=lambda path: -int(path.suffix[1:]) if path.suffix[1:].isdecimal() else 0)
+    assert len(files) == 9
+    found = numbers(*files)
+    assert found == list(range(len(found)))
+    assert len(found) > 100
+
+
+def test_a_file_that_was_copied_and_cut_goes_on_at_its_beginning(way: Way, tmp_path: Path) -> None:
+    """logrotate's copytruncate, which itself loses what anybody writes between its two steps; nothing else is lost."""
+    file, copy = tmp_path / "log.jsonl", tmp_path / "copy"
+    with logging(way.net), collecting(way, "--to", file) as process:
+        burst(way, 10)
+        assert wait_for(lambda: lines_in(file) == 10)
+        shutil.copy(file, copy)
+        os.truncate(file, 0)
+        burst(way, 10)
+        finish(process)
+    assert (numbers(copy), numbers(file)) == (list(range(10)), list(range(10, 20)))
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+
+
+def test_a_locked_database_holds_nobody_up_and_gets_all_from_the_spool(way: Way, tmp_path: Path) -> None:
+    file, database, spool = tmp_path / "log.jsonl", tmp_path / "log.db", tmp_path / "spool"
+    arguments = ("--to", file, "--to", database, "--spool", spool)
+    with logging(way.net):
+        with collecting(way, *arguments) as process:
+            burst(way, 10)
+            assert wait_for(lambda: len(rows(database)) == 10)
+            with locked(database):
+                for number in range(2, 8):
+                    burst(way, 10)
+                    assert wait_for(lambda number=number: lines_in(file) == 10 * number, 5)
+                process.kill()
+                process.wait(TIMEOUT)
+                assert len(rows(database)) == 10
+        with collecting(way, *arguments) as process:
+            burst(way, 10)
+            assert wait_for(lambda: len(rows(database)) == 80)
+            finish(process)
+    assert rows(database) == [*range(70), *range(10)]  # of two sessions
+    assert numbers(file) == [*range(70), *range(10)]
+
+
+def test_being_killed_loses_nothing_that_was_stored_and_repeats_nothing(way: Way, tmp_path: Path) -> None:
+    """Each time the file and the database have every message up to some moment, but for what was being written."""
+    file, database, spool = tmp_path / "log.jsonl", tmp_path / "log.db", tmp_path / "spool"
+    chance = random.Random(7)
+    with logging(way.net), sending(way):
+        for _ in range(10):
+            with collecting(way, "--to", file, "--to", database, "--spool", spool) as process:
+                before = lines_in(file)
+                assert wait_for(lambda before=before: lines_in(file) > before)
+                time.sleep(chance.random() / 5)  # no event to wait for: any moment will do
+                process.kill()
+                process.wait(TIMEOUT)
+        with collecting(way, "--to", file, "--to", database, "--spool", spool) as process:
+            assert wait_for(lambda: bool(rows(database)))
+            finish(process)
+    by_session: dict[str, list[int]] = {}
+    for line in lines_of(file):
+        by_session.setdefault(line["nfnet"]["session"], []).append(line["event"]["sequence"])
+    assert len(by_session) == 11
+    for found in by_session.values():
+        assert found == list(range(len(found)))
+    for session in set(rows(database, "SELECT session FROM messages")):
+        stored = rows(database, f"SELECT seq FROM messages WHERE session = {session} ORDER BY rowid")
+        assert stored == list(range(len(stored)))
+
+
+def test_a_reader_that_is_slow_holds_nobody_up(way: Way, tmp_path: Path) -> None:
+    """Standard output is a pipe of 64 KiB that nobody reads."""
+    file = tmp_path / "log.jsonl"
+    with logging(way.net), collecting(way, "--to", "jsonl:-", "--to", file, "--spool", tmp_path / "spool") as process:
+        burst(way, 500)
+        assert wait_for(lambda: lines_in(file) == 500)
+        burst(way, 500)
+        assert wait_for(lambda: lines_in(file) == 1000, 5)
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=TIMEOUT)
+    shown = [json.loads(line)["event"]["sequence"] for line in output.splitlines()]
+    assert shown == list(range(1000)), errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--to", "/nowhere/log.jsonl"), "/nowhere/log.jsonl"),
+        (("--to", "sqlite:/nowhere/log.db"), "/nowhere/log.db"),
+        (("--to", "log.xyz"), "names no output"),
+        (("--to", "log.jsonl", "often"), "'often' is not name=value"),
+        ((), "no output"),
+    ],
+)
+def test_what_cannot_be_right_is_one_line(way: Way, arguments: tuple[str, ...], text: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nfnet", "collect", "--group", "5", *arguments]
+    run: Callable[[], Any] = lambda: subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)  # noqa: E731
+    done = way.net.at("router", run)
+    assert done.returncode in (1, 2)
+    assert done.stderr.startswith("nfnet collect: ")
+    assert text in done.stderr
+    assert done.stderr.count("\n") == 1
