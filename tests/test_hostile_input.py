@@ -584,9 +584,9 @@ def test_batches_of_a_recording_look_at_what_they_cover() -> None:
 
     replay = nfnet.replay(FIXTURES / "queue-late.pcapng")
     waiting, decided = Counted.fromkeys(range(10, 1010)), {}  # type: ignore[var-annotated]
-    replay._collect(nfqnl.verdict(1, 5, 1, batch=True) * 100, decided, waiting)
+    replay._note_verdicts(nfqnl.verdict(1, 5, 1, batch=True) * 100, decided, waiting)
     assert (decided, waiting.looked_at) == ({}, 100)
-    replay._collect(nfqnl.verdict(1, 12, 1, batch=True), decided, waiting)
+    replay._note_verdicts(nfqnl.verdict(1, 12, 1, batch=True), decided, waiting)
     assert (list(decided), waiting.looked_at) == ([10, 11, 12], 104)
     replay.close()
 
