@@ -52,7 +52,7 @@ class Transport(ABC):
     """Whether a loop waits for `incoming`, so that `wake` must end its wait."""
 
     recordable: bool = False
-    """Whether the transport calls `tap` with every datagram."""
+    """Whether the transport calls ``tap`` with every datagram."""
 
     simulated: bool = False
     """Whether the other side is a recording or a test double: verdicts on connections need no rules there."""
