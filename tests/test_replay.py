@@ -622,7 +622,7 @@ def test_an_endless_pipe_takes_no_memory(pipe: Any) -> None:
     # over a third of the run does not, unless something of each packet is kept.
     first = min(size for number, size in sizes.items() if number <= 2660)
     last = min(size for number, size in sizes.items() if number > 5320)
-    assert last < first + 5320 * 20
+    assert last < first + 5320 * 60  # and the record of a verdict has some 120 bytes
     assert replay.verdicts == replay.recorded == {}
 
 

@@ -36,6 +36,7 @@ def item(message: Any, layouts: layout.Layouts) -> dict[str, Any]:
     by_schema = {row.type & 0x3FFF: row.data for row in netlink.attributes.parse(message.raw[20:])}
     assert by_schema == {number: message.raw[span] for number, span in spans.items()}
     names = [name for name in dir(type(message)) if isinstance(getattr(type(message), name), property)]
+    names = [name for name in names if name != "metadata"]  # bytes as they are on that machine
     found = {name: repr(getattr(message, name)) for name in names}
     return {**found, "spans": {number: str(span) for number, span in spans.items()}, "raw": little(message.raw)}
 
