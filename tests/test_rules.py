@@ -224,7 +224,7 @@ def test_each_criterion_has_its_arguments() -> None:
     arguments = {name for name in WHERE if name not in ("hook", "family", "priority", "netns")}
     assert arguments == {*CRITERIA, *(f"not_{name}" for name in CRITERIA)} - {"not_cgroup"}
     for name, row in CRITERIA.items():
-        assert f"    {name}: {row.description}: {row.syntax}." in (rules.queue.__doc__ or ""), name
+        assert f"\n{name}: {row.description}: {row.syntax}." in (inspect.getdoc(rules.queue) or ""), name
 
 
 # Words of the command line, of which a rule is made that says the same again.

@@ -179,10 +179,8 @@ class Sqlite(Output):
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(_MESSAGES)
-            there = {row[1] for row in connection.execute("PRAGMA table_info(messages)")}
-            for column in _NEW_COLUMNS:
-                if column.split()[0] not in there:
-                    connection.execute(f"ALTER TABLE messages ADD COLUMN {column}")
+            for column in _missing_columns(connection):
+                connection.execute(f"ALTER TABLE messages ADD COLUMN {column}")
             for statement in _TABLES:
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {VERSION}")
@@ -240,3 +238,9 @@ def _rows(batch: Batch, session: int) -> list[tuple[Any, ...]]:
         length = None if ip is None else ip.length
         found.append((message.timestamp or moment, *rule, *ends, payload, length, session, message.seq))
     return found
+
+
+def _missing_columns(connection: sqlite3.Connection) -> list[str]:
+    """Return the definitions of columns that a table of an older version lacks."""
+    there = {row[1] for row in connection.execute("PRAGMA table_info(messages)")}
+    return [column for column in _NEW_COLUMNS if column.split()[0] not in there]

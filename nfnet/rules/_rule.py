@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from types import TracebackType
@@ -246,8 +247,10 @@ def _documented(text: str | None) -> str | None:
     """Put the rows of `CRITERIA` into a docstring."""
     if text is None:  # python -OO
         return None
-    rows = "\n".join(f"    {name}: {row.description}: {row.syntax}." for name, row in CRITERIA.items())
-    return text.replace("    {criteria}", rows)
+    indent = re.search(r"^( *)\{criteria\}$", text, re.MULTILINE)  # none since Python 3.13
+    assert indent is not None
+    rows = "\n".join(f"{indent[1]}{name}: {row.description}: {row.syntax}." for name, row in CRITERIA.items())
+    return text.replace(indent[0], rows)
 
 
 queue.__doc__ = _documented(queue.__doc__)

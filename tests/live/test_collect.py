@@ -214,7 +214,7 @@ def test_a_locked_database_holds_nobody_up_and_gets_all_from_the_spool(way: Way,
                 for number in range(2, 8):
                     burst(way, 10)
                     assert wait_for(lambda number=number: lines_in(file) == 10 * number)
-                # The batch that was read last may be in no spool yet: killing the process would lose it to the database.
+                # The batch that was read last may be in no spool yet: if the process is killed, the database lacks it.
                 (kept,) = spool.glob("sqlite*.spool")
                 assert wait_for(lambda: rows(kept, "SELECT total(count) FROM batches") == [60])
                 process.kill()
