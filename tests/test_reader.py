@@ -191,3 +191,61 @@ def test_asyncio_an_exit_in_a_handler_ends_the_program() -> None:
 
     with pytest.raises(SystemExit, match="3"):
         asyncio.run(main())
+
+
+class Keeps(FakeKernel):
+    """Has packets that came before the answer to the first request: its descriptor does not tell of them."""
+
+    before_the_answer = True
+
+    @property
+    def kept(self) -> bool:
+        return self.before_the_answer
+
+    def receive(self, into: list[bytes], limit: int) -> bool:
+        self.before_the_answer = False
+        return super().receive(into, limit)
+
+
+@pytest.mark.parametrize("how", ["run", "iterate"])
+def test_asyncio_what_came_before_the_answer_to_a_request_is_not_waited_for(how: str) -> None:
+    async def main() -> None:
+        kernel = Keeps(ends=True)
+        kernel.feed(2)
+        async with AsyncQueue(1, transport=kernel) as queue:
+            await (queue.run(accept) if how == "run" else iterate(queue))
+            assert queue.counters.accepted == 2
+
+    run(main)
+
+
+def test_asyncio_what_nobody_waits_for_stays_where_it_is() -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        async with AsyncQueue(1, transport=kernel) as queue:
+            packets = queue.__aiter__()
+            first = asyncio.ensure_future(packets.__anext__())
+            await asyncio.sleep(0)
+            kernel.feed(1)
+            (await first).accept()
+            kernel.feed(1)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert queue.counters.received == 1
+            (await packets.__anext__()).accept()
+            assert (queue.counters.received, kernel.queued) == (2, {})
+
+    run(main)
+
+
+def test_asyncio_close_in_the_body_of_an_iteration_ends_it() -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed(1)
+        async with AsyncQueue(1, transport=kernel) as queue:
+            async for packet in queue:
+                packet.accept()
+                await queue.close()
+            assert queue.counters.accepted == 1
+
+    run(main)
