@@ -194,27 +194,43 @@ def test_asyncio_an_exit_in_a_handler_ends_the_program() -> None:
 
 
 class Keeps(FakeKernel):
-    """Has packets that came before the answer to the first request: its descriptor does not tell of them."""
+    """Says some times that it has what its descriptor does not tell of."""
 
-    before_the_answer = True
+    looks = 5
 
     @property
     def kept(self) -> bool:
-        return self.before_the_answer
-
-    def receive(self, into: list[bytes], limit: int) -> bool:
-        self.before_the_answer = False
-        return super().receive(into, limit)
+        self.looks -= 1
+        return self.looks >= 0
 
 
-@pytest.mark.parametrize("how", ["run", "iterate"])
-def test_asyncio_what_came_before_the_answer_to_a_request_is_not_waited_for(how: str) -> None:
+def test_asyncio_what_the_descriptor_does_not_tell_of_is_not_waited_for() -> None:
     async def main() -> None:
-        kernel = Keeps(ends=True)
-        kernel.feed(2)
+        kernel = Keeps()
         async with AsyncQueue(1, transport=kernel) as queue:
-            await (queue.run(accept) if how == "run" else iterate(queue))
+            task = asyncio.ensure_future(iterate(queue))
+            while kernel.looks >= 0:
+                await asyncio.sleep(0)
+            kernel.feed(2)
+            while kernel.queued:
+                await asyncio.sleep(0)
+            queue.stop()
+            await task
             assert queue.counters.accepted == 2
+
+    run(main)
+
+
+def test_asyncio_stop_comes_before_what_comes_at_the_same_time() -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        async with AsyncQueue(1, transport=kernel) as queue:
+            task = asyncio.ensure_future(queue.run(accept))
+            await asyncio.sleep(0)
+            kernel.feed(1)
+            queue.stop()
+            await task
+            assert list(kernel.queued) == [1]
 
     run(main)
 
