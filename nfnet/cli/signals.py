@@ -23,5 +23,5 @@ def until_told(stop: Callable[[], object], reopen: Callable[[], object] | None =
 
 
 def wait_readable(file: Any, timeout: float | None) -> bool:
-    """Whether a queue or log has something to do in time; a signal ends the wait."""
+    """Return whether a queue or log has something to do in time. A signal is noticed within a second, not at once."""
     return bool(select.select([file], [], [], 1.0 if timeout is None else min(timeout, 1.0))[0])

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator
 
 from ..errors import DecodeError
 from . import layout, netlink, nfqnl, nfulnl
-from .netlink import HOST, PREFIX, ByteOrder, ErrorAttribute
+from .netlink import HOST, NESTED, PREFIX, ByteOrder, ErrorAttribute
 from .nfnetlink import BODY, Table
 
 _TABLES = {**nfqnl.TABLES, **nfulnl.TABLES}
-_NESTED = 0x8000  # NLA_F_NESTED
 _MAX_DEPTH = 32  # nf_tables has less than ten
 _ERROR_NUMBERS = (ErrorAttribute.OFFS, ErrorAttribute.MISS_TYPE, ErrorAttribute.MISS_NEST)
 
@@ -135,7 +134,7 @@ def _turning(data: bytearray, start: int, end: int) -> Iterator[tuple[int, bool,
     """The attributes, each with its header turned: number, whether NLA_F_NESTED is set, and where its data are."""
     for number, first, last in layout.walk(data, start, end, header=_other_attribute_header):
         _, kind = _turn_attribute_header(data, first - netlink.ATTRIBUTE_HEADER_SIZE)
-        yield number, bool(kind & _NESTED), first, last
+        yield number, bool(kind & NESTED), first, last
 
 
 def _turn_number(data: bytearray, start: int, end: int) -> None:

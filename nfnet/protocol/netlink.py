@@ -38,7 +38,8 @@ PREFIX = "<" if HOST == "little" else ">"  # of a struct format: that order, and
 HEADER_SIZE = 16  # sizeof(struct nlmsghdr)
 ATTRIBUTE_HEADER_SIZE = 4  # sizeof(struct nlattr)
 MAX_ATTRIBUTE_DATA = 0xFFFF - ATTRIBUTE_HEADER_SIZE  # nla_len is 16 bits wide and counts its own header
-TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: without NLA_F_NESTED (0x8000) and NLA_F_NET_BYTEORDER (0x4000)
+NESTED = 0x8000  # NLA_F_NESTED, in the type of an attribute that holds attributes
+TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: without NLA_F_NESTED and NLA_F_NET_BYTEORDER (0x4000)
 
 NLMSG_NOOP = 1
 NLMSG_ERROR = 2

@@ -12,7 +12,6 @@ from . import netlink
 from .netlink import HEADER_SIZE, PREFIX
 
 NETLINK_ROUTE = 0
-RTM_NEWROUTE = 24
 RTM_GETROUTE = 26
 RTA_DST = 1
 

@@ -9,7 +9,7 @@ from .._io.netlink_socket import NetlinkSocket
 from ..errors import DecodeError
 from ..protocol import netlink
 from ..protocol.layout import build_attribute, walk
-from ..protocol.netlink import Flag
+from ..protocol.netlink import NESTED, Flag
 from ..protocol.nfnetlink import BODY, Subsystem, build_message, message_type
 from ._expressions import Expression, Lookup, Step, be32, data, lookup
 
@@ -18,7 +18,6 @@ _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, NEWRULE, GETRULE, NEWSET = 0, 1, 2, 3, 4, 6, 7, 9
 NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
 _EXCLUSIVE, _CREATE, _APPEND, _DUMP = 0x200, 0x400, 0x800, 0x300  # NLM_F_*
-_NESTED = 0x8000  # NLA_F_NESTED
 TABLE_NAME, TABLE_FLAGS, _TABLE_OWNER = 1, 2, 7
 CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE = 1, 3, 4, 5, 7
 HOOK_NUMBER, HOOK_PRIORITY, HOOK_DEVICE = 1, 2, 3
@@ -74,9 +73,7 @@ def _batch(seq: int, messages: list[Message]) -> bytes:
 
 def _encode(attributes: Attributes) -> bytes:
     return b"".join(
-        build_attribute(number, value)
-        if isinstance(value, bytes)
-        else build_attribute(number | _NESTED, _encode(value))
+        build_attribute(number, value) if isinstance(value, bytes) else build_attribute(number | NESTED, _encode(value))
         for number, value in attributes
     )
 

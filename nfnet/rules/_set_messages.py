@@ -12,6 +12,7 @@ from typing import NamedTuple
 from .._io.netlink_socket import NetlinkSocket
 from ..protocol import netlink
 from ..protocol.layout import build_attribute, walk
+from ..protocol.netlink import NESTED
 from . import _nftables
 from ._elements import NEVER, Part
 from ._expressions import be32, be64
@@ -26,7 +27,6 @@ _INTERVAL_END = 1  # NFT_SET_ELEM_INTERVAL_END
 _LIST_ELEM = _VALUE = 1  # NFTA_LIST_ELEM, NFTA_DATA_VALUE
 _EXPR_NAME, _EXPR_DATA = 1, 2
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
-_NESTED = 0x8000  # NLA_F_NESTED
 _MOST_BYTES = 65_000  # of elements in a message: the length of an attribute has 16 bits
 _BEFORE_KEY = 12  # bytes: the headers of the element, of its key and of the key's value
 
@@ -85,7 +85,7 @@ class KernelSet(NamedTuple):
             return
         count = _MOST_BYTES // max(map(len, elements))
         for start in range(0, len(elements), count):
-            together = (_ELEMENTS | _NESTED, b"".join(elements[start : start + count]))
+            together = (_ELEMENTS | NESTED, b"".join(elements[start : start + count]))
             yield Message(operation, family, [*self._place(table), together])
 
     def _encode(self, segments: Segments, now: float, counters: bool) -> list[bytes]:
@@ -120,16 +120,16 @@ def read_counts(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def _around_key(size: int, seconds: float, counters: bool, is_end: bool = False) -> tuple[bytes, bytes]:
     """Return the bytes before and after the key in an encoded element."""
-    parts = [build_attribute(_KEY | _NESTED, build_attribute(_VALUE, bytes(size)))]
+    parts = [build_attribute(_KEY | NESTED, build_attribute(_VALUE, bytes(size)))]
     if is_end:
         parts.append(build_attribute(_FLAGS, be32(_INTERVAL_END)))
     if seconds != NEVER:
         milliseconds = max(1, round(seconds * 1000))  # 0 means no time-out
         parts.append(build_attribute(_ELEMENT_TIMEOUT, be64(milliseconds)))
     if counters:
-        counter = build_attribute(_EXPR_NAME, b"counter\0") + build_attribute(_EXPR_DATA | _NESTED, b"")
-        parts.append(build_attribute(_EXPRESSION | _NESTED, counter))
-    element = build_attribute(_LIST_ELEM | _NESTED, b"".join(parts))
+        counter = build_attribute(_EXPR_NAME, b"counter\0") + build_attribute(_EXPR_DATA | NESTED, b"")
+        parts.append(build_attribute(_EXPRESSION | NESTED, counter))
+    element = build_attribute(_LIST_ELEM | NESTED, b"".join(parts))
     return element[:_BEFORE_KEY], element[_BEFORE_KEY + size :]
 
 
