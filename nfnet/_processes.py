@@ -66,7 +66,8 @@ class Process(NamedTuple):
     """The path of its program (/proc/PID/exe), in its own mount namespace; with " (deleted)" behind it if the file was
     replaced or removed since. None if this program may not know."""
     command_line: tuple[str, ...] | None = None
-    """Its arguments, the program's name first, at most 64 KiB; a process may change what is there. None as above."""
+    """Its arguments, the program's name first, at most 64 KiB; a process may change what is there. Empty while the process
+    is in execve, and for kernel threads. None if this program may not know."""
     uid: int = 0
     """The user to whom the socket belongs: the effective user id of the process as it made the socket, in the user
     namespace of this program. It is what ``meta skuid`` compares."""
@@ -446,10 +447,16 @@ def _read(pid: int, uid: int) -> Process | None:
     except OSError:
         executable = None
     arguments = _contents(f"{directory}/cmdline")
-    command_line = None if arguments is None else tuple(map(os.fsdecode, arguments.removesuffix(b"\0").split(b"\0")))
+    command_line = None if arguments is None else _command_line(arguments)
     groups = _contents(f"{directory}/cgroup")
     cgroup = None if groups is None else _cgroup(os.fsdecode(groups).splitlines())
     return Process(pid, os.fsdecode(name.removesuffix(b"\n")), executable, command_line, uid, cgroup)
+
+
+def _command_line(arguments: bytes) -> tuple[str, ...]:
+    """The arguments in /proc/PID/cmdline, each of which ends with a zero byte."""
+    # A kernel thread, a zombie, and a process in the middle of execve have none: the kernel sets the new name first.
+    return tuple(map(os.fsdecode, arguments.removesuffix(b"\0").split(b"\0"))) if arguments else ()
 
 
 def _cgroup(lines: Iterable[str]) -> str | None:

@@ -149,6 +149,14 @@ def test_unit_and_container(cgroup: str | None, unit: str | None, container: str
     assert (process.unit, process.container) == (unit, container)
 
 
+def test_a_process_without_arguments() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as program:
+        os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie until the block ends
+        process = _processes._read(program.pid, 0)
+    assert process is not None
+    assert process.command_line == ()
+
+
 @pytest.mark.parametrize(
     ("lines", "path"),
     [

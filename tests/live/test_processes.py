@@ -342,7 +342,8 @@ def test_program_that_becomes_another(net: Net, run: Callable[..., Program]) -> 
         before = packet.process
         assert before is not None
         program.begin("os.execvp('sleep', ['sleep', '1000'])")
-        assert wait_for(lambda: Path(f"/proc/{program.pid}/comm").read_text() == "sleep\n")
+        # The kernel sets the name first and the arguments later.
+        assert wait_for(lambda: Path(f"/proc/{program.pid}/cmdline").read_bytes() == b"sleep\x001000\x00")
         process = packet.process
         assert process is not None
         assert (process.pid, process.name, process.command_line) == (program.pid, "sleep", ("sleep", "1000"))
