@@ -54,6 +54,7 @@ ORDER = [
     "_io",
     "_processes",
     "_annotated",
+    "_accounts",
     "stats",
     "_injection",
     "captures._pcap",
