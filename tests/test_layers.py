@@ -121,6 +121,8 @@ ORDER = [
     "collect._outputs",
     "collect._spool",
     "collect._delivery",
+    "collect._limits",
+    "collect._counts",
     "collect._collector",
     "collect._settings",
     "collect._queries",

@@ -12,6 +12,7 @@ from typing import Any
 from .._arguments import check
 from ..errors import ArgumentError
 from . import _units
+from ._collector import Group
 from ._outputs import Described, describe, nearest
 
 
@@ -19,7 +20,7 @@ from ._outputs import Described, describe, nearest
 class Settings:
     """What a collector is to do."""
 
-    groups: list[int] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
     rules: list[tuple[int, Any]] = field(default_factory=list)
     """Group, and what the reader of rules made of the words."""
     outputs: list[Described] = field(default_factory=list)
@@ -27,6 +28,11 @@ class Settings:
     spool: str | None = None
     spool_size: int | None = None
     rcvbuf: int | None = None
+    limit: _units.Rate | None = None
+    process: bool = False
+    conntrack: bool = False
+    metrics: Any = None
+    """What the reader of addresses made of it."""
 
 
 _TOP = ("group", "output", "labels", "spool", "spool_size", "rcvbuf")

@@ -39,6 +39,11 @@ class Store(ABC):
     def __len__(self) -> int:
         """How many messages there are."""
 
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """How many bytes they take."""
+
     def close(self) -> None:  # noqa: B027  # that in memory has nothing to do
         """Let go of what it has open."""
 
@@ -70,6 +75,10 @@ class Memory(Store):
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def size(self) -> int:
+        return self._size
 
 
 _TABLE = """
@@ -159,6 +168,10 @@ class Spool(Store):
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def size(self) -> int:
+        return self._size
 
     def close(self) -> None:
         self._connection.close()
