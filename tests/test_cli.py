@@ -1,4 +1,4 @@
-"""The command, and what the README promises of it."""
+"""The command, and what the documentation promises of it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_demo_says_what_is_missing_and_replays(
     assert "the verdicts are those of the recording" in captured.out
 
 
-def test_the_script_of_the_demo_is_that_of_the_readme() -> None:
-    blocks = (ROOT / "README.md").read_text().split("```python\n")
+def test_the_script_of_the_demo_is_in_the_documentation() -> None:
+    blocks = (ROOT / "docs" / "packets.md").read_text().split("```python\n")
     assert blocks[1].split("```")[0] == demo_command.script()
     assert len([line for line in demo_command.script().splitlines() if line]) <= 15
