@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import nfnet
-from nfnet.cli import demo_command, main
+from nfnet import doctor
+from nfnet.cli import build, demo_command, main
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,6 +26,36 @@ def test_help_names_the_commands() -> None:
     assert done.returncode == 0
     assert "demo" in done.stdout
     assert "exit status" in run("demo", "--help").stdout
+
+
+def test_without_a_command_it_says_what_to_do_first() -> None:
+    done = run()
+    assert (done.returncode, done.stdout) == (2, "")
+    examples = [line.strip().removeprefix("sudo ") for line in done.stderr.splitlines() if line.startswith("    ")]
+    commands = [shlex.split(line.partition("  ")[0])[1:] for line in examples if line.startswith("nfnet ")]
+    assert [words[0] for words in commands] == ["demo", "doctor", "queue", "log"]
+    for words in commands:
+        build().parse_args(words)
+
+
+@pytest.mark.parametrize(
+    ("levels", "status", "last"),
+    [
+        (["ok", "failure", "warning", "failure"], 1, "2 failures. Do what stands behind the first"),
+        (["ok", "warning"], 0, "nfnet works here; each warning names what it affects. Next:"),
+        (["ok"], 0, "nfnet works here. Next:"),
+    ],
+)
+def test_doctor_ends_with_what_to_do_next(
+    levels: list[Any],
+    status: int,
+    last: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda _: [doctor.Finding(level, "this") for level in levels])
+    assert main(["doctor"]) == status
+    assert capsys.readouterr().out.split("\n\n")[1].startswith(last)
 
 
 def test_unknown_command() -> None:
