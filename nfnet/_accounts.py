@@ -1,6 +1,6 @@
 """Names of users and groups, by this machine's own files.
 
-``pwd`` and ``grp`` ask whatever /etc/nsswitch.conf names, servers on the network among them, and may wait for an answer.
+``pwd`` and ``grp`` ask whatever /etc/nsswitch.conf names: servers on the network, too, whose answer they wait for.
 """
 
 from __future__ import annotations

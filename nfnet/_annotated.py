@@ -13,7 +13,7 @@ class Annotated(bytes):
     process: Process | None
     """The process that a test, or the collector, says is behind the packet: `Message.process`."""
     suppressed: int
-    """How many messages the collector left out for which this one stands, itself among them: `LogMessage.suppressed`."""
+    """For how many messages this one stands that the collector left out, itself included: `LogMessage.suppressed`."""
 
     def __new__(
         cls, data: bytes, *, time_ns: int | None = None, process: Process | None = None, suppressed: int = 0

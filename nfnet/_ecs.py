@@ -66,6 +66,10 @@ def _clean(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def _arguments(process: Process) -> list[str | None] | None:
+    return [_clean(word) for word in process.command_line or ()] or None
+
+
 def _interface_name(name: str | None) -> str | None:
     return name and printable(name)
 
@@ -168,7 +172,7 @@ _FIELDS: tuple[tuple[str, Callable[[_Seen], Any]], ...] = (
     ("process.pid", lambda seen: seen.process and seen.process.pid),
     ("process.name", lambda seen: seen.process and _clean(seen.process.name)),
     ("process.executable", lambda seen: seen.process and _clean(seen.process.executable)),
-    ("process.args", lambda seen: seen.process and [_clean(word) for word in seen.process.command_line or ()] or None),
+    ("process.args", lambda seen: seen.process and _arguments(seen.process)),
     ("container.id", lambda seen: seen.process and seen.process.container),
     ("event.sequence", lambda seen: seen.message.seq if isinstance(seen.message, LogMessage) else None),
     ("event.action", lambda seen: "messages-suppressed" if _suppressed(seen) else None),

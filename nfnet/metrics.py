@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from . import collect
-from .aio import AsyncLog, AsyncQueue
 from ._printable import printable
+from .aio import AsyncLog, AsyncQueue
 from .collect import Collector as LogCollector
 from .collect import Series
 from .errors import ClosedError, NfnetError
@@ -87,9 +86,7 @@ class Collector:
     def _collected(collector: LogCollector) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        messages = CounterMetricFamily(
-            "nfnet_collect_messages", "Messages that were logged", labels=Series._fields
-        )
+        messages = CounterMetricFamily("nfnet_collect_messages", "Messages that were logged", labels=Series._fields)
         for series, count in (collector.counts.all() if collector.counts is not None else {}).items():
             messages.add_metric(series, count)
         state = collector.state()

@@ -146,6 +146,7 @@ class Collector:
         self.counts: Counts | None = None
         """Messages by prefix, interface and protocol, once `count_messages` was called."""
         self._sources: list[_Source] = []
+        self._only: dict[Delivery, frozenset[int]] = {}
         self._labels = dict(labels or {})
         self._process = process
         self._count = count
@@ -162,13 +163,25 @@ class Collector:
             raise
 
     def add(
-        self, output: Output, *, name: str = "", apart: bool = False, report: Callable[[str], None] | None = None
+        self,
+        output: Output,
+        *,
+        name: str = "",
+        apart: bool = False,
+        groups: Iterable[int] | None = None,
+        report: Callable[[str], None] | None = None,
     ) -> Delivery:
-        """One more output, before `run`; ``apart``: in a thread of its own, so that it holds up nobody."""
+        """One more output, before `run`.
+
+        apart: in a thread of its own, so that it holds up nobody.
+        groups: whose messages it gets; those of all if not given.
+        """
         store: Store = Memory(_MOST_IN_MEMORY)
         if self._spool is not None:
             store = Spool(os.path.join(self._spool, f"{quote(output.name, safe='')}.spool"), self._spool_size)
         self.deliveries.append(Delivery(output, store, report or self._report, name=name, apart=apart))
+        if groups is not None:
+            self._only[self.deliveries[-1]] = frozenset(groups)
         return self.deliveries[-1]
 
     def count_messages(self) -> None:
@@ -288,7 +301,9 @@ class Collector:
                 if (process := message.process) is not None:
                     message.raw = Annotated(message.raw, process=process, suppressed=message.suppressed)
         for delivery in self.deliveries:
-            delivery.put(batch)
+            only = self._only.get(delivery)
+            if only is None or batch.session.group in only:
+                delivery.put(batch)
 
     def close(self) -> None:
         """Let go of the outputs; `run` does so, too. May be called twice."""

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from .._arguments import check
@@ -35,19 +36,25 @@ class Settings:
     """What the reader of addresses made of it."""
 
 
-_TOP = ("group", "output", "labels", "spool", "spool_size", "rcvbuf")
-_GROUP = ("number", "rule")
+_TOP = (*("group", "output", "labels", "spool", "spool_size", "rcvbuf", "limit", "process", "conntrack", "metrics"),)
+_GROUP = ("number", "rule", "labels", "verdict", "limit")
+VERDICTS = ("accept", "drop", "reject")
+"""What rules may do with packets that they log."""
 
 
-def read_settings(path: str | os.PathLike[str], rule: Callable[[str], Any] = str) -> Settings:
-    """What a TOML file says; ``rule`` reads a rule in words, and raises ValueError or ArgumentError.
+def read_settings(
+    path: str | os.PathLike[str], rule: Callable[[str], Any] = str, endpoint: Callable[[str], Any] = str
+) -> Settings:
+    """What a TOML file says.
+
+    rule, endpoint: read a rule in words, and an address and port; they raise ValueError or ArgumentError.
 
     Raises ArgumentError for the first thing that is wrong, with its line; OSError if the file cannot be read.
     """
     with open(path, "rb") as file:
         data = file.read()
     try:
-        return _Reader(data.decode("utf-8"), rule).settings()
+        return _Reader(data.decode("utf-8"), rule, endpoint).settings()
     except UnicodeDecodeError as error:
         raise ArgumentError(f"{os.fspath(path)}:{data[: error.start].count(10) + 1}: this is no UTF-8") from None
     except _WrongError as error:
@@ -82,37 +89,53 @@ def _load(text: str) -> dict[str, Any]:
 class _Reader:
     """Reads one file, and knows in which line what is."""
 
-    def __init__(self, text: str, rule: Callable[[str], Any]) -> None:
+    def __init__(self, text: str, rule: Callable[[str], Any], endpoint: Callable[[str], Any]) -> None:
         self._text = text
         self._rule = rule
+        self._endpoint = endpoint
         self._table, self._index = "", 0  # that which is being read
 
     def settings(self) -> Settings:
         found = Settings()
         top = _load(self._text)
         self._check_names(top, _TOP)
-        for name in ("spool_size", "rcvbuf"):
+        readers: dict[str, Callable[[Any], Any]] = {
+            "spool": _text,
+            "spool_size": _units.size,
+            "rcvbuf": _units.size,
+            "limit": _units.rate,
+            "process": _units.yes_or_no,
+            "conntrack": _units.yes_or_no,
+            "metrics": lambda value: self._endpoint(str(value)),
+        }
+        for name, read in readers.items():
             if name in top:
-                setattr(found, name, self._read(name, _units.size, top[name]))
-        if "spool" in top:
-            found.spool = self._read("spool", _text, top["spool"])
+                setattr(found, name, self._read(name, read, top[name]))
         if "labels" in top:
-            found.labels = self._labels(top["labels"])
+            found.labels = self._labels(top["labels"], "labels")
         for table in self._tables(top, "group"):
-            self._check_names(table, _GROUP)
-            number = self._read("number", _number, self._required(table, "number"))
-            if number in found.groups:
-                raise self._wrong(f"group {number} is there twice", "number")
-            found.groups.append(number)
-            words = table.get("rule", [])
-            for each in words if isinstance(words, list) else [words]:
-                found.rules.append((number, self._read("rule", self._rule, _text(each))))
+            found.groups.append(self._group(table, found))
         for table in self._tables(top, "output"):
             settings = dict(table)
             to = self._read("to", _text, self._required(settings, "to"))
             del settings["to"]
-            found.outputs.append(self._output(to, settings))
+            groups = self._read("groups", partial(_some_of, found.groups), settings.pop("groups", None))
+            found.outputs.append(self._output(to, settings)._replace(groups=groups))
         return found
+
+    def _group(self, table: Mapping[str, Any], found: Settings) -> Group:
+        self._check_names(table, _GROUP)
+        number = self._read("number", _number, self._required(table, "number"))
+        if any(group.number == number for group in found.groups):
+            raise self._wrong(f"group {number} is there twice", "number")
+        words = table.get("rule", [])
+        for each in words if isinstance(words, list) else [words]:
+            found.rules.append((number, self._read("rule", lambda value: self._rule(_text(value)), each)))
+        labels = self._labels(table["labels"], "group.labels") if "labels" in table else {}
+        if "verdict" in table:
+            labels = {**labels, "verdict": self._read("verdict", _verdict, table["verdict"])}
+        limit = self._read("limit", _units.rate, table["limit"]) if "limit" in table else None
+        return Group(number, labels, limit)
 
     def _output(self, to: str, settings: Mapping[str, Any]) -> Described:
         self._read("to", describe, to)
@@ -123,12 +146,13 @@ class _Reader:
                 raise self._wrong(str(error), name) from None
         return describe(to, settings)
 
-    def _labels(self, labels: Any) -> dict[str, str]:
+    def _labels(self, labels: Any, table: str) -> dict[str, str]:
         if not isinstance(labels, dict):
-            raise self._wrong("labels are a table: [labels]", "labels")
+            raise self._wrong(f'labels are a table: [{table}], or labels = {{ name = "value" }}', "labels")
         for name, value in labels.items():
             if not isinstance(value, str):
-                self._table = "labels"
+                if table == "labels":
+                    self._table = "labels"
                 raise self._wrong(f"label {name} is {value!r} and must be a string", name)
         return labels
 
@@ -188,6 +212,23 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{value!r} is no text")
     return value
+
+
+def _some_of(groups: list[Group], value: Any) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{value!r} is no list of groups, such as [5, 6]")
+    for each in value:
+        if isinstance(each, bool) or not any(group.number == each for group in groups):
+            raise ValueError(f"{each!r} is none of the groups of this file")
+    return tuple(value)
+
+
+def _verdict(value: Any) -> str:
+    if value not in VERDICTS:
+        raise ValueError(f"{value!r} is none of {', '.join(VERDICTS)}")
+    return str(value)
 
 
 def _number(value: Any) -> int:

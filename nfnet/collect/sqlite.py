@@ -94,6 +94,7 @@ _FIND_SESSION = "SELECT id FROM sessions WHERE (host, boot, log_group, started) 
 _SESSION = "INSERT INTO sessions (host, boot, log_group, started, labels) VALUES (?, ?, ?, ?, ?)"
 _LOCK_PATIENCE = 0.2  # seconds for which a transaction waits for a lock
 _TRIM_AFTER = 60.0  # seconds, from one look at what is too old or too much to the next
+_TRIM_FOR = 1.0
 _TRIM_ROWS = 10_000  # at a time, so that no lock is held for long
 
 
@@ -142,26 +143,31 @@ class Sqlite(Output):
             self._sessions[batch.session] = session  # now that it is there for good
 
     def idle(self) -> None:
-        if (self._keep or self._max_size) and time.monotonic() >= self._trimmed + _TRIM_AFTER:
+        if (self._keep or self._max_size) and (not self._trimmed or time.monotonic() >= self._trimmed + _TRIM_AFTER):
             self._trimmed = time.monotonic()
             with self._errors():
                 self.trim()
 
     def trim(self) -> None:
-        """Remove what is too old or too much. Raises sqlite3.Error."""
+        """Remove what is too old or too much, for a second at a time. Raises sqlite3.Error."""
         connection = self._open()
+        enough = time.monotonic() + _TRIM_FOR
         if self._keep:
             oldest = time.time() - self._keep
             with connection:
                 connection.execute("DELETE FROM losses WHERE time < ?", (oldest,))
             old = "SELECT rowid FROM messages WHERE time < ? ORDER BY time LIMIT ?"
             while _delete(connection, old, (oldest, _TRIM_ROWS)):
-                pass
+                if time.monotonic() > enough:
+                    self._trimmed = 0.0  # the rest soon; meanwhile messages are stored
+                    return
         if self._max_size:
             while self._size(connection) > self._max_size and _delete(
                 connection, "SELECT rowid FROM messages ORDER BY time LIMIT ?", (_TRIM_ROWS,)
             ):
-                pass
+                if time.monotonic() > enough:
+                    self._trimmed = 0.0
+                    return
 
     def close(self) -> None:
         if self._connection is not None:
@@ -223,7 +229,7 @@ class Sqlite(Output):
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(_MESSAGES)
-            for column in _missing_columns(connection):
+            for column in missing_columns(connection):
                 connection.execute(f"ALTER TABLE messages ADD COLUMN {column}")
             for statement in _TABLES:
                 connection.execute(statement)
@@ -318,7 +324,7 @@ def _of_note(raw: Annotated) -> tuple[Any, ...]:
     return (*text, suppressed)
 
 
-def _missing_columns(connection: sqlite3.Connection) -> list[str]:
+def missing_columns(connection: sqlite3.Connection) -> list[str]:
     """Return the definitions of columns that a table of an older version lacks."""
     there = {row[1] for row in connection.execute("PRAGMA table_info(messages)")}
     return [column for column in _NEW_COLUMNS if column.split()[0] not in there]
