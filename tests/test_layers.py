@@ -146,6 +146,7 @@ ORDER = [
     "compat.drop_in.netfilterqueue",
     "compat.drop_in.nflogr",
     "",
+    "cli.tables",
     "cli.demo_command",
     "cli.packet_text",
     "cli.command_line",

@@ -13,10 +13,11 @@ from typing import Any
 
 from .._printable import counted, printable
 from ..collect._follow import Follower, Row
-from ..collect._queries import QUESTIONS, Answer, ask
+from ..collect._queries import QUESTIONS, ask
 from ..errors import ArgumentError
 from ..inet import TcpFlag
 from .signals import until_told
+from .tables import plain, table
 
 _DESCRIPTION = """\
 Answers questions about a database that "nfnet collect --to sqlite:FILE" fills.
@@ -37,7 +38,6 @@ SQL about the columns of the table messages.
 """
 
 _EPILOG = "exit status: 0; 1 if the database cannot be read; 2 for wrong arguments"
-_WIDEST = 60  # characters of a column
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 _LOOK_AGAIN = 0.3  # seconds
 
@@ -54,7 +54,10 @@ def add_to(commands: Any) -> None:
     parser.add_argument("database", metavar="FILE", help="the database")
     parser.add_argument("question", nargs="+", metavar="QUESTION", help="one of the above, or SQL")
     parser.add_argument(
-        "-f", "--follow", action="store_true", help="show messages as they are stored; QUESTION is latest, or a condition"
+        "-f",
+        "--follow",
+        action="store_true",
+        help="show messages as they are stored; QUESTION is latest, or a condition",
     )
     parser.add_argument("--json", action="store_true", help="JSON Lines, an object for each row")
     parser.set_defaults(run=_run)
@@ -70,30 +73,11 @@ def _run(options: argparse.Namespace) -> int:
     for answer in ask(options.database, question):
         if options.json:
             for row in answer.rows:
-                print(json.dumps(dict(zip(answer.columns, map(_value, row)))))
+                print(json.dumps(dict(zip(answer.columns, map(plain, row)))))
         else:
-            _show(answer)
+            for line in table(answer.columns, answer.rows):
+                print(line)
     return 0
-
-
-def _value(value: Any) -> Any:
-    return value.hex() if isinstance(value, bytes) else value
-
-
-def _text(value: Any) -> str:
-    text = "-" if value is None else printable(str(_value(value)))
-    return text if len(text) <= _WIDEST else text[: _WIDEST - 3] + "..."
-
-
-def _show(answer: Answer) -> None:
-    """A table, numbers to the right."""
-    rows = list(answer.rows)
-    texts = [list(answer.columns), *([_text(value) for value in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*texts)]
-    numbers = [all(isinstance(row[place], (int, float)) for row in rows) for place in range(len(widths))]
-    for text in texts:
-        cells = (cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(text, widths, numbers))
-        sys.stdout.write("  ".join(cells).rstrip() + "\n")
 
 
 # --- as it comes

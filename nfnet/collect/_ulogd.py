@@ -121,6 +121,7 @@ class _Translation:
             lines += [line for text in source.remarks for line in _comment(text)]
             lines += ["[[group]]", f"number = {number}"]
             if source.verdict is not None:
+                source.labels.pop("numeric_label", None)  # it was but a number for the verdict
                 lines.append(f"verdict = {_string(source.verdict)}")
             if source.labels:
                 pairs = ", ".join(f"{name} = {_string(value)}" for name, value in source.labels.items())
