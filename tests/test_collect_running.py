@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import ArgumentError, LogMessage, _accounts, _ecs, captures, collect, metrics, testing
+from nfnet import ArgumentError, LogMessage, _accounts, _ecs, captures, cli, collect, metrics, testing
 from nfnet._annotated import Annotated
 from nfnet.cli import collect_command
+from nfnet.cli.command_line import endpoint
 from nfnet.cli.service import Service
 from nfnet.collect import (
     Batch,
@@ -33,6 +34,7 @@ from nfnet.collect import (
     sqlite,
 )
 from nfnet.collect._delivery import Delivery
+from nfnet.collect._settings import read_settings
 from nfnet.collect._spool import Memory, Spool
 from nfnet.packet import Packet
 from nfnet.protocol.nfnetlink import Family
@@ -621,3 +623,89 @@ def test_an_output_that_hangs_keeps_the_watchdog_waiting(
     assert running._is_well(62.0)
     monkeypatch.undo()
     collector.close()
+
+
+# --- the configuration
+
+CONFIGURATION = """\
+limit = "100/s"
+process = true
+metrics = "127.0.0.1:9464"
+
+[labels]
+site = "berlin"
+
+[[group]]
+number = 5
+verdict = "drop"
+limit = "1/s"
+labels = { line = "1" }
+
+[[output]]
+to = "log.jsonl"
+groups = [5]
+
+[[output]]
+to = "sqlite:firewall.db"
+keep = "90d"
+"""
+
+
+def test_a_configuration_says_limits_labels_and_groups(tmp_path: Path) -> None:
+    path = tmp_path / "collect.toml"
+    path.write_text(CONFIGURATION)
+    found = read_settings(path, endpoint=endpoint)
+    assert found.groups == [Group(5, {"line": "1", "verdict": "drop"}, _units.Rate(1, 1))]
+    assert (found.limit, found.process, found.conntrack) == ((100, 1), True, False)
+    assert found.metrics == ("127.0.0.1", 9464)
+    assert [output.groups for output in found.outputs] == [(5,), None]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "text"),
+    [
+        ('"100/s"', "100", 1, "limit: 100 is no rate, such as 100/s"),
+        ('limit = "100/s"', 'limt = "100/s"', 1, "unknown key 'limt'; did you mean 'limit'?"),
+        ("true", '"perhaps"', 2, "process: 'perhaps' is neither yes nor no"),
+        ("127.0.0.1:9464", "127.0.0.1", 3, "'127.0.0.1' is no port, such as 9464, or address and port"),
+        ("127.0.0.1:9464", "::1:9464", 3, "an IPv6 address stands in brackets"),
+        ("127.0.0.1:9464", "127.0.0.1:99999", 3, "99999 must be in 1..65535"),
+        ('"berlin"', '"berlin', 6, "a text without the quote at its end?"),
+        ('"berlin"', "berlin", 6, "texts stand in quotes"),
+        ('"drop"', '"block"', 10, "verdict: 'block' is none of accept, drop, reject"),
+        ("1/s", "1/eon", 11, "limit: '1/eon' is no rate"),
+        ('line = "1"', "line = 1", 12, "label line is 1 and must be a string"),
+        ('labels = { line = "1" }', "[group.labels]\nline = 1", 12, "label line is 1 and must be a string"),
+        ('labels = { line = "1" }', 'labels = "x"', 12, "labels are a table: [group.labels]"),
+        ('to = "log.jsonl"', 'too = "log.jsonl"', 15, "[[output]] without 'to'; is that meant by 'too'?"),
+        ("groups = [5]", "groups = 5", 16, "groups: 5 is no list of groups, such as [5, 6]"),
+        ("groups = [5]", "groups = [6]", 16, "groups: 6 is none of the groups of this file"),
+        ("groups = [5]", "group = [5]", 16, "jsonl has no setting 'group'; did you mean 'groups'?"),
+        ('[[output]]\nto = "sql', '[output]\nto = "sql', 18, "two brackets each time"),
+        ('to = "sqlite:firewall.db"\nkeep = "90d"', 'to = "log.jsonl"', 19, "log.jsonl is there twice"),
+        ("keep", "kepe", 20, "sqlite has no setting 'kepe'; did you mean 'keep'?"),
+    ],
+)
+def test_what_is_wrong_with_it_is_said_with_its_line(
+    old: str, new: str, line: int, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "collect.toml"
+    assert CONFIGURATION.count(old) == 1
+    path.write_text(CONFIGURATION.replace(old, new))
+    assert cli.main(["collect", "--config", str(path), "--check"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"nfnet collect: {path}:{line}: ")
+    assert text in errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(("cut", "text"), [("[[group]]", "no log group"), ("[[output]]", "no output")])
+def test_a_configuration_without_groups_or_outputs(
+    cut: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "collect.toml"
+    path.write_text(CONFIGURATION[: CONFIGURATION.index(cut)])
+    assert cli.main(["collect", "--config", str(path), "--check"]) == 2
+    errors = capsys.readouterr().err
+    assert text in errors
+    assert str(path) in errors

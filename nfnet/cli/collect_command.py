@@ -149,9 +149,9 @@ def _settings(options: argparse.Namespace) -> Settings:
     found.process |= options.process
     found.conntrack |= options.conntrack
     if not found.groups:
-        raise ArgumentError("no log group: --group N, or [[group]] in the configuration")
+        raise ArgumentError(f"no log group: --group N, or [[group]] in {options.config or 'a configuration'}")
     if not found.outputs:
-        raise ArgumentError("no output: --to OUTPUT, or [[output]] in the configuration")
+        raise ArgumentError(f"no output: --to OUTPUT, or [[output]] in {options.config or 'a configuration'}")
     if options.install_rule is not None:
         if len(found.groups) > 1:
             raise ArgumentError("--install-rule is for one group; the configuration has rules for several")

@@ -45,6 +45,8 @@ def add_metrics(parser: argparse.ArgumentParser) -> None:
 def endpoint(text: str) -> tuple[str, int]:
     """An argument that names an address and a port to listen on: ``9464``, ``0.0.0.0:9464``, ``[::]:9464``."""
     address, _, port = text.rpartition(":")
+    if not port.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, such as 9464, or address and port: 0.0.0.0:9464")
     if ":" in address and not (address.startswith("[") and address.endswith("]")):
         raise argparse.ArgumentTypeError(f"{text!r}: an IPv6 address stands in brackets, as in [::1]:9464")
     return address.strip("[]") or "127.0.0.1", whole_number(1, 65535)(port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections import Counter
@@ -68,6 +69,17 @@ class _WrongError(Exception):
         self.line = line
 
 
+# What is meant, as a rule, by what the reader of TOML says.
+_HINTS = {
+    "Illegal character": "a text without the quote at its end?",
+    "Invalid value": "texts stand in quotes, and numbers, true and false do not",
+    **dict.fromkeys(
+        ("Cannot overwrite a value", "Cannot declare", "Cannot mutate"),
+        "it is there twice; or once as [output] or [group], which need two brackets each time",
+    ),
+}
+
+
 def _load(text: str) -> dict[str, Any]:
     try:
         import tomllib
@@ -80,9 +92,11 @@ def _load(text: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        said = re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", str(error))
+        said = re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", str(error), re.DOTALL)
         line = int(said[2]) if said else len(text.splitlines())
-        raise _WrongError(said[1] if said else str(error), line) from None
+        words: str = said[1] if said else str(error)
+        meant = next((f": {hint}" for start, hint in _HINTS.items() if words.startswith(start)), "")
+        raise _WrongError(f"{words}{meant}", line) from None
     return found
 
 
@@ -118,9 +132,16 @@ class _Reader:
         for table in self._tables(top, "output"):
             settings = dict(table)
             to = self._read("to", _text, self._required(settings, "to"))
+            self._read("to", describe, to)
             del settings["to"]
+            self._check_names(
+                settings, (*describe(to).kind.settings, "groups"), f"{describe(to).kind.scheme} has no setting"
+            )
             groups = self._read("groups", partial(_some_of, found.groups), settings.pop("groups", None))
-            found.outputs.append(self._output(to, settings)._replace(groups=groups))
+            output = self._output(to, settings)._replace(groups=groups)
+            if any((each.kind, each.target) == (output.kind, output.target) for each in found.outputs):
+                raise self._wrong(f"{to} is there twice", "to")
+            found.outputs.append(output)
         return found
 
     def _group(self, table: Mapping[str, Any], found: Settings) -> Group:
@@ -138,7 +159,6 @@ class _Reader:
         return Group(number, labels, limit)
 
     def _output(self, to: str, settings: Mapping[str, Any]) -> Described:
-        self._read("to", describe, to)
         for name, value in settings.items():
             try:
                 describe(to, {name: value})
@@ -151,9 +171,11 @@ class _Reader:
             raise self._wrong(f'labels are a table: [{table}], or labels = {{ name = "value" }}', "labels")
         for name, value in labels.items():
             if not isinstance(value, str):
+                text = f"label {name} is {value!r} and must be a string"
                 if table == "labels":
-                    self._table = "labels"
-                raise self._wrong(f"label {name} is {value!r} and must be a string", name)
+                    self._table = table
+                    raise self._wrong(text, name)
+                raise _WrongError(text, self._line_of("labels", f"{self._table}.labels"))
         return labels
 
     def _tables(self, top: Mapping[str, Any], name: str) -> Any:
@@ -165,14 +187,16 @@ class _Reader:
             yield table
         self._table = ""
 
-    def _check_names(self, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    def _check_names(self, table: Mapping[str, Any], known: tuple[str, ...], what: str = "unknown key") -> None:
         for name in table:
             if name not in known:
-                raise self._wrong(f"unknown key {name!r}{nearest(name, known)}", name)
+                raise self._wrong(f"{what} {name!r}{nearest(name, known)}", name)
 
     def _required(self, table: Mapping[str, Any], name: str) -> Any:
         if name not in table:
-            raise self._wrong(f"[[{self._table}]] without {name!r}", None)
+            close = difflib.get_close_matches(name, list(table), 1, 0.5)
+            hint = f"; is that meant by {close[0]!r}?" if close else ""
+            raise self._wrong(f"[[{self._table}]] without {name!r}{hint}", close[0] if close else None)
         return table[name]
 
     def _read(self, name: str, read: Callable[[Any], Any], value: Any) -> Any:
@@ -186,11 +210,16 @@ class _Reader:
     def _wrong(self, text: str, name: str | None) -> _WrongError:
         return _WrongError(text, self._line_of(name))
 
-    def _line_of(self, name: str | None) -> int | None:
-        """The line of a key in the table that is being read, or of the table's header; None if it is not found."""
+    def _line_of(self, name: str | None, inner: str = "") -> int | None:
+        """The line of a key in the table that is being read, or of the table's header; None if it is not found.
+
+        inner: the header of a table in it that is meant, too.
+        """
         table, seen, header = "", Counter[str](), None
         for number, line in enumerate(self._text.splitlines(), 1):
             if found := re.match(r"\s*\[\[?\s*[\"']?([^\]\"']*?)[\"']?\s*\]", line):
+                if inner and found[1] == inner and table == self._table and seen[table] == self._index + 1:
+                    return number
                 table = found[1]
                 seen[table] += 1
                 if not self._table and table == name:
