@@ -47,6 +47,8 @@ soak: $(VENV)/.installed-dev      ## more packets than can be handled, and the b
 
 docs: $(VENV)/.installed-docs     ## the documentation, in build/docs/html; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/docs/trees $(ARGS) docs build/docs/html
+	$(BIN)/python -m sphinx -Q -b markdown -d build/docs/plain-trees docs build/docs/markdown
+	$(BIN)/python docs/plain.py build/docs/markdown build/docs/html
 	@echo "the documentation is build/docs/html/index.html"
 
 pictures: $(VENV)/.installed-docs  ## the pictures of the documentation, drawn again; needs Graphviz
