@@ -102,6 +102,7 @@ def _parse(text: str, path: str) -> tuple[list[_Stack], dict[str, _Section]]:
 class _Translation:
     def __init__(self, sections: dict[str, _Section]) -> None:
         self._sections = sections
+        self._known = known()
         self._inputs: dict[int, _Input] = {}
         self._outputs: dict[str, _Output] = {}  # by the name of the section
         self._left: list[str] = []
@@ -164,7 +165,7 @@ class _Translation:
         settings = self._sections.get(sink, {})
         lines = list(make(settings, sink))
         scheme = next((_scheme_of(line) for line in lines if line.startswith("to = ")), None)
-        if scheme is None or scheme not in known():
+        if scheme is None or scheme not in self._known:
             self._left.append(f"{where} there is no output {scheme or output} here")
             self._left += [line.removeprefix("# ") for line in lines if line.startswith("# ")]
             return
