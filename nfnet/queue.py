@@ -26,7 +26,7 @@ from ._io.moves import END
 from ._io.native import new_socket
 from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP
 from ._io.transport import Transport
-from .errors import AlreadyDecidedError, ClosedError, DecodeError, NfnetError, kernel_error
+from .errors import AlreadyDecidedError, ArgumentError, ClosedError, DecodeError, NfnetError, kernel_error
 from .netns import Netns
 from .packet import Packet
 from .protocol import netlink, nfqnl
@@ -344,7 +344,8 @@ class Queue(Reader[QueueBinding, Packet]):
     undecided: what to do with a packet whose handler returns without a verdict: keep it "pending", so that it can be
         decided later, or "accept" or "drop" it.
     on_error: what to do when a handler raises an Exception: "raise" it, and keep the packet pending, or log it and
-        "accept" or "drop" the packet.
+        "accept" or "drop" the packet. An iteration has no handler: it is refused (ArgumentError) unless this is
+        "raise".
     bits: the bits of the mark by which rules carry out verdicts on whole connections (see `nfnet.rules.queue`). Needed
         only if the rules were installed with iptables-legacy, because nfnet finds others in nf_tables.
     netns: the network namespace to work in: the name of one in /run/netns, a path, an open file, or
@@ -504,6 +505,14 @@ class Queue(Reader[QueueBinding, Packet]):
                 self._leave_undecided(binding, packet)
             if self._stopping:
                 return
+
+    def check_iteration(self) -> None:
+        # What the body of a for statement raises never comes here.
+        if self._on_error != "raise":
+            text = (
+                f"on_error={self._on_error!r} is for handlers, and what the body of an iteration raises comes out of it"
+            )
+            raise ArgumentError(f"{text}: use run(), or on_error='raise' and a try statement in the body")
 
     def _body_returned(self, binding: QueueBinding, item: Packet) -> None:
         if item._decision is None:

@@ -104,6 +104,9 @@ class Reader(ABC, Generic[B, T]):
     def _hand_out(self, binding: B, portion: Iterator[T], handler: Callable[[T], object]) -> None:
         """Call the handler for each item of a portion, until `stop`."""
 
+    def check_iteration(self) -> None:
+        """Raise ArgumentError if this was given an option that an iteration cannot carry out."""
+
     def _body_returned(self, binding: B, item: T) -> None:
         """Handle an item that the body of an iteration is done with."""
 
@@ -259,6 +262,7 @@ class Reader(ABC, Generic[B, T]):
 
     def __iter__(self) -> Generator[T, None, None]:
         """Yield what the kernel sends, until `stop` or `close`. Raises the errors of `run` but those of handlers."""
+        self.check_iteration()
         return self._items(block=True)  # type: ignore[return-value]  # only `pause` makes it give None
 
     def _items(self, block: bool, pause: bool = False) -> Generator[T | None, None, None]:
