@@ -290,6 +290,14 @@ def test_private_names_stay_private() -> None:
     assert sum(outside.values()) <= lines * 2 / 1000, sorted(outside.items(), key=lambda item: -item[1])
 
 
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_what_a_subclass_must_define_is_abstract(name: str) -> None:
+    """So that Python, and a type checker, say what is missing when an object is made, and not when it is called."""
+    for node in ast.walk(ast.parse(modules()[name].read_text())):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            assert "NotImplementedError" not in ast.unparse(node.exc), f"line {node.lineno}"
+
+
 def test_transports_are_not_probed() -> None:
     """`Transport` has every member, with a default for the optional ones: nothing asks whether one is there."""
     for name, path in modules().items():
