@@ -62,6 +62,28 @@ def members(kind: type) -> Iterator[str]:
             yield name
 
 
+# Programs do not make these: functions and other classes do.
+MADE_FOR_THEM = {"Rule", "Nflog", "NflogData", "QueueBinding", "LogBinding"}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_docstrings_of_classes_name_all_arguments(module: str) -> None:
+    """In the class, in its __init__, or in a base class that documents them for all of its kind."""
+    lacking = []
+    for name, item in public(importlib.import_module(module)):
+        if not inspect.isclass(item) or name in MADE_FOR_THEM or "__init__" not in vars(item):
+            continue
+        if getattr(item, "_is_protocol", False):
+            continue
+        texts = [kind.__doc__ or "" for kind in item.__mro__ if kind.__module__.startswith("nfnet")]
+        text = "\n".join([*texts, vars(item)["__init__"].__doc__ or ""])
+        fields = getattr(item, "__dataclass_fields__", {})  # these have docstrings of their own
+        for argument in inspect.signature(item).parameters:
+            if argument not in fields and not re.search(rf"(^ *|, ){argument}[:,]|``{argument}``", text, re.MULTILINE):
+                lacking.append(f"{name}({argument})")
+    assert lacking == []
+
+
 @pytest.mark.parametrize("module", PUBLIC)
 def test_everything_public_has_a_docstring(module: str) -> None:
     lacking = []

@@ -23,10 +23,13 @@ _log = logging.getLogger("nfnet")
 
 
 class Recorder:
-    """Writes a capture file, pcapng, or pcap if its name ends in ``.pcap``; from any thread.
+    """Writes a capture file, from any thread.
 
-    It holds every datagram in both directions, with time. In pcapng verdicts have a comment that says what they are.
-    A file that cannot be written any more (a full disk) stops the recording, not the program: the error is logged,
+    path: the name of the file: pcapng, or pcap if it ends in ``.pcap``.
+    begin: whether the recording begins by itself, with the first datagram. If False, it waits for `begin`.
+
+    The file holds every datagram in both directions, with time. In pcapng verdicts have a comment that says what they
+    are. A file that cannot be written any more (a full disk) stops the recording, not the program: the error is logged,
     and raised by `close`. Raises OSError, EBUSY if somebody else is recording to the same file.
 
     What was in the file is removed by the first datagram, or by `close` if none came. Without ``begin``, and in a
