@@ -184,7 +184,7 @@ def test_in_another_namespace_two_do_not_mix_up_what_they_stop(net: Net) -> None
 
 
 def test_json(net: Net) -> None:
-    """An object for each rule, with what the command says in words without it; `nfnet rules list` has them meanwhile."""
+    """An object for each rule, with what is said in words without it; `nfnet rules list` has them meanwhile."""
     client = ADDRESS["client", V4]
     with block(net, client, "--reject", "--json") as process:
         with net.open_socket("client", V4) as outside:
