@@ -467,6 +467,21 @@ class Queue(Reader[QueueBinding, Packet]):
         ledger.close()
         if self._undecided == "accept":
             ledger.accept_rest(binding.last_id)
+        elif not binding.transport.simulated:
+            self._drop_rest(binding)
+
+    def _drop_rest(self, binding: QueueBinding) -> None:
+        """Drop what is left in the queue, which unbinding would do, too.
+
+        But unbinding drops it some milliseconds later, after an RCU grace period. If the rule is gone by then, Linux
+        4.14 to 6.10 write a warning about `nf_reinject` to the kernel's log, and stop with ``panic_on_warn``.
+
+        No packet is decided by that: recordings do not have it, nor do counters, in which these packets are pending. A
+        packet that is more than 2^30 ids older than the last one is left to the unbinding.
+        """
+        newest = (binding.last_id + 0x40000000) & 0xFFFFFFFF  # so that it covers those that were not read
+        with suppress(NfnetError):  # if it fails, the packets are dropped a little later
+            binding.transport.send_untapped(nfqnl.verdict(self.num, newest, Verdict.DROP, batch=True))
 
     def run(self, handler: Handler) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.

@@ -53,6 +53,9 @@ class BorrowedTransport(Transport, at_fork.AtFork):
     def send(self, datagram: bytes) -> None:
         self._lender.send(datagram)
 
+    def send_untapped(self, datagram: bytes) -> None:
+        self._lender.send_untapped(datagram)
+
     def request(self, build: Callable[[int], bytes], operation: str) -> None:
         self._lender.request(build, operation)
 
