@@ -56,6 +56,7 @@ ORDER = [
     "_annotated",
     "stats",
     "_injection",
+    "_recording",
     "captures._pcap",
     "captures._recorder",
     "captures._records",

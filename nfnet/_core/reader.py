@@ -18,7 +18,7 @@ from .._arguments import check_handler, wrong_type
 from .._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from .._io.poller import Poller
 from .._io.transport import SocketStatus, Transport
-from ..captures._recorder import Recorder, current
+from .._recording import Recording, current
 from ..errors import ArgumentError, BusyReadingError, ClosedError, NfnetError
 from ..netns import Netns, call_in, check_netns
 from ..stats import LogStatus, QueueStatus, is_ours, process
@@ -157,7 +157,11 @@ class Reader(ABC, Generic[B, T]):
         given = self._given_transport
         if (self._record is not None or current() is not None) and given is not None and not given.recordable:
             raise ArgumentError(f"{self._name} cannot be recorded: its transport, a {type(given).__name__}, cannot be")
-        own = None if self._record is None else Recorder(self._record, begin=False)
+        own: Recording | None = None
+        if self._record is not None:
+            from ..captures._recorder import Recorder  # now: capture files take long to import, and few programs record
+
+            own = Recorder(self._record, begin=False)
         recorder = own or current()
 
         def connect() -> B:
