@@ -474,7 +474,7 @@ class Queue(Reader[QueueBinding, Packet]):
         """Drop what is left in the queue, which unbinding would do, too.
 
         But unbinding drops it some milliseconds later, after an RCU grace period. If the rule is gone by then, Linux
-        4.14 to 6.10 write a warning about `nf_reinject` to the kernel's log, and stop with ``panic_on_warn``.
+        4.14 to 6.10 write a warning about nf_reinject to the kernel's log, and stop with ``panic_on_warn``.
 
         No packet is decided by that: recordings do not have it, nor do counters, in which these packets are pending. A
         packet that is more than 2^30 ids older than the last one is left to the unbinding.
