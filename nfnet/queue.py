@@ -467,7 +467,7 @@ class Queue(Reader[QueueBinding, Packet]):
         ledger.close()
         if self._undecided == "accept":
             ledger.accept_rest(binding.last_id)
-        elif not binding.transport.simulated:
+        elif binding.transport.trusted and not binding.transport.simulated:  # a socket that nobody else reads from
             self._drop_rest(binding)
 
     def _drop_rest(self, binding: QueueBinding) -> None:

@@ -25,6 +25,7 @@ class BorrowedTransport(Transport, at_fork.AtFork):
         self._lender = lender
         self.inherit = lender.inherit
         self.recordable = lender.recordable
+        self.simulated = lender.simulated
         self.port_id = lender.port_id
         self.read_from(None)
         self.on_would_block: Callable[[], None] | None = None
