@@ -301,6 +301,22 @@ def test_a_renamed_file_is_made_anew(lines: Callable[..., collect.Output], tmp_p
     assert numbers(path) == [6]
 
 
+def test_half_a_line_of_a_process_that_was_killed_spoils_no_other(
+    lines: Callable[..., collect.Output], tmp_path: Path
+) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"event": {"seq')
+    output = lines()
+    assert path.read_bytes() == b'{"event": {"seq'
+    output.write(batch(1))
+    output.reopen()
+    output.write(batch(2, 3))
+    half, _, rest = path.read_bytes().partition(b"\n")
+    assert half == b'{"event": {"seq'
+    path.write_bytes(rest)
+    assert numbers(path) == [1, 2, 3]
+
+
 @pytest.mark.parametrize("compress", [False, True])
 def test_a_file_is_rotated_by_size(compress: bool, lines: Callable[..., collect.Output], tmp_path: Path) -> None:
     output = lines(rotate_size="1k", compress=compress, keep=50)
