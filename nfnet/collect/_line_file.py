@@ -31,8 +31,8 @@ _UNFINISHED = ".unfinished"
 class LineFile(Output):
     """Appends lines to a file.
 
-    A file that was renamed or removed is made anew before the next line. One that ends in the middle of a line, as that of
-    a process that was killed may, is continued on a new line. `rotate_size` and `rotate_time` rename it:
+    A file that was renamed or removed is made anew before the next line. One that ends in the middle of a line, as that
+    of a process that was killed may, is continued on a new line. `rotate_size` and `rotate_time` rename it:
     ``log.jsonl`` to ``log.jsonl.20261127T180000Z``, of which there are `keep`, compressed with gzip if `compress`.
     """
 
