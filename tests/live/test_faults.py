@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import queue as queues
 import random
@@ -478,7 +479,10 @@ def test_an_interrupt_anywhere_leaves_no_queue_bound(net: Net) -> None:
     choose, interrupted = random.Random(), 0
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
-        for _ in range(300):
+        for attempt in itertools.count():
+            if attempt >= 300 and interrupted > 50:  # on a quick machine most signals come too late
+                break
+            assert attempt < 10_000
             try:
                 signal.setitimer(signal.ITIMER_REAL, choose.uniform(1e-5, 1e-3))
                 with Queue(1, netns=net.hosts["client"]):
@@ -491,7 +495,6 @@ def test_an_interrupt_anywhere_leaves_no_queue_bound(net: Net) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert interrupted > 50
 
 
 def test_stop_and_close_before_and_after(net: Net) -> None:
