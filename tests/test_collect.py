@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfnet import ArgumentError, LogMessage, NfnetError, _ecs, cli, collect, testing
-from nfnet.collect import Batch, OutputError, Session, _delivery, _outputs, _queries, _settings, sqlite
+from nfnet.collect import Batch, OutputError, Session, _collector, _delivery, _outputs, _queries, _settings, sqlite
 from nfnet.collect._batch import split_at_losses
 from nfnet.collect._delivery import Delivery
 from nfnet.collect._spool import Memory, Spool, Store
@@ -374,6 +375,53 @@ def test_a_write_that_fails_leaves_no_half_line(
     monkeypatch.undo()
     output.write(batch(2, 3))
     assert numbers(tmp_path / "log.jsonl") == [1, 2, 3]
+
+
+# --- the end
+
+
+def test_what_came_while_the_process_was_paused_at_its_end_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, looks = 100.0, 0
+
+    class Paused:
+        """A log to which something comes behind the last look before the end, and then the process is paused."""
+
+        group = 5
+        counters = SimpleNamespace(lost=0)
+
+        def __init__(self, group: int, **options: Any) -> None:
+            self._ends = os.pipe()
+
+        def fileno(self) -> int:
+            return self._ends[0]
+
+        def __enter__(self) -> Paused:
+            return self
+
+        def __exit__(self, *details: object) -> None:
+            for end in self._ends:
+                os.close(end)
+
+        def process(self, take: Callable[[LogMessage], object]) -> None:
+            nonlocal now, looks
+            looks += 1
+            if looks == 1:
+                collector.stop()
+            elif looks == 2:
+                now += 10
+            elif looks == 3:
+                take(message(0))
+
+    output = Slow()
+    output.go.set()
+    monkeypatch.setattr(_collector, "Log", Paused)
+    collector = collect.Collector([5], report=print)
+    collector.add(output)
+    with monkeypatch.context() as patch:
+        patch.setattr(_collector.time, "monotonic", lambda: now)
+        assert collector.run()
+    assert output.got == [0]
+    assert looks == 4
 
 
 # --- spool, and outputs that are slow
