@@ -45,7 +45,7 @@ NEW = b" was rewritten, and got longer on the way by some bytes more than it had
 # What a process may have more than it had after the first round. How much memory Python keeps of what was free again
 # depends on the most that it ever had, and so on luck: that is looked at in long runs only.
 GROWTH = 4 << 20  # bytes
-OBJECTS = 10_000  # pieces of memory in use
+OBJECTS = 5_000  # pieces of memory in use
 LONG = 4  # rounds
 
 
