@@ -469,7 +469,7 @@ def test_a_mistake_of_an_output_is_reported_and_not_the_end(said: list[str]) -> 
         ("log.jsonl", {"rotate_sise": "1M"}, "did you mean 'rotate_size'"),
         ("log.jsonl", {"rotate_size": "much"}, "rotate_size: 'much' is no size"),
         ("log.db", {"keep": "0d"}, "keep: '0d' is no time"),
-        ("x.pcapng", {"keep": "1d"}, "it has none"),
+        ("x.pcapng", {"compress": "perhaps"}, "neither yes nor no"),
     ],
 )
 def test_wrong_outputs(to: str, settings: dict[str, Any], text: str, tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ ORDER = [
     "collect._units",
     "collect._batch",
     "collect._output",
+    "collect._file",
     "collect._line_file",
     "collect.json_lines",
     "collect.text",

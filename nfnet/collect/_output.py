@@ -39,7 +39,7 @@ class Output(ABC):
     """Ends of file names that need no scheme: ".db"."""
     help: ClassVar[str]
     overwrites: ClassVar[bool] = False
-    """Whether `begin` removes what was in the target: it is called when all others have begun."""
+    """Whether `begin` renames or removes what was in the target: it is called when all others have begun."""
     settings: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
     """Names of settings, and what makes their values of what the user wrote, or raises ValueError."""
 

@@ -16,6 +16,7 @@ class JsonLines(LineFile):
 
     scheme = "jsonl"
     suffixes = (".jsonl", ".json", ".ndjson")
+    line_begins = b'{"@timestamp": '
     help = "JSON Lines with field names of the Elastic Common Schema"
 
     def __init__(self, target: str, **settings: Any) -> None:
