@@ -118,6 +118,8 @@ ORDER = [
     "collect.text",
     "collect.sqlite",
     "collect.capture",
+    "collect._copy_rows",
+    "collect.postgresql",
     "collect._outputs",
     "collect._spool",
     "collect._delivery",

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import rules
 from ..collect import Collector
+from ..collect._output import without_password
 from ..collect._outputs import Described, describe
 from ..collect._settings import Settings, read_settings
 from ..collect._units import size
@@ -60,6 +61,7 @@ def add_to(commands: Any) -> None:
         help="where to, and settings of it; may be repeated",
     )
     parser.add_argument("--config", metavar="FILE", help="a TOML file; what options say comes on top of it")
+    parser.add_argument("--create", action="store_true", help="first make what outputs lack: tables, a stream")
     parser.add_argument("--check", action="store_true", help="say what is wrong with the configuration, and end")
     parser.add_argument(
         "--label",
@@ -106,11 +108,11 @@ def _described(words: list[str]) -> Described:
     to, *settings = words
     wrong = [word for word in settings if "=" not in word]
     if wrong:
-        raise ArgumentError(f"--to {to}: {wrong[0]!r} is not name=value")
+        raise ArgumentError(f"--to {without_password(to)}: {wrong[0]!r} is not name=value")
     try:
         return describe(to, dict(word.split("=", 1) for word in settings))
     except ArgumentError as error:
-        raise ArgumentError(f"--to {to}: {error}") from None
+        raise ArgumentError(f"--to {without_password(to)}: {error}") from None
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -138,7 +140,7 @@ def _run(options: argparse.Namespace) -> int:
     settings = _settings(options)
     if options.check:
         groups = ", ".join(map(str, settings.groups))
-        print(f"groups {groups} to {', '.join(f'{each.kind.scheme}:{each.target}' for each in settings.outputs)}")
+        print(f"groups {groups} to {', '.join(each.name for each in settings.outputs)}")
         return 0
     if settings.spool is not None:
         os.makedirs(settings.spool, mode=0o700, exist_ok=True)
@@ -155,7 +157,10 @@ def _run(options: argparse.Namespace) -> int:
         )
         stack.callback(collector.close)
         for each in settings.outputs:
-            collector.add(each.make(), apart=True)
+            output = each.make()
+            if options.create:
+                output.create()
+            collector.add(output, apart=True)
         if options.metrics is not None:
             from ..metrics import serve
 

@@ -15,6 +15,7 @@ from ._output import Output, OutputError
 from ._outputs import OUTPUTS, known, output
 from .capture import Capture
 from .json_lines import JsonLines
+from .postgresql import Postgresql
 from .sqlite import Sqlite
 from .text import Text
 
@@ -26,6 +27,7 @@ __all__ = [
     "JsonLines",
     "Output",
     "OutputError",
+    "Postgresql",
     "Session",
     "Sqlite",
     "Text",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -21,6 +22,15 @@ class OutputError(NfnetError):
         super().__init__(message)
         self.lasting = lasting
         self.usual = usual
+
+
+def without_password(text: str) -> str:
+    """The text without what URLs in it have before the ``@``, and without the values of ``password=``.
+
+    What comes before the last ``@`` of a line goes, for a password may have one, too.
+    """
+    text = re.sub(r"//.*@", "//***@", text)
+    return re.sub(r"(password=)[^&\s'\"]*", r"\1***", text)
 
 
 class Output(ABC):
@@ -46,10 +56,17 @@ class Output(ABC):
     def __init__(self, target: str, **settings: Any) -> None:
         self.target = target
 
+    @classmethod  # noqa: B027  # most take any
+    def check(cls, target: str) -> None:
+        """Raise ArgumentError if this is no target, as far as that can be said without touching it."""
+
     @property
     def name(self) -> str:
-        """What it is called in reports."""
-        return f"{self.scheme}:{self.target}"
+        """What it is called in reports, without a password."""
+        return without_password(f"{self.scheme}:{self.target}")
+
+    def create(self) -> None:  # noqa: B027  # most do so when they are made
+        """Make what is missing in the target: tables, say. Raises NfnetError or OSError."""
 
     @abstractmethod
     def begin(self) -> None:

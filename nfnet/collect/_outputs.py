@@ -8,13 +8,14 @@ from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from ..errors import ArgumentError
-from ._output import Output
+from ._output import Output, without_password
 from .capture import Capture
 from .json_lines import JsonLines
+from .postgresql import Postgresql
 from .sqlite import Sqlite
 from .text import Text
 
-OUTPUTS: tuple[type[Output], ...] = (JsonLines, Text, Sqlite, Capture)
+OUTPUTS: tuple[type[Output], ...] = (JsonLines, Text, Sqlite, Capture, Postgresql)
 """Those of this package."""
 
 _GROUP = "nfnet.outputs"
@@ -44,6 +45,11 @@ class Described(NamedTuple):
     target: str
     settings: dict[str, Any]
 
+    @property
+    def name(self) -> str:
+        """What it is called, without a password."""
+        return without_password(f"{self.kind.scheme}:{self.target}")
+
     def make(self) -> Output:
         """Make it. Raises what it raises if the target cannot be right."""
         return self.kind(self.target, **self.settings)
@@ -52,6 +58,7 @@ class Described(NamedTuple):
 def describe(to: str, settings: Mapping[str, Any] | None = None) -> Described:
     """What `output` would make of these. Raises ArgumentError."""
     kind, target = _kind_of(to)
+    kind.check(target)
     values: dict[str, Any] = {}
     for name, value in (settings or {}).items():
         if name not in kind.settings:
@@ -87,8 +94,8 @@ def _kind_of(to: str) -> tuple[type[Output], str]:
             return kind, to
     suffixes = ", ".join(suffix for kind in kinds.values() for suffix in kind.suffixes)
     raise ArgumentError(
-        f"{to!r} names no output: write {', '.join(f'{scheme}:' for scheme in kinds)} before it, or a file that ends in"
-        f" {suffixes}{nearest(scheme, kinds) if colon else ''}"
+        f"{without_password(repr(to))} names no output: write {', '.join(f'{scheme}:' for scheme in kinds)} before it,"
+        f" or a file that ends in {suffixes}{nearest(scheme, kinds) if colon else ''}"
     )
 
 
