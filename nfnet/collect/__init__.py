@@ -14,9 +14,11 @@ from ._collector import Collector
 from ._output import Output, OutputError
 from ._outputs import OUTPUTS, known, output
 from .capture import Capture
+from .journal import Journal
 from .json_lines import JsonLines
 from .postgresql import Postgresql
 from .sqlite import Sqlite
+from .syslog import Syslog, SyslogTcp, SyslogTls, SyslogUdp
 from .text import Text
 
 __all__ = [
@@ -24,12 +26,17 @@ __all__ = [
     "Batch",
     "Capture",
     "Collector",
+    "Journal",
     "JsonLines",
     "Output",
     "OutputError",
     "Postgresql",
     "Session",
     "Sqlite",
+    "Syslog",
+    "SyslogTcp",
+    "SyslogTls",
+    "SyslogUdp",
     "Text",
     "known",
     "output",

@@ -47,6 +47,8 @@ class Output(ABC):
     """What stands before the target: "sqlite" in ``sqlite:firewall.db``."""
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Ends of file names that need no scheme: ".db"."""
+    usual_target: ClassVar[str] = ""
+    """The target if nothing stands behind the scheme and its colon; an error if there is none."""
     help: ClassVar[str]
     overwrites: ClassVar[bool] = False
     """Whether `begin` renames or removes what was in the target: it is called when all others have begun."""
