@@ -184,3 +184,59 @@ class Rsyslogd:
 
     def numbers(self) -> list[int]:
         return [int(data["event.sequence"]) for data in self.data() if "event.sequence" in data]
+
+
+_BEGIN_JOURNALD = """\
+mount -t tmpfs tmpfs /run
+mkdir -p /run/systemd/journal /run/systemd/journald.conf.d /run/log/journal
+printf '[Journal]\\nStorage=volatile\\nRuntimeMaxUse=32M\\nReadKMsg=no\\nAudit=no\\nRateLimitIntervalSec=0\\n' \\
+    >/run/systemd/journald.conf.d/test.conf
+exec "$0"
+"""
+
+
+class Journald:
+    """systemd-journald in a mount namespace of its own, where all that it uses is in an empty /run."""
+
+    def __init__(self, where: Path) -> None:
+        self.path, self.local = where / "socket", where / "local"  # links to its sockets
+        daemon = Path("/lib/systemd/systemd-journald")
+        if not daemon.exists():
+            cannot_run("systemd-journald is not installed (package systemd)")
+        self._daemon = daemon
+        self._journalctl = program("journalctl", "systemd")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [program("unshare", "util-linux"), "--mount", "--propagation", "private"]
+        command += ["sh", "-ec", _BEGIN_JOURNALD, str(self._daemon)]
+        self._process = process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self._root = Path(f"/proc/{process.pid}/root/run")
+        for link, name in ((self.path, "socket"), (self.local, "dev-log")):
+            link.symlink_to(self._root / "systemd/journal" / name)
+
+        def is_ready() -> bool:
+            assert process.poll() is None, process.stderr.read() if process.stderr else b""
+            links = os.readlink(f"/proc/{process.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
+            return links and self.path.exists() and self.local.exists() and bool(self._files())
+
+        assert wait_for(is_ready)
+
+    def _files(self) -> list[Path]:
+        return list((self._root / "log/journal").glob("*/*.journal"))
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.communicate(timeout=TIMEOUT)
+            self._process = None
+        for link in (self.path, self.local):
+            link.unlink(missing_ok=True)
+
+    def entries(self, *matches: str) -> list[dict[str, Any]]:
+        """What journalctl shows of it."""
+        files = [f"--file={path}" for path in self._files()]
+        command = [self._journalctl, *files, "--output=json", "--all", "--quiet", "SYSLOG_IDENTIFIER=nfnet", *matches]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        assert done.returncode in (0, 1), done.stderr  # 1: there is none
+        return [json.loads(line) for line in done.stdout.splitlines()]
