@@ -72,7 +72,7 @@ class Journal(UnixSender):
 
 def field_name(name: str) -> str:
     """The name of a field of the journal: ``source.ip`` is NFNET_SOURCE_IP, ``nfnet.prefix`` NFNET_PREFIX."""
-    word = re.sub(r"[^A-Z0-9]+", "_", name.removeprefix("nfnet.").upper()).strip("_")
+    word = re.sub(r"[^A-Za-z0-9]+", "_", name.removeprefix("nfnet.")).strip("_").upper()
     return f"NFNET_{word}"[:_LONGEST_NAME]
 
 
