@@ -142,7 +142,7 @@ def test_the_local_format() -> None:
         ("syslog+tcp://me:secret@host", {}, "neither user names nor passwords"),
         ("syslog+tcp://host?ca=x", {}, "no setting 'ca'"),
         ("syslog+tcp://host?facility=x", {}, "'x' is no facility"),
-        ("syslog+tls://host?ca=/nowhere", {}, "/nowhere: No such file"),
+        ("syslog+tls://host?ca=", {}, "'' is no text"),
         ("syslog+tls://host", {"verify": "maybe"}, "neither yes nor no"),
         ("syslog:", {"severity": "bad"}, "'bad' is no severity; there is emerg"),
         ("syslog:", {"app_name": "two words"}, "no name of a program"),
@@ -188,6 +188,8 @@ def test_what_is_said_twice_is_refused() -> None:
 
 
 def test_files_of_tls_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(NfnetError, match="syslog.tls://host:6514: ca /nowhere: No such file or directory"):
+        collect.output("syslog+tls://host", {"ca": "/nowhere"})
     with pytest.raises(NfnetError, match="ca .*: TLS: no certificate or crl found"):
         collect.output("syslog+tls://host", {"ca": __file__})
     with pytest.raises(NfnetError, match="cert .*: TLS: "):

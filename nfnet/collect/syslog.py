@@ -243,13 +243,10 @@ class SyslogTcp(_RemoteOutput, StreamSender):
         return connect_tcp(*self.endpoint)
 
 
-def _file(value: object) -> str:
-    path = str(value)
-    try:
-        with open(path, "rb"):
-            return path
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is no text")
+    return value
 
 
 class SyslogTls(SyslogTcp):
@@ -260,7 +257,7 @@ class SyslogTls(SyslogTcp):
     followed by others, and by the key. server_name: the name in the server's certificate; default: the host. verify:
     "no" accepts any certificate, of whomever. The others as those of `Syslog`.
 
-    Files are read anew for each connection.
+    Raises NfnetError if a file cannot be used. They are read anew for each connection.
     """
 
     scheme = "syslog+tls"
@@ -268,10 +265,10 @@ class SyslogTls(SyslogTcp):
     port = 6514
     settings: ClassVar[Mapping[str, Callable[[Any], Any]]] = {
         **_Format.SETTINGS,
-        "ca": _file,
-        "cert": _file,
-        "key": _file,
-        "server_name": str,
+        "ca": _text,
+        "cert": _text,
+        "key": _text,
+        "server_name": _text,
         "verify": _units.yes_or_no,
     }
 
@@ -281,7 +278,10 @@ class SyslogTls(SyslogTcp):
             raise ArgumentError(f"{self.scheme}: key without cert")
         if "ca" in self._options and not self._options.get("verify", True):
             raise ArgumentError(f"{self.scheme}: ca is for verifying, which verify=no turns off")
-        self._context()
+        try:
+            self._context()
+        except NfnetError as error:
+            raise NfnetError(f"{self.name}: {error}") from error
 
     def connect(self) -> socket.socket:
         context = self._context()
