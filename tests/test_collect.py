@@ -86,6 +86,12 @@ def test_metadata_are_equal_where_only_the_packet_differs() -> None:
     assert message(1, prefix="p").metadata == message(9, prefix="p").metadata
 
 
+def test_names_of_labels_may_be_anything() -> None:
+    labels = {"50%": "100 %", "%s": "%d", '"': "\\"}
+    line = _ecs.JsonLines(labels=labels)([message(1)], 0)
+    assert json.loads(line)["nfnet"]["labels"] == labels
+
+
 # --- losses
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 
 from .._printable import printable
 
@@ -65,6 +66,7 @@ def header_word(text: str, longest: int) -> str:
     return re.sub(r"[^!-~]", "?", text)[:longest] or "-"
 
 
+@lru_cache(4096)  # most of them are the same in many messages
 def parameter(name: str, value: str) -> str:
     """A parameter of structured data. What a name cannot have becomes ``_``; of a longer one the end is kept."""
     escaped = _ESCAPED.sub(r"\\\1", printable(value))

@@ -9,12 +9,13 @@ import re
 import socket
 from array import array
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from ..errors import ArgumentError
 from . import _rfc5424
 from ._batch import Batch
-from ._flat import LOST, Record, records
+from ._flat import LOST, Flat, Record
 from ._sending import UnixSender
 
 _INFO, _WARNING = _rfc5424.SEVERITIES["info"], _rfc5424.SEVERITIES["warning"]
@@ -42,6 +43,7 @@ class Journal(UnixSender):
         super().__init__(target)
         self._severity = severity
         self._identifier = identifier
+        self._records = Flat()
 
     @classmethod
     def check(cls, target: str) -> None:
@@ -49,7 +51,7 @@ class Journal(UnixSender):
             raise ArgumentError(f"{cls.scheme}: takes the path of a socket, {cls.usual_target} if none is given")
 
     def encode(self, batch: Batch) -> list[bytes]:
-        return [self._entry(record) for record in records(batch)]
+        return [self._entry(record) for record in self._records(batch)]
 
     def _entry(self, record: Record) -> bytes:
         severity = min(self._severity, _WARNING) if record.kind == LOST else self._severity
@@ -70,6 +72,7 @@ class Journal(UnixSender):
             _send_as_file(sock, record)
 
 
+@lru_cache(1024)
 def field_name(name: str) -> str:
     """The name of a field of the journal: ``source.ip`` is NFNET_SOURCE_IP, ``nfnet.prefix`` NFNET_PREFIX."""
     word = re.sub(r"[^A-Za-z0-9]+", "_", name.removeprefix("nfnet.")).strip("_").upper()

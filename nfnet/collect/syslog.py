@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 from ..errors import ArgumentError, NfnetError
 from . import _rfc5424, _units
 from ._batch import Batch
-from ._flat import LOST, Record, records
+from ._flat import LOST, Flat, Record
 from ._sending import CONNECT_PATIENCE, Sender, StreamSender, UdpSender, UnixSender, connect_tcp, explain
 
 _DAEMON, _INFO, _WARNING = (
@@ -74,10 +74,11 @@ class _Format:
         self._max_size = max_size
         self._process = os.getpid()
         self._message = self._local if local else self._rfc5424
+        self._records = Flat()
 
     def __call__(self, batch: Batch) -> list[bytes]:
         host = _rfc5424.header_word(batch.session.host, 255)
-        return [self._message(record, host) for record in records(batch)]
+        return [self._message(record, host) for record in self._records(batch)]
 
     def _priority(self, record: Record) -> int:
         severity = min(self._severity, _WARNING) if record.kind == LOST else self._severity
