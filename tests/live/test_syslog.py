@@ -14,7 +14,7 @@ import pytest
 
 from .conftest import TIMEOUT, said, wait_for
 from .syslog_servers import TCP, TLS, UDP, Rsyslogd, directory, make_certificates
-from .test_collect import burst, collecting, finish
+from .test_collect import burst, collecting, finish, sending
 from .test_compat import Way, logging
 
 
@@ -98,7 +98,7 @@ def test_the_local_format_is_what_programs_at_dev_log_expect(way: Way, start: St
         assert (message["syslogfacility"], message["syslogseverity"]) == ("3", "6")
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", ["unix", "tcp", "tls"])
 def test_a_server_that_is_stopped_and_started_gets_all(way: Way, start: Start, how: str, tmp_path: Path) -> None:
     """At least once: what was under way when it stopped may come twice, with the same numbers."""
     server = start(tls="anon")
@@ -120,6 +120,25 @@ def test_a_server_that_is_stopped_and_started_gets_all(way: Way, start: Start, h
         _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, errors
     assert said(errors).endswith("30 messages\n")
+
+
+def test_over_udp_it_is_noticed_that_nobody_listens(way: Way, start: Start) -> None:
+    """Nothing is promised of what was sent meanwhile."""
+    server = start()
+    with logging(way.net), collecting(way, "--to", url("udp", server)) as process:
+        assert process.stderr is not None
+        burst(way, 1)
+        assert wait_for(lambda: server.numbers() == [0])
+        server.stop()
+        with sending(way):
+            while not (line := process.stderr.readline()).endswith("; messages are kept, to be stored later\n"):
+                assert line, "the collector has ended"
+            assert "Connection refused" in line
+            before = len(server.messages())
+            server.start()
+            assert wait_for(lambda: len(server.messages()) > before)
+        process.kill()
+        process.wait(TIMEOUT)
 
 
 @pytest.mark.parametrize("how", ["unix", "tcp", "tls"])
