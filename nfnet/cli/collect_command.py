@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from .. import rules
-from ..collect import Collector
+from ..collect import Collector, Forwarder, NatsSource, Output, source
 from ..collect._output import without_password
-from ..collect._outputs import Described, describe
+from ..collect._outputs import describe
 from ..collect._settings import Settings, read_settings
 from ..collect._units import size
 from ..errors import ArgumentError
@@ -18,12 +19,16 @@ from .command_line import netns, rule_words, whole_number
 from .signals import until_told
 from .summaries import say
 
+T = TypeVar("T")
+
 _DESCRIPTION = """\
 Brings what firewall rules log to files and databases, until it is told to stop.
 
     nfnet collect --group 5 --to log.jsonl --to sqlite:firewall.db
     nfnet collect --group 5 --to log.jsonl rotate_size=100M keep=9 compress=yes
     nfnet collect --config /etc/nfnet/collect.toml
+    nfnet collect --group 5 --to nats://nats.example:4222
+    nfnet collect --from nats://nats.example:4222 --to postgresql:///firewall
 
 An output is a file whose name says what it is (.jsonl, .log, .db, .pcapng), or
 has that before it (sqlite:FILE, jsonl:-). What an output cannot take at the
@@ -59,6 +64,13 @@ def add_to(commands: Any) -> None:
         action="append",
         default=[],
         help="where to, and settings of it; may be repeated",
+    )
+    parser.add_argument(
+        "--from",
+        nargs="+",
+        metavar=("URL", "NAME=VALUE"),
+        dest="source",
+        help="take messages from NATS, instead of log groups",
     )
     parser.add_argument("--config", metavar="FILE", help="a TOML file; what options say comes on top of it")
     parser.add_argument("--create", action="store_true", help="first make what outputs lack: tables, a stream")
@@ -104,15 +116,16 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _described(words: list[str]) -> Described:
+def _described(option: str, words: list[str], describe: Callable[[str, dict[str, str]], T]) -> T:
     to, *settings = words
+    shown = f"{option} {without_password(to)}"
     wrong = [word for word in settings if "=" not in word]
     if wrong:
-        raise ArgumentError(f"--to {without_password(to)}: {wrong[0]!r} is not name=value")
+        raise ArgumentError(f"{shown}: {wrong[0]!r} is not name=value")
     try:
         return describe(to, dict(word.split("=", 1) for word in settings))
     except ArgumentError as error:
-        raise ArgumentError(f"--to {without_password(to)}: {error}") from None
+        raise ArgumentError(f"{shown}: {error}") from None
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -121,11 +134,15 @@ def _settings(options: argparse.Namespace) -> Settings:
     if options.config is not None:
         found = read_settings(options.config, lambda text: rule_words(text, rules.log))
     found.groups += [group for group in options.group if group not in found.groups]
-    found.outputs += [_described(words) for words in options.to]
+    found.outputs += [_described("--to", words, describe) for words in options.to]
+    if options.source is not None:
+        found.source = _described("--from", options.source, source)
     found.labels = {**found.labels, **dict(options.label)}
     found.spool = options.spool or found.spool
     found.spool_size = options.spool_size or found.spool_size
-    if not found.groups:
+    if found.source is not None and (found.groups or options.install_rule):
+        raise ArgumentError("messages come from a source or from log groups, not from both")
+    if found.source is None and not found.groups:
         raise ArgumentError("no log group: --group N, or [[group]] in the configuration")
     if not found.outputs:
         raise ArgumentError("no output: --to OUTPUT, or [[output]] in the configuration")
@@ -140,8 +157,11 @@ def _run(options: argparse.Namespace) -> int:
     settings = _settings(options)
     if options.check:
         groups = ", ".join(map(str, settings.groups))
-        print(f"groups {groups} to {', '.join(each.name for each in settings.outputs)}")
+        begin = f"groups {groups}" if settings.source is None else settings.source.name
+        print(f"{begin} to {', '.join(each.name for each in settings.outputs)}")
         return 0
+    if settings.source is not None:
+        return _forward(options, settings, settings.source)
     if settings.spool is not None:
         os.makedirs(settings.spool, mode=0o700, exist_ok=True)
     more: dict[str, Any] = {"spool_size": settings.spool_size, "rcvbuf": settings.rcvbuf}
@@ -152,14 +172,11 @@ def _run(options: argparse.Namespace) -> int:
             spool=settings.spool,
             netns=options.netns,
             count=options.count,
-            report=lambda text: say(f"nfnet collect: {text}"),
+            report=_report,
             **{name: value for name, value in more.items() if value is not None},
         )
         stack.callback(collector.close)
-        for each in settings.outputs:
-            output = each.make()
-            if options.create:
-                output.create()
+        for output in _outputs(options, settings):
             collector.add(output, apart=True)
         if options.metrics is not None:
             from ..metrics import serve
@@ -171,3 +188,25 @@ def _run(options: argparse.Namespace) -> int:
         complete = collector.run()
         say(collector.summary())
     return 0 if complete else 1
+
+
+def _forward(options: argparse.Namespace, settings: Settings, source: NatsSource) -> int:
+    if options.create:
+        source.create()
+    forwarder = Forwarder(source, _outputs(options, settings), count=options.count, report=_report)
+    with until_told(forwarder.stop, forwarder.reopen):
+        complete = forwarder.run()
+    say(forwarder.summary())
+    return 0 if complete else 1
+
+
+def _outputs(options: argparse.Namespace, settings: Settings) -> Iterator[Output]:
+    for each in settings.outputs:
+        output = each.make()
+        if options.create:
+            output.create()
+        yield output
+
+
+def _report(text: str) -> None:
+    say(f"nfnet collect: {text}")

@@ -1,4 +1,4 @@
-"""``nfnet query``: questions about what was collected in an SQLite database."""
+"""``nfnet query``: questions about what was collected in a database."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from ..collect._queries import QUESTIONS, Answer, ask
 from ..errors import ArgumentError
 
 _DESCRIPTION = """\
-Answers questions about a database that "nfnet collect --to sqlite:FILE" fills.
+Answers questions about a database that "nfnet collect --to sqlite:FILE" fills,
+or "--to postgresql://...".
 
     nfnet query firewall.db "top sources last 24h"
+    nfnet query postgresql://db.example/firewall "latest limit 20"
     nfnet query firewall.db "scans last 7d limit 50"
     nfnet query firewall.db --json "SELECT prefix, count(*) FROM messages GROUP BY 1"
 
@@ -38,7 +40,7 @@ def add_to(commands: Any) -> None:
         description=f"{_DESCRIPTION}{questions}\n\n{_EPILOG}\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("database", metavar="FILE", help="the database")
+    parser.add_argument("database", metavar="DATABASE", help="its file or URL")
     parser.add_argument("question", nargs="+", metavar="QUESTION", help="one of the above, or SQL")
     parser.add_argument("--json", action="store_true", help="JSON Lines, an object for each row")
     parser.set_defaults(run=_run)
@@ -51,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
     for answer in ask(options.database, question):
         if options.json:
             for row in answer.rows:
-                print(json.dumps(dict(zip(answer.columns, map(_value, row)))))
+                print(json.dumps(dict(zip(answer.columns, map(_value, row))), default=str))
         else:
             _show(answer)
     return 0

@@ -11,10 +11,13 @@ entry point of the group ``nfnet.outputs``.
 
 from ._batch import Batch, Session
 from ._collector import Collector
+from ._forwarder import Forwarder
+from ._nats_source import NatsSource
 from ._output import Output, OutputError
-from ._outputs import OUTPUTS, known, output
+from ._outputs import OUTPUTS, known, output, source
 from .capture import Capture
 from .json_lines import JsonLines
+from .nats import Nats
 from .postgresql import Postgresql
 from .sqlite import Sqlite
 from .text import Text
@@ -24,7 +27,10 @@ __all__ = [
     "Batch",
     "Capture",
     "Collector",
+    "Forwarder",
     "JsonLines",
+    "Nats",
+    "NatsSource",
     "Output",
     "OutputError",
     "Postgresql",
@@ -33,4 +39,5 @@ __all__ = [
     "Text",
     "known",
     "output",
+    "source",
 ]

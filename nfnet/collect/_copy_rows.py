@@ -195,7 +195,7 @@ _DAY = 86_400_000_000_000
 
 def rows(batch: Batch, session: int, payload: bool = True) -> tuple[bytes, set[int]]:
     """The rows of a batch, and the days that they are of, counted from 1970 (UTC); ``payload``: with the packets."""
-    pieces = [BEGIN]
+    pieces = []
     days = set()
     known: dict[bytes, bytes] = {}
     number = _int4(4, session)
@@ -212,7 +212,6 @@ def rows(batch: Batch, session: int, payload: bool = True) -> tuple[bytes, set[i
         pieces.append(_quick(message, moment) or _of_packet(message, moment))
         pieces.append(_bytes(message.payload) if payload else _NULL)
         pieces.append(rule)
-    pieces.append(END)
     return b"".join(pieces), days
 
 

@@ -8,14 +8,16 @@ from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from ..errors import ArgumentError
+from ._nats_source import NatsSource
 from ._output import Output, without_password
 from .capture import Capture
 from .json_lines import JsonLines
+from .nats import Nats
 from .postgresql import Postgresql
 from .sqlite import Sqlite
 from .text import Text
 
-OUTPUTS: tuple[type[Output], ...] = (JsonLines, Text, Sqlite, Capture, Postgresql)
+OUTPUTS: tuple[type[Output], ...] = (JsonLines, Text, Sqlite, Capture, Postgresql, Nats)
 """Those of this package."""
 
 _GROUP = "nfnet.outputs"
@@ -59,15 +61,19 @@ def describe(to: str, settings: Mapping[str, Any] | None = None) -> Described:
     """What `output` would make of these. Raises ArgumentError."""
     kind, target = _kind_of(to)
     kind.check(target)
+    return Described(kind, target, _values(kind, settings or {}))
+
+
+def _values(kind: type[Output] | type[NatsSource], settings: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, value in (settings or {}).items():
+    for name, value in settings.items():
         if name not in kind.settings:
             raise ArgumentError(f"{kind.scheme} has no setting {name!r}{nearest(name, kind.settings)}")
         try:
             values[name] = kind.settings[name](value)
         except ValueError as error:
             raise ArgumentError(f"{name}: {error}") from None
-    return Described(kind, target, values)
+    return values
 
 
 def output(to: str, settings: Mapping[str, Any] | None = None) -> Output:
@@ -78,6 +84,18 @@ def output(to: str, settings: Mapping[str, Any] | None = None) -> Output:
     Raises ArgumentError, and what the output raises if the target cannot be right.
     """
     return describe(to, settings).make()
+
+
+def source(url: str, settings: Mapping[str, Any] | None = None) -> NatsSource:
+    """The source that ``nats://HOST:4222`` means; settings are by name, as for `output`.
+
+    Raises ArgumentError, and OSError for a file that a setting names and that cannot be read.
+    """
+    scheme, _, target = url.partition(":")
+    if scheme != NatsSource.scheme:
+        raise ArgumentError(f"{without_password(repr(url))} is no source: write nats://HOST:4222")
+    NatsSource.check(target)
+    return NatsSource(target, **_values(NatsSource, settings or {}))
 
 
 def _kind_of(to: str) -> tuple[type[Output], str]:

@@ -12,7 +12,8 @@ from typing import Any
 from .._arguments import check
 from ..errors import ArgumentError
 from . import _units
-from ._outputs import Described, describe, nearest
+from ._nats_source import NatsSource
+from ._outputs import Described, describe, nearest, source
 
 
 @dataclass
@@ -23,13 +24,15 @@ class Settings:
     rules: list[tuple[int, Any]] = field(default_factory=list)
     """Group, and what the reader of rules made of the words."""
     outputs: list[Described] = field(default_factory=list)
+    source: NatsSource | None = None
+    """In place of groups."""
     labels: dict[str, str] = field(default_factory=dict)
     spool: str | None = None
     spool_size: int | None = None
     rcvbuf: int | None = None
 
 
-_TOP = ("group", "output", "labels", "spool", "spool_size", "rcvbuf")
+_TOP = ("group", "source", "output", "labels", "spool", "spool_size", "rcvbuf")
 _GROUP = ("number", "rule")
 
 
@@ -101,11 +104,30 @@ class _Reader:
             words = table.get("rule", [])
             for each in words if isinstance(words, list) else [words]:
                 found.rules.append((number, self._read("rule", self._rule, _text(each))))
+        if "source" in top:
+            found.source = self._source(top["source"])
         for table in self._tables(top, "output"):
             settings = dict(table)
             to = self._read("to", _text, self._required(settings, "to"))
             del settings["to"]
             found.outputs.append(self._output(to, settings))
+        return found
+
+    def _source(self, settings: Any) -> NatsSource:
+        if not isinstance(settings, dict):
+            raise self._wrong("source is a table: [source]", "source")
+        self._table = "source"
+        settings = dict(settings)
+        url = self._read("from", _text, self._required(settings, "from"))
+        del settings["from"]
+        self._read("from", source, url)
+        for name, value in settings.items():
+            try:
+                source(url, {name: value})
+            except (ArgumentError, OSError) as error:
+                raise self._wrong(str(error), name) from None
+        found = source(url, settings)
+        self._table = ""
         return found
 
     def _output(self, to: str, settings: Mapping[str, Any]) -> Described:
