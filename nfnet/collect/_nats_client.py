@@ -29,6 +29,9 @@ PATIENCE = 10.0
 """Seconds for which an answer is awaited."""
 _DUPLICATES = 120.0  # seconds for which the server knows the ids of messages; about 100 bytes each in its memory
 
+# Errors of JetStream's, by their err_code.
+_NO_STREAM, _NO_ROOM, _NOT_ENABLED, _NOT_ENABLED_HERE = 10059, 10047, 10076, 10039
+
 
 def subject(host: str) -> str:
     """The subject of a host's messages: a token has no dots, spaces or wildcards."""
@@ -127,10 +130,11 @@ class Client:
             self._options.update(user=user, password=password)
         elif user is not None:
             self._options.update(token=user)
-        for name, path in (("user_credentials", credentials), ("nkeys_seed", nkey)):
+        for path in (ca, certificate, key, credentials, nkey):
             if path is not None:
-                with open(path, "rb"):
-                    self._options[name] = path
+                with open(path, "rb"):  # now, where OSError has its name
+                    pass
+        self._options.update(user_credentials=credentials, nkeys_seed=nkey)
         if credentials or nkey:
             try:
                 import nkeys  # noqa: F401
@@ -199,9 +203,11 @@ class Client:
 
     def _error(self, error: Exception, said: Exception | None) -> NfnetError:
         errors, js = self._driver.errors, self._driver.js.errors
-        if isinstance(error, js.NoStreamResponseError) or getattr(error, "err_code", None) == 10059:
+        if isinstance(error, js.NoStreamResponseError) or getattr(error, "err_code", None) == _NO_STREAM:
             return NfnetError(f"there is no stream {self.stream}: run nfnet collect with --create once")
-        if isinstance(error, errors.NoRespondersError) or getattr(error, "err_code", None) in (10039, 10076):
+        if isinstance(error, errors.NoRespondersError) or (
+            isinstance(error, js.ServiceUnavailableError) and error.err_code in (None, _NOT_ENABLED, _NOT_ENABLED_HERE)
+        ):
             return NfnetError("the server has no JetStream: start it with -js")
         if isinstance(error, (errors.NoServersError, asyncio.TimeoutError)) and said is not None:
             error = said
@@ -213,6 +219,8 @@ class Client:
         if isinstance(error, OSError) and error.errno:
             text = strerror(error.errno) if error.errno > 0 else str(error.strerror)
         text = without_password(" ".join(text.split()) or type(error).__name__)
+        if getattr(error, "err_code", None) == _NO_ROOM:
+            text += f", for the stream's max_size of {self._max_size} bytes"
         away = isinstance(error, (OSError, asyncio.TimeoutError, errors.NoServersError, errors.ConnectionClosedError))
         return AwayError(text) if away else NfnetError(text)
 

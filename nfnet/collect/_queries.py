@@ -164,6 +164,7 @@ def _ask_postgresql(url: str, question: str) -> Iterator[Answer]:
         connection.read_only = True  # of transactions that begin explicitly
         with connection.transaction():
             # What is prepared is one statement: a COMMIT behind it would end the transaction that may not write.
+            connection.prepare_threshold = 0
             cursor = connection.execute(sql, values or None, prepare=True)
             yield Answer(tuple(column.name for column in cursor.description or ()), iter(cursor))
 

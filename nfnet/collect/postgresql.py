@@ -74,7 +74,10 @@ _BATCHES = (
     " %s::bigint[]) ON CONFLICT DO NOTHING RETURNING time, session, seq, count"
 )
 _COPY = f"COPY nfnet.messages ({', '.join(column.name for column in COLUMNS)}) FROM STDIN (FORMAT BINARY)"
-_PARTITIONS = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'nfnet.messages'::regclass"
+_PARTITIONS = (
+    "SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid"
+    " WHERE inhparent = 'nfnet.messages'::regclass"
+)
 
 
 class Postgresql(Output):
@@ -239,7 +242,7 @@ class Postgresql(Output):
     def _drop(self, connection: psycopg.Connection[Any], oldest: int) -> None:
         """Drop the partitions of days that ended before."""
         for (name,) in connection.execute(_PARTITIONS).fetchall():
-            found = re.fullmatch(r"nfnet\.messages_(\d{8})", name)
+            found = re.fullmatch(r"messages_(\d{8})", name)
             if found is None:
                 continue  # of the database's owner
             day = (datetime.strptime(found[1], "%Y%m%d") - datetime(1970, 1, 1)).days
