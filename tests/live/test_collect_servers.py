@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from nfnet import LogMessage, NfnetError, cli, collect, testing
-from nfnet.collect import Batch, OutputError, Session, _nats_source, _packed, _queries, postgresql
+from nfnet.collect import Batch, OutputError, Session, _nats_client, _nats_source, _packed, _queries, postgresql
 
 from .conftest import TIMEOUT, UID, Net, cannot_run, said, wait_for
 from .servers import PASSWORD, QUOTED, NatsServer, Postgres
@@ -88,10 +88,15 @@ def count(url: str) -> int:
     return int(rows(url, "SELECT count(*) FROM nfnet.messages")[0])
 
 
+# On a host with a name of its own.
+NAMED = "import socket, sys; socket.sethostname(sys.argv.pop(1)); from nfnet.cli import main; sys.exit(main())"
+
+
 @contextmanager
-def command(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+def command(*arguments: object, host: str = "") -> Iterator[subprocess.Popen[str]]:
     """A collector, which is killed at the end."""
-    line = [sys.executable, "-m", "nfnet", "collect", *map(str, arguments)]
+    begin = ["unshare", "--uts", sys.executable, "-c", NAMED, host] if host else [sys.executable, "-m", "nfnet"]
+    line = [*begin, "collect", *map(str, arguments)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -100,11 +105,11 @@ def command(*arguments: object) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextmanager
-def collecting(way: Way, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A collector that reads the router's group 5; it is itself where the servers are."""
-    router = f"/proc/{os.getpid()}/fd/{way.here.fileno()}"
-    with command("--group", "5", "--netns", router, *arguments) as process:
-        assert wait_for(lambda: is_bound(way.net, group=5) or process.poll() is not None)
+def collecting(way: Way, *arguments: object, at: str = "router", host: str = "") -> Iterator[subprocess.Popen[str]]:
+    """A collector that reads group 5 of a host; it is itself where the servers are."""
+    there = f"/proc/{os.getpid()}/fd/{way.net.hosts[at].fileno()}"
+    with command("--group", "5", "--netns", there, *arguments, host=host) as process:
+        assert wait_for(lambda: is_bound(way.net, group=5, host=at) or process.poll() is not None)
         if process.poll() is not None:
             raise AssertionError(process.communicate()[1])
         yield process
@@ -166,9 +171,11 @@ def test_a_server_that_is_away_holds_nobody_up_and_gets_all_from_the_spool(
     way: Way, cluster: Postgres, database: str, tmp_path: Path
 ) -> None:
     file, spool = tmp_path / "log.jsonl", tmp_path / "spool"
-    with logging(way.net), collecting(
-        way, "--to", file, "--to", database, "--create", "--spool", spool
-    ) as process, sending(way):
+    with (
+        logging(way.net),
+        collecting(way, "--to", file, "--to", database, "--create", "--spool", spool) as process,
+        sending(way),
+    ):
         assert wait_for(lambda: count(database) > 100)
         for how in (signal.SIGINT, signal.SIGQUIT):  # at once, and as if the machine had gone
             with cluster.stopped(how):
@@ -185,12 +192,11 @@ def test_being_killed_loses_nothing_that_was_stored_and_repeats_nothing(
     way: Way, database: str, tmp_path: Path
 ) -> None:
     collect.output(database).create()
-    chance = random.Random(7)
+    chance, sessions = random.Random(7), "SELECT count(DISTINCT session) FROM nfnet.messages"
     arguments = ("--to", database, "--spool", tmp_path / "spool")
     with logging(way.net), sending(way):
         for turn in range(KILLS):
             with collecting(way, *arguments) as process:
-                sessions = "SELECT count(DISTINCT session) FROM nfnet.messages"
                 assert wait_for(lambda turn=turn: rows(database, sessions) == [turn + 1])
                 time.sleep(chance.random() / 5)  # no event to wait for: any moment will do
                 process.kill()
@@ -285,7 +291,9 @@ def test_everything_that_a_record_says_is_a_column(output: collect.Output, datab
     attributes = {"UID": 1000, "GID": 100, "MARK": 0xFFFFFFFF, "IFINDEX_OUTDEV": 9, "HWADDR": hwaddr}
     messages = [message(n, packet, prefix="pré\udcff", **attributes) for n, packet in enumerate(packets)]
     output.write(Batch(SESSION, messages, read_ns=NOW))
-    columns = "host(source), source_port, tcp_flags, uid, gid, mark, indev, outdev, hwaddr::text, prefix, length(payload)"
+    columns = (
+        "host(source), source_port, tcp_flags, uid, gid, mark, indev, outdev, hwaddr::text, prefix, length(payload)"
+    )
     found = rows(database, f"SELECT {columns} FROM nfnet.messages ORDER BY seq")
     same = (1000, 100, 0xFFFFFFFF, "eth0", "9", "02:00:00:00:00:01", "pré\ufffd")
     assert found == [
@@ -458,11 +466,11 @@ def test_a_server_of_messages_that_stops_loses_nothing(way: Way, nats: NatsServe
 def test_what_a_full_stream_refuses_is_kept_until_there_is_room(nats: NatsServer) -> None:
     output = collect.output(nats.url(), {"max_size": "100k"})
     output.create()
-    sent = 0
+    for number in range(10):
+        output.write(Batch(SESSION, [message(number, testing.udp(bytes(5000)))]))
+    sent = 10
     with pytest.raises(OutputError, match="maximum bytes exceeded"):
-        for sent in range(100):
-            output.write(Batch(SESSION, [message(sent, testing.udp(bytes(5000)))]))
-    assert 5 < sent < 30
+        output.write(Batch(SESSION, [message(sent, testing.udp(bytes(60_000)))]))
     assert numbers(stored_in(nats)) == list(range(sent))
     output.write(Batch(SESSION, [message(sent)]))
     output.close()
@@ -548,3 +556,135 @@ def test_what_a_server_of_messages_refuses_is_one_line(
             assert errors.count("\n") == 1
             for word in (PASSWORD, QUOTED, "sesame"):
                 assert word not in errors
+
+
+# --- many hosts, several workers
+
+
+def left_in(server: NatsServer) -> int:
+    """How many messages are in the stream."""
+    client = _nats_client.Client(server.url())
+
+    async def ask(connection: Any) -> int:
+        return int((await connection.jetstream().stream_info("nfnet")).state.messages)
+
+    try:
+        return client.run(ask)
+    finally:
+        client.close()
+
+
+def impatient(server: NatsServer) -> None:
+    """Make the consumer of the workers: what one of them does not acknowledge another one gets soon."""
+    client = _nats_client.Client(server.url())
+    client.create()
+
+    async def create(connection: Any) -> None:
+        from nats.js.api import AckPolicy, ConsumerConfig
+
+        config = ConsumerConfig(durable_name="nfnet", ack_policy=AckPolicy.EXPLICIT, ack_wait=2.0)
+        await connection.jetstream().add_consumer("nfnet", config)
+
+    client.run(create)
+    client.close()
+
+
+@pytest.mark.parametrize("what", ["nothing happens", "workers are killed", "collectors are killed"])
+def test_two_hosts_and_two_workers_store_every_record_once(
+    way: Way, nats: NatsServer, database: str, what: str, tmp_path: Path
+) -> None:
+    collect.output(database).create()
+    impatient(nats)
+    chance = random.Random(7)
+    kills = 0 if what == "nothing happens" else max(2, KILLS // 3)
+    with contextlib.ExitStack() as stack:
+        hosts = {"client": "fw-1.example", "router": "fw-2.example"}
+        for at, hook in (("client", "output"), ("router", "forward")):
+            stack.enter_context(logging(way.net, at, hook))
+
+        def collector(at: str) -> subprocess.Popen[str]:
+            arguments = ("--to", nats.url(), "--spool", tmp_path / at)
+            return stack.enter_context(collecting(way, *arguments, at=at, host=hosts[at]))
+
+        def worker() -> subprocess.Popen[str]:
+            return stack.enter_context(command("--from", nats.url(), "--to", database))
+
+        with sending(way):
+            collectors = [collector(at) for at in hosts]
+            workers = [worker(), worker()]
+            for turn in range(kills):
+                before = count(database)
+                assert wait_for(lambda before=before: count(database) > before)
+                time.sleep(chance.random() / 5)  # no event to wait for: any moment will do
+                place = turn % 2
+                if what == "workers are killed":
+                    workers[place].kill()
+                    workers[place] = worker()
+                else:
+                    collectors[place].kill()
+                    collectors[place].wait(TIMEOUT)
+                    collectors[place] = collector(list(hosts)[place])
+            before = count(database)
+            assert wait_for(lambda: count(database) > before)
+        read = [int(finish(process).split()[-2]) for process in collectors]
+        assert wait_for(lambda: left_in(nats) == 0)  # all is acknowledged, and so stored
+    found: dict[tuple[str, int], list[int]] = {}
+    records = "SELECT host, started_ns, seq FROM nfnet.messages JOIN nfnet.sessions ON id = session ORDER BY 1, 2, 3"
+    for host, session, number in rows(database, records):
+        found.setdefault((host, session), []).append(number)
+    for numbers in found.values():
+        assert numbers == list(range(len(numbers)))
+    last = {host: len(numbers) for (host, _), numbers in found.items()}  # of each host the last session
+    assert last == dict(zip(hosts.values(), read))
+    assert rows(database, "SELECT count(*) FROM nfnet.losses") == [0]
+
+
+def test_what_a_worker_cannot_store_comes_again(nats: NatsServer, cluster: Postgres, database: str) -> None:
+    collect.output(database).create()
+    output = collect.output(nats.url())
+    output.create()
+    for number in range(200):
+        output.write(batch(number))
+    output.close()
+    with contextlib.ExitStack() as stack:
+        with cluster.stopped():
+            workers = [stack.enter_context(command("--from", nats.url(), "--to", database)) for _ in range(2)]
+            for process in workers:
+                assert QUOTED not in told(process, "trying again")
+            assert left_in(nats) == 200
+        assert wait_for(lambda: count(database) == 200)
+        for process in workers:
+            finish(process)
+    assert rows(database) == list(range(200))
+    assert left_in(nats) == 0
+
+
+def test_a_worker_goes_on_when_the_server_of_messages_comes_back(nats: NatsServer, database: str) -> None:
+    collect.output(database).create()
+    output = collect.output(nats.url())
+    output.create()
+    output.write(batch(1))
+    with command("--from", nats.url(), "--to", database) as process:
+        assert wait_for(lambda: count(database) == 1)
+        with nats.stopped():
+            told(process, "trying again")
+        with pytest.raises(OutputError):  # the old connection; the next time there is a new one
+            output.write(batch(2))
+        output.write(batch(2))
+        assert wait_for(lambda: count(database) == 2)
+        finish(process)
+    output.close()
+
+
+def test_a_worker_writes_files_too_and_ends_after_so_many(nats: NatsServer, tmp_path: Path) -> None:
+    output = collect.output(nats.url())
+    output.create()
+    for number in range(10):
+        output.write(batch(number, lost=number == 3))
+    output.close()
+    file, config = tmp_path / "log.jsonl", tmp_path / "collect.toml"
+    config.write_text(f'[source]\nfrom = "{nats.url()}"\n\n[[output]]\nto = "{file}"\n')
+    assert run("--config", config, "--count", "10") == (0, "10 messages stored\n")
+    lines = lines_of(file)
+    assert [line["event"]["sequence"] for line in lines if "sequence" in line["event"]] == list(range(10))
+    assert [line["nfnet"]["lost"] for line in lines if "lost" in line["nfnet"]] == [1]
