@@ -10,11 +10,14 @@ entry point of the group ``nfnet.outputs``.
 """
 
 from ._batch import Batch, Session
-from ._collector import Collector
+from ._collector import Collector, Group, State
+from ._counts import Series
+from ._delivery import DeliveryState
 from ._forwarder import Forwarder
 from ._nats_source import NatsSource
 from ._output import Output, OutputError
 from ._outputs import OUTPUTS, known, output, source
+from ._units import Rate
 from .capture import Capture
 from .json_lines import JsonLines
 from .nats import Nats
@@ -27,15 +30,20 @@ __all__ = [
     "Batch",
     "Capture",
     "Collector",
+    "DeliveryState",
     "Forwarder",
+    "Group",
     "JsonLines",
     "Nats",
     "NatsSource",
     "Output",
     "OutputError",
     "Postgresql",
+    "Rate",
+    "Series",
     "Session",
     "Sqlite",
+    "State",
     "Text",
     "known",
     "output",

@@ -46,6 +46,8 @@ class Described(NamedTuple):
     kind: type[Output]
     target: str
     settings: dict[str, Any]
+    groups: tuple[int, ...] | None = None
+    """Whose messages it gets; None: those of all."""
 
     @property
     def name(self) -> str:

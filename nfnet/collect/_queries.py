@@ -13,6 +13,7 @@ from ..errors import ArgumentError, NfnetError
 from . import _units, postgresql
 from ._outputs import nearest
 from .postgresql import Postgresql
+from .sqlite import VERSION, missing_columns
 
 
 class _Dialect(NamedTuple):
@@ -39,6 +40,13 @@ class _Dialect(NamedTuple):
         return (
             f"SELECT {what}, count(*) AS messages {more} {self.where(where)}"
             f" GROUP BY 1 ORDER BY messages DESC, 1 LIMIT {self.most}"
+        )
+
+    def weighed(self, what: str, order: str) -> str:
+        """Counts those, too, for which a message stands that a limit left out; they have the same prefix."""
+        return (
+            f"SELECT {what}, CAST(sum(coalesce(suppressed, 1)) AS BIGINT) AS messages {self.where()}"
+            f" GROUP BY 1 ORDER BY {order} LIMIT {self.most}"
         )
 
 
@@ -80,10 +88,19 @@ QUESTIONS: dict[str, Question] = {
             f" {d.where()} GROUP BY 1, 2 ORDER BY messages DESC, 1, 2 LIMIT {d.most}"
         ),
     ),
-    "top prefixes": Question("which rule logs most", lambda d: d.top("prefix")),
+    "top prefixes": Question(
+        "which rule logs most; what a limit left out included", lambda d: d.weighed("prefix", "messages DESC, 1")
+    ),
     "top protocols": Question("which protocol", lambda d: d.top(f"{_PROTOCOL} AS protocol")),
     "top interfaces": Question("by which interface it came", lambda d: d.top("indev")),
-    "top users": Question("which local user sends most", lambda d: d.top("uid", where="uid IS NOT NULL AND ")),
+    "top users": Question(
+        "which local user sends most",
+        lambda d: d.top("coalesce(user_name, CAST(uid AS TEXT)) AS user", where="uid IS NOT NULL AND "),
+    ),
+    "top programs": Question(
+        "which local program sends or receives most",
+        lambda d: d.top("coalesce(executable, process) AS program", where="process IS NOT NULL AND "),
+    ),
     "scans": Question(
         "who tried many ports or hosts",
         lambda d: (
@@ -96,16 +113,20 @@ QUESTIONS: dict[str, Question] = {
     ),
     "per hour": Question(
         "how many in each hour",
-        lambda d: (
-            f"SELECT {d.hour.format('time')} AS hour, count(*) AS messages {d.where()}"
-            f" GROUP BY hour ORDER BY hour DESC LIMIT {d.most}"
-        ),
+        lambda d: d.weighed(f"{d.hour.format('time')} AS hour", "hour DESC"),
     ),
     "latest": Question(
         "the last ones",
         lambda d: (
             f"SELECT {d.clock.format('time')} AS time, prefix, indev, outdev, {_PROTOCOL} AS protocol, source,"
             f" source_port, destination, destination_port {d.where()} ORDER BY messages.time DESC LIMIT {d.most}"
+        ),
+    ),
+    "suppressed": Question(
+        "what a limit left out",
+        lambda d: (
+            f"SELECT prefix, CAST(sum(suppressed) AS BIGINT) AS messages, {d.clock.format('max(time)')} AS last"
+            f" {d.where('suppressed IS NOT NULL AND ')} GROUP BY prefix ORDER BY messages DESC, prefix LIMIT {d.most}"
         ),
     ),
     "losses": Question(
@@ -118,6 +139,7 @@ QUESTIONS: dict[str, Question] = {
 }
 """By name."""
 
+_NO_LOSS = ", ".join(f"0 AS {name}" for name in ("rowid", "time", "log_group", "count", "session", "seq"))
 _STATEMENT = re.compile(r"\s*(select|with|explain|values)\b", re.IGNORECASE)
 _WORDS = re.compile(r"(?P<name>[a-z ]+?)(\s+last\s+(?P<last>\S+))?(\s+limit\s+(?P<limit>\S+))?", re.IGNORECASE)
 _MOST = 10
@@ -172,12 +194,31 @@ def _ask_postgresql(url: str, question: str) -> Iterator[Answer]:
 def _ask_sqlite(path: str, question: str) -> Iterator[Answer]:
     sql, values = statement(question)
     try:
-        # The name as a URI, for that is how to open a file without making one, and without writing to it.
-        with closing(sqlite3.connect(f"file:{_escaped(path)}?mode=ro", uri=True)) as connection:
+        with closing(connect(path)) as connection:
             cursor = connection.execute(sql, values)
             yield Answer(tuple(column[0] for column in cursor.description or ()), _rows(path, cursor))
     except (sqlite3.Error, sqlite3.Warning) as error:
         raise NfnetError(f"{path}: {error}") from error
+
+
+def connect(path: str) -> sqlite3.Connection:
+    """A connection by which nothing can be changed. Raises sqlite3.Error.
+
+    In a database of an older version the table messages has the columns of the present one, too.
+    """
+    # The name as a URI, for that is how to open a file without making one, and without writing to it.
+    connection = sqlite3.connect(f"file:{_escaped(path)}?mode=ro", uri=True)
+    try:
+        if (version := connection.execute("PRAGMA user_version").fetchone()[0]) < VERSION:
+            missing = "".join(f", NULL AS {column.split()[0]}" for column in missing_columns(connection))
+            if missing and connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'messages'").fetchone():
+                connection.execute(f"CREATE TEMP VIEW messages AS SELECT rowid, *{missing} FROM main.messages")
+            if version == 0:
+                connection.execute(f"CREATE TEMP VIEW losses AS SELECT {_NO_LOSS} LIMIT 0")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _rows(path: str, cursor: sqlite3.Cursor) -> Iterator[tuple[Any, ...]]:
