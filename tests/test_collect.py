@@ -517,7 +517,7 @@ ASKED = {
     "top prefixes": [["drop: ", 17]],
     "top protocols": [["udp", 17]],
     "top interfaces": [["eth0", 17]],
-    "top users": [["4000000000", 17]],
+    "top users": [[str(NOBODY), 17]],
     "per hour": [["1970-01-01 00:00", 17]],
     "losses": [["1970-01-01 00:16:40.000", 5, 3]],
 }

@@ -116,17 +116,14 @@ class Spool(Store):
         data = joined(batch.messages)
         if self._size + len(data) > self._most:
             return False
-        text = (
-            json.dumps(batch.session),
-            batch.read_ns,
-            batch.lost,
-            json.dumps(dict(batch.labels)),
-            json.dumps(names(batch.messages)),
+        noted = notes(batch.messages)
+        row = (
+            *(json.dumps(batch.session), batch.read_ns, batch.lost, json.dumps(dict(batch.labels))),
+            *(json.dumps(names(batch.messages)), len(batch), len(data), data),
+            json.dumps(noted) if noted else None,
         )
         try:
-            self._connection.execute(
-                _ADD, (*text, len(batch), len(data), data, json.dumps(notes(batch.messages) or None))
-            )
+            self._connection.execute(_ADD, row)
         except sqlite3.Error:  # the disk is full, say
             return False
         self._count += len(batch)
