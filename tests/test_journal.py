@@ -59,7 +59,7 @@ def test_names_of_fields() -> None:
     assert field_name("nfnet.prefix") == "NFNET_PREFIX"
     assert field_name("source.ip") == "NFNET_SOURCE_IP"
     assert field_name("@timestamp") == "NFNET_TIMESTAMP"
-    assert field_name("nfnet.labels.größe-1") == "NFNET_LABELS_GR_E_1"
+    assert field_name("labels.größe-1") == "NFNET_LABELS_GR_E_1"
 
 
 def test_a_loss_is_an_entry() -> None:

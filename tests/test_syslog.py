@@ -92,7 +92,7 @@ def test_values_are_those_of_the_json() -> None:
     assert values["observer.ingress.interface.name"] == "eth0"
     assert values["source.ip"] == expected["source"]["ip"]
     assert values["user.id"] == "7"
-    assert (values["nfnet.labels.site"], values["nfnet.session"]) == ("here", SESSION.id)
+    assert (values["labels.site"], values["nfnet.session"]) == ("here", SESSION.id)
     assert parsed["pri"] == str(3 * 8 + 6)
     assert parsed["text"] == "drop: eth0 > - UDP 192.0.2.1.40000 > 192.0.2.2.9 38 bytes uid 7"
 

@@ -15,7 +15,11 @@ from typing import Any, NamedTuple
 from construct import Bytes, Int8ub, Int16ub, Padding, Struct
 
 from .. import inet
+from .._accounts import group_name, user_name
+from .._annotated import Annotated
 from .._core.message import FAMILY
+from .._ecs import destination_mac, link_header
+from .._processes import Process
 from ..inet._headers import ICMP, ICMPV6, TCP, WITH_PORTS
 from ..log import LogMessage
 from ..protocol.layout import compile_struct
@@ -75,6 +79,12 @@ class _Seen(NamedTuple):
     flow: inet.Flow | None
     moment: int
 
+    @property
+    def process(self) -> Process | None:
+        """That which was found when the message was read; here none is looked for."""
+        raw = self.message.raw
+        return raw.process if isinstance(raw, Annotated) else None
+
 
 class Column(NamedTuple):
     """A column of the table: its type in the server, and how it is read; None is NULL."""
@@ -99,9 +109,13 @@ def _interface(name: str | None, index: int | None) -> str | None:
     return name or (None if index is None else str(index))
 
 
-def _hwaddr(seen: _Seen) -> bytes | None:
-    address = seen.message.hwaddr
+def _ethernet(address: bytes | None) -> bytes | None:
     return address if address is not None and len(address) == _ETHERNET_ADDRESS else None
+
+
+def _state(seen: _Seen) -> str | None:
+    ctinfo = seen.message.ctinfo
+    return None if ctinfo is None else ctinfo.name.lower()
 
 
 def _vlan(seen: _Seen) -> int | None:
@@ -135,18 +149,32 @@ _OF_THE_RULE = (
     Column("physindev", "text", lambda seen: _interface(seen.message.physindev_name, seen.message.physindev)),
     Column("physoutdev", "text", lambda seen: _interface(seen.message.physoutdev_name, seen.message.physoutdev)),
     Column("mark", "bigint", lambda seen: seen.message.mark),
+    Column("user_name", "text", lambda seen: user_name(seen.message.uid, seen.message.raw)),
+    Column("group_name", "text", lambda seen: group_name(seen.message.gid, seen.message.raw)),
     Column("uid", "bigint", lambda seen: seen.message.uid),
     Column("gid", "bigint", lambda seen: seen.message.gid),
-    Column("hwaddr", "macaddr", _hwaddr),
+    Column("hwaddr", "macaddr", lambda seen: _ethernet(seen.message.hwaddr)),
+    Column("destination_mac", "macaddr", lambda seen: destination_mac(seen.message)),
     Column("hwtype", "integer", lambda seen: seen.message.hwtype),
-    Column("hwheader", "bytea", lambda seen: seen.message.hwheader or seen.message.l2header),
+    Column("hwheader", "bytea", lambda seen: link_header(seen.message) or None),
     Column("vlan", "integer", _vlan),
+    Column("connection_state", "text", _state),
+)
+# These are of what the collector knows besides, which is nothing of most messages.
+_OF_THE_NOTE = (
+    Column("process", "text", lambda seen: seen.process and seen.process.name),
+    Column("pid", "integer", lambda seen: seen.process and seen.process.pid),
+    Column("executable", "text", lambda seen: seen.process and seen.process.executable),
+    Column("unit", "text", lambda seen: seen.process and seen.process.unit),
+    Column("container", "text", lambda seen: seen.process and seen.process.container),
+    Column("suppressed", "bigint", lambda seen: seen.message.suppressed or None),
 )
 COLUMNS = (
     *_OF_THE_PACKET,
     Column("payload", "bytea", lambda seen: seen.message.payload),
     Column("session", "integer", lambda _: None),  # a number of the server's
     *_OF_THE_RULE,
+    *_OF_THE_NOTE,
 )
 """In the order of the rows."""
 
@@ -195,7 +223,7 @@ _DAY = 86_400_000_000_000
 
 def rows(batch: Batch, session: int, payload: bool = True) -> tuple[bytes, set[int]]:
     """The rows of a batch, and the days that they are of, counted from 1970 (UTC); ``payload``: with the packets."""
-    pieces = [BEGIN]
+    pieces = []
     days = set()
     known: dict[bytes, bytes] = {}
     number = _int4(4, session)
@@ -212,7 +240,7 @@ def rows(batch: Batch, session: int, payload: bool = True) -> tuple[bytes, set[i
         pieces.append(_quick(message, moment) or _of_packet(message, moment))
         pieces.append(_bytes(message.payload) if payload else _NULL)
         pieces.append(rule)
-    pieces.append(END)
+        pieces.append(_of_note(message) if isinstance(message.raw, Annotated) else _NO_NOTE)
     return b"".join(pieces), days
 
 
@@ -220,6 +248,11 @@ def _of_packet(message: LogMessage, moment: int) -> bytes:
     """The beginning of a row: what differs from packet to packet."""
     seen = _Seen(message, message.ip, message.flow, moment)
     return _write_count(len(COLUMNS)) + b"".join([_field(column, seen) for column in _OF_THE_PACKET])
+
+
+def _of_note(message: LogMessage) -> bytes:
+    seen = _Seen(message, None, None, 0)
+    return b"".join([_field(column, seen) for column in _OF_THE_NOTE])
 
 
 def _field(column: Column, seen: _Seen) -> bytes:
@@ -269,3 +302,4 @@ def _quick(message: LogMessage, moment: int) -> bytes | None:
 
 
 _COUNT = len(COLUMNS)
+_NO_NOTE = _NULL * len(_OF_THE_NOTE)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .._ecs import JsonLines
 from .._printable import counted
 from ._batch import Batch
+from ._json import LOST, BatchLines
 
-PACKET, LOST = "packet", "messages-lost"
+PACKET = "packet"
 
 
 class Record(NamedTuple):
@@ -28,42 +27,28 @@ class Record(NamedTuple):
 
 
 class Flat:
-    """Makes records of batches. It remembers what `JsonLines` does: an object for all batches of an output."""
+    """Makes records of batches. It remembers what `BatchLines` does: an object for all batches of an output."""
 
     def __init__(self) -> None:
-        self._write: dict[str, JsonLines] = {}  # by session
+        self._lines = BatchLines()
 
     def __call__(self, batch: Batch) -> Iterator[Record]:
         """A record for each message, and one before them if the kernel lost some."""
-        session = batch.session
-        more: dict[str, Any] = {"group": session.group, "session": session.id}
-        if batch.labels:
-            more["labels"] = dict(batch.labels)
-        if batch.lost:
-            yield _loss(batch, more)
-        write = self._write.get(session.id)
-        if write is None:
-            write = self._write[session.id] = JsonLines(**more)
         # Reading the lines of JSON again takes half the time of asking the table of fields for each message.
-        for message, line in zip(batch.messages, write(batch.messages, batch.read_ns).splitlines()):
+        lines = iter(self._lines(batch).splitlines())
+        if batch.lost:
+            text = f"{counted(batch.lost, 'message')} of group {batch.session.group} lost"
+            yield Record(LOST, batch.read_ns, text, _values(next(lines)))
+        for message, line in zip(batch.messages, lines):
             moment = message.timestamp_ns
-            values: dict[str, str] = {}
-            _flatten(json.loads(line), "", values)
             text = message.summary().partition(" ")[2]  # the time is before it
-            yield Record(PACKET, batch.read_ns if moment is None else moment, text, values)
+            yield Record(PACKET, batch.read_ns if moment is None else moment, text, _values(line))
 
 
-def _loss(batch: Batch, more: Mapping[str, Any]) -> Record:
-    when = datetime.datetime.fromtimestamp(batch.read_ns / 1e9, datetime.timezone.utc)
-    table = {
-        "@timestamp": f"{when:%Y-%m-%dT%H:%M:%S.%fZ}",
-        "event": {"action": LOST},
-        "nfnet": {"lost": batch.lost, **more},
-    }
+def _values(line: str) -> dict[str, str]:
     values: dict[str, str] = {}
-    _flatten(table, "", values)
-    text = f"{counted(batch.lost, 'message')} of group {batch.session.group} lost"
-    return Record(LOST, batch.read_ns, text, values)
+    _flatten(json.loads(line), "", values)
+    return values
 
 
 def _flatten(table: Mapping[str, Any], path: str, into: dict[str, str]) -> None:

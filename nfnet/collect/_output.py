@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from ..errors import NfnetError
@@ -22,6 +22,10 @@ class OutputError(NfnetError):
         super().__init__(message)
         self.lasting = lasting
         self.usual = usual
+
+
+class AwayError(NfnetError):
+    """Nobody answers where an output, or a source, should be; that may change."""
 
 
 def without_password(text: str) -> str:
@@ -77,6 +81,11 @@ class Output(ABC):
     @abstractmethod
     def write(self, batch: Batch) -> None:
         """Store a batch: when this returns, killing the process loses nothing of it. Raises OutputError."""
+
+    def write_many(self, batches: Sequence[Batch]) -> None:
+        """Store several, which is quicker for some. Raises OutputError; then some may have been stored."""
+        for batch in batches:
+            self.write(batch)
 
     def idle(self) -> None:  # noqa: B027  # most have nothing to do
         """Called about once a second, also while nothing comes: for what is due by the clock. Raises OutputError."""

@@ -8,10 +8,12 @@ from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from ..errors import ArgumentError
+from ._nats_source import NatsSource
 from ._output import Output, without_password
 from .capture import Capture
 from .journal import Journal
 from .json_lines import JsonLines
+from .nats import Nats
 from .postgresql import Postgresql
 from .sqlite import Sqlite
 from .syslog import Syslog, SyslogTcp, SyslogTls, SyslogUdp
@@ -23,6 +25,7 @@ OUTPUTS: tuple[type[Output], ...] = (
     Sqlite,
     Capture,
     Postgresql,
+    Nats,
     Syslog,
     SyslogUdp,
     SyslogTcp,
@@ -57,6 +60,8 @@ class Described(NamedTuple):
     kind: type[Output]
     target: str
     settings: dict[str, Any]
+    groups: tuple[int, ...] | None = None
+    """Whose messages it gets; None: those of all."""
 
     @property
     def name(self) -> str:
@@ -72,15 +77,19 @@ def describe(to: str, settings: Mapping[str, Any] | None = None) -> Described:
     """What `output` would make of these. Raises ArgumentError."""
     kind, target = _kind_of(to)
     kind.check(target)
+    return Described(kind, target, _values(kind, settings or {}))
+
+
+def _values(kind: type[Output] | type[NatsSource], settings: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, value in (settings or {}).items():
+    for name, value in settings.items():
         if name not in kind.settings:
             raise ArgumentError(f"{kind.scheme} has no setting {name!r}{nearest(name, kind.settings)}")
         try:
             values[name] = kind.settings[name](value)
         except ValueError as error:
             raise ArgumentError(f"{name}: {error}") from None
-    return Described(kind, target, values)
+    return values
 
 
 def output(to: str, settings: Mapping[str, Any] | None = None) -> Output:
@@ -91,6 +100,18 @@ def output(to: str, settings: Mapping[str, Any] | None = None) -> Output:
     Raises ArgumentError, and what the output raises if the target cannot be right.
     """
     return describe(to, settings).make()
+
+
+def source(url: str, settings: Mapping[str, Any] | None = None) -> NatsSource:
+    """The source that ``nats://HOST:4222`` means; settings are by name, as for `output`.
+
+    Raises ArgumentError, and OSError for a file that a setting names and that cannot be read.
+    """
+    scheme, _, target = url.partition(":")
+    if scheme != NatsSource.scheme:
+        raise ArgumentError(f"{without_password(repr(url))} is no source: write nats://HOST:4222")
+    NatsSource.check(target)
+    return NatsSource(target, **_values(NatsSource, settings or {}))
 
 
 def _kind_of(to: str) -> tuple[type[Output], str]:

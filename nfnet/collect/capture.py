@@ -8,10 +8,11 @@ from .._io import private_files
 from .._printable import counted
 from ..captures import LinkType
 from ..captures._pcap import Encoder, is_pcapng
+from ..log import LogMessage
 from ..protocol import netlink
 from ..protocol.nfnetlink import build_message
 from ..protocol.nfulnl import MSG_PACKET, NFULA
-from ._batch import Batch
+from ._batch import Batch, remarks
 from ._file import File
 
 
@@ -51,9 +52,8 @@ class Capture(File):
             found.append(record(batch.read_ns, _note(batch.session.group, text), comment=text))
         for message in batch.messages:
             moment = message.timestamp_ns
-            comment = message.prefix.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             data = message.raw[netlink.HEADER_SIZE :]
-            found.append(record(batch.read_ns if moment is None else moment, data, comment=comment))
+            found.append(record(batch.read_ns if moment is None else moment, data, comment=_comment(batch, message)))
         return b"".join(found)
 
 
@@ -61,3 +61,14 @@ def _note(group: int, text: str) -> bytes:
     """A record that has no packet, and a prefix that says something."""
     values = [(int(NFULA.PACKET_HDR), bytes(4)), (int(NFULA.PREFIX), text.encode() + b"\0")]
     return build_message(MSG_PACKET, group, netlink.build_attributes(values))[netlink.HEADER_SIZE :]
+
+
+def _comment(batch: Batch, message: LogMessage) -> str:
+    """The prefix, and what else is no part of the packet."""
+    prefix = message.prefix.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    more = [f"{message.suppressed:,} more like this"] if message.suppressed else []
+    if text := remarks(batch, message):
+        more.append(text)
+    if not more:
+        return prefix
+    return f"{prefix.rstrip()} ({', '.join(more)})".lstrip()

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 from ..errors import ArgumentError
 from . import _rfc5424
 from ._batch import Batch
-from ._flat import LOST, Flat, Record
+from ._flat import Flat, Record
+from ._json import LOST
 from ._sending import UnixSender
 
 _INFO, _WARNING = _rfc5424.SEVERITIES["info"], _rfc5424.SEVERITIES["warning"]

@@ -6,15 +6,15 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ArgumentError, NfnetError
 from . import _units
 from ._batch import Batch, Session
-from ._copy_rows import COLUMNS, rows
-from ._output import Output, OutputError, without_password
+from ._copy_rows import BEGIN, COLUMNS, END, rows
+from ._output import AwayError, Output, OutputError, without_password
 
 if TYPE_CHECKING:
     import psycopg
@@ -69,9 +69,15 @@ _SESSION = (
 )
 # What makes a batch be there once: it is written together with its messages, or not at all. An index of the messages
 # themselves by session and number would take more than half of the server's time for them, and a third of the disk.
-_BATCH = "INSERT INTO nfnet.batches VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING"
+_BATCHES = (
+    "INSERT INTO nfnet.batches SELECT * FROM unnest(%s::timestamptz[], %s::integer[], %s::bigint[], %s::integer[],"
+    " %s::bigint[]) ON CONFLICT DO NOTHING RETURNING time, session, seq, count"
+)
 _COPY = f"COPY nfnet.messages ({', '.join(column.name for column in COLUMNS)}) FROM STDIN (FORMAT BINARY)"
-_PARTITIONS = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'nfnet.messages'::regclass"
+_PARTITIONS = (
+    "SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid"
+    " WHERE inhparent = 'nfnet.messages'::regclass"
+)
 
 
 class Postgresql(Output):
@@ -102,7 +108,7 @@ class Postgresql(Output):
         parameters(f"{cls.scheme}:{target}")
 
     def begin(self) -> None:
-        with self._named(), contextlib.suppress(_AwayError):  # `idle` will say so; meanwhile messages are kept
+        with self._named(), contextlib.suppress(AwayError):  # `idle` will say so; meanwhile messages are kept
             self._open()
 
     def create(self) -> None:
@@ -115,17 +121,28 @@ class Postgresql(Output):
             self._make_days(connection, self._near())
 
     def write(self, batch: Batch) -> None:
+        self.write_many([batch])
+
+    def write_many(self, batches: Sequence[Batch]) -> None:
         with self._output_errors():
             connection = self._open()
-            session = self._session(connection, batch)
-            data, days = rows(batch, session, self._payload)
-            self._make_days(connection, days | {batch.read_ns // _DAY})
-            read = _moment(batch.read_ns)
+            keys, data, days = {}, {}, set()
+            for batch in batches:
+                session = self._session(connection, batch)
+                key = (_moment(batch.read_ns), session, batch.messages[0].seq or 0, len(batch))
+                keys[key] = batch.lost
+                data[key], of = rows(batch, session, self._payload)
+                days |= {batch.read_ns // _DAY, *of}
+            self._make_days(connection, days)
+            columns = zip(*[(*key, lost) for key, lost in keys.items()])
             with connection.transaction():
-                key = (read, session, batch.messages[0].seq or 0, len(batch), batch.lost)
-                if connection.execute(_BATCH, key).rowcount:
+                new = connection.execute(_BATCHES, [list(column) for column in columns]).fetchall()
+                if new:
                     with connection.cursor().copy(_COPY) as copy:
-                        copy.write(data)
+                        copy.write(BEGIN)
+                        for key in new:
+                            copy.write(data[key])
+                        copy.write(END)
 
     def idle(self) -> None:
         with self._output_errors():
@@ -151,7 +168,7 @@ class Postgresql(Output):
     def _named(self) -> Iterator[None]:
         try:
             yield
-        except _AwayError:
+        except AwayError:
             raise
         except NfnetError as error:
             raise NfnetError(f"{self.name}: {error}") from error
@@ -225,7 +242,7 @@ class Postgresql(Output):
     def _drop(self, connection: psycopg.Connection[Any], oldest: int) -> None:
         """Drop the partitions of days that ended before."""
         for (name,) in connection.execute(_PARTITIONS).fetchall():
-            found = re.fullmatch(r"nfnet\.messages_(\d{8})", name)
+            found = re.fullmatch(r"messages_(\d{8})", name)
             if found is None:
                 continue  # of the database's owner
             day = (datetime.strptime(found[1], "%Y%m%d") - datetime(1970, 1, 1)).days
@@ -268,10 +285,6 @@ def _version(connection: psycopg.Connection[Any]) -> int | None:
 # --- connecting, also for questions
 
 
-class _AwayError(NfnetError):
-    """No server answers."""
-
-
 def _driver() -> Any:
     try:
         import psycopg
@@ -310,7 +323,7 @@ def connect(url: str) -> psycopg.Connection[Any]:
     except driver.Error as error:
         # What the server says against it, and what is in the way to it, is the same error.
         answer = driver.pq.PGconn.ping(driver.conninfo.make_conninfo(**found).encode())
-        kind = NfnetError if answer == driver.pq.Ping.OK else _AwayError
+        kind = NfnetError if answer == driver.pq.Ping.OK else AwayError
         raise kind(without_password(_line(error))) from error
     with errors():
         encoding = connection.info.parameter_status("server_encoding")

@@ -15,7 +15,8 @@ from urllib.parse import parse_qsl, urlsplit
 from ..errors import ArgumentError, NfnetError
 from . import _rfc5424, _units
 from ._batch import Batch
-from ._flat import LOST, Flat, Record
+from ._flat import Flat, Record
+from ._json import LOST
 from ._sending import CONNECT_PATIENCE, Sender, StreamSender, UdpSender, UnixSender, connect_tcp, explain
 
 _DAEMON, _INFO, _WARNING = (
