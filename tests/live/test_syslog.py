@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nfnet import collect
+from nfnet.collect import OutputError, syslog
+
+from ..test_collect import batch
 from .conftest import TIMEOUT, said, wait_for
 from .syslog_servers import TCP, TLS, UDP, Rsyslogd, directory, make_certificates
 from .test_collect import burst, collecting, finish, sending
@@ -183,6 +189,51 @@ def test_what_tls_refuses_is_said_and_nothing_is_lost(way: Way, start: Start, wh
         with collecting(way, "--to", right, *spool) as process:
             assert wait_for(lambda: server.numbers() == list(range(5))), server.complaints()
             finish(process)
+
+
+def test_a_refusal_after_the_handshake_loses_nothing(certificates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In TLS 1.3 the client is through before the server has seen its certificate, or that it has none."""
+    monkeypatch.setattr(syslog, "_SETTLING", TIMEOUT)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    context.load_verify_locations(certificates / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    outcome: list[Any] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        target = f"syslog+tls://127.0.0.1:{port}?server_name=localhost&ca={certificates}/ca.pem"
+        output = collect.output(target)
+
+        def write() -> None:
+            try:
+                outcome.append(output.write(batch(1)))
+            except OutputError as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        sock, _ = listener.accept()
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        server = context.wrap_bio(incoming, outgoing, server_side=True)
+        flights = 0
+        with sock:
+            while True:
+                incoming.write(sock.recv(1 << 16))
+                flights += 1
+                if flights == 2:
+                    thread.join(0.2)  # a client that does not wait has sent its messages by then, and is content
+                try:
+                    server.do_handshake()
+                except ssl.SSLWantReadError:
+                    sock.sendall(outgoing.read())
+                except ssl.SSLError:
+                    sock.sendall(outgoing.read())  # the alert
+                    break
+            thread.join(TIMEOUT)
+    (error,) = outcome
+    assert isinstance(error, OutputError), "it was taken for stored"
+    assert "certificate required" in str(error)
 
 
 def test_without_verifying_any_certificate_will_do(way: Way, start: Start) -> None:
