@@ -445,7 +445,7 @@ class Writer:
     """Writes a capture file of one link type, to ``path``: pcapng, or pcap with nanoseconds if that ends in ``.pcap``.
 
     It has the byte order of this machine, as what is written to it must have. The file is made anew, whatever was in
-    it, readable by its owner alone, for packets may hold secrets; see `create`. Without ``begin`` that happens
+    it, readable by its owner alone, for packets may hold secrets. Without ``begin`` that happens
     only when `begin` is called. Raises OSError, EBUSY if there is another writer of the same file.
     """
 
