@@ -277,7 +277,7 @@ class _Running:
             if kernel is not None:
                 text += f", {kernel.waiting:,} in the kernel's buffer"
             if socket is not None:
-                text += f", {socket.unread:,} of {socket.rcvbuf:,} bytes of the receive buffer in use"
+                text += f", receive buffer {socket.unread:,} of {socket.rcvbuf:,} bytes"
             lines.append(text)
         return [*lines, *map(str, state.outputs)]
 
