@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,12 @@ def test_nothing_in_a_value_ends_its_string(tmp_path: Path) -> None:
         tmp_path, '[global]\nstack=l:NFLOG,e:LOGEMU\n[e]\nfile="/a\\b\x7f\x1b\té[x]\'= #".log\n[l]\ngroup=3\n'
     )
     assert list(found["outputs"]) == ["text:/a\\b\x7f\x1b\té[x]'= #"]
+
+
+def test_the_page_shows_what_is_printed(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "ulogd2.md").read_text()
+    (before,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    (after,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / "ulogd.conf"
+    path.write_text(before)
+    assert _ulogd.translate(path).replace(str(path), "/etc/ulogd.conf") == after

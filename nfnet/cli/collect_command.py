@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from .. import rules
 from .._printable import printable
-from ..collect import Collector, Forwarder, Group, NatsSource, Output, source
+from ..collect import Collector, Forwarder, Group, NatsSource, Output
 from ..collect._output import without_password
-from ..collect._outputs import Described, describe
+from ..collect._outputs import Described, describe, describe_source
 from ..collect._settings import Settings, read_settings
 from ..collect._ulogd import translate
 from ..collect._units import rate, size
@@ -164,7 +164,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     found.process |= options.process
     found.conntrack |= options.conntrack
     if options.source is not None:
-        found.source = _described("--from", options.source, source)
+        found.source = _described("--from", options.source, describe_source)
     if found.source is not None and (found.groups or options.install_rule):
         raise ArgumentError("messages come from a source or from log groups, not from both")
     if found.source is None and not found.groups:
@@ -189,7 +189,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{begin} to {', '.join(each.name for each in settings.outputs)}")
         return 0
     if settings.source is not None:
-        return _forward(options, settings, settings.source)
+        return _forward(options, settings, settings.source.make())
     if settings.spool is not None:
         os.makedirs(settings.spool, mode=0o700, exist_ok=True)
     more: dict[str, Any] = {"spool_size": settings.spool_size, "rcvbuf": settings.rcvbuf}
@@ -277,7 +277,7 @@ class _Running:
             if kernel is not None:
                 text += f", {kernel.waiting:,} in the kernel's buffer"
             if socket is not None:
-                text += f", {socket.unread:,} of {socket.rcvbuf:,} bytes of the receive buffer in use"
+                text += f", receive buffer {socket.unread:,} of {socket.rcvbuf:,} bytes"
             lines.append(text)
         return [*lines, *map(str, state.outputs)]
 

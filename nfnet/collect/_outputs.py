@@ -107,11 +107,32 @@ def source(url: str, settings: Mapping[str, Any] | None = None) -> NatsSource:
 
     Raises ArgumentError, and OSError for a file that a setting names and that cannot be read.
     """
+    return describe_source(url, settings).make()
+
+
+class DescribedSource(NamedTuple):
+    """A source that could be made."""
+
+    target: str
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What it is called, without a password."""
+        return without_password(f"{NatsSource.scheme}:{self.target}")
+
+    def make(self) -> NatsSource:
+        """Make it. Raises ArgumentError or OSError if what settings name cannot be right."""
+        return NatsSource(self.target, **self.settings)
+
+
+def describe_source(url: str, settings: Mapping[str, Any] | None = None) -> DescribedSource:
+    """What `source` would make of these. Raises ArgumentError."""
     scheme, _, target = url.partition(":")
     if scheme != NatsSource.scheme:
         raise ArgumentError(f"{without_password(repr(url))} is no source: write nats://HOST:4222")
     NatsSource.check(target)
-    return NatsSource(target, **_values(NatsSource, settings or {}))
+    return DescribedSource(target, _values(NatsSource, settings or {}))
 
 
 def _kind_of(to: str) -> tuple[type[Output], str]:

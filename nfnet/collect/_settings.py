@@ -15,8 +15,7 @@ from .._arguments import check
 from ..errors import ArgumentError
 from . import _units
 from ._collector import Group
-from ._nats_source import NatsSource
-from ._outputs import Described, describe, nearest, source
+from ._outputs import Described, DescribedSource, describe, describe_source, nearest
 
 
 @dataclass
@@ -27,7 +26,7 @@ class Settings:
     rules: list[tuple[int, Any]] = field(default_factory=list)
     """Group, and what the reader of rules made of the words."""
     outputs: list[Described] = field(default_factory=list)
-    source: NatsSource | None = None
+    source: DescribedSource | None = None
     """In place of groups."""
     labels: dict[str, str] = field(default_factory=dict)
     spool: str | None = None
@@ -152,20 +151,20 @@ class _Reader:
             found.outputs.append(output)
         return found
 
-    def _source(self, settings: Any) -> NatsSource:
+    def _source(self, settings: Any) -> DescribedSource:
         if not isinstance(settings, dict):
             raise self._wrong("source is a table: [source]", "source")
         self._table = "source"
         settings = dict(settings)
         url = self._read("from", _text, self._required(settings, "from"))
         del settings["from"]
-        self._read("from", source, url)
+        self._read("from", describe_source, url)
         for name, value in settings.items():
             try:
-                source(url, {name: value})
-            except (ArgumentError, OSError) as error:
+                describe_source(url, {name: value})
+            except ArgumentError as error:
                 raise self._wrong(str(error), name) from None
-        found = source(url, settings)
+        found = describe_source(url, settings)
         self._table = ""
         return found
 

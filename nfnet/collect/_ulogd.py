@@ -240,7 +240,7 @@ def _sqlite(settings: _Section, name: str) -> Iterator[str]:
 
 def _pcap(settings: _Section, name: str) -> Iterator[str]:
     file = settings.get("file", "/var/log/ulogd.pcap")
-    yield from _comment(f"PCAP; another file than {file}, with prefixes and interfaces beside the packets")
+    yield from _comment(f"PCAP; the file of before, {file}, stays as it is")
     yield "[[output]]"
     yield _to(f"pcapng:{file.removesuffix('.pcap').removesuffix('.pcapng')}.pcapng")
 

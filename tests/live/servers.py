@@ -75,7 +75,9 @@ class Server:
         raise NotImplementedError
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it if it does not run, and wait until it answers."""
+        if self.process is not None and self.process.poll() is None:
+            return
         for _ in range(10):
             # Not of those that the kernel chooses from for connections, which one may have when a server comes back.
             self.port = self.port or _free_port()

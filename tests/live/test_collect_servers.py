@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 
 from nfnet import LogMessage, NfnetError, cli, collect, testing
+from nfnet._annotated import Annotated
+from nfnet._processes import Process
 from nfnet.collect import Batch, OutputError, Session, _nats_client, _nats_source, _packed, _queries, postgresql
 
 from .conftest import TIMEOUT, UID, Net, cannot_run, said, wait_for
@@ -30,7 +32,7 @@ from .test_compat import Way, is_bound, logging
 BURST = 20_000 if UID == 0 else 500  # the receive buffer of ordinary users is small
 KILLS = int(os.environ.get("NFNET_KILLS", "10"))
 SESSION = Session("host", "boot", 5, 1)
-NOW = time.time_ns()
+NOW = int(time.time()) * 10**9
 NAMES = {1: "lo", 2: "eth0"}.get
 
 
@@ -317,6 +319,7 @@ def test_questions_have_the_same_answers_as_in_sqlite(
     packets = [testing.udp(b"", source="10.0.0.1", destination_port=port) for port in range(100, 115)]
     packets += [testing.udp(b"", source="10.0.0.2", destination_port=53)] * 2
     messages = [message(n, packet, UID=1000) for n, packet in enumerate(packets, 3)]
+    messages[3].raw = Annotated(messages[3].raw, process=Process(7, "curl", executable="/bin/curl"), suppressed=20)
     other = collect.output(str(tmp_path / "log.db"))
     other.begin()
     for each in (output, other):
