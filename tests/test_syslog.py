@@ -328,6 +328,28 @@ def test_udp_notices_that_nobody_listens() -> None:
     output.close()
 
 
+def test_udp_tries_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``localhost`` is ::1 first, and the server may listen on 127.0.0.1 alone."""
+    real = socket.getaddrinfo
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.2", 0))
+        port = server.getsockname()[1]
+
+        def two(host: str, port: int, **options: Any) -> Any:
+            return [*real("127.0.0.3", port, **options), *real("127.0.0.2", port, **options)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", two)
+        output = collect.output(f"syslog+udp://localhost:{port}")
+
+        def comes() -> bool:
+            with contextlib.suppress(OutputError):
+                output.write(batch(1, 2, 3))
+            return readable(server, 0)
+
+        assert wait_for(comes, 10)
+        output.close()
+
+
 def test_a_full_queue_makes_nothing_come_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_sending, "CONNECT_PATIENCE", 0.1)
     length = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())

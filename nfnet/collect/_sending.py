@@ -148,6 +148,8 @@ class UdpSender(DatagramSender):
     It says so of an earlier datagram; of the batch that is being sent all are sent again then.
     """
 
+    _errors_seen = 0
+
     @property
     @abstractmethod
     def endpoint(self) -> tuple[str, int]:
@@ -156,7 +158,9 @@ class UdpSender(DatagramSender):
     def connect(self) -> socket.socket:
         host, port = self.endpoint
         problem = OSError(f"{host} has no address")
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        first = self._errors_seen % len(found)  # connecting says nothing: after an error it is another one's turn
+        for family, kind, protocol, _, address in found[first:] + found[:first]:
             sock = socket.socket(family, kind, protocol)
             try:
                 sock.settimeout(CONNECT_PATIENCE)
@@ -173,6 +177,7 @@ class UdpSender(DatagramSender):
             if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(error, os.strerror(error))
         except OSError:
+            self._errors_seen += 1
             self.forget()
             raise
 
