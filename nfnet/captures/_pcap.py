@@ -441,6 +441,56 @@ def _parse_packet(block: _Block, interfaces: list[_Interface | None]) -> Record:
     return Record(time_ns, interface.link_type, data, original_length, order, start, data_offset, number, comment)
 
 
+class Encoder:
+    """Makes the bytes of capture files of one link type: pcapng, or pcap with nanoseconds.
+
+    They are in the byte order of this machine, as what is put into them must be.
+    """
+
+    def __init__(self, link_type: LinkType, *, pcapng: bool) -> None:
+        self._link_type = link_type
+        self._pcapng = pcapng
+        self._schemas = _SCHEMAS[HOST]
+
+    def header(self) -> bytes:
+        """What a file begins with."""
+        schemas = self._schemas
+        if not self._pcapng:
+            return bytes(schemas.pcap_header.build({"magic": _NANOSECONDS, "link_type": self._link_type}))
+        section = schemas.section_header.build({"magic": _BYTE_ORDER_MAGIC, "major": 1})
+        interface = schemas.interface.build({"link_type": self._link_type})
+        resolution = self._option(_TSRESOL, b"\x09") + self._option(_END, b"")
+        return self._block(_SECTION, section) + self._block(_INTERFACE, interface + resolution)
+
+    def record(self, time_ns: int, data: bytes, *, original_length: int | None = None, comment: str = "") -> bytes:
+        """A record; the comment goes into pcapng alone."""
+        length = len(data) if original_length is None else original_length
+        if not self._pcapng:
+            seconds, fraction = divmod(time_ns, 1_000_000_000)
+            return self._schemas.fast_pcap_record.pack(seconds, fraction, len(data), length) + data
+        body = _padded(data)
+        if comment:
+            body += self._option(_COMMENT, comment.encode("utf-8", "replace")) + self._option(_END, b"")
+        size = _ENHANCED_SIZE + len(body)
+        head = self._schemas.fast_block_header.pack(_ENHANCED, size) + self._schemas.fast_enhanced_packet.pack(
+            0, time_ns >> 32, time_ns & 0xFFFFFFFF, len(data), length
+        )
+        return head + body + size.to_bytes(4, HOST)
+
+    def _option(self, code: int, value: bytes) -> bytes:
+        return self._schemas.fast_option.pack(code, len(value)) + _padded(value)
+
+    def _block(self, kind: int, body: bytes) -> bytes:
+        length = len(body) + 12
+        head = self._schemas.block_header.build({"type": kind, "length": length})
+        return bytes(head + body + self._schemas.length.build(length))
+
+
+def is_pcapng(path: str | os.PathLike[str]) -> bool:
+    """Whether a file of this name is to be pcapng: each one whose name does not end in ``.pcap``."""
+    return Path(os.fspath(path)).suffix != ".pcap"
+
+
 class Writer:
     """Writes a capture file of one link type.
 
@@ -457,9 +507,7 @@ class Writer:
         # First an object that has the file, then the lock: if a signal handler raises here, it lets go of both.
         self._file = _LockedFile(os.fspath(path), "w", opener=lambda name, flags: create(name))
         self._stream: BinaryIO = io.BufferedWriter(self._file, 1 << 16)
-        self._pcapng = Path(os.fspath(path)).suffix != ".pcap"
-        self._schemas = _SCHEMAS[HOST]
-        self._link_type = link_type
+        self._encoder = Encoder(link_type, pcapng=is_pcapng(path))
         at_fork.register(self._file)
         try:
             lock(self._file.fileno(), path)
@@ -471,30 +519,12 @@ class Writer:
 
     def begin(self) -> None:
         """Remove what is in the file, and write its header. Once, and before everything else. Raises OSError."""
-        link_type = self._link_type
         empty(self._file.fileno())
-        if self._pcapng:
-            self._block(_SECTION, self._schemas.section_header.build({"magic": _BYTE_ORDER_MAGIC, "major": 1}))
-            resolution = self._option(_TSRESOL, b"\x09") + self._option(_END, b"")
-            self._block(_INTERFACE, self._schemas.interface.build({"link_type": link_type}) + resolution)
-        else:
-            self._stream.write(self._schemas.pcap_header.build({"magic": _NANOSECONDS, "link_type": link_type}))
+        self._stream.write(self._encoder.header())
 
     def write(self, time_ns: int, data: bytes, *, original_length: int | None = None, comment: str = "") -> None:
         """Append a record; the comment goes into pcapng alone."""
-        length = len(data) if original_length is None else original_length
-        if self._pcapng:
-            body = _padded(data)
-            if comment:
-                body += self._option(_COMMENT, comment.encode("utf-8", "replace")) + self._option(_END, b"")
-            size = _ENHANCED_SIZE + len(body)
-            head = self._schemas.fast_block_header.pack(_ENHANCED, size) + self._schemas.fast_enhanced_packet.pack(
-                0, time_ns >> 32, time_ns & 0xFFFFFFFF, len(data), length
-            )
-            self._stream.write(head + body + size.to_bytes(4, HOST))
-        else:
-            seconds, fraction = divmod(time_ns, 1_000_000_000)
-            self._stream.write(self._schemas.fast_pcap_record.pack(seconds, fraction, len(data), length) + data)
+        self._stream.write(self._encoder.record(time_ns, data, original_length=original_length, comment=comment))
 
     def flush(self) -> None:
         """Put everything on its way to the disk."""
@@ -503,14 +533,6 @@ class Writer:
     def close(self) -> None:
         """May be called twice."""
         self._stream.close()
-
-    def _option(self, code: int, value: bytes) -> bytes:
-        return self._schemas.fast_option.pack(code, len(value)) + _padded(value)
-
-    def _block(self, kind: int, body: bytes) -> None:
-        length = len(body) + 12
-        head = self._schemas.block_header.build({"type": kind, "length": length})
-        self._stream.write(head + body + self._schemas.length.build(length))
 
 
 class _LockedFile(io.FileIO, at_fork.AtFork):
