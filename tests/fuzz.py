@@ -39,8 +39,9 @@ from typing import Any, NamedTuple
 import nfnet
 from nfnet import Transport, cli, inet, rules
 from nfnet._core.origin import Origin
-from nfnet.captures._pcap import Record, netfilter_datagram, read
+from nfnet.captures import Record, read
 from nfnet.captures._recorder import _verdicts
+from nfnet.captures._records import netfilter_datagram
 from nfnet.cli import decode_command
 from nfnet.cli.command_line import rule_words
 from nfnet.compat import _nflogdata as nflogdata

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from nfnet import rules, testing
-from nfnet.captures._pcap import LinkType, Writer, netlink_header
+from nfnet.captures import LinkType, Writer
+from nfnet.captures._format import netlink_header
 from nfnet.cli import packet_text
 from nfnet.cli.command_line import netns, rule_words
 from nfnet.cli.decode_command import describe

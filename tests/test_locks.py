@@ -22,8 +22,8 @@ import pytest
 import nfnet
 from nfnet import Queue, netns, testing
 from nfnet._io.locks import RLock, uninterrupted
+from nfnet.captures import LinkType, Writer
 from nfnet.captures import _recorder as recorder
-from nfnet.captures._pcap import LinkType, Writer
 from nfnet.compat import nflogr
 
 from .kernel import FakeKernel

@@ -13,7 +13,7 @@ import pytest
 
 import nfnet
 from nfnet import GivenVerdict, Packet, Verdict, inet, testing
-from nfnet.captures._pcap import LinkType, Writer
+from nfnet.captures import LinkType, Writer
 from nfnet.testing import FedQueue
 
 from .test_inet import assert_valid

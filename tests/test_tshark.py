@@ -13,7 +13,7 @@ import pytest
 
 import nfnet
 from nfnet import Log, Packet, Queue
-from nfnet.captures._pcap import LinkType, Writer, read
+from nfnet.captures import LinkType, Writer, read
 
 from .conftest import FIXTURES
 from .swap import turn_file

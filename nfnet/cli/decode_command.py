@@ -10,8 +10,8 @@ from typing import Any
 
 from .. import inet
 from .._printable import printable
-from ..captures import _records
-from ..captures._pcap import MAGIC_SIZE, MAX_RECORD, LinkType, Record, is_capture, netfilter_datagram, scan
+from ..captures import LinkType, Record, _records, is_capture, scan
+from ..captures._format import MAGIC_SIZE, MAX_RECORD
 from ..errors import CaptureError, DecodeError, strerror
 from ..log import LogMessage
 from ..packet import Packet
@@ -96,7 +96,7 @@ def _show_capture(items: Iterable[Record | CaptureError | None], name: str) -> i
             if isinstance(item, CaptureError):
                 raise item
             assert item is not None  # the file blocks
-            datagram = netfilter_datagram(item) if item.link_type == LinkType.NETLINK else None
+            datagram = _records.netfilter_datagram(item) if item.link_type == LinkType.NETLINK else None
             if datagram is None:
                 others[item.link_type] = others.get(item.link_type, 0) + 1
                 continue
