@@ -20,8 +20,7 @@ import pytest
 
 import nfnet
 from nfnet import inet, testing
-from nfnet.captures import LinkType, Record, Writer, read, scan
-from nfnet.captures import _records
+from nfnet.captures import LinkType, Record, Writer, _records, read, scan
 from nfnet.captures._format import netlink_header
 from nfnet.cli import packet_text
 from nfnet.cli.decode_command import describe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 
 from construct import ConstructError
@@ -200,8 +201,8 @@ _ETHERTYPES = {
 _MOST_NAMED = 5
 
 
-def left_out(skipped: Mapping[int, int], not_ip: Mapping[int, int]) -> str:
-    """In words, how many records of each link type, and of each EtherType, were no packets for a queue or log."""
+def left_out(path: str, skipped: Mapping[int, int], not_ip: Mapping[int, int]) -> str:
+    """In words, how many records of each link type, and of each EtherType, gave no packets; and what to do about it."""
     parts = [f"{counted(count, 'record')} of {link_type_name(kind)}" for kind, count in sorted(skipped.items())]
     if not_ip:
         often = sorted(not_ip.items(), key=lambda item: -item[1])
@@ -210,14 +211,10 @@ def left_out(skipped: Mapping[int, int], not_ip: Mapping[int, int]) -> str:
             kinds.append(f"{others} others")
         parts.append(f"{counted(sum(not_ip.values()), 'record')} that are not IP ({', '.join(kinds)})")
     if any(kind not in LINK_LAYERS for kind in skipped):
-        parts[-1] += f". {WAY_OUT}"
+        parts[-1] += f". The IP packets that Wireshark finds in it: tshark -r {shlex.quote(path)} -U IP -w ip.pcapng"
     return ", ".join(parts)
 
 
 def link_type_name(number: int) -> str:
     """A link type by its name and number."""
     return f"link type {LinkType(number).name} ({number})"
-
-
-WAY_OUT = "tshark -r FILE -U IP -w ip.pcapng writes the IP packets that Wireshark finds in it"
-"""What to do about link types that are not read here."""

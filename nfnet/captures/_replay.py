@@ -140,6 +140,7 @@ class Replay(Transport, at_fork.AtFork):
         self._realtime = check_flag("realtime", realtime)
         self._keep_verdicts = check_flag("keep_verdicts", keep_verdicts)
         self._frames = Frames(hook, local, family)
+        self._path = os.fspath(path)
         self._file = open(path, "rb")  # noqa: SIM115 - as long as the replay
         if not self._file.seekable():
             # A pipe: there may be nothing in it for hours. It was opened anew, so that nobody else's blocking changes.
@@ -254,6 +255,11 @@ class Replay(Transport, at_fork.AtFork):
 
     # --- the recording
 
+    @property
+    def ended(self) -> bool:
+        """Whether the file was read to its end: nothing more will come."""
+        return self._ended
+
     def first(self) -> tuple[int | None, int | None]:
         """Return the number of the queue, or that of the group, whichever has the first packet or message.
 
@@ -292,7 +298,7 @@ class Replay(Transport, at_fork.AtFork):
 
     def left_out(self) -> str:
         """Return in words what was skipped so far, and how to get at packets of other link types; "" if nothing was."""
-        return _records.left_out(self.skipped, self.not_ip)
+        return _records.left_out(self._path, self.skipped, self.not_ip)
 
     def _read_on(self) -> bool:
         """Find the next record for the queue or log; return False if there is none, at the end or for now."""

@@ -18,13 +18,14 @@ from ..packet import Packet
 from ..protocol import byteorder, netlink, nfqnl, nfulnl
 from ..protocol.layout import walk
 from ..protocol.nfnetlink import BODY, Attribute, Table, nfgenmsg
+from .command_line import capture_file
 from .summaries import link_types, say
 
 _DESCRIPTION = """\
 Shows netlink messages of NFQUEUE and NFLOG field by field: where each begins,
 its bytes, its name and what it says. Takes a capture of netlink (nfnet
 record, nlmon, Wireshark), a file with the bytes of a datagram, or hexadecimal
-digits. Those of a machine of the other byte order are turned first. Records
+digits; FILE may be - for standard input. Those of a machine of the other byte order are turned first. Records
 that are not netlink are skipped; what is wrong with a damaged one is said,
 with its number and the place in the file, and the next ones follow.
 
@@ -61,7 +62,7 @@ def add_to(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    what: str = options.what
+    what = capture_file(options.what)
     if not os.path.exists(what):
         digits = "".join(what.replace(":", " ").split())
         try:
