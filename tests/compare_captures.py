@@ -28,6 +28,7 @@ FIELDS = (
     "frame.protocols",
     "frame.interface_name",
     "frame.packet_flags_direction",
+    "frame.p2p_dir",
     "sll.pkttype",
     "eth.src",
     "ip.src",
@@ -56,6 +57,7 @@ SETTINGS = (
     "ip.tso_support:TRUE",
 )
 COOKED = {"0": Hook.INPUT, "1": Hook.INPUT, "2": Hook.INPUT, "3": Hook.FORWARD, "4": Hook.OUTPUT}
+POINT_TO_POINT = {"0": Hook.OUTPUT, "1": Hook.INPUT}
 
 
 class Outcome(NamedTuple):
@@ -110,6 +112,8 @@ def differences(record: Record, packet: nfnet.Packet | None, theirs: dict[str, s
     time = f"{seconds}.{nanoseconds:09}"
     if theirs["frame.time_epoch"] not in (time, ""):
         yield "time", theirs["frame.time_epoch"], time
+    if record.link_type not in LINK_LAYERS and theirs["frame.protocols"].startswith(("netlink", "nflog")):
+        return  # the kernel's messages
     version = 4 if theirs["ip.src"] else 6 if theirs["ipv6.src"] else None
     if theirs["ip.src"] and theirs["ipv6.src"]:  # one in the other
         protocols = theirs["frame.protocols"].split(":")
@@ -139,7 +143,7 @@ def differences(record: Record, packet: nfnet.Packet | None, theirs: dict[str, s
             yield "tcp.flags", theirs["tcp.flags"], tcp.flags
         if theirs["tcp.len"] not in ("", str(len(tcp.data))) and not packet.truncated:
             yield "tcp.len", theirs["tcp.len"], len(tcp.data)
-    elif tcp is not None or (udp is None and packet.flow and packet.flow.protocol == 6):
+    elif (tcp is not None) != (ip.protocol == 6 and not ip.fragment and bool(theirs["tcp.srcport"])):
         yield "TCP or not", theirs["frame.protocols"], tcp
     if udp is not None and theirs["udp.srcport"]:
         for name, number in (("udp.srcport", udp.source_port), ("udp.dstport", udp.destination_port)):
@@ -149,7 +153,7 @@ def differences(record: Record, packet: nfnet.Packet | None, theirs: dict[str, s
         yield "UDP or not", theirs["frame.protocols"], udp
     if record.link_type == LinkType.ETHERNET and packet.hwaddr and packet.hwaddr.hex(":") != theirs["eth.src"]:
         yield "eth.src", theirs["eth.src"], packet.hwaddr.hex(":")
-    hook = COOKED.get(theirs["sll.pkttype"])
+    hook = COOKED.get(theirs["sll.pkttype"]) or POINT_TO_POINT.get(theirs["frame.p2p_dir"])
     if hook is None and theirs["frame.packet_flags_direction"]:
         flags = int(theirs["frame.packet_flags_direction"], 0)
         hook = {1: Hook.INPUT, 2: Hook.OUTPUT}.get(flags)
