@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -164,10 +166,11 @@ NOT_IP: dict[str, tuple[int, bytes, int]] = {
 }
 
 
-def write_pcap(path: Path, link_type: int, *records: bytes, cut: int | None = None) -> Path:
-    """A pcap file with these records, of which ``cut`` bytes are kept."""
+def write_pcap(path: Path, link_type: int, *records: bytes, cuts: Sequence[int] = ()) -> Path:
+    """A pcap file with these records, a second apart; ``cuts`` is how many bytes of each were captured."""
     data = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 1 << 18, link_type)
-    for number, record in enumerate(records):
-        data += struct.pack("<IIII", 1_700_000_000 + number, 123456, len(record[:cut]), len(record)) + record[:cut]
+    for number, (record, cut) in enumerate(zip_longest(records, cuts)):
+        kept = record[:cut]
+        data += struct.pack("<IIII", 1_700_000_000 + number, 123456, len(kept), len(record)) + kept
     path.write_bytes(data)
     return path

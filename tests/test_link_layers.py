@@ -69,25 +69,21 @@ def test_what_follows_the_packet_in_the_frame_is_cut_off(name: str, packet: byte
 
 @EACH
 def test_frames_that_were_cut_short(name: str, packet: bytes, tmp_path: Path) -> None:
+    """Those in which not even the packet begins are errors, or no packets, as they are too short to tell."""
     sample = SAMPLES[name]
     record = record_of(sample, packet)
     before = len(record) - len(packet)
-    for size in range(1, len(record) + 1):
-        path = write_pcap(tmp_path / "file.pcap", sample.link_type, record, cut=size)
-        with nfnet.Queue(1, transport=nfnet.replay(path)) as queue:
-            found, errors = drain(queue)
-        if errors:
-            assert size <= before
-            assert "record 1: " in str(errors[0])
-            assert "too few for a header of" in str(errors[0])
-            continue
-        if not found:
-            assert size <= before
-            continue
-        assert size > before
-        assert found[0].payload == packet[: size - before]
-        assert found[0].cap_len == len(packet)
-        assert found[0].truncated == (size < len(record))
+    sizes = range(1, len(record) + 1)
+    path = write_pcap(tmp_path / "file.pcap", sample.link_type, *[record] * len(record), cuts=sizes)
+    replay = nfnet.replay(path)
+    with nfnet.Queue(1, transport=replay) as queue:
+        found, errors = drain(queue)
+    assert all("too few for a header of" in str(error) for error in errors)
+    assert [error.record for error in errors] == sorted({error.record or 0 for error in errors} & {*range(before + 1)})
+    assert len(errors) + sum(replay.not_ip.values()) == before
+    assert [cut.payload for cut in found] == [packet[:size] for size in range(1, len(packet) + 1)]
+    assert {cut.cap_len for cut in found} == {len(packet)}
+    assert [cut.truncated for cut in found] == [True] * (len(packet) - 1) + [False]
 
 
 @pytest.mark.parametrize("name", NOT_IP)

@@ -144,7 +144,8 @@ def scan(stream: BinaryIO, head: bytes = b"") -> Iterator[Record | CaptureError 
             hint = "if Wireshark opens it: editcap -F pcapng FILE converted.pcapng"
             raise CaptureError(f"neither pcap nor pcapng; {hint}", 0)
     except CaptureError as error:
-        yield error
+        # Without its traceback, which refers to this frame, so that only the garbage collector would free what was read.
+        yield error.with_traceback(None)
 
 
 def is_capture(head: bytes) -> bool:
@@ -283,12 +284,12 @@ def _read_pcapng(file: _Source) -> Iterator[Record | CaptureError | None]:
                 section.add(_parse_interface(block))
             except CaptureError as error:
                 section.add(None)
-                yield error
+                yield error.with_traceback(None)
         else:
             try:
                 item: Record | CaptureError = _parse_packet(block, section)
             except CaptureError as error:
-                item = error
+                item = error.with_traceback(None)
             yield item
 
 
