@@ -128,10 +128,13 @@ class _Decompressed(io.RawIOBase):
                     continue
                 self._member = self._new_member()
             member, piece, self._input = self._member, self._input, b""
+            damage = ""
             try:
                 data = bytes(member.decompress(piece, size))
             except self._error as error:
-                raise CaptureError(f"the {self._name} data are damaged: {error}", self._offset) from None
+                damage = f"the {self._name} data are damaged: {error}"
+            if damage:  # raised here, so that it does not refer to the other error, and by that to all of this
+                raise CaptureError(damage, self._offset)
             if member.eof:
                 self._input, self._member = member.unused_data, None
             if data:
