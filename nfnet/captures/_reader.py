@@ -144,7 +144,7 @@ def scan(stream: BinaryIO, head: bytes = b"") -> Iterator[Record | CaptureError 
             hint = "if Wireshark opens it: editcap -F pcapng FILE converted.pcapng"
             raise CaptureError(f"neither pcap nor pcapng; {hint}", 0)
     except CaptureError as error:
-        # Without its traceback, which refers to this frame, so that only the garbage collector would free what was read.
+        # Without its traceback, which refers to this frame: only the garbage collector would free what was read.
         yield error.with_traceback(None)
 
 

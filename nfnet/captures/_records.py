@@ -205,11 +205,12 @@ def left_out(path: str, skipped: Mapping[int, int], not_ip: Mapping[int, int]) -
     """In words, how many records of each link type, and of each EtherType, gave no packets; and what to do about it."""
     parts = [f"{counted(count, 'record')} of {link_type_name(kind)}" for kind, count in sorted(skipped.items())]
     if not_ip:
+        total = sum(not_ip.values())
         often = sorted(not_ip.items(), key=lambda item: -item[1])
         kinds = [f"{count} {_ETHERTYPES.get(kind, f'of EtherType {kind:#06x}')}" for kind, count in often[:_MOST_NAMED]]
         if others := sum(count for _, count in often[_MOST_NAMED:]):
             kinds.append(f"{others} others")
-        parts.append(f"{counted(sum(not_ip.values()), 'record')} that are not IP ({', '.join(kinds)})")
+        parts.append(f"{counted(total, 'record')} that {'is' if total == 1 else 'are'} not IP ({', '.join(kinds)})")
     if any(kind not in LINK_LAYERS for kind in skipped):
         parts[-1] += f". The IP packets that Wireshark finds in it: tshark -r {shlex.quote(path)} -U IP -w ip.pcapng"
     return ", ".join(parts)

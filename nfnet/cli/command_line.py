@@ -43,6 +43,7 @@ def add_capture_options(parser: Any) -> None:
     parser.add_argument(
         "--hook",
         choices=[hook.name.lower() for hook in Hook],
+        metavar="HOOK",
         help="of all packets, where the capture is not of a queue or log; else it is input, output or forward as the"
         " file says of each packet, or --local; and prerouting if neither does",
     )

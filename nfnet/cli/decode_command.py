@@ -25,9 +25,10 @@ _DESCRIPTION = """\
 Shows netlink messages of NFQUEUE and NFLOG field by field: where each begins,
 its bytes, its name and what it says. Takes a capture of netlink (nfnet
 record, nlmon, Wireshark), a file with the bytes of a datagram, or hexadecimal
-digits; FILE may be - for standard input. Those of a machine of the other byte order are turned first. Records
-that are not netlink are skipped; what is wrong with a damaged one is said,
-with its number and the place in the file, and the next ones follow.
+digits; - is standard input. Messages of a machine of the other byte order are
+turned first. Records that are not netlink are skipped; what is wrong with a
+damaged one is said, with its number and the place in the file, and the next
+ones follow.
 
     nfnet decode session.pcapng
     nfnet decode 1c000000020305000100000000000000000000010800010001000000
