@@ -66,8 +66,8 @@ class Process(NamedTuple):
     """The path of its program (/proc/PID/exe), in its own mount namespace; with " (deleted)" behind it if the file was
     replaced or removed since. None if this program may not know."""
     command_line: tuple[str, ...] | None = None
-    """Its arguments, the program's name first, at most 64 KiB; a process may change what is there. Empty while the process
-    is in execve, and for kernel threads. None if this program may not know."""
+    """Its arguments, the program's name first, at most 64 KiB; a process may change what is there. Empty while the
+    process is in execve, and for kernel threads. None if this program may not know."""
     uid: int = 0
     """The user to whom the socket belongs: the effective user id of the process as it made the socket, in the user
     namespace of this program. It is what ``meta skuid`` compares."""
