@@ -98,6 +98,7 @@ SAMPLES: dict[str, Sample] = {
     "IPv4": Sample(LinkType.IPV4, b"", b""),
     "IPv6": Sample(LinkType.IPV6, b"", b""),
     "PPP": Sample(LinkType.PPP, b"\xff\x03\0\x21", b"\xff\x03\0\x57"),
+    "PPP, MPLS": Sample(LinkType.PPP, b"\xff\x03\x02\x81" + LABELS, b"\xff\x03\x02\x81" + LABELS),
     "PPP, short": Sample(LinkType.PPP, b"\x21", b"\x57"),
     "PPP in HDLC": Sample(LinkType.PPP_HDLC, b"\xff\x03\0\x21", b"\xff\x03\0\x57"),
     "Cisco's HDLC among PPP": ending(LinkType.PPP_HDLC, b"\x0f\0"),

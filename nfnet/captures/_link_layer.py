@@ -23,7 +23,7 @@ _MOST_TAGS = 8  # VLAN_MAX_DEPTH
 _LEAST_ETHERTYPE = 0x0600  # what is less in its place is a length, and an LLC header follows
 _ETHERNET_HEADER = 14
 _FAMILIES = {2: IPV4, 10: IPV6, 23: IPV6, 24: IPV6, 28: IPV6, 30: IPV6}  # AF_INET; AF_INET6 of each system
-_PPP_PROTOCOLS = {0x21: IPV4, 0x57: IPV6}
+_PPP_PROTOCOLS = {0x21: IPV4, 0x57: IPV6, 0x0281: 0x8847, 0x0283: 0x8848}
 _NLPIDS = {0xCC: IPV4, 0x8E: IPV6}
 _CISCO = (0x0F, 0x8F)  # what a frame of Cisco's HDLC begins with: unicast, broadcast
 _ETH_P_802_2 = 4  # what Linux has in place of an EtherType if an LLC header follows
@@ -99,7 +99,7 @@ def _network(data: bytes, start: int, ethertype: int, source: bytes = b"", *, he
     if ethertype < _LEAST_ETHERTYPE:
         ethertype, start = _llc(data, start)
     elif ethertype == _PPPOE_SESSION:
-        ethertype, start = _ppp_protocol(data, start + 6)
+        start, ethertype = _after_ppp(data, start + 6)[:2]
     elif ethertype in _MPLS:
         ethertype, start = _labelled(data, start, ethertype)
     return Frame(start, ethertype, source, tags, header)
@@ -124,10 +124,11 @@ _BY_VERSION = {4: IPV4, 6: IPV6}
 _PLAIN_SNAP = (b"\0\0\0", b"\0\0\xf8")  # an EtherType follows: RFC 1042, and for bridges
 
 
-def _ppp_protocol(data: bytes, start: int) -> tuple[int, int]:
-    """The EtherType for a protocol number of PPP, of one or two bytes, and where what follows it begins."""
+def _after_ppp(data: bytes, start: int) -> Frame:
+    """What follows the protocol number of PPP, which is of one or two bytes, at ``start``."""
     number, size = (data[start], 1) if data[start] & 1 else (_u16(data, start)[0], 2)
-    return _PPP_PROTOCOLS.get(number, 0), start + size
+    ethertype = _PPP_PROTOCOLS.get(number)
+    return Frame(start + size, 0) if ethertype is None else _network(data, start + size, ethertype)
 
 
 # --- link types
@@ -187,14 +188,12 @@ def _ppp(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
         return _network(data, start + 4, _u16(data, start + 2)[0])
     if data[start : start + 2] == b"\xff\x03":
         start += 2
-    ethertype, start = _ppp_protocol(data, start)
-    return Frame(start, ethertype)
+    return _after_ppp(data, start)
 
 
 def _pppd(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
     """PPP with the direction in place of the address byte."""
-    ethertype, end = _ppp_protocol(data, start + 2)
-    return Frame(end, ethertype, direction=_DIRECTIONS.get(data[start]))
+    return _after_ppp(data, start + 2)._replace(direction=_DIRECTIONS.get(data[start]))
 
 
 _DIRECTIONS = {0: Direction.INCOMING, 1: Direction.OUTGOING}
@@ -209,8 +208,7 @@ def _with_direction(read: Reader) -> Reader:
 
 
 def _pppoe(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
-    ethertype, start = _ppp_protocol(data, start + 6)
-    return Frame(start, ethertype)
+    return _after_ppp(data, start + 6)
 
 
 def _cisco_hdlc(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
