@@ -183,12 +183,6 @@ def test_an_interrupted_replay_reads_the_file_again(name: str, tmp_path: Path, m
     assert seen == PACKETS
 
 
-def test_importing_nfnet_loads_no_decompressor() -> None:
-    code = "import sys, nfnet; print([name for name in ('bz2', 'lzma', 'gzip') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 def test_reading_a_compressed_file_is_not_slow(tmp_path: Path) -> None:
     """Records are taken out of pieces that were decompressed at once, not one by one."""
     header = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 101)
