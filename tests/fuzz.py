@@ -729,9 +729,11 @@ def run_command(*arguments: str) -> Callable[[bytes, bool], None]:
     def run(data: bytes, look: bool) -> None:
         put(data)
         status, text = command(*arguments, PATH)
+        gc.unfreeze()  # ``nfnet queue`` runs once in a process, and freezes what is there when it begins
         if "--json" in arguments and status == 0:
             for line in text.splitlines():
-                json.loads(line)
+                if not line.startswith("nfnet "):  # on standard error
+                    json.loads(line)
         if status:
             raise nfnet.NfnetError(text)
 
