@@ -267,6 +267,12 @@ def test_frames_as_a_bridge_has_them(tmp_path: Path) -> None:
     assert plain.hwaddr == SOURCE
 
 
+def test_ethernet_in_another_header_as_a_bridge_has_it(tmp_path: Path) -> None:
+    frame = struct.pack("<BBHI", 0, 0, 12, 1) + b"more" + ETHERNET + tagged((0x8100, 5)) + IPV4 + FOUR
+    (found,) = packets_of(write_pcap(tmp_path / "file.pcap", LinkType.PPI, frame), family="bridge")
+    assert (found.payload, found.vlan, found.l2header) == (FOUR, (0x8100, 5), ETHERNET + IPV4)
+
+
 def test_a_bridge_has_only_frames_of_ethernet(tmp_path: Path) -> None:
     replay = nfnet.replay(write_pcap(tmp_path / "file.pcap", LinkType.RAW, FOUR), family="bridge")
     with nfnet.Queue(1, transport=replay) as queue:

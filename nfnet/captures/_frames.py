@@ -13,7 +13,7 @@ from ..protocol.nfnetlink import Family, Hook, Subsystem, build_message
 from ..protocol.nfqnl import NFQA, NFQA_VLAN
 from ..protocol.nfulnl import NFULA
 from ._format import Direction
-from ._link_layer import IPV4, IPV6, Frame, read_frame
+from ._link_layer import ETHERNET_HEADER, IPV4, IPV6, Frame, read_frame
 from ._link_types import LinkType
 from ._reader import Record
 
@@ -85,7 +85,7 @@ class Frames:
         protocol = int.from_bytes(ethertype, "big")
         if protocol < _LEAST_ETHERTYPE:
             protocol = _ETH_P_802_2
-        return Found(frame, start, protocol, data[: frame.header - 2] + ethertype)
+        return Found(frame, start, protocol, data[frame.header - ETHERNET_HEADER : frame.header - 2] + ethertype)
 
     def message(self, subsystem: int, number: int, packet_id: int, record: Record, found: Found) -> bytes:
         """The message about a packet: of queue ``number`` with that id, or of log group ``number``."""

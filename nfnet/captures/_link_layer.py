@@ -21,7 +21,7 @@ _MOST_LABELS = 16
 _TAGS = frozenset((0x8100, 0x88A8, 0x9100))  # 802.1Q, 802.1ad, and what was used before the latter
 _MOST_TAGS = 8  # VLAN_MAX_DEPTH
 _LEAST_ETHERTYPE = 0x0600  # what is less in its place is a length, and an LLC header follows
-_ETHERNET_HEADER = 14
+ETHERNET_HEADER = 14
 _FAMILIES = {2: IPV4, 10: IPV6, 23: IPV6, 24: IPV6, 28: IPV6, 30: IPV6}  # AF_INET; AF_INET6 of each system
 _PPP_PROTOCOLS = {0x21: IPV4, 0x57: IPV6, 0x0281: 0x8847, 0x0283: 0x8848}
 _NLPIDS = {0xCC: IPV4, 0x8E: IPV6}
@@ -49,7 +49,7 @@ class Frame(NamedTuple):
     """What a link-layer header says.
 
     ``start`` is where the network layer begins, and ``protocol`` its EtherType, 0 if it has none or cannot be read.
-    ``tags`` are those before it, the outermost first, ``header`` the size of an Ethernet header without tags, 0 for
+    ``tags`` are those before it, the outermost first; ``header`` is where an Ethernet header without tags ends, 0 for
     other link layers. ``source`` is the sender's link-layer address, b"" if it has none; ``interface`` the kernel's
     index of the interface.
     """
@@ -136,8 +136,8 @@ def _after_ppp(data: bytes, start: int) -> Frame:
 
 def _ethernet(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
     ethertype = _u16(data, start + 12)[0]
-    end = start + _ETHERNET_HEADER
-    return _network(data, end, ethertype, data[start + 6 : start + 12], header=_ETHERNET_HEADER)
+    end = start + ETHERNET_HEADER
+    return _network(data, end, ethertype, data[start + 6 : start + 12], header=end)
 
 
 def _raw(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
