@@ -26,7 +26,20 @@ from .frames import ETHERNET, IPV4, NOT_IP, write_pcap
 from .test_captures import recording
 from .test_replay import cut_file, mixed
 
-COMMANDS = ("queue", "block", "log", "record", "replay", "decode", "rules", "stats", "doctor", "run", "demo")
+COMMANDS = (
+    "queue",
+    "block",
+    "log",
+    "record",
+    "replay",
+    "decode",
+    "rules",
+    "stats",
+    "doctor",
+    "run",
+    "stand-in",
+    "demo",
+)
 QUEUE = FIXTURES / "queue-forward-ipv4.pcapng"
 LOG = FIXTURES / "log-input-ipv6.pcapng"
 

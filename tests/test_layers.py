@@ -143,6 +143,7 @@ ORDER = [
     "compat._run",
     "compat",
     "compat.__main__",
+    "compat._stand_in",
     "compat.drop_in._nfnet_alone",
     "compat.drop_in.netfilterqueue",
     "compat.drop_in.nflogr",
@@ -166,6 +167,7 @@ ORDER = [
     "cli.doctor_command",
     "cli.rules_command",
     "cli.run_command",
+    "cli.stand_in_command",
     "cli",
     "__main__",
 ]
