@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 
 from construct import ConstructError
@@ -212,6 +211,8 @@ def left_out(path: str, skipped: Mapping[int, int], not_ip: Mapping[int, int]) -
             kinds.append(f"{others} others")
         parts.append(f"{counted(total, 'record')} that {'is' if total == 1 else 'are'} not IP ({', '.join(kinds)})")
     if any(kind not in LINK_LAYERS for kind in skipped):
+        import shlex  # which few programs need
+
         parts[-1] += f". The IP packets that Wireshark finds in it: tshark -r {shlex.quote(path)} -U IP -w ip.pcapng"
     return ", ".join(parts)
 

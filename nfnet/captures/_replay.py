@@ -484,8 +484,13 @@ def replay(
     keep_verdicts: bool = True,
     **options: Unpack[ReplayOptions],
 ) -> Replay:
-    """Return a transport for a `Queue` or a `Log` that gives what was recorded.
+    """Return a transport for a `Queue` or a `Log` that gives what was recorded: `Replay` says what that is.
 
-    The arguments are those of `Replay`.
+    path: the file, pcap or pcapng, compressed or not.
+    realtime: whether packets come at the pace at which they were recorded.
+    keep_verdicts: whether to keep all verdicts, recorded and given, and all packets that were injected.
+    options: ``hook``, ``local`` and ``family``, for packets of captures that have a link layer.
+
+    Raises OSError if the file cannot be opened, ArgumentError for wrong options.
     """
     return Replay(path, realtime=realtime, keep_verdicts=keep_verdicts, **options)
