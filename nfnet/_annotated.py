@@ -1,4 +1,4 @@
-"""Datagrams with information that the kernel does not send: from recordings and from tests."""
+"""Messages with information that the kernel does not send: from recordings, from tests, and from the collector."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from ._processes import Process
 
 
 class Annotated(bytes):
-    """A datagram, or a message in it, and what a recording or a test says of it."""
+    """A datagram, or a message in it, and what is known about it besides."""
 
     time_ns: int | None
     """The time of its record, in nanoseconds since 1970 (UTC): `Message.timestamp` if the message has none."""
     process: Process | None
-    """The process that a test says is behind the packet: `Message.process`."""
+    """The process that a test, or the collector, says is behind the packet: `Message.process`."""
+    suppressed: int
+    """For how many messages this one stands that the collector left out, itself included: `LogMessage.suppressed`."""
     interface_name: str | None
     """The name of the interface that a recording says the packet passed: of `Message.indev` or `Message.outdev`."""
 
@@ -21,12 +23,20 @@ class Annotated(bytes):
         *,
         time_ns: int | None = None,
         process: Process | None = None,
+        suppressed: int = 0,
         interface_name: str | None = None,
     ) -> Annotated:
         self = super().__new__(cls, data)
-        self.time_ns, self.process, self.interface_name = time_ns, process, interface_name
+        self.time_ns, self.process, self.suppressed = time_ns, process, suppressed
+        self.interface_name = interface_name
         return self
 
     def part(self, data: bytes) -> Annotated:
         """Return ``data``, a part of the datagram, with the same information."""
-        return Annotated(data, time_ns=self.time_ns, process=self.process, interface_name=self.interface_name)
+        return Annotated(
+            data,
+            time_ns=self.time_ns,
+            process=self.process,
+            suppressed=self.suppressed,
+            interface_name=self.interface_name,
+        )

@@ -68,7 +68,7 @@ def test_nothing_but_this_machine_by_default() -> None:
             with pytest.raises(OSError):  # noqa: PT011 - refused, or no such address here
                 socket.create_connection((address, port), SOON)
     for command in ("queue", "log"):
-        assert build().parse_args([command, "1", "--metrics", "1"]).metrics_address == "127.0.0.1"
+        assert build().parse_args([command, "1", "--metrics", "1"]).metrics == ("127.0.0.1", 1)
 
 
 def test_what_did_not_fit_into_the_receive_buffer_without_root(monkeypatch: pytest.MonkeyPatch) -> None:
