@@ -7,7 +7,7 @@ from typing import Any
 from .._io import private_files
 from .._printable import counted
 from ..captures import LinkType
-from ..captures._pcap import Encoder, is_pcapng
+from ..captures._writer import Encoder, is_pcapng
 from ..log import LogMessage
 from ..protocol import netlink
 from ..protocol.nfnetlink import build_message
