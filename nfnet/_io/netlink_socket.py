@@ -246,6 +246,10 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         if tap is not None:
             tap(True, datagram)
 
+    @property
+    def outgoing(self) -> Callable[[bytes], object]:
+        return self._socket.send if self.tap is None else self.send
+
     def _make_room(self, size: int) -> bool:
         """Enlarge the send buffer for a datagram of that size, and return whether it is large enough now."""
         before = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)

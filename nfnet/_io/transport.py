@@ -67,6 +67,15 @@ class Transport(ABC):
     def send(self, datagram: bytes) -> None:
         """Send one datagram, of one or more messages, to the kernel, which has executed it when this returns."""
 
+    @property
+    def outgoing(self) -> Callable[[bytes], object]:
+        """The quickest function that sends a datagram while no ``tap`` is set.
+
+        It may be C code, which raises OSError if the datagram was not sent. Then call `send`: it sends the datagram, or
+        says what is wrong.
+        """
+        return self.send
+
     @abstractmethod
     def receive(self, into: list[bytes], limit: int) -> bool:
         """Append up to ``limit`` waiting datagrams without blocking; return False when no more will ever come.
