@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import repeat, starmap
 from operator import length_hint
 from typing import ClassVar, Literal, TypedDict
 
@@ -161,18 +162,15 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             yield from super().each(datagrams)
             return
         # What `_make_ready` does, without a call for each packet.
-        ledger, packet_type, origin, send_lone = self.ledger, self._packet_type, self.origin, self.ledger.send_lone
+        ledger, origin, send_lone = self.ledger, self.origin, self.ledger.send_lone
+        blank = starmap(self._packet_type, repeat(()))
         try:
-            while True:
-                packet = packet_type()  # before the wait: then nothing is called until the ledger has it, see `moves`
-                packet._origin = origin
-                packet._decision = packet._layout = None
-                packet._on_decided = send_lone
-                for raw in datagrams:
-                    break
-                else:
-                    return
+            # The packet is made before the wait: so nothing is called before the ledger has it, see `moves`.
+            for packet, raw in zip(blank, datagrams):
                 if raw[SUBSYSTEM_BYTE] == _QUEUE_SUBSYSTEM and ledger.lone is None:
+                    packet._origin = origin
+                    packet._decision = packet._layout = None
+                    packet._on_decided = send_lone
                     packet.raw, self._last, ledger.lone = raw, raw, packet
                     yield packet
                 else:

@@ -211,16 +211,17 @@ class AsyncReader(Generic[R, T]):
             session.unwatch()
             ended = session.wake = loop.create_future()
             errors: list[BaseException] = []
-            looks, may_be_lone = Looks(), binding.transport.arrived is not None
+            looks, arrived = Looks(), binding.transport.arrived if binding.transport.tap is None else None
+            binding.begin()
 
             def turn() -> None:
                 if session.stopped:
                     session.wake_up()
                     return
                 try:
-                    if looks.lone and may_be_lone and binding.transport.tap is None:
+                    if looks.lone and arrived is not None and not length_hint(binding.ready):
                         looks.found(1)
-                        reader._drive(binding, reader._portions(binding, block=False, lone=True), handler)
+                        reader._hand_out_next(binding, arrived, handler)
                     else:
                         before = binding.taken()
                         reader._drive(binding, reader._portions(binding, block=False), handler)
