@@ -13,8 +13,8 @@ from . import inet
 from ._arguments import check, check_flag, wrong_type
 from ._core.batching import ACCEPT, DROP, Decision, changing_decision, decision
 from ._core.message import FAMILY, IP_VERSION_OF, Message, Vlan
-from ._typing import Unpack
 from ._io.raw_socket import INJECTED_MARK
+from ._typing import Unpack
 from .errors import AlreadyDecidedError, ArgumentError, ClosedError
 from .inet import _answers, _scapy
 from .protocol import nfqnl
@@ -57,7 +57,9 @@ Payload = bytes | bytearray | memoryview | _scapy.ScapyPacket
 """The new bytes of a packet: a bytes-like object, or a scapy packet."""
 
 
-class Changes(TypedDict, total=False):
+class AcceptOptions(TypedDict, total=False):
+    """The arguments of `Packet.accept`, for functions that hand them on: ``**options: Unpack[nfnet.AcceptOptions]``."""
+
     mark: int | None
     payload: Payload | None
     priority: int | None
@@ -115,8 +117,11 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     # --- verdicts
 
-    def accept(self, **changes: Unpack[Changes]) -> None:
+    def accept(self, **changes: Unpack[AcceptOptions]) -> None:
         """Accept the packet (NF_ACCEPT): it continues after the chain that queued it.
+
+        All arguments are optional, and None is the same as none: ``mark``, ``payload``, ``priority``, ``vlan``,
+        ``l2header``, ``ct_mark``, ``ct_labels`` and ``connection``.
 
         ``mark`` replaces the packet's mark (0 clears it) and ``priority`` its queueing priority, both 32 bits. Before
         Linux 5.18 the kernel ignores ``priority`` without an error.
@@ -135,11 +140,12 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         Raises ArgumentError, AlreadyDecidedError, ClosedError, or KernelError if sending fails. The kernel's own
         objections to a verdict come later and are counted: see `Queue.counters`.
         """
+        # Not a parameter for each: Python would take longer to fill in their defaults than for all the rest.
         if changes or self._decision is not None:
             self._accept(**changes)
             return
         self._decision = ACCEPT
-        on_decided = self._on_decided
+        on_decided = self._on_decided  # Python 3.11 finds what is in a slot faster if it is not called at once
         on_decided(self)
 
     def _accept(self, *, connection: bool = False, **changes: Any) -> None:

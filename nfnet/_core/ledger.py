@@ -103,13 +103,14 @@ class Ledger:
         self._messages = Messages(number)
         self._prefix = self._messages.prefix
         self._accept = self._prefix(ACCEPT)
-        self._send = self._outgoing = transport.send
+        self._send = transport.send
+        self._outgoing: Callable[[bytes], object] = transport.send
         self._lock = RLock()  # a signal handler may decide a packet while this thread is sending
         self._sending = False
         self._unseen = 0
 
     def begin(self) -> None:
-        """Note that this thread reads from now on."""
+        """Note that this thread reads from now on, and how lone packets' verdicts are sent."""
         self.reader, self._outgoing = get_ident(), self._transport.outgoing
 
     # --- giving verdicts
@@ -134,7 +135,7 @@ class Ledger:
         except OSError as error:
             if isinstance(error, NfnetError):
                 raise
-            self._send(datagram)  # it says what is wrong
+            self._send(datagram)  # which sends it after all, or says what is wrong
         kind = what.kind
         self._lone_counts[kind], self.lone = self._lone_counts[kind] + 1, None  # one statement
 

@@ -248,6 +248,8 @@ class NetlinkSocket(Transport, at_fork.AtFork):
 
     @property
     def outgoing(self) -> Callable[[bytes], object]:
+        # Without an address: the kernel also checks the privileges that the process which opened the socket had then.
+        # Usually that is this one; else the kernel refuses, and `send` sends the datagram.
         return self._socket.send if self.tap is None else self.send
 
     def _make_room(self, size: int) -> bool:
