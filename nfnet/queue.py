@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import repeat, starmap
@@ -157,7 +157,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             if self._stamping is not None:
                 self._stamping()
 
-    def each(self, datagrams: Iterator[bytes]) -> Iterator[Packet]:
+    def each(self, datagrams: Iterator[bytes]) -> Generator[Packet, None, None]:
         if not self._plain:
             yield from super().each(datagrams)
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from operator import length_hint
 from typing import Generic, TypeVar
 
@@ -101,7 +101,7 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             self.exhausted = not more  # before `_make_ready` raises for a damaged datagram
             self._make_ready()
 
-    def each(self, datagrams: Iterator[bytes]) -> Iterator[T]:
+    def each(self, datagrams: Iterator[bytes]) -> Generator[T, None, None]:
         """Yield what is in these datagrams of the transport, as they arrive.
 
         Ends after a datagram that has nothing for the handler (`Transport.wake` causes one), and when none arrives.

@@ -304,24 +304,23 @@ class Reader(ABC, Generic[B, T]):
         self._drive(binding, self._portions(binding, block=False), handler)
         return binding.taken() - before
 
-    def _hand_out_next(self, binding: B, arrived: Iterator[bytes], handler: Callable[[T], object]) -> None:
-        """Call the handler for what is in the next datagram, which has arrived: `_portions` without its loop.
+    def _hand_out_next(self, binding: B, arriving: Iterator[T], handler: Callable[[T], object]) -> None:
+        """Call the handler for the next item of `Binding.each`: a step of the loop in `_portions`, for event loops.
 
-        Event loops call this while packets come one at a time. `Binding.begin` was called in this thread, and nothing
-        is ready.
+        They take it while packets come one at a time. `Binding.begin` was called in this thread, and nothing is ready.
         """
         self._check_reading(binding)
         binding.reading = True
         try:
-            self._hand_out(binding, binding.each(islice(arrived, 1)), handler)
+            self._hand_out(binding, islice(arriving, 1), handler)
+        except BaseException:  # otherwise there is nothing to settle
+            if not binding.closed:
+                binding.settle(undelivered=length_hint(binding.ready))
+            raise
         finally:
-            try:
-                if not binding.closed:
-                    binding.settle(undelivered=length_hint(binding.ready))
-            finally:
-                self._stopping = binding.reading = False
-                if self._poller is not None:
-                    self._reset_poller(self._poller, binding)
+            self._stopping = binding.reading = False
+            if self._poller is not None:
+                self._reset_poller(self._poller, binding)
 
     def _portions(self, binding: B, block: bool, *, pause: bool = False) -> Generator[Iterator[T], None, None]:
         """Yield what the kernel sends, in portions between which verdicts may be sent. This is the loop.
