@@ -37,6 +37,8 @@ class Collector:
     ``nfnet_queue_packets_total{queue, event}``, ``nfnet_queue_pending{queue}``,
     ``nfnet_queue_kernel_dropped_total{queue, reason}``, ``nfnet_log_messages_total{group, event}``. ``event`` has the
     names of `QueueCounters` and `LogCounters`. A queue or log that has never been open has no metrics yet.
+
+    readers: the queues and logs.
     """
 
     def __init__(self, *readers: Queue | Log | AsyncQueue | AsyncLog) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import pytest
 import nfnet
 from nfnet import AsyncQueue, Packet, Queue
 from nfnet.errors import KernelError, NotPermittedError
+from nfnet.protocol import nfqnl
 
-from .kernel import FakeKernel
+from .kernel import FakeKernel, error_message
 
 TIMEOUT = 30.0
 
@@ -93,6 +96,57 @@ def test_a_transport_that_ends_without_being_closed_here_is_an_error() -> None:
 
 def closed(into: list[bytes], limit: int) -> bool:
     raise nfnet.ClosedError("the other end is gone")
+
+
+def test_a_transport_that_ends_because_the_queue_was_closed_meanwhile_ends_the_loop() -> None:
+    class Kernel(FakeKernel):
+        def receive(self, into: list[bytes], limit: int) -> bool:
+            queue.close()
+            return closed(into, limit)
+
+    queue = Queue(1, transport=Kernel())
+    queue.open()
+    assert queue.process(accept) == 0
+
+
+class Blocking(FakeKernel):
+    """Its packets come while the loop waits for them, and to an end."""
+
+    def __init__(self, *coming: bytes) -> None:
+        super().__init__(ends=True)
+        self._coming = iter(coming)
+
+    @property
+    def incoming(self) -> Iterator[bytes]:
+        return self._coming
+
+    def receive(self, into: list[bytes], limit: int) -> bool:
+        return length_hint(self._coming) > 0
+
+
+def test_a_refused_verdict_that_comes_while_the_loop_waits_is_raised() -> None:
+    """KernelError is an OSError, too, as what the transport's iterator raises."""
+    with (
+        Queue(1, transport=Blocking(error_message(errno.EINVAL, nfqnl.verdict(1, 1, 1)))) as queue,
+        pytest.raises(KernelError) as caught,
+    ):
+        queue.run(accept)
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_what_a_forked_child_may_have_read_is_not_counted_as_lost() -> None:
+    kernel = FakeKernel(ends=True)
+    kernel.inherit = True
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(1)
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+        kernel.skip(5)
+        kernel.feed(1)
+        queue.run(accept)
+        assert queue.counters.lost == 0
 
 
 def test_without_threads_verdicts_leave_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
