@@ -11,7 +11,12 @@ from ._line_file import LineFile
 
 
 class Text(LineFile):
-    """A line for each message, and one for each gap; target and settings as for `LineFile`."""
+    """A line for each message, and one for each gap.
+
+    target: the name of the file; "-" is the standard output.
+    settings: ``rotate_size`` (bytes), ``rotate_time`` (seconds), ``keep`` (how many rotated files) and ``compress`` (with
+        gzip, True or False). Default: the file is never rotated, all rotated files are kept, none is compressed.
+    """
 
     scheme = "text"
     suffixes = (".log", ".txt")
