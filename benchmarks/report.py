@@ -38,12 +38,13 @@ ARGUMENTS = {
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #24292f }
 .small { font-size: 12px; fill: #57606a }
-.ours { fill: #1a7f64 } .peer { fill: #a5adb8 }
-.line { fill: none; stroke-width: 2 } .line.ours { stroke: #1a7f64 } .line.peer { stroke: #a5adb8 }
+.ours { fill: #1a7f64; stroke: #1a7f64 } .peer { fill: #828b98; stroke: #828b98 }
 .axis { stroke: #8c959f; stroke-width: 1 }
 @media (prefers-color-scheme: dark) {
-  text { fill: #e6edf3 } .small { fill: #9da7b3 } .ours { fill: #3fb996 } .peer { fill: #6b7480 }
+  text { fill: #e6edf3 } .small { fill: #9da7b3 }
+  .ours { fill: #3fb996; stroke: #3fb996 } .peer { fill: #7d8794; stroke: #7d8794 }
 }
+rect { stroke: none } .line { fill: none; stroke-width: 2 }
 """
 
 
@@ -215,7 +216,7 @@ def growth_drawing(figures: list[dict[str, Any]], where: str) -> str:
         rows = [row for row in figures if row["series"] == series]
         numbers = sorted({int(row["point"]) for row in rows})
         cpus = [statistics.median(row["cpu"]) for row in rows]
-        left, top = 10 + 285 * (panel % 2), 60 + (height + 60) * (panel // 2)
+        left, top = 10 + 285 * (panel % 2), 76 + (height + 60) * (panel // 2)
         low, high = math.log(min(cpus) / 1.5), math.log(max(*cpus, min(cpus) * 4))
         first, last = math.log(numbers[0]), math.log(numbers[-1])
 
@@ -223,10 +224,14 @@ def growth_drawing(figures: list[dict[str, Any]], where: str) -> str:
             x = left + 20 + 210 * (math.log(number) - first) / (last - first)  # noqa: B023  # called at once
             return x, top + height - height * (math.log(cpu) - low) / (high - low)  # noqa: B023
 
-        parts.append(f'<text x="{left}" y="{top - 8}">{escape(series)}</text>')
+        parts.append(f'<text x="{left}" y="{top - 22}">{escape(series)}</text>')
         parts.append(f'<path class="axis" d="M{left} {top}V{top + height}H{left + 250}" fill="none"/>')
+        labelled = -math.inf
         for number in numbers:
             x, _ = place(number, 1.0)
+            if x < labelled + 25:
+                continue  # the two labels would overlap
+            labelled = x
             parts.append(
                 f'<text class="small" x="{x:.0f}" y="{top + height + 15}" text-anchor="middle">{number:,}</text>'
             )
@@ -243,7 +248,7 @@ def growth_drawing(figures: list[dict[str, Any]], where: str) -> str:
                     label = f'<text class="small" x="{x:.0f}" y="{y - 7:.0f}" text-anchor="middle">{cpu:.1f}</text>'
                     parts.append(label)
         panel += 1
-    bottom = 60 + (height + 60) * ((panel + 1) // 2)
+    bottom = 76 + (height + 60) * ((panel + 1) // 2)
     title = "How the cost of a packet grows"
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 580 {bottom + 10}" role="img" aria-label="{title}">'

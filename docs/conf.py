@@ -40,6 +40,7 @@ html_theme = "furo"
 html_title = f"nfnet {version}"
 html_static_path = ["_static"]
 html_css_files = ["nfnet.css"]
+html_js_files = ["nfnet.js"]
 # Other versions of this site, for the switch in the sidebar: NFNET_DOCS_VERSIONS="1.0=/1.0/ latest=/latest/".
 versions = [item.partition("=")[::2] for item in os.environ.get("NFNET_DOCS_VERSIONS", "").split()]
 html_context = {"versions": versions}
@@ -129,6 +130,13 @@ def find_object(app: Sphinx, env: Any, node: Any, child: Any) -> Any:
     return make_refnode(app.builder, node["refdoc"], found.docname, found.node_id, child, names[0])
 
 
+def drop_empty_headers(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Markdown's tables must have a header; in HTML an empty one is left out, and an empty cell of one is no header."""
+    empty = r'<th class="head[^"]*"><p></p></th>\s*'
+    body = re.sub(rf'<thead>\s*<tr class="row-odd">(?:{empty})+</tr>\s*</thead>', "", context.get("body", ""))
+    context["body"] = re.sub(empty, "<td></td>\n", body)
+
+
 # --- help texts of the command
 
 
@@ -197,4 +205,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-signature", name_aliases)
     app.connect("autodoc-skip-member", skip_bare_field)
     app.connect("missing-reference", find_object)
+    app.connect("html-page-context", drop_empty_headers)
     return {"parallel_read_safe": True}

@@ -24,13 +24,14 @@ def sections() -> dict[str, list[str]]:
 
 
 def entry(page: str, text: str) -> str:
-    """Return the line of a page in llms.txt: its title and its first sentence."""
+    """Return the line of a page in llms.txt: its title, and the first sentence of what stands before the first part."""
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
     text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
-    prose = re.search(r"^([A-Z`*\[][^#|\n][^|]+?[.:])(?=\s)", text.partition("\n\n")[2], re.MULTILINE)
+    beginning = re.split(r"^#+ ", text.partition("\n\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    prose = re.search(r"(?:\A|\n\n)(?!How to use)([A-Z`*\[](?:(?!\n\n|\n:).)+?(?:[.](?=\s)|:?(?=\n\n)))", beginning, re.DOTALL)
     assert title is not None, page
     first = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", " ".join(prose[1].split())) if prose else ""
-    return f"- [{title[1]}]({page}.md)" + (f": {first.rstrip(':')}" if first else "")
+    return f"- [{title[1]}]({page}.md)" + (f": {first.rstrip(' :')}" if first else "")
 
 
 def main(source: Path, target: Path) -> None:
