@@ -394,6 +394,35 @@ def test_a_server_that_is_not_there_yet_is_waited_for(way: Way, cluster: Postgre
     assert rows(database) == list(range(10))
 
 
+def test_what_a_full_disk_refuses_is_stored_when_there_is_room() -> None:
+    driver("psycopg")
+    server = Postgres(small=32 << 20)
+    try:
+        server.start()
+        url = server.small_database()
+        filler = server.inside / "filler"
+        filler.write_bytes(bytes(8 << 20))
+        output = collect.output(url)
+        output.create()
+        chance, sent = random.Random(7), []
+
+        def fill() -> None:
+            for number in range(1000):
+                packet = testing.udp(chance.randbytes(50_000))  # which cannot be compressed
+                sent.append(Batch(SESSION, [message(number, packet)], read_ns=NOW))
+                output.write(sent[-1])
+
+        with pytest.raises(OutputError, match="No space left on device"):
+            fill()
+        assert rows(url) == list(range(len(sent) - 1))
+        filler.unlink()
+        output.write(sent[-1])
+        output.close()
+        assert rows(url) == list(range(len(sent)))
+    finally:
+        server.remove()
+
+
 def test_tables_that_vanish_are_an_error_that_says_what_to_do(output: collect.Output, database: str) -> None:
     output.write(batch(1))
     rows(database, "DROP SCHEMA nfnet CASCADE")
