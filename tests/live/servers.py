@@ -190,6 +190,10 @@ class NatsServer(Server):
         own = f'jetstream {{ store_dir: "{store}", max_file_store: 2GB, max_memory_store: 16MB }}' if jetstream else ""
         self._config = f"host: 127.0.0.1\n{own}\n{more}\n"
 
+    def configure(self, more: str) -> None:
+        """Add to its configuration, before it starts."""
+        self._config += f"{more}\n"
+
     def command(self) -> list[str]:
         path = self.directory / "nats.conf"
         path.write_text(f"port: {self.port}\n{self._config}")
