@@ -25,6 +25,7 @@ from ._arguments import check, wrong_type
 from ._io import at_fork
 from ._io.native import new_socket
 from ._io.netlink_socket import KERNEL
+from ._printable import printable
 from .errors import ArgumentError, NfnetError, kernel_error
 from .inet import Flow
 from .netns import Netns, call_in, call_in_open, check_netns
@@ -56,7 +57,11 @@ _CONTAINER = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
 class Process(NamedTuple):
-    """A process of this machine, as it was when it was asked for."""
+    """A process of this machine, as it was when it was asked for.
+
+    ``str(process)`` is for people: "curl (process 4711, /usr/bin/curl)". A process may have chosen both of these names;
+    what a terminal would obey is shown as its bytes, ``[1b]``. The attributes have the names as they are.
+    """
 
     pid: int
     """Its process id, in the pid namespace of this program."""
@@ -73,6 +78,10 @@ class Process(NamedTuple):
     namespace of this program. It is what ``meta skuid`` compares."""
     cgroup: str | None = None
     """The path of its control group: in the unified hierarchy; where it is in the root of that, in systemd's own."""
+
+    def __str__(self) -> str:
+        where = "" if self.executable is None else f", {self.executable}"
+        return printable(f"{self.name} (process {self.pid}{where})")
 
     @property
     def unit(self) -> str | None:

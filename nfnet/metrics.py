@@ -50,6 +50,8 @@ class Collector:
     that name, of the group or of all. ``nfnet_collect_suppressed_total``;
     ``nfnet_collect_output_messages_total{output, event}``, where ``event`` is "stored" or "lost";
     ``nfnet_collect_output_waiting{output}`` and ``nfnet_collect_output_failing{output}``, 0 or 1.
+
+    readers: the queues, logs and collectors.
     """
 
     def __init__(self, *readers: Reader) -> None:

@@ -777,6 +777,18 @@ def test_a_handler_that_is_cancelled_from_within() -> None:
         asyncio.run(asyncio.wait_for(main(policy), TIMEOUT))
 
 
+def test_an_iteration_cannot_treat_errors() -> None:
+    async def main() -> None:
+        kernel = FakeKernel()
+        kernel.feed()
+        async with AsyncQueue(1, transport=kernel, on_error="drop") as queue:
+            with pytest.raises(nfnet.ArgumentError, match="on_error"):
+                aiter(queue)
+            assert not kernel.judged
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
 def test_verdicts_outside_of_tasks_leave_at_once() -> None:
     kernel = FakeKernel()
     kernel.feed(3)

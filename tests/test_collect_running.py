@@ -708,3 +708,9 @@ def test_a_configuration_without_groups_or_outputs(
     errors = capsys.readouterr().err
     assert text in errors
     assert str(path) in errors
+
+
+def test_the_configuration_beside_the_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[1] / "examples" / "systemd" / "collect.toml"
+    assert cli.main(["collect", "--config", str(path), "--check"]) == 0
+    assert capsys.readouterr().out == "groups 5 to sqlite:/var/lib/nfnet/firewall.db\n"

@@ -24,7 +24,20 @@ from .conftest import FIXTURES
 from .test_captures import recording
 from .test_replay import cut_file, mixed
 
-COMMANDS = ("queue", "block", "log", "record", "replay", "decode", "rules", "stats", "doctor", "run", "demo")
+COMMANDS = (
+    "queue",
+    "block",
+    "log",
+    "record",
+    "replay",
+    "decode",
+    "rules",
+    "stats",
+    "doctor",
+    "run",
+    "stand-in",
+    "demo",
+)
 QUEUE = FIXTURES / "queue-forward-ipv4.pcapng"
 LOG = FIXTURES / "log-input-ipv6.pcapng"
 

@@ -107,6 +107,28 @@ def test_modules_and_code_run_too(tmp_path: Path) -> None:
     assert run([*compat, "-m", "some_module", "x"], cwd=tmp_path).stdout == "['x']\n"
 
 
+@pytest.mark.parametrize("how", [["-m", "some_module"], ["some_module"]], ids=" ".join)
+def test_the_command_runs_modules_with_options_of_their_own(tmp_path: Path, how: list[str]) -> None:
+    (tmp_path / "some_module.py").write_text("import netfilterqueue, sys; print(netfilterqueue.__name__, sys.argv[1:])")
+    done = run([sys.executable, "-m", "nfnet", "run", *how, "-m", "--help", "x"], cwd=tmp_path)
+    assert done.stdout == "nfnet.compat.netfilterqueue ['-m', '--help', 'x']\n"
+
+
+def test_the_command_runs_pytest(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("def test_it():\n    import nflogr\n    assert nflogr.PROTO_IP == 2048\n")
+    done = run([sys.executable, "-m", "nfnet", "run", "pytest", "-q", "-p", "no:cacheprovider"], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+
+
+def test_help_of_the_command() -> None:
+    done = run([sys.executable, "-m", "nfnet", "run", "--help"])
+    assert (done.returncode, done.stdout.split("\n")[0]) == (
+        0,
+        "usage: nfnet run SCRIPT|-m MODULE|-c CODE [ARGUMENT ...]",
+    )
+
+
 def test_options_of_python_are_kept(script: Path) -> None:
     script.write_text("import sys; print(sys.flags.optimize, sys._xoptions)")
     done = run([sys.executable, "-O", "-X", "utf8", "-m", "nfnet.compat", script])

@@ -504,7 +504,7 @@ ROOT = Path(nfnet.__file__).parent
 CODE = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "yaml", "jsonpickle", "code", "runpy", "imp"}
 CALLS = {"eval", "exec", "compile", "__import__"}
 # A handler that the user names, and our own modules that are imported late.
-IMPORTERS = {"__init__.py", "cli/handlers.py", "compat/__init__.py"}
+IMPORTERS = {"__init__.py", "cli/handlers.py", "compat/__init__.py", "protocol/__init__.py"}
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))

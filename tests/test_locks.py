@@ -20,9 +20,8 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import Queue, netns, testing
+from nfnet import Queue, _recording, netns, testing
 from nfnet._io.locks import RLock, uninterrupted
-from nfnet.captures import _recorder as recorder
 from nfnet.captures._pcap import LinkType, Writer
 from nfnet.compat import nflogr
 
@@ -168,7 +167,7 @@ def test_an_interrupt_leaves_nothing_recording(signals: Signals, tmp_path: Path)
 
     for number in range(ROUNDS):
         interrupted += signals.interrupt(record, 2e-4, times=10)  # and nobody else is recording to that file
-        assert recorder.current() is None, f"after {number} times"
+        assert _recording.current() is None, f"after {number} times"
     assert interrupted > ROUNDS / 2
 
 

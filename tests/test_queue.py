@@ -793,6 +793,18 @@ def test_an_exception_may_decide(policy: Any, word: int, caplog: pytest.LogCaptu
     assert "Oops" in caplog.text
 
 
+@pytest.mark.parametrize("policy", ["accept", "drop"])
+def test_an_iteration_cannot_treat_errors(policy: Any) -> None:
+    """What its body raises never comes to the queue, so that a policy would not be carried out."""
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel, on_error=policy) as queue:
+        kernel.feed(2)
+        with pytest.raises(nfnet.ArgumentError, match="on_error=.*run"):
+            iter(queue)
+        assert not kernel.judged, "the error comes before the first packet"
+        assert queue.process(lambda packet: packet.accept()) == 2
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_exits_always_come_out(kind: type[BaseException]) -> None:
     kernel = FakeKernel()

@@ -27,6 +27,7 @@ from . import (
     record_command,
     rules_command,
     run_command,
+    stand_in_command,
     stats_command,
 )
 from .summaries import say
@@ -43,6 +44,7 @@ _COMMANDS = (
     stats_command,
     doctor_command,
     run_command,
+    stand_in_command,
     demo_command,
 )
 

@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
             from ..metrics import serve
 
             address, port = options.metrics
-            stack.callback(serve(port, *collector.logs, address=address))
+            stack.callback(serve(port, collector, address=address))
         if options.install_rule is not None:
             rule = {"prefix": options.prefix, **options.install_rule}
             stack.enter_context(rules.log(options.group, netns=netns, **rule))

@@ -1,4 +1,4 @@
-"""Commands that run until a signal tells them to stop."""
+"""Commands that run until a signal tells them to stop, and what they wait with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import contextlib
 import select
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any
+
+from .._io.poller import Poller
+
+_LONGEST_WAIT = 1.0  # seconds; see `Poller.wait`
 
 
 @contextlib.contextmanager
@@ -29,6 +32,12 @@ def until_told(
             signal.signal(number, handler)
 
 
-def wait_readable(file: Any, timeout: float | None) -> bool:
-    """Return whether a queue or log has something to do in time. A signal is noticed within a second, not at once."""
-    return bool(select.select([file], [], [], 1.0 if timeout is None else min(timeout, 1.0))[0])
+def wait_readable(poller: Poller, timeout: float | None) -> bool:
+    """Return whether something is to be done in time: what it watches is readable, or it was woken.
+
+    `Poller.wait` does that, too, but counts in milliseconds.
+    """
+    timeout = _LONGEST_WAIT if timeout is None else min(timeout, _LONGEST_WAIT)
+    found = bool(select.select([poller], [], [], timeout)[0])
+    poller.reset()
+    return found

@@ -46,7 +46,9 @@ class Batch:
     """Messages of one session that were read together, in the kernel's order."""
 
     session: Session
+    """Which group they are of, and since when it is read."""
     messages: Sequence[LogMessage]
+    """The messages; at least one."""
     lost: int = 0
     """How many the kernel lost before the first of them."""
     read_ns: int = field(default_factory=time.time_ns)

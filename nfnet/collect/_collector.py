@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from urllib.parse import quote
 
 from .._annotated import Annotated
 from .._arguments import check
+from .._io.poller import Poller
 from .._printable import counted
 from ..errors import ArgumentError, NfnetError
 from ..log import Log, LogMessage
@@ -36,7 +36,7 @@ _RCVBUF = 128 << 20  # taken up only while so much waits
 _MOST_IN_MEMORY = 64 << 20  # bytes, for each output
 _SPOOL_SIZE = 1 << 30
 _LAST_READING = 10.0  # seconds, at the end: more may come for ever
-_LONGEST_WAIT = 1.0  # seconds; see `netlink_socket`
+_LONGEST_WAIT = 1.0  # seconds, to see that an output is broken, or that one is there again
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,7 @@ class Collector:
         self._report = report
         self._spool = None if spool is None else os.fspath(spool)
         self._spool_size = check("spool_size", spool_size, 1, 1 << 62)
+        self._poller = Poller()
         self._stops = 0
         self._reopen = False
         try:
@@ -192,10 +193,12 @@ class Collector:
     def stop(self) -> None:
         """End `run`, from any thread or a signal handler; the second time without waiting for outputs that are away."""
         self._stops += 1
+        self._poller.wake()
 
     def reopen(self) -> None:
         """Have all outputs open their files anew; from any thread or a signal handler."""
         self._reopen = True
+        self._poller.wake()
 
     @property
     def reopening(self) -> bool:
@@ -215,6 +218,8 @@ class Collector:
             self._sources = []
             for group, log, limit in zip(self._groups, self.logs, self._limits):
                 stack.enter_context(log)
+                self._poller.watch(log.fileno())
+                stack.callback(self._poller.unwatch, log.fileno())
                 self._sources.append(_Source(log, {**self._labels, **group.labels}, limit))
             for delivery in sorted(self.deliveries, key=lambda delivery: delivery.output.overwrites):
                 delivery.output.begin()
@@ -260,7 +265,7 @@ class Collector:
             if deadline is not None and time.monotonic() >= deadline + _LAST_READING:
                 return
             if not came:
-                select.select(self.logs, [], [], _LONGEST_WAIT if deadline is None else _TIMEOUT / 2)
+                self._poller.wait(_LONGEST_WAIT if deadline is None else _TIMEOUT / 2)
 
     def _has_enough(self) -> bool:
         return self._count is not None and self.seen >= self._count

@@ -31,8 +31,14 @@ _UNFINISHED = ".unfinished"
 class LineFile(Output):
     """Appends lines to a file.
 
-    A file that was renamed or removed is made anew before the next line. `rotate_size` and `rotate_time` rename it:
-    ``log.jsonl`` to ``log.jsonl.20261127T180000Z``, of which there are `keep`, compressed with gzip if `compress`.
+    target: the name of the file; "-" is the standard output.
+    rotate_size: rename the file before it has more bytes than that. Default: never.
+    rotate_time: rename it every so many seconds. Default: never.
+    keep: how many renamed files there are at most; the oldest are removed. Default: all.
+    compress: whether renamed files are compressed with gzip.
+
+    A file is renamed from ``log.jsonl`` to ``log.jsonl.20261127T180000Z``. One that somebody else renamed or removed is
+    made anew before the next line.
     """
 
     settings: ClassVar[Mapping[str, Callable[[Any], Any]]] = {

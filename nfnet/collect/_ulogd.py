@@ -62,8 +62,13 @@ def translate(path: str | os.PathLike[str]) -> str:
     Raises OSError if the file cannot be read, ArgumentError with its line if it is none of ulogd2's.
     """
     with open(path, encoding="utf-8", errors="replace") as file:
-        stacks, sections = _parse(file.read(), os.fspath(path))
-    return _Translation(sections).toml(os.fspath(path), stacks)
+        return translate_text(file.read(), os.fspath(path))
+
+
+def translate_text(text: str, path: str) -> str:
+    """As `translate`, for what is in the file."""
+    stacks, sections = _parse(text, path)
+    return _Translation(sections).toml(path, stacks)
 
 
 def _parse(text: str, path: str) -> tuple[list[_Stack], dict[str, _Section]]:
@@ -97,6 +102,7 @@ def _parse(text: str, path: str) -> tuple[list[_Stack], dict[str, _Section]]:
 class _Translation:
     def __init__(self, sections: dict[str, _Section]) -> None:
         self._sections = sections
+        self._known = known()
         self._inputs: dict[int, _Input] = {}
         self._outputs: dict[str, _Output] = {}  # by the name of the section
         self._left: list[str] = []
@@ -104,7 +110,7 @@ class _Translation:
     def toml(self, path: str, stacks: list[_Stack]) -> str:
         for stack in stacks:
             self._stack(stack)
-        lines = [f"# What ulogd2 does with {path}, made by nfnet collect --import-ulogd.", ""]
+        lines = [*_comment(f"What ulogd2 does with {path}, made by nfnet collect --import-ulogd."), ""]
         if not self._outputs:
             self._left.append("no stack of this file leads from NFLOG to an output that there is here")
         for text in self._left:
@@ -159,7 +165,7 @@ class _Translation:
         settings = self._sections.get(sink, {})
         lines = list(make(settings, sink))
         scheme = next((_scheme_of(line) for line in lines if line.startswith("to = ")), None)
-        if scheme is None or scheme not in known():
+        if scheme is None or scheme not in self._known:
             self._left.append(f"{where} there is no output {scheme or output} here")
             self._left += [line.removeprefix("# ") for line in lines if line.startswith("# ")]
             return
@@ -289,7 +295,7 @@ def _scheme_of(line: str) -> str:
 
 def _string(text: str) -> str:
     """As TOML has strings; those of JSON are right there, too, but for DEL."""
-    return json.dumps(text).replace("\x7f", "\\u007F")
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
 def _comment(text: str) -> list[str]:

@@ -15,7 +15,10 @@ from ._output import Output, OutputError
 
 
 class Capture(Output):
-    """A capture file, made anew. When it cannot be written any more it ends."""
+    """A capture file, made anew. When it cannot be written any more it ends.
+
+    target: the name of the file: pcapng, or pcap if it ends in ``.pcap``.
+    """
 
     scheme = "pcapng"
     suffixes = (".pcapng", ".pcap")

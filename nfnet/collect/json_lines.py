@@ -12,7 +12,7 @@ from ._line_file import LineFile
 
 
 class JsonLines(LineFile):
-    """A line of JSON for each message, and one for each gap."""
+    """A line of JSON for each message, and one for each gap; target and settings as for `LineFile`."""
 
     scheme = "jsonl"
     suffixes = (".jsonl", ".json", ".ndjson")

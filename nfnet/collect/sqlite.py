@@ -103,7 +103,9 @@ class Sqlite(Output):
 
     A message is stored once, however often it is written: rows have a unique session and sequence number.
 
-    keep: rows older than so many seconds are removed. max_size: the oldest rows go when the data takes more bytes.
+    target: the name of the database's file.
+    keep: rows older than so many seconds are removed. Default: none are.
+    max_size: the oldest rows go when the data takes more bytes. Default: no limit.
     """
 
     scheme = "sqlite"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import signal
 import subprocess
 import sys
@@ -180,6 +181,32 @@ def test_in_another_namespace_two_do_not_mix_up_what_they_stop(net: Net) -> None
         _, errors = finish(other)
         assert errors.splitlines()[-1] == "stopped 0 packets, 0 bytes"
         assert ends(net, one)[1].startswith("stopped 1 packet, 29 bytes\n")
+
+
+def test_json(net: Net) -> None:
+    """An object for each rule, with what is said in words without it; `nfnet rules list` has them meanwhile."""
+    client = ADDRESS["client", V4]
+    with block(net, client, "--reject", "--json") as process:
+        with net.open_socket("client", V4) as outside:
+            outside.sendto(b"x", (ADDRESS["server", V4], 7000))
+        assert wait_for(lambda: any(row.packets for row in rules.installed(net.hosts["router"])))
+        command = [sys.executable, "-m", "nfnet", "rules", "list", "--json"]
+        listed = net.at("router", lambda: subprocess.run(command, capture_output=True, text=True, check=True)).stdout
+        output, errors = finish(process, signal.SIGTERM)
+    during = [json.loads(line) for line in listed.splitlines()]
+    stopped = [row for row in during if not row["words"].startswith("accept ")]
+    assert stopped[2] == {
+        "family": "inet",
+        "table": stopped[0]["table"],
+        "process": process.pid,
+        "orphaned": False,
+        "words": f"reject hook=forward source={client}",
+        "packets": 1,
+        "bytes": 29,
+    }
+    assert [row["packets"] for row in stopped] == [0, 0, 1, 0]
+    assert [json.loads(line) for line in output.splitlines()] == stopped
+    assert errors.splitlines()[-1] == "stopped 1 packet, 29 bytes"
 
 
 def test_without_privilege(net: Net) -> None:

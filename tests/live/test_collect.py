@@ -108,7 +108,7 @@ def test_nothing_of_a_burst_is_lost(way: Way, tmp_path: Path) -> None:
     assert rows(database) == list(range(BURST))
     first = lines_of(file)[0]
     assert first["source"]["ip"] == "10.81.1.1"
-    assert first["destination"] == {"ip": "10.81.2.2", "port": 7000}
+    assert (first["destination"]["ip"], first["destination"]["port"]) == ("10.81.2.2", 7000)
     assert first["observer"]["ingress"]["interface"]["name"] == "to-client"
 
 

@@ -55,6 +55,48 @@ def way(net: Net) -> Way:
     return Way(net)
 
 
+PATIENT = """\
+import struct, sys
+from nfnet._io import netlink_socket, poller
+from nfnet.cli import main, signals
+from nfnet.collect import _collector
+poller._LONGEST_WAIT = signals._LONGEST_WAIT = _collector._LONGEST_WAIT = 3600.0
+poller.Poller.wait.__defaults__ = (3600.0,)
+netlink_socket._RECEIVE_TIMEOUT = struct.pack("@ll", 3600, 0)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def is_asleep(process: subprocess.Popen[str]) -> bool:
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("queue", "1"),
+        ("queue", "1", "--delay", "10"),
+        ("record", "file.pcapng", "--queue", "1"),
+        ("record", "file.pcapng", "--group", "5"),
+        ("log", "5", "-q"),
+        ("collect", "--group", "5", "--to", "log.jsonl"),
+    ],
+    ids=" ".join,
+)
+def test_a_signal_ends_a_command_that_waits(
+    net: Net, tmp_path: Path, arguments: tuple[str, ...], number: signal.Signals
+) -> None:
+    """At once: here nothing else ends a wait before an hour is over, other than usual."""
+    (tmp_path / "patient.py").write_text(PATIENT)
+    command = [sys.executable, str(tmp_path / "patient.py"), *arguments]
+    bound: dict[str, Any] = {"queue": 1} if "1" in arguments else {"group": 5}
+    with running(net, command, cwd=tmp_path) as process:
+        assert wait_for(lambda: is_bound(net, **bound) or process.poll() is not None)
+        assert wait_for(lambda: is_asleep(process))
+        finish(process, number)
+
+
 def test_queue_shows_packets_and_lets_them_go(way: Way) -> None:
     with nfnet_command(way.net, "queue", "1", "--install-rule", RULE) as process:
         way.send(b"one", b"two")
