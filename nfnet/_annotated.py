@@ -16,6 +16,8 @@ class Annotated(bytes):
     """The names of user and group, if the message is from another machine."""
     suppressed: int
     """For how many messages this one stands that the collector left out, itself included: `LogMessage.suppressed`."""
+    interface_name: str | None
+    """The name of the interface that a recording says the packet passed: of `Message.indev` or `Message.outdev`."""
 
     def __new__(
         cls,
@@ -25,9 +27,11 @@ class Annotated(bytes):
         process: Process | None = None,
         accounts: tuple[str | None, str | None] | None = None,
         suppressed: int = 0,
+        interface_name: str | None = None,
     ) -> Annotated:
         self = super().__new__(cls, data)
         self.time_ns, self.process, self.accounts, self.suppressed = time_ns, process, accounts, suppressed
+        self.interface_name = interface_name
         return self
 
     def part(self, data: bytes) -> Annotated:
@@ -38,4 +42,5 @@ class Annotated(bytes):
             process=self.process,
             accounts=self.accounts,
             suppressed=self.suppressed,
+            interface_name=self.interface_name,
         )

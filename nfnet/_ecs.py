@@ -369,7 +369,8 @@ def _template(value: Any, path: str = "") -> str:
         return _VARYING[path]
     if isinstance(value, dict):
         inner = [
-            f"{json.dumps(name)}: {_template(item, f'{path}.{name}' if path else name)}" for name, item in value.items()
+            f"{json.dumps(name).replace('%', '%%')}: {_template(item, f'{path}.{name}' if path else name)}"
+            for name, item in value.items()
         ]
         return "{" + ", ".join(inner) + "}"
     return json.dumps(value).replace("%", "%%")

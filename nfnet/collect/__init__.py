@@ -19,10 +19,12 @@ from ._output import Output, OutputError
 from ._outputs import OUTPUTS, known, output, source
 from ._units import Rate
 from .capture import Capture
+from .journal import Journal
 from .json_lines import JsonLines
 from .nats import Nats
 from .postgresql import Postgresql
 from .sqlite import Sqlite
+from .syslog import Syslog, SyslogTcp, SyslogTls, SyslogUdp
 from .text import Text
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "DeliveryState",
     "Forwarder",
     "Group",
+    "Journal",
     "JsonLines",
     "Nats",
     "NatsSource",
@@ -44,6 +47,10 @@ __all__ = [
     "Session",
     "Sqlite",
     "State",
+    "Syslog",
+    "SyslogTcp",
+    "SyslogTls",
+    "SyslogUdp",
     "Text",
     "known",
     "output",

@@ -246,6 +246,7 @@ class Collector:
         deadline: float | None = None  # the kernel may still be collecting what happened before `stop`
         while True:
             each_turn()
+            now = time.monotonic()  # before the look at what came: a process that is paused behind it looks once more
             came = False
             for source in self._sources:
                 came |= self._read_one(source)
@@ -260,9 +261,9 @@ class Collector:
                 return
             if self._stops and deadline is None:
                 deadline = time.monotonic() + 2 * _TIMEOUT
-            if deadline is not None and not came and (time.monotonic() >= deadline or self._stops > 1):
+            if deadline is not None and not came and (now >= deadline or self._stops > 1):
                 return
-            if deadline is not None and time.monotonic() >= deadline + _LAST_READING:
+            if deadline is not None and now >= deadline + _LAST_READING:
                 return
             if not came:
                 self._poller.wait(_LONGEST_WAIT if deadline is None else _TIMEOUT / 2)

@@ -52,9 +52,11 @@ class Output(ABC):
     """What stands before the target: "sqlite" in ``sqlite:firewall.db``."""
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Ends of file names that need no scheme: ".db"."""
+    usual_target: ClassVar[str] = ""
+    """The target if nothing stands behind the scheme and its colon; an error if there is none."""
     help: ClassVar[str]
     overwrites: ClassVar[bool] = False
-    """Whether `begin` removes what was in the target: it is called when all others have begun."""
+    """Whether `begin` renames or removes what was in the target: it is called when all others have begun."""
     settings: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
     """Names of settings, and what makes their values of what the user wrote, or raises ValueError."""
 

@@ -11,13 +11,27 @@ from ..errors import ArgumentError
 from ._nats_source import NatsSource
 from ._output import Output, without_password
 from .capture import Capture
+from .journal import Journal
 from .json_lines import JsonLines
 from .nats import Nats
 from .postgresql import Postgresql
 from .sqlite import Sqlite
+from .syslog import Syslog, SyslogTcp, SyslogTls, SyslogUdp
 from .text import Text
 
-OUTPUTS: tuple[type[Output], ...] = (JsonLines, Text, Sqlite, Capture, Postgresql, Nats)
+OUTPUTS: tuple[type[Output], ...] = (
+    JsonLines,
+    Text,
+    Sqlite,
+    Capture,
+    Postgresql,
+    Nats,
+    Syslog,
+    SyslogUdp,
+    SyslogTcp,
+    SyslogTls,
+    Journal,
+)
 """Those of this package."""
 
 _GROUP = "nfnet.outputs"
@@ -125,6 +139,7 @@ def _kind_of(to: str) -> tuple[type[Output], str]:
     kinds = known()
     scheme, colon, target = to.partition(":")
     if colon and scheme in kinds:
+        target = target or kinds[scheme].usual_target
         if not target:
             raise ArgumentError(f"{to!r} does not say where to")
         return kinds[scheme], target

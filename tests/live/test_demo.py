@@ -15,7 +15,7 @@ PORT = 7777
 
 
 def test_demo(net: Net) -> None:
-    done = subprocess.run([sys.executable, "-m", "nfnet", "demo"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "nfnet", "demo"], capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     out = done.stdout
