@@ -351,7 +351,7 @@ class _Worker:
 
 
 def _end_child(told: int) -> None:
-    """Kill the child that wrote its process id to a pipe, if there is one. The parent has closed the pipe's other end."""
+    """Kill the child that wrote its process id to a pipe, if there is one. The parent has closed the other end."""
     with select.epoll() as poll:  # in case that another thread forks now: its child has the pipe open
         poll.register(told, select.EPOLLIN)
         written = os.read(told, _PID_SIZE) if poll.poll(_PATIENCE) else b""

@@ -5,15 +5,31 @@ Other modules take it from here and do not ask themselves.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import weakref
 from typing import Any
 
-__all__ = ["GIL", "Event"]
+__all__ = ["GIL", "Event", "collect_forgotten"]
 
 GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 """Whether one thread at a time executes Python code. False in free-threaded builds, which may also turn it on."""
+
+_COUNTS_REFERENCES = sys.implementation.name == "cpython"
+
+
+def collect_forgotten() -> bool:
+    """Let what the program has forgotten end now: iterations that were left by ``break``, and open queues.
+
+    CPython ends them when the last reference is gone. PyPy does so some time later, and here. Returns whether there may
+    have been any; always False in CPython, where nothing is done.
+    """
+    if _COUNTS_REFERENCES:
+        return False
+    gc.collect()
+    return True
+
 
 _ONE = (1).to_bytes(8, sys.byteorder)  # what an eventfd adds to its counter; in a pipe it is just eight bytes
 _ALL = 1 << 16  # bytes: as many as a pipe holds
