@@ -90,10 +90,11 @@ class Spool(Store):
         self._most = most
         try:
             self._connection = sqlite3.connect(private_files.create_database(path), isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA journal_mode = WAL").fetchall()
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute(_TABLE)
-            found = self._connection.execute("SELECT total(count), total(size) FROM batches").fetchone()
+            # All rows of each statement: what has rows left keeps PyPy from committing.
+            found = self._connection.execute("SELECT total(count), total(size) FROM batches").fetchall()[0]
         except sqlite3.Error as error:
             raise NfnetError(f"spool {path}: {error}") from error
         self._count, self._size = map(int, found)
@@ -126,12 +127,12 @@ class Spool(Store):
     def first(self) -> Batch | None:
         if self._first is None:
             try:
-                row = self._connection.execute(_FIRST, (self._done,)).fetchone()
+                rows = self._connection.execute(_FIRST, (self._done,)).fetchall()
             except sqlite3.Error as error:
                 raise NfnetError(f"spool {self.path}: {error}") from error
-            if row is None:
+            if not rows:
                 return None
-            number, session, read_ns, lost, labels, names, _, _, data = row
+            number, session, read_ns, lost, labels, names, _, _, data = rows[0]
             known = {int(index): name for index, name in json.loads(names).items()}
             messages = [LogMessage.from_bytes(raw, known.get) for _, raw in netlink.split_messages(data)]
             batch = Batch(Session(*json.loads(session)), messages, lost, read_ns, json.loads(labels))
