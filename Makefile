@@ -5,7 +5,7 @@ ARGS ?=
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test coverage lint check test-vm bench bench-report fuzz soak docs clean
+.PHONY: demo test coverage lint check test-vm bench bench-report fuzz soak docs pictures clean
 
 demo: $(VENV)/.installed          ## real packets, in namespaces of its own
 	@$(BIN)/nfnet demo
@@ -47,7 +47,12 @@ soak: $(VENV)/.installed-dev      ## more packets than can be handled, and the b
 
 docs: $(VENV)/.installed-docs     ## the documentation, in build/docs/html; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/docs/trees $(ARGS) docs build/docs/html
+	$(BIN)/python -m sphinx -Q -b markdown -d build/docs/plain-trees docs build/docs/markdown
+	$(BIN)/python docs/plain.py build/docs/markdown build/docs/html
 	@echo "the documentation is build/docs/html/index.html"
+
+pictures: $(VENV)/.installed-docs  ## the pictures of the documentation, drawn again; needs Graphviz
+	$(BIN)/python docs/pictures.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -14,7 +14,17 @@ import nox
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
 ROOT = Path(__file__).parent
-NEEDED = ("tests", "examples", "benchmarks", "docs", "pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+NEEDED = (
+    "tests",
+    "examples",
+    "distributions",
+    "benchmarks",
+    "docs",
+    "pyproject.toml",
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+)
 
 
 def build(session: nox.Session) -> tuple[Path, Path]:
@@ -39,7 +49,7 @@ def test(session: nox.Session, wheel: Path, *requirements: str, arguments: list[
         session.run("pytest", "-p", "no:cacheprovider", *arguments)
 
 
-@nox.session(python=["3.10", "3.11", "3.12", "3.13", "3.14"])
+@nox.session(python=["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"])
 def tests(session: nox.Session) -> None:
     """All tests with the wheel; further arguments are pytest's."""
     test(session, build(session)[1], arguments=session.posargs)
@@ -81,5 +91,14 @@ def package(session: nox.Session) -> None:
     session.run(python, "-m", "pip", "install", "--quiet", str(wheel), env=no_compiler, external=True)
     session.run(python, "-m", "pip", "check", env=no_compiler, external=True)
     session.run(str(clean / "bin" / "nfnet"), "demo", env=no_compiler, external=True)
+    for name in ("netfilterqueue", "nflogr"):
+        place = str(ROOT / "distributions" / f"nfnet-{name}")
+        out = Path(session.create_tmp()) / "stand-ins"
+        session.run("python", "-m", "build", "--wheel", "--outdir", str(out), place, silent=True)
+        (stand_in,) = out.glob(f"nfnet_{name}-*.whl")
+        session.run("twine", "check", "--strict", str(stand_in))
+        session.run(python, "-m", "pip", "install", "--quiet", str(stand_in), env=no_compiler, external=True)
+        session.run(python, "-c", f"import {name}; print({name}.__version__)", env=no_compiler, external=True)
+    session.run(python, "-m", "pip", "check", env=no_compiler, external=True)
     session.env["NFNET_PYTHON"] = python
     test(session, wheel, arguments=["tests/live/test_examples.py", "-k", "readme", *session.posargs])

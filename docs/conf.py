@@ -29,7 +29,9 @@ author = "The nfnet developers"
 project_copyright = "The nfnet developers, MIT licence"
 version = release = nfnet.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_markdown_builder"]
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 exclude_patterns = ["figures"]  # parts of pages, to be included
 myst_enable_extensions = ["deflist", "colon_fence"]
 myst_heading_anchors = 3
@@ -38,6 +40,20 @@ html_theme = "furo"
 html_title = f"nfnet {version}"
 html_static_path = ["_static"]
 html_css_files = ["nfnet.css"]
+# Other versions of this site, for the switch in the sidebar: NFNET_DOCS_VERSIONS="1.0=/1.0/ latest=/latest/".
+versions = [item.partition("=")[::2] for item in os.environ.get("NFNET_DOCS_VERSIONS", "").split()]
+html_context = {"versions": versions}
+templates_path = ["_templates"]
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "versions.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
 html_copy_source = False
 html_show_sphinx = False
 

@@ -7,8 +7,8 @@ from nfnet import rules
 
 port, *knocks = map(int, sys.argv[1:])
 
-# Who has knocked at the first of the ports, at the first two, and so on; the last may come in.
-# Knocks may be ten seconds apart.
+# Senders that have knocked at the first port, at the first two, and so on. Those in the last set
+# may connect. Knocks may be ten seconds apart.
 heard = [rules.Set("address", timeout=10) for _ in knocks]
 opened = heard[-1] = rules.Set("address", timeout=30)
 

@@ -61,73 +61,126 @@ if sys.argv[:1] == ["-m"] and not (sys.flags.isolated or getattr(sys.flags, "saf
     if (_word.partition("m")[2] if _word.startswith("-") else _word) in ("nfnet", "nfnet.compat"):
         sys.path.pop(0)
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from . import inet, stats
-from ._core.message import Vlan
-from ._injection import inject
-from ._io.netlink_socket import NetlinkSocket
-from ._io.raw_socket import INJECTED_MARK
-from ._io.transport import SocketStatus, Transport
-from ._processes import Process, process_of
-from .captures import GivenVerdict, Recorder, Replay, record, replay
-from .errors import (
-    AckTimeoutError,
-    AlreadyDecidedError,
-    ArgumentError,
-    ArgumentTypeError,
-    BusyError,
-    BusyReadingError,
-    CaptureError,
-    ClosedError,
-    DecodeError,
-    KernelError,
-    NfnetError,
-    NoElementError,
-    NotPermittedError,
-    NotSupportedError,
-    OverrunError,
-)
-from .log import Log, LogMessage, LogOptions
-from .packet import Packet
-from .protocol.conntrack import Conntrack, CtInfo
-from .protocol.nfnetlink import ArpHook, Family, Hook, NetdevHook
-from .protocol.nfqnl import CopyMode, SkbInfo, Verdict
-from .queue import Queue, QueueOptions
-from .stats import LogCounters, LogStats, LogStatus, QueueCounters, QueueStats, QueueStatus
-
 __version__ = "0.1.0"
 
-# These are imported when somebody asks for them: asyncio takes longer to load than all the rest, and not all programs
-# need the others.
-_LAZY_NAMES = {"AsyncLog": "aio", "AsyncQueue": "aio", "Workers": "workers", "run_workers": "workers"}
-_LAZY_MODULES = ("aio", "collect", "compat", "doctor", "metrics", "rules", "testing", "workers")
-_MODULES = ("captures", "errors", "inet", "log", "netns", "packet", "protocol", "queue", "stats")
+# The public modules, and what each of them has that is in this package, too. All are imported when somebody asks for
+# them: construct, from which the protocol is made, takes longer than everything else, and a program that imports nfnet
+# may not need it (or does not need asyncio, sqlite3, ...).
+_MODULES = {
+    "_core.message": ("Vlan",),
+    "_injection": ("inject",),
+    "_io.netlink_socket": ("NetlinkSocket",),
+    "_io.raw_socket": ("INJECTED_MARK",),
+    "_io.transport": ("SocketStatus", "Transport"),
+    "_processes": ("Process", "process_of"),
+    "aio": ("AsyncLog", "AsyncQueue"),
+    "captures": ("GivenVerdict", "Recorder", "Replay", "record", "replay"),
+    "collect": (),
+    "compat": (),
+    "doctor": (),
+    "errors": (
+        "AckTimeoutError",
+        "AlreadyDecidedError",
+        "ArgumentError",
+        "ArgumentTypeError",
+        "BusyError",
+        "BusyReadingError",
+        "CaptureError",
+        "ClosedError",
+        "DecodeError",
+        "KernelError",
+        "NfnetError",
+        "NoElementError",
+        "NotPermittedError",
+        "NotSupportedError",
+        "OverrunError",
+    ),
+    "inet": (),
+    "log": ("Log", "LogMessage", "LogOptions"),
+    "metrics": (),
+    "netns": (),
+    "packet": ("Packet",),
+    "protocol": (),
+    "protocol.conntrack": ("Conntrack", "CtInfo"),
+    "protocol.nfnetlink": ("ArpHook", "Family", "Hook", "NetdevHook"),
+    "protocol.nfqnl": ("CopyMode", "SkbInfo", "Verdict"),
+    "queue": ("Queue", "QueueOptions"),
+    "rules": (),
+    "stats": ("LogCounters", "LogStats", "LogStatus", "QueueCounters", "QueueStats", "QueueStatus"),
+    "testing": (),
+    "workers": ("Workers", "run_workers"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+_PUBLIC_MODULES = [name for name in _MODULES if "." not in name and not name.startswith("_")]
 
+TYPE_CHECKING = False  # as type checkers have it; the module typing takes ten times as long to import as this one
 if TYPE_CHECKING:
     from . import aio as aio
+    from . import captures as captures
     from . import collect as collect
     from . import compat as compat
     from . import doctor as doctor
+    from . import errors as errors
+    from . import inet as inet
+    from . import log as log
     from . import metrics as metrics
+    from . import netns as netns
+    from . import packet as packet
+    from . import protocol as protocol
+    from . import queue as queue
     from . import rules as rules
+    from . import stats as stats
     from . import testing as testing
     from . import workers as workers
+    from ._core.message import Vlan
+    from ._injection import inject
+    from ._io.netlink_socket import NetlinkSocket
+    from ._io.raw_socket import INJECTED_MARK
+    from ._io.transport import SocketStatus, Transport
+    from ._processes import Process, process_of
     from .aio import AsyncLog, AsyncQueue
+    from .captures import GivenVerdict, Recorder, Replay, record, replay
+    from .errors import (
+        AckTimeoutError,
+        AlreadyDecidedError,
+        ArgumentError,
+        ArgumentTypeError,
+        BusyError,
+        BusyReadingError,
+        CaptureError,
+        ClosedError,
+        DecodeError,
+        KernelError,
+        NfnetError,
+        NoElementError,
+        NotPermittedError,
+        NotSupportedError,
+        OverrunError,
+    )
+    from .log import Log, LogMessage, LogOptions
+    from .packet import Packet
+    from .protocol.conntrack import Conntrack, CtInfo
+    from .protocol.nfnetlink import ArpHook, Family, Hook, NetdevHook
+    from .protocol.nfqnl import CopyMode, SkbInfo, Verdict
+    from .queue import Queue, QueueOptions
+    from .stats import LogCounters, LogStats, LogStatus, QueueCounters, QueueStats, QueueStatus
     from .workers import Workers, run_workers
 else:  # a type checker would take every name for one of the module's
 
-    def __getattr__(name: str) -> Any:
-        if name in _LAZY_NAMES:
-            return getattr(import_module(f"{__name__}.{_LAZY_NAMES[name]}"), name)
-        if name in _LAZY_MODULES:
-            return import_module(f"{__name__}.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        if name in _PUBLIC_MODULES:
+            return import_module(f"{__name__}.{name}")  # which makes it an attribute of this one
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value  # found there from now on, at no cost
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_MODULES, *_LAZY_MODULES, "__doc__", "__version__"})
+    return sorted({*__all__, *_PUBLIC_MODULES, "__doc__", "__version__"})
 
 
 __all__ = [

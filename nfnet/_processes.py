@@ -25,6 +25,7 @@ from ._arguments import check, wrong_type
 from ._io import at_fork
 from ._io.native import new_socket
 from ._io.netlink_socket import KERNEL
+from ._printable import printable
 from .errors import ArgumentError, NfnetError, kernel_error
 from .inet import Flow
 from .netns import Netns, call_in, call_in_open, check_netns
@@ -56,7 +57,11 @@ _CONTAINER = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
 class Process(NamedTuple):
-    """A process of this machine, as it was when it was asked for."""
+    """A process of this machine, as it was when it was asked for.
+
+    ``str(process)`` is for people: "curl (process 4711, /usr/bin/curl)". A process may have chosen both of these names;
+    what a terminal would obey is shown as its bytes, ``[1b]``. The attributes have the names as they are.
+    """
 
     pid: int
     """Its process id, in the pid namespace of this program."""
@@ -66,13 +71,17 @@ class Process(NamedTuple):
     """The path of its program (/proc/PID/exe), in its own mount namespace; with " (deleted)" behind it if the file was
     replaced or removed since. None if this program may not know."""
     command_line: tuple[str, ...] | None = None
-    """Its arguments, the program's name first, at most 64 KiB; a process may change what is there. Empty while the process
-    is in execve, and for kernel threads. None if this program may not know."""
+    """Its arguments, the program's name first, at most 64 KiB; a process may change what is there. Empty while the
+    process is in execve, and for kernel threads. None if this program may not know."""
     uid: int = 0
     """The user to whom the socket belongs: the effective user id of the process as it made the socket, in the user
     namespace of this program. It is what ``meta skuid`` compares."""
     cgroup: str | None = None
     """The path of its control group: in the unified hierarchy; where it is in the root of that, in systemd's own."""
+
+    def __str__(self) -> str:
+        where = "" if self.executable is None else f", {self.executable}"
+        return printable(f"{self.name} (process {self.pid}{where})")
 
     @property
     def unit(self) -> str | None:

@@ -74,7 +74,7 @@ AsyncHandler = Callable[[Packet], Awaitable[object]]
 
 
 class AsyncQueue(AsyncReader[_Queue, Packet]):
-    """A `Queue` for asyncio: the same arguments, attributes and errors.
+    """A `Queue` for asyncio: the same arguments (``num`` and ``options``), attributes and errors.
 
         async with nfnet.AsyncQueue(1) as queue:
             await queue.run(handler)                # handler(packet), plain or async
@@ -242,7 +242,7 @@ AsyncLogHandler = Callable[[LogMessage], Awaitable[object]]
 
 
 class AsyncLog(AsyncReader[Log, LogMessage]):
-    """A `Log` for asyncio: the same arguments, attributes and errors.
+    """A `Log` for asyncio: the same arguments (``group`` and ``options``), attributes and errors.
 
     async with nfnet.AsyncLog(5) as log:
         async for message in log:

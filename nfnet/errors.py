@@ -59,7 +59,8 @@ class DecodeError(NfnetError, ValueError):
 class CaptureError(DecodeError):
     """A file that is no capture, stops in the middle of a record, or has a damaged record in it.
 
-    ``offset`` is where in the file, and ``record`` the number of the record, from 1; None if it is none of a record.
+    ``what`` is what is wrong, ``offset`` where in the file, and ``record`` the number of the record, from 1; None if it
+    is none of a record.
     """
 
     def __init__(self, what: str, offset: int, record: int | None = None) -> None:

@@ -27,7 +27,7 @@ from ._io.moves import END
 from ._io.native import new_socket
 from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP
 from ._io.transport import Transport
-from .errors import AlreadyDecidedError, ClosedError, DecodeError, NfnetError, kernel_error
+from .errors import AlreadyDecidedError, ArgumentError, ClosedError, DecodeError, NfnetError, kernel_error
 from .netns import Netns
 from .packet import Packet
 from .protocol import netlink, nfqnl
@@ -352,7 +352,8 @@ class Queue(Reader[QueueBinding, Packet]):
     undecided: what to do with a packet whose handler returns without a verdict: keep it "pending", so that it can be
         decided later, or "accept" or "drop" it.
     on_error: what to do when a handler raises an Exception: "raise" it, and keep the packet pending, or log it and
-        "accept" or "drop" the packet.
+        "accept" or "drop" the packet. An iteration has no handler: it is refused (ArgumentError) unless this is
+        "raise".
     bits: the bits of the mark by which rules carry out verdicts on whole connections (see `nfnet.rules.queue`). Needed
         only if the rules were installed with iptables-legacy, because nfnet finds others in nf_tables.
     netns: the network namespace to work in: the name of one in /run/netns, a path, an open file, or
@@ -474,6 +475,21 @@ class Queue(Reader[QueueBinding, Packet]):
         ledger.close()
         if self._undecided == "accept":
             ledger.accept_rest(binding.last_id)
+        elif binding.transport.trusted and not binding.transport.simulated:  # a socket that nobody else reads from
+            self._drop_rest(binding)
+
+    def _drop_rest(self, binding: QueueBinding) -> None:
+        """Drop what is left in the queue, which unbinding would do, too.
+
+        But unbinding drops it some milliseconds later, after an RCU grace period. If the rule is gone by then, Linux
+        4.14 to 6.10 write a warning about nf_reinject to the kernel's log, and stop with ``panic_on_warn``.
+
+        No packet is decided by that: recordings do not have it, nor do counters, in which these packets are pending. A
+        packet that is more than 2^30 ids older than the last one is left to the unbinding.
+        """
+        newest = (binding.last_id + 0x40000000) & 0xFFFFFFFF  # so that it covers those that were not read
+        with suppress(NfnetError):  # if it fails, the packets are dropped a little later
+            binding.transport.send_untapped(nfqnl.verdict(self.num, newest, Verdict.DROP, batch=True))
 
     def run(self, handler: Handler) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
@@ -512,6 +528,14 @@ class Queue(Reader[QueueBinding, Packet]):
                 self._leave_undecided(binding, packet)
             if self._stopping:
                 return
+
+    def check_iteration(self) -> None:
+        # What the body of a for statement raises never comes here.
+        if self._on_error != "raise":
+            text = (
+                f"on_error={self._on_error!r} is for handlers, and what the body of an iteration raises comes out of it"
+            )
+            raise ArgumentError(f"{text}: use run(), or on_error='raise' and a try statement in the body")
 
     def _body_returned(self, binding: QueueBinding, item: Packet) -> None:
         if item._decision is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ._io.transport import SocketStatus
@@ -187,8 +186,13 @@ def is_ours(port_id: int, netns: Netns | None = None) -> bool:
 
 def _inode(port_id: int, netns: Netns | None) -> int | None:
     """Return the inode of the netfilter netlink socket with that port, None if there is none or it cannot be read."""
+
+    def read() -> str:
+        with open("/proc/thread-self/net/netlink") as file:
+            return file.read()
+
     try:
-        table = call_in(netns, Path("/proc/thread-self/net/netlink").read_text)
+        table = call_in(netns, read)
     except (KernelError, OSError):
         return None
     rows = (line.split() for line in table.splitlines()[1:])

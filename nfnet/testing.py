@@ -184,10 +184,12 @@ def error_message(number: int, request: bytes) -> bytes:
 class FakeKernel(Transport):
     """A transport whose other end is a model of the kernel's queue.
 
+    num: the number of the queue.
+    ends: whether the loop ends when all that was fed has been read. If not, it waits for more.
+
     It understands requests by the construct schemas alone, and applies them as net/netfilter/nfnetlink_queue.c does.
     ``queued`` are the ids of packets without a verdict, ``judged`` what was decided, in order: id, verdict word, and
-    changes by NFQA number, and ``injected`` what was to be sent; there is room for any number. With ``ends`` it comes
-    to an end when all that was fed has been read.
+    changes by NFQA number, and ``injected`` what was to be sent; there is room for any number.
     """
 
     trusted = True
@@ -314,7 +316,11 @@ class FakeKernel(Transport):
 
 
 class FedQueue:
-    """A queue that a test feeds."""
+    """A queue that a test feeds. It is open until `close`.
+
+    num: the number of the queue.
+    options: as for `nfnet.Queue`.
+    """
 
     def __init__(self, num: int = 1, **options: Unpack[WorkerOptions]) -> None:
         self.kernel = FakeKernel(num=num, ends=True)

@@ -43,6 +43,7 @@ from nfnet.captures._pcap import Record, netfilter_datagram, read
 from nfnet.captures._recorder import _verdicts
 from nfnet.cli import decode_command
 from nfnet.cli.command_line import rule_words
+from nfnet.collect import _settings, _ulogd
 from nfnet.compat import _nflogdata as nflogdata
 from nfnet.compat import netfilterqueue
 from nfnet.inet import _answers
@@ -1019,6 +1020,20 @@ def read_set(data: bytes, look: bool) -> None:
         assert not list(again)
 
 
+ULOGD = [
+    b'[global]\nstack=a:NFLOG,b:BASE,c:JSON\n[a]\ngroup=1\nnumeric_label=1\n[c]\nfile="/x"\ndevice="d"\nboolean_label=1\n',
+    b"[global]\nstack=a:NFLOG,b:MARK,c:SQLITE3\nstack=x:NFCT,c:LOGEMU\n[b]\nmark=1\n[c]\ntable=t\ndb=/y\n",
+    b'[global]\nstack=a:NFLOG,c:PGSQL\nstack=a:NFLOG,d:SYSLOG\n[c]\nconnstring="host=h port=1 dbname=n"\n'
+    b"pass=p\n[d]\nlevel=LOG_INFO\n",
+]
+
+
+def translate_ulogd(data: bytes, compare: bool = True) -> None:
+    """What comes out, if anything does, is TOML with nothing else in it than there should be."""
+    found = _ulogd.translate_text(data.decode("utf-8", "replace"), "ulogd.conf")
+    assert _settings._load(found).keys() <= {"group", "output"}, found
+
+
 TARGETS = (
     Target("packet", 147, QUEUED, read_packet),
     Target("message", 150, LOGGED, read_message),
@@ -1045,6 +1060,7 @@ TARGETS = (
     Target("arguments", 8, ARGUMENTS, parse_arguments, WORDS),
     Target("rule", 15, RULES, parse_words, WORDS),
     Target("set", 15, SETS, read_set),
+    Target("ulogd.conf", 20, ULOGD, translate_ulogd),
     Target("call", 15, [bytes((which, *pair)) for which in range(9) for pair in pairwise(range(80))], call),
 )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import string
 import subprocess
 import sys
 import sysconfig
@@ -27,16 +28,13 @@ BOUND = 900  # seconds, for a file
 
 _HEAD = """# Which interpreters
 
-nfnet is for CPython 3.10 and later, also free-threaded builds, and for PyPy. Each row is what `tests/interpreters.py` found
-when it ran test files with that interpreter: how many tests passed, of how many files. Tests that a machine cannot run,
-because the kernel or a program lacks something, are skipped and not counted here.
+nfnet is for CPython 3.10 and later, also free-threaded builds, and for PyPy. Each row is what `tests/interpreters.py`
+found when it ran test files with that interpreter: how many tests passed, in how many files; not all files were run.
+Tests that a machine cannot run, because the kernel or a program lacks something, are skipped and not counted here.
 
 """
 
 _TAIL = """
-An interpreter in development mode, or whose row names a failure, may still do what you need: the name says what does not
-work there.
-
 ## Free-threaded builds
 
 Threads execute Python code at the same time there. Verdicts may be given in any thread: of two that decide the same
@@ -69,9 +67,7 @@ def interpreter() -> tuple[str, str]:
     if sys.implementation.name != "cpython":
         version = ".".join(map(str, sys.implementation.version[:3]))
         return f"{sys.implementation.name}{short}", f"{platform.python_implementation()} {version} (Python {short})"
-    optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
-    kind = ", free-threaded" * free + ("" if optimised else ", not optimised")
-    return short + ("" if optimised or free else "-plain"), f"CPython {platform.python_version()}{kind}"
+    return short, f"CPython {platform.python_version()}" + ", free-threaded" * free
 
 
 def load(path: Path) -> Run:
@@ -135,12 +131,8 @@ def runs() -> list[Run]:
     """Return all runs, in the order of the page."""
 
     def key(path: Path) -> tuple[bool, list[int], str]:
-        number = path.stem.lstrip("abcdefghijklmnopqrstuvwxyz")
-        return (
-            path.stem[0].isalpha(),
-            [int("".join(filter(str.isdigit, part))) for part in number.split(".")],
-            path.stem,
-        )
+        number = path.stem.lstrip(string.ascii_letters)
+        return path.stem[0].isalpha(), [int(part.rstrip("t")) for part in number.split(".")], path.stem
 
     return [load(path) for path in sorted(RUNS.glob("*.json"), key=key)]
 

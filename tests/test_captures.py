@@ -562,7 +562,7 @@ def test_a_signal_handler_records_while_its_thread_is_writing(tmp_path: Path, cl
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     recorder.close()
-    thread.join(10)
+    thread.join(60)
     os.close(reading)
     assert not errors
     records = [record.data[16:] for record in read(io.BytesIO(b"".join(written)))]

@@ -24,7 +24,20 @@ from .conftest import FIXTURES
 from .test_captures import recording
 from .test_replay import cut_file, mixed
 
-COMMANDS = ("queue", "block", "log", "record", "replay", "decode", "rules", "stats", "doctor", "run", "demo")
+COMMANDS = (
+    "queue",
+    "block",
+    "log",
+    "record",
+    "replay",
+    "decode",
+    "rules",
+    "stats",
+    "doctor",
+    "run",
+    "stand-in",
+    "demo",
+)
 QUEUE = FIXTURES / "queue-forward-ipv4.pcapng"
 LOG = FIXTURES / "log-input-ipv6.pcapng"
 
@@ -287,7 +300,7 @@ def test_replay_of_a_pipe_shows_what_comes_and_ends_when_it_is_told(number: int,
         process.stdin.write(data[24 + size : 24 + 2 * size + 9])  # and the beginning of the third
         assert b"mark 0x2" in process.stdout.readline()
         process.send_signal(number)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 # --- times

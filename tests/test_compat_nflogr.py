@@ -239,7 +239,7 @@ def test_close_from_another_thread_ends_a_wait(kernel: FakeLog) -> None:
     while not seen:
         pass
     log.close()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     assert seen == ["a"]
 
@@ -256,7 +256,7 @@ def test_several_threads_share_the_messages(kernel: FakeLog) -> None:
         pass
     log.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
     assert sorted(seen, key=int) == [str(number) for number in range(200)]
 

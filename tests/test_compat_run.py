@@ -90,12 +90,12 @@ def test_script_in_another_directory_finds_its_neighbours(way: list[str], script
 
 
 def test_interrupt_ends_the_script_as_python_does(way: list[str], script: Path) -> None:
-    script.write_text("import time, sys, nflogr; print('ready', flush=True); time.sleep(60)")
+    script.write_text("import time, sys, nflogr; print('ready', flush=True); time.sleep(600)")
     with subprocess.Popen([*way, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
     assert errors.splitlines()[-1] == "KeyboardInterrupt"
 
@@ -105,6 +105,28 @@ def test_modules_and_code_run_too(tmp_path: Path) -> None:
     assert run([*compat, "-c", "import nflogr; print(nflogr.PROTO_IP)"]).stdout == "2048\n"
     (tmp_path / "some_module.py").write_text("import netfilterqueue, sys; print(sys.argv[1:])")
     assert run([*compat, "-m", "some_module", "x"], cwd=tmp_path).stdout == "['x']\n"
+
+
+@pytest.mark.parametrize("how", [["-m", "some_module"], ["some_module"]], ids=" ".join)
+def test_the_command_runs_modules_with_options_of_their_own(tmp_path: Path, how: list[str]) -> None:
+    (tmp_path / "some_module.py").write_text("import netfilterqueue, sys; print(netfilterqueue.__name__, sys.argv[1:])")
+    done = run([sys.executable, "-m", "nfnet", "run", *how, "-m", "--help", "x"], cwd=tmp_path)
+    assert done.stdout == "nfnet.compat.netfilterqueue ['-m', '--help', 'x']\n"
+
+
+def test_the_command_runs_pytest(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("def test_it():\n    import nflogr\n    assert nflogr.PROTO_IP == 2048\n")
+    done = run([sys.executable, "-m", "nfnet", "run", "pytest", "-q", "-p", "no:cacheprovider"], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+
+
+def test_help_of_the_command() -> None:
+    done = run([sys.executable, "-m", "nfnet", "run", "--help"])
+    assert (done.returncode, done.stdout.split("\n")[0]) == (
+        0,
+        "usage: nfnet run SCRIPT|-m MODULE|-c CODE [ARGUMENT ...]",
+    )
 
 
 def test_options_of_python_are_kept(script: Path) -> None:

@@ -49,6 +49,7 @@ def test_verdicts_as_tests_see_them(nfnet_queue: FedQueue, name: str) -> None:
     )
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_verdicts_as_the_kernel_gets_them() -> None:
     """NF_REPEAT, with the packet's own mark and three more bits; those of many packets in one message."""
     kernel = FakeKernel(ends=True)
@@ -322,3 +323,21 @@ def test_flows_of_a_translated_connection(flow: inet.Flow, found: bool, monkeypa
     assert connections.forget(flow) == found
     assert len(sock.sent_beside) == found
     assert connections.forget() == 2
+
+
+def test_an_entry_that_names_one_direction_only_is_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Endpoints("10.0.0.1", "10.0.0.9", 17, 1000, 53)
+    values = {CTA.TUPLE_ORIG: conntrack.tuple_of(original)}
+    sock = Socket([bytes(16) + b"\2\0\0\0" + ctnetlink.build_attributes(values)])
+    monkeypatch.setattr("nfnet._core.connections.NetlinkSocket", lambda: sock)
+    connections = Connections(1, sock, MarkBits())
+    assert connections.forget(inet.Flow(17, "10.0.0.1", 1000, "10.0.0.9", 53)) == 0
+    assert sock.sent_beside == []
+
+
+def test_connections_of_a_transport_without_a_socket() -> None:
+    with (
+        Queue(1, transport=Elsewhere(), bits=0x700) as queue,
+        pytest.raises(nfnet.NotSupportedError, match="Elsewhere has no socket"),
+    ):
+        queue.forget_all()

@@ -55,8 +55,10 @@ ORDER = [
     "_io",
     "_processes",
     "_annotated",
+    "_accounts",
     "stats",
     "_injection",
+    "_recording",
     "captures._pcap",
     "captures._recorder",
     "captures._records",
@@ -121,9 +123,13 @@ ORDER = [
     "collect._outputs",
     "collect._spool",
     "collect._delivery",
+    "collect._limits",
+    "collect._counts",
     "collect._collector",
     "collect._settings",
+    "collect._ulogd",
     "collect._queries",
+    "collect._follow",
     "collect",
     "doctor",
     "metrics",
@@ -138,14 +144,17 @@ ORDER = [
     "compat._run",
     "compat",
     "compat.__main__",
+    "compat._stand_in",
     "compat.drop_in._nfnet_alone",
     "compat.drop_in.netfilterqueue",
     "compat.drop_in.nflogr",
     "",
+    "cli.tables",
     "cli.demo_command",
     "cli.packet_text",
     "cli.command_line",
     "cli.signals",
+    "cli.service",
     "cli.summaries",
     "cli.handlers",
     "cli.emulation",
@@ -161,6 +170,7 @@ ORDER = [
     "cli.doctor_command",
     "cli.rules_command",
     "cli.run_command",
+    "cli.stand_in_command",
     "cli",
     "__main__",
 ]
@@ -212,11 +222,40 @@ def test_protocol_needs_construct_and_the_standard_library_alone() -> None:
                 assert top == "construct" or top in sys.stdlib_module_names, f"{path.name} imports {module}"
 
 
-def test_importing_loads_nothing_that_few_programs_need() -> None:
-    few = ("pyroute2", "asyncio", "ssl", "nfnet.rules", "nfnet.workers", "nfnet.compat")
-    code = f"import sys, nfnet; print([m for m in {few} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def loaded_by(code: str) -> set[str]:
+    """The modules that a fresh interpreter loads because of this code."""
+    ask = "import sys; before = set(sys.modules)\n" + code + "\nprint(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_but_itself() -> None:
+    assert loaded_by("import nfnet") == {"nfnet"}
+
+
+# What takes long to load, and who needs it imports it: parts of nfnet, and modules of the standard library.
+DEAR_PARTS = ("_ecs", "aio", "cli", "collect", "compat", "doctor", "metrics", "rules", "workers")
+DEAR_MODULES = (
+    *("argparse", "asyncio", "concurrent.futures", "email", "http", "json", "multiprocessing", "shlex", "shutil"),
+    *("sqlite3", "ssl", "subprocess", "tempfile", "tomllib", "unittest", "urllib.request", "uuid", "xml"),
+)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from nfnet import Queue, Log, inet, record, replay, NfnetError",
+        "from nfnet.testing import FedQueue, udp; fed = FedQueue(); fed.feed(udp(b'x'))"
+        "; fed.run(lambda packet: packet.accept(mark=packet.mark + (packet.udp is not None))); fed.close()",
+    ],
+    ids=["import", "decide"],
+)
+def test_a_queue_loads_nothing_that_few_programs_need(code: str) -> None:
+    # construct imports pdb, which imports a part of the standard library: from Python 3.14 on asyncio and ssl, too.
+    extra = loaded_by("import construct\n" + code) - loaded_by("import construct")
+    assert any(name.startswith("nfnet.queue") for name in extra)
+    assert {name for name in extra if name in DEAR_MODULES or name.startswith("pyroute2")} == set()
+    assert {name for name in extra if name.removeprefix("nfnet.") in DEAR_PARTS} == set()
 
 
 def test_exported_names_exist_and_are_documented() -> None:
@@ -260,6 +299,14 @@ def test_private_names_stay_private() -> None:
     outside = {name: count for name, count in uses.items() if not name.startswith("_core") and count}
     lines = sum(len(path.read_text().splitlines()) for path in modules().values())
     assert sum(outside.values()) <= lines * 2 / 1000, sorted(outside.items(), key=lambda item: -item[1])
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_what_a_subclass_must_define_is_abstract(name: str) -> None:
+    """So that Python, and a type checker, say what is missing when an object is made, and not when it is called."""
+    for node in ast.walk(ast.parse(modules()[name].read_text())):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            assert "NotImplementedError" not in ast.unparse(node.exc), f"line {node.lineno}"
 
 
 def test_transports_are_not_probed() -> None:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import socket
 import struct
 import subprocess
@@ -155,6 +156,25 @@ def test_a_process_without_arguments() -> None:
         process = _processes._read(program.pid, 0)
     assert process is not None
     assert process.command_line == ()
+
+
+def test_a_process_is_shown_with_nothing_that_a_terminal_obeys(tmp_path: Path) -> None:
+    """It may call itself anything, and so may whoever names its program."""
+    assert str(CURL) == "curl (process 4711, /usr/bin/curl)"
+    assert str(Process(80, "cron")) == "cron (process 80)"
+    path = os.fsencode(tmp_path) + b"/\x1b[2J\xff"
+    os.symlink(shutil.which("sleep") or "", path)  # the name is that by which it was called, the executable is not
+    with subprocess.Popen([path, "1000"]) as program:
+        try:
+            while (process := _processes.process_with_id(program.pid)) and process.name != "\x1b[2J\udcff":
+                time.sleep(0.001)  # Popen returns before the kernel has set it
+        finally:
+            program.kill()
+    assert process is not None
+    assert str(process).startswith(f"[1b][2J[ff] (process {program.pid}, /")
+    named = process._replace(executable="/tmp/\u202egame\n")
+    assert str(named) == f"[1b][2J[ff] (process {program.pid}, /tmp/[e2 80 ae]game[0a])"
+    assert repr(named).isprintable()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
@@ -61,6 +62,28 @@ def members(kind: type) -> Iterator[str]:
             yield name
 
 
+# Programs do not make these: functions and other classes do.
+MADE_FOR_THEM = {"Rule", "Nflog", "NflogData", "QueueBinding", "LogBinding"}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_docstrings_of_classes_name_all_arguments(module: str) -> None:
+    """In the class, in its __init__, or in a base class that documents them for all of its kind."""
+    lacking = []
+    for name, item in public(importlib.import_module(module)):
+        if not inspect.isclass(item) or name in MADE_FOR_THEM or "__init__" not in vars(item):
+            continue
+        if getattr(item, "_is_protocol", False):
+            continue
+        texts = [kind.__doc__ or "" for kind in item.__mro__ if kind.__module__.startswith("nfnet")]
+        text = "\n".join([*texts, vars(item)["__init__"].__doc__ or ""])
+        fields = getattr(item, "__dataclass_fields__", {})  # these have docstrings of their own
+        for argument in inspect.signature(item).parameters:
+            if argument not in fields and not re.search(rf"(^ *|, ){argument}[:,]|``{argument}``", text, re.MULTILINE):
+                lacking.append(f"{name}({argument})")
+    assert lacking == []
+
+
 @pytest.mark.parametrize("module", PUBLIC)
 def test_everything_public_has_a_docstring(module: str) -> None:
     lacking = []
@@ -78,7 +101,7 @@ def test_exported_names_are_there() -> None:
         assert getattr(nfnet, name) is not None
 
 
-@pytest.mark.parametrize("name", [*PUBLIC[1:], "nfnet.AsyncQueue", "nfnet.AsyncLog"])
+@pytest.mark.parametrize("name", [name for name in PUBLIC if "." in name and "._" not in name])
 def test_public_names_are_there_after_one_import(name: str) -> None:
     parent, _, last = name.rpartition(".")
     code = f"import nfnet; assert {last!r} in dir({parent}), 'not in dir()'; {name}; assert hasattr({name}, '__doc__')"
@@ -91,6 +114,41 @@ def test_names_that_are_not_there(name: str) -> None:
     parent, _, last = name.rpartition(".")
     with pytest.raises(AttributeError, match=f"module '{parent}' has no attribute '{last}'"):
         getattr(importlib.import_module(parent), last)
+
+
+@pytest.mark.parametrize("name", nfnet.__all__)
+def test_exported_names_are_imported_when_they_are_asked_for(name: str) -> None:
+    """Each from a module of its own, whatever was imported before, and the same object for ever."""
+    code = f"import nfnet; first = nfnet.{name}; from nfnet import {name}; assert first is {name} is nfnet.{name}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_type_checkers_see_is_what_is_there() -> None:
+    """The imports of the package that only type checkers read name the modules that its table does."""
+    block = next(
+        node
+        for node in ast.parse(Path(nfnet.__file__).read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    modules, names = set(), {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        if node.module is None:
+            modules |= {alias.name for alias in node.names}
+        else:
+            names |= {alias.name: f"nfnet.{node.module}" for alias in node.names}
+    assert names.keys() | (modules & set(nfnet.__all__)) == set(nfnet.__all__)
+    for name, module in names.items():
+        assert getattr(importlib.import_module(module), name) is getattr(nfnet, name)
+    for name in modules:
+        assert getattr(nfnet, name) is importlib.import_module(f"nfnet.{name}")
+    assert modules | names.keys() | {"__doc__", "__version__"} == set(dir(nfnet))
+
+
+def test_a_name_with_a_slip_gets_the_right_one_suggested() -> None:
+    done = subprocess.run([sys.executable, "-c", "import nfnet; nfnet.Quueue"], capture_output=True, text=True)
+    assert "module 'nfnet' has no attribute 'Quueue'. Did you mean: 'Queue'?" in done.stderr
 
 
 def test_dir_shows_what_is_public() -> None:

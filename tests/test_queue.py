@@ -33,6 +33,9 @@ from nfnet.protocol.nfqnl import NFQA, NFQA_CFG, QueueFlag, Verdict
 
 from .kernel import FakeKernel, error_message, packet_message
 
+SOON = 60.0  # seconds, for what another thread does at once
+pytestmark = pytest.mark.usefixtures("unhurried")
+
 
 def opened(kernel: FakeKernel, **options: Any) -> Queue:
     queue = Queue(1, transport=kernel, **options)
@@ -65,12 +68,6 @@ def assert_balanced(queue: Queue) -> None:
 
 
 # --- configuration
-
-
-@pytest.fixture(autouse=True)
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What leaves together does so on a machine that is busy with other things, too."""
-    monkeypatch.setattr("nfnet._core.reader._MAX_DELAY", 60.0)
 
 
 def test_binding_asks_for_everything_in_one_request() -> None:
@@ -458,7 +455,7 @@ def test_a_failing_send_loses_no_verdict() -> None:
             queue.process(lambda packet: packet.accept())
         assert not kernel.judged
         kernel.refuse_send = 0
-        queue.process(lambda packet: packet.accept())  # on a slow machine the first send came before the last packet
+        queue.process(lambda packet: packet.accept())
         queue.flush()
         assert [i for i, _ in verdicts(kernel)] == [1, 2, 3, 4, 5]
         assert_balanced(queue)
@@ -536,7 +533,7 @@ def test_stop_ends_a_waiting_run() -> None:
         thread = threading.Thread(target=queue.run, args=(print,))
         thread.start()
         queue.stop()
-        thread.join(10)
+        thread.join(SOON)
         assert not thread.is_alive()
 
 
@@ -558,10 +555,10 @@ def test_close_from_another_thread_ends_a_waiting_run() -> None:
     kernel.feed(1)
     thread = threading.Thread(target=queue.run, args=(lambda packet: running.set(),))
     thread.start()
-    assert running.wait(10)
+    assert running.wait(SOON)
     queue.close()
     queue.close()
-    thread.join(10)
+    thread.join(SOON)
     assert not thread.is_alive()
 
 
@@ -574,7 +571,7 @@ def test_the_second_thread_that_closes_waits_for_the_first() -> None:
         def send(self, datagram: bytes) -> None:
             if self.queued:
                 self.entered.set()
-                assert self.go.wait(30)
+                assert self.go.wait(SOON)
             super().send(datagram)
 
         def close(self) -> None:
@@ -587,13 +584,13 @@ def test_the_second_thread_that_closes_waits_for_the_first() -> None:
     kernel.feed(3)
     threads = [threading.Thread(target=queue.close) for _ in range(2)]
     threads[0].start()
-    assert kernel.entered.wait(30)
+    assert kernel.entered.wait(SOON)
     threads[1].start()
     threads[1].join(0.05)
     assert not kernel.closed
     kernel.go.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(SOON)
     assert kernel.closed
     assert [word for _, word, _ in kernel.judged] == [Verdict.ACCEPT] * 3
 
@@ -818,6 +815,18 @@ def test_an_exception_may_decide(policy: Any, word: int, caplog: pytest.LogCaptu
         assert not kernel.queued
     assert "the handler failed on packet 3" in caplog.text
     assert "Oops" in caplog.text
+
+
+@pytest.mark.parametrize("policy", ["accept", "drop"])
+def test_an_iteration_cannot_treat_errors(policy: Any) -> None:
+    """What its body raises never comes to the queue, so that a policy would not be carried out."""
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel, on_error=policy) as queue:
+        kernel.feed(2)
+        with pytest.raises(nfnet.ArgumentError, match="on_error=.*run"):
+            iter(queue)
+        assert not kernel.judged, "the error comes before the first packet"
+        assert queue.process(lambda packet: packet.accept()) == 2
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
@@ -1175,7 +1184,7 @@ def test_ten_threads_decide_what_the_handler_kept() -> None:
         for _ in threads:
             handed.put(None)
         for thread in threads:
-            thread.join(30)
+            thread.join(SOON)
         assert not kernel.queued
         expected = {i: 1 if i % 3 == 0 or i % 2 else 0 for i in range(1, 3001)}
         assert dict(verdicts(kernel)) == expected

@@ -556,7 +556,7 @@ def test_stop_ends_a_loop_that_waits_for_a_pipe(pipe: Any) -> None:
         thread = threading.Thread(target=queue.run, args=(nfnet.Packet.accept,))
         thread.start()
         queue.stop()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -569,7 +569,7 @@ def test_first_waits_for_a_pipe(pipe: Any) -> None:
     write(data[:50])
     thread.start()
     write(data[50:])
-    thread.join(10)
+    thread.join(60)
     assert found == [(7, None)]
     end()
     with nfnet.Queue(7, transport=replay) as queue:
@@ -584,7 +584,7 @@ def test_a_fifo_is_opened_once(tmp_path: Path) -> None:
     thread.start()
     with contextlib.closing(testing.open_replay(fifo)) as queue:
         assert [packet.id for packet in queue] == [1, 2]
-    thread.join(10)
+    thread.join(60)
 
 
 def test_an_endless_pipe_takes_no_memory(pipe: Any) -> None:
@@ -616,7 +616,7 @@ def test_an_endless_pipe_takes_no_memory(pipe: Any) -> None:
             queue.run(handler)
         finally:
             tracemalloc.stop()
-            thread.join(10)
+            thread.join(60)
         assert queue.counters.received == 8000
     # How many packets are in memory changes from moment to moment (one to 512, and what the thread writes); the least
     # over a third of the run does not, unless something of each packet is kept.
@@ -654,12 +654,15 @@ def test_a_signal_while_a_pipe_is_empty(pipe: Any) -> None:
     def raise_it(*_: Any) -> None:
         raise KeyboardInterrupt
 
+    def run() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        queue.run(lambda packet: seen.append(packet.id))
+
     before = signal.signal(signal.SIGALRM, raise_it)
     try:
         with nfnet.Queue(1, transport=nfnet.replay(name)) as queue:
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
             with pytest.raises(KeyboardInterrupt):
-                queue.run(lambda packet: seen.append(packet.id))
+                run()
             write(data[half:])
             end()
             queue.run(lambda packet: seen.append(packet.id))
@@ -701,5 +704,5 @@ def test_asyncio_reads_a_damaged_recording_from_a_pipe(pipe: Any, plain: bool) -
             async for found in queue:
                 handler(found)
 
-    asyncio.run(asyncio.wait_for(main(), 10))
+    asyncio.run(asyncio.wait_for(main(), 60))
     assert seen == [1, 3]

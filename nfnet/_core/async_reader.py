@@ -174,6 +174,7 @@ class AsyncReader(Generic[R, T]):
 
         Raises as `Queue.run`.
         """
+        self._reader.check_iteration()
         return _Iteration(self)
 
     def _opened(self) -> Session:

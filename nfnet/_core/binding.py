@@ -14,7 +14,7 @@ from .._io.locks import RLock
 from .._io.moves import END
 from .._io.transport import Transport
 from .._processes import Processes
-from ..captures._recorder import Recorder
+from .._recording import Recording
 from ..errors import ClosedError, DecodeError, NfnetError, OverrunError
 from ..stats import Status
 from .loss import Loss
@@ -55,7 +55,7 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
         self.close_running = False  # `Reader.close` is running, and has not raised
         self.closed = False  # the transport is closed
         self.exhausted = False  # no more will come: the end of a recording
-        self.recorder: Recorder | None = None
+        self.recorder: Recording | None = None
         self.owns_recorder = False
         self.malformed = 0
         self.shared = False  # a forked child, or the parent, has the socket, too

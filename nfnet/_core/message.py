@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -43,7 +44,7 @@ class Vlan(NamedTuple):
     tci: int
 
 
-class Message:
+class Message(ABC):
     """A packet in a netlink message, of which the object has a copy that never changes.
 
     Numbers are in host order. Names in capitals are the kernel's, with ``NFQA_`` before them for a queue and ``NFULA_``
@@ -197,14 +198,14 @@ class Message:
         return 0
 
     @property
+    @abstractmethod
     def hook(self) -> Hook | ArpHook | NetdevHook:
         """The hook of the rule that queued or logged the packet (``NF_INET_*``)."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def hw_protocol(self) -> int:
         """EtherType: 0x0800 for IPv4, 0x86DD for IPv6; for a packet with a VLAN tag that of the packet inside."""
-        raise NotImplementedError
 
     @property
     def ip(self) -> inet.Ip | None:

@@ -19,8 +19,13 @@ from .._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from .._io.poller import Poller
 from .._io.system import collect_forgotten
 from .._io.transport import SocketStatus, Transport
+<<<<<<< HEAD
 from ..captures._recorder import Recorder, current
 from ..errors import ArgumentError, BusyError, BusyReadingError, ClosedError, NfnetError
+=======
+from .._recording import Recording, current
+from ..errors import ArgumentError, BusyReadingError, ClosedError, NfnetError
+>>>>>>> main
 from ..netns import Netns, call_in, check_netns
 from ..stats import LogStatus, QueueStatus, is_ours, process
 from .bind_request import bind
@@ -105,6 +110,9 @@ class Reader(ABC, Generic[B, T]):
     def _hand_out(self, binding: B, portion: Iterator[T], handler: Callable[[T], object]) -> None:
         """Call the handler for each item of a portion, until `stop`."""
 
+    def check_iteration(self) -> None:
+        """Raise ArgumentError if this was given an option that an iteration cannot carry out."""
+
     def _body_returned(self, binding: B, item: T) -> None:
         """Handle an item that the body of an iteration is done with."""
 
@@ -166,7 +174,11 @@ class Reader(ABC, Generic[B, T]):
         given = self._given_transport
         if (self._record is not None or current() is not None) and given is not None and not given.recordable:
             raise ArgumentError(f"{self._name} cannot be recorded: its transport, a {type(given).__name__}, cannot be")
-        own = None if self._record is None else Recorder(self._record, begin=False)
+        own: Recording | None = None
+        if self._record is not None:
+            from ..captures._recorder import Recorder  # now: capture files take long to import, and few programs record
+
+            own = Recorder(self._record, begin=False)
         recorder = own or current()
 
         def connect() -> B:
@@ -271,6 +283,7 @@ class Reader(ABC, Generic[B, T]):
 
     def __iter__(self) -> Generator[T, None, None]:
         """Yield what the kernel sends, until `stop` or `close`. Raises the errors of `run` but those of handlers."""
+        self.check_iteration()
         return self._items(block=True)  # type: ignore[return-value]  # only `pause` makes it give None
 
     def _items(self, block: bool, pause: bool = False) -> Generator[T | None, None, None]:

@@ -246,6 +246,13 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         if tap is not None:
             tap(True, datagram)
 
+    def send_untapped(self, datagram: bytes) -> None:
+        try:
+            self._sendto(datagram, KERNEL)
+        except OSError as error:
+            self._check_open()
+            raise _system_error(f"sending {len(datagram)} bytes to the kernel", error) from None
+
     def _make_room(self, size: int) -> bool:
         """Enlarge the send buffer for a datagram of that size, and return whether it is large enough now."""
         before = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)

@@ -67,6 +67,10 @@ class Transport(ABC):
     def send(self, datagram: bytes) -> None:
         """Send one datagram, of one or more messages, to the kernel, which has executed it when this returns."""
 
+    def send_untapped(self, datagram: bytes) -> None:
+        """Send a datagram without calling ``tap``, for what recordings must not have."""
+        self.send(datagram)
+
     @abstractmethod
     def receive(self, into: list[bytes], limit: int) -> bool:
         """Append up to ``limit`` waiting datagrams without blocking; return False when no more will ever come.

@@ -442,11 +442,15 @@ def _parse_packet(block: _Block, interfaces: list[_Interface | None]) -> Record:
 
 
 class Writer:
-    """Writes a capture file of one link type, to ``path``: pcapng, or pcap with nanoseconds if that ends in ``.pcap``.
+    """Writes a capture file of one link type.
 
-    It has the byte order of this machine, as what is written to it must have. The file is made anew, whatever was in
-    it, readable by its owner alone, for packets may hold secrets; see `create`. Without ``begin`` that happens
-    only when `begin` is called. Raises OSError, EBUSY if there is another writer of the same file.
+    path: the name of the file: pcapng, or pcap with nanoseconds if it ends in ``.pcap``.
+    link_type: what the data of its records are.
+    begin: whether what was in the file is removed now. If False, that happens when `begin` is called.
+
+    It has the byte order of this machine, as what is written to it must have. The file is made anew, readable by its
+    owner alone, for packets may hold secrets; see `create`. Raises OSError, EBUSY if there is another writer of the
+    same file.
     """
 
     def __init__(self, path: str | os.PathLike[str], link_type: LinkType, *, begin: bool = True) -> None:

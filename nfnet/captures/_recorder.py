@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import time
-import weakref
 from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
 
 from .._io.locks import RLock
+from .._recording import Recording, enter, leave
 from ..errors import DecodeError
 from ..protocol import netlink, nfnetlink, nfqnl
 from ..protocol.nfqnl import NFQA, Verdict
@@ -22,11 +22,14 @@ _FLUSH_EVERY = 1.0
 _log = logging.getLogger("nfnet")
 
 
-class Recorder:
-    """Writes a capture file, pcapng, or pcap if its name ends in ``.pcap``; from any thread.
+class Recorder(Recording):
+    """Writes a capture file, from any thread.
 
-    It holds every datagram in both directions, with time. In pcapng verdicts have a comment that says what they are.
-    A file that cannot be written any more (a full disk) stops the recording, not the program: the error is logged,
+    path: the name of the file: pcapng, or pcap if it ends in ``.pcap``.
+    begin: whether the recording begins by itself, with the first datagram. If False, it waits for `begin`.
+
+    The file holds every datagram in both directions, with time. In pcapng verdicts have a comment that says what they
+    are. A file that cannot be written any more (a full disk) stops the recording, not the program: the error is logged,
     and raised by `close`. Raises OSError, EBUSY if somebody else is recording to the same file.
 
     What was in the file is removed by the first datagram, or by `close` if none came. Without ``begin``, and in a
@@ -109,7 +112,7 @@ class Recorder:
         if self._process != os.getpid():
             return
         with self._lock:
-            _end(self)
+            leave(self)
             self._write()
             self._closed = True
             if self._writing:  # this is a signal handler
@@ -121,7 +124,7 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         self._begins_itself = False
-        _current.append(weakref.ref(self))
+        enter(self)
         return self
 
     def __exit__(
@@ -129,10 +132,6 @@ class Recorder:
     ) -> None:
         self._begins_itself = error is None  # a block in which nothing could be opened leaves the file as it was
         self.close()
-
-
-# Weak: an exception from a signal handler may end `__enter__` behind the append, and `__exit__` before it begins.
-_current: list[weakref.ref[Recorder]] = []
 
 
 def record(path: str | os.PathLike[str]) -> Recorder:
@@ -145,16 +144,6 @@ def record(path: str | os.PathLike[str]) -> Recorder:
     cannot be made.
     """
     return Recorder(path)
-
-
-def current() -> Recorder | None:
-    """Return the recorder of the innermost `record` block, None outside of any."""
-    recorders = (reference() for reference in reversed(_current))
-    return next((recorder for recorder in recorders if recorder is not None), None)
-
-
-def _end(recorder: Recorder) -> None:
-    _current[:] = [reference for reference in _current if reference() not in (recorder, None)]
 
 
 def _verdicts(datagram: bytes) -> Iterator[str]:

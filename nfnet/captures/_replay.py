@@ -396,5 +396,12 @@ def _later(seconds: float, cancelled: SimpleQueue[None], function: Callable[[], 
 
 
 def replay(path: str | os.PathLike[str], *, realtime: bool = False, keep_verdicts: bool = True) -> Replay:
-    """Return a transport for a `Queue` or a `Log` that gives what was recorded; see `Replay`."""
+    """Return a transport for a `Queue` or a `Log` that gives what was recorded: `Replay` says what that is.
+
+    path: the file, pcap or pcapng.
+    realtime: whether packets come at the pace at which they were recorded.
+    keep_verdicts: whether to keep all verdicts, recorded and given, and all packets that were injected.
+
+    Raises OSError if the file cannot be opened.
+    """
     return Replay(path, realtime=realtime, keep_verdicts=keep_verdicts)

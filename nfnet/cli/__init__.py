@@ -27,6 +27,7 @@ from . import (
     record_command,
     rules_command,
     run_command,
+    stand_in_command,
     stats_command,
 )
 from .summaries import say
@@ -43,8 +44,22 @@ _COMMANDS = (
     stats_command,
     doctor_command,
     run_command,
+    stand_in_command,
     demo_command,
 )
+
+_FIRST = """\
+nfnet decides and logs packets. Four things to do first:
+
+    nfnet demo                  see packets accepted, dropped and rewritten
+    nfnet doctor                see what this machine can do, and what is missing
+    sudo nfnet queue 1 --install-rule "hook=input protocol=icmp"
+                                watch packets go by, and accept them
+    sudo nfnet log 5 --install-rule "hook=input protocol=tcp state=new"
+                                see who connects to this machine
+
+nfnet --help lists all commands.
+"""
 
 _EPILOG = """\
 nfnet COMMAND --help says more. exit status: 0 if all went well, 1 if something
@@ -71,7 +86,7 @@ def build() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in _COMMANDS:
         command.add_to(commands)
     return parser
@@ -85,6 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         argcomplete.autocomplete(parser)
     options = parser.parse_args(arguments)
+    if options.command is None:
+        print(_FIRST, end="", file=sys.stderr)
+        return 2
     if isinstance(sys.stdout, io.TextIOWrapper):  # what the encoding of a terminal lacks is no reason to stop
         sys.stdout.reconfigure(errors="backslashreplace")
     return execute(options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import signal
 import time
@@ -66,6 +67,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--netns", type=netns, metavar="NAME", help="name, path or process id of another network namespace"
     )
+    parser.add_argument("--json", action="store_true", help="JSON Lines: each rule, and what it stopped, at the end")
     parser.set_defaults(run=_run, action=rules.drop)
 
 
@@ -84,9 +86,13 @@ def _run(options: argparse.Namespace) -> int:
             rows = [row for row in rules.installed(options.netns) if row.table == table]
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    # As `nfnet rules list` shows them.
     stopped = [row for row in rows if not row.words.startswith("accept ")]
     for row in stopped:
-        print(f"  {row.packets:>10} packets {row.bytes:>13} bytes  {printable(row.words)}")  # as `nfnet rules list`
+        if options.json:
+            print(json.dumps(row._asdict()))
+        else:
+            print(f"  {row.packets:>10} packets {row.bytes:>13} bytes  {printable(row.words)}")
     packets, size = sum(row.packets for row in stopped), sum(row.bytes for row in stopped)
     say(f"stopped {counted(packets, 'packet')}, {counted(size, 'byte')}")
     return 0

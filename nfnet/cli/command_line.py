@@ -29,10 +29,27 @@ def add_options(parser: argparse.ArgumentParser, rule: Callable[..., rules.Rule]
         help='install the rule meanwhile, e.g. "hook=forward protocol=udp destination_port=53%s"'
         % (" bypass=no" if rule is rules.queue else ""),
     )
-    parser.add_argument("--metrics", type=whole_number(1, 65535), metavar="PORT", help="serve Prometheus metrics")
+    add_metrics(parser)
+
+
+def add_metrics(parser: argparse.ArgumentParser) -> None:
+    """The option of all commands that have metrics."""
     parser.add_argument(
-        "--metrics-address", default="127.0.0.1", metavar="ADDRESS", help="on this address [%(default)s]"
+        "--metrics",
+        type=endpoint,
+        metavar="[ADDRESS:]PORT",
+        help="serve Prometheus metrics there; on 127.0.0.1 if no address is given",
     )
+
+
+def endpoint(text: str) -> tuple[str, int]:
+    """An argument that names an address and a port to listen on: ``9464``, ``0.0.0.0:9464``, ``[::]:9464``."""
+    address, _, port = text.rpartition(":")
+    if not port.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, such as 9464, or address and port: 0.0.0.0:9464")
+    if ":" in address and not (address.startswith("[") and address.endswith("]")):
+        raise argparse.ArgumentTypeError(f"{text!r}: an IPv6 address stands in brackets, as in [::1]:9464")
+    return address.strip("[]") or "127.0.0.1", whole_number(1, 65535)(port)
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:

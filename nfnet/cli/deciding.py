@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from .._injection import inject
+from .._io.poller import Poller
 from .._io.raw_socket import INJECTED_MARK
 from .._printable import counted
 from ..errors import ArgumentError, KernelError, NotPermittedError
@@ -41,16 +42,19 @@ class Decider:
         self._seen = 0
         self._stamps = Stamps()
         self._stopped = self._ending = False
+        self._poller = Poller()
         self._counts: Counter[str] = Counter()
         self._failures: dict[str, str] = {}
 
     def stop(self) -> None:
-        """Take no more packets: `run` returns."""
+        """Take no more packets: `run` returns, at once if it waits for some."""
         self._stopped = True
+        self._poller.wake()
 
     def run(self) -> None:
         """Decide packets until `stop`."""
         queue, line = self._queue, self._line
+        self._poller.watch(queue.fileno())
         gc.freeze()  # what was imported: to look through it for garbage takes milliseconds, in which packets would wait
         is_readable = True  # once after opening, whatever it says
         while not self._stopped:
@@ -63,7 +67,7 @@ class Decider:
                 self._let_go(time.monotonic())
                 queue.flush()
                 left = None if (due := line.due) is None else max(0.0, due - time.monotonic())
-            is_readable = wait_readable(queue, left)
+            is_readable = wait_readable(self._poller, left)
 
     def finish(self) -> None:
         """Whatever ended it: what still waits is decided by the options, without showing it, or not at all."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import textwrap
+from collections import Counter
 from typing import Any
 
 from .. import doctor
-from .._printable import printable
+from .._printable import counted, printable
 from .command_line import netns
 
 _DESCRIPTION = """\
 Asks the kernel what it can do, looks at what this process may, and at queues
 that drop packets and rules that feed queues nobody reads. Says what to do
-about it. Nothing is changed.
+about it, and what to do next. Nothing is changed.
 
     nfnet doctor
     sudo nfnet doctor --netns blue
@@ -37,9 +38,9 @@ def add_to(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    failures = 0
+    levels: Counter[str] = Counter()
     for finding in doctor.examine(options.netns):
-        failures += finding.level == "failure"
+        levels[finding.level] += 1
         if options.json:
             print(json.dumps(finding._asdict()), flush=True)
             continue
@@ -51,4 +52,16 @@ def _run(options: argparse.Namespace) -> int:
                     printable(finding.remedy), 100, initial_indent=" " * 9 + "-> ", subsequent_indent=" " * 12
                 )
             )
-    return 1 if failures else 0
+    if not options.json:
+        print(f"\n{_next(levels)}")
+    return 1 if levels["failure"] else 0
+
+
+def _next(levels: Counter[str]) -> str:
+    """Return what to do after findings of these levels."""
+    if levels["failure"]:
+        return (
+            f"{counted(levels['failure'], 'failure')}. Do what stands behind the first ->, and run nfnet doctor again."
+        )
+    works = "nfnet works here" + ("; each warning names what it affects." if levels["warning"] else ".")
+    return f'{works} Next:\n\n    nfnet demo\n    nfnet queue 1 --install-rule "hook=input protocol=icmp"'

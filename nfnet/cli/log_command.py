@@ -71,7 +71,8 @@ def _run(options: argparse.Namespace) -> int:
         if options.metrics is not None:
             from ..metrics import serve
 
-            stack.callback(serve(options.metrics, *collector.logs, address=options.metrics_address))
+            address, port = options.metrics
+            stack.callback(serve(port, collector, address=address))
         if options.install_rule is not None:
             rule = {"prefix": options.prefix, **options.install_rule}
             stack.enter_context(rules.log(options.group, netns=netns, **rule))

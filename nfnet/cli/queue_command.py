@@ -181,7 +181,8 @@ def _run(options: argparse.Namespace) -> int:
         if options.metrics is not None:
             from ..metrics import serve
 
-            stack.callback(serve(options.metrics, queue, address=options.metrics_address))
+            address, port = options.metrics
+            stack.callback(serve(port, queue, address=address))
         if options.install_rule is not None:
             words = {"remember": True, **options.install_rule} if options.connection else options.install_rule
             stack.enter_context(rules.queue(options.number, netns=netns, **words))

@@ -82,6 +82,7 @@ def add_to(commands: Any) -> None:
 def _record(options: argparse.Namespace) -> int:
     netns = options.netns
     seen = 0
+    stopped = False
     reader: Queue | Log
     if options.queue is not None:
         reader = Queue(options.queue, undecided="accept", netns=netns, record=options.file)
@@ -96,8 +97,13 @@ def _record(options: argparse.Namespace) -> int:
         if options.count is not None and seen >= options.count:
             reader.stop()
 
-    with reader:
-        with until_told(reader.stop):
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        reader.stop()
+
+    with until_told(stop), reader:  # in this order: whoever sees that it has begun may tell it to stop
+        if not stopped:  # while it was being opened
             reader.run(take)
         lost = losses(reader)
     what = "packet" if options.queue is not None else "message"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from .. import rules
@@ -19,6 +20,7 @@ processes that were killed. Since Linux 5.12 the kernel removes rules with their
 process, so there are none to clean.
 
     nfnet rules list
+    nfnet rules list --json
     nfnet rules clean --netns blue
 
 exit status: 0; 1 if the kernel refuses, for lack of CAP_NET_ADMIN, say
@@ -37,6 +39,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--netns", type=netns, metavar="NAME", help="name, path or process id of another network namespace"
     )
+    parser.add_argument("--json", action="store_true", help="JSON Lines, an object for each rule")
     parser.set_defaults(run=_run)
 
 
@@ -47,6 +50,10 @@ def _run(options: argparse.Namespace) -> int:
     except NfnetError as error:
         say(f"nfnet rules: {error}")
         return 1
+    if options.json:
+        for row in found:
+            print(json.dumps(row._asdict()))
+        return 0
     table = None
     for row in found:
         if table != (row.family, row.table):

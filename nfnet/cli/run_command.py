@@ -1,8 +1,11 @@
-"""``nfnet run``: a script written for NetfilterQueue or nflogr, unchanged."""
+"""``nfnet run``: a program written for NetfilterQueue or nflogr, unchanged."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from importlib.machinery import PathFinder
 from typing import Any
 
 from ..compat import run
@@ -10,11 +13,15 @@ from ..errors import NfnetError
 from .summaries import say
 
 _DESCRIPTION = """\
-Runs a Python script in which "import netfilterqueue" and "import nflogr" give
+Runs a Python program in which "import netfilterqueue" and "import nflogr" give
 nfnet's modules of these names, so that neither package is needed. Everything
 else is as if Python had run it: arguments, tracebacks, the exit status.
 
     nfnet run script.py --its-own options
+    nfnet run -m package arguments
+    nfnet run pytest tests
+
+A name that is no file is run as a module, as with -m.
 """
 
 
@@ -22,20 +29,36 @@ def add_to(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "run",
-        help="run a script written for NetfilterQueue or nflogr",
-        usage="nfnet run SCRIPT [ARGUMENT ...]",
+        help="run a program written for NetfilterQueue or nflogr",
+        usage="nfnet run SCRIPT|-m MODULE|-c CODE [ARGUMENT ...]",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        # Options are Python's and the program's, but for --help, below. No argument begins with this character.
+        prefix_chars="\0",
+        add_help=False,
     )
-    parser.add_argument("script", nargs=argparse.REMAINDER, metavar="SCRIPT", help="and its arguments")
+    parser.add_argument("program", nargs=argparse.REMAINDER, metavar="SCRIPT", help="and its arguments")
     parser.set_defaults(run=_run, parser=parser)
 
 
 def _run(options: argparse.Namespace) -> int:
-    if not options.script:
+    if not options.program:
         options.parser.error("which script?")
+    if options.program[0] in ("-h", "--help"):
+        options.parser.print_help()
+        return 0
     try:
-        run(options.script)
+        run(_with_option(options.program))
     except (NfnetError, OSError) as error:
         say(f"nfnet run: {error}")
         return 2
+
+
+def _with_option(program: list[str]) -> list[str]:
+    """Put -m before a module's name that is no file's."""
+    name = program[0]
+    if not name.startswith("-") and not os.path.exists(name) and name.replace(".", "").isidentifier():
+        spec = PathFinder.find_spec(name.partition(".")[0], [os.getcwd(), *sys.path])
+        if spec is not None:
+            return ["-m", *program]
+    return program

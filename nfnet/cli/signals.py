@@ -1,4 +1,4 @@
-"""Commands that run until a signal tells them to stop."""
+"""Commands that run until a signal tells them to stop, and what they wait with."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ import contextlib
 import select
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any
+
+from .._io.poller import Poller
+
+_LONGEST_WAIT = 1.0  # seconds; see `Poller.wait`
 
 
 @contextlib.contextmanager
-def until_told(stop: Callable[[], object], reopen: Callable[[], object] | None = None) -> Iterator[None]:
-    """While the block runs, SIGINT and SIGTERM call ``stop``, and SIGHUP ``reopen``, if that is given."""
-    before = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGINT, signal.SIGTERM)}
-    if reopen is not None:
-        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: reopen())
+def until_told(
+    stop: Callable[[], object],
+    reopen: Callable[[], object] | None = None,
+    show: Callable[[], object] | None = None,
+) -> Iterator[None]:
+    """While the block runs, SIGINT and SIGTERM call ``stop``, and SIGHUP ``reopen`` and SIGUSR1 ``show``, if given."""
+    wanted = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: reopen, signal.SIGUSR1: show}
+    before = {
+        number: signal.signal(number, lambda *_, call=call: call())
+        for number, call in wanted.items()
+        if call is not None
+    }
     try:
         yield
     finally:
@@ -22,6 +32,12 @@ def until_told(stop: Callable[[], object], reopen: Callable[[], object] | None =
             signal.signal(number, handler)
 
 
-def wait_readable(file: Any, timeout: float | None) -> bool:
-    """Return whether a queue or log has something to do in time. A signal is noticed within a second, not at once."""
-    return bool(select.select([file], [], [], 1.0 if timeout is None else min(timeout, 1.0))[0])
+def wait_readable(poller: Poller, timeout: float | None) -> bool:
+    """Return whether something is to be done in time: what it watches is readable, or it was woken.
+
+    `Poller.wait` does that, too, but counts in milliseconds.
+    """
+    timeout = _LONGEST_WAIT if timeout is None else min(timeout, _LONGEST_WAIT)
+    found = bool(select.select([poller], [], [], timeout)[0])
+    poller.reset()
+    return found

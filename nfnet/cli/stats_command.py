@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .. import stats
+from .._io.poller import Poller
 from .._printable import printable
 from ..netns import Netns
 from ..stats import LogStatus, QueueStatus, process
@@ -50,11 +51,13 @@ def add_to(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     netns = options.netns
     before: dict[int, QueueStatus] = {}
+    poller = Poller()
     stopped = False
 
     def stop() -> None:
         nonlocal stopped
         stopped = True
+        poller.wake()
 
     with until_told(stop), contextlib.ExitStack() as stack:
         live = _live(stack) if options.watch and not options.json and sys.stdout.isatty() else None
@@ -74,8 +77,8 @@ def _run(options: argparse.Namespace) -> int:
                 return 0
             before = {queue.num: queue for queue in queues}
             deadline = time.monotonic() + 1
-            while not stopped and time.monotonic() < deadline:
-                time.sleep(0.05)
+            while not stopped and (left := deadline - time.monotonic()) > 0:
+                poller.wait(left)
             if stopped:
                 return 0
 

@@ -10,9 +10,12 @@ entry point of the group ``nfnet.outputs``.
 """
 
 from ._batch import Batch, Session
-from ._collector import Collector
+from ._collector import Collector, Group, State
+from ._counts import Series
+from ._delivery import DeliveryState
 from ._output import Output, OutputError
 from ._outputs import OUTPUTS, known, output
+from ._units import Rate
 from .capture import Capture
 from .json_lines import JsonLines
 from .sqlite import Sqlite
@@ -23,11 +26,16 @@ __all__ = [
     "Batch",
     "Capture",
     "Collector",
+    "DeliveryState",
+    "Group",
     "JsonLines",
     "Output",
     "OutputError",
+    "Rate",
+    "Series",
     "Session",
     "Sqlite",
+    "State",
     "Text",
     "known",
     "output",

@@ -31,8 +31,15 @@ _UNFINISHED = ".unfinished"
 class LineFile(Output):
     """Appends lines to a file.
 
-    A file that was renamed or removed is made anew before the next line. `rotate_size` and `rotate_time` rename it:
-    ``log.jsonl`` to ``log.jsonl.20261127T180000Z``, of which there are `keep`, compressed with gzip if `compress`.
+    target: the name of the file; "-" is the standard output.
+    rotate_size: rename the file before it has more bytes than that. Default: never.
+    rotate_time: rename it every so many seconds. Default: never.
+    keep: how many renamed files there are at most; the oldest are removed. Default: all.
+    compress: whether renamed files are compressed with gzip.
+
+    A file is renamed from ``log.jsonl`` to ``log.jsonl.20261127T180000Z``. One that somebody else renamed or removed is
+    made anew before the next line. One that ends in the middle of a line, as that of a process that was killed may, is
+    continued on a new line.
     """
 
     settings: ClassVar[Mapping[str, Callable[[Any], Any]]] = {
@@ -58,6 +65,7 @@ class LineFile(Output):
         self._compress = compress
         self._fd: int | None = None
         self._regular = False
+        self._cut = False  # whether it ends in the middle of a line
         self._period = 0
         self._worker: Thread | None = None
         if target != _STANDARD_OUTPUT:
@@ -129,6 +137,7 @@ class LineFile(Output):
                 fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | os.O_APPEND)  # others may shorten it: logrotate's copytruncate
                 if status.st_size == 0:
                     os.fchmod(fd, 0o600)
+                self._cut = _is_cut(fd, status.st_size)
                 begun = status.st_mtime if status.st_size else time.time()
                 self._period = self._period_of(begun)
         except BaseException:
@@ -152,12 +161,15 @@ class LineFile(Output):
     def _append(self, data: bytes) -> None:
         fd = self._open()
         before = os.fstat(fd).st_size if self._regular else 0
+        if self._cut:
+            data = b"\n" + data
         left = memoryview(data)
         try:
             while True:
                 left = left[os.write(fd, left) :]
                 if not left:
-                    return
+                    break
+            self._cut = False
         except OSError:
             # A part may be there: as it will all be written once more, that goes.
             if self._regular and len(left) < len(data):
@@ -216,6 +228,20 @@ class LineFile(Output):
                 os.unlink(path)
         except OSError as error:
             _log.warning("%s: rotating: %s", self.name, error)
+
+
+def _is_cut(fd: int, size: int) -> bool:
+    """Return whether a file of that size ends in the middle of a line."""
+    if not size:
+        return False
+    try:
+        reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # this process may only write to it
+        return False
+    try:
+        return os.pread(reading, 1, size - 1) != b"\n"
+    finally:
+        os.close(reading)
 
 
 def _compress(path: str) -> None:

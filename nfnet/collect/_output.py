@@ -13,6 +13,7 @@ from ._batch import Batch
 class OutputError(NfnetError):
     """An output could not store a batch, and has stored nothing of it.
 
+    message: why not.
     lasting: whether it will never store any more.
     usual: whether this is nothing unusual and soon over: a lock of somebody else, say.
     """

@@ -43,6 +43,8 @@ class Described(NamedTuple):
     kind: type[Output]
     target: str
     settings: dict[str, Any]
+    groups: tuple[int, ...] | None = None
+    """Whose messages it gets; None: those of all."""
 
     def make(self) -> Output:
         """Make it. Raises what it raises if the target cannot be right."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ..errors import ArgumentError, NfnetError
 from . import _units
 from ._outputs import nearest
+from .sqlite import VERSION, missing_columns
 
 
 class Question(NamedTuple):
@@ -34,6 +35,11 @@ def _top(what: str, more: str = "") -> str:
     return f"SELECT {what}, count(*) AS messages {more} {_WHERE} GROUP BY 1 ORDER BY messages DESC, 1 {_LIMIT}"
 
 
+def _weighed(what: str, order: str = "messages DESC, 1") -> str:
+    """Counts those, too, for which a message stands that a limit left out; they have the same prefix."""
+    return f"SELECT {what}, sum(coalesce(suppressed, 1)) AS messages {_WHERE} GROUP BY 1 ORDER BY {order} {_LIMIT}"
+
+
 QUESTIONS: dict[str, Question] = {
     "top sources": Question("who sends most", _top("source", ", count(DISTINCT destination_port) AS ports")),
     "top destinations": Question("to whom", _top("destination")),
@@ -42,10 +48,17 @@ QUESTIONS: dict[str, Question] = {
         f"SELECT {_PROTOCOL} AS protocol, destination_port, count(*) AS messages, count(DISTINCT source) AS sources"
         f" {_WHERE} GROUP BY 1, 2 ORDER BY messages DESC, 1, 2 {_LIMIT}",
     ),
-    "top prefixes": Question("which rule logs most", _top("prefix")),
+    "top prefixes": Question("which rule logs most; what a limit left out included", _weighed("prefix")),
     "top protocols": Question("which protocol", _top(f"{_PROTOCOL} AS protocol")),
     "top interfaces": Question("by which interface it came", _top("indev")),
-    "top users": Question("which local user sends most", _top("uid").replace("WHERE", "WHERE uid IS NOT NULL AND")),
+    "top users": Question(
+        "which local user sends most",
+        _top("coalesce(user_name, uid) AS user").replace("WHERE", "WHERE uid IS NOT NULL AND"),
+    ),
+    "top programs": Question(
+        "which local program sends or receives most",
+        _top("coalesce(executable, process) AS program").replace("WHERE", "WHERE process IS NOT NULL AND"),
+    ),
     "scans": Question(
         "who tried many ports or hosts",
         f"SELECT source, count(DISTINCT destination_port) AS ports, count(DISTINCT destination) AS hosts,"
@@ -54,13 +67,17 @@ QUESTIONS: dict[str, Question] = {
     ),
     "per hour": Question(
         "how many in each hour",
-        f"SELECT strftime('%Y-%m-%d %H:00', time, 'unixepoch') AS hour, count(*) AS messages {_WHERE}"
-        f" GROUP BY hour ORDER BY hour DESC {_LIMIT}",
+        _weighed("strftime('%Y-%m-%d %H:00', time, 'unixepoch') AS hour", "hour DESC"),
     ),
     "latest": Question(
         "the last ones",
         f"SELECT {_TIME} AS time, prefix, indev, outdev, {_PROTOCOL} AS protocol, source, source_port, destination,"
         f" destination_port {_WHERE} ORDER BY messages.time DESC {_LIMIT}",
+    ),
+    "suppressed": Question(
+        "what a limit left out",
+        f"SELECT prefix, sum(suppressed) AS messages, {_TIME.replace('time,', 'max(time),')} AS last {_WHERE}"
+        f" AND suppressed IS NOT NULL GROUP BY prefix ORDER BY messages DESC, prefix {_LIMIT}",
     ),
     "losses": Question(
         "what the kernel lost",
@@ -70,6 +87,7 @@ QUESTIONS: dict[str, Question] = {
 }
 """By name."""
 
+_NO_LOSS = ", ".join(f"0 AS {name}" for name in ("rowid", "time", "log_group", "count", "session", "seq"))
 _STATEMENT = re.compile(r"\s*(select|with|explain|values)\b", re.IGNORECASE)
 _WORDS = re.compile(r"(?P<name>[a-z ]+?)(\s+last\s+(?P<last>\S+))?(\s+limit\s+(?P<limit>\S+))?", re.IGNORECASE)
 _MOST = 10
@@ -106,12 +124,31 @@ def ask(path: str, question: str) -> Iterator[Answer]:
     """
     sql, values = statement(question)
     try:
-        # The name as a URI, for that is how to open a file without making one, and without writing to it.
-        with closing(sqlite3.connect(f"file:{_escaped(path)}?mode=ro", uri=True)) as connection:
+        with closing(connect(path)) as connection:
             cursor = connection.execute(sql, values)
             yield Answer(tuple(column[0] for column in cursor.description or ()), _rows(path, cursor))
     except (sqlite3.Error, sqlite3.Warning) as error:
         raise NfnetError(f"{path}: {error}") from error
+
+
+def connect(path: str) -> sqlite3.Connection:
+    """A connection by which nothing can be changed. Raises sqlite3.Error.
+
+    In a database of an older version the table messages has the columns of the present one, too.
+    """
+    # The name as a URI, for that is how to open a file without making one, and without writing to it.
+    connection = sqlite3.connect(f"file:{_escaped(path)}?mode=ro", uri=True)
+    try:
+        if (version := connection.execute("PRAGMA user_version").fetchone()[0]) < VERSION:
+            missing = "".join(f", NULL AS {column.split()[0]}" for column in missing_columns(connection))
+            if missing and connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'messages'").fetchone():
+                connection.execute(f"CREATE TEMP VIEW messages AS SELECT rowid, *{missing} FROM main.messages")
+            if version == 0:
+                connection.execute(f"CREATE TEMP VIEW losses AS SELECT {_NO_LOSS} LIMIT 0")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _rows(path: str, cursor: sqlite3.Cursor) -> Iterator[tuple[Any, ...]]:

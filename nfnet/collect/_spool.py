@@ -7,8 +7,11 @@ import json
 import sqlite3
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Sequence
 
+from .._annotated import Annotated
 from .._io import private_files
+from .._processes import Process
 from ..errors import NfnetError
 from ..log import LogMessage
 from ..protocol import netlink
@@ -35,6 +38,11 @@ class Store(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """How many messages there are."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """How many bytes they take."""
 
     def close(self) -> None:  # noqa: B027  # that in memory has nothing to do
         """Let go of what it has open."""
@@ -68,6 +76,10 @@ class Memory(Store):
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def size(self) -> int:
+        return self._size
+
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS batches (
@@ -75,8 +87,10 @@ CREATE TABLE IF NOT EXISTS batches (
     labels TEXT NOT NULL, names TEXT NOT NULL, count INTEGER NOT NULL, size INTEGER NOT NULL, messages BLOB NOT NULL
 )
 """
-_FIRST = "SELECT * FROM batches WHERE id > ? ORDER BY id LIMIT 1"
-_ADD = "INSERT INTO batches VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)"
+_NOTES = "ALTER TABLE batches ADD COLUMN notes TEXT"  # which an older one lacks
+_COLUMNS = "session, read_ns, lost, labels, names, count, size, messages, notes"
+_FIRST = f"SELECT id, {_COLUMNS} FROM batches WHERE id > ? ORDER BY id LIMIT 1"
+_ADD = f"INSERT INTO batches ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class Spool(Store):
@@ -93,8 +107,14 @@ class Spool(Store):
             self._connection.execute("PRAGMA journal_mode = WAL").fetchall()
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute(_TABLE)
+<<<<<<< HEAD
             # All rows of each statement: what has rows left keeps PyPy from committing.
             found = self._connection.execute("SELECT total(count), total(size) FROM batches").fetchall()[0]
+=======
+            if not any(row[1] == "notes" for row in self._connection.execute("PRAGMA table_info(batches)")):
+                self._connection.execute(_NOTES)
+            found = self._connection.execute("SELECT total(count), total(size) FROM batches").fetchone()
+>>>>>>> main
         except sqlite3.Error as error:
             raise NfnetError(f"spool {path}: {error}") from error
         self._count, self._size = map(int, found)
@@ -117,7 +137,7 @@ class Spool(Store):
                     names[index] = name
         text = (json.dumps(batch.session), batch.read_ns, batch.lost, json.dumps(dict(batch.labels)), json.dumps(names))
         try:
-            self._connection.execute(_ADD, (*text, len(batch), len(data), data))
+            self._connection.execute(_ADD, (*text, len(batch), len(data), data, _notes(batch.messages)))
         except sqlite3.Error:  # the disk is full, say
             return False
         self._count += len(batch)
@@ -132,9 +152,14 @@ class Spool(Store):
                 raise NfnetError(f"spool {self.path}: {error}") from error
             if not rows:
                 return None
+<<<<<<< HEAD
             number, session, read_ns, lost, labels, names, _, _, data = rows[0]
+=======
+            number, session, read_ns, lost, labels, names, _, _, data, notes = row
+>>>>>>> main
             known = {int(index): name for index, name in json.loads(names).items()}
-            messages = [LogMessage.from_bytes(raw, known.get) for _, raw in netlink.split_messages(data)]
+            noted = _noted([raw for _, raw in netlink.split_messages(data)], notes)
+            messages = [LogMessage.from_bytes(raw, known.get) for raw in noted]
             batch = Batch(Session(*json.loads(session)), messages, lost, read_ns, json.loads(labels))
             self._first = number, batch
         return self._first[1]
@@ -153,5 +178,28 @@ class Spool(Store):
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def size(self) -> int:
+        return self._size
+
     def close(self) -> None:
         self._connection.close()
+
+
+def _notes(messages: Sequence[LogMessage]) -> str | None:
+    """What is known of messages besides what the kernel says, by their places; None if that is nothing."""
+    found = {}
+    for place, message in enumerate(messages):
+        raw = message.raw
+        if isinstance(raw, Annotated) and (raw.process is not None or raw.suppressed):
+            found[place] = raw.process, raw.suppressed
+    return json.dumps(found) if found else None
+
+
+def _noted(messages: list[bytes], notes: str | None) -> list[bytes]:
+    for place, (process, suppressed) in json.loads(notes or "{}").items():
+        found = None if process is None else Process(*process)
+        if found is not None and found.command_line is not None:
+            found = found._replace(command_line=tuple(found.command_line))  # JSON knows lists alone
+        messages[int(place)] = Annotated(messages[int(place)], process=found, suppressed=suppressed)
+    return messages

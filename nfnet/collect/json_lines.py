@@ -12,7 +12,7 @@ from ._line_file import LineFile
 
 
 class JsonLines(LineFile):
-    """A line of JSON for each message, and one for each gap."""
+    """A line of JSON for each message, and one for each gap; target and settings as for `LineFile`."""
 
     scheme = "jsonl"
     suffixes = (".jsonl", ".json", ".ndjson")
@@ -27,12 +27,17 @@ class JsonLines(LineFile):
         session = batch.session
         write = self._write.get(session.id)
         if write is None:
-            more: dict[str, Any] = {"group": session.group, "session": session.id}
-            if batch.labels:
-                more["labels"] = dict(batch.labels)
-            write = self._write[session.id] = _Lines(**more)
+            write = self._write[session.id] = _Lines(_top(batch), group=session.group, session=session.id)
         text = write(batch.messages, batch.read_ns)
         return _gap(batch) + text if batch.lost else text
+
+
+def _top(batch: Batch) -> dict[str, Any]:
+    """What each line of a session says."""
+    top: dict[str, Any] = {"host": {"name": batch.session.host}}
+    if batch.labels:
+        top["labels"] = dict(batch.labels)
+    return top
 
 
 def _gap(batch: Batch) -> str:
@@ -41,5 +46,6 @@ def _gap(batch: Batch) -> str:
         "@timestamp": f"{when:%Y-%m-%dT%H:%M:%S.%fZ}",
         "event": {"action": "messages-lost"},
         "nfnet": {"lost": batch.lost, "group": batch.session.group, "session": batch.session.id},
+        **_top(batch),
     }
     return json.dumps(record) + "\n"

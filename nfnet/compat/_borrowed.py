@@ -25,6 +25,7 @@ class BorrowedTransport(Transport, at_fork.AtFork):
         self._lender = lender
         self.inherit = lender.inherit
         self.recordable = lender.recordable
+        self.simulated = lender.simulated
         self.port_id = lender.port_id
         self.read_from(None)
         self.on_would_block: Callable[[], None] | None = None
@@ -52,6 +53,9 @@ class BorrowedTransport(Transport, at_fork.AtFork):
 
     def send(self, datagram: bytes) -> None:
         self._lender.send(datagram)
+
+    def send_untapped(self, datagram: bytes) -> None:
+        self._lender.send_untapped(datagram)
 
     def request(self, build: Callable[[int], bytes], operation: str) -> None:
         self._lender.request(build, operation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import struct
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -64,47 +65,63 @@ class Case(NamedTuple):
     iptables: str
 
 
-class Action:
-    """What a rule does with a packet that matches."""
+class KernelAction(ABC):
+    """What one rule of the kernel does with a packet that matches."""
 
-    name: ClassVar[str] = ""
-    """The function of `nfnet.rules` that makes the rule."""
     only_tcp: ClassVar[bool] = False
-    """Whether the action is for TCP segments only."""
-    reroutes: ClassVar[bool] = False
-    """Whether the kernel must route a packet that leaves again, as its mark may have changed."""
-
-    def hooks(self, family: str) -> tuple[str, ...]:
-        """Return the hooks at which the kernel can carry out the action in tables of a family."""
-        return (*HOOKS, "ingress")
-
-    def parts(self) -> tuple[Action, ...]:
-        """Return simpler actions, each with a rule of the kernel; a packet gets the first that is for it."""
-        return (self,)
+    """Whether it is for TCP segments only."""
 
     def cases(self) -> list[Case]:
         """Return alternative conditions, each with a rule of the kernel."""
         return [Case([], "", "")]
 
+    @abstractmethod
     def choices(self, family: str) -> list[list[Expression]]:
         """Return alternative expressions for a table of a family; the first that the kernel knows are used."""
-        raise NotImplementedError
 
+    @abstractmethod
     def nft(self, family: str) -> str:
         """Return the words of nft. Raises NoWordsError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def iptables(self, version: int) -> str:
         """Return the words of iptables (4) or ip6tables (6), quoted for the shell. Raises NoWordsError."""
-        raise NotImplementedError
+
+
+class Action(ABC):
+    """What a rule does with a packet that matches."""
+
+    name: ClassVar[str] = ""
+    """The function of `nfnet.rules` that makes the rule."""
+    reroutes: ClassVar[bool] = False
+    """Whether the kernel must route a packet that leaves again, as its mark may have changed."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """Return what it does, for errors: "queueing packets"."""
+
+    def hooks(self, family: str) -> tuple[str, ...]:
+        """Return the hooks at which the kernel can carry out the action in tables of a family."""
+        return (*HOOKS, "ingress")
+
+    @abstractmethod
+    def parts(self) -> tuple[KernelAction, ...]:
+        """Return what the kernel's rules do, each in a rule of its own; a packet gets the first that is for it."""
 
     def words(self) -> list[str]:
         """Return the words of the command line."""
         return [self.name]
 
 
+class SimpleAction(Action, KernelAction):
+    """An action that one rule of the kernel carries out."""
+
+    def parts(self) -> tuple[KernelAction, ...]:
+        return (self,)
+
+
 @dataclass(frozen=True)
-class QueueAction(Action):
+class QueueAction(SimpleAction):
     """Hands packets to a program, which decides on them."""
 
     name = "queue"
@@ -231,7 +248,7 @@ def _first(packets: int) -> list[Case]:
 
 
 @dataclass(frozen=True)
-class LogAction(Action):
+class LogAction(SimpleAction):
     """Hands copies of packets to a program; the packets go on to the next rule."""
 
     name = "log"
@@ -294,7 +311,7 @@ class LogAction(Action):
         return words + ([] if self.threshold is None else [f"threshold={self.threshold}"])
 
 
-class DropAction(Action):
+class DropAction(SimpleAction):
     """Drops packets."""
 
     name = "drop"
@@ -312,7 +329,7 @@ class DropAction(Action):
         return "-j DROP"
 
 
-class AcceptAction(Action):
+class AcceptAction(SimpleAction):
     """Lets packets pass the rules that follow in the chain."""
 
     name = "accept"
@@ -331,7 +348,7 @@ class AcceptAction(Action):
 
 
 @dataclass(frozen=True)
-class MarkAction(Action):
+class MarkAction(SimpleAction):
     """Sets the mark of packets, which go on to the next rule."""
 
     name = "mark"
@@ -394,14 +411,14 @@ class RejectAction(Action):
             family, ("prerouting", "input", "forward", "output")
         )
 
-    def parts(self) -> tuple[Action, ...]:
-        return (_ResetAction(), _UnreachableAction(self.error))
+    def parts(self) -> tuple[KernelAction, ...]:
+        return (_Reset(), _Unreachable(self.error))
 
     def words(self) -> list[str]:
         return [self.name] + [f"error={self.error}"] * (self.error != "port-unreachable")
 
 
-class _ResetAction(Action):
+class _Reset(KernelAction):
     """Drops TCP segments and sends a reset."""
 
     only_tcp = True
@@ -430,7 +447,7 @@ _IN_IPTABLES = {
 
 
 @dataclass(frozen=True)
-class _UnreachableAction(Action):
+class _Unreachable(KernelAction):
     """Drops packets and sends an ICMP or ICMPv6 error."""
 
     error: Refusal

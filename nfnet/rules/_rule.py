@@ -137,6 +137,12 @@ class RuleSet:
 
     At each hook and priority packets meet these rules in their order. Those that are queued, dropped, rejected or
     accepted meet none of the others; those that are logged or marked go on to the next.
+
+    rules: what `queue`, `log` and the other functions returned; at least one, all with the same ``netns``.
+
+    Raises ArgumentError for no rule, for other objects (then it is a TypeError, too), and if the rules cannot be
+    installed together: in several network namespaces, or remembering connections in different bits at one hook and
+    priority.
     """
 
     def __init__(self, *rules: Rule) -> None:
@@ -207,7 +213,10 @@ class RuleSet:
 
 
 class Rule(RuleSet, Statement):
-    """A rule that `queue`, `log` or another function made: installed while its block runs, or until it is removed."""
+    """A rule that `queue`, `log` or another function made: installed while its block runs, or until it is removed.
+
+    Programs call these functions; they do not make a `Rule` themselves.
+    """
 
     def __init__(self, action: Action, where: Any) -> None:
         Statement.__init__(self, action, where)

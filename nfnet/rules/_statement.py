@@ -12,7 +12,7 @@ from .._io.raw_socket import INJECTED_MARK
 from ..errors import ArgumentError
 from ..netns import check_netns
 from ..protocol.nfnetlink import Hook
-from ._actions import Action, QueueAction
+from ._actions import Action, KernelAction, QueueAction
 from ._criteria import CRITERIA
 from ._installation import FAMILIES, INGRESS, Chain
 from ._match import NOT, TRACKED_AT, Match
@@ -74,16 +74,16 @@ class Statement:
             raise ArgumentError(
                 "limit would count IPv4 and IPv6, or TCP and others, apart: make a rule for each, by family or protocol"
             )
-        if self.match.has("limit") and len(action.cases()) > 1:
+        if self.match.has("limit") and any(len(part.cases()) > 1 for part in action.parts()):
             raise ArgumentError("limit would count both directions of connections apart: it does not go with first")
 
-    def parts(self) -> Iterator[tuple[int | None, Match, Action]]:
+    def parts(self) -> Iterator[tuple[int | None, Match, KernelAction]]:
         """Yield the conditions and the action of each of the kernel's rules, with the IP version (None: either)."""
         for version in self.match.branches():
             for match, part in self.parts_of(version):
                 yield version, match, part
 
-    def parts_of(self, version: int | None) -> Iterator[tuple[Match, Action]]:
+    def parts_of(self, version: int | None) -> Iterator[tuple[Match, KernelAction]]:
         """Yield the conditions and the action of each of the kernel's rules for an IP version."""
         only_tcp = self.match.only_tcp(version)
         for part in self.action.parts():

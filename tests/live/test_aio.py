@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 
@@ -19,12 +20,18 @@ V4 = socket.AF_INET
 def test_queue(net: Net) -> None:
     way = Way(net)
 
-    async def delayed(packet: Packet) -> None:
-        number = inet.get_data(packet.payload)[0]  # type: ignore[index]
-        await asyncio.sleep(0.2 if number == 0 else 0.01)
-        packet.accept(mark=number)
-
     async def main() -> None:
+        decided: list[int] = []
+        others_are = asyncio.Event()
+
+        async def delayed(packet: Packet) -> None:
+            number = inet.get_data(packet.payload)[0]  # type: ignore[index]
+            await (others_are.wait() if number == 0 else asyncio.sleep(0.01))
+            packet.accept(mark=number)
+            decided.append(number)
+            if len(decided) == 49:
+                others_are.set()
+
         async with AsyncQueue(1, netns=way.here) as queue:
             task = asyncio.ensure_future(queue.run(delayed))
             loop = asyncio.get_running_loop()
@@ -165,6 +172,7 @@ def test_a_queue_has_one_descriptor(net: Net, how: str) -> None:
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
+        gc.collect()  # what other tests left would be closed meanwhile
         before = len(os.listdir("/proc/self/fd"))
         async with AsyncQueue(1, netns=way.here) as queue:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import gc
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import CopyMode, Hook, Packet, Queue, SkbInfo, Transport, Verdict, doctor, inet, netns, rules
+from nfnet import CopyMode, Hook, Packet, Queue, SkbInfo, Transport, Verdict, doctor, inet, netns, rules, stats
 from nfnet.protocol import netlink, nfqnl
 from nfnet.testing import FakeKernel
 
@@ -671,6 +672,38 @@ def test_closing_an_accepting_queue_lets_everything_through(net: Net) -> None:
             break
         path.queue.close()
         assert [path.got()[0] for _ in range(5)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("policy", ["pending", "drop"])
+def test_closing_drops_what_waits_before_it_unbinds(net: Net, policy: Any, tmp_path: pathlib.Path) -> None:
+    """When it is unbound the kernel drops it, too, but later, and some kernels warn if the rule is gone by then."""
+    waiting: list[int] = []
+
+    class Looking(Queue):
+        def _unbind_request(self) -> bytes:
+            status = stats.find_queue(self.num, self._netns)
+            assert status is not None
+            waiting.append(status.waiting)
+            return super()._unbind_request()
+
+    file = tmp_path / "recording.pcapng"
+    with (
+        Path(net, "output", V4) as path,
+        Looking(2, netns=net.hosts["client"], undecided=policy, record=file) as queue,
+        rules.queue(2, hook="output", protocol="udp", destination_port=7002, netns=net.hosts["client"]),
+    ):
+        for number in range(3):
+            path.sender.sendto(bytes([number]), (path.destination[0], 7002))
+        with contextlib.closing(iter(queue)) as iteration:
+            kept = next(iteration)
+        queue.close()
+        assert waiting == [0]
+        assert kept.decided == (None if policy == "pending" else Verdict.DROP)
+        assert queue.counters.dropped == (0 if policy == "pending" else 3)
+    replay = nfnet.replay(file)
+    with Queue(2, transport=replay) as again:
+        again.run(lambda packet: None)
+    assert sorted(replay.recorded) == ([] if policy == "pending" else [1, 2, 3])
 
 
 def test_the_model_of_the_kernel_takes_batches_as_the_kernel_does(net: Net) -> None:
