@@ -19,13 +19,8 @@ from .._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from .._io.poller import Poller
 from .._io.system import collect_forgotten
 from .._io.transport import SocketStatus, Transport
-<<<<<<< HEAD
-from ..captures._recorder import Recorder, current
-from ..errors import ArgumentError, BusyError, BusyReadingError, ClosedError, NfnetError
-=======
 from .._recording import Recording, current
-from ..errors import ArgumentError, BusyReadingError, ClosedError, NfnetError
->>>>>>> main
+from ..errors import ArgumentError, BusyError, BusyReadingError, ClosedError, NfnetError
 from ..netns import Netns, call_in, check_netns
 from ..stats import LogStatus, QueueStatus, is_ours, process
 from .bind_request import bind

@@ -107,14 +107,11 @@ class Spool(Store):
             self._connection.execute("PRAGMA journal_mode = WAL").fetchall()
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute(_TABLE)
-<<<<<<< HEAD
             # All rows of each statement: what has rows left keeps PyPy from committing.
-            found = self._connection.execute("SELECT total(count), total(size) FROM batches").fetchall()[0]
-=======
-            if not any(row[1] == "notes" for row in self._connection.execute("PRAGMA table_info(batches)")):
+            columns = self._connection.execute("PRAGMA table_info(batches)").fetchall()
+            if not any(row[1] == "notes" for row in columns):
                 self._connection.execute(_NOTES)
-            found = self._connection.execute("SELECT total(count), total(size) FROM batches").fetchone()
->>>>>>> main
+            found = self._connection.execute("SELECT total(count), total(size) FROM batches").fetchall()[0]
         except sqlite3.Error as error:
             raise NfnetError(f"spool {path}: {error}") from error
         self._count, self._size = map(int, found)
@@ -152,11 +149,7 @@ class Spool(Store):
                 raise NfnetError(f"spool {self.path}: {error}") from error
             if not rows:
                 return None
-<<<<<<< HEAD
-            number, session, read_ns, lost, labels, names, _, _, data = rows[0]
-=======
-            number, session, read_ns, lost, labels, names, _, _, data, notes = row
->>>>>>> main
+            number, session, read_ns, lost, labels, names, _, _, data, notes = rows[0]
             known = {int(index): name for index, name in json.loads(names).items()}
             noted = _noted([raw for _, raw in netlink.split_messages(data)], notes)
             messages = [LogMessage.from_bytes(raw, known.get) for raw in noted]
