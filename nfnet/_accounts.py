@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import time
 
+from ._annotated import Annotated
+
 _LOOK_AGAIN = 1.0  # seconds
 
 
@@ -49,7 +51,15 @@ class _Names:
         self._names, self._version = found, version
 
 
-user_name = _Names("/etc/passwd")
-"""The name of a user id."""
-group_name = _Names("/etc/group")
-"""The name of a group id."""
+_users = _Names("/etc/passwd")
+_groups = _Names("/etc/group")
+
+
+def user_name(uid: int | None, raw: bytes = b"") -> str | None:
+    """The name of a user; ``raw`` is the message in which the number was, which may be of another machine."""
+    return raw.accounts[0] if isinstance(raw, Annotated) and raw.accounts is not None else _users(uid)
+
+
+def group_name(gid: int | None, raw: bytes = b"") -> str | None:
+    """The name of a group; see `user_name`."""
+    return raw.accounts[1] if isinstance(raw, Annotated) and raw.accounts is not None else _groups(gid)

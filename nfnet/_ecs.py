@@ -166,9 +166,9 @@ _FIELDS: tuple[tuple[str, Callable[[_Seen], Any]], ...] = (
     ("observer.egress.interface.id", lambda seen: _text(seen.message.outdev)),
     ("observer.egress.interface.name", lambda seen: _interface_name(seen.message.outdev_name)),
     ("user.id", lambda seen: _text(seen.message.uid)),
-    ("user.name", lambda seen: user_name(seen.message.uid)),
+    ("user.name", lambda seen: user_name(seen.message.uid, seen.message.raw)),
     ("user.group.id", lambda seen: _text(seen.message.gid)),
-    ("user.group.name", lambda seen: group_name(seen.message.gid)),
+    ("user.group.name", lambda seen: group_name(seen.message.gid, seen.message.raw)),
     ("process.pid", lambda seen: seen.process and seen.process.pid),
     ("process.name", lambda seen: seen.process and _clean(seen.process.name)),
     ("process.executable", lambda seen: seen.process and _clean(seen.process.executable)),
@@ -338,7 +338,7 @@ class JsonLines:
                 return self._slowly(message, otherwise)
             self._second, self._clock = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         raw = message.raw
-        note = (raw.process, raw.suppressed) if isinstance(raw, Annotated) else None
+        note = (raw.process, raw.accounts, raw.suppressed) if isinstance(raw, Annotated) else None
         key = message.metadata, protocol, variant, note
         line = self._lines.get(key)
         if line is None:
@@ -369,7 +369,8 @@ def _template(value: Any, path: str = "") -> str:
         return _VARYING[path]
     if isinstance(value, dict):
         inner = [
-            f"{json.dumps(name)}: {_template(item, f'{path}.{name}' if path else name)}" for name, item in value.items()
+            f"{json.dumps(name).replace('%', '%%')}: {_template(item, f'{path}.{name}' if path else name)}"
+            for name, item in value.items()
         ]
         return "{" + ", ".join(inner) + "}"
     return json.dumps(value).replace("%", "%%")

@@ -111,7 +111,7 @@ def test_verdicts_leave_while_the_body_waits() -> None:
             async for packet in queue:
                 packet.accept()
                 if packet.id == 2:
-                    while not kernel.judged:
+                    while len(kernel.judged) < 2:  # on a slow machine the first one left before
                         await asyncio.sleep(0.001)
                     assert words(kernel) == [(1, 1), (2, 1)]
                     break

@@ -59,8 +59,7 @@ def icmp(kind: int, code: int) -> bytes:
 def accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "passwd"
     path.write_text("# no line\nroot:x:0:0::/:/bin/sh\nalice:x:1000:7::/:/bin/sh\nalias:x:1000:7::/:/bin/sh\nbad:x:y\n")
-    monkeypatch.setattr(_ecs, "user_name", _accounts._Names(str(path)))
-    monkeypatch.setattr(sqlite, "user_name", _accounts._Names(str(path)))
+    monkeypatch.setattr(_accounts, "_users", _accounts._Names(str(path)))
     return path
 
 

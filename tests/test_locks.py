@@ -22,7 +22,7 @@ import pytest
 import nfnet
 from nfnet import Queue, _recording, netns, testing
 from nfnet._io.locks import RLock, uninterrupted
-from nfnet.captures._pcap import LinkType, Writer
+from nfnet.captures import LinkType, Writer
 from nfnet.compat import nflogr
 
 from .kernel import FakeKernel

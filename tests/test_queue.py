@@ -461,6 +461,46 @@ def test_a_failing_send_loses_no_verdict() -> None:
         assert_balanced(queue)
 
 
+class QuickKernel(FakeKernel):
+    """Offers C code, so to speak, that sends faster; it fails if it is told to."""
+
+    failure = 0
+
+    @property
+    def outgoing(self) -> Callable[[bytes], object]:
+        return self._send_quickly
+
+    def _send_quickly(self, datagram: bytes) -> None:
+        if self.failure:
+            raise OSError(self.failure, os.strerror(self.failure))
+        super().send(datagram)
+
+
+def test_what_the_quick_way_cannot_send_is_sent_all_the_same() -> None:
+    kernel = QuickKernel()
+    with Queue(1, transport=kernel) as queue:
+        for kernel.failure in (0, errno.EMSGSIZE, errno.EPERM):
+            kernel.feed(1)
+            queue.process(lambda packet: packet.accept())
+        assert verdicts(kernel) == [(1, 1), (2, 1), (3, 1)]
+        assert_balanced(queue)
+
+
+def test_a_failure_of_both_ways_to_send_loses_no_verdict() -> None:
+    kernel = QuickKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(1)
+        kernel.failure = kernel.refuse_send = errno.EPERM
+        with pytest.raises(nfnet.NotPermittedError, match="sending"):
+            queue.process(lambda packet: packet.accept())
+        assert not kernel.judged
+        kernel.failure = kernel.refuse_send = 0
+        queue.process(lambda packet: packet.accept())
+        queue.flush()
+        assert verdicts(kernel) == [(1, 1)]
+        assert_balanced(queue)
+
+
 # --- the loop
 
 

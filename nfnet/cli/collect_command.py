@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from .. import rules
 from .._printable import printable
-from ..collect import Collector, Group
-from ..collect._outputs import Described, describe
+from ..collect import Collector, Forwarder, Group, NatsSource, Output
+from ..collect._output import without_password
+from ..collect._outputs import Described, describe, describe_source
 from ..collect._settings import Settings, read_settings
 from ..collect._ulogd import translate
 from ..collect._units import rate, size
@@ -20,12 +22,16 @@ from .service import Service
 from .signals import until_told
 from .summaries import say
 
+T = TypeVar("T")
+
 _DESCRIPTION = """\
 Brings what firewall rules log to files and databases, until it is told to stop.
 
     nfnet collect --group 5 --to log.jsonl --to sqlite:firewall.db
     nfnet collect --group 5 --to log.jsonl rotate_size=100M keep=9 compress=yes
     nfnet collect --config /etc/nfnet/collect.toml
+    nfnet collect --group 5 --to nats://nats.example:4222
+    nfnet collect --from nats://nats.example:4222 --to postgresql:///firewall
 
 An output is a file whose name says what it is (.jsonl, .log, .db, .pcapng), or
 has that before it (sqlite:FILE, jsonl:-). What an output cannot take at the
@@ -65,7 +71,15 @@ def add_to(commands: Any) -> None:
         default=[],
         help="where to, and settings of it; may be repeated",
     )
+    parser.add_argument(
+        "--from",
+        nargs="+",
+        metavar=("URL", "NAME=VALUE"),
+        dest="source",
+        help="take messages from NATS, instead of log groups",
+    )
     parser.add_argument("--config", metavar="FILE", help="a TOML file; what options say comes on top of it")
+    parser.add_argument("--create", action="store_true", help="first make what outputs lack: tables, a stream")
     parser.add_argument("--check", action="store_true", help="say what is wrong with the configuration, and end")
     parser.add_argument(
         "--label",
@@ -122,15 +136,16 @@ def _rate(text: str) -> Any:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _described(words: list[str]) -> Described:
+def _described(option: str, words: list[str], describe: Callable[[str, dict[str, str]], T]) -> T:
     to, *settings = words
+    shown = f"{option} {without_password(to)}"
     wrong = [word for word in settings if "=" not in word]
     if wrong:
-        raise ArgumentError(f"--to {to}: {wrong[0]!r} is not name=value")
+        raise ArgumentError(f"{shown}: {wrong[0]!r} is not name=value")
     try:
         return describe(to, dict(word.split("=", 1) for word in settings))
     except ArgumentError as error:
-        raise ArgumentError(f"--to {to}: {error}") from None
+        raise ArgumentError(f"{shown}: {error}") from None
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -140,7 +155,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         found = read_settings(options.config, lambda text: rule_words(text, rules.log), endpoint)
     known = {group.number for group in found.groups}
     found.groups += [Group(number) for number in dict.fromkeys(options.group) if number not in known]
-    found.outputs += [_described(words) for words in options.to]
+    found.outputs += [_described("--to", words, describe) for words in options.to]
     found.labels = {**found.labels, **dict(options.label)}
     found.spool = options.spool or found.spool
     found.spool_size = options.spool_size or found.spool_size
@@ -148,7 +163,11 @@ def _settings(options: argparse.Namespace) -> Settings:
     found.metrics = options.metrics or found.metrics
     found.process |= options.process
     found.conntrack |= options.conntrack
-    if not found.groups:
+    if options.source is not None:
+        found.source = _described("--from", options.source, describe_source)
+    if found.source is not None and (found.groups or options.install_rule):
+        raise ArgumentError("messages come from a source or from log groups, not from both")
+    if found.source is None and not found.groups:
         raise ArgumentError(f"no log group: --group N, or [[group]] in {options.config or 'a configuration'}")
     if not found.outputs:
         raise ArgumentError(f"no output: --to OUTPUT, or [[output]] in {options.config or 'a configuration'}")
@@ -166,8 +185,11 @@ def _run(options: argparse.Namespace) -> int:
     settings = _settings(options)
     if options.check:
         groups = ", ".join(str(group.number) for group in settings.groups)
-        print(f"groups {groups} to {', '.join(f'{each.kind.scheme}:{each.target}' for each in settings.outputs)}")
+        begin = f"groups {groups}" if settings.source is None else settings.source.name
+        print(f"{begin} to {', '.join(each.name for each in settings.outputs)}")
         return 0
+    if settings.source is not None:
+        return _forward(options, settings, settings.source.make())
     if settings.spool is not None:
         os.makedirs(settings.spool, mode=0o700, exist_ok=True)
     more: dict[str, Any] = {"spool_size": settings.spool_size, "rcvbuf": settings.rcvbuf}
@@ -186,7 +208,7 @@ def _run(options: argparse.Namespace) -> int:
         )
         stack.callback(collector.close)
         for each in settings.outputs:
-            collector.add(each.make(), apart=True, groups=each.groups)
+            collector.add(_made(options, each), apart=True, groups=each.groups)
         if settings.metrics is not None:
             from ..metrics import serve
 
@@ -199,6 +221,24 @@ def _run(options: argparse.Namespace) -> int:
         complete = collector.run(running.turn)
         say(collector.summary())
     return 0 if complete else 1
+
+
+def _forward(options: argparse.Namespace, settings: Settings, source: NatsSource) -> int:
+    if options.create:
+        source.create()
+    outputs = [_made(options, each) for each in settings.outputs]
+    forwarder = Forwarder(source, outputs, count=options.count, report=lambda text: say(f"nfnet collect: {text}"))
+    with until_told(forwarder.stop, forwarder.reopen):
+        complete = forwarder.run()
+    say(forwarder.summary())
+    return 0 if complete else 1
+
+
+def _made(options: argparse.Namespace, described: Described) -> Output:
+    output = described.make()
+    if options.create:
+        output.create()
+    return output
 
 
 class _Running:

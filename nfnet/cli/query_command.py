@@ -1,4 +1,4 @@
-"""``nfnet query``: questions about what was collected in an SQLite database."""
+"""``nfnet query``: questions about what was collected in a database."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from .signals import until_told
 from .tables import plain, table
 
 _DESCRIPTION = """\
-Answers questions about a database that "nfnet collect --to sqlite:FILE" fills.
+Answers questions about a database that "nfnet collect --to sqlite:FILE" fills,
+or "--to postgresql://...".
 
     nfnet query firewall.db "top sources last 24h"
+    nfnet query postgresql://db.example/firewall "latest limit 20"
     nfnet query firewall.db "scans last 7d limit 50"
     nfnet query firewall.db --json "SELECT prefix, count(*) FROM messages GROUP BY 1"
     nfnet query firewall.db --follow latest
@@ -51,7 +53,7 @@ def add_to(commands: Any) -> None:
         description=f"{_DESCRIPTION}{questions}\n\n{_EPILOG}\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("database", metavar="FILE", help="the database")
+    parser.add_argument("database", metavar="DATABASE", help="its file or URL")
     parser.add_argument("question", nargs="+", metavar="QUESTION", help="one of the above, or SQL")
     parser.add_argument(
         "-f",

@@ -12,7 +12,9 @@ _WIDEST = 60  # characters of a column
 
 def plain(value: Any) -> Any:
     """A value of a database as JSON may have it."""
-    return value.hex() if isinstance(value, bytes) else value
+    if isinstance(value, bytes):
+        return value.hex()
+    return value if value is None or isinstance(value, (str, int, float, list, dict)) else str(value)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:

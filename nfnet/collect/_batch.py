@@ -71,7 +71,7 @@ def remarks(batch: Batch, message: LogMessage) -> str:
     The process is that which was found when the message was read; here none is looked for.
     """
     words = []
-    if (name := user_name(message.uid)) is not None:
+    if (name := user_name(message.uid, message.raw)) is not None:
         words.append(f"user {name}")
     raw = message.raw
     if isinstance(raw, Annotated) and (process := raw.process) is not None:

@@ -270,6 +270,8 @@ class Delivery:
         self._trouble = None
         if done is not None:
             done()
+        if not len(self.store):
+            self._said = False  # the next trouble is another one, also if nothing came during this one
         return True
 
     def _failed(self, error: OutputError) -> None:

@@ -30,6 +30,8 @@ class Follower:
     """
 
     def __init__(self, path: str, condition: str = "") -> None:
+        if path.startswith("postgresql:"):
+            raise ArgumentError("only an SQLite database can be followed")
         self._path = path
         self._condition = condition.strip() or "1"
         self._connection: sqlite3.Connection | None = None

@@ -15,7 +15,7 @@ from .._arguments import check
 from ..errors import ArgumentError
 from . import _units
 from ._collector import Group
-from ._outputs import Described, describe, nearest
+from ._outputs import Described, DescribedSource, describe, describe_source, nearest
 
 
 @dataclass
@@ -26,6 +26,8 @@ class Settings:
     rules: list[tuple[int, Any]] = field(default_factory=list)
     """Group, and what the reader of rules made of the words."""
     outputs: list[Described] = field(default_factory=list)
+    source: DescribedSource | None = None
+    """In place of groups."""
     labels: dict[str, str] = field(default_factory=dict)
     spool: str | None = None
     spool_size: int | None = None
@@ -37,7 +39,10 @@ class Settings:
     """What the reader of addresses made of it."""
 
 
-_TOP = (*("group", "output", "labels", "spool", "spool_size", "rcvbuf", "limit", "process", "conntrack", "metrics"),)
+_TOP = (
+    *("group", "source", "output", "labels", "spool", "spool_size", "rcvbuf", "limit", "process", "conntrack"),
+    "metrics",
+)
 _GROUP = ("number", "rule", "labels", "verdict", "limit")
 VERDICTS = ("accept", "drop", "reject")
 """What rules may do with packets that they log."""
@@ -129,6 +134,8 @@ class _Reader:
             found.labels = self._labels(top["labels"], "labels")
         for table in self._tables(top, "group"):
             found.groups.append(self._group(table, found))
+        if "source" in top:
+            found.source = self._source(top["source"])
         for table in self._tables(top, "output"):
             settings = dict(table)
             to = self._read("to", _text, self._required(settings, "to"))
@@ -142,6 +149,23 @@ class _Reader:
             if any((each.kind, each.target) == (output.kind, output.target) for each in found.outputs):
                 raise self._wrong(f"{to} is there twice", "to")
             found.outputs.append(output)
+        return found
+
+    def _source(self, settings: Any) -> DescribedSource:
+        if not isinstance(settings, dict):
+            raise self._wrong("source is a table: [source]", "source")
+        self._table = "source"
+        settings = dict(settings)
+        url = self._read("from", _text, self._required(settings, "from"))
+        del settings["from"]
+        self._read("from", describe_source, url)
+        for name, value in settings.items():
+            try:
+                describe_source(url, {name: value})
+            except ArgumentError as error:
+                raise self._wrong(str(error), name) from None
+        found = describe_source(url, settings)
+        self._table = ""
         return found
 
     def _group(self, table: Mapping[str, Any], found: Settings) -> Group:

@@ -7,15 +7,11 @@ import json
 import sqlite3
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
 
-from .._annotated import Annotated
 from .._io import private_files
-from .._processes import Process
 from ..errors import NfnetError
-from ..log import LogMessage
-from ..protocol import netlink
 from ._batch import Batch, Session
+from ._packed import joined, names, notes, split
 
 _MESSAGE_SIZE = 500  # bytes of a message in memory, beside its own
 
@@ -119,22 +115,17 @@ class Spool(Store):
         self._done = 0  # the last one that was stored
 
     def add(self, batch: Batch) -> bool:
-        data = b"".join(message.raw + bytes(-len(message.raw) % 4) for message in batch.messages)
+        data = joined(batch.messages)
         if self._size + len(data) > self._most:
             return False
-        names = {}
-        for message in batch.messages:
-            for index, name in (
-                (message.indev, message.indev_name),
-                (message.outdev, message.outdev_name),
-                (message.physindev, message.physindev_name),
-                (message.physoutdev, message.physoutdev_name),
-            ):
-                if index is not None and name is not None:
-                    names[index] = name
-        text = (json.dumps(batch.session), batch.read_ns, batch.lost, json.dumps(dict(batch.labels)), json.dumps(names))
+        noted = notes(batch.messages)
+        row = (
+            *(json.dumps(batch.session), batch.read_ns, batch.lost, json.dumps(dict(batch.labels))),
+            *(json.dumps(names(batch.messages)), len(batch), len(data), data),
+            json.dumps(noted) if noted else None,
+        )
         try:
-            self._connection.execute(_ADD, (*text, len(batch), len(data), data, _notes(batch.messages)))
+            self._connection.execute(_ADD, row)
         except sqlite3.Error:  # the disk is full, say
             return False
         self._count += len(batch)
@@ -149,10 +140,8 @@ class Spool(Store):
                 raise NfnetError(f"spool {self.path}: {error}") from error
             if not rows:
                 return None
-            number, session, read_ns, lost, labels, names, _, _, data, notes = rows[0]
-            known = {int(index): name for index, name in json.loads(names).items()}
-            noted = _noted([raw for _, raw in netlink.split_messages(data)], notes)
-            messages = [LogMessage.from_bytes(raw, known.get) for raw in noted]
+            number, session, read_ns, lost, labels, known, _, _, data, noted = rows[0]
+            messages = split(data, json.loads(known), json.loads(noted or "null"))
             batch = Batch(Session(*json.loads(session)), messages, lost, read_ns, json.loads(labels))
             self._first = number, batch
         return self._first[1]
@@ -177,22 +166,3 @@ class Spool(Store):
 
     def close(self) -> None:
         self._connection.close()
-
-
-def _notes(messages: Sequence[LogMessage]) -> str | None:
-    """What is known of messages besides what the kernel says, by their places; None if that is nothing."""
-    found = {}
-    for place, message in enumerate(messages):
-        raw = message.raw
-        if isinstance(raw, Annotated) and (raw.process is not None or raw.suppressed):
-            found[place] = raw.process, raw.suppressed
-    return json.dumps(found) if found else None
-
-
-def _noted(messages: list[bytes], notes: str | None) -> list[bytes]:
-    for place, (process, suppressed) in json.loads(notes or "{}").items():
-        found = None if process is None else Process(*process)
-        if found is not None and found.command_line is not None:
-            found = found._replace(command_line=tuple(found.command_line))  # JSON knows lists alone
-        messages[int(place)] = Annotated(messages[int(place)], process=found, suppressed=suppressed)
-    return messages

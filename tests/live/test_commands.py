@@ -22,7 +22,7 @@ import pytest
 
 import nfnet
 from nfnet import Queue, doctor, rules
-from nfnet.captures import _pcap as capture
+from nfnet.captures import _reader as capture
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, in_child, lacking, readable, said, stopped, wait_for
 from .test_compat import Way, is_bound, logging, queueing, running

@@ -17,7 +17,8 @@ import pytest
 
 import nfnet
 from nfnet import Log, Packet, Queue, inet, rules
-from nfnet.captures._pcap import LinkType, Record, Writer, netlink_header, read, scan
+from nfnet.captures import LinkType, Record, Writer, read, scan
+from nfnet.captures._format import netlink_header
 
 from .conftest import REQUIRED, TIMEOUT, UID, Net, kernel_lacks, readable
 from .test_log import collect as collect_messages
