@@ -135,7 +135,7 @@ class Reader(ABC, Generic[B, T]):
         try:
             self._open()
         except BusyError:
-            if not collect_forgotten():
+            if self._given_transport is not None or not collect_forgotten():
                 raise
             self._open()  # who had it was forgotten
 
