@@ -130,11 +130,21 @@ def find_object(app: Sphinx, env: Any, node: Any, child: Any) -> Any:
     return make_refnode(app.builder, node["refdoc"], found.docname, found.node_id, child, names[0])
 
 
-def drop_empty_headers(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
-    """Markdown's tables must have a header; in HTML an empty one is left out, and an empty cell of one is no header."""
+def mend_html(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Make elements what they mean: screen readers announce empty headers, and lists of definitions.
+
+    Tables in Markdown must have a header. In HTML an empty one is left out, and an empty cell of one is no header. The
+    arguments of a long signature are lines of it, and no definitions.
+    """
     empty = r'<th class="head[^"]*"><p></p></th>\s*'
     body = re.sub(rf'<thead>\s*<tr class="row-odd">(?:{empty})+</tr>\s*</thead>', "", context.get("body", ""))
-    context["body"] = re.sub(empty, "<td></td>\n", body)
+    body = re.sub(empty, "<td></td>\n", body)
+    arguments = r'<dl>\n((?:<dd><em class="sig-param">.*</dd>\n)+)</dl>'
+
+    def lines(found: re.Match[str]) -> str:
+        return '<div class="arguments">\n' + found[1].replace("<dd>", "<div>").replace("</dd>", "</div>") + "</div>"
+
+    context["body"] = re.sub(arguments, lines, body)
 
 
 # --- help texts of the command
@@ -205,5 +215,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-signature", name_aliases)
     app.connect("autodoc-skip-member", skip_bare_field)
     app.connect("missing-reference", find_object)
-    app.connect("html-page-context", drop_empty_headers)
+    app.connect("html-page-context", mend_html)
     return {"parallel_read_safe": True}

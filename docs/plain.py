@@ -28,7 +28,9 @@ def entry(page: str, text: str) -> str:
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
     text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     beginning = re.split(r"^#+ ", text.partition("\n\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
-    prose = re.search(r"(?:\A|\n\n)(?!How to use)([A-Z`*\[](?:(?!\n\n|\n:).)+?(?:[.](?=\s)|:?(?=\n\n)))", beginning, re.DOTALL)
+    prose = re.search(
+        r"(?:\A|\n\n)(?!How to use)([A-Z`*\[](?:(?!\n\n|\n:).)+?(?:[.](?=\s)|:?(?=\n\n)))", beginning, re.DOTALL
+    )
     assert title is not None, page
     first = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", " ".join(prose[1].split())) if prose else ""
     return f"- [{title[1]}]({page}.md)" + (f": {first.rstrip(' :')}" if first else "")

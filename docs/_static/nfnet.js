@@ -8,9 +8,6 @@ function complete() {
   for (const element of document.querySelectorAll(".caption[role=heading]")) {
     element.ariaLevel = "2";
   }
-  for (const element of document.querySelectorAll("dt.sig dl, dt.sig dd")) {
-    element.role = "none"; // the arguments of a long signature, which are no list of definitions
-  }
   document.querySelector("aside.sidebar-drawer")?.setAttribute("aria-label", "All pages");
   document.querySelector("aside.toc-drawer")?.setAttribute("aria-label", "On this page");
 }

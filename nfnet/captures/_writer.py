@@ -72,8 +72,8 @@ class Writer:
     begin: whether what was in the file is removed now. If False, that happens when `begin` is called.
 
     It has the byte order of this machine, as what is written to it must have. The file is made anew, readable by its
-    owner alone, for packets may hold secrets. In a directory to which others may write, a link, FIFO or file of somebody
-    else is refused (OSError). Raises OSError, EBUSY if there is another writer of the same file.
+    owner alone, for packets may hold secrets. In a directory to which others may write, a link, FIFO or file of
+    somebody else is refused (OSError). Raises OSError, EBUSY if there is another writer of the same file.
     """
 
     def __init__(self, path: str | os.PathLike[str], link_type: LinkType, *, begin: bool = True) -> None:

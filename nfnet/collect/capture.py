@@ -21,8 +21,8 @@ class Capture(File):
 
     target: the name of the file: pcapng, or pcap if it ends in ``.pcap``; "-" is the standard output.
     anew: whether a file that is there already is emptied, instead of renamed.
-    settings: ``rotate_size`` (bytes), ``rotate_time`` (seconds), ``keep`` (how many rotated files) and ``compress`` (with
-        gzip, True or False). Default: the file is never rotated, all rotated files are kept, none is compressed.
+    settings: ``rotate_size`` (bytes), ``rotate_time`` (seconds), ``keep`` (how many rotated files) and ``compress``
+        (with gzip, True or False). Default: the file is never rotated, all rotated files are kept, none is compressed.
 
     Each file has its own header, also those that were rotated. One that is there when the collector begins is renamed
     as if it was rotated.

@@ -13,8 +13,8 @@ class JsonLines(LineFile):
     """A line of JSON for each message, and one for each gap.
 
     target: the name of the file; "-" is the standard output.
-    settings: ``rotate_size`` (bytes), ``rotate_time`` (seconds), ``keep`` (how many rotated files) and ``compress`` (with
-        gzip, True or False). Default: the file is never rotated, all rotated files are kept, none is compressed.
+    settings: ``rotate_size`` (bytes), ``rotate_time`` (seconds), ``keep`` (how many rotated files) and ``compress``
+        (with gzip, True or False). Default: the file is never rotated, all rotated files are kept, none is compressed.
     """
 
     scheme = "jsonl"
