@@ -1,6 +1,6 @@
 """Bans an address for ten minutes after five failed log-ins: python ban.py 21 "530 "
 
-The failures must be within a minute. A failure is a TCP segment from the server's port that begins
+The failures must be within a minute. A failure is a TCP segment from the server that begins
 with the text: "530 " for FTP, "HTTP/1.1 401" for HTTP.
 """
 

@@ -160,9 +160,9 @@ see [contributing](contributing.md). The fan-out by CPU needs two CPUs. For the 
 ```
 
 `@pytest.mark.feature("...")` names the feature of a test. "yes" means that all tests of the feature passed, "no" that
-one was skipped because the kernel lacks it, "not tried" that the tests are newer than the run. Before a test is skipped it
-checks that the kernel really lacks the feature: it fails if the kernel's configuration, where it can be read, has the
-option, or if the kernel is new enough to have the feature.
+one was skipped because the kernel lacks it, "not tried" that the tests are newer than the run. Before a test is skipped
+it checks that the kernel really lacks the feature: it fails if the kernel's configuration, where it can be read, has
+the option, or if the kernel is new enough to have the feature.
 """
 
 
