@@ -29,7 +29,6 @@ import signal
 import struct
 import sys
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from itertools import pairwise, product
@@ -39,6 +38,7 @@ from typing import Any, NamedTuple
 import nfnet
 from nfnet import Transport, cli, inet, rules
 from nfnet._core.origin import Origin
+from nfnet._io.system import Event
 from nfnet.captures._pcap import Record, netfilter_datagram, read
 from nfnet.captures._recorder import _verdicts
 from nfnet.cli import decode_command
@@ -303,7 +303,7 @@ class _Socket:
         into += [data[:8] + number + data[12:], done[:8] + number + done[12:]]
 
     def fileno(self) -> int:
-        return READABLE
+        return READABLE.fileno()
 
     dump = nfnet.NetlinkSocket.dump
 
@@ -332,7 +332,7 @@ class _Requests(Transport):
         build(1)
 
     def fileno(self) -> int:
-        return READABLE
+        return READABLE.fileno()
 
     def close(self) -> None: ...
 
@@ -979,7 +979,8 @@ ARGUMENTS = [
     )
 ]
 TURNED = [turn(datagram, netlink.PREFIX) for datagram in DATAGRAMS]
-READABLE = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+READABLE = Event()
+READABLE.set()
 
 
 class Target(NamedTuple):
@@ -1069,6 +1070,8 @@ class _Watch:
 
 def peak_of(function: Callable[[], None]) -> int:
     """How many bytes it took at most."""
+    import tracemalloc  # which PyPy does not have
+
     tracemalloc.start()
     try:
         with contextlib.suppress(nfnet.NfnetError):
