@@ -18,6 +18,7 @@ from .._io import at_fork
 from .._io.locks import RLock
 from .._io.moves import END
 from .._io.poller import Poller
+from .._io.system import LINUX
 from .._io.transport import Transport
 from ..errors import CaptureError, ClosedError, DecodeError
 from ..protocol import layout, netlink, nfnetlink, nfqnl
@@ -113,7 +114,7 @@ class Replay(Transport, at_fork.AtFork):
         self._realtime = check_flag("realtime", realtime)
         self._keep_verdicts = check_flag("keep_verdicts", keep_verdicts)
         self._file = open(path, "rb")  # noqa: SIM115 - as long as the replay
-        if not self._file.seekable():
+        if LINUX and not self._file.seekable():  # elsewhere reading it waits: see `Select`
             # A pipe: there may be nothing in it for hours. It was opened anew, so that nobody else's blocking changes.
             os.set_blocking(self._file.fileno(), False)
         # None if an exception came in between, see `_read_on`.

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 from .._io.poller import Poller
+from .._io.system import WINDOWS
 
 _LONGEST_WAIT = 1.0  # seconds; see `Poller.wait`
 
@@ -16,7 +17,7 @@ _LONGEST_WAIT = 1.0  # seconds; see `Poller.wait`
 def until_told(stop: Callable[[], object], reopen: Callable[[], object] | None = None) -> Iterator[None]:
     """While the block runs, SIGINT and SIGTERM call ``stop``, and SIGHUP ``reopen``, if that is given."""
     before = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGINT, signal.SIGTERM)}
-    if reopen is not None:
+    if reopen is not None and not WINDOWS:  # which has no SIGHUP
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: reopen())
     try:
         yield
