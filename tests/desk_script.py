@@ -20,7 +20,7 @@ import nfnet.stats
 import nfnet.testing
 import nfnet.workers
 import pytest_nfnet
-from nfnet.testing import FakeKernel, FedQueue, tcp, udp
+from nfnet.testing import FakeKernel, FedQueue, log_message, tcp, udp
 
 RECORDING = Path(sys.argv[1])
 MADE = Path(sys.argv[2])
@@ -93,6 +93,12 @@ def asynchronously() -> None:
     asyncio.run(main())
 
 
+def a_log() -> None:
+    assert log_message(udp(b"logged"))
+    with contextlib.closing(nfnet.testing.open_replay(RECORDING, group=5)) as log:
+        assert len([message.prefix for message in log]) == 16
+
+
 def recordings() -> None:
     made = MADE / "made.pcapng"
     for _ in range(2):  # the second time it is there
@@ -109,7 +115,12 @@ def recordings() -> None:
 
 
 def commands() -> None:
-    for arguments in (["decode", str(RECORDING)], ["replay", str(RECORDING)], ["replay", "--json", str(RECORDING)]):
+    for arguments in (
+        ["demo"],
+        ["decode", str(RECORDING)],
+        ["replay", str(RECORDING)],
+        ["replay", "--json", str(RECORDING)],
+    ):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             status = nfnet.cli.main(arguments)
         assert status == 0, (arguments, status)
@@ -120,7 +131,6 @@ def commands() -> None:
         "record x.pcapng --queue 1",
         "stats",
         "rules list",
-        "demo",
         "doctor",
     ):
         with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(said):
@@ -151,20 +161,23 @@ def what_takes_linux() -> None:
         nfnet.netns.become_root,
         lambda: nfnet.netns.enter("blue"),
         lambda: nfnet.netns.call_in("blue", int),
-        lambda: nfnet.process(packet_flow),
+        lambda: nfnet.process_of(packet_flow),
         lambda: nfnet.inject(udp(b"hello")),
         lambda: nfnet.compat.netfilterqueue.NetfilterQueue().bind(1, print),
-        lambda: nfnet.workers.Workers([1], print).start(),
+        lambda: nfnet.workers.Workers(print, [1]).start(),
         lambda: asyncio.run(nfnet.AsyncQueue(1).open()),
     ):
         try:
             use()
-        except nfnet.NotSupportedError as error:
-            text = str(error)
+        except OSError as error:  # that of NetfilterQueue says little, and the cause is in the traceback
+            found = error if isinstance(error, nfnet.NfnetError) else error.__cause__
+            assert isinstance(found, nfnet.NotSupportedError), found
+            text = str(found)
             for part in ("Linux only", "nfnet.testing", "nfnet.replay", "Test a handler on a laptop"):
                 assert part in text, text
         else:
             raise AssertionError(f"{use} raised nothing")
+    assert not (MADE / "none.pcapng").exists()
 
 
 for work in (
@@ -172,6 +185,7 @@ for work in (
     a_fed_queue,
     a_model_of_the_kernel,
     asynchronously,
+    a_log,
     recordings,
     commands,
     what_takes_linux,

@@ -66,7 +66,7 @@ def _statements(body: list[ast.stmt], system: str) -> Iterator[ast.stmt]:
             yield statement
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def names(module: str, system: str) -> frozenset[str]:
     """The names that a module of the standard library has on a system, with this version of Python."""
     return frozenset(_defined(ast.parse(_stub(module).read_text()).body, system, taken=True))
@@ -104,7 +104,7 @@ def lacking(module: str, system: str) -> frozenset[str]:
     return names(module, "linux") - names(module, system)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def missing_module(module: str, system: str) -> bool:
     """Whether a module of the standard library is there on Linux, and empty or not there on the other system."""
     if module.split(".")[0] not in sys.stdlib_module_names or not _stub(module).exists():
@@ -172,7 +172,9 @@ def pretend(system: str) -> None:
     others: dict[str, dict[str, Any]] = {name: {} for name in MODULES}
     others["sys"] = {"platform": system}
     if system == "win32":
-        others["os"] = {name: _of_windows(getattr(os, name)) for name in ("open", "stat", "readlink", "mkdir", "unlink")}
+        others["os"] = {
+            name: _of_windows(getattr(os, name)) for name in ("open", "stat", "readlink", "mkdir", "unlink")
+        }
         others["os"].update(O_BINARY=0)
         others["select"] = {"select": _select_of_windows}
     simulated = {name: _Simulated(importlib.import_module(name), system, **others[name]) for name in MODULES}
@@ -195,6 +197,10 @@ def pretend(system: str) -> None:
     # nfnet makes copies of these two without the import statement.
     native = importlib.import_module("nfnet._io.native")
     native.select = simulated["select"]  # type: ignore[attr-defined]
+
+
+def pytest_report_header() -> str:
+    return f"a simulation of {os.environ.get('NFNET_SYSTEM')}, see tests/other_systems.py"
 
 
 if os.environ.get("NFNET_SYSTEM") and __name__ != "__main__":  # this is a plugin of pytest

@@ -14,6 +14,8 @@ import socket
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from ..errors import NotSupportedError
@@ -113,6 +115,7 @@ def block_signals() -> None:
     if not WINDOWS:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
+
 GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 """Whether one thread at a time executes Python code. False in free-threaded builds, which may also turn it on."""
 
@@ -138,7 +141,7 @@ _ALL = 1 << 16  # bytes: as many as a pipe holds
 def _open_event() -> tuple[int, int]:
     """Return the descriptors to read from and to write to: of an eventfd, or of a pipe where there is none.
 
-    PyPy and macOS have none. Windows has neither: see `_SocketEvent`.
+    PyPy and macOS have none.
     """
     if hasattr(os, "eventfd"):
         descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -149,18 +152,50 @@ def _open_event() -> tuple[int, int]:
     return reading, writing
 
 
+def _open_sockets() -> tuple[socket.socket, socket.socket]:
+    """Return what is read from and what is written to, on Windows, where `select` knows sockets alone."""
+    reading, writing = socket.socketpair()
+    reading.setblocking(False)
+    writing.setblocking(False)
+    return reading, writing
+
+
 def _close(*descriptors: int) -> None:
     for descriptor in set(descriptors):
         os.close(descriptor)
 
 
-class _DescriptorEvent:
+def _close_sockets(*sockets: socket.socket) -> None:
+    for sock in sockets:
+        sock.close()
+
+
+def _read_all(sock: socket.socket, size: int) -> None:
+    """Read until nothing is there, of which BlockingIOError tells: sockets hold more than a pipe."""
+    while sock.recv(size):
+        continue
+
+
+class Event:
     """A descriptor that polls readable from `set` to `clear`. The methods may be called in signal handlers."""
 
     def __init__(self) -> None:
-        self._reading, self._writing = descriptors = _open_event()
-        self._finalizer: weakref.finalize[Any, _DescriptorEvent] = weakref.finalize(self, _close, *descriptors)
+        self._finalizer: weakref.finalize[Any, Event]
+        if WINDOWS:
+            reading, writing = sockets = _open_sockets()
+            self._reading, self._writing = reading.fileno(), writing.fileno()
+            self._read: Callable[[int], object] = partial(_read_all, reading)
+            self._write: Callable[[bytes], object] = writing.send
+            self._finalizer = weakref.finalize(self, _close_sockets, *sockets)
+        else:
+            self._reading, self._writing = descriptors = _open_event()
+            self._read, self._write = partial(os.read, self._reading), partial(os.write, self._writing)
+            self._finalizer = weakref.finalize(self, _close, *descriptors)
         self._finalizer.atexit = False  # then `__del__` of an owner may still close a queue
+        self.is_set = False
+        self.watchers: weakref.WeakSet[Select] = weakref.WeakSet()
+        if not LINUX:
+            _events[self._reading] = self
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -175,120 +210,43 @@ class _DescriptorEvent:
         """Make it readable. After `close` nothing happens."""
         # The garbage collector runs finalizers of a cycle before `__del__` of an owner, which may close a queue.
         if self._finalizer.alive:
-            try:
-                os.write(self._writing, _ONE)
-            except BlockingIOError:  # a full pipe is readable
-                return
+            self.is_set = True  # before a watcher looks at it
+            with suppress(BlockingIOError):  # a full pipe is readable
+                self._write(_ONE)
+            for watcher in list(self.watchers):
+                watcher.event.set()
 
     def clear(self) -> None:
         """Make it not readable. After `close` nothing happens."""
         if self._finalizer.alive:
-            try:
-                os.read(self._reading, _ALL)
-            except BlockingIOError:
-                return
+            self.is_set = False
+            with suppress(BlockingIOError):
+                self._read(_ALL)
+            self._tell()
 
     def close(self) -> None:
         """Close the descriptors. May be called twice."""
+        self.is_set = False
+        if self._finalizer.alive and not LINUX:
+            _events.pop(self._reading, None)
         self._finalizer()
+        self._tell()
 
     def renew(self) -> None:
         """Begin anew, not set, with the same descriptors: in a forked child, which would share it with its parent."""
+        self.is_set = False
         new = _open_event()
         for descriptor, own in dict(zip(new, (self._reading, self._writing))).items():
             os.dup2(descriptor, own, inheritable=False)
         _close(*new)
 
-
-def _close_sockets(*sockets: socket.socket) -> None:
-    for sock in sockets:
-        sock.close()
-
-
-class _SocketEvent:
-    """The same on Windows, whose `select` knows sockets alone, of a pair of them."""
-
-    def __init__(self) -> None:
-        self._reading, self._writing = socket.socketpair()
-        self._reading.setblocking(False)
-        self._writing.setblocking(False)
-        self._number = self._reading.fileno()
-        self._finalizer: weakref.finalize[Any, _SocketEvent]
-        self._finalizer = weakref.finalize(self, _close_sockets, self._reading, self._writing)
-        self._finalizer.atexit = False  # as above
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
-        return self._number
-
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed."""
-        return not self._finalizer.alive
-
-    def set(self) -> None:
-        """Make it readable. After `close` nothing happens."""
-        if not self.closed:
-            try:
-                self._writing.send(_ONE)
-            except BlockingIOError:  # it is full, and so readable
-                return
-
-    def clear(self) -> None:
-        """Make it not readable. After `close` nothing happens."""
-        while not self.closed:
-            try:
-                self._reading.recv(_ALL)
-            except BlockingIOError:
-                return
-
-    def close(self) -> None:
-        """Close the sockets. May be called twice."""
-        self._finalizer()
-
-    def renew(self) -> None:
-        """Nothing: no process forks."""
-
-
-_Event = _SocketEvent if WINDOWS else _DescriptorEvent
-
-
-class _ToldEvent(_Event):
-    """An event that tells the objects of `Select` which watch it, where there is no epoll."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_set = False
-        self.watchers: weakref.WeakSet[Select] = weakref.WeakSet()
-        _events[self.fileno()] = self
-
-    def set(self) -> None:
-        """Make it readable. After `close` nothing happens."""
-        self.is_set = True  # before the watchers look at it
-        super().set()
-        for watcher in list(self.watchers):
-            watcher.event.set()
-
-    def clear(self) -> None:
-        """Make it not readable. After `close` nothing happens."""
-        self.is_set = False
-        super().clear()
-        for watcher in list(self.watchers):
-            watcher.look()
-
-    def close(self) -> None:
-        """Close the descriptors. May be called twice."""
-        self.is_set = False
-        if not self.closed:
-            _events.pop(self.fileno(), None)
-        super().close()
+    def _tell(self) -> None:
         for watcher in list(self.watchers):
             watcher.look()
 
 
-Event = _Event if LINUX else _ToldEvent
-
-_events: weakref.WeakValueDictionary[int, _ToldEvent] = weakref.WeakValueDictionary()
+_events: weakref.WeakValueDictionary[int, Event] = weakref.WeakValueDictionary()
+"""By descriptor, where `Select` has to find them."""
 
 
 class Select:
@@ -299,10 +257,10 @@ class Select:
     """
 
     def __init__(self) -> None:
-        self.event = _ToldEvent()
-        self._watched: weakref.WeakValueDictionary[int, _ToldEvent] = weakref.WeakValueDictionary()
+        self.event = Event()
+        self._watched: weakref.WeakValueDictionary[int, Event] = weakref.WeakValueDictionary()
 
-    def register(self, file: _ToldEvent | int, what: int = 0) -> None:
+    def register(self, file: Event | int, what: int = 0) -> None:
         """Watch an event, or the descriptor of one.
 
         Raises FileExistsError if it is watched already, NotSupportedError for a descriptor that is not of an event: a

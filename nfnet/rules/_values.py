@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .._arguments import check, check_choice, wrong_type
+from .._io.system import group_number, user_number
 from ..errors import ArgumentError
 
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
