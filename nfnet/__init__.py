@@ -17,6 +17,7 @@ Packets to decide (NFQUEUE)
     Vlan                    its VLAN tag, in the bridge family
     inject, INJECTED_MARK   send a packet of one's own; the mark of what is sent
     QueueOptions            the options of Queue, for functions that hand them on
+    AcceptOptions           the same for Packet.accept
 
 Packets that rules log (NFLOG)
     Log, AsyncLog           a log group, in a plain program or in one with asyncio
@@ -99,7 +100,7 @@ _MODULES = {
     "log": ("Log", "LogMessage", "LogOptions"),
     "metrics": (),
     "netns": (),
-    "packet": ("Packet",),
+    "packet": ("AcceptOptions", "Packet"),
     "protocol": (),
     "protocol.conntrack": ("Conntrack", "CtInfo"),
     "protocol.nfnetlink": ("ArpHook", "Family", "Hook", "NetdevHook"),
@@ -158,7 +159,7 @@ if TYPE_CHECKING:
         OverrunError,
     )
     from .log import Log, LogMessage, LogOptions
-    from .packet import Packet
+    from .packet import AcceptOptions, Packet
     from .protocol.conntrack import Conntrack, CtInfo
     from .protocol.nfnetlink import ArpHook, Family, Hook, NetdevHook
     from .protocol.nfqnl import CopyMode, SkbInfo, Verdict
@@ -185,6 +186,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "INJECTED_MARK",
+    "AcceptOptions",
     "AckTimeoutError",
     "AlreadyDecidedError",
     "ArgumentError",

@@ -1,4 +1,4 @@
-"""Datagrams with information that the kernel does not send: from recordings and from tests."""
+"""Messages with information that the kernel does not send: from recordings, from tests, and from the collector."""
 
 from __future__ import annotations
 
@@ -6,18 +6,41 @@ from ._processes import Process
 
 
 class Annotated(bytes):
-    """A datagram, or a message in it, and what a recording or a test says of it."""
+    """A datagram, or a message in it, and what is known about it besides."""
 
     time_ns: int | None
     """The time of its record, in nanoseconds since 1970 (UTC): `Message.timestamp` if the message has none."""
     process: Process | None
-    """The process that a test says is behind the packet: `Message.process`."""
+    """The process that a test, or the collector, says is behind the packet: `Message.process`."""
+    accounts: tuple[str | None, str | None] | None
+    """The names of user and group, if the message is from another machine."""
+    suppressed: int
+    """For how many messages this one stands that the collector left out, itself included: `LogMessage.suppressed`."""
+    interface_name: str | None
+    """The name of the interface that a recording says the packet passed: of `Message.indev` or `Message.outdev`."""
 
-    def __new__(cls, data: bytes, *, time_ns: int | None = None, process: Process | None = None) -> Annotated:
+    def __new__(
+        cls,
+        data: bytes,
+        *,
+        time_ns: int | None = None,
+        process: Process | None = None,
+        accounts: tuple[str | None, str | None] | None = None,
+        suppressed: int = 0,
+        interface_name: str | None = None,
+    ) -> Annotated:
         self = super().__new__(cls, data)
-        self.time_ns, self.process = time_ns, process
+        self.time_ns, self.process, self.accounts, self.suppressed = time_ns, process, accounts, suppressed
+        self.interface_name = interface_name
         return self
 
     def part(self, data: bytes) -> Annotated:
         """Return ``data``, a part of the datagram, with the same information."""
-        return Annotated(data, time_ns=self.time_ns, process=self.process)
+        return Annotated(
+            data,
+            time_ns=self.time_ns,
+            process=self.process,
+            accounts=self.accounts,
+            suppressed=self.suppressed,
+            interface_name=self.interface_name,
+        )

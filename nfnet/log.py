@@ -80,6 +80,8 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
     def _words(self) -> Iterator[str]:
         if self.prefix:
             yield printable(self.prefix.rstrip(" :")) + ":"
+        if self.suppressed:
+            yield f"{self.suppressed:,} more like this:"
         yield from super()._words()
 
     @property
@@ -87,6 +89,15 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         """The prefix that the rule sets (PREFIX); bytes that are no UTF-8 become surrogates."""
         span = self._find(NFULA.PREFIX)
         return "" if span is None else _decode_prefix(self.raw[span])
+
+    @property
+    def suppressed(self) -> int:
+        """For how many messages this one stands, itself among them, if a collector has a limit; else 0.
+
+        The collector stores the last of those that it left out, with how many they were; see `nfnet.collect.Collector`.
+        """
+        raw = self.raw
+        return raw.suppressed if isinstance(raw, Annotated) else 0
 
     @property
     def hook(self) -> Hook | ArpHook | NetdevHook:

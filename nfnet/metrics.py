@@ -1,4 +1,4 @@
-"""Queues and logs for Prometheus; needs prometheus-client (the extra ``prometheus``).
+"""Queues, logs and log collectors for Prometheus; needs prometheus-client (the extra ``prometheus``).
 
 from prometheus_client import REGISTRY
 REGISTRY.register(nfnet.metrics.Collector(queue, log))
@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from ._printable import printable
 from .aio import AsyncLog, AsyncQueue
+from .collect import Collector as LogCollector
+from .collect import Series
 from .errors import ClosedError, NfnetError
 from .log import Log
 from .queue import Queue
@@ -31,18 +34,36 @@ _PAUSE = 1.0  # seconds to wait when one cannot be accepted
 _log = logging.getLogger("nfnet")
 
 
+Reader = Queue | Log | AsyncQueue | AsyncLog | LogCollector
+"""What has metrics."""
+
+
 class Collector:
-    """What Prometheus asks for metrics: the counters of queues and logs, and the kernel's own of queues.
+    """What Prometheus asks for metrics: the counters of queues, logs and collectors, and the kernel's own of queues.
 
     ``nfnet_queue_packets_total{queue, event}``, ``nfnet_queue_pending{queue}``,
     ``nfnet_queue_kernel_dropped_total{queue, reason}``, ``nfnet_log_messages_total{group, event}``. ``event`` has the
     names of `QueueCounters` and `LogCounters`. A queue or log that has never been open has no metrics yet.
 
-    readers: the queues and logs.
+    Of a `nfnet.collect.Collector` those of its logs, and ``nfnet_collect_messages_total{group, prefix, verdict,
+    interface, protocol}``, of which there are a thousand at most, the rest being "other"; ``verdict`` is the label of
+    that name, of the group or of all. ``nfnet_collect_suppressed_total``;
+    ``nfnet_collect_output_messages_total{output, event}``, where ``event`` is "stored" or "lost";
+    ``nfnet_collect_output_waiting{output}`` and ``nfnet_collect_output_failing{output}``, 0 or 1.
+
+    readers: the queues, logs and collectors.
     """
 
-    def __init__(self, *readers: Queue | Log | AsyncQueue | AsyncLog) -> None:
-        self._readers = readers
+    def __init__(self, *readers: Reader) -> None:
+        self._readers: list[Queue | Log | AsyncQueue | AsyncLog] = []
+        self._collectors: list[LogCollector] = []
+        for reader in readers:
+            if isinstance(reader, LogCollector):
+                reader.count_messages()
+                self._collectors.append(reader)
+                self._readers += reader.logs
+            else:
+                self._readers.append(reader)
 
     def collect(self) -> Iterator[Any]:
         """The metrics, as prometheus-client wants them."""
@@ -60,6 +81,35 @@ class Collector:
             with suppress(ClosedError):  # it was never open
                 self._add(reader, packets, pending, dropped, messages)
         yield from (packets, pending, dropped, messages)
+        for collector in self._collectors:
+            yield from self._collected(collector)
+
+    @staticmethod
+    def _collected(collector: LogCollector) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        messages = CounterMetricFamily("nfnet_collect_messages", "Messages that were logged", labels=Series._fields)
+        for series, count in (collector.counts.all() if collector.counts is not None else {}).items():
+            messages.add_metric(series, count)
+        state = collector.state()
+        suppressed = CounterMetricFamily("nfnet_collect_suppressed", "Messages that a limit left out")
+        suppressed.add_metric([], state.suppressed)
+        handled = CounterMetricFamily(
+            "nfnet_collect_output_messages",
+            "Messages that an output took, or that are lost to it",
+            labels=["output", "event"],
+        )
+        waiting = GaugeMetricFamily(
+            "nfnet_collect_output_waiting", "Messages that are kept for an output", labels=["output"]
+        )
+        failing = GaugeMetricFamily("nfnet_collect_output_failing", "1 if an output fails", labels=["output"])
+        for output in state.outputs:
+            name = printable(output.name)
+            handled.add_metric([name, "stored"], output.stored)
+            handled.add_metric([name, "lost"], output.missed)
+            waiting.add_metric([name], output.waiting)
+            failing.add_metric([name], int(output.error is not None or output.broken))
+        yield from (messages, suppressed, handled, waiting, failing)
 
     @staticmethod
     def _add(reader: Any, packets: Any, pending: Any, dropped: Any, messages: Any) -> None:
@@ -80,7 +130,7 @@ class Collector:
                     messages.add_metric([str(reader.group), name], value)
 
 
-def serve(port: int, *readers: Queue | Log | AsyncQueue | AsyncLog, address: str = "127.0.0.1") -> Callable[[], None]:
+def serve(port: int, *readers: Reader, address: str = "127.0.0.1") -> Callable[[], None]:
     """Serve the metrics over HTTP, from a thread; returns a function that ends it. Raises NfnetError, OSError.
 
     Anyone who can reach the address can read the metrics: there is no password. A GET of any path is answered in

@@ -6,7 +6,7 @@ import re
 import socket
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypedDict, TypeVar, cast
 
 from . import inet
 from ._arguments import check, check_flag, wrong_type
@@ -14,6 +14,7 @@ from ._core.batching import ACCEPT, DROP, Decision, changing_decision, decision
 from ._core.message import FAMILY, IP_VERSION_OF, Message, Vlan
 from ._io.raw_socket import INJECTED_MARK
 from ._io.system import GIL, KERNEL
+from ._typing import Unpack
 from .errors import AlreadyDecidedError, ArgumentError, ClosedError
 from .inet import _answers, _scapy
 from .protocol import nfqnl
@@ -54,6 +55,19 @@ _Packet = TypeVar("_Packet", bound="Packet")
 
 Payload = bytes | bytearray | memoryview | _scapy.ScapyPacket
 """The new bytes of a packet: a bytes-like object, or a scapy packet."""
+
+
+class AcceptOptions(TypedDict, total=False):
+    """The arguments of `Packet.accept`, for functions that hand them on: ``**options: Unpack[nfnet.AcceptOptions]``."""
+
+    mark: int | None
+    payload: Payload | None
+    priority: int | None
+    vlan: Vlan | None
+    l2header: bytes | None
+    ct_mark: int | None
+    ct_labels: bytes | None
+    connection: bool
 
 
 def _refuse_to_decide(packet: Packet) -> None:
@@ -122,19 +136,11 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     # --- verdicts
 
     @_exclusive
-    def accept(
-        self,
-        *,
-        mark: int | None = None,
-        payload: Payload | None = None,
-        priority: int | None = None,
-        vlan: Vlan | None = None,
-        l2header: bytes | None = None,
-        ct_mark: int | None = None,
-        ct_labels: bytes | None = None,
-        connection: bool = False,
-    ) -> None:
+    def accept(self, **changes: Unpack[AcceptOptions]) -> None:
         """Accept the packet (NF_ACCEPT): it continues after the chain that queued it.
+
+        All arguments are optional, and None is the same as none: ``mark``, ``payload``, ``priority``, ``vlan``,
+        ``l2header``, ``ct_mark``, ``ct_labels`` and ``connection``.
 
         ``mark`` replaces the packet's mark (0 clears it) and ``priority`` its queueing priority, both 32 bits. Before
         Linux 5.18 the kernel ignores ``priority`` without an error.
@@ -153,22 +159,17 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         Raises ArgumentError, AlreadyDecidedError, ClosedError, or KernelError if sending fails. The kernel's own
         objections to a verdict come later and are counted: see `Queue.counters`.
         """
-        if (
-            self._decision is not None
-            or mark is not None
-            or payload is not None
-            or priority is not None
-            or vlan is not None
-            or l2header is not None
-            or ct_mark is not None
-            or ct_labels is not None
-            or connection is not False
-        ):
-            fate = Fate.ACCEPT if check_flag("connection", connection) else None
-            self._change(Verdict.ACCEPT, mark, payload, priority, vlan, l2header, ct_mark, ct_labels, fate)
-        else:
-            self._decision = ACCEPT
-            self._on_decided(self)
+        # Not a parameter for each: Python would take longer to fill in their defaults than for all the rest.
+        if changes or self._decision is not None:
+            self._accept(**changes)
+            return
+        self._decision = ACCEPT
+        on_decided = self._on_decided  # Python 3.11 finds what is in a slot faster if it is not called at once
+        on_decided(self)
+
+    def _accept(self, *, connection: bool = False, **changes: Any) -> None:
+        fate = Fate.ACCEPT if check_flag("connection", connection) else None
+        self._change(Verdict.ACCEPT, fate=fate, **changes)
 
     @_exclusive
     def drop(self, *, connection: bool = False) -> None:
@@ -187,7 +188,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             self._change(Verdict.DROP, None, None, None, fate=Fate.DROP)
             return
         self._decision = DROP
-        self._on_decided(self)
+        on_decided = self._on_decided
+        on_decided(self)
 
     def repeat(self, *, mark: int | None = None, payload: Payload | None = None, priority: int | None = None) -> None:
         """Send the packet through its chain again, from the first rule (NF_REPEAT). Arguments are those of `accept`.
@@ -347,9 +349,9 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     def _change(
         self,
         word: int,
-        mark: int | None,
-        payload: Payload | None,
-        priority: int | None,
+        mark: int | None = None,
+        payload: Payload | None = None,
+        priority: int | None = None,
         vlan: Vlan | None = None,
         l2header: bytes | None = None,
         ct_mark: int | None = None,

@@ -7,10 +7,10 @@ import logging
 import os
 import socket
 import weakref
-from _thread import get_ident
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import repeat, starmap
 from operator import length_hint
 from typing import ClassVar, Literal, TypedDict
 
@@ -115,7 +115,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
 
     def begin(self) -> None:
         self._plain = self.transport.trusted and not self.shared
-        self.ledger.reader = get_ident()
+        self.ledger.begin()
 
     def flush(self, *, slow: bool) -> None:
         self.ledger.flush()
@@ -162,25 +162,30 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             if self._stamping is not None:
                 self._stamping()
 
-    def _each(self, datagrams: Iterator[bytes]) -> Iterator[Packet]:
+    def each(self, datagrams: Iterator[bytes]) -> Generator[Packet, None, None]:
+        if not self._plain:
+            yield from super().each(datagrams)
+            return
         # What `_make_ready` does, without a call for each packet.
-        ledger, packet_type, origin, plain = self.ledger, self._packet_type, self.origin, self._plain
-        send_lone = ledger.send_lone
-        for self.arrival in datagrams:
-            raw = self.arrival
-            if raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM or not plain or ledger.lone is not None:
-                self._take_incoming()
-                if not length_hint(self.ready):
-                    return
-                yield from self.ready
-                continue
-            packet = packet_type()
-            packet.raw = raw
-            packet._origin = origin
-            packet._decision = packet._layout = None
-            packet._on_decided = send_lone
-            self.arrival, self._last, ledger.lone = None, raw, packet  # one statement
-            yield packet
+        ledger, origin, send_lone = self.ledger, self.origin, self.ledger.send_lone
+        blank = starmap(self._packet_type, repeat(()))
+        try:
+            # The packet is made before the wait: so nothing is called before the ledger has it, see `moves`.
+            for packet, raw in zip(blank, datagrams):
+                if raw[SUBSYSTEM_BYTE] == _QUEUE_SUBSYSTEM and ledger.lone is None:
+                    packet._origin = origin
+                    packet._decision = packet._layout = None
+                    packet._on_decided = send_lone
+                    packet.raw, self._last, ledger.lone = raw, raw, packet
+                    yield packet
+                else:
+                    self.received[END:] = (raw,)
+                    self._make_ready()
+                    if not length_hint(self.ready):
+                        return
+                    yield from self.ready
+        except OSError as error:
+            self._explain(error)
 
     def _make_ready(self) -> None:
         received = self.received

@@ -8,7 +8,8 @@
         assert nfnet_queue.verdicts[packet_id].verdict == nfnet.Verdict.DROP
 
 The fixtures come with the package, as a plugin of pytest that loads nothing until a test asks for one: `nfnet_queue` is
-a `FedQueue`, and `nfnet_replay` opens a recording, see `open_replay`.
+a `FedQueue`, and `nfnet_replay` opens a recording or another capture, see `open_replay`. `from_pcap` has the packets of
+a capture, to be fed.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from ._io.system import Event
 from ._io.transport import Transport
 from ._processes import Process
 from ._typing import Unpack
-from .captures._replay import GivenVerdict, Replay
+from .captures._replay import GivenVerdict, Replay, ReplayOptions
 from .errors import ArgumentError, CaptureError, ClosedError, kernel_error
-from .log import Log
+from .log import Log, LogMessage
+from .packet import Packet
 from .protocol import netlink, nfnetlink, nfqnl, nfulnl
 from .protocol.layout import build_attribute
 from .protocol.nfnetlink import ETHERTYPES, Hook, family_of
@@ -105,12 +107,14 @@ def packet_message(
     hw_protocol: int | None = None,
     hook: int = Hook.OUTPUT,
     process: Process | None = None,
+    time_ns: int | None = None,
     **attributes: Any,
 ) -> bytes:
     """A packet of queue ``num``; keywords are names of NFQA members (``MARK=7``), ``payload`` None is META.
 
     ``hw_protocol`` is the EtherType, by which a packet of the bridge family is IP or something else; if it is not given
     the first byte of the payload decides. ``process`` is what `Packet.process` will be, whatever runs on this machine.
+    ``time_ns``, nanoseconds since 1970, is what `Packet.timestamp_ns` will be, unless there is a TIMESTAMP.
     """
     payload = None if payload is None else bytes(memoryview(payload))
     if family is None:
@@ -120,15 +124,15 @@ def packet_message(
     data = _attributes(nfqnl.NFQA_TABLE, values)
     if payload is not None:  # the kernel does not pad the last one
         data += build_attribute(NFQA.PAYLOAD, payload)[: 4 + len(payload)]
-    return _fed(nfnetlink.build_message(nfqnl.MSG_PACKET, num, data, family=family), process)
+    return _fed(nfnetlink.build_message(nfqnl.MSG_PACKET, num, data, family=family), process, time_ns)
 
 
-def _fed(message: bytes, process: Process | None) -> bytes:
-    if process is None:
+def _fed(message: bytes, process: Process | None, time_ns: int | None = None) -> bytes:
+    if process is None and time_ns is None:
         return message
-    if not isinstance(process, Process):
+    if process is not None and not isinstance(process, Process):
         raise wrong_type("process", process, "an nfnet.Process")
-    return Annotated(message, process=process)
+    return Annotated(message, process=process, time_ns=time_ns)
 
 
 def _ethertype(family: int, payload: bytes | None) -> int:
@@ -328,14 +332,21 @@ class FedQueue:
         self.queue.open()
         divert(self.kernel)
 
-    def feed(self, payload: bytes = b"E" + bytes(19), **attributes: Any) -> int:
+    def feed(self, payload: bytes | Packet | LogMessage = b"E" + bytes(19), **attributes: Any) -> int:
         """Queue a packet, and return its id.
+
+        payload: its bytes, from the network header on; or a packet or log message, of `from_pcap` for instance, which
+            is queued with all that is known of it.
 
         Keywords are ``mark``, ``indev``, ``outdev``, ``physindev``, ``physoutdev`` (interface indexes, or names that
         are given one), ``uid``, ``gid``, ``priority``, ``hook``, ``family``, ``process`` (an `nfnet.Process`, which
-        `Packet.process` will be); or names of NFQA members.
+        `Packet.process` will be), ``time_ns``; or names of NFQA members. They go before what a packet says of itself.
         """
-        values = {_NAMES.get(name, name): self._value(value) for name, value in attributes.items()}
+        values: dict[str, Any] = {}
+        if isinstance(payload, (Packet, LogMessage)):
+            values, payload = _described(payload), payload.payload
+        values.update((_NAMES.get(name, name), value) for name, value in attributes.items())
+        values = {name: self._value(value) for name, value in values.items()}
         return self.kernel.feed(1, payload=payload, **values)[0]
 
     def _value(self, value: Any) -> Any:
@@ -385,47 +396,109 @@ _NAMES = {
 }
 
 
+def _described(message: Packet | LogMessage) -> dict[str, Any]:
+    """What a message says of its packet, as keywords of `FakeKernel.feed`."""
+    values = {kind.name: value for kind, value in message.attributes.items() if kind.name in NFQA.__members__}
+    for name in ("PACKET_HDR", "PAYLOAD"):
+        values.pop(name, None)
+    for name, attribute in _NAMES.items():
+        if attribute in values and name.endswith("dev") and (known := getattr(message, f"{name}_name")) is not None:
+            values[attribute] = known
+    values |= {"hook": message.hook, "family": message.family, "hw_protocol": message.hw_protocol}
+    return {**values, "time_ns": message.timestamp_ns}
+
+
 class OpenReplay(Protocol):
     """The signature of `open_replay`, which is also that of what the fixture `nfnet_replay` gives."""
 
     @overload
-    def __call__(self, path: str | os.PathLike[str], *, num: int) -> Queue: ...
+    def __call__(self, path: str | os.PathLike[str], *, num: int, **options: Unpack[ReplayOptions]) -> Queue: ...
 
     @overload
-    def __call__(self, path: str | os.PathLike[str], *, group: int) -> Log: ...
+    def __call__(self, path: str | os.PathLike[str], *, group: int, **options: Unpack[ReplayOptions]) -> Log: ...
 
     @overload
-    def __call__(self, path: str | os.PathLike[str]) -> Queue | Log: ...
+    def __call__(self, path: str | os.PathLike[str], **options: Unpack[ReplayOptions]) -> Queue | Log: ...
 
 
 @overload
-def open_replay(path: str | os.PathLike[str], *, num: int) -> Queue: ...
+def open_replay(path: str | os.PathLike[str], *, num: int, **options: Unpack[ReplayOptions]) -> Queue: ...
 
 
 @overload
-def open_replay(path: str | os.PathLike[str], *, group: int) -> Log: ...
+def open_replay(path: str | os.PathLike[str], *, group: int, **options: Unpack[ReplayOptions]) -> Log: ...
 
 
 @overload
-def open_replay(path: str | os.PathLike[str]) -> Queue | Log: ...
+def open_replay(path: str | os.PathLike[str], **options: Unpack[ReplayOptions]) -> Queue | Log: ...
 
 
-def open_replay(path: str | os.PathLike[str], *, num: int | None = None, group: int | None = None) -> Queue | Log:
-    """Queue ``num`` or log group ``group`` of a recording, open; the first of the file if neither is given.
+def open_replay(
+    path: str | os.PathLike[str],
+    *,
+    num: int | None = None,
+    group: int | None = None,
+    **options: Unpack[ReplayOptions],
+) -> Queue | Log:
+    """Queue ``num`` or log group ``group`` of a capture, open; the first of the file if neither is given.
 
-    Its transport is a `Replay`.
+    Its transport is a `Replay`, whose ``options`` are ``hook``, ``local`` and ``family``. The first of a file without
+    the kernel's messages, of Ethernet for instance, is queue 0.
 
     Raises CaptureError if there is none, or a damaged record before it.
     """
-    replay = Replay(path)
+    replay = Replay(path, **options)
     try:
         if num is None and group is None:
             num, group = replay.first()
         if num is None and group is None:
-            raise CaptureError("no packets of a queue and no messages of a log in it", 0)
+            raise _nothing_in(replay)
         reader: Queue | Log = Log(group, transport=replay) if group is not None else Queue(num or 0, transport=replay)
         reader.open()
     except BaseException:
         replay.close()
         raise
     return reader
+
+
+def from_pcap(path: str | os.PathLike[str], **options: Unpack[ReplayOptions]) -> list[Packet]:
+    """The packets in a capture, to be looked at, and to be fed:
+
+        for packet in from_pcap("web.pcap", local="192.0.2.0/24"):
+            nfnet_queue.feed(packet)
+
+    path: any file that `nfnet.replay` takes. Of a recording of several queues or logs it is the first one. What a log
+        recorded becomes packets with the same attributes, as far as those of a queue have them.
+    options: ``hook``, ``local`` and ``family``, as for `nfnet.replay`.
+
+    All of the file is read at once; for a large one use `nfnet.replay`, or its fixture. Nobody waits for verdicts on
+    these packets. Raises OSError, and CaptureError if there are no packets in the file, or anything in it is damaged.
+    """
+    replay = Replay(path, keep_verdicts=False, **options)
+    found: list[Packet] = []
+
+    def keep(packet: Packet) -> None:
+        found.append(Packet.from_bytes(packet.raw))
+        packet.accept()
+
+    def convert(message: LogMessage) -> None:
+        found.append(Packet.from_bytes(packet_message(len(found) + 1, message.payload, **_described(message))))
+
+    try:
+        num, group = replay.first()
+        if num is None and group is None:
+            raise _nothing_in(replay)
+        if group is not None:
+            with Log(group, transport=replay) as log:
+                log.run(convert)
+        else:
+            with Queue(num or 0, transport=replay) as queue:
+                queue.run(keep)
+    finally:
+        replay.close()
+    return found
+
+
+def _nothing_in(replay: Replay) -> CaptureError:
+    left_out = replay.left_out()
+    return CaptureError("no packets of a queue and no messages of a log in it" + (left_out and f": {left_out}"), 0)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from .swap import turn
 
@@ -22,8 +22,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 # What counts is what is found, not how long this machine took for it.
-settings.register_profile("nfnet", deadline=None)
+settings.register_profile("nfnet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nfnet")
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What leaves together does so on a machine that is busy with other things, too: it has all the time there is."""
+    monkeypatch.setattr("nfnet._core.reader._MAX_DELAY", 3600.0)
+    monkeypatch.setattr("nfnet._core.flusher.Flusher.watch", lambda flusher: True)
 
 
 @pytest.fixture(scope="session")

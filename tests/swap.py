@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nfnet.captures._pcap import read
+from nfnet.captures import read
 
 HERE = {"little": "<", "big": ">"}[sys.byteorder]
 THERE = {"little": ">", "big": "<"}[sys.byteorder]

@@ -20,7 +20,7 @@ from .conftest import FIXTURES
 from .kernel import FakeKernel
 from .test_queue import NOT_RUN, Compared
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 def uvloop_runner(work: Coroutine[Any, Any, Any]) -> Any:
@@ -65,6 +65,7 @@ async def at_rest(queue: AsyncQueue) -> None:
         await asyncio.sleep(0)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_iteration(run: Any) -> None:
     async def main() -> None:
         kernel = FakeKernel()
@@ -110,7 +111,7 @@ def test_verdicts_leave_while_the_body_waits() -> None:
             async for packet in queue:
                 packet.accept()
                 if packet.id == 2:
-                    while not kernel.judged:
+                    while len(kernel.judged) < 2:  # on a slow machine the first one left before
                         await asyncio.sleep(0.001)
                     assert words(kernel) == [(1, 1), (2, 1)]
                     break
@@ -196,6 +197,7 @@ def test_one_timer_is_set_while_a_loss_is_untold(kind: str) -> None:
     asyncio.run(asyncio.wait_for(main(), TIMEOUT))
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_run_with_a_plain_handler(run: Any) -> None:
     async def main() -> None:
         kernel = FakeKernel()
@@ -219,13 +221,17 @@ def test_run_with_an_async_handler_and_verdicts_out_of_order(run: Any) -> None:
         kernel = FakeKernel()
         kernel.feed(4)
         running, most = 0, 0
+        decided: set[int] = set()
 
         async def handler(packet: Packet) -> None:
             nonlocal running, most
             running += 1
             most = max(most, running)
-            await asyncio.sleep(0.05 if packet.id % 2 else 0.01)
+            await asyncio.sleep(0.01)
+            while packet.id % 2 and not {2, 4} <= decided:
+                await asyncio.sleep(0.001)
             packet.accept(mark=packet.id)
+            decided.add(packet.id)
             running -= 1
             if packet.id == 3:
                 queue.stop()
@@ -235,12 +241,13 @@ def test_run_with_an_async_handler_and_verdicts_out_of_order(run: Any) -> None:
             assert queue.counters.pending == 0
         assert most == 3
         order = [packet_id for packet_id, _ in words(kernel)]
-        assert order[0] == 2
+        assert order[:2] == [2, 4]
         assert sorted(order) == [1, 2, 3, 4]
 
     run(main)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_verdicts_of_tasks_leave_together() -> None:
     async def main() -> None:
         kernel = FakeKernel()
@@ -258,7 +265,7 @@ def test_verdicts_of_tasks_leave_together() -> None:
             go.set()
             while kernel.queued:
                 await asyncio.sleep(0)
-            assert verdict_datagrams(kernel) <= 3  # one, and more where the flusher comes between
+            assert verdict_datagrams(kernel) <= 3
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -266,6 +273,7 @@ def test_verdicts_of_tasks_leave_together() -> None:
     asyncio.run(asyncio.wait_for(main(), TIMEOUT))
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_deciding_many_held_packets_in_one_step_searches_no_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nfnet.aio._Queue.packet_type", Compared)
     Compared.count = 0

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import nfnet
 from nfnet import Packet, Verdict, inet, testing
-from nfnet.captures._pcap import LinkType, Writer
+from nfnet.captures import LinkType, Writer
 from nfnet.errors import (
     AlreadyDecidedError,
     ArgumentError,

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import nfnet
 from nfnet._io.netlink_socket import SO_MEMINFO, SO_RCVBUFFORCE, SO_SNDBUFFORCE, SO_TIMESTAMP, socket_options
-from nfnet.captures._pcap import netfilter_datagram, read
+from nfnet.captures import read
+from nfnet.captures._records import netfilter_datagram
 from nfnet.cli.decode_command import describe
 from nfnet.errors import DecodeError
 from nfnet.protocol import byteorder, layout, netlink, nfqnl

@@ -501,9 +501,9 @@ def test_unbind_from_another_thread_ends_run() -> None:
     thread = threading.Thread(target=queue.run)
     thread.start()
     kernel.feed()
-    assert started.wait(10)
+    assert started.wait(60)
     queue.unbind()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 

@@ -16,6 +16,7 @@ import pytest
 
 import nfnet
 from nfnet import testing
+from nfnet._io.system import collect_forgotten
 from nfnet.compat import nflogr
 
 from .conftest import FIXTURES
@@ -238,7 +239,7 @@ def test_close_from_another_thread_ends_a_wait(kernel: FakeLog) -> None:
     while not seen:
         pass
     log.close()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     assert seen == ["a"]
 
@@ -255,7 +256,7 @@ def test_several_threads_share_the_messages(kernel: FakeLog) -> None:
         pass
     log.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
     assert sorted(seen, key=int) == [str(number) for number in range(200)]
 
@@ -477,7 +478,9 @@ def test_raw_messages(kernel: FakeLog) -> None:
 
 
 def test_descriptors_are_not_leaked() -> None:
+    collect_forgotten()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         nflogr.open(5, transport=FakeLog()).close()
+    collect_forgotten()
     assert len(os.listdir("/proc/self/fd")) <= before + 2

@@ -90,12 +90,12 @@ def test_script_in_another_directory_finds_its_neighbours(way: list[str], script
 
 
 def test_interrupt_ends_the_script_as_python_does(way: list[str], script: Path) -> None:
-    script.write_text("import time, sys, nflogr; print('ready', flush=True); time.sleep(60)")
+    script.write_text("import time, sys, nflogr; print('ready', flush=True); time.sleep(600)")
     with subprocess.Popen([*way, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
     assert errors.splitlines()[-1] == "KeyboardInterrupt"
 

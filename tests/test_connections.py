@@ -49,6 +49,7 @@ def test_verdicts_as_tests_see_them(nfnet_queue: FedQueue, name: str) -> None:
     )
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_verdicts_as_the_kernel_gets_them() -> None:
     """NF_REPEAT, with the packet's own mark and three more bits; those of many packets in one message."""
     kernel = FakeKernel(ends=True)

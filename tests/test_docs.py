@@ -527,6 +527,12 @@ def test_the_wire_format_is_that_of_the_tables() -> None:
     assert wire.PAGE.read_text() == wire.page(), "run: python docs/wire.py"
 
 
+def test_the_link_types_are_those_of_the_code() -> None:
+    link_types = load("link_types")
+    assert link_types.PAGE.read_text() == link_types.page(), "run: python docs/link_types.py"
+    assert link_types.table() in link_types.page()
+
+
 def test_every_command_has_its_help_on_the_page() -> None:
     shown = re.findall(r"^```\{nfnet-help\} ?(.*)$", (ROOT / "docs" / "command.md").read_text(), flags=re.MULTILINE)
     assert sorted(shown) == ["", *sorted(commands_of(cli.build()))]

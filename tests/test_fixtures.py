@@ -10,7 +10,8 @@ import pytest
 
 import nfnet
 from nfnet import Log, Packet, Queue
-from nfnet.captures._pcap import netfilter_datagram, read
+from nfnet.captures import read
+from nfnet.captures._records import netfilter_datagram
 from nfnet.protocol import netlink
 
 from .conftest import FIXTURES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import sys
@@ -138,7 +139,10 @@ def test_a_real_signal_at_random_moments(way: Callable[[Queue, Handler], None]) 
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     interrupted = 0
     try:
-        for attempt in range(300):
+        for attempt in itertools.count():
+            if attempt >= 300 and interrupted > 30:  # on a quick machine most signals come too late
+                break
+            assert attempt < 10_000
             kernel = AtomicKernel(ends=True)
             handler = Handler(3)
             with Queue(1, transport=kernel) as queue:
@@ -155,7 +159,6 @@ def test_a_real_signal_at_random_moments(way: Callable[[Queue, Handler], None]) 
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
-    assert interrupted > 30
 
 
 # An interrupt in a generator that is just being disposed of is printed and forgotten by the interpreter.
@@ -311,7 +314,7 @@ def test_threads_that_decide_what_the_loop_just_handed_out() -> None:
                 queue.process(handler)
             done.set()
             wake.set()
-            thread.join(30)
+            thread.join(60)
             assert not given
             assert not kernel.queued
             assert {packet_id: word for packet_id, word, _ in kernel.judged} == {n: n % 2 for n in range(1, 1501)}
@@ -320,7 +323,7 @@ def test_threads_that_decide_what_the_loop_just_handed_out() -> None:
     finally:
         done.set()
         wake.set()
-        thread.join(30)
+        thread.join(60)
         sys.setswitchinterval(before)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import itertools
 import os
 import random
 import signal
@@ -12,7 +13,6 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -22,7 +22,7 @@ import pytest
 import nfnet
 from nfnet import Queue, _recording, netns, testing
 from nfnet._io.locks import RLock, uninterrupted
-from nfnet.captures._pcap import LinkType, Writer
+from nfnet.captures import LinkType, Writer
 from nfnet.compat import nflogr
 
 from .kernel import FakeKernel
@@ -148,7 +148,7 @@ LOGGED = ({}, (b"\x08\x00\x03\x00", *[None] * 8, b"E" + bytes(19), b"\0"))
 
 
 def test_an_interrupt_leaves_a_log_of_nflogr_to_other_threads(signals: Signals, other: ThreadPoolExecutor) -> None:
-    log = nflogr._from_iter(repeat([LOGGED]))
+    log = nflogr._from_iter(itertools.repeat([LOGGED]))
     interrupted = 0
     for number in range(ROUNDS):
         interrupted += signals.interrupt(log.next, 2e-4, times=100)
@@ -173,7 +173,10 @@ def test_an_interrupt_leaves_nothing_recording(signals: Signals, tmp_path: Path)
 
 def test_an_interrupted_close_can_be_called_again(signals: Signals) -> None:
     interrupted = 0
-    for number in range(ROUNDS):
+    for number in itertools.count():
+        if number >= ROUNDS and interrupted > ROUNDS / 10:  # on a quick machine most signals come too late
+            break
+        assert number < 20 * ROUNDS
         kernel = FakeKernel()
         queue = Queue(1, transport=kernel)
         queue.open()
@@ -184,11 +187,11 @@ def test_an_interrupted_close_can_be_called_again(signals: Signals) -> None:
         assert kernel.closed, f"after {number} times"
         with pytest.raises(nfnet.ClosedError):
             queue.fileno()
-    assert interrupted > ROUNDS / 10
 
 
 def test_an_interrupted_call_in_a_namespace_has_ended(signals: Signals) -> None:
     begun = ended = interrupted = 0
+    threads = set(os.listdir("/proc/self/task"))  # others may have left some
 
     def work() -> None:
         nonlocal begun, ended
@@ -203,9 +206,9 @@ def test_an_interrupted_call_in_a_namespace_has_ended(signals: Signals) -> None:
         assert begun == before, f"after {number} times"  # nothing of it began later
     assert interrupted > ROUNDS / 2
     deadline = time.monotonic() + BOUND
-    while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < deadline:
+    while set(os.listdir("/proc/self/task")) - threads and time.monotonic() < deadline:
         time.sleep(0.001)  # its threads are on their way out
-    assert len(os.listdir("/proc/self/task")) == 1
+    assert not set(os.listdir("/proc/self/task")) - threads
 
 
 def run(code: str) -> None:

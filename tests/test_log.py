@@ -345,7 +345,7 @@ def test_stop_ends_a_waiting_run() -> None:
         thread = threading.Thread(target=log.run, args=(print,))
         thread.start()
         log.stop()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 

@@ -16,7 +16,8 @@ import nfnet
 from nfnet import CopyMode, Log, Queue, testing
 from nfnet._core import loss
 from nfnet._core.loss import Loss
-from nfnet.captures._pcap import LinkType, Writer, netlink_header
+from nfnet.captures import LinkType, Writer
+from nfnet.captures._format import netlink_header
 from nfnet.compat.netfilterqueue import NetfilterQueue
 from nfnet.protocol.nfnetlink import NETLINK_NETFILTER
 from nfnet.stats import QueueStatus, find_log

@@ -22,7 +22,7 @@ from prometheus_client import REGISTRY
 
 from nfnet import metrics
 
-SOON = 10.0
+SOON = 60.0
 
 
 def free_port(family: int = socket.AF_INET) -> int:
@@ -48,8 +48,8 @@ def read(host: str, port: int) -> str:
         return str(answer.read().decode())
 
 
-def threads() -> int:
-    return sum(not thread.name.startswith("Dummy") for thread in threading.enumerate())
+def threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if not thread.name.startswith("Dummy")}
 
 
 def wait_for(condition: object) -> bool:
@@ -68,7 +68,7 @@ def test_nothing_but_this_machine_by_default() -> None:
             with pytest.raises(OSError):  # noqa: PT011 - refused, or no such address here
                 socket.create_connection((address, port), SOON)
     for command in ("queue", "log"):
-        assert build().parse_args([command, "1", "--metrics", "1"]).metrics_address == "127.0.0.1"
+        assert build().parse_args([command, "1", "--metrics", "1"]).metrics == ("127.0.0.1", 1)
 
 
 def test_what_did_not_fit_into_the_receive_buffer_without_root(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_slow_clients_are_few_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
             for client in clients:
                 with contextlib.suppress(OSError):
                     client.sendall(b"GET /metrics HT")
-            assert threads() == before + 1
+            assert len(threads() - before) == 1
             for client in clients:  # all are hung up on
                 with contextlib.suppress(ConnectionResetError):
                     assert client.recv(1) == b""
@@ -111,7 +111,7 @@ def test_slow_clients_are_few_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
         finally:
             for client in clients:
                 client.close()
-    assert threads() == before
+    assert threads() <= before
 
 
 @pytest.mark.parametrize("request_", [b"GET /metrics HT", b"GET /metrics HTTP/1.1\r\n\r\n"], ids=["half", "whole"])
@@ -144,6 +144,7 @@ def test_clients_that_reconnect_constantly_keep_nobody_out(request_: bytes) -> N
 
 def test_a_newer_client_ends_the_oldest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_MOST_CLIENTS", 3)
+    monkeypatch.setattr(metrics, "_PATIENCE", SOON)
     with served() as port, contextlib.ExitStack() as stack:
         clients = []
         for _ in range(4):

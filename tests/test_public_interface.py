@@ -23,6 +23,8 @@ import nfnet
 from nfnet.protocol import nfqnl, nfulnl
 from nfnet.queue import WorkerOptions
 
+from .kernel import packet_message
+
 PUBLIC = (
     *(
         "nfnet",
@@ -241,6 +243,19 @@ def test_options_are_the_arguments(kind: Any, options: Any) -> None:
     assert get_type_hints(options) == {argument.name: hints[argument.name] for argument in arguments}
     assert options.__required_keys__ == frozenset()
     assert all(argument.default is not argument.empty for argument in arguments)
+
+
+def test_accept_takes_its_options_and_no_others() -> None:
+    assert set(get_type_hints(nfnet.AcceptOptions)) == {
+        *{"mark", "payload", "priority", "vlan", "l2header", "ct_mark", "ct_labels", "connection"}
+    }
+    packet = nfnet.Packet.from_bytes(packet_message(1))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'marks'"):
+        packet.accept(marks=7)  # type: ignore[call-arg]
+    for name in get_type_hints(nfnet.AcceptOptions):
+        options: nfnet.AcceptOptions = {name: False if name == "connection" else None}  # type: ignore[misc]
+        with pytest.raises(nfnet.ClosedError, match="there is no queue that could decide it"):
+            nfnet.Packet.from_bytes(packet_message(1)).accept(**options)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,9 @@ from nfnet.protocol.nfqnl import NFQA, NFQA_CFG, QueueFlag, Verdict
 
 from .kernel import FakeKernel, error_message, packet_message
 
+SOON = 60.0  # seconds, for what another thread does at once
+pytestmark = pytest.mark.usefixtures("unhurried")
+
 
 def opened(kernel: FakeKernel, **options: Any) -> Queue:
     queue = Queue(1, transport=kernel, **options)
@@ -65,12 +68,6 @@ def assert_balanced(queue: Queue) -> None:
 
 
 # --- configuration
-
-
-@pytest.fixture(autouse=True)
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What leaves together does so on a machine that is busy with other things, too."""
-    monkeypatch.setattr("nfnet._core.reader._MAX_DELAY", 60.0)
 
 
 def test_binding_asks_for_everything_in_one_request() -> None:
@@ -458,9 +455,49 @@ def test_a_failing_send_loses_no_verdict() -> None:
             queue.process(lambda packet: packet.accept())
         assert not kernel.judged
         kernel.refuse_send = 0
-        queue.process(lambda packet: packet.accept())  # on a slow machine the first send came before the last packet
+        queue.process(lambda packet: packet.accept())
         queue.flush()
         assert [i for i, _ in verdicts(kernel)] == [1, 2, 3, 4, 5]
+        assert_balanced(queue)
+
+
+class QuickKernel(FakeKernel):
+    """Offers C code, so to speak, that sends faster; it fails if it is told to."""
+
+    failure = 0
+
+    @property
+    def outgoing(self) -> Callable[[bytes], object]:
+        return self._send_quickly
+
+    def _send_quickly(self, datagram: bytes) -> None:
+        if self.failure:
+            raise OSError(self.failure, os.strerror(self.failure))
+        super().send(datagram)
+
+
+def test_what_the_quick_way_cannot_send_is_sent_all_the_same() -> None:
+    kernel = QuickKernel()
+    with Queue(1, transport=kernel) as queue:
+        for kernel.failure in (0, errno.EMSGSIZE, errno.EPERM):
+            kernel.feed(1)
+            queue.process(lambda packet: packet.accept())
+        assert verdicts(kernel) == [(1, 1), (2, 1), (3, 1)]
+        assert_balanced(queue)
+
+
+def test_a_failure_of_both_ways_to_send_loses_no_verdict() -> None:
+    kernel = QuickKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(1)
+        kernel.failure = kernel.refuse_send = errno.EPERM
+        with pytest.raises(nfnet.NotPermittedError, match="sending"):
+            queue.process(lambda packet: packet.accept())
+        assert not kernel.judged
+        kernel.failure = kernel.refuse_send = 0
+        queue.process(lambda packet: packet.accept())
+        queue.flush()
+        assert verdicts(kernel) == [(1, 1)]
         assert_balanced(queue)
 
 
@@ -536,7 +573,7 @@ def test_stop_ends_a_waiting_run() -> None:
         thread = threading.Thread(target=queue.run, args=(print,))
         thread.start()
         queue.stop()
-        thread.join(10)
+        thread.join(SOON)
         assert not thread.is_alive()
 
 
@@ -558,10 +595,10 @@ def test_close_from_another_thread_ends_a_waiting_run() -> None:
     kernel.feed(1)
     thread = threading.Thread(target=queue.run, args=(lambda packet: running.set(),))
     thread.start()
-    assert running.wait(10)
+    assert running.wait(SOON)
     queue.close()
     queue.close()
-    thread.join(10)
+    thread.join(SOON)
     assert not thread.is_alive()
 
 
@@ -574,7 +611,7 @@ def test_the_second_thread_that_closes_waits_for_the_first() -> None:
         def send(self, datagram: bytes) -> None:
             if self.queued:
                 self.entered.set()
-                assert self.go.wait(30)
+                assert self.go.wait(SOON)
             super().send(datagram)
 
         def close(self) -> None:
@@ -587,13 +624,13 @@ def test_the_second_thread_that_closes_waits_for_the_first() -> None:
     kernel.feed(3)
     threads = [threading.Thread(target=queue.close) for _ in range(2)]
     threads[0].start()
-    assert kernel.entered.wait(30)
+    assert kernel.entered.wait(SOON)
     threads[1].start()
     threads[1].join(0.05)
     assert not kernel.closed
     kernel.go.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(SOON)
     assert kernel.closed
     assert [word for _, word, _ in kernel.judged] == [Verdict.ACCEPT] * 3
 
@@ -1187,7 +1224,7 @@ def test_ten_threads_decide_what_the_handler_kept() -> None:
         for _ in threads:
             handed.put(None)
         for thread in threads:
-            thread.join(30)
+            thread.join(SOON)
         assert not kernel.queued
         expected = {i: 1 if i % 3 == 0 or i % 2 else 0 for i in range(1, 3001)}
         assert dict(verdicts(kernel)) == expected

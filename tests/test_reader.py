@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
 from operator import length_hint
 from pathlib import Path
@@ -14,10 +15,12 @@ import pytest
 
 import nfnet
 from nfnet import AsyncQueue, Packet, Queue
+from nfnet._core import flusher
 from nfnet.errors import KernelError, NotPermittedError
 from nfnet.protocol import nfqnl
 
 from .kernel import FakeKernel, error_message
+from .live.conftest import wait_for
 
 TIMEOUT = 30.0
 
@@ -165,6 +168,64 @@ def test_without_threads_verdicts_leave_at_once(monkeypatch: pytest.MonkeyPatch)
         kernel.feed(20)
         assert queue.process(handler) == 20
     assert waiting == list(range(19, -1, -1))
+
+
+# --- the thread that sends verdicts when the handler keeps the loop from doing so
+
+
+def test_verdicts_leave_while_the_handler_waits() -> None:
+    """For what the packet itself causes, for instance."""
+    kernel = FakeKernel()
+
+    def handler(packet: Packet) -> None:
+        packet.accept()
+        if packet.id == 10:
+            assert wait_for(lambda: 10 not in kernel.queued)
+            assert list(kernel.queued) == list(range(11, 21))
+
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(20)
+        assert queue.process(handler) == 20
+        assert not kernel.queued
+
+
+def test_the_thread_ends_when_there_are_no_verdicts_and_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flusher, "_LINGER", 2)
+    kernel = FakeKernel()
+    with Queue(1, transport=kernel) as queue:
+        for _ in range(2):
+            kernel.feed(20)
+            queue.process(accept)
+            assert not kernel.queued
+            assert wait_for(lambda: not queue._bound()._flusher._running)
+
+
+class Ledger:
+    """Says one after the other which verdict has been there for the longest time."""
+
+    closed = False
+
+    def __init__(self, *oldest: str | None) -> None:
+        self._oldest = list(oldest)
+        self.flushed: list[int] = []
+
+    def oldest_decided(self) -> str | None:
+        return self._oldest.pop(0)
+
+    def flush(self) -> None:
+        self.flushed.append(len(self._oldest))
+        raise nfnet.NfnetError("which the loop meets, too")
+
+
+def test_what_is_collected_while_the_thread_ends_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flusher, "_LINGER", 2)
+    # Two looks at nothing, one more before it ends, and what came since is there twice; then nothing.
+    ledger = Ledger(None, None, "first", "first", "first", "second", None, None, None)
+    thread = threading.Thread(target=flusher.Flusher(ledger)._run)  # type: ignore[arg-type]
+    thread.start()
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
+    assert ledger.flushed == [4]
 
 
 # --- asyncio

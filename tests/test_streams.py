@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfnet import inet
-from nfnet.captures._pcap import LinkType, Writer
+from nfnet.captures import LinkType, Writer
 from nfnet.errors import ArgumentError
 from nfnet.inet import INCOMPLETE, Beginnings, TcpFlag, server_name
 from nfnet.inet._tls import MAX_HELLO

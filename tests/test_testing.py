@@ -11,12 +11,16 @@ from typing import Any
 import pytest
 
 import nfnet
-from nfnet import GivenVerdict, Packet, Verdict, inet, testing
+from nfnet import GivenVerdict, Hook, Packet, Verdict, inet, testing
 from nfnet._io.system import Event
-from nfnet.captures._pcap import LinkType, Writer
+from nfnet.captures import LinkType, Writer
 from nfnet.testing import FedQueue
 
+from .conftest import FIXTURES
+from .frames import NOT_IP, SAMPLES, write_pcap
+from .test_captures import interface, section
 from .test_inet import assert_valid
+from .test_link_layers import enhanced
 
 
 def handle(packet: Packet) -> None:
@@ -99,6 +103,105 @@ def test_a_recording_is_opened(nfnet_replay: Callable[..., Any], tmp_path: Path)
     assert log.group == 9
     assert list(nfnet_replay(tmp_path / "file.pcap", group=3)) == []
     assert list(nfnet_replay(tmp_path / "file.pcap", num=3)) == []
+
+
+# --- captures
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Path:
+    """A capture of a device on which VLANs, IPv6 and ARP come by."""
+    frames = [sample.before + WEB[0] for sample in (SAMPLES["Ethernet"], SAMPLES["VLAN"])]
+    frames += [NOT_IP["ARP"][1], SAMPLES["Ethernet"].before_ipv6 + WEB[1]]
+    return write_pcap(tmp_path / "web.pcap", LinkType.ETHERNET, *frames)
+
+
+WEB = [testing.udp(b"a secret"), testing.tcp(b"GET /", source="2001:db8::1", destination="2001:db8::2")]
+
+
+def test_packets_of_a_capture_are_fed(nfnet_queue: FedQueue, web: Path) -> None:
+    packets = testing.from_pcap(web, local="2001:db8::1")
+    assert [packet.payload for packet in packets] == [WEB[0], WEB[0], WEB[1]]
+    assert [packet.hook for packet in packets] == [Hook.FORWARD, Hook.FORWARD, Hook.OUTPUT]
+    with pytest.raises(nfnet.ClosedError):
+        packets[0].accept()
+    nfnet_queue.feed(testing.udp(b"another one before"))
+    ids = [nfnet_queue.feed(packet) for packet in packets] + [nfnet_queue.feed(packets[0], mark=7, indev="lan0")]
+    assert ids == [2, 3, 4, 5]
+    seen: list[Packet] = []
+    nfnet_queue.run(lambda packet: (seen.append(packet), handle(packet)))
+    for packet, source in zip(seen[1:], packets):
+        assert packet.payload == source.payload
+        assert (packet.hook, packet.family, packet.hwaddr) == (source.hook, source.family, source.hwaddr)
+        assert packet.timestamp_ns == source.timestamp_ns == packet.timestamp_ns
+    assert [packet.timestamp_ns for packet in seen[1:4]] == [
+        1_700_000_000_123_456_000 + second * 10**9 for second in (0, 1, 3)
+    ]
+    assert (seen[4].mark, seen[4].indev_name, seen[4].hook) == (7, "lan0", Hook.FORWARD)
+    found = nfnet_queue.verdicts
+    assert [found[packet_id].verdict for packet_id in ids] == [Verdict.DROP, Verdict.DROP, Verdict.ACCEPT, Verdict.DROP]
+
+
+def test_frames_of_a_capture_are_fed_as_to_a_bridge(nfnet_queue: FedQueue, web: Path) -> None:
+    packets = testing.from_pcap(web, family="bridge")
+    for packet in packets:
+        nfnet_queue.feed(packet)
+    seen: list[Packet] = []
+    nfnet_queue.run(lambda packet: (seen.append(packet), packet.accept()))
+    assert [packet.vlan for packet in seen] == [None, (0x8100, 0x2005), None, None]
+    for packet, source in zip(seen, packets):
+        for name in ("family", "hw_protocol", "vlan", "l2header", "hwaddr", "payload", "ip"):
+            assert getattr(packet, name) == getattr(source, name), name
+    assert seen[2].hw_protocol == 0x0806
+
+
+def test_names_of_interfaces_are_fed(nfnet_queue: FedQueue, tmp_path: Path) -> None:
+    path = tmp_path / "two.pcapng"
+    data = section("<") + interface("<", 101, (2, b"tun0")) + interface("<", 101, (2, b"tun1"))
+    path.write_bytes(data + enhanced("<", 1, WEB[0]) + enhanced("<", 0, WEB[1]))
+    for packet in testing.from_pcap(path):
+        nfnet_queue.feed(packet)
+    seen: list[Packet] = []
+    nfnet_queue.run(lambda packet: (seen.append(packet), packet.accept()))
+    assert [packet.indev_name for packet in seen] == ["tun1", "tun0"]
+
+
+def test_what_a_queue_or_a_log_recorded_is_fed(nfnet_queue: FedQueue) -> None:
+    for name, kind in (("queue-forward-ipv4", nfnet.Packet), ("log-single", nfnet.LogMessage)):
+        packets = testing.from_pcap(FIXTURES / f"{name}.pcapng")
+        assert packets
+        reader = testing.open_replay(FIXTURES / f"{name}.pcapng")
+        recorded = [kind.from_bytes(item.raw) for item in reader]
+        reader.close()
+        assert [packet.payload for packet in packets] == [item.payload for item in recorded]
+        before = len(nfnet_queue.kernel.queued)
+        for item in recorded:  # a log message can be fed, too
+            nfnet_queue.feed(item)
+        for packet, item in zip(packets, recorded):
+            for attribute in ("hook", "family", "mark", "uid", "gid", "indev", "outdev", "hwaddr", "timestamp_ns"):
+                assert getattr(packet, attribute) == getattr(item, attribute), attribute
+        assert len(nfnet_queue.kernel.queued) == before + len(recorded)
+    nfnet_queue.run(handle)
+
+
+def test_a_capture_without_packets_is_an_error(tmp_path: Path) -> None:
+    path = write_pcap(tmp_path / "arp.pcap", LinkType.ETHERNET, NOT_IP["ARP"][1])
+    with pytest.raises(nfnet.CaptureError, match=r"no packets of a queue .*: 1 record that is not IP \(1 ARP\)"):
+        testing.from_pcap(path)
+    write_pcap(path, LinkType.RAW, WEB[0])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(nfnet.CaptureError, match="in the middle of a record"):
+        testing.from_pcap(path)
+    with pytest.raises(FileNotFoundError):
+        testing.from_pcap(tmp_path / "nothing.pcap")
+
+
+def test_the_fixture_takes_the_options_of_a_capture(nfnet_replay: Callable[..., Any], web: Path) -> None:
+    queue = nfnet_replay(web, hook="input")
+    assert [packet.hook for packet in queue] == [Hook.INPUT] * 3
+    assert queue.num == 0
+    assert len(list(nfnet_replay(web, num=9, family="bridge"))) == 4
+    assert [message.hook for message in nfnet_replay(web, group=9, hook="output")] == [Hook.OUTPUT] * 3
 
 
 def test_the_plugin_costs_nothing_until_it_is_used(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ import pytest
 
 import nfnet
 from nfnet import Log, Packet, Queue
-from nfnet.captures._pcap import LinkType, Writer, read
+from nfnet.captures import LinkType, Writer, read
 
+from .compare_captures import compare
 from .conftest import FIXTURES
+from .frames import NOT_IP, SAMPLES, write_pcap
 from .swap import turn_file
+from .test_captures import block, interface, section
+from .test_link_layers import FOUR, SIX
 
 RECORDINGS = sorted(FIXTURES.glob("*.pcapng"))
 
@@ -173,3 +178,76 @@ def test_what_mergecap_makes_of_two_files(tshark: str, tmp_path: Path) -> None:
         assert time_ns is not None
         assert f"{time_ns // 10**9}.{time_ns % 10**9:09}" == seconds
     assert replay.skipped == {1: len(times[::3])}
+
+
+# --- link layers
+
+NOT_TSHARK = (LinkType.PPP_PPPD, LinkType.C_HDLC_WITH_DIR, LinkType.FRELAY_WITH_DIR)  # 4.0 takes these for mere data
+
+
+@pytest.mark.usefixtures("tshark")
+@pytest.mark.parametrize("order", "<>")
+def test_frames_of_each_link_type(order: str, tmp_path: Path) -> None:
+    """A file with an interface of each link type, in which both read the same packets, and the same of them."""
+    data = b""
+    interfaces: list[int] = []
+    records: list[tuple[int, bytes]] = []
+    for sample in SAMPLES.values():
+        if sample.link_type in NOT_TSHARK:
+            continue
+        records += [
+            (sample.link_type, before + packet + bytes(9))
+            for before, packet, other in ((sample.before, FOUR, 229), (sample.before_ipv6, SIX, 228))
+            if sample.link_type != other
+        ]
+    # Version 0 and IPv6 in place of IPv4 are IP to tshark, but damaged; nfnet has no packet there.
+    records += [(kind, record) for name, (kind, record, _) in NOT_IP.items() if "IPv4" not in name]
+    for number, (link_type, record) in enumerate(records):
+        if link_type not in interfaces:
+            interfaces.append(link_type)
+        flags = struct.pack(f"{order}HHIHH", 2, 4, number % 3, 0, 0)
+        moment = (1_700_000_000 << 20) + number
+        head = struct.pack(
+            f"{order}IIIII", interfaces.index(link_type), moment >> 32, moment & 0xFFFFFFFF, len(record), len(record)
+        )
+        data += block(order, 6, head + record + bytes(-len(record) % 4) + flags)
+    described = b"".join(
+        interface(order, kind, (2, f"if{kind}".encode()), (9, bytes((number % 10,))))
+        for number, kind in enumerate(interfaces)
+    )
+    path = tmp_path / "each.pcapng"
+    path.write_bytes(section(order) + described + data)
+    outcome = compare(path)
+    assert outcome.refused is None
+    assert outcome.differences == []
+    assert outcome.frames == len(records)
+    assert outcome.packets == len(records) - len([name for name in NOT_IP if "IPv4" not in name])
+
+
+def test_the_way_out_of_other_link_types(tshark: str, tmp_path: Path) -> None:
+    """The command in the message, on a file of a link type that Wireshark reads and nfnet does not."""
+    path = tmp_path / "arcnet.pcap"
+    headers = bytes.fromhex("01020000d4000001")  # of ARCnet on Linux, for IPv4
+    write_pcap(path, LinkType.ARCNET_LINUX, headers + FOUR)
+    replay = nfnet.replay(path)
+    assert replay.first() == (None, None)
+    replay.close()
+    command = replay.left_out().partition(": ")[2].split()
+    assert command[0] == "tshark"
+    subprocess.run([tshark, *command[1:]], cwd=tmp_path, check=True, capture_output=True)
+    (packet,) = nfnet.testing.from_pcap(tmp_path / "ip.pcapng")
+    assert packet.payload == FOUR
+
+
+def test_files_that_editcap_converts(tshark: str, tmp_path: Path) -> None:
+    """The command in the message about files that are neither pcap nor pcapng."""
+    source, path = tmp_path / "file.pcap", tmp_path / "file.snoop"
+    write_pcap(source, LinkType.ETHERNET, SAMPLES["Ethernet"].before + FOUR)
+    subprocess.run([program("editcap"), "-F", "snoop", str(source), str(path)], check=True)
+    with pytest.raises(nfnet.CaptureError, match="neither pcap nor pcapng; if Wireshark opens it: (.*)") as caught:
+        nfnet.testing.from_pcap(path)
+    command = str(caught.value).partition("opens it: ")[2].partition(" (at")[0].split()
+    assert command[0] == "editcap"
+    command = [program("editcap"), *(str(path) if word == "FILE" else word for word in command[1:])]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert [packet.payload for packet in nfnet.testing.from_pcap(tmp_path / "converted.pcapng")] == [FOUR]

@@ -19,7 +19,7 @@ from nfnet import Workers, workers
 from .kernel import FakeKernel
 from .test_queue import NOT_RUN
 
-SOON = 10.0
+SOON = 60.0
 
 
 class Idle(workers._Worker):

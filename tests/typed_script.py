@@ -80,11 +80,13 @@ make_queue(3, max_len=5, conntrack=True).run(handle)
 nfnet.run_workers(handle, range(4), processes=2, max_len=5)
 fed = nfnet.testing.FedQueue(2, on_error="drop")
 given: nfnet.GivenVerdict = fed.verdicts[fed.feed(nfnet.testing.udp(b"x"))]
+for captured in nfnet.testing.from_pcap("x.pcap", local=["192.0.2.0/24"]):
+    number: int = fed.feed(captured, mark=7)
 print(given.verdict.name, given.num)
 new: bytes = inet.replace_data(b"", b"x")
 with nfnet.record("x.pcapng"), nfnet.Queue(2) as q:
     q.run(lambda packet: packet.accept())
-replayed = nfnet.replay("x.pcapng")
+replayed = nfnet.replay("x.pcapng", hook=nfnet.Hook.INPUT, family="bridge")
 with nfnet.Queue(2, transport=replayed) as q:
     q.run(handle)
 print(replayed.verdicts == replayed.recorded)

@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import nfnet
 from nfnet import CopyMode, Log, Queue, rules, testing
-from nfnet.captures._pcap import LinkType, Writer, netfilter_datagram, read
+from nfnet.captures import LinkType, Writer, read
+from nfnet.captures._records import netfilter_datagram
 from nfnet.cli.decode_command import describe
 from nfnet.protocol import layout, netlink, nfqnl, nfulnl
 from nfnet.protocol.nfqnl import NFQA, Command, QueueFlag

@@ -12,6 +12,7 @@ from nfnet import rules
 def decide(packet: nfnet.Packet) -> None:
     packet.accept(7)  # wrong: what a verdict changes is named
     packet.accept(payload=42)  # wrong
+    packet.accept(marks=7)  # wrong
     packet.accept(payload="text")  # wrong
     packet.accept(payload=bytearray(packet.payload), mark=7)
     packet.repeat(payload=memoryview(packet.payload))

@@ -226,16 +226,21 @@ class AsyncReader(Generic[R, T]):
             session.unwatch()
             ended = session.wake = loop.create_future()
             errors: list[BaseException] = []
-            looks, may_be_lone = Looks(), binding.transport.arrived is not None
+            looks, arrived = Looks(), binding.transport.arrived if binding.transport.tap is None else None
+            arriving: Generator[T, None, None] | None = None
+            binding.begin()
 
             def turn() -> None:
+                nonlocal arriving
                 if session.stopped:
                     session.wake_up()
                     return
                 try:
-                    if looks.lone and may_be_lone and binding.transport.tap is None:
-                        looks.found(1)
-                        reader._drive(binding, reader._portions(binding, block=False, lone=True), handler)
+                    if looks.lone and arrived is not None and not length_hint(binding.ready):
+                        looks.lone -= 1
+                        if arriving is None or arriving.gi_frame is None:  # type: ignore[attr-defined]  # it has ended
+                            arriving = binding.each(arrived)
+                        reader._hand_out_next(binding, arriving, handler)
                     else:
                         before = binding.taken()
                         reader._drive(binding, reader._portions(binding, block=False), handler)

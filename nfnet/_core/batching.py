@@ -78,7 +78,7 @@ def _changes(mark: int | None, priority: int | None) -> bytes:
     return changes
 
 
-ACCEPT = decision(Verdict.ACCEPT)
+ACCEPT = decision(Verdict.ACCEPT, None, None, None)  # with all arguments, as `Packet` calls it: the same object
 DROP = decision(Verdict.DROP)
 
 

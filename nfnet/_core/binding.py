@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from operator import length_hint
 from typing import Generic, TypeVar
 
@@ -43,8 +43,6 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
         self.origin = Origin(transport.interface_name, Processes(transport.open_netns), transport)
         self.loss = Loss(warn=on_overrun == "count")
         self.overruns = 0
-        self.arrival: bytes | None = None
-        """A datagram that arrived while the loop waited for one."""
         self.received: list[bytes] = []
         """Datagrams taken from the transport, of which `_make_ready` has made nothing yet."""
         self.ready: Iterator[T] = iter(())
@@ -83,8 +81,6 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
 
     def receive(self, limit: int | None = None) -> None:
         """Take datagrams from the transport without waiting, and make `ready` of them."""
-        if self.arrival is not None:  # an exception came after it was taken
-            self.received[END:], self.arrival = (self.arrival,), None  # one statement
         more = True
         try:
             # Not if an exception left datagrams there: if signals came faster than these can be made ready, the list
@@ -105,29 +101,26 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             self.exhausted = not more  # before `_make_ready` raises for a damaged datagram
             self._make_ready()
 
-    def each(self, datagrams: Iterator[bytes]) -> Iterator[T]:
+    def each(self, datagrams: Iterator[bytes]) -> Generator[T, None, None]:
         """Yield what is in these datagrams of the transport, as they arrive.
 
         Ends after a datagram that has nothing for the handler (`Transport.wake` causes one), and when none arrives.
         """
         try:
-            yield from self._each(datagrams)
+            for datagram in datagrams:
+                self.received[END:] = (datagram,)  # no call since it was taken: see `moves`
+                self._make_ready()
+                if not length_hint(self.ready):
+                    return
+                yield from self.ready
         except OSError as error:
-            if isinstance(error, NfnetError):  # raised by `_make_ready`, not by the transport
-                raise
-            self.transport.explain(error)
+            self._explain(error)
 
-    def _each(self, datagrams: Iterator[bytes]) -> Iterator[T]:
-        for self.arrival in datagrams:
-            self._take_incoming()
-            if not length_hint(self.ready):
-                return
-            yield from self.ready
-
-    def _take_incoming(self) -> None:
-        """Turn the datagram that arrived while the loop waited into `ready` items."""
-        self.received[END:], self.arrival = (self.arrival,), None  # type: ignore[assignment]  # one statement
-        self._make_ready()
+    def _explain(self, error: OSError) -> None:
+        """Raise what came out of `each`, unless it says that nothing has arrived."""
+        if isinstance(error, NfnetError):  # raised by `_make_ready`, not by the transport
+            raise error
+        self.transport.explain(error)
 
     @abstractmethod
     def _make_ready(self) -> None:

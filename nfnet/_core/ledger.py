@@ -12,7 +12,7 @@ order in which the verdicts were given.
 
 Who writes what:
 
-- `QueueBinding` puts new packets into ``lone`` or ``at_hand``, in `QueueBinding._each` and `QueueBinding._make_ready`.
+- `QueueBinding` puts new packets into ``lone`` or ``at_hand``, in `QueueBinding.each` and `QueueBinding._make_ready`.
   It does so itself, because that is one statement together with the removal of the datagram from the binding (see
   `moves`). It also chooses the packet's `_on_decided`.
 - `Packet.accept` and the other verdicts set the packet's `_decision` and call its `_on_decided`.
@@ -49,7 +49,7 @@ from typing import Any, Protocol
 from .._io.locks import RLock
 from .._io.moves import END
 from .._io.transport import Transport
-from ..errors import ClosedError
+from ..errors import ClosedError, NfnetError
 from ..protocol import nfqnl
 from ..protocol.nfqnl import PACKET_ID, Verdict
 from .batching import ACCEPT, MAX_MESSAGES, Decision, Messages, limit
@@ -104,9 +104,14 @@ class Ledger:
         self._prefix = self._messages.prefix
         self._accept = self._prefix(ACCEPT)
         self._send = transport.send
+        self._outgoing: Callable[[bytes], object] = transport.send
         self.lock = RLock()  # a signal handler may decide a packet while this thread is sending
         self._sending = False
         self._unseen = 0
+
+    def begin(self) -> None:
+        """Note that this thread reads from now on, and how lone packets' verdicts are sent."""
+        self.reader, self._outgoing = get_ident(), self._transport.outgoing
 
     # --- giving verdicts
 
@@ -119,13 +124,19 @@ class Ledger:
         # No lock: another thread empties the slot only if it decided the packet, and then this call does not happen.
         # (In a free-threaded build `Packet.accept` and its like have acquired it.)
         if what is ACCEPT:
-            prefix = self._accept
+            datagram = self._accept + packet.raw[PACKET_ID]
         elif what is not None and what.batchable:
-            prefix = self._prefix(what)
+            datagram = self._prefix(what) + packet.raw[PACKET_ID]
         else:
             self.send_now(packet)
             return
-        self._send(prefix + packet.raw[PACKET_ID])
+        send = self._outgoing
+        try:
+            send(datagram)
+        except OSError as error:
+            if isinstance(error, NfnetError):
+                raise
+            self._send(datagram)  # which sends it after all, or says what is wrong
         kind = what.kind
         self._lone_counts[kind], self.lone = self._lone_counts[kind] + 1, None  # one statement
 

@@ -161,7 +161,12 @@ class Message(ABC):
         return None if span is None else self.raw[span]
 
     def _name(self, index: int | None) -> str | None:
-        return None if index is None else self._origin.interface_name(index)
+        if index is None:
+            return None
+        raw = self.raw
+        if isinstance(raw, Annotated) and raw.interface_name is not None:
+            return raw.interface_name
+        return self._origin.interface_name(index)
 
     @property
     def payload(self) -> bytes:

@@ -135,7 +135,7 @@ class Reader(ABC, Generic[B, T]):
         try:
             self._open()
         except BusyError:
-            if not collect_forgotten():
+            if self._given_transport is not None or not collect_forgotten():
                 raise
             self._open()  # who had it was forgotten
 
@@ -326,9 +326,25 @@ class Reader(ABC, Generic[B, T]):
         self._drive(binding, self._portions(binding, block=False), handler)
         return binding.taken() - before
 
-    def _portions(
-        self, binding: B, block: bool, *, lone: bool = False, pause: bool = False
-    ) -> Generator[Iterator[T], None, None]:
+    def _hand_out_next(self, binding: B, arriving: Iterator[T], handler: Callable[[T], object]) -> None:
+        """Call the handler for the next item of `Binding.each`: a step of the loop in `_portions`, for event loops.
+
+        They take it while packets come one at a time. `Binding.begin` was called in this thread, and nothing is ready.
+        """
+        self._check_reading(binding)
+        binding.reading = True
+        try:
+            self._hand_out(binding, islice(arriving, 1), handler)
+        except BaseException:  # otherwise there is nothing to settle
+            if not binding.closed:
+                binding.settle(undelivered=length_hint(binding.ready))
+            raise
+        finally:
+            self._stopping = binding.reading = False
+            if self._poller is not None:
+                self._reset_poller(self._poller, binding)
+
+    def _portions(self, binding: B, block: bool, *, pause: bool = False) -> Generator[Iterator[T], None, None]:
         """Yield what the kernel sends, in portions between which verdicts may be sent. This is the loop.
 
         This is the hot path: measure before and after changing it. ``binding.ready`` is one iterator for all loops, so
@@ -339,7 +355,6 @@ class Reader(ABC, Generic[B, T]):
         several wait; if so, it takes many at a time.
 
         block: whether to wait for more when everything that waits was handed out.
-        lone: take only the next datagram, which has arrived.
         pause: yield `_PAUSE` when everything that waits was handed out, and go on with what has been received
         meanwhile.
         """
@@ -349,10 +364,6 @@ class Reader(ABC, Generic[B, T]):
         looks = 1  # every so many packets
         try:
             binding.begin()
-            if lone and not length_hint(binding.ready):
-                assert transport.arrived is not None
-                yield binding.each(islice(transport.arrived, 1))
-                return
             while True:  # and no conditions at the ends of these loops: see `locks`
                 if self._stopping:
                     return
@@ -401,9 +412,13 @@ class Reader(ABC, Generic[B, T]):
             finally:
                 self._stopping = binding.reading = False
                 if self._poller is not None:
-                    self._poller.reset()
-                    if length_hint(binding.ready):
-                        self._poller.wake()  # the next `process` has something to do
+                    self._reset_poller(self._poller, binding)
+
+    @staticmethod
+    def _reset_poller(poller: Poller, binding: B) -> None:
+        poller.reset()
+        if length_hint(binding.ready):
+            poller.wake()  # the next `process` has something to do
 
     def _check_reading(self, binding: B) -> None:
         # No lock, which an exception could leave locked: the caller sets `reading` at once.

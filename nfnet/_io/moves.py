@@ -22,8 +22,9 @@ statements. The ledger of verdicts and the bindings, which change lists and coun
 marked "one statement".
 
 What comes from the kernel is stored by one call of C code, ``into.extend(map(recv, ...))``, for the same reason:
-between ``recv`` and an assignment of its result an exception would lose the datagram. Or by ``for self.arrival in
-map(recv, ...)``, in which the interpreter looks for signals only after the assignment.
+between a call of ``recv`` and the assignment of its result an exception would lose the datagram. Or it is taken by a
+``for`` statement, ``for datagram in map(recv, ...)``, which calls no function as far as the interpreter is concerned;
+then the datagram is safe until the next call, and has to be in a list or an attribute before that.
 """
 
 from __future__ import annotations

@@ -247,6 +247,12 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         if tap is not None:
             tap(True, datagram)
 
+    @property
+    def outgoing(self) -> Callable[[bytes], object]:
+        # Without an address: the kernel also checks the privileges that the process which opened the socket had then.
+        # Usually that is this one; else the kernel refuses, and `send` sends the datagram.
+        return self._socket.send if self.tap is None else self.send
+
     def send_untapped(self, datagram: bytes) -> None:
         try:
             self._sendto(datagram, KERNEL)

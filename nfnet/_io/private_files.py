@@ -18,10 +18,11 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import PurePath
 from typing import NamedTuple
 
 from .._printable import printable
-from .system import LINUX, WINDOWS, check_linux, fcntl
+from .system import LINUX, WINDOWS, fcntl
 
 _PATH = getattr(os, "O_PATH", 0o10000000)  # PyPy has no name for it; the number is that of the machines it runs on
 # `os.open` itself makes descriptors that are not inherited. What Windows lacks is 0, and what others lack, O_BINARY.
@@ -52,7 +53,9 @@ def create_database(path: str | os.PathLike[str]) -> str:
     database, and writes what was in the database to a journal of anybody's. So the directory must be one to which no
     others may write, and in whose place they cannot put another. Raises OSError, PermissionError with EACCES for that.
     """
-    check_linux("making a database")
+    if not LINUX:
+        with _naming(path):
+            return _create_database_elsewhere(path)
     with _naming(path), ExitStack() as stack:
         found = _find(path, stack)
         name = os.path.join(os.readlink(f"/proc/self/fd/{found.directory}"), found.name)
@@ -250,11 +253,7 @@ def _refuse_unsafe(directory: int) -> None:
     """Raises PermissionError if others may make files in a directory, or put another one in its place."""
     status = os.fstat(directory)
     if _others_may_write(status):
-        raise PermissionError(
-            errno.EACCES,
-            "others may write to the directory, and SQLite would obey files that they put beside the database; choose"
-            " one that belongs to this user or root, and that nobody else may write to",
-        )
+        raise _unsafe_directory()
     with ExitStack() as stack:
         while True:
             parent = os.open("..", _LOOK, dir_fd=directory)
@@ -263,7 +262,32 @@ def _refuse_unsafe(directory: int) -> None:
             if os.path.samestat(child, status):  # "/"
                 return
             if _others_may_rename(status):
-                what = os.readlink(f"/proc/self/fd/{parent}")
-                text = f"others may put another directory in the place of the one in {printable(what)}"
-                raise PermissionError(errno.EACCES, f"{text}, and SQLite would use that")
+                raise _unsafe_parent(os.readlink(f"/proc/self/fd/{parent}"))
             directory = parent  # no condition at the end of a loop: see `locks`
+
+
+def _create_database_elsewhere(path: str | os.PathLike[str]) -> str:
+    """As `create_database`, not on Linux."""
+    directory = os.path.realpath(os.path.dirname(os.path.abspath(path)))
+    if not WINDOWS:
+        if _others_may_write(os.stat(directory)):
+            raise _unsafe_directory()
+        for parent in PurePath(directory).parents:
+            if _others_may_rename(os.stat(parent)):
+                raise _unsafe_parent(str(parent))
+    found = os.path.join(directory, os.path.basename(path))
+    os.close(_create_elsewhere(found))
+    return found
+
+
+def _unsafe_directory() -> PermissionError:
+    return PermissionError(
+        errno.EACCES,
+        "others may write to the directory, and SQLite would obey files that they put beside the database; choose"
+        " one that belongs to this user or root, and that nobody else may write to",
+    )
+
+
+def _unsafe_parent(parent: str) -> PermissionError:
+    text = f"others may put another directory in the place of the one in {printable(parent)}"
+    return PermissionError(errno.EACCES, f"{text}, and SQLite would use that")

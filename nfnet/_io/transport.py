@@ -67,6 +67,15 @@ class Transport(ABC):
     def send(self, datagram: bytes) -> None:
         """Send one datagram, of one or more messages, to the kernel, which has executed it when this returns."""
 
+    @property
+    def outgoing(self) -> Callable[[bytes], object]:
+        """The quickest function that sends a datagram while no ``tap`` is set.
+
+        It may be C code, which raises OSError if the datagram was not sent. Then call `send`: it sends the datagram, or
+        says what is wrong.
+        """
+        return self.send
+
     def send_untapped(self, datagram: bytes) -> None:
         """Send a datagram without calling ``tap``, for what recordings must not have."""
         self.send(datagram)

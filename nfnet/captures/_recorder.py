@@ -14,7 +14,9 @@ from .._recording import Recording, enter, leave
 from ..errors import DecodeError
 from ..protocol import netlink, nfnetlink, nfqnl
 from ..protocol.nfqnl import NFQA, Verdict
-from ._pcap import LinkType, Writer, netlink_header
+from ._format import netlink_header
+from ._link_types import LinkType
+from ._writer import Writer
 
 # Whole records are on their way to the disk after so many seconds of traffic, and whenever there is none.
 _FLUSH_EVERY = 1.0

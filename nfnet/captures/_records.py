@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from construct import ConstructError
+
+from .._printable import counted
 from ..errors import CaptureError, DecodeError
 from ..protocol import byteorder, layout, netlink, nfnetlink, nfqnl, nfulnl
-from ..protocol.nfnetlink import BODY, ETHERTYPES, Subsystem, family_of
+from ..protocol.nfnetlink import BODY, NETLINK_NETFILTER, Subsystem
 from ..protocol.nfqnl import NFQA
 from ..protocol.nfulnl import NFULA
-from ._pcap import NETLINK_HEADER_SIZE, LinkType, Record, netfilter_datagram
+from ._format import NETLINK_HEADER_SIZE, netlink_header
+from ._link_layer import LINK_LAYERS
+from ._link_types import LinkType
+from ._reader import Record
 
-BARE = (LinkType.RAW, LinkType.IPV4, LinkType.IPV6)
-KNOWN = (LinkType.NETLINK, LinkType.NFLOG, *BARE)
+MESSAGES = frozenset((LinkType.NETLINK, LinkType.NFLOG))
+"""The link types whose records are the kernel's messages."""
 
 VERDICTS = (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH)
 _PAYLOAD: dict[int, int] = {nfqnl.MSG_PACKET: NFQA.PAYLOAD, nfulnl.MSG_PACKET: NFULA.PAYLOAD}
+
+
+def netfilter_datagram(record: Record) -> bytes | None:
+    """The datagram in a record of link type NETLINK, in the byte order of this machine; None if it is not netfilter's.
+
+    In the record it is in that of the machine that recorded it, which is that of the file. But programs that copy
+    captures write files of their own order, and leave what is in the records as it was: then the length of the first
+    message tells. If the record was cut short the datagram is, too. Raises CaptureError for a record without the
+    pseudo-header, and for a damaged datagram, if it has to be turned.
+    """
+    try:
+        header = netlink_header.parse(record.data)
+    except ConstructError:
+        raise record.error("no header of netlink captures") from None
+    if header.family != NETLINK_NETFILTER:
+        return None
+    datagram, size = record.data[NETLINK_HEADER_SIZE:], record.size - NETLINK_HEADER_SIZE
+    try:
+        return byteorder.to_host(datagram, byteorder.order_of(datagram, record.byteorder, size), size)
+    except DecodeError as error:
+        raise record.error(error.what, NETLINK_HEADER_SIZE + error.offset) from None
 
 
 def datagram(record: Record) -> bytes | None:
@@ -53,13 +82,24 @@ def _before(record: Record) -> int:
     return -netlink.HEADER_SIZE if record.link_type == LinkType.NFLOG else NETLINK_HEADER_SIZE
 
 
-def owner(record: Record) -> tuple[int | None, int | None]:
-    """The number of the queue, or that of the log group, whose packet or message is in a record.
+def is_packet(record: Record, subsystem: int) -> bool:
+    """Whether a record is a packet with a link layer, which a queue or log shall get.
 
-    Both are None if there is none. Bare packets are those of queue 0. Raises CaptureError.
+    In a section of a file that has the kernel's messages to queues, or to logs, other records are the same packets
+    once more, and are none.
     """
-    if record.link_type in BARE:
-        return 0, None
+    if record.link_type not in LINK_LAYERS:
+        return False
+    if subsystem == Subsystem.QUEUE:
+        return LinkType.NETLINK not in record.link_types
+    return record.link_types.isdisjoint(MESSAGES)
+
+
+def owner(record: Record) -> tuple[int | None, int | None]:
+    """The number of the queue, or that of the log group, whose packet or message is in a record of MESSAGES.
+
+    Both are None if there is none. Raises CaptureError.
+    """
     message = datagram(record)
     if message is not None and len(message) >= BODY:
         kind, number = netlink.read_length_and_type(message)[1], nfnetlink.resource(message)
@@ -149,14 +189,34 @@ def shortened(message: bytes) -> bytes:
     return bytes(netlink.header.build(header)) + message[netlink.HEADER_SIZE : BODY] + body
 
 
-def packet_message(number: int, packet_id: int, record: Record) -> bytes:
-    """A packet message around a bare IP packet."""
-    family = family_of(record.data)
-    fields = {"packet_id": packet_id, "hw_protocol": ETHERTYPES[family], "hook": 0}
-    data = layout.build_attribute(NFQA.PACKET_HDR, bytes(nfqnl.packet_hdr.build(fields)))
-    payload = record.data[: nfqnl.MAX_PAYLOAD]
-    if record.size > len(payload):
-        data += layout.build_attribute(NFQA.CAP_LEN, record.size.to_bytes(4, "big"))
-    data += layout.build_attribute(NFQA.PAYLOAD, payload)
-    padding = -len(payload) % 4  # the kernel does not pad the last one
-    return nfnetlink.build_message(nfqnl.MSG_PACKET, number, data[: len(data) - padding], family=family)
+_ETHERTYPES = {
+    0x0806: "ARP",
+    0x8847: "MPLS",
+    0x8863: "PPPoE discovery",
+    0x888E: "EAPOL",
+    0x88CC: "LLDP",
+    0: "without an EtherType, or encrypted",
+}
+_MOST_NAMED = 5
+
+
+def left_out(path: str, skipped: Mapping[int, int], not_ip: Mapping[int, int]) -> str:
+    """In words, how many records of each link type, and of each EtherType, gave no packets; and what to do about it."""
+    parts = [f"{counted(count, 'record')} of {link_type_name(kind)}" for kind, count in sorted(skipped.items())]
+    if not_ip:
+        total = sum(not_ip.values())
+        often = sorted(not_ip.items(), key=lambda item: -item[1])
+        kinds = [f"{count} {_ETHERTYPES.get(kind, f'of EtherType {kind:#06x}')}" for kind, count in often[:_MOST_NAMED]]
+        if others := sum(count for _, count in often[_MOST_NAMED:]):
+            kinds.append(f"{others} others")
+        parts.append(f"{counted(total, 'record')} that {'is' if total == 1 else 'are'} not IP ({', '.join(kinds)})")
+    if any(kind not in LINK_LAYERS for kind in skipped):
+        import shlex  # which few programs need
+
+        parts[-1] += f". The IP packets that Wireshark finds in it: tshark -r {shlex.quote(path)} -U IP -w ip.pcapng"
+    return ", ".join(parts)
+
+
+def link_type_name(number: int) -> str:
+    """A link type by its name and number."""
+    return f"link type {LinkType(number).name} ({number})"

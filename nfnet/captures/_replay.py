@@ -5,11 +5,11 @@ from __future__ import annotations
 import _thread
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain, islice
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from .._annotated import Annotated
 from .._arguments import check_flag
@@ -20,12 +20,15 @@ from .._io.moves import END
 from .._io.poller import Poller
 from .._io.system import LINUX
 from .._io.transport import Transport
+from .._typing import Unpack
 from ..errors import CaptureError, ClosedError, DecodeError
 from ..protocol import layout, netlink, nfnetlink, nfqnl
 from ..protocol.markbits import REST, Fate, MarkBits
+from ..protocol.nfnetlink import Hook, Subsystem
 from ..protocol.nfqnl import NFQA, QUEUE_BYPASS, Command, Verdict
 from . import _records
-from ._pcap import Record, scan
+from ._frames import Found, Frames, interface_name
+from ._reader import Record, scan
 
 _PAUSE = 1000  # records of others, after which `receive` returns, so that the loop may be stopped
 
@@ -67,6 +70,7 @@ class _Found(NamedTuple):
     time_ns: int | None
     datagrams: list[bytes]
     problem: CaptureError | None
+    is_new: bool = False  # a packet of a link layer, for which the message was made
 
 
 class Replay(Transport, at_fork.AtFork):
@@ -80,13 +84,25 @@ class Replay(Transport, at_fork.AtFork):
     The queue or log that is opened on it gets what was recorded for its number, byte for byte, but for headers from a
     machine of the other byte order, which are turned; its requests are acknowledged and its verdicts collected. When
     all has come, iteration and ``run`` end. Recordings of netlink (LINKTYPE_NETLINK) replay both, those of
-    ``tcpdump -i nflog:N`` (LINKTYPE_NFLOG) a log, and bare IP packets a queue of any number. What a record that was cut
-    short has of a packet is a packet with that much payload.
+    ``tcpdump -i nflog:N`` (LINKTYPE_NFLOG) a log. What a record that was cut short has of a packet is a packet with
+    that much payload.
 
-    path: the file, pcap or pcapng. It is read once, from the beginning to the end, and may be a pipe, which may be
-        written to meanwhile.
+    All other captures, such as those of Ethernet, hold packets for a queue of any number, or a log of any group: they
+    get the IP packets in it, without the link-layer header and what follows them in the frame. The hook of a packet is
+    the given one. Otherwise it is OUTPUT, INPUT or FORWARD, if ``local`` is given or the record says whether this
+    machine sent it, got it, or overheard it; and PREROUTING if nothing is known. It has the interface and the
+    link-layer address of the sender, if the file says them. In a section of a pcapng file that also has an interface of
+    netlink (for a log: or NFLOG) such packets are skipped.
+
+    path: the file, pcap or pcapng, also compressed (gzip, bzip2, xz, and with Python 3.14 zstd). It is read once, from
+        the beginning to the end, and may be a pipe, which may be written to meanwhile.
     realtime: whether packets come at the pace at which they were recorded.
     keep_verdicts: whether to fill `verdicts`, `recorded` and `injected`, which takes memory for every packet.
+    hook: the hook of all packets that come from a link layer: a Hook, or its name in lower case.
+    local: addresses and networks of this machine, or of this side of a router: "192.0.2.0/24", or several of them. What
+        comes from them is at the hook OUTPUT, else what goes to them at INPUT, and everything else at FORWARD.
+    family: "inet" for IP packets; "bridge" for all frames of Ethernet, as a queue of a bridge gets them: with their
+        EtherType, VLAN tag and header.
 
     Raises OSError if the file cannot be opened. A damaged record is a CaptureError out of the loop, after what was
     before it; when the loop is started again it goes on behind that record. A replay is opened once: after that it
@@ -104,15 +120,28 @@ class Replay(Transport, at_fork.AtFork):
     """
     skipped: dict[int, int]
     """How many records of other link types were skipped so far, by link type (``LINKTYPE_*``)."""
+    not_ip: dict[int, int]
+    """How many records without an IP packet were skipped so far, by EtherType; 0 for those without, or not readable."""
 
     recordable = True
     simulated = True
 
-    def __init__(self, path: str | os.PathLike[str], *, realtime: bool = False, keep_verdicts: bool = True) -> None:
-        self.verdicts, self.recorded, self.skipped = {}, {}, {}
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        realtime: bool = False,
+        keep_verdicts: bool = True,
+        hook: Hook | str | None = None,
+        local: str | Iterable[str] = (),
+        family: str = "inet",
+    ) -> None:
+        self.verdicts, self.recorded, self.skipped, self.not_ip = {}, {}, {}, {}
         self.injected = []
         self._realtime = check_flag("realtime", realtime)
         self._keep_verdicts = check_flag("keep_verdicts", keep_verdicts)
+        self._frames = Frames(hook, local, family)
+        self._path = os.fspath(path)
         self._file = open(path, "rb")  # noqa: SIM115 - as long as the replay
         if LINUX and not self._file.seekable():  # elsewhere reading it waits: see `Select`
             # A pipe: there may be nothing in it for hours. It was opened anew, so that nobody else's blocking changes.
@@ -122,11 +151,11 @@ class Replay(Transport, at_fork.AtFork):
         self._taken = 0  # how many of them are through
         self._next: _Found | None = None
         self._began: tuple[int, float] | None = None
-        self._subsystem = 0
+        self._subsystem = int(Subsystem.QUEUE)
         self._number = 0
         self._waiting: dict[int, None] = {}  # packets without a verdict, oldest first
         self._recorded_waiting: dict[int, None] = {}
-        self._bare = 0  # how many bare packets were given an id
+        self._packets = 0  # how many packets of link layers were given an id
         self._ended = False
         self._empty = False  # a pipe, for now
         self._closed = False
@@ -163,7 +192,7 @@ class Replay(Transport, at_fork.AtFork):
                     if self._next is None and not self._read_on():
                         break
                     assert self._next is not None
-                    time_ns, datagrams, problem = self._next
+                    time_ns, datagrams, problem, _ = self._next
                     if not datagrams:
                         if len(into) > start:
                             return True  # what came before the damage is to be handled first
@@ -198,7 +227,7 @@ class Replay(Transport, at_fork.AtFork):
                 tap(outgoing, datagram)
 
     def interface_name(self, index: int) -> str | None:
-        return None  # the interfaces of this machine are not those of the recording
+        return None  # the interfaces of this machine are not those of the recording; `Annotated` has their names
 
     def inject(self, packet: bytes, interface: int | None = None) -> None:
         self._check_open()
@@ -227,11 +256,17 @@ class Replay(Transport, at_fork.AtFork):
 
     # --- the recording
 
+    @property
+    def ended(self) -> bool:
+        """Whether the file was read to its end: nothing more will come."""
+        return self._ended
+
     def first(self) -> tuple[int | None, int | None]:
         """Return the number of the queue, or that of the group, whichever has the first packet or message.
 
-        Both are None if there is neither. To be called before the replay is opened, which then begins with that packet
-        or message. Waits for a pipe. Raises CaptureError for a damaged record before that, and may be called again.
+        Both are None if there is neither. A packet of a link layer counts as one of queue 0, though it is for any. To
+        be called before the replay is opened, which then begins with that packet or message. Waits for a pipe. Raises
+        CaptureError for a damaged record before that, and may be called again.
         """
         with self._lock:
             self._check_open()
@@ -245,7 +280,7 @@ class Replay(Transport, at_fork.AtFork):
                     try:
                         if isinstance(item, CaptureError):
                             raise item
-                        found = _records.owner(item)
+                        found = self._owner(item)
                     except CaptureError:
                         self._pass_over(item)
                         self._items = items
@@ -261,6 +296,10 @@ class Replay(Transport, at_fork.AtFork):
                 self._wait_for_more()
                 self._waiter.wait()
                 self._go_on()
+
+    def left_out(self) -> str:
+        """Return in words what was skipped so far, and how to get at packets of other link types; "" if nothing was."""
+        return _records.left_out(self._path, self.skipped, self.not_ip)
 
     def _read_on(self) -> bool:
         """Find the next record for the queue or log; return False if there is none, at the end or for now."""
@@ -278,9 +317,9 @@ class Replay(Transport, at_fork.AtFork):
             if found is None:
                 self._pass_over(item)
                 continue
-            bare = self._bare + (isinstance(item, Record) and item.link_type in _records.BARE)
+            packets = self._packets + found.is_new
             # One statement without a call, as in `receive`. What was done before may be done twice.
-            self._next, self._taken, self._bare = found, self._taken + 1, bare
+            self._next, self._taken, self._packets = found, self._taken + 1, packets
             self._items = items
             return True
         self._ended = True
@@ -294,38 +333,73 @@ class Replay(Transport, at_fork.AtFork):
         self._file.seek(0)
         return islice(scan(self._file), self._taken, None)
 
+    def _owner(self, record: Record) -> tuple[int | None, int | None]:
+        if record.link_type in _records.MESSAGES:
+            return _records.owner(record)
+        return (None, None) if self._find_packet(record) is None else (0, None)
+
+    def _find_packet(self, record: Record) -> Found | None:
+        """Return the packet in a record with a link layer; None if it has none for this queue or log."""
+        if not _records.is_packet(record, self._subsystem):
+            return None
+        found = self._frames.find(record)
+        return found if isinstance(found, Found) else None
+
     def _pass_over(self, item: Record | CaptureError) -> None:
-        if isinstance(item, CaptureError) or item.link_type in _records.KNOWN:
+        if isinstance(item, CaptureError) or item.link_type in _records.MESSAGES:
             self._taken += 1
-        else:
-            count = self.skipped.get(item.link_type, 0) + 1
-            self.skipped[item.link_type], self._taken = count, self._taken + 1
+            return
+        counts, kind = self.skipped, item.link_type
+        if _records.is_packet(item, self._subsystem):
+            try:
+                found = self._frames.find(item)
+            except CaptureError:
+                self._taken += 1
+                return
+            assert not isinstance(found, Found)
+            counts, kind = self.not_ip, found
+        count = counts.get(kind, 0) + 1
+        counts[kind], self._taken = count, self._taken + 1
 
     def _look_into(self, item: Record | CaptureError) -> _Found | None:
         """Return what a record has for the queue or log, None if it has nothing."""
         if isinstance(item, CaptureError):
             return _Found(None, [], item)
+        if item.link_type not in _records.MESSAGES:
+            return self._look_for_packet(item)
         datagrams: list[bytes] = []
-        problem: CaptureError | None = None
-        if item.link_type not in _records.BARE:
-            messages, problem = _records.messages(item, self._subsystem, self._number)
-            for start, message in messages:
-                kind = netlink.read_length_and_type(message)[1]
-                if kind not in _records.VERDICTS:
-                    datagrams.append(message)
-                elif self._keep_verdicts:
-                    try:
-                        self._note_verdicts(message, self.recorded, self._recorded_waiting)
-                    except DecodeError as error:
-                        problem = problem or _records.located(item, error, start)
-                if kind == nfqnl.MSG_PACKET:
-                    self._expect_verdict(message)
-        elif self._subsystem == nfnetlink.Subsystem.QUEUE:
-            datagrams.append(_records.packet_message(self._number, self._bare + 1, item))
-            self._expect_verdict(datagrams[0])
+        messages, problem = _records.messages(item, self._subsystem, self._number)
+        for start, message in messages:
+            kind = netlink.read_length_and_type(message)[1]
+            if kind not in _records.VERDICTS:
+                datagrams.append(message)
+            elif self._keep_verdicts:
+                try:
+                    self._note_verdicts(message, self.recorded, self._recorded_waiting)
+                except DecodeError as error:
+                    problem = problem or _records.located(item, error, start)
+            if kind == nfqnl.MSG_PACKET:
+                self._expect_verdict(message)
         if item.time_ns is not None:
             datagrams = [Annotated(datagram, time_ns=item.time_ns) for datagram in datagrams]
         return _Found(item.time_ns, datagrams, problem) if datagrams or problem is not None else None
+
+    def _look_for_packet(self, record: Record) -> _Found | None:
+        """Return the message that is made of a record with a link layer, None if it has no packet."""
+        try:
+            packet = self._find_packet(record)
+        except CaptureError as error:
+            return _Found(None, [], error)
+        if packet is None:
+            return None
+        subsystem, number = self._subsystem, self._number
+        message = self._frames.message(subsystem, number, self._packets + 1 & 0xFFFFFFFF, record, packet)
+        if subsystem == Subsystem.QUEUE:
+            self._expect_verdict(message)
+        name = interface_name(record)
+        if record.time_ns is not None or name is not None:
+            message = Annotated(message, time_ns=record.time_ns, interface_name=name)
+        return _Found(record.time_ns, [message], None, is_new=True)
 
     def _expect_verdict(self, message: bytes) -> None:
         if self._keep_verdicts:
@@ -396,13 +470,28 @@ def _later(seconds: float, cancelled: SimpleQueue[None], function: Callable[[], 
         function()
 
 
-def replay(path: str | os.PathLike[str], *, realtime: bool = False, keep_verdicts: bool = True) -> Replay:
+class ReplayOptions(TypedDict, total=False):
+    """The options of `replay` for packets with a link layer, for functions that hand them on."""
+
+    hook: Hook | str | None
+    local: str | Iterable[str]
+    family: str
+
+
+def replay(
+    path: str | os.PathLike[str],
+    *,
+    realtime: bool = False,
+    keep_verdicts: bool = True,
+    **options: Unpack[ReplayOptions],
+) -> Replay:
     """Return a transport for a `Queue` or a `Log` that gives what was recorded: `Replay` says what that is.
 
-    path: the file, pcap or pcapng.
+    path: the file, pcap or pcapng, compressed or not.
     realtime: whether packets come at the pace at which they were recorded.
     keep_verdicts: whether to keep all verdicts, recorded and given, and all packets that were injected.
+    options: ``hook``, ``local`` and ``family``, for packets of captures that have a link layer.
 
-    Raises OSError if the file cannot be opened.
+    Raises OSError if the file cannot be opened, ArgumentError for wrong options.
     """
-    return Replay(path, realtime=realtime, keep_verdicts=keep_verdicts)
+    return Replay(path, realtime=realtime, keep_verdicts=keep_verdicts, **options)

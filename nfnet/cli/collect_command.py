@@ -5,17 +5,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from .. import rules
-from ..collect import Collector
-from ..collect._outputs import Described, describe
+from .._printable import printable
+from ..collect import Collector, Forwarder, Group, NatsSource, Output
+from ..collect._output import without_password
+from ..collect._outputs import Described, describe, describe_source
 from ..collect._settings import Settings, read_settings
-from ..collect._units import size
+from ..collect._ulogd import translate
+from ..collect._units import rate, size
 from ..errors import ArgumentError
-from .command_line import netns, rule_words, whole_number
+from .command_line import add_metrics, endpoint, netns, rule_words, whole_number
+from .service import Service
 from .signals import until_told
 from .summaries import say
+
+T = TypeVar("T")
 
 _DESCRIPTION = """\
 Brings what firewall rules log to files and databases, until it is told to stop.
@@ -23,11 +30,16 @@ Brings what firewall rules log to files and databases, until it is told to stop.
     nfnet collect --group 5 --to log.jsonl --to sqlite:firewall.db
     nfnet collect --group 5 --to log.jsonl rotate_size=100M keep=9 compress=yes
     nfnet collect --config /etc/nfnet/collect.toml
+    nfnet collect --group 5 --to nats://nats.example:4222
+    nfnet collect --from nats://nats.example:4222 --to postgresql:///firewall
 
 An output is a file whose name says what it is (.jsonl, .log, .db, .pcapng), or
 has that before it (sqlite:FILE, jsonl:-). What an output cannot take at the
 moment is kept in memory, up to 64 MiB, or with --spool on disk; the others go
 on. SIGHUP opens files anew; those that were renamed are made anew anyhow.
+SIGUSR1 has it say how it does on standard error. With --limit, of messages
+that have the same prefix only so many are stored, and now and then one more,
+which says for how many it stands. systemd is told how it does, if that asks.
 
 exit status: 0 when it was told to stop, or after --count messages; 1 if the
 kernel refuses, an output cannot begin, or messages could not be stored; 2 for
@@ -59,7 +71,15 @@ def add_to(commands: Any) -> None:
         default=[],
         help="where to, and settings of it; may be repeated",
     )
+    parser.add_argument(
+        "--from",
+        nargs="+",
+        metavar=("URL", "NAME=VALUE"),
+        dest="source",
+        help="take messages from NATS, instead of log groups",
+    )
     parser.add_argument("--config", metavar="FILE", help="a TOML file; what options say comes on top of it")
+    parser.add_argument("--create", action="store_true", help="first make what outputs lack: tables, a stream")
     parser.add_argument("--check", action="store_true", help="say what is wrong with the configuration, and end")
     parser.add_argument(
         "--label",
@@ -69,6 +89,11 @@ def add_to(commands: Any) -> None:
         type=_pair,
         help="add this to JSON, and to the table sessions",
     )
+    parser.add_argument(
+        "--limit", metavar="RATE", type=_rate, help="of each prefix store at most so many, e.g. 100/s, 20/minute"
+    )
+    parser.add_argument("--process", action="store_true", help="say which local process sends or receives a packet")
+    parser.add_argument("--conntrack", action="store_true", help="say the state of connections")
     parser.add_argument("--spool", metavar="DIR", help="keep here what an output cannot take")
     parser.add_argument("--spool-size", metavar="SIZE", type=_size, help="of each output at most so much [1G]")
     parser.add_argument(
@@ -81,9 +106,11 @@ def add_to(commands: Any) -> None:
         "--netns", type=netns, metavar="NAME", help="work in another network namespace: a name, path or process id"
     )
     parser.add_argument("-c", "--count", type=whole_number(1), metavar="N", help="stop after so many")
-    parser.add_argument("--metrics", type=whole_number(1, 65535), metavar="PORT", help="serve Prometheus metrics")
+    add_metrics(parser)
     parser.add_argument(
-        "--metrics-address", default="127.0.0.1", metavar="ADDRESS", help="on this address [%(default)s]"
+        "--import-ulogd",
+        metavar="FILE",
+        help="print a configuration that does what ulogd2 does with its file, for --config, and end",
     )
     parser.set_defaults(run=_run)
 
@@ -102,44 +129,67 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _described(words: list[str]) -> Described:
+def _rate(text: str) -> Any:
+    try:
+        return rate(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _described(option: str, words: list[str], describe: Callable[[str, dict[str, str]], T]) -> T:
     to, *settings = words
+    shown = f"{option} {without_password(to)}"
     wrong = [word for word in settings if "=" not in word]
     if wrong:
-        raise ArgumentError(f"--to {to}: {wrong[0]!r} is not name=value")
+        raise ArgumentError(f"{shown}: {wrong[0]!r} is not name=value")
     try:
         return describe(to, dict(word.split("=", 1) for word in settings))
     except ArgumentError as error:
-        raise ArgumentError(f"--to {to}: {error}") from None
+        raise ArgumentError(f"{shown}: {error}") from None
 
 
 def _settings(options: argparse.Namespace) -> Settings:
     """What the file says, and what options say on top of it."""
     found = Settings()
     if options.config is not None:
-        found = read_settings(options.config, lambda text: rule_words(text, rules.log))
-    found.groups += [group for group in options.group if group not in found.groups]
-    found.outputs += [_described(words) for words in options.to]
+        found = read_settings(options.config, lambda text: rule_words(text, rules.log), endpoint)
+    known = {group.number for group in found.groups}
+    found.groups += [Group(number) for number in dict.fromkeys(options.group) if number not in known]
+    found.outputs += [_described("--to", words, describe) for words in options.to]
     found.labels = {**found.labels, **dict(options.label)}
     found.spool = options.spool or found.spool
     found.spool_size = options.spool_size or found.spool_size
-    if not found.groups:
-        raise ArgumentError("no log group: --group N, or [[group]] in the configuration")
+    found.limit = options.limit or found.limit
+    found.metrics = options.metrics or found.metrics
+    found.process |= options.process
+    found.conntrack |= options.conntrack
+    if options.source is not None:
+        found.source = _described("--from", options.source, describe_source)
+    if found.source is not None and (found.groups or options.install_rule):
+        raise ArgumentError("messages come from a source or from log groups, not from both")
+    if found.source is None and not found.groups:
+        raise ArgumentError(f"no log group: --group N, or [[group]] in {options.config or 'a configuration'}")
     if not found.outputs:
-        raise ArgumentError("no output: --to OUTPUT, or [[output]] in the configuration")
+        raise ArgumentError(f"no output: --to OUTPUT, or [[output]] in {options.config or 'a configuration'}")
     if options.install_rule is not None:
         if len(found.groups) > 1:
             raise ArgumentError("--install-rule is for one group; the configuration has rules for several")
-        found.rules.append((found.groups[0], options.install_rule))
+        found.rules.append((found.groups[0].number, options.install_rule))
     return found
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.import_ulogd is not None:
+        print(translate(options.import_ulogd), end="")
+        return 0
     settings = _settings(options)
     if options.check:
-        groups = ", ".join(map(str, settings.groups))
-        print(f"groups {groups} to {', '.join(f'{each.kind.scheme}:{each.target}' for each in settings.outputs)}")
+        groups = ", ".join(str(group.number) for group in settings.groups)
+        begin = f"groups {groups}" if settings.source is None else settings.source.name
+        print(f"{begin} to {', '.join(each.name for each in settings.outputs)}")
         return 0
+    if settings.source is not None:
+        return _forward(options, settings, settings.source.make())
     if settings.spool is not None:
         os.makedirs(settings.spool, mode=0o700, exist_ok=True)
     more: dict[str, Any] = {"spool_size": settings.spool_size, "rcvbuf": settings.rcvbuf}
@@ -147,6 +197,9 @@ def _run(options: argparse.Namespace) -> int:
         collector = Collector(
             settings.groups,
             labels=settings.labels,
+            limit=settings.limit,
+            process=settings.process,
+            conntrack=settings.conntrack,
             spool=settings.spool,
             netns=options.netns,
             count=options.count,
@@ -155,14 +208,85 @@ def _run(options: argparse.Namespace) -> int:
         )
         stack.callback(collector.close)
         for each in settings.outputs:
-            collector.add(each.make(), apart=True)
-        if options.metrics is not None:
+            collector.add(_made(options, each), apart=True, groups=each.groups)
+        if settings.metrics is not None:
             from ..metrics import serve
 
-            stack.callback(serve(options.metrics, *collector.logs, address=options.metrics_address))
+            address, port = settings.metrics
+            stack.callback(serve(port, collector, address=address))
         for group, words in settings.rules:
             stack.enter_context(rules.log(group, netns=options.netns, **words))
-        stack.enter_context(until_told(collector.stop, collector.reopen))
-        complete = collector.run()
+        running = _Running(collector)
+        stack.enter_context(until_told(running.stop, running.reopen, running.show))
+        complete = collector.run(running.turn)
         say(collector.summary())
     return 0 if complete else 1
+
+
+def _forward(options: argparse.Namespace, settings: Settings, source: NatsSource) -> int:
+    if options.create:
+        source.create()
+    outputs = [_made(options, each) for each in settings.outputs]
+    forwarder = Forwarder(source, outputs, count=options.count, report=lambda text: say(f"nfnet collect: {text}"))
+    with until_told(forwarder.stop, forwarder.reopen):
+        complete = forwarder.run()
+    say(forwarder.summary())
+    return 0 if complete else 1
+
+
+def _made(options: argparse.Namespace, described: Described) -> Output:
+    output = described.make()
+    if options.create:
+        output.create()
+    return output
+
+
+class _Running:
+    """What is to be done while the collector runs, beside collecting."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+        self._service = Service(self._status, self._is_well)
+        self._show = False
+
+    def stop(self) -> None:
+        self._service.stopping()
+        self._collector.stop()
+
+    def reopen(self) -> None:
+        self._service.reload()
+        self._collector.reopen()
+
+    def show(self) -> None:
+        self._show = True  # not in the signal handler: it may have come in the midst of a line
+
+    def turn(self) -> None:
+        """Called by the collector, at least once a second."""
+        if self._show:
+            self._show = False
+            for line in self._lines():
+                say(f"nfnet collect: {line}")
+        self._service.turn(reloading=self._collector.reopening)
+
+    def _lines(self) -> list[str]:
+        state = self._collector.state()
+        lines = [str(state)]
+        for log in self._collector.logs:
+            counters, kernel, socket = log.stats()
+            text = f"group {log.group}: {counters.received:,} messages, {counters.lost or 0:,} lost"
+            if kernel is not None:
+                text += f", {kernel.waiting:,} in the kernel's buffer"
+            if socket is not None:
+                text += f", receive buffer {socket.unread:,} of {socket.rcvbuf:,} bytes"
+            lines.append(text)
+        return [*lines, *map(str, state.outputs)]
+
+    def _status(self) -> str:
+        """What systemctl status shows."""
+        state = self._collector.state()
+        wrong = [str(output) for output in state.outputs if output.error is not None or output.broken]
+        return printable("; ".join([str(state), *wrong]))
+
+    def _is_well(self, patience: float) -> bool:
+        """Whether no output has been at the same thing for too long; that messages are read, the caller shows."""
+        return all(output.busy < patience for output in self._collector.state().outputs)

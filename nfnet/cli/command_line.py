@@ -9,7 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import rules
+from ..captures import ReplayOptions
+from ..captures._frames import FAMILIES
 from ..errors import ArgumentError
+from ..protocol.nfnetlink import Hook
 from ..rules._criteria import CRITERIA
 from ..rules._values import number
 
@@ -29,10 +32,65 @@ def add_options(parser: argparse.ArgumentParser, rule: Callable[..., rules.Rule]
         help='install the rule meanwhile, e.g. "hook=forward protocol=udp destination_port=53%s"'
         % (" bypass=no" if rule is rules.queue else ""),
     )
-    parser.add_argument("--metrics", type=whole_number(1, 65535), metavar="PORT", help="serve Prometheus metrics")
+    add_metrics(parser)
+
+
+def add_metrics(parser: argparse.ArgumentParser) -> None:
+    """The option of all commands that have metrics."""
     parser.add_argument(
-        "--metrics-address", default="127.0.0.1", metavar="ADDRESS", help="on this address [%(default)s]"
+        "--metrics",
+        type=endpoint,
+        metavar="[ADDRESS:]PORT",
+        help="serve Prometheus metrics there; on 127.0.0.1 if no address is given",
     )
+
+
+def add_capture_options(parser: Any) -> None:
+    """Options of commands that read captures, for packets with a link layer: arguments of `nfnet.replay`."""
+    parser.add_argument(
+        "--hook",
+        choices=[hook.name.lower() for hook in Hook],
+        metavar="HOOK",
+        help="of all packets, where the capture is not of a queue or log; else it is input, output or forward as the"
+        " file says of each packet, or --local; and prerouting if neither does",
+    )
+    parser.add_argument(
+        "--local",
+        action="append",
+        metavar="NET",
+        help="an address or network on this side: what comes from it is at output, what goes to it at input, everything"
+        " else at forward. May be given several times",
+    )
+    parser.add_argument(
+        "--family", choices=FAMILIES, help="inet: IP packets (if not said); bridge: all Ethernet frames, as in a bridge"
+    )
+
+
+def capture_options(options: argparse.Namespace) -> ReplayOptions:
+    """Those of `add_capture_options` that were given."""
+    given: ReplayOptions = {}
+    if options.hook is not None:
+        given["hook"] = options.hook
+    if options.local is not None:
+        given["local"] = options.local
+    if options.family is not None:
+        given["family"] = options.family
+    return given
+
+
+def capture_file(text: str) -> str:
+    """The name of a capture; "-" is standard input."""
+    return "/dev/stdin" if text == "-" else text
+
+
+def endpoint(text: str) -> tuple[str, int]:
+    """An argument that names an address and a port to listen on: ``9464``, ``0.0.0.0:9464``, ``[::]:9464``."""
+    address, _, port = text.rpartition(":")
+    if not port.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, such as 9464, or address and port: 0.0.0.0:9464")
+    if ":" in address and not (address.startswith("[") and address.endswith("]")):
+        raise argparse.ArgumentTypeError(f"{text!r}: an IPv6 address stands in brackets, as in [::1]:9464")
+    return address.strip("[]") or "127.0.0.1", whole_number(1, 65535)(port)
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:

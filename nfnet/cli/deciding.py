@@ -14,12 +14,14 @@ from .._injection import inject
 from .._io.poller import Poller
 from .._io.raw_socket import INJECTED_MARK
 from .._printable import counted
-from ..errors import ArgumentError, KernelError, NotPermittedError
+from ..captures import Replay
+from ..errors import ArgumentError, CaptureError, KernelError, NotPermittedError
 from ..packet import Packet
 from ..queue import Queue, apply_policy
 from . import packet_text
 from .emulation import Line, Passage, Stamps, flip
 from .signals import wait_readable
+from .summaries import say
 
 _LAST_ROUNDS = 20  # of up to 512 packets
 _WHY_DROPPED = {"lost": "by chance", "full": "for lack of room: --max-len"}
@@ -29,6 +31,9 @@ class Decider:
     """Decides the packets of a queue as the options say, or a handler.
 
     line: what delays and spoils them before that, if anything.
+    replay: where the packets come from, if that is a capture.
+
+    ``damaged`` is how many records of a capture could not be read.
     """
 
     def __init__(
@@ -37,8 +42,11 @@ class Decider:
         options: argparse.Namespace,
         handler: Callable[[Packet], object] | None,
         line: Line[Packet] | None,
+        replay: Replay | None = None,
     ) -> None:
         self._queue, self._options, self._handler, self._line = queue, options, handler, line
+        self._replay = replay
+        self.damaged = 0
         self._seen = 0
         self._stamps = Stamps()
         self._stopped = self._ending = False
@@ -61,7 +69,14 @@ class Decider:
             if is_readable:
                 if line is not None and line.conditions.keeps:
                     self._stamps.compare(time.monotonic(), time.time(), time.monotonic())
-                queue.process(self._take)
+                try:
+                    queue.process(self._take)
+                except CaptureError as error:
+                    self.damaged += 1
+                    say(f"nfnet queue: {error}")
+                    continue
+                if self._replay is not None and self._replay.ended:
+                    break
             left = None
             if line is not None:
                 self._let_go(time.monotonic())
@@ -232,7 +247,9 @@ class Decider:
     def _show(self, packet: Packet, verdict: str) -> None:
         if self._options.quiet or self._ending:
             return
+        recorded = self._replay is not None
         if self._options.json:
-            print(packet_text.ecs(packet, queue=self._options.number, verdict=verdict), flush=True)
+            more = {"queue": self._options.number, "verdict": verdict}
+            print(packet_text.ecs(packet, recorded=recorded, **more), flush=True)
         else:
-            print(packet_text.line(packet, verdict), flush=True)
+            print(packet_text.line(packet, verdict, recorded=recorded), flush=True)

@@ -10,23 +10,25 @@ from typing import Any
 
 from .. import inet
 from .._printable import printable
-from ..captures import _records
-from ..captures._pcap import MAGIC_SIZE, MAX_RECORD, LinkType, Record, is_capture, netfilter_datagram, scan
+from ..captures import LinkType, Record, _records, is_capture, scan
+from ..captures._format import MAGIC_SIZE, MAX_RECORD
 from ..errors import CaptureError, DecodeError, strerror
 from ..log import LogMessage
 from ..packet import Packet
 from ..protocol import byteorder, netlink, nfqnl, nfulnl
 from ..protocol.layout import walk
 from ..protocol.nfnetlink import BODY, Attribute, Table, nfgenmsg
+from .command_line import capture_file
 from .summaries import link_types, say
 
 _DESCRIPTION = """\
 Shows netlink messages of NFQUEUE and NFLOG field by field: where each begins,
 its bytes, its name and what it says. Takes a capture of netlink (nfnet
 record, nlmon, Wireshark), a file with the bytes of a datagram, or hexadecimal
-digits. Those of a machine of the other byte order are turned first. Records
-that are not netlink are skipped; what is wrong with a damaged one is said,
-with its number and the place in the file, and the next ones follow.
+digits; - is standard input. Messages of a machine of the other byte order are
+turned first. Records that are not netlink are skipped; what is wrong with a
+damaged one is said, with its number and the place in the file, and the next
+ones follow.
 
     nfnet decode session.pcapng
     nfnet decode 1c000000020305000100000000000000000000010800010001000000
@@ -61,7 +63,7 @@ def add_to(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    what: str = options.what
+    what = capture_file(options.what)
     if not os.path.exists(what):
         digits = "".join(what.replace(":", " ").split())
         try:
@@ -96,7 +98,7 @@ def _show_capture(items: Iterable[Record | CaptureError | None], name: str) -> i
             if isinstance(item, CaptureError):
                 raise item
             assert item is not None  # the file blocks
-            datagram = netfilter_datagram(item) if item.link_type == LinkType.NETLINK else None
+            datagram = _records.netfilter_datagram(item) if item.link_type == LinkType.NETLINK else None
             if datagram is None:
                 others[item.link_type] = others.get(item.link_type, 0) + 1
                 continue

@@ -8,24 +8,33 @@ import inspect
 import select
 import socket
 import struct
+import subprocess
 import sys
+import tempfile
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import nfnet
-from nfnet import KernelError, Verdict, inet, netns, rules
+from nfnet import KernelError, Verdict, collect, inet, netns, rules
 from nfnet._printable import printable
+from nfnet.collect._queries import ask
+from nfnet.stats import find_log
+
+from .tables import table
 
 _SENDER_MAC, _RECEIVER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 _SENDER: dict[int, str] = {socket.AF_INET: "10.77.0.1", socket.AF_INET6: "fd77::1"}
 _RECEIVER: dict[int, str] = {socket.AF_INET: "10.77.0.2", socket.AF_INET6: "fd77::2"}
 _PORT = 7777
 _TIMEOUT = 2.0  # seconds, for anything to arrive
+_START = 10.0  # seconds, for another program to begin
 
 _ARRIVED = "arrived: "
+_COLLECTED = 6  # the group that is collected
+_QUESTIONS = ("top ports", "SELECT prefix, indev, source FROM messages WHERE tcp_flags = 2")
 RECORDING = Path(__file__).with_name("demo.pcapng")
 
 
@@ -107,6 +116,14 @@ def _replay() -> int:
     with nfnet.Log(5, transport=nfnet.replay(RECORDING)) as log:
         for message in log:
             _show_message(message)
+    with tempfile.TemporaryDirectory() as directory:
+        output = collect.output(f"sqlite:{directory}/firewall.db")
+        output.begin()
+        with nfnet.Log(5, transport=nfnet.replay(RECORDING)) as log:
+            output.write(collect.Batch(collect.Session.begin(5), [*log]))
+        output.close()
+        print("\nThe same in a database of nfnet collect:")
+        _show_answers(output.target)
     same = replay.verdicts == replay.recorded
     print(f"\n{counters.received} packets; the verdicts are {'those' if same else 'NOT those'} of the recording")
     return 0 if same else 1
@@ -128,6 +145,7 @@ class _Demo:
         self._sender, self._receiver = sender, receiver
         self._queue = nfnet.Queue(1, netns=sender, rcvbuf=200_000)  # which everybody may have
         self._log = nfnet.Log(5, threshold=1, netns=receiver)
+        self._database = ""
         self._stack = contextlib.ExitStack()
         self._right = True
         self._housekeeping = 0
@@ -136,8 +154,11 @@ class _Demo:
         netns.call_in(self._sender, lambda: _make_cable(self._receiver))
         netns.call_in(self._receiver, lambda: _configure("right", _RECEIVER, _SENDER, _SENDER_MAC))
         with contextlib.ExitStack() as stack:
+            self._database = str(Path(stack.enter_context(tempfile.TemporaryDirectory()), "firewall.db"))
+            self._collecting = stack.enter_context(_collecting(self._receiver, self._database))
             stack.enter_context(rules.queue(1, hook="output", not_mark=1, netns=self._sender))
-            stack.enter_context(rules.log(5, prefix=_ARRIVED, hook="input", netns=self._receiver))
+            for group in (5, _COLLECTED):
+                stack.enter_context(rules.log(group, prefix=_ARRIVED, hook="input", netns=self._receiver))
             stack.enter_context(self._queue)
             stack.enter_context(self._log)
             self._stack = stack.pop_all()
@@ -167,7 +188,12 @@ class _Demo:
         if self._housekeeping:
             print(f"(among the accepted, and not shown above: {self._housekeeping} of IPv6's own housekeeping)")
         balanced = counters.received == verdicts + counters.pending and counters.pending == counters.lost == 0
-        if not balanced or not self._right:
+        self._collecting.terminate()
+        complete = self._collecting.wait(_START) == 0
+        print(f"\nMeanwhile the rule in the second logged to group {_COLLECTED}, too. Collected in a database:")
+        print(f"\n    $ nfnet collect --group {_COLLECTED} --to firewall.db")
+        _show_answers(self._database)
+        if not balanced or not self._right or not complete:
             print("\nThat is not what should have happened. Please report it.", file=sys.stderr)
             return False
         print("\nThe handler that did it, in a script that you can copy and run as root:\n")
@@ -285,6 +311,30 @@ def _show_message(message: nfnet.LogMessage) -> bool:
     what = " ".join(_describe(message.payload).split())
     print(f"       log: {printable(message.prefix)}{what}, in by {message.indev_name or f'interface {message.indev}'}")
     return True
+
+
+@contextlib.contextmanager
+def _collecting(where: BinaryIO, database: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``nfnet collect`` in a namespace."""
+    fd = where.fileno()
+    command = [sys.executable, "-m", "nfnet", "collect", "--group", str(_COLLECTED), "--to", database]
+    command += ["--netns", f"/proc/self/fd/{fd}"]
+    with subprocess.Popen(command, pass_fds=[fd], stderr=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + _START
+            while find_log(_COLLECTED, where) is None and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            yield process
+        finally:
+            process.kill()
+
+
+def _show_answers(database: str) -> None:
+    """Ask what was collected."""
+    for question in _QUESTIONS:
+        print(f'\n    $ nfnet query firewall.db "{question}"')
+        for answer in ask(database, question):
+            print(textwrap.indent("\n".join(table(answer.columns, answer.rows)), "    "))
 
 
 def _make_cable(receiver: BinaryIO) -> None:

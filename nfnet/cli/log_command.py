@@ -42,7 +42,12 @@ def add_to(commands: Any) -> None:
     parser.add_argument("group", type=whole_number(0, 65535), metavar="GROUP", help="number of the group")
     parser.add_argument("--prefix", default="", help="what the installed rule shall say")
     add_options(parser, rules.log)
-    parser.add_argument("-w", dest="capture", metavar="FILE", help=f"also write {Capture.help}")
+    parser.add_argument(
+        "-w",
+        dest="capture",
+        metavar="FILE",
+        help="also write a capture, made anew, whose prefixes are comments; pcap if it ends so",
+    )
     parser.add_argument("--sqlite", metavar="FILE", help=f"add {Sqlite.help}")
     parser.set_defaults(run=_run)
 
@@ -59,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.sqlite is not None:
             collector.add(Sqlite(options.sqlite), name=f"--sqlite {options.sqlite}")
         if options.capture is not None:
-            collector.add(Capture(options.capture), name=f"-w {options.capture}")
+            collector.add(Capture(options.capture, anew=True), name=f"-w {options.capture}")
         shown: Delivery | None = None
         if not options.quiet:
 
@@ -71,7 +76,8 @@ def _run(options: argparse.Namespace) -> int:
         if options.metrics is not None:
             from ..metrics import serve
 
-            stack.callback(serve(options.metrics, *collector.logs, address=options.metrics_address))
+            address, port = options.metrics
+            stack.callback(serve(port, collector, address=address))
         if options.install_rule is not None:
             rule = {"prefix": options.prefix, **options.install_rule}
             stack.enter_context(rules.log(options.group, netns=netns, **rule))

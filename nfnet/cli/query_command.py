@@ -1,32 +1,48 @@
-"""``nfnet query``: questions about what was collected in an SQLite database."""
+"""``nfnet query``: questions about what was collected in a database."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import datetime
 import json
+import select
 import sys
+import time
 from typing import Any
 
-from .._printable import printable
-from ..collect._queries import QUESTIONS, Answer, ask
+from .._io.system import check_linux
+from .._printable import counted, printable
+from ..collect._follow import Follower, Row
+from ..collect._queries import QUESTIONS, ask
 from ..errors import ArgumentError
+from ..inet import TcpFlag
+from .signals import until_told
+from .tables import plain, table
 
 _DESCRIPTION = """\
-Answers questions about a database that "nfnet collect --to sqlite:FILE" fills.
+Answers questions about a database that "nfnet collect --to sqlite:FILE" fills,
+or "--to postgresql://...".
 
     nfnet query firewall.db "top sources last 24h"
+    nfnet query postgresql://db.example/firewall "latest limit 20"
     nfnet query firewall.db "scans last 7d limit 50"
     nfnet query firewall.db --json "SELECT prefix, count(*) FROM messages GROUP BY 1"
+    nfnet query firewall.db --follow latest
+    nfnet query firewall.db --follow "destination_port = 22 AND prefix LIKE 'drop%%'"
 
 A question is one of these, "last" and a time (15m, 24h, 30d) if not all times
 are meant, and "limit" and how many rows, 10 if that is not said; or SQL that
 reads, with the tables messages, losses and sessions. Times are UTC. Nothing
-in the database is changed.
+in the database is changed. With --follow messages are shown as they are stored,
+until Ctrl-C: all if the question is "latest", or those for which it holds, as
+SQL about the columns of the table messages.
 
 """
 
 _EPILOG = "exit status: 0; 1 if the database cannot be read; 2 for wrong arguments"
-_WIDEST = 60  # characters of a column
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
+_LOOK_AGAIN = 0.3  # seconds
 
 
 def add_to(commands: Any) -> None:
@@ -38,8 +54,14 @@ def add_to(commands: Any) -> None:
         description=f"{_DESCRIPTION}{questions}\n\n{_EPILOG}\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("database", metavar="FILE", help="the database")
+    parser.add_argument("database", metavar="DATABASE", help="its file or URL")
     parser.add_argument("question", nargs="+", metavar="QUESTION", help="one of the above, or SQL")
+    parser.add_argument(
+        "-f",
+        "--follow",
+        action="store_true",
+        help="show messages as they are stored; QUESTION is latest, or a condition",
+    )
     parser.add_argument("--json", action="store_true", help="JSON Lines, an object for each row")
     parser.set_defaults(run=_run)
 
@@ -48,30 +70,78 @@ def _run(options: argparse.Namespace) -> int:
     question = " ".join(options.question)
     if not question.strip():
         raise ArgumentError("the question is empty")
+    if options.follow:
+        condition = "" if question.strip().lower() == "latest" else question
+        return _follow(options.database, condition, as_json=options.json)
     for answer in ask(options.database, question):
         if options.json:
             for row in answer.rows:
-                print(json.dumps(dict(zip(answer.columns, map(_value, row)))))
+                print(json.dumps(dict(zip(answer.columns, map(plain, row)))))
         else:
-            _show(answer)
+            for line in table(answer.columns, answer.rows):
+                print(line)
     return 0
 
 
-def _value(value: Any) -> Any:
-    return value.hex() if isinstance(value, bytes) else value
+# --- as it comes
 
 
-def _text(value: Any) -> str:
-    text = "-" if value is None else printable(str(_value(value)))
-    return text if len(text) <= _WIDEST else text[: _WIDEST - 3] + "..."
+def _follow(database: str, condition: str, *, as_json: bool) -> int:
+    check_linux("following a database")
+    told = False
+
+    def stop() -> None:
+        nonlocal told
+        told = True
+
+    reader_gone = select.poll()
+    with contextlib.suppress(OSError, ValueError):  # where standard output is no file
+        reader_gone.register(sys.stdout.fileno(), 0)  # 0: errors alone, among them that nobody reads any more
+    with contextlib.closing(Follower(database, condition)) as follower, until_told(stop):
+        while not told:
+            for row in follower.rows():
+                print(json.dumps(row) if as_json else _line(row))
+                if told:
+                    break
+            sys.stdout.flush()
+            began = time.monotonic()
+            # A signal is noticed here after this time at most: the wait goes on when it has been handled.
+            if reader_gone.poll(_LOOK_AGAIN * 1000) and time.monotonic() < began + _LOOK_AGAIN:
+                break
+    return 0
 
 
-def _show(answer: Answer) -> None:
-    """A table, numbers to the right."""
-    rows = list(answer.rows)
-    texts = [list(answer.columns), *([_text(value) for value in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*texts)]
-    numbers = [all(isinstance(row[place], (int, float)) for row in rows) for place in range(len(widths))]
-    for text in texts:
-        cells = (cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(text, widths, numbers))
-        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+def _line(row: Row) -> str:
+    """``2026-11-27 18:00:00.123 drop: eth0 > - tcp 192.0.2.1.40000 > 192.0.2.2.22 [SYN] 60 bytes``."""
+    moment = datetime.datetime.fromtimestamp(row["time"], datetime.timezone.utc)
+    words = [f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03}"]
+    if "count" in row:
+        return f"{words[0]} {counted(row['count'], 'message')} of group {row['log_group']} lost"
+    if row["prefix"]:
+        words.append(f"{row['prefix'].rstrip(' :')}:")
+    if row["suppressed"]:
+        words.append(f"{row['suppressed']:,} more like this:")
+    words.append(f"{row['indev'] or '-'} > {row['outdev'] or '-'}")
+    if row["source"] is None:
+        words.append("no IP packet")
+    else:
+        words.append(_PROTOCOLS.get(row["protocol"], f"protocol {row['protocol']}"))
+        words.append(f"{_end(row, 'source')} > {_end(row, 'destination')}")
+    if row["tcp_flags"] is not None:
+        words.append(f"[{'.'.join(flag.name or '' for flag in TcpFlag if flag & row['tcp_flags'])}]")
+    if row["icmp_type"] is not None:
+        words.append(f"type {row['icmp_type']} code {row['icmp_code']}")
+    if row["length"] is not None:
+        words.append(f"{row['length']} bytes")
+    if row["mark"]:
+        words.append(f"mark {row['mark']:#x}")
+    if row["uid"] is not None:
+        words.append(f"user {row['user_name'] or row['uid']}")
+    if row["process"] is not None:
+        words.append(f"process {row['process']}[{row['pid']}]")
+    return printable(" ".join(words))
+
+
+def _end(row: Row, name: str) -> str:
+    port = row[f"{name}_port"]
+    return str(row[name]) if port is None else f"{row[name]}.{port}"

@@ -9,11 +9,12 @@ import ipaddress
 from typing import Any, Literal
 
 from .. import rules
+from ..captures import Replay
 from ..errors import ArgumentError
 from ..packet import Packet
 from ..queue import Queue, QueueBinding
 from . import handlers, packet_text
-from .command_line import add_options, whole_number
+from .command_line import add_capture_options, add_options, capture_file, capture_options, whole_number
 from .deciding import Decider
 from .emulation import Conditions, Line, Rate
 from .signals import until_told
@@ -28,12 +29,14 @@ otherwise. Packets that the filter does not choose are let go unseen.
     nfnet queue 1 --delay 100 --jitter 20 --loss 5 \\
         --install-rule "hook=forward source=192.0.2.0/24"
     nfnet queue 1 --handler my_module:decide --fail-open
+    nfnet queue 1 --handler my_module:decide --read web.pcap
 
 At the end it says how many packets it accepted, dropped, rejected, delayed,
 duplicated, corrupted and reordered, and how many the kernel itself dropped.
 
-exit status: 0 when it was told to stop, or after --count packets; 1 if the
-kernel refuses, or the handler raised; 2 for wrong arguments
+exit status: 0 when it was told to stop, or after --count packets, or at the end
+of a capture; 1 if the kernel refuses, the handler raised, or the capture is
+damaged or has no packets; 2 for wrong arguments
 """
 
 _VERDICT = """\
@@ -76,6 +79,15 @@ _QUEUE = """\
 Have room for more packets, and let those pass that find none:
 
     nfnet queue 1 --max-len 4096 --fail-open
+"""
+
+_CAPTURE = """\
+Read packets from a capture, without the kernel and without privileges: what
+nfnet record recorded of queue NUM, or the IP packets of any other capture.
+FILE is pcap or pcapng, compressed or not; it may be a pipe, or - for standard
+input. What would be sent, resets for instance, is not.
+
+    nfnet queue 1 --read web.pcap --local 192.0.2.1 --port 443 --drop
 """
 
 _MOST_WAITING = 65_536  # Linux 6.18 keeps no more in a queue, whatever it is asked for
@@ -150,6 +162,9 @@ def add_to(commands: Any) -> None:
     )
     size.add_argument("--fail-open", action="store_true", help="let packets go that find the kernel's queue full")
     size.add_argument("--gso", action="store_true", help="take super-packets as they are")
+    capture = parser.add_argument_group("capture", _CAPTURE)
+    capture.add_argument("--read", metavar="FILE", help="read packets from this capture")
+    add_capture_options(capture)
     add_options(parser, rules.queue)
     parser.add_argument(
         "-w", dest="write", metavar="FILE", help="also write a capture, anew: pcapng, or pcap if it ends so"
@@ -166,6 +181,9 @@ def _run(options: argparse.Namespace) -> int:
     if _accepts(options) and options.mark is None and not options.loss and not options.corrupt:
         undecided = "accept"  # also what arrives while the queue closes
     netns = options.netns
+    replay = None
+    if options.read is not None:
+        replay = Replay(capture_file(options.read), keep_verdicts=False, **capture_options(options))
     queue = _Queue(
         options.number,
         # The line has a limit of its own for those that it keeps.
@@ -176,16 +194,18 @@ def _run(options: argparse.Namespace) -> int:
         undecided=undecided,
         netns=netns,
         record=options.write,
+        transport=replay,
     )
     with contextlib.ExitStack() as stack:
         if options.metrics is not None:
             from ..metrics import serve
 
-            stack.callback(serve(options.metrics, queue, address=options.metrics_address))
+            address, port = options.metrics
+            stack.callback(serve(port, queue, address=address))
         if options.install_rule is not None:
             words = {"remember": True, **options.install_rule} if options.connection else options.install_rule
             stack.enter_context(rules.queue(options.number, netns=netns, **words))
-        decider = Decider(queue, options, handler, line)
+        decider = Decider(queue, options, handler, line, replay)
         stack.enter_context(until_told(decider.stop))
         stack.enter_context(queue)  # last: what was in a file to write to is gone with this
         try:
@@ -195,6 +215,10 @@ def _run(options: argparse.Namespace) -> int:
             say(decider.summary() + losses(queue))
             for text in decider.failures():
                 say(text)
+        if replay is not None:
+            if left_out := replay.left_out():
+                say(f"nfnet queue: skipped: {left_out}")
+            return int(decider.damaged > 0 or not queue.counters.received)
     return 0
 
 
@@ -204,6 +228,7 @@ def _accepts(options: argparse.Namespace) -> bool:
 
 def _check(options: argparse.Namespace) -> None:
     """Raises ArgumentError for options that contradict each other."""
+    _check_capture(options)
     decides = options.handler is None
     if decides and options.undecided is not None:
         raise ArgumentError("--undecided is about what a --handler leaves undecided, and there is none")
@@ -226,6 +251,19 @@ def _check(options: argparse.Namespace) -> None:
             raise ArgumentError("--connection leaves the rest of connections to the kernel, which makes no bad line")
         if words.get("remember") is False:
             raise ArgumentError("--connection needs remember=yes in the words of --install-rule")
+
+
+def _check_capture(options: argparse.Namespace) -> None:
+    """Raises ArgumentError for options that have no meaning with a capture, or none without one."""
+    if options.read is None:
+        if capture_options(options):
+            raise ArgumentError("--hook, --local and --family are for packets of a capture: --read FILE")
+        return
+    for name in ("install_rule", "netns"):
+        if getattr(options, name) is not None:
+            raise ArgumentError(f"--{name.replace('_', '-')} is for packets of the kernel, not for those of --read")
+    if _conditions(options).keeps:
+        raise ArgumentError("--rate, --delay and --jitter are for packets of the kernel, not for those of --read")
 
 
 def _conditions(options: argparse.Namespace) -> Conditions:

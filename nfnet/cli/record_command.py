@@ -13,9 +13,9 @@ from ..log import Log, LogMessage
 from ..packet import Packet
 from ..queue import Queue
 from . import packet_text
-from .command_line import netns, whole_number
+from .command_line import add_capture_options, capture_file, capture_options, netns, whole_number
 from .signals import until_told
-from .summaries import link_types, losses, say
+from .summaries import losses, say
 
 _RECORD = """\
 Records what passes between the kernel and a queue or log group: packets or
@@ -30,16 +30,18 @@ refuses, or the file cannot be written; 2 for wrong arguments
 """
 
 _REPLAY = """\
-Shows the packets or messages of a recording, a line each: what nfnet record,
-an nlmon device, tcpdump -i nflog or a capture of bare IP packets holds. The
-time is that of the packet's arrival, where the kernel said it, else that of its
-record. Records of other kinds are skipped; what is wrong with a damaged one is
-said, with its number and the place in the file, and the next ones follow. FILE
-may be a pipe.
+Shows the packets or messages of a capture, a line each: what nfnet record, an
+nlmon device or tcpdump -i nflog recorded of a queue or log, or the IP packets
+of any other capture, pcap or pcapng, compressed or not. The time is that of the
+packet's arrival, where the kernel said it, else that of its record. Records of
+other kinds are skipped and counted; what is wrong with a damaged one is said,
+with its number and the place in the file, and the next ones follow. FILE may be
+a pipe, or - for standard input.
 
     nfnet replay session.pcapng
     nfnet replay session.pcapng --queue 1 --json --realtime
-    tcpdump -i nflog:5 -U -w - | nfnet replay /dev/stdin
+    nfnet replay web.pcap.gz --local 192.0.2.0/24
+    tcpdump -i any -U -w - | nfnet replay -
 
 exit status: 0; 1 if the file is damaged, or has nothing of that; 2 for wrong
 arguments
@@ -64,7 +66,7 @@ def add_to(commands: Any) -> None:
 
     replay = commands.add_parser(
         "replay",
-        help="show what a recording holds",
+        help="show what a capture holds",
         description=_REPLAY,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -76,12 +78,14 @@ def add_to(commands: Any) -> None:
     which.add_argument("--group", type=whole_number(0, 65535), metavar="GROUP", help="this log group")
     replay.add_argument("--json", action="store_true", help="JSON Lines")
     replay.add_argument("--realtime", action="store_true", help="at the pace of the recording")
+    add_capture_options(replay.add_argument_group("captures of other things than queues and logs"))
     replay.set_defaults(run=_replay)
 
 
 def _record(options: argparse.Namespace) -> int:
     netns = options.netns
     seen = 0
+    stopped = False
     reader: Queue | Log
     if options.queue is not None:
         reader = Queue(options.queue, undecided="accept", netns=netns, record=options.file)
@@ -96,8 +100,13 @@ def _record(options: argparse.Namespace) -> int:
         if options.count is not None and seen >= options.count:
             reader.stop()
 
-    with reader:
-        with until_told(reader.stop):
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        reader.stop()
+
+    with until_told(stop), reader:  # in this order: whoever sees that it has begun may tell it to stop
+        if not stopped:  # while it was being opened
             reader.run(take)
         lost = losses(reader)
     what = "packet" if options.queue is not None else "message"
@@ -107,7 +116,9 @@ def _record(options: argparse.Namespace) -> int:
 
 def _replay(options: argparse.Namespace) -> int:
     queue, group = options.queue, options.group
-    replay = Replay(options.file, realtime=options.realtime, keep_verdicts=False)
+    replay = Replay(
+        capture_file(options.file), realtime=options.realtime, keep_verdicts=False, **capture_options(options)
+    )
     shown = damaged = 0
     stopped = False
 
@@ -147,8 +158,8 @@ def _replay(options: argparse.Namespace) -> int:
         what = "a queue or log" if queue is None else f"queue {queue}"
         what = what if group is None else f"log group {group}"
         say(f"nfnet replay: nothing of {what} in {options.file}")
-    if replay.skipped:
-        say(f"nfnet replay: skipped: {link_types(replay.skipped)}")
+    if left_out := replay.left_out():
+        say(f"nfnet replay: skipped: {left_out}")
     return 0 if shown and not damaged else 1
 
 

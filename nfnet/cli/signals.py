@@ -14,11 +14,20 @@ _LONGEST_WAIT = 1.0  # seconds; see `Poller.wait`
 
 
 @contextlib.contextmanager
-def until_told(stop: Callable[[], object], reopen: Callable[[], object] | None = None) -> Iterator[None]:
-    """While the block runs, SIGINT and SIGTERM call ``stop``, and SIGHUP ``reopen``, if that is given."""
-    before = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGINT, signal.SIGTERM)}
-    if reopen is not None and not WINDOWS:  # which has no SIGHUP
-        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: reopen())
+def until_told(
+    stop: Callable[[], object],
+    reopen: Callable[[], object] | None = None,
+    show: Callable[[], object] | None = None,
+) -> Iterator[None]:
+    """While the block runs, SIGINT and SIGTERM call ``stop``, and SIGHUP ``reopen`` and SIGUSR1 ``show``, if given."""
+    wanted = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    if not WINDOWS:  # which has neither of these
+        wanted |= {signal.SIGHUP: reopen, signal.SIGUSR1: show}
+    before = {
+        number: signal.signal(number, lambda *_, call=call: call())
+        for number, call in wanted.items()
+        if call is not None
+    }
     try:
         yield
     finally:

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Mapping
 
 from .._printable import counted, printable
+from ..captures._records import link_type_name
 from ..log import Log
 from ..queue import Queue
 
 
 def link_types(counts: Mapping[int, int]) -> str:
     """How many records there are of each link type."""
-    return ", ".join(f"{counted(count, 'record')} of link type {kind}" for kind, count in sorted(counts.items()))
+    return ", ".join(f"{counted(count, 'record')} of {link_type_name(kind)}" for kind, count in sorted(counts.items()))
 
 
 def losses(reader: Queue | Log) -> str:

@@ -10,12 +10,21 @@ entry point of the group ``nfnet.outputs``.
 """
 
 from ._batch import Batch, Session
-from ._collector import Collector
+from ._collector import Collector, Group, State
+from ._counts import Series
+from ._delivery import DeliveryState
+from ._forwarder import Forwarder
+from ._nats_source import NatsSource
 from ._output import Output, OutputError
-from ._outputs import OUTPUTS, known, output
+from ._outputs import OUTPUTS, known, output, source
+from ._units import Rate
 from .capture import Capture
+from .journal import Journal
 from .json_lines import JsonLines
+from .nats import Nats
+from .postgresql import Postgresql
 from .sqlite import Sqlite
+from .syslog import Syslog, SyslogTcp, SyslogTls, SyslogUdp
 from .text import Text
 
 __all__ = [
@@ -23,12 +32,27 @@ __all__ = [
     "Batch",
     "Capture",
     "Collector",
+    "DeliveryState",
+    "Forwarder",
+    "Group",
+    "Journal",
     "JsonLines",
+    "Nats",
+    "NatsSource",
     "Output",
     "OutputError",
+    "Postgresql",
+    "Rate",
+    "Series",
     "Session",
     "Sqlite",
+    "State",
+    "Syslog",
+    "SyslogTcp",
+    "SyslogTls",
+    "SyslogUdp",
     "Text",
     "known",
     "output",
+    "source",
 ]

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from .._accounts import user_name
+from .._annotated import Annotated
+from .._printable import printable
 from ..log import LogMessage
 
 
@@ -60,6 +63,21 @@ class Batch:
     def size(self) -> int:
         """Bytes of the messages."""
         return sum(len(message.raw) for message in self.messages)
+
+
+def remarks(batch: Batch, message: LogMessage) -> str:
+    """What is known of a message besides what the kernel says, for people: ``user alice process curl[42] site=berlin``.
+
+    The process is that which was found when the message was read; here none is looked for.
+    """
+    words = []
+    if (name := user_name(message.uid, message.raw)) is not None:
+        words.append(f"user {name}")
+    raw = message.raw
+    if isinstance(raw, Annotated) and (process := raw.process) is not None:
+        words.append(f"process {process.name}[{process.pid}]")
+    words += [f"{name}={value}" for name, value in batch.labels.items()]
+    return printable(" ".join(words))
 
 
 def split_at_losses(batch: Batch, expected: int | None) -> tuple[list[Batch], int | None]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
+from typing import NamedTuple
 
 from .._printable import counted
 from ._batch import Batch
@@ -26,6 +27,43 @@ _LAST_PATIENCE = 30.0  # seconds, at the end
 _LAST_PATIENCE_SPOOLED = 2.0  # seconds: the rest is there the next time
 
 _Call = Callable[[], None]
+
+
+class DeliveryState(NamedTuple):
+    """How an output does."""
+
+    name: str
+    stored: int
+    """Messages that it has taken."""
+    waiting: int
+    """Messages that are kept for it, or that it is storing."""
+    missed: int
+    """Messages that are lost to it."""
+    spool: str | None
+    """The file in which they are kept; None for memory."""
+    spool_size: int
+    """Bytes of messages that are kept."""
+    error: str | None
+    """What it said when it was last tried and failed; None if that went well."""
+    failing: float
+    """For how many seconds it has failed."""
+    busy: float
+    """For how many seconds it has been at what it does, 0 if it has nothing to do."""
+    broken: bool
+    """Whether it has failed for good."""
+
+    def __str__(self) -> str:
+        text = f"{self.name}: {self.stored:,} stored, {self.waiting:,} waiting"
+        if self.waiting:
+            text += f" in {self.spool or 'memory'} ({self.spool_size:,} bytes)"
+        text += f", {self.missed:,} lost to it" if self.missed else ""
+        if self.broken:
+            text += f", given up: {self.error}"
+        elif self.error is not None:
+            text += f", failing for {self.failing:.0f} s: {self.error}"
+        elif self.busy >= 1:
+            text += f", busy for {self.busy:.0f} s"
+        return text
 
 
 class Delivery:
@@ -100,8 +138,7 @@ class Delivery:
         if not len(self.store):  # then `idle` or `reopen` had it
             self._trouble = None
         if self._reopen:
-            self._reopen = False
-            self._do(self.output.reopen, lambda: None)
+            self._do(self.output.reopen, self._reopened)
         while self._under_way is None and len(self.store) and time.monotonic() < now + _AT_A_TIME:
             if not self._store_first():
                 break
@@ -112,6 +149,32 @@ class Delivery:
     def reopen(self) -> None:
         """Have the output open its files anew. Raises nothing."""
         self._reopen = True  # as soon as nothing is under way
+
+    @property
+    def reopening(self) -> bool:
+        """Whether it has yet to open its files anew."""
+        return self._reopen and not self.broken
+
+    @property
+    def busy(self) -> float:
+        """For how many seconds the output has been at what it does, 0 if it has nothing to do."""
+        return time.monotonic() - self._tried if self._under_way is not None else 0.0
+
+    def state(self) -> DeliveryState:
+        """How the output does; also from another thread."""
+        trouble = self._trouble
+        return DeliveryState(
+            name=self._name,
+            stored=self.stored,
+            waiting=len(self.store) + self._unkept,
+            missed=self.missed,
+            spool=self.store.path if isinstance(self.store, Spool) else None,
+            spool_size=self.store.size,
+            error=None if trouble is None else str(trouble),
+            failing=0.0 if trouble is None else time.monotonic() - self._since,
+            busy=self.busy,
+            broken=self.broken,
+        )
 
     def finish(self, is_enough: Callable[[], bool]) -> bool:
         """No more comes: store the rest, and return whether all is stored or kept on disk; what is not is reported.
@@ -153,6 +216,9 @@ class Delivery:
         self.store.close()
 
     # --- one step
+
+    def _reopened(self) -> None:
+        self._reopen = False
 
     def _store_first(self) -> bool:
         batch = self.store.first()
@@ -204,6 +270,8 @@ class Delivery:
         self._trouble = None
         if done is not None:
             done()
+        if not len(self.store):
+            self._said = False  # the next trouble is another one, also if nothing came during this one
         return True
 
     def _failed(self, error: OutputError) -> None:

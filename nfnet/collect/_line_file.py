@@ -1,233 +1,43 @@
-"""Lines in a file that is rotated, by the collector or by others, or on standard output."""
+"""Lines in a file, or on standard output."""
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import logging
 import os
-import shutil
-import stat
-import sys
-import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
-from threading import Thread
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from .._io import private_files
-from .._io.system import append_only
-from . import _units
 from ._batch import Batch
-from ._output import Output, OutputError
+from ._file import File
 
-_log = logging.getLogger("nfnet")
-
-_STANDARD_OUTPUT = "-"
-_UNFINISHED = ".unfinished"
+_LONGEST_LINE = 1 << 16
 
 
-class LineFile(Output):
-    """Appends lines to a file.
+class LineFile(File):
+    """Appends lines to a file."""
 
-    target: the name of the file; "-" is the standard output.
-    rotate_size: rename the file before it has more bytes than that. Default: never.
-    rotate_time: rename it every so many seconds. Default: never.
-    keep: how many renamed files there are at most; the oldest are removed. Default: all.
-    compress: whether renamed files are compressed with gzip.
-
-    A file is renamed from ``log.jsonl`` to ``log.jsonl.20261127T180000Z``. One that somebody else renamed or removed is
-    made anew before the next line.
-    """
-
-    settings: ClassVar[Mapping[str, Callable[[Any], Any]]] = {
-        "rotate_size": _units.size,
-        "rotate_time": _units.seconds,
-        "keep": _units.count,
-        "compress": _units.yes_or_no,
-    }
-
-    def __init__(
-        self,
-        target: str,
-        *,
-        rotate_size: int | None = None,
-        rotate_time: int | None = None,
-        keep: int | None = None,
-        compress: bool = False,
-    ) -> None:
-        super().__init__(target)
-        self._rotate_size = rotate_size
-        self._rotate_time = rotate_time
-        self._keep = keep
-        self._compress = compress
-        self._fd: int | None = None
-        self._regular = False
-        self._period = 0
-        self._worker: Thread | None = None
-        if target != _STANDARD_OUTPUT:
-            self._open()
-            self._close()
+    line_begins: ClassVar[bytes] = b""
+    """What each line begins with, if that is the same: so a line that was cut short is known."""
 
     @abstractmethod
     def lines(self, batch: Batch) -> str:
         """What is to be written for a batch, the loss before it included."""
 
+    def data(self, batch: Batch) -> bytes:
+        """As `File.data`."""
+        return self.lines(batch).encode("utf-8", "backslashreplace")
+
     def begin(self) -> None:
-        self._open()
+        super().begin()
         if self._regular:
-            self._tidy()
+            self._end_line()
 
-    def write(self, batch: Batch) -> None:
-        data = self.lines(batch).encode("utf-8", "backslashreplace")
-        try:
-            self._follow()
-            if self._is_due(len(data)):
-                self._rotate()
-            self._append(data)
-        except OSError as error:
-            lasting = isinstance(error, BrokenPipeError)  # whoever read it has seen enough
-            raise OutputError(str(error.strerror), lasting=lasting) from error
-
-    def idle(self) -> None:
-        try:
-            if self._fd is not None and self._is_due(0):
-                self._rotate()
-        except OSError as error:
-            raise OutputError(str(error.strerror)) from error
-
-    def reopen(self) -> None:
-        if self.target == _STANDARD_OUTPUT:
-            return
-        self._close()
-        try:
-            self._open()
-        except OSError as error:
-            raise OutputError(str(error.strerror)) from error
-
-    def close(self) -> None:
-        self._close()
-        if self._worker is not None:
-            self._worker.join()
-
-    def _close(self) -> None:
-        if self._fd is not None and self.target != _STANDARD_OUTPUT:
-            private_files.unlock(self._fd)
-            os.close(self._fd)
-        self._fd = None
-
-    # --- the file
-
-    def _open(self) -> int:
-        if self._fd is not None:
-            return self._fd
-        if self.target == _STANDARD_OUTPUT:
-            sys.stdout.flush()
-            fd = sys.stdout.fileno()
-        else:
-            fd = private_files.create(self.target)
-        try:
-            status = os.fstat(fd)
-            self._regular = stat.S_ISREG(status.st_mode) and self.target != _STANDARD_OUTPUT
-            if self._regular:
-                private_files.lock(fd, self.target)
-                append_only(fd)  # others may shorten it: logrotate's copytruncate
-                if status.st_size == 0:
-                    os.fchmod(fd, 0o600)
-                begun = status.st_mtime if status.st_size else time.time()
-                self._period = self._period_of(begun)
-        except BaseException:
-            if self.target != _STANDARD_OUTPUT:
-                os.close(fd)
-            raise
-        self._fd = fd
-        return fd
-
-    def _follow(self) -> None:
-        """Make the file anew if it has another name now, or none."""
-        if self._fd is None or not self._regular:
-            return
-        try:
-            if os.path.samestat(os.stat(self.target), os.fstat(self._fd)):
-                return
-        except FileNotFoundError:
-            pass
-        self._close()
-
-    def _append(self, data: bytes) -> None:
-        fd = self._open()
-        before = os.fstat(fd).st_size if self._regular else 0
-        left = memoryview(data)
-        try:
-            while True:
-                left = left[os.write(fd, left) :]
-                if not left:
-                    return
-        except OSError:
-            # A part may be there: as it will all be written once more, that goes.
-            if self._regular and len(left) < len(data):
-                os.ftruncate(fd, before)
-            raise
-
-    # --- rotating
-
-    def _period_of(self, moment: float) -> int:
-        return int(moment // self._rotate_time) if self._rotate_time else 0
-
-    def _is_due(self, more: int) -> bool:
-        fd = self._open()
-        if not self._regular or not (size := os.fstat(fd).st_size):
-            return False
-        if self._rotate_size and more and size + more > self._rotate_size:
-            return True
-        return self._period != self._period_of(time.time())
-
-    def _rotate(self) -> None:
-        stamp = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}"
-        os.rename(self.target, f"{self.target}.{stamp}")
-        self._close()
-        self._tidy()
-        self._open()
-
-    def _rotated(self) -> list[str]:
-        """Paths of the rotated files, the oldest first."""
-        directory, name = os.path.split(self.target)
-        found = []
-        for each in os.listdir(directory or "."):
-            stamp = each.removeprefix(f"{name}.").removesuffix(_UNFINISHED).removesuffix(".gz")
-            with contextlib.suppress(ValueError):
-                if each.startswith(f"{name}.") and datetime.strptime(stamp, "%Y%m%dT%H%M%S.%fZ"):
-                    found.append(os.path.join(directory, each))
-        return sorted(found)
-
-    def _tidy(self) -> None:
-        """Compress what was rotated, in a thread, and remove what is too much of it."""
-        if self._worker is not None:
-            if self._worker.is_alive():
-                return  # the next time
-            self._worker.join()
-        if self._keep or self._compress:
-            self._worker = Thread(target=self._tidy_up, name=f"rotating {self.target}")
-            self._worker.start()
-
-    def _tidy_up(self) -> None:
-        try:
-            for path in self._rotated():
-                if path.endswith(_UNFINISHED):  # of a process that was killed
-                    os.unlink(path)
-                elif self._compress and not path.endswith(".gz"):
-                    _compress(path)
-            for path in self._rotated()[: -self._keep] if self._keep else []:
-                os.unlink(path)
-        except OSError as error:
-            _log.warning("%s: rotating: %s", self.name, error)
-
-
-def _compress(path: str) -> None:
-    unfinished = f"{path}.gz{_UNFINISHED}"
-    fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(path, "rb") as source, open(fd, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
-    os.rename(unfinished, f"{path}.gz")
-    os.unlink(path)
+    def _end_line(self) -> None:
+        """Have a new line begin. A process that was killed while it wrote may have left a part of one."""
+        with open(self.target, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _LONGEST_LINE))
+            part = file.read().rpartition(b"\n")[2]
+        if part and self.line_begins and part.startswith(self.line_begins):
+            os.truncate(self.target, size - len(part))
+        elif part:
+            self._append(b"\n")

@@ -8,13 +8,30 @@ from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from ..errors import ArgumentError
-from ._output import Output
+from ._nats_source import NatsSource
+from ._output import Output, without_password
 from .capture import Capture
+from .journal import Journal
 from .json_lines import JsonLines
+from .nats import Nats
+from .postgresql import Postgresql
 from .sqlite import Sqlite
+from .syslog import Syslog, SyslogTcp, SyslogTls, SyslogUdp
 from .text import Text
 
-OUTPUTS: tuple[type[Output], ...] = (JsonLines, Text, Sqlite, Capture)
+OUTPUTS: tuple[type[Output], ...] = (
+    JsonLines,
+    Text,
+    Sqlite,
+    Capture,
+    Postgresql,
+    Nats,
+    Syslog,
+    SyslogUdp,
+    SyslogTcp,
+    SyslogTls,
+    Journal,
+)
 """Those of this package."""
 
 _GROUP = "nfnet.outputs"
@@ -43,6 +60,13 @@ class Described(NamedTuple):
     kind: type[Output]
     target: str
     settings: dict[str, Any]
+    groups: tuple[int, ...] | None = None
+    """Whose messages it gets; None: those of all."""
+
+    @property
+    def name(self) -> str:
+        """What it is called, without a password."""
+        return without_password(f"{self.kind.scheme}:{self.target}")
 
     def make(self) -> Output:
         """Make it. Raises what it raises if the target cannot be right."""
@@ -52,15 +76,20 @@ class Described(NamedTuple):
 def describe(to: str, settings: Mapping[str, Any] | None = None) -> Described:
     """What `output` would make of these. Raises ArgumentError."""
     kind, target = _kind_of(to)
+    kind.check(target)
+    return Described(kind, target, _values(kind, settings or {}))
+
+
+def _values(kind: type[Output] | type[NatsSource], settings: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, value in (settings or {}).items():
+    for name, value in settings.items():
         if name not in kind.settings:
             raise ArgumentError(f"{kind.scheme} has no setting {name!r}{nearest(name, kind.settings)}")
         try:
             values[name] = kind.settings[name](value)
         except ValueError as error:
             raise ArgumentError(f"{name}: {error}") from None
-    return Described(kind, target, values)
+    return values
 
 
 def output(to: str, settings: Mapping[str, Any] | None = None) -> Output:
@@ -73,10 +102,44 @@ def output(to: str, settings: Mapping[str, Any] | None = None) -> Output:
     return describe(to, settings).make()
 
 
+def source(url: str, settings: Mapping[str, Any] | None = None) -> NatsSource:
+    """The source that ``nats://HOST:4222`` means; settings are by name, as for `output`.
+
+    Raises ArgumentError, and OSError for a file that a setting names and that cannot be read.
+    """
+    return describe_source(url, settings).make()
+
+
+class DescribedSource(NamedTuple):
+    """A source that could be made."""
+
+    target: str
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What it is called, without a password."""
+        return without_password(f"{NatsSource.scheme}:{self.target}")
+
+    def make(self) -> NatsSource:
+        """Make it. Raises ArgumentError or OSError if what settings name cannot be right."""
+        return NatsSource(self.target, **self.settings)
+
+
+def describe_source(url: str, settings: Mapping[str, Any] | None = None) -> DescribedSource:
+    """What `source` would make of these. Raises ArgumentError."""
+    scheme, _, target = url.partition(":")
+    if scheme != NatsSource.scheme:
+        raise ArgumentError(f"{without_password(repr(url))} is no source: write nats://HOST:4222")
+    NatsSource.check(target)
+    return DescribedSource(target, _values(NatsSource, settings or {}))
+
+
 def _kind_of(to: str) -> tuple[type[Output], str]:
     kinds = known()
     scheme, colon, target = to.partition(":")
     if colon and scheme in kinds:
+        target = target or kinds[scheme].usual_target
         if not target:
             raise ArgumentError(f"{to!r} does not say where to")
         return kinds[scheme], target
@@ -87,8 +150,8 @@ def _kind_of(to: str) -> tuple[type[Output], str]:
             return kind, to
     suffixes = ", ".join(suffix for kind in kinds.values() for suffix in kind.suffixes)
     raise ArgumentError(
-        f"{to!r} names no output: write {', '.join(f'{scheme}:' for scheme in kinds)} before it, or a file that ends in"
-        f" {suffixes}{nearest(scheme, kinds) if colon else ''}"
+        f"{without_password(repr(to))} names no output: write {', '.join(f'{scheme}:' for scheme in kinds)} before it,"
+        f" or a file that ends in {suffixes}{nearest(scheme, kinds) if colon else ''}"
     )
 
 

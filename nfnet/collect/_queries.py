@@ -5,71 +5,141 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
 
 from ..errors import ArgumentError, NfnetError
-from . import _units
+from . import _units, postgresql
 from ._outputs import nearest
+from .postgresql import Postgresql
+from .sqlite import VERSION, missing_columns
+
+
+class _Dialect(NamedTuple):
+    """What databases write differently."""
+
+    since: str
+    until: str
+    most: str
+    clock: str
+    """A time, to the millisecond, for people."""
+    hour: str
+
+    @property
+    def between(self) -> str:
+        """The condition of a question."""
+        return f"time >= {self.since} AND time < {self.until}"
+
+    def where(self, more: str = "") -> str:
+        """Of which messages a question is."""
+        return f"FROM messages WHERE {more}{self.between}"
+
+    def top(self, what: str, more: str = "", where: str = "") -> str:
+        """What there is most of."""
+        return (
+            f"SELECT {what}, count(*) AS messages {more} {self.where(where)}"
+            f" GROUP BY 1 ORDER BY messages DESC, 1 LIMIT {self.most}"
+        )
+
+    def weighed(self, what: str, order: str) -> str:
+        """Counts those, too, for which a message stands that a limit left out; they have the same prefix."""
+        return (
+            f"SELECT {what}, CAST(sum(coalesce(suppressed, 1)) AS BIGINT) AS messages {self.where()}"
+            f" GROUP BY 1 ORDER BY {order} LIMIT {self.most}"
+        )
+
+
+_SQLITE = _Dialect(
+    ":since",
+    ":until",
+    ":most",
+    "strftime('%Y-%m-%d %H:%M:%f', {}, 'unixepoch')",
+    "strftime('%Y-%m-%d %H:00', {}, 'unixepoch')",
+)
+_POSTGRESQL = _Dialect(
+    "to_timestamp(%(since)s)",
+    "to_timestamp(%(until)s)",
+    "%(most)s",
+    "to_char({}, 'YYYY-MM-DD HH24:MI:SS.MS')",
+    "to_char({}, 'YYYY-MM-DD HH24:00')",
+)
 
 
 class Question(NamedTuple):
-    """What is asked: ``:since`` and ``:until`` are seconds since 1970, ``:most`` is how many rows."""
+    """What is asked, of the time from ``since`` to ``until``, in seconds since 1970; ``most`` is how many rows."""
 
     help: str
-    sql: str
+    sql: Callable[[_Dialect], str]
 
 
-_WHERE = "FROM messages WHERE time >= :since AND time < :until"
 _PROTOCOL = (
     "CASE protocol WHEN 1 THEN 'icmp' WHEN 6 THEN 'tcp' WHEN 17 THEN 'udp' WHEN 58 THEN 'icmpv6' WHEN 132 THEN 'sctp'"
-    " ELSE protocol END"
+    " ELSE CAST(protocol AS TEXT) END"
 )
-_TIME = "strftime('%Y-%m-%d %H:%M:%f', time, 'unixepoch')"
-_LIMIT = "LIMIT :most"
-
-
-def _top(what: str, more: str = "") -> str:
-    return f"SELECT {what}, count(*) AS messages {more} {_WHERE} GROUP BY 1 ORDER BY messages DESC, 1 {_LIMIT}"
-
 
 QUESTIONS: dict[str, Question] = {
-    "top sources": Question("who sends most", _top("source", ", count(DISTINCT destination_port) AS ports")),
-    "top destinations": Question("to whom", _top("destination")),
+    "top sources": Question("who sends most", lambda d: d.top("source", ", count(DISTINCT destination_port) AS ports")),
+    "top destinations": Question("to whom", lambda d: d.top("destination")),
     "top ports": Question(
         "to which port",
-        f"SELECT {_PROTOCOL} AS protocol, destination_port, count(*) AS messages, count(DISTINCT source) AS sources"
-        f" {_WHERE} GROUP BY 1, 2 ORDER BY messages DESC, 1, 2 {_LIMIT}",
+        lambda d: (
+            f"SELECT {_PROTOCOL} AS protocol, destination_port, count(*) AS messages, count(DISTINCT source) AS sources"
+            f" {d.where()} GROUP BY 1, 2 ORDER BY messages DESC, 1, 2 LIMIT {d.most}"
+        ),
     ),
-    "top prefixes": Question("which rule logs most", _top("prefix")),
-    "top protocols": Question("which protocol", _top(f"{_PROTOCOL} AS protocol")),
-    "top interfaces": Question("by which interface it came", _top("indev")),
-    "top users": Question("which local user sends most", _top("uid").replace("WHERE", "WHERE uid IS NOT NULL AND")),
+    "top prefixes": Question(
+        "which rule logs most; what a limit left out included", lambda d: d.weighed("prefix", "messages DESC, 1")
+    ),
+    "top protocols": Question("which protocol", lambda d: d.top(f"{_PROTOCOL} AS protocol")),
+    "top interfaces": Question("by which interface it came", lambda d: d.top("indev")),
+    "top users": Question(
+        "which local user sends most",
+        lambda d: d.top("coalesce(user_name, CAST(uid AS TEXT)) AS user", where="uid IS NOT NULL AND "),
+    ),
+    "top programs": Question(
+        "which local program sends or receives most",
+        lambda d: d.top("coalesce(executable, process) AS program", where="process IS NOT NULL AND "),
+    ),
     "scans": Question(
         "who tried many ports or hosts",
-        f"SELECT source, count(DISTINCT destination_port) AS ports, count(DISTINCT destination) AS hosts,"
-        f" count(*) AS messages, {_TIME.replace('time,', 'min(time),')} AS first {_WHERE} GROUP BY source"
-        f" HAVING ports >= 10 OR hosts >= 10 ORDER BY ports + hosts DESC, source {_LIMIT}",
+        lambda d: (
+            "SELECT source, count(DISTINCT destination_port) AS ports, count(DISTINCT destination) AS hosts,"
+            f" count(*) AS messages, {d.clock.format('min(time)')} AS first {d.where()} GROUP BY source"
+            " HAVING count(DISTINCT destination_port) >= 10 OR count(DISTINCT destination) >= 10"
+            " ORDER BY count(DISTINCT destination_port) + count(DISTINCT destination) DESC, source"
+            f" LIMIT {d.most}"
+        ),
     ),
     "per hour": Question(
         "how many in each hour",
-        f"SELECT strftime('%Y-%m-%d %H:00', time, 'unixepoch') AS hour, count(*) AS messages {_WHERE}"
-        f" GROUP BY hour ORDER BY hour DESC {_LIMIT}",
+        lambda d: d.weighed(f"{d.hour.format('time')} AS hour", "hour DESC"),
     ),
     "latest": Question(
         "the last ones",
-        f"SELECT {_TIME} AS time, prefix, indev, outdev, {_PROTOCOL} AS protocol, source, source_port, destination,"
-        f" destination_port {_WHERE} ORDER BY messages.time DESC {_LIMIT}",
+        lambda d: (
+            f"SELECT {d.clock.format('time')} AS time, prefix, indev, outdev, {_PROTOCOL} AS protocol, source,"
+            f" source_port, destination, destination_port {d.where()} ORDER BY messages.time DESC LIMIT {d.most}"
+        ),
+    ),
+    "suppressed": Question(
+        "what a limit left out",
+        lambda d: (
+            f"SELECT prefix, CAST(sum(suppressed) AS BIGINT) AS messages, {d.clock.format('max(time)')} AS last"
+            f" {d.where('suppressed IS NOT NULL AND ')} GROUP BY prefix ORDER BY messages DESC, prefix LIMIT {d.most}"
+        ),
     ),
     "losses": Question(
         "what the kernel lost",
-        f"SELECT {_TIME} AS time, log_group, count FROM losses WHERE time >= :since AND time < :until"
-        f" ORDER BY losses.time DESC {_LIMIT}",
+        lambda d: (
+            f"SELECT {d.clock.format('time')} AS time, log_group, count FROM losses WHERE {d.between}"
+            f" ORDER BY losses.time DESC LIMIT {d.most}"
+        ),
     ),
 }
 """By name."""
 
+_NO_LOSS = ", ".join(f"0 AS {name}" for name in ("rowid", "time", "log_group", "count", "session", "seq"))
 _STATEMENT = re.compile(r"\s*(select|with|explain|values)\b", re.IGNORECASE)
 _WORDS = re.compile(r"(?P<name>[a-z ]+?)(\s+last\s+(?P<last>\S+))?(\s+limit\s+(?P<limit>\S+))?", re.IGNORECASE)
 _MOST = 10
@@ -82,7 +152,7 @@ class Answer(NamedTuple):
     rows: Iterator[tuple[Any, ...]]
 
 
-def statement(question: str, now: float | None = None) -> tuple[str, dict[str, Any]]:
+def statement(question: str, now: float | None = None, dialect: _Dialect = _SQLITE) -> tuple[str, dict[str, Any]]:
     """SQL and values for ``top sources last 24h limit 20``, or for SQL that reads. Raises ArgumentError."""
     if _STATEMENT.match(question):
         return question, {}
@@ -96,22 +166,59 @@ def statement(question: str, now: float | None = None) -> tuple[str, dict[str, A
         most = _units.count(words["limit"]) if words["limit"] else _MOST
     except ValueError as error:
         raise ArgumentError(str(error)) from None
-    return QUESTIONS[name].sql, {"since": since, "until": now + 1, "most": most}
+    return QUESTIONS[name].sql(dialect), {"since": since, "until": now + 1, "most": most}
 
 
-def ask(path: str, question: str) -> Iterator[Answer]:
+def ask(database: str, question: str) -> Iterator[Answer]:
     """Answer a question about a database, which nothing can be changed in; one item, valid until the next is asked for.
 
-    Raises ArgumentError for a question that is none, NfnetError for what SQLite says against it.
+    database: the file of an SQLite database, or ``postgresql://...``.
+
+    Raises ArgumentError for a question that is none, NfnetError for what the database says against it.
     """
+    yield from (_ask_postgresql if database.startswith(f"{Postgresql.scheme}:") else _ask_sqlite)(database, question)
+
+
+def _ask_postgresql(url: str, question: str) -> Iterator[Answer]:
+    sql, values = statement(question, dialect=_POSTGRESQL)
+    with postgresql.connect(url) as connection, postgresql.errors():
+        connection.execute("SET search_path = nfnet")
+        connection.read_only = True  # of transactions that begin explicitly
+        with connection.transaction():
+            # What is prepared is one statement: a COMMIT behind it would end the transaction that may not write.
+            connection.prepare_threshold = 0
+            cursor = connection.execute(sql, values or None, prepare=True)
+            yield Answer(tuple(column.name for column in cursor.description or ()), iter(cursor))
+
+
+def _ask_sqlite(path: str, question: str) -> Iterator[Answer]:
     sql, values = statement(question)
     try:
-        # The name as a URI, for that is how to open a file without making one, and without writing to it.
-        with closing(sqlite3.connect(f"file:{_escaped(path)}?mode=ro", uri=True)) as connection:
+        with closing(connect(path)) as connection:
             cursor = connection.execute(sql, values)
             yield Answer(tuple(column[0] for column in cursor.description or ()), _rows(path, cursor))
     except (sqlite3.Error, sqlite3.Warning) as error:
         raise NfnetError(f"{path}: {error}") from error
+
+
+def connect(path: str) -> sqlite3.Connection:
+    """A connection by which nothing can be changed. Raises sqlite3.Error.
+
+    In a database of an older version the table messages has the columns of the present one, too.
+    """
+    # The name as a URI, for that is how to open a file without making one, and without writing to it.
+    connection = sqlite3.connect(f"file:{_escaped(path)}?mode=ro", uri=True)
+    try:
+        if (version := connection.execute("PRAGMA user_version").fetchone()[0]) < VERSION:
+            missing = "".join(f", NULL AS {column.split()[0]}" for column in missing_columns(connection))
+            if missing and connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'messages'").fetchone():
+                connection.execute(f"CREATE TEMP VIEW messages AS SELECT rowid, *{missing} FROM main.messages")
+            if version == 0:
+                connection.execute(f"CREATE TEMP VIEW losses AS SELECT {_NO_LOSS} LIMIT 0")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _rows(path: str, cursor: sqlite3.Cursor) -> Iterator[tuple[Any, ...]]:

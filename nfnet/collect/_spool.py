@@ -10,9 +10,8 @@ from collections import deque
 
 from .._io import private_files
 from ..errors import NfnetError
-from ..log import LogMessage
-from ..protocol import netlink
 from ._batch import Batch, Session
+from ._packed import joined, names, notes, split
 
 _MESSAGE_SIZE = 500  # bytes of a message in memory, beside its own
 
@@ -35,6 +34,11 @@ class Store(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """How many messages there are."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """How many bytes they take."""
 
     def close(self) -> None:  # noqa: B027  # that in memory has nothing to do
         """Let go of what it has open."""
@@ -68,6 +72,10 @@ class Memory(Store):
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def size(self) -> int:
+        return self._size
+
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS batches (
@@ -75,8 +83,10 @@ CREATE TABLE IF NOT EXISTS batches (
     labels TEXT NOT NULL, names TEXT NOT NULL, count INTEGER NOT NULL, size INTEGER NOT NULL, messages BLOB NOT NULL
 )
 """
-_FIRST = "SELECT * FROM batches WHERE id > ? ORDER BY id LIMIT 1"
-_ADD = "INSERT INTO batches VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)"
+_NOTES = "ALTER TABLE batches ADD COLUMN notes TEXT"  # which an older one lacks
+_COLUMNS = "session, read_ns, lost, labels, names, count, size, messages, notes"
+_FIRST = f"SELECT id, {_COLUMNS} FROM batches WHERE id > ? ORDER BY id LIMIT 1"
+_ADD = f"INSERT INTO batches ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class Spool(Store):
@@ -90,10 +100,14 @@ class Spool(Store):
         self._most = most
         try:
             self._connection = sqlite3.connect(private_files.create_database(path), isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA journal_mode = WAL").fetchall()
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute(_TABLE)
-            found = self._connection.execute("SELECT total(count), total(size) FROM batches").fetchone()
+            # All rows of each statement: what has rows left keeps PyPy from committing.
+            columns = self._connection.execute("PRAGMA table_info(batches)").fetchall()
+            if not any(row[1] == "notes" for row in columns):
+                self._connection.execute(_NOTES)
+            found = self._connection.execute("SELECT total(count), total(size) FROM batches").fetchall()[0]
         except sqlite3.Error as error:
             raise NfnetError(f"spool {path}: {error}") from error
         self._count, self._size = map(int, found)
@@ -101,22 +115,17 @@ class Spool(Store):
         self._done = 0  # the last one that was stored
 
     def add(self, batch: Batch) -> bool:
-        data = b"".join(message.raw + bytes(-len(message.raw) % 4) for message in batch.messages)
+        data = joined(batch.messages)
         if self._size + len(data) > self._most:
             return False
-        names = {}
-        for message in batch.messages:
-            for index, name in (
-                (message.indev, message.indev_name),
-                (message.outdev, message.outdev_name),
-                (message.physindev, message.physindev_name),
-                (message.physoutdev, message.physoutdev_name),
-            ):
-                if index is not None and name is not None:
-                    names[index] = name
-        text = (json.dumps(batch.session), batch.read_ns, batch.lost, json.dumps(dict(batch.labels)), json.dumps(names))
+        noted = notes(batch.messages)
+        row = (
+            *(json.dumps(batch.session), batch.read_ns, batch.lost, json.dumps(dict(batch.labels))),
+            *(json.dumps(names(batch.messages)), len(batch), len(data), data),
+            json.dumps(noted) if noted else None,
+        )
         try:
-            self._connection.execute(_ADD, (*text, len(batch), len(data), data))
+            self._connection.execute(_ADD, row)
         except sqlite3.Error:  # the disk is full, say
             return False
         self._count += len(batch)
@@ -126,14 +135,13 @@ class Spool(Store):
     def first(self) -> Batch | None:
         if self._first is None:
             try:
-                row = self._connection.execute(_FIRST, (self._done,)).fetchone()
+                rows = self._connection.execute(_FIRST, (self._done,)).fetchall()
             except sqlite3.Error as error:
                 raise NfnetError(f"spool {self.path}: {error}") from error
-            if row is None:
+            if not rows:
                 return None
-            number, session, read_ns, lost, labels, names, _, _, data = row
-            known = {int(index): name for index, name in json.loads(names).items()}
-            messages = [LogMessage.from_bytes(raw, known.get) for _, raw in netlink.split_messages(data)]
+            number, session, read_ns, lost, labels, known, _, _, data, noted = rows[0]
+            messages = split(data, json.loads(known), json.loads(noted or "null"))
             batch = Batch(Session(*json.loads(session)), messages, lost, read_ns, json.loads(labels))
             self._first = number, batch
         return self._first[1]
@@ -151,6 +159,10 @@ class Spool(Store):
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def size(self) -> int:
+        return self._size
 
     def close(self) -> None:
         self._connection.close()

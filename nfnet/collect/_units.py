@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_PERIODS = {
+    "s": ("s", "sec", "second"),
+    "m": ("m", "min", "minute"),
+    "h": ("h", "hour"),
+    "d": ("d", "day"),
+}
 _TIMES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -41,3 +48,25 @@ def yes_or_no(value: object) -> bool:
     if value in (False, "no", "false"):
         return False
     raise ValueError(f"{value!r} is neither yes nor no")
+
+
+class Rate(NamedTuple):
+    """So many in so many seconds."""
+
+    most: int
+    seconds: int
+
+    def __str__(self) -> str:
+        return f"{self.most}/{next(unit for unit, seconds in _TIMES.items() if seconds == self.seconds)}"
+
+
+def rate(value: object) -> Rate:
+    """A rate: "100/s", "20/minute", "5/h", "1/day". Raises ValueError."""
+    if isinstance(value, Rate):
+        return value
+    number, _, period = str(value).strip().lower().partition("/")
+    unit = next((unit for unit, names in _PERIODS.items() if period.strip() in names), None)
+    number = number.strip()
+    if unit is None or not number.isdecimal() or not int(number):
+        raise ValueError(f"{value!r} is no rate, such as 100/s, 20/minute or 5/hour")
+    return Rate(int(number), _TIMES[unit])

@@ -1,57 +1,78 @@
-"""Log messages in a capture file, which tcpdump and Wireshark open."""
+"""Log messages in capture files, which tcpdump and Wireshark open."""
 
 from __future__ import annotations
 
-import contextlib
+from typing import Any
 
+from .._io import private_files
 from .._printable import counted
-from ..captures import LinkType, Writer
+from ..captures import LinkType
+from ..captures._writer import Encoder, is_pcapng
+from ..log import LogMessage
 from ..protocol import netlink
 from ..protocol.nfnetlink import build_message
 from ..protocol.nfulnl import MSG_PACKET, NFULA
-from ._batch import Batch
-from ._output import Output, OutputError
+from ._batch import Batch, remarks
+from ._file import File
 
 
-class Capture(Output):
-    """A capture file, made anew. When it cannot be written any more it ends.
+class Capture(File):
+    """A capture file; the prefixes of rules are comments of its packets.
 
-    target: the name of the file: pcapng, or pcap if it ends in ``.pcap``.
+    target: the name of the file: pcapng, or pcap if it ends in ``.pcap``; "-" is the standard output.
+    anew: whether a file that is there already is emptied, instead of renamed.
+    settings: those of all files.
+
+    Each file has its own header, also those that were rotated. One that is there when the collector begins is renamed
+    as if it was rotated.
     """
 
     scheme = "pcapng"
     suffixes = (".pcapng", ".pcap")
     overwrites = True
-    help = "a capture, made anew, whose prefixes are comments; pcap if it ends so"
+    help = "a capture whose prefixes are comments; pcap if it ends so"
 
-    def __init__(self, target: str) -> None:
-        super().__init__(target)
-        self._writer = Writer(target, LinkType.NFLOG, begin=False)
-        self._broken = False
+    def __init__(self, target: str, *, anew: bool = False, **settings: Any) -> None:
+        super().__init__(target, **settings)
+        self._encoder = Encoder(LinkType.NFLOG, pcapng=is_pcapng(target))
+        self._header = self._encoder.header()
+        self._anew = anew
+
+    def header(self) -> bytes:
+        """As `File.header`."""
+        return self._header
 
     def begin(self) -> None:
-        self._writer.begin()
+        if self._anew:
+            private_files.empty(self._open())
+        super().begin()
 
-    def write(self, batch: Batch) -> None:
-        writer = self._writer
-        try:
-            if batch.lost:
-                text = f"nfnet: {counted(batch.lost, 'message')} lost"
-                writer.write(batch.read_ns, _note(batch.session.group, text), comment=text)
-            for message in batch.messages:
-                moment = message.timestamp_ns or batch.read_ns
-                writer.write(moment, message.raw[netlink.HEADER_SIZE :], comment=message.prefix)
-            writer.flush()
-        except OSError as error:
-            self._broken = True
-            raise OutputError(str(error.strerror), lasting=True) from error
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError) if self._broken else contextlib.nullcontext():
-            self._writer.close()
+    def data(self, batch: Batch) -> bytes:
+        """As `File.data`."""
+        record = self._encoder.record
+        found = []
+        if batch.lost:
+            text = f"nfnet: {counted(batch.lost, 'message')} lost"
+            found.append(record(batch.read_ns, _note(batch.session.group, text), comment=text))
+        for message in batch.messages:
+            moment = message.timestamp_ns
+            data = message.raw[netlink.HEADER_SIZE :]
+            found.append(record(batch.read_ns if moment is None else moment, data, comment=_comment(batch, message)))
+        return b"".join(found)
 
 
 def _note(group: int, text: str) -> bytes:
     """A record that has no packet, and a prefix that says something."""
     values = [(int(NFULA.PACKET_HDR), bytes(4)), (int(NFULA.PREFIX), text.encode() + b"\0")]
     return build_message(MSG_PACKET, group, netlink.build_attributes(values))[netlink.HEADER_SIZE :]
+
+
+def _comment(batch: Batch, message: LogMessage) -> str:
+    """The prefix, and what else is no part of the packet."""
+    prefix = message.prefix.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    more = [f"{message.suppressed:,} more like this"] if message.suppressed else []
+    if text := remarks(batch, message):
+        more.append(text)
+    if not more:
+        return prefix
+    return f"{prefix.rstrip()} ({', '.join(more)})".lstrip()

@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 from typing import Any
 
-from .._ecs import JsonLines as _Lines
 from ._batch import Batch
+from ._json import BatchLines
 from ._line_file import LineFile
 
 
 class JsonLines(LineFile):
-    """A line of JSON for each message, and one for each gap; target and settings as for `LineFile`."""
+    """A line of JSON for each message, and one for each gap; target and settings as for all files of lines."""
 
     scheme = "jsonl"
     suffixes = (".jsonl", ".json", ".ndjson")
+    line_begins = b'{"@timestamp": '
     help = "JSON Lines with field names of the Elastic Common Schema"
 
     def __init__(self, target: str, **settings: Any) -> None:
         super().__init__(target, **settings)
-        self._write: dict[str, _Lines] = {}  # by session
+        self._lines = BatchLines()
 
     def lines(self, batch: Batch) -> str:
         """As `LineFile.lines`."""
-        session = batch.session
-        write = self._write.get(session.id)
-        if write is None:
-            more: dict[str, Any] = {"group": session.group, "session": session.id}
-            if batch.labels:
-                more["labels"] = dict(batch.labels)
-            write = self._write[session.id] = _Lines(**more)
-        text = write(batch.messages, batch.read_ns)
-        return _gap(batch) + text if batch.lost else text
-
-
-def _gap(batch: Batch) -> str:
-    when = datetime.datetime.fromtimestamp(batch.read_ns / 1e9, datetime.timezone.utc)
-    record = {
-        "@timestamp": f"{when:%Y-%m-%dT%H:%M:%S.%fZ}",
-        "event": {"action": "messages-lost"},
-        "nfnet": {"lost": batch.lost, "group": batch.session.group, "session": batch.session.id},
-    }
-    return json.dumps(record) + "\n"
+        return self._lines(batch)

@@ -10,14 +10,19 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+from .._accounts import group_name, user_name
+from .._annotated import Annotated
+from .._ecs import destination_mac, link_header
 from .._io import private_files
 from ..errors import NfnetError
+from ..log import LogMessage
 from . import _units
 from ._batch import Batch, Session
 from ._output import Output, OutputError
 
-VERSION = 1
-"""Of the tables, in the database's ``user_version``. Version 0, without sessions, is brought up to date."""
+VERSION = 2
+"""Of the tables, in the database's ``user_version``. Older ones are brought up to date: 0 had no sessions, 1 fewer
+columns."""
 
 _MESSAGES = """
 CREATE TABLE IF NOT EXISTS messages (
@@ -27,7 +32,32 @@ CREATE TABLE IF NOT EXISTS messages (
     payload BLOB
 )
 """
-_NEW_COLUMNS = ("length INTEGER", "session INTEGER", "seq INTEGER")
+_NEW_COLUMNS = (
+    "length INTEGER",
+    "session INTEGER",
+    "seq INTEGER",
+    # since version 2
+    "gid INTEGER",
+    "user_name TEXT",
+    "group_name TEXT",
+    "physindev TEXT",
+    "physoutdev TEXT",
+    "ethertype INTEGER",
+    "vlan INTEGER",
+    "destination_mac BLOB",
+    "hwtype INTEGER",
+    "hwheader BLOB",
+    "tcp_flags INTEGER",
+    "icmp_type INTEGER",
+    "icmp_code INTEGER",
+    "connection_state TEXT",
+    "process TEXT",
+    "pid INTEGER",
+    "executable TEXT",
+    "unit TEXT",
+    "container TEXT",
+    "suppressed INTEGER",
+)
 _TABLES = (
     """
 CREATE TABLE IF NOT EXISTS sessions (
@@ -44,12 +74,27 @@ CREATE TABLE IF NOT EXISTS losses (
     "CREATE INDEX IF NOT EXISTS messages_time ON messages (time)",
     "CREATE UNIQUE INDEX IF NOT EXISTS messages_id ON messages (session, seq)",
 )
-_ROW = f"INSERT OR IGNORE INTO messages VALUES ({', '.join('?' * 18)})"
+_COLUMNS = (
+    # of the rule, and the same for many messages; see `_of_metadata`
+    *("log_group", "prefix", "hook", "indev", "outdev", "mark", "uid", "hwaddr"),
+    *("gid", "user_name", "group_name", "physindev", "physoutdev", "ethertype", "vlan", "destination_mac", "hwtype"),
+    *("hwheader", "connection_state"),
+    # of the process, and what was left out; see `_of_note`
+    *("process", "pid", "executable", "unit", "container", "suppressed"),
+    # of the packet
+    *("time", "protocol", "source", "source_port", "destination", "destination_port", "payload", "length"),
+    *("tcp_flags", "icmp_type", "icmp_code", "session", "seq"),
+)
+_ROW = f"INSERT OR IGNORE INTO messages ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_NO_NOTE = (None,) * 6
+_TCP = 6
+_ICMP = (1, 58)
 _LOSS = "INSERT OR IGNORE INTO losses VALUES (?, ?, ?, ?, ?)"
 _FIND_SESSION = "SELECT id FROM sessions WHERE (host, boot, log_group, started) = (?, ?, ?, ?)"
 _SESSION = "INSERT INTO sessions (host, boot, log_group, started, labels) VALUES (?, ?, ?, ?, ?)"
 _LOCK_PATIENCE = 0.2  # seconds for which a transaction waits for a lock
 _TRIM_AFTER = 60.0  # seconds, from one look at what is too old or too much to the next
+_TRIM_FOR = 1.0
 _TRIM_ROWS = 10_000  # at a time, so that no lock is held for long
 
 
@@ -81,7 +126,7 @@ class Sqlite(Output):
     def begin(self) -> None:
         try:
             connection = self._open()
-            connection.execute(_ROW, [0, 0, *[None] * 16])
+            connection.execute("INSERT INTO messages (time, log_group) VALUES (0, 0)")
             connection.rollback()  # it would have worked
         except sqlite3.Error as error:
             if not is_lock(error):
@@ -100,26 +145,31 @@ class Sqlite(Output):
             self._sessions[batch.session] = session  # now that it is there for good
 
     def idle(self) -> None:
-        if (self._keep or self._max_size) and time.monotonic() >= self._trimmed + _TRIM_AFTER:
+        if (self._keep or self._max_size) and (not self._trimmed or time.monotonic() >= self._trimmed + _TRIM_AFTER):
             self._trimmed = time.monotonic()
             with self._errors():
                 self.trim()
 
     def trim(self) -> None:
-        """Remove what is too old or too much. Raises sqlite3.Error."""
+        """Remove what is too old or too much, for a second at a time. Raises sqlite3.Error."""
         connection = self._open()
+        enough = time.monotonic() + _TRIM_FOR
         if self._keep:
             oldest = time.time() - self._keep
             with connection:
                 connection.execute("DELETE FROM losses WHERE time < ?", (oldest,))
             old = "SELECT rowid FROM messages WHERE time < ? ORDER BY time LIMIT ?"
             while _delete(connection, old, (oldest, _TRIM_ROWS)):
-                pass
+                if time.monotonic() > enough:
+                    self._trimmed = 0.0  # the rest soon; meanwhile messages are stored
+                    return
         if self._max_size:
             while self._size(connection) > self._max_size and _delete(
                 connection, "SELECT rowid FROM messages ORDER BY time LIMIT ?", (_TRIM_ROWS,)
             ):
-                pass
+                if time.monotonic() > enough:
+                    self._trimmed = 0.0
+                    return
 
     def close(self) -> None:
         if self._connection is not None:
@@ -132,7 +182,7 @@ class Sqlite(Output):
     def _size(connection: sqlite3.Connection) -> int:
         """Bytes that are in use: pages that rows left free are filled again."""
         size, pages, free = (
-            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count", "freelist_count")
+            _rows_of(connection, f"PRAGMA {name}")[0][0] for name in ("page_size", "page_count", "freelist_count")
         )
         return int(size * (pages - free))
 
@@ -165,10 +215,10 @@ class Sqlite(Output):
                 return False
         except FileNotFoundError:
             return False
-        return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'messages'").fetchone())
+        return bool(_rows_of(connection, "SELECT 1 FROM sqlite_master WHERE name = 'messages'"))
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        version = _rows_of(connection, "PRAGMA user_version")[0][0]
         if version > VERSION:
             self.close()
             raise NfnetError(
@@ -176,12 +226,12 @@ class Sqlite(Output):
             )
         # Readers and the writer do not lock each other out. NORMAL: killing the process loses nothing; a power failure
         # may lose the last rows, and leaves the database whole.
-        connection.execute("PRAGMA journal_mode = WAL")
+        _rows_of(connection, "PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(_MESSAGES)
-            for column in _missing_columns(connection):
+            for column in missing_columns(connection):
                 connection.execute(f"ALTER TABLE messages ADD COLUMN {column}")
             for statement in _TABLES:
                 connection.execute(statement)
@@ -192,11 +242,16 @@ class Sqlite(Output):
         if session in self._sessions:
             return self._sessions[session]
         key = (session.host, session.boot, session.group, session.started)
-        found = connection.execute(_FIND_SESSION, key).fetchone()
-        if found is None:
+        found = _rows_of(connection, _FIND_SESSION, key)
+        if not found:
             labels = json.dumps(dict(batch.labels)) if batch.labels else None
             return int(connection.execute(_SESSION, (*key, labels)).lastrowid or 0)
-        return int(found[0])
+        return int(found[0][0])
+
+
+def _rows_of(connection: sqlite3.Connection, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Execute a statement and return all of its rows: what has rows left keeps PyPy from committing."""
+    return connection.execute(statement, values).fetchall()
 
 
 def _delete(connection: sqlite3.Connection, which: str, values: tuple[Any, ...]) -> int:
@@ -223,26 +278,60 @@ def _rows(batch: Batch, session: int) -> list[tuple[Any, ...]]:
         metadata = message.metadata
         rule = known.get(metadata)
         if rule is None:
-            rule = known[metadata] = (
-                group,
-                _text(message.prefix),
-                int(message.hook),
-                _text(message.indev_name),
-                _text(message.outdev_name),
-                message.mark,
-                message.uid,
-                message.hwaddr,
-            )
+            rule = known[metadata] = _of_metadata(message, group)
+        raw = message.raw
+        note = _of_note(raw) if isinstance(raw, Annotated) else _NO_NOTE
         flow = message.flow
         ends = (None,) * 5 if flow is None else (flow[0], flow[1], flow[2], flow[3], flow[4])
         payload = message.payload
         ip = message.ip
-        length = None if ip is None else ip.length
-        found.append((message.timestamp or moment, *rule, *ends, payload, length, session, message.seq))
+        length = flags = icmp_type = icmp_code = None
+        if ip is not None:
+            length = ip.length
+            if ip.protocol == _TCP:
+                if (tcp := message.tcp) is not None:
+                    flags = int(tcp.flags)
+            elif ip.protocol in _ICMP and (icmp := message.icmp) is not None:
+                icmp_type, icmp_code = icmp.type, icmp.code
+        of_packet = (payload, length, flags, icmp_type, icmp_code)
+        found.append((*rule, *note, message.timestamp or moment, *ends, *of_packet, session, message.seq))
     return found
 
 
-def _missing_columns(connection: sqlite3.Connection) -> list[str]:
+def _of_metadata(message: LogMessage, group: int) -> tuple[Any, ...]:
+    vlan, ctinfo = message.vlan, message.ctinfo
+    return (
+        group,
+        _text(message.prefix),
+        int(message.hook),
+        _text(message.indev_name),
+        _text(message.outdev_name),
+        message.mark,
+        message.uid,
+        message.hwaddr,
+        message.gid,
+        _text(user_name(message.uid, message.raw)),
+        _text(group_name(message.gid, message.raw)),
+        _text(message.physindev_name),
+        _text(message.physoutdev_name),
+        message.hw_protocol,
+        None if vlan is None else vlan.tci & 0xFFF,
+        destination_mac(message),
+        message.hwtype,
+        link_header(message) or None,
+        None if ctinfo is None else ctinfo.name.lower(),
+    )
+
+
+def _of_note(raw: Annotated) -> tuple[Any, ...]:
+    process, suppressed = raw.process, raw.suppressed or None
+    if process is None:
+        return (*_NO_NOTE[:-1], suppressed)
+    text = _text(process.name), process.pid, _text(process.executable), _text(process.unit), process.container
+    return (*text, suppressed)
+
+
+def missing_columns(connection: sqlite3.Connection) -> list[str]:
     """Return the definitions of columns that a table of an older version lacks."""
-    there = {row[1] for row in connection.execute("PRAGMA table_info(messages)")}
+    there = {row[1] for row in _rows_of(connection, "PRAGMA table_info(messages)")}
     return [column for column in _NEW_COLUMNS if column.split()[0] not in there]

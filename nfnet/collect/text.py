@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 
 from .._printable import counted
-from ._batch import Batch
+from ..log import LogMessage
+from ._batch import Batch, remarks
 from ._line_file import LineFile
 
 
 class Text(LineFile):
-    """A line for each message, and one for each gap; target and settings as for `LineFile`."""
+    """A line for each message, and one for each gap; target and settings as for all files of lines."""
 
     scheme = "text"
     suffixes = (".log", ".txt")
@@ -19,8 +20,13 @@ class Text(LineFile):
     def lines(self, batch: Batch) -> str:
         """As `LineFile.lines`."""
         moment = batch.read_ns / 1e9
-        text = "".join([f"{message.summary(moment)}\n" for message in batch.messages])
+        text = "".join([_line(batch, message, moment) for message in batch.messages])
         if batch.lost:
             clock = time.strftime("%H:%M:%S", time.localtime(moment))
             text = f"{clock} {counted(batch.lost, 'message')} of group {batch.session.group} lost\n{text}"
         return text
+
+
+def _line(batch: Batch, message: LogMessage, moment: float) -> str:
+    more = remarks(batch, message)
+    return f"{message.summary(moment)} {more}\n" if more else f"{message.summary(moment)}\n"

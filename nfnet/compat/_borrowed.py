@@ -51,6 +51,10 @@ class BorrowedTransport(Transport, at_fork.AtFork):
     def incoming(self) -> Iterator[bytes] | None:
         return None if self.given is not None else self._lender.incoming
 
+    @property
+    def outgoing(self) -> Callable[[bytes], object]:
+        return self._lender.outgoing
+
     def send(self, datagram: bytes) -> None:
         self._lender.send(datagram)
 

@@ -7,12 +7,15 @@ client 10.81.1.1 fd81:1::1 -- router 10.81.1.2 fd81:1::2
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import gzip
 import os
 import re
 import select
+import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -174,6 +177,17 @@ def wait_for(condition: Callable[[], Any], timeout: float = TIMEOUT) -> bool:
             return False
         time.sleep(0.001)
     return True
+
+
+@contextlib.contextmanager
+def stopped(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """While the block runs no thread of a process does: what is sent to it meanwhile comes at once."""
+    process.send_signal(signal.SIGSTOP)
+    assert wait_for(lambda: os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG) is not None)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 class Net:
@@ -400,6 +414,15 @@ def group(net: Net) -> Iterator[str]:
     path = Path(root, f"nfnet-test-{os.getpid()}", "inner.scope")
     path.mkdir(parents=True)
     yield str(path.relative_to(root))
-    assert wait_for(lambda: not (path / "cgroup.procs").read_text())
-    path.rmdir()
+
+    def removed() -> bool:  # of a process that has ended the kernel lets go a moment later
+        try:
+            path.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+        return True
+
+    assert wait_for(removed)
     path.parent.rmdir()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
+from typing import Any
 
 import pytest
 
-from nfnet import AsyncLog, AsyncQueue, LogMessage, Packet, Queue, inet
+from nfnet import AsyncLog, AsyncQueue, LogMessage, Packet, Queue, Verdict, inet
+from nfnet._core.reader import Reader
+from nfnet.protocol import nfqnl
 
 from .conftest import TIMEOUT, Net
 from .test_compat import Way, logging, queueing
@@ -19,12 +23,18 @@ V4 = socket.AF_INET
 def test_queue(net: Net) -> None:
     way = Way(net)
 
-    async def delayed(packet: Packet) -> None:
-        number = inet.get_data(packet.payload)[0]  # type: ignore[index]
-        await asyncio.sleep(0.2 if number == 0 else 0.01)
-        packet.accept(mark=number)
-
     async def main() -> None:
+        decided: list[int] = []
+        others_are = asyncio.Event()
+
+        async def delayed(packet: Packet) -> None:
+            number = inet.get_data(packet.payload)[0]  # type: ignore[index]
+            await (others_are.wait() if number == 0 else asyncio.sleep(0.01))
+            packet.accept(mark=number)
+            decided.append(number)
+            if len(decided) == 49:
+                others_are.set()
+
         async with AsyncQueue(1, netns=way.here) as queue:
             task = asyncio.ensure_future(queue.run(delayed))
             loop = asyncio.get_running_loop()
@@ -71,6 +81,47 @@ def test_packets_that_come_one_at_a_time(net: Net, how: str) -> None:
             queue.stop()
             await task
             assert queue.counters.accepted == 30
+
+    with queueing(net):
+        asyncio.run(asyncio.wait_for(main(), TIMEOUT))
+
+
+def test_answers_of_the_kernel_between_packets_that_come_one_at_a_time(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some verdicts are given twice, behind the library's back, and the kernel refuses the second one."""
+    way = Way(net)
+    steps = 0
+    hand_out_next = Reader._hand_out_next
+
+    def counting(*arguments: Any) -> None:
+        nonlocal steps
+        steps += 1
+        hand_out_next(*arguments)
+
+    monkeypatch.setattr(Reader, "_hand_out_next", counting)
+
+    async def main() -> None:
+        async with AsyncQueue(1, netns=way.here) as queue:
+            binding = queue._reader._binding
+            assert binding is not None
+
+            def accept(packet: Packet) -> None:
+                packet.accept()
+                if packet.id % 3 == 0:
+                    binding.transport.send(nfqnl.verdict(1, packet.id, Verdict.ACCEPT))
+
+            task = asyncio.ensure_future(queue.run(accept))
+            loop = asyncio.get_running_loop()
+            for number in range(30):
+                way.send(bytes([number]))
+                assert await loop.run_in_executor(None, way.received, 1) == [bytes([number])]
+            while sum(queue.counters.refused.values()) < 10:
+                await asyncio.sleep(0)
+            queue.stop()
+            await task
+            assert (queue.counters.accepted, queue.counters.pending) == (30, 0)
+            assert 10 < steps <= 30 + 10, "each takes a packet or an answer"
 
     with queueing(net):
         asyncio.run(asyncio.wait_for(main(), TIMEOUT))
@@ -165,6 +216,7 @@ def test_a_queue_has_one_descriptor(net: Net, how: str) -> None:
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
+        gc.collect()  # what other tests left would be closed meanwhile
         before = len(os.listdir("/proc/self/fd"))
         async with AsyncQueue(1, netns=way.here) as queue:
 

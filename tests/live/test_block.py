@@ -41,24 +41,29 @@ def ends(net: Net, process: subprocess.Popen[str], number: signal.Signals | None
     return first, last + "\n" + output
 
 
-def passes(net: Net, sender: str, receiver: str, family: int, port: int = 7000) -> bool:
+def passes(net: Net, sender: str, receiver: str, family: int, port: int = 7000, *, timeout: float = TIMEOUT) -> bool:
     """Whether a datagram arrives."""
     with net.receiver(receiver, family, port) as inside, net.open_socket(sender, family) as outside:
         try:
             outside.sendto(b"x", (ADDRESS[receiver, family], port))
         except OSError:  # what the hook output drops is an error of `send`
             return False
-        return readable(inside, QUIET)
+        return readable(inside, timeout)
+
+
+def is_stopped(net: Net, sender: str, receiver: str, family: int, port: int = 7000) -> bool:
+    """Whether a datagram does not arrive."""
+    return not passes(net, sender, receiver, family, port, timeout=QUIET)
 
 
 @families
 def test_an_address_is_blocked_in_all_directions(net: Net, family: int) -> None:
     client = ADDRESS["client", family]
     with block(net, client) as process:
-        assert not passes(net, "client", "router", family)
-        assert not passes(net, "router", "client", family)
-        assert not passes(net, "client", "server", family)
-        assert not passes(net, "server", "client", family)
+        assert is_stopped(net, "client", "router", family)
+        assert is_stopped(net, "router", "client", family)
+        assert is_stopped(net, "client", "server", family)
+        assert is_stopped(net, "server", "client", family)
         assert passes(net, "router", "server", family)
         first, said = ends(net, process)
     assert first == f"dropping packets from and to {client}, until Ctrl-C"
@@ -80,8 +85,8 @@ def test_an_address_is_blocked_in_all_directions(net: Net, family: int) -> None:
 def test_networks_of_both_families_at_once(net: Net) -> None:
     with block(net, "10.81.2.0/24", "fd81:2::/64") as process:
         for family in (V4, V6):
-            assert not passes(net, "client", "server", family)
-            assert not passes(net, "router", "server", family)
+            assert is_stopped(net, "client", "server", family)
+            assert is_stopped(net, "router", "server", family)
             assert passes(net, "client", "router", family)
         assert ends(net, process, signal.SIGINT)[1].startswith("stopped 4 packets, ")
 
@@ -89,9 +94,9 @@ def test_networks_of_both_families_at_once(net: Net) -> None:
 @families
 def test_ports(net: Net, family: int) -> None:
     with block(net, "--port", "7001,7100-7110") as process:
-        assert not passes(net, "client", "server", family, 7001)
-        assert not passes(net, "router", "server", family, 7001)
-        assert not passes(net, "client", "router", family, 7105)
+        assert is_stopped(net, "client", "server", family, 7001)
+        assert is_stopped(net, "router", "server", family, 7001)
+        assert is_stopped(net, "client", "router", family, 7105)
         assert passes(net, "client", "server", family, 7000)
         assert ends(net, process)[0] == "dropping packets to port 7001,7100-7110, until Ctrl-C"
 
@@ -131,7 +136,7 @@ def test_the_sender_is_told_of_what_is_rejected(net: Net, family: int, host: str
 
 def test_programs_of_a_user(net: Net) -> None:
     with block(net, "--user", "0", ADDRESS["server", V4]) as process:
-        assert not passes(net, "router", "server", V4)
+        assert is_stopped(net, "router", "server", V4)
         assert passes(net, "client", "server", V4)
         assert passes(net, "router", "client", V4)
         first, said = ends(net, process)
@@ -177,7 +182,7 @@ def test_nothing_is_left_of_one_that_is_killed(net: Net) -> None:
 def test_in_another_namespace_two_do_not_mix_up_what_they_stop(net: Net) -> None:
     with block(net, "--port", "7000") as one, block(net, "--port", "7001") as other:
         assert wait_for(lambda: len({row.table for row in rules.installed(net.hosts["router"])}) == 2)
-        assert not passes(net, "client", "server", V4, 7000)
+        assert is_stopped(net, "client", "server", V4, 7000)
         _, errors = finish(other)
         assert errors.splitlines()[-1] == "stopped 0 packets, 0 bytes"
         assert ends(net, one)[1].startswith("stopped 1 packet, 29 bytes\n")

@@ -226,11 +226,14 @@ def test_signal_interrupts_a_blocked_run(way: Way) -> None:
     def ring(number: int, frame: object) -> None:
         raise KeyboardInterrupt("it rings")
 
+    def run() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        queue.run()
+
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
     try:
         with pytest.raises(KeyboardInterrupt, match="it rings"):
-            queue.run()
+            run()  # in it, if this machine is slow, the signal comes before the loop waits
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -357,6 +360,8 @@ def test_verdicts_in_children_forked_by_the_callback(way: Way) -> None:
 def test_parent_and_child_read_the_same_queue(way: Way) -> None:
     """The verdicts of one do not decide what the other has at hand, with lower ids."""
     held, released = socket.socketpair()
+    for sock in (held, released):
+        sock.settimeout(TIMEOUT)
     decided = []
 
     def callback(packet: Packet) -> None:
@@ -397,7 +402,7 @@ def test_fork_while_a_thread_reads(way: Way) -> None:
         for _ in range(20):
             way.send(*[b"x"] * 20)
             if not (pid := os.fork()):
-                signal.alarm(20)
+                signal.alarm(int(TIMEOUT))
                 try:
                     queue.run(block=False)
                 finally:

@@ -15,7 +15,7 @@ PORT = 7777
 
 
 def test_demo(net: Net) -> None:
-    done = subprocess.run([sys.executable, "-m", "nfnet", "demo"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "nfnet", "demo"], capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     out = done.stdout
@@ -39,6 +39,11 @@ def test_demo(net: Net) -> None:
     assert received == accepted + dropped + repeated
     assert (dropped, repeated) == (2, 2)
     assert max(map(len, out.splitlines())) <= 110
+    # What was collected agrees with what the demo itself says of it: the two connections, and all else that arrived.
+    answers = out[out.index("$ nfnet collect") :]
+    counted = dict(re.findall(r"^ +(\w+) +(?:7777|-) +(\d+)", answers, re.MULTILINE))
+    assert counted == {"tcp": "8", "udp": "6", "icmp": "1", "icmpv6": "1"}
+    assert re.findall(r"arrived: +right +(\S+)", answers) == ["10.77.0.1", "fd77::1"]
 
 
 def test_the_script_that_is_given_away(net: Net) -> None:

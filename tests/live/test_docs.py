@@ -176,16 +176,19 @@ def test_emulating_a_bad_line(net: Net) -> None:
             assert wait_for(functools.partial(is_bound, net, queue=number, host="client"))
             processes.append(process)
         began = time.monotonic()
-        for number in range(40):
+        # The last ones say that no more comes; one in two hundred is lost.
+        for number in [*range(40), *[255] * 5]:
             client.sendto(bytes([number]), (SERVER, 7000))
         asked = []
-        while readable(server, TIMEOUT if not asked else QUIET):
-            data, sender = server.recvfrom(100)
+        while (got := server.recvfrom(100))[0] != b"\xff":
+            data, sender = got
             asked.append(data)
             server.sendto(data, sender)
+        for _ in range(5):
+            server.sendto(b"\xff", sender)
         answers = []
-        while readable(client, TIMEOUT if not answers else 3 * QUIET):
-            answers.append(client.recv(100))
+        while (data := client.recv(100)) != b"\xff":
+            answers.append(data)
             assert time.monotonic() - began >= 0.125  # 150 ms, or 25 less
         summaries = []
         for process in processes:
@@ -212,7 +215,7 @@ def test_deciding_connections(page: Page, net: Net) -> None:
                 sock.send(b"x")
                 assert connection.recv(100) == b"x"
         output = end(lines=2)
-    refused, accepted = output.splitlines()
+    refused, accepted = dict.fromkeys(output.splitlines())  # what was not answered at once is sent, and shown, again
     assert refused.endswith(f" > {SERVER}.25")
     assert accepted.endswith(f" > {SERVER}.80")
 
@@ -333,10 +336,10 @@ def test_marking_and_once_more_through_the_chain(page: Page, net: Net) -> None:
     assert not readable(receiver, QUIET)
 
 
-def reaches(net: Net, port: int) -> bool:
+def reaches(net: Net, port: int, timeout: float = TIMEOUT) -> bool:
     """Whether a connection to the server can be made; what is dropped is known by the silence."""
     with net.open_socket("client", kind=socket.SOCK_STREAM) as sock:
-        sock.settimeout(QUIET)
+        sock.settimeout(timeout)
         try:
             sock.connect((SERVER, port))
         except TimeoutError:
@@ -350,7 +353,7 @@ def test_a_ban(page: Page, net: Net) -> None:
             with connect(net, 80) as sock, door.accept()[0] as connection:
                 sock.send(request)
                 assert readable(connection, TIMEOUT if passes else QUIET) is passes
-        assert not reaches(net, 80)
+        assert wait_for(lambda: not reaches(net, 80, QUIET))
         end()
         assert reaches(net, 80)
 
@@ -366,22 +369,22 @@ def test_a_blocklist_from_a_file(page: Page, net: Net, tmp_path: Path) -> None:
         assert reaches(net, 80)
         file.write_text("10.81.0.0/16 # the client's\n")
         process.send_signal(signal.SIGHUP)
-        assert wait_for(lambda: not reaches(net, 80))
+        assert wait_for(lambda: not reaches(net, 80, QUIET))
         file.write_text("not a network")
         process.send_signal(signal.SIGHUP)
         assert process.stdout.readline().startswith("The old list stays: blocklist.txt, line 1: no network: 'not a")
-        assert not reaches(net, 80)
+        assert not reaches(net, 80, QUIET)
         process.send_signal(signal.SIGTERM)
         assert process.wait(TIMEOUT) == 0
 
 
 def test_port_knocking(page: Page, net: Net) -> None:
     with listening(net, 22), page.program("docs/sets.md", 2, host="server", group=5) as end:
-        assert not reaches(net, 22)
+        assert not reaches(net, 22, QUIET)
         for port in (7000, 9000, 8000):
             with pytest.raises(ConnectionRefusedError):
                 connect(net, port)
-        assert wait_for(lambda: reaches(net, 22))
+        assert wait_for(lambda: reaches(net, 22, QUIET))
         end()
 
 
@@ -452,7 +455,7 @@ def test_log_files(page: Page, net: Net, tmp_path: Path) -> None:
         for _ in range(2):
             connect(net, 80).close()
         file = tmp_path / "web.jsonl"
-        assert wait_for(lambda: len(file.read_text().splitlines()) == 2)
+        assert wait_for(lambda: file.exists() and file.read_text().count("\n") == 2)
         end()
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(row["in"], row["from"]) for row in rows] == [("to-router", "10.81.1.1")] * 2
@@ -550,7 +553,8 @@ def test_metrics(page: Page, net: Net) -> None:
     with page.program("docs/running.md", 1, host="server", before=before) as end:
         send(net, 7000, b"one")
         assert receiver.recv(100) == b"one"
-        assert 'nfnet_queue_packets_total{event="accepted",queue="1"} 1.0' in scrape()
+        # The packet may be here before its verdict is counted.
+        assert wait_for(lambda: 'nfnet_queue_packets_total{event="accepted",queue="1"} 1.0' in scrape())
         end()
 
 
@@ -563,8 +567,8 @@ def test_rules(page: Page, net: Net) -> None:
                     sock.bind((source, 0))
                     sock.setblocking(False)
                     sock.connect_ex((SERVER, port))
-                    wait_for(lambda: sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), QUIET)
-        seen = end().splitlines()
+                    assert wait_for(lambda: sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))  # it is refused
+        seen = list(dict.fromkeys(end().splitlines()))
     assert [line.split(".")[-1] for line in seen] == ["8000", "8099"]
     assert all(line.startswith("TCP 192.0.2.7.") for line in seen)
 

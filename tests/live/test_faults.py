@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import queue as queues
 import random
@@ -218,7 +219,7 @@ def test_the_program_is_killed_with_packets_waiting(net: Net) -> None:
             assert not readable(receiver, 0.05)
             owner.kill()
             owner.wait(TIMEOUT)
-        wait_for(lambda: not (net.proc("client", "nfnetlink_queue") or ()))
+        assert wait_for(lambda: not (net.proc("client", "nfnetlink_queue") or ()))
         sender.sendto(b"next", destination)
         assert receiver.recv(100) == b"next"
         assert not readable(receiver, 0.05)
@@ -380,7 +381,7 @@ def test_closing_under_load_loses_nothing(net: Net, hook: str) -> None:
                     path.queue.process(take)
                 path.queue.close()
                 assert sender.stdout.readline() == "sent\n"
-                arrived = wait_for(lambda closing=closing: all_arrived((closing + 1) * burst), 5)
+                arrived = wait_for(lambda closing=closing: all_arrived((closing + 1) * burst))
                 assert arrived, (closing, received, path.queue.counters)
                 path.queue.open()
             sender.stdin.close()
@@ -456,7 +457,10 @@ def test_an_interrupt_anywhere_leaves_no_queue_bound(net: Net) -> None:
     choose, interrupted = random.Random(), 0
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
-        for _ in range(300):
+        for attempt in itertools.count():
+            if attempt >= 300 and interrupted > 50:  # on a quick machine most signals come too late
+                break
+            assert attempt < 10_000
             try:
                 signal.setitimer(signal.ITIMER_REAL, choose.uniform(1e-5, 1e-3))
                 with Queue(1, netns=net.hosts["client"]):
@@ -469,7 +473,6 @@ def test_an_interrupt_anywhere_leaves_no_queue_bound(net: Net) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert interrupted > 50
 
 
 def test_stop_and_close_before_and_after(net: Net) -> None:
@@ -563,17 +566,20 @@ def test_super_packets_larger_than_a_message(net: Net) -> None:
         loop.start()
         client.connect((ADDRESS["router", V6], 7001))
         server = listener.accept()[0]
-        sender = threading.Thread(target=client.sendall, args=(data,))
-        sender.start()
-        got = bytearray()
         with server:
             server.settimeout(TIMEOUT)
-            while len(got) < size:
-                got += server.recv(1 << 20)
-        sender.join(TIMEOUT)
+            for _ in range(10):  # how much TCP puts into a packet is its decision
+                sender = threading.Thread(target=client.sendall, args=(data,))
+                sender.start()
+                got = bytearray()
+                while len(got) < size:
+                    got += server.recv(1 << 20)
+                sender.join(TIMEOUT)
+                assert got == data
+                if biggest["length"] > 65_535:
+                    break
         queue.stop()
         loop.join(TIMEOUT)
-    assert got == data
     assert biggest["length"] > 65_535
     assert biggest["copied"] == 65_531
     assert SkbInfo.GSO in biggest["info"]

@@ -90,12 +90,15 @@ def test_stop_from_a_signal_handler_while_waiting(net: Net) -> None:
 
 
 def test_keyboard_interrupt_while_waiting(net: Net) -> None:
+    def run() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        queue.run(print)
+
     with Queue(1, netns=net.hosts["client"]) as queue:
         before = signal.signal(signal.SIGALRM, signal.default_int_handler)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
             with pytest.raises(KeyboardInterrupt):
-                queue.run(print)
+                run()
         finally:
             signal.signal(signal.SIGALRM, before)
 

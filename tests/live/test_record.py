@@ -17,7 +17,8 @@ import pytest
 
 import nfnet
 from nfnet import Log, Packet, Queue, inet, rules
-from nfnet.captures._pcap import LinkType, Record, Writer, netlink_header, read, scan
+from nfnet.captures import LinkType, Record, Writer, read, scan
+from nfnet.captures._format import netlink_header
 
 from .conftest import REQUIRED, TIMEOUT, UID, Net, kernel_lacks, readable
 from .test_log import collect as collect_messages
@@ -44,10 +45,10 @@ def record_session(net: Net, path: Path, family: int) -> None:
             for number in range(start, start + 10):
                 way.sender.sendto(bytes([number]), way.destination)
             while way.queue.counters.received < start + 10:
-                readable(way.queue, 10)  # type: ignore[arg-type]
+                readable(way.queue, TIMEOUT)  # type: ignore[arg-type]
                 way.queue.process(handler)
         way.sender.sendto(bytes([20]), way.destination)
-        readable(way.queue, 10)  # type: ignore[arg-type]
+        readable(way.queue, TIMEOUT)  # type: ignore[arg-type]
         with rules.queue(99, hook="input", netns=net.hosts["client"]):
             pass  # going, it flushes the queue
         way.queue.process(handler)
@@ -110,7 +111,7 @@ def test_what_an_nlmon_device_sees_replays(net: Net, tmp_path: Path) -> None:
             for number in range(5):
                 way.sender.sendto(bytes([number]), way.destination)
             while way.queue.counters.received < 5:
-                readable(way.queue, 10)  # type: ignore[arg-type]
+                readable(way.queue, TIMEOUT)  # type: ignore[arg-type]
                 way.queue.process(handler)
             live = way.queue.counters
         while readable(monitor, 0):

@@ -664,7 +664,7 @@ SCRIPT = """\
 import time, nfnet
 with nfnet.rules.queue(1, hook="forward", protocol="udp", bypass=False):
     print("up", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

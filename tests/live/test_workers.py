@@ -163,7 +163,7 @@ def test_a_worker_that_ends_without_a_packet(net: Net, monkeypatch: pytest.Monke
 def test_workers_that_hang_end_together(
     net: Net, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    patience = 1.0
+    patience = 3.0
     monkeypatch.setattr("nfnet.workers._PATIENCE", patience)
     here = net.hosts["router"]
     numbers = range(3, 7)

@@ -1,0 +1,66 @@
+"""What log messages say as names and texts, for outputs that have no numbers, lists and tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from .._printable import counted
+from ._batch import Batch
+from ._json import LOST, BatchLines
+
+PACKET = "packet"
+
+
+class Record(NamedTuple):
+    """A log message, or how many of them the kernel lost."""
+
+    kind: str
+    """PACKET or LOST."""
+    time_ns: int
+    text: str
+    """A line for people, without the time. All of it is printable."""
+    values: dict[str, str]
+    """By name, as in JSON, with dots between the names of tables and what is in them: ``source.ip``. In the texts may
+    be anything that is UTF-8, control characters too."""
+
+
+class Flat:
+    """Makes records of batches. It remembers what `BatchLines` does: an object for all batches of an output."""
+
+    def __init__(self) -> None:
+        self._lines = BatchLines()
+
+    def __call__(self, batch: Batch) -> Iterator[Record]:
+        """A record for each message, and one before them if the kernel lost some."""
+        # Reading the lines of JSON again takes half the time of asking the table of fields for each message.
+        lines = iter(self._lines(batch).splitlines())
+        if batch.lost:
+            text = f"{counted(batch.lost, 'message')} of group {batch.session.group} lost"
+            yield Record(LOST, batch.read_ns, text, _values(next(lines)))
+        for message, line in zip(batch.messages, lines):
+            moment = message.timestamp_ns
+            text = message.summary().partition(" ")[2]  # the time is before it
+            yield Record(PACKET, batch.read_ns if moment is None else moment, text, _values(line))
+
+
+def _values(line: str) -> dict[str, str]:
+    values: dict[str, str] = {}
+    _flatten(json.loads(line), "", values)
+    return values
+
+
+def _flatten(table: Mapping[str, Any], path: str, into: dict[str, str]) -> None:
+    for name, value in table.items():
+        if isinstance(value, dict):
+            _flatten(value, f"{path}{name}.", into)
+        elif isinstance(value, list):
+            into[path + name] = " ".join(map(_text, value))
+        else:
+            into[path + name] = _text(value)
+
+
+def _text(value: Any) -> str:
+    text = str(value)
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
