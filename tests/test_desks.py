@@ -25,7 +25,7 @@ RECORDING = Path(nfnet.__file__).parent / "cli" / "demo.pcapng"
 
 # Of these files, but for what is about pipes, which are read in another way, and about forks and /proc.
 UNIT_TESTS = ["test_testing.py", "test_packet.py", "test_inet.py", "test_log.py", "test_replay.py", "test_system.py"]
-NOT_THERE = "not pipe and not fifo and not byte_by_byte and not fork and not signal and not no_descriptor"
+NOT_THERE = "not pipe and not fifo and not byte_by_byte and not fork and not signal"
 
 pytest.importorskip("mypy", reason="the stubs that come with it say what other systems lack")
 
@@ -86,6 +86,13 @@ def test_one_place_knows_what_the_system_has() -> None:
             elif isinstance(node, ast.Import) and path.name != "system.py":
                 for alias in node.names:
                     assert not missing_module(alias.name, "win32"), (path, alias.name)
+
+
+def test_the_error_in_the_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    error = str(system.linux_only("queueing packets to queue 1")).replace("[ENOTSUP]", "[EOPNOTSUPP]")
+    page = " ".join((ROOT / "docs" / "laptop.md").read_text().split())
+    assert f"nfnet.errors.NotSupportedError: {error} ```" in page
 
 
 # --- what stands in for epoll

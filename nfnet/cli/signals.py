@@ -20,7 +20,7 @@ def until_told(
     show: Callable[[], object] | None = None,
 ) -> Iterator[None]:
     """While the block runs, SIGINT and SIGTERM call ``stop``, and SIGHUP ``reopen`` and SIGUSR1 ``show``, if given."""
-    wanted = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    wanted: dict[signal.Signals, Callable[[], object] | None] = {signal.SIGINT: stop, signal.SIGTERM: stop}
     if not WINDOWS:  # which has neither of these
         wanted |= {signal.SIGHUP: reopen, signal.SIGUSR1: show}
     before = {
