@@ -154,7 +154,7 @@ def what_takes_linux() -> None:
         nfnet.Queue(1, record=MADE / "none.pcapng").open,
         nfnet.Log(5).open,
         rule.install,
-        nfnet.rules.queue(1, hook="input", indev="en0").install,
+        nfnet.rules.queue(1, hook="input", in_interface="en0").install,
         nfnet.rules.installed,
         nfnet.stats.queues,
         nfnet.stats.logs,
