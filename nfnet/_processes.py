@@ -25,6 +25,7 @@ from ._arguments import check, wrong_type
 from ._io import at_fork
 from ._io.native import new_socket
 from ._io.netlink_socket import KERNEL
+from ._io.system import check_linux
 from ._printable import printable
 from .errors import ArgumentError, NfnetError, kernel_error
 from .inet import Flow
@@ -253,6 +254,7 @@ class Sockets:
         """The socket of an ICMP echo (``socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP)``), of which sock_diag knows none."""
 
         def read() -> str:
+            check_linux("looking for the socket of an ICMP echo")
             with open(f"/proc/thread-self/net/{_PING_TABLES[protocol]}") as file:
                 return file.read()
 
@@ -284,8 +286,12 @@ class Sockets:
         return answer
 
     def _open(self, protocol: int) -> _socket.socket:
+        def make() -> _socket.socket:
+            check_linux("asking the kernel for a socket")
+            return new_socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+
         try:
-            sock: _socket.socket = self._call(partial(new_socket, socket.AF_NETLINK, socket.SOCK_RAW, protocol))
+            sock: _socket.socket = self._call(make)
             sock.connect(KERNEL)
         except OSError as error:
             if isinstance(error, NfnetError):

@@ -15,6 +15,7 @@ from . import rules, stats
 from ._core.flags import request_for
 from ._io.native import new_socket
 from ._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
+from ._io.system import LINUX, linux_only
 from ._processes import Sockets
 from .errors import KernelError, NfnetError, NotPermittedError, NotSupportedError
 from .inet import Flow
@@ -45,6 +46,9 @@ class Finding(NamedTuple):
 
 def examine(netns: Netns | None = None) -> Iterator[Finding]:
     """Look at everything, in a network namespace; nothing there is changed."""
+    if not LINUX:
+        yield Finding("failure", str(linux_only("asking the kernel")))
+        return
     yield Finding("ok", f"Linux {platform.release()}, Python {platform.python_version()}")
     yield _privilege()
     try:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 from ._arguments import check, wrong_type
 from ._io.locks import uninterrupted
 from ._io.native import thread
+from ._io.system import check_linux
 from .errors import ArgumentError, KernelError, NotPermittedError, kernel_error
 
 CLONE_NEWUSER = 0x10000000
@@ -46,6 +47,7 @@ def unshare(flags: int) -> None:
 
     Raises NotPermittedError or another KernelError.
     """
+    check_linux("making a namespace of our own")
     try:
         _libc("unshare", flags)
     except PermissionError as error:
@@ -59,6 +61,7 @@ def enter(netns: Netns) -> None:
     """Move the calling thread into a network namespace (``setns(2)``). Raises ArgumentError, KernelError."""
     check_netns(netns)
     operation = f"entering the network namespace {netns!r}"
+    check_linux(operation)
     try:
         if isinstance(netns, (str, os.PathLike)):
             path = os.fspath(netns)
@@ -108,6 +111,7 @@ def become_root() -> None:
     There, an ordinary user may make network namespaces and do anything in them. Raises KernelError where the machine
     does not allow it.
     """
+    check_linux("becoming root of a namespace of our own")
     uid, gid = os.geteuid(), os.getegid()
     # A thread that was joined may still be on its way out of the process, and the kernel counts it.
     deadline = time.monotonic() + 1

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
-import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, NoReturn, TypedDict, TypeVar, cast
@@ -15,7 +13,7 @@ from ._arguments import check, check_flag, wrong_type
 from ._core.batching import ACCEPT, DROP, Decision, changing_decision, decision
 from ._core.message import FAMILY, IP_VERSION_OF, Message, Vlan
 from ._io.raw_socket import INJECTED_MARK
-from ._io.system import GIL
+from ._io.system import GIL, KERNEL
 from ._typing import Unpack
 from .errors import AlreadyDecidedError, ArgumentError, ClosedError
 from .inet import _answers, _scapy
@@ -48,8 +46,8 @@ _read_header = compile_struct(nfqnl.packet_hdr).unpack_from
 
 
 def _kernel_version() -> tuple[int, ...]:
-    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    return tuple(map(int, found.groups())) if found and sys.platform == "linux" else _SEGMENTS_UDP
+    found = re.match(r"(\d+)\.(\d+)", KERNEL)
+    return tuple(map(int, found.groups())) if found else _SEGMENTS_UDP
 
 
 _kernel = _kernel_version()

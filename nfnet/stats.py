@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
+from ._io.system import check_linux
 from ._io.transport import SocketStatus
 from ._printable import printable
 from ._processes import process_with_id, process_with_socket, this_process_has_socket
@@ -160,6 +161,7 @@ def _rows(name: str, columns: int, netns: Netns | None) -> list[list[int]]:
                 raise NotPermittedError(operation, number, hint="Only root of the machine may do that") from None
             raise kernel_error(operation, number) from None
 
+    check_linux(f"reading /proc/net/netfilter/{name}")
     text = call_in(netns, read)
     rows = [[int(word) for word in line.split()] for line in text.splitlines()]
     if any(len(row) != columns for row in rows):

@@ -17,6 +17,7 @@ from typing import Any
 from ._arguments import check, check_handler
 from ._io.native import select
 from ._io.poller import Poller
+from ._io.system import check_linux
 from ._typing import Unpack
 from .errors import ArgumentError, ClosedError, NfnetError
 from .queue import Handler, Queue, WorkerOptions
@@ -83,6 +84,7 @@ class Workers:
         """Start the processes, and count from 0. Raises NfnetError if they are running; after `close` they are not."""
         if self._running:
             raise NfnetError("the workers are running already")
+        check_linux("starting workers")
         self._running = True
         self._stopping = False
         self._waiter.reset()

@@ -43,8 +43,8 @@ ORDER = [
     # the way to the kernel and to the machine
     "_io.locks",
     "_io.moves",
-    "_io.native",
     "_io.system",
+    "_io.native",
     "netns",
     "_io.at_fork",
     "_io.private_files",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from operator import length_hint
@@ -11,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from .._arguments import check_handler
 from .._io.system import collect_forgotten
-from ..errors import BusyReadingError
+from ..errors import BusyReadingError, NotSupportedError
 from .binding import Binding
 from .loss import QUIET
 from .reader import MOST_LONE, Reader
@@ -84,7 +85,7 @@ class Session:
         """Receive what comes, while somebody waits for it, until `unwatch`."""
         if self.watched is None:
             self.watched = binding.transport.fileno()
-            self.loop.add_reader(self.watched, self._receive, binding)
+            _add_reader(self.loop, self.watched, self._receive, binding)
 
     def _receive(self, binding: Binding[Any, Any]) -> None:
         wake = self.wake
@@ -118,6 +119,15 @@ class Session:
             self.items.close()
             self.items = None
         self.unwatch()
+
+
+def _add_reader(loop: asyncio.AbstractEventLoop, fd: int, function: Callable[..., object], *arguments: object) -> None:
+    try:
+        loop.add_reader(fd, function, *arguments)
+    except NotImplementedError:  # the loop that asyncio has on Windows unless it is told otherwise
+        hint = "Take another one: asyncio.run(main(), loop_factory=asyncio.SelectorEventLoop)"
+        operation = f"watching a queue or log with a {type(loop).__name__}"
+        raise NotSupportedError(operation, errno.EOPNOTSUPP, hint=hint) from None
 
 
 class AsyncReader(Generic[R, T]):
@@ -245,7 +255,7 @@ class AsyncReader(Generic[R, T]):
                     if not isinstance(error, Exception):
                         raise
 
-            loop.add_reader(fd, turn)
+            _add_reader(loop, fd, turn)
             try:
                 turn()  # something may have been received already
                 await ended

@@ -11,11 +11,11 @@ unless the program says otherwise; so much longer may it take.
 
 from __future__ import annotations
 
-import signal
 import time
 from _thread import start_new_thread
 from contextlib import suppress
 
+from .._io.system import block_signals
 from ..errors import NfnetError
 from .ledger import Ledger
 
@@ -47,7 +47,7 @@ class Flusher:
     def _run(self) -> None:
         # Signals are for the threads of the program: Python would notice one that came here only some time later. (The
         # kernel gives a signal to the main thread unless that blocks it.)
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        block_signals()
         ledger = self._ledger
         before, idle = None, 0
         while idle < _LINGER and not ledger.closed:

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from .._arguments import check_handler, wrong_type
 from .._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from .._io.poller import Poller
-from .._io.system import collect_forgotten
+from .._io.system import check_linux, collect_forgotten
 from .._io.transport import SocketStatus, Transport
 from .._recording import Recording, current
 from ..errors import ArgumentError, BusyError, BusyReadingError, ClosedError, NfnetError
@@ -167,6 +167,8 @@ class Reader(ABC, Generic[B, T]):
     def _connect(self) -> B:
         """Return a new binding, with a new socket: an old one may still hold packets, whose ids would mean new ones."""
         given = self._given_transport
+        if given is None:
+            check_linux(f"opening {self._name}")  # before there is a file
         if (self._record is not None or current() is not None) and given is not None and not given.recordable:
             raise ArgumentError(f"{self._name} cannot be recorded: its transport, a {type(given).__name__}, cannot be")
         own: Recording | None = None

@@ -8,8 +8,9 @@ references.
 
 from __future__ import annotations
 
-import os
 import weakref
+
+from .system import at_forks
 
 
 class AtFork:
@@ -42,4 +43,4 @@ def _after_fork() -> None:
         thing.after_fork()
 
 
-os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+at_forks(before=_before_fork, after_in_child=_after_fork)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import _socket
-import fcntl
 import os
 import struct
 import time
 
 from ..protocol.netlink import PREFIX
+from .system import fcntl
 
 _KEEP = 1.0  # seconds; interfaces are renamed and their indexes reused, but not often
 _SIOCGIFNAME = 0x8910

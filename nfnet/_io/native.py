@@ -11,7 +11,6 @@ from __future__ import annotations
 import _socket
 import importlib.util
 import select as standard_select
-import socket
 from types import BuiltinFunctionType, ModuleType
 from typing import TYPE_CHECKING
 
@@ -48,6 +47,6 @@ def new_socket(family: int, kind: int, protocol: int = 0) -> _socket.socket:
     With `socket.setdefaulttimeout` new sockets have a timeout, so that Python waits before each system call, even with
     MSG_DONTWAIT. This socket has none.
     """
-    sock = _socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+    sock = _socket.socket(family, kind, protocol)
     sock.settimeout(None)
     return sock

@@ -5,7 +5,6 @@ from __future__ import annotations
 import _socket
 import contextlib
 import errno
-import fcntl
 import os
 import socket
 import struct
@@ -25,6 +24,7 @@ from .locks import RLock
 from .moves import move
 from .native import among_greenlets, new_socket, select
 from .raw_socket import INJECTED_MARK, RawSocket
+from .system import MACHINE, check_linux, fcntl
 from .transport import SocketStatus, Transport
 
 # Python has names for none of these.
@@ -52,7 +52,7 @@ _SOCKET_OPTIONS = {  # arch/*/include/uapi/asm/socket.h
     "sparc": (0x100A, 0x100B, 29, 0x39),
     "parisc": (0x100A, 0x100B, 0x4012, 0x4030),
 }
-SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMP, SO_MEMINFO = socket_options(os.uname().machine)
+SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMP, SO_MEMINFO = socket_options(MACHINE)
 
 _meminfo = struct.Struct("=II24xI")  # SK_MEMINFO_RMEM_ALLOC, RCVBUF, ..., DROPS
 
@@ -121,7 +121,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         duplicated: the caller keeps its own.
     inherit: whether forked children have the socket, too. They share it: one process at a time may read.
 
-    Raises NotSupportedError where the kernel has no nfnetlink, KernelError otherwise.
+    Raises NotSupportedError where the kernel has no nfnetlink, or is not Linux, KernelError otherwise.
     """
 
     trusted = True
@@ -136,6 +136,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         fd: int | None = None,
         inherit: bool = False,
     ) -> None:
+        check_linux("opening a netfilter netlink socket")
         try:
             self._socket = (
                 new_socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) if fd is None else _duplicate(fd)

@@ -8,18 +8,22 @@ from contextlib import suppress
 
 from . import at_fork
 from .native import among_greenlets, select
-from .system import Event
+from .system import LINUX, Event, Select
 
+_READABLE: int = select.EPOLLIN if LINUX else 0
 _LONGEST_WAIT = 1.0  # seconds; see `netlink_socket`
 
 
 class Poller(at_fork.AtFork):
-    """An epoll descriptor that holds an event, for `wake`, and the descriptor of a transport."""
+    """An epoll descriptor that holds an event, for `wake`, and the descriptor of a transport.
+
+    Where there is no epoll `Select` stands in for it.
+    """
 
     def __init__(self) -> None:
         self._event = Event()
-        self._epoll = select.epoll()
-        self._epoll.register(self._event, select.EPOLLIN)
+        self._epoll = select.epoll() if LINUX else Select()
+        self._epoll.register(self._event, _READABLE)
         self._among_greenlets = among_greenlets()
         self._inherited: int | None = None
         self._woken = False
@@ -31,7 +35,7 @@ class Poller(at_fork.AtFork):
 
     def watch(self, fd: int, *, inherit: bool = False) -> None:
         """Wait for descriptor ``fd``, too, until it is closed; in forked children only if they ``inherit`` it."""
-        self._epoll.register(fd, select.EPOLLIN)
+        self._epoll.register(fd, _READABLE)
         self._inherited = fd if inherit else None
 
     def unwatch(self, fd: int) -> None:
@@ -69,6 +73,9 @@ class Poller(at_fork.AtFork):
         if self._event.closed:
             return
         self._event.renew()
+        if isinstance(self._epoll, Select):
+            self._epoll.renew()
+            return
         with select.epoll() as epoll:
             epoll.register(self._event, select.EPOLLIN)
             if self._inherited is not None:

@@ -7,23 +7,28 @@ sure that it is new. The kernel can be told to refuse some of this (fs.protected
 protected_regular and protected_hardlinks), only in directories with the sticky bit, and often is not.
 
 A path is followed name by name, each opened relative to the directory before it, so what is checked is what is used.
+Other systems than Linux cannot open a name just to look at it. There a file is new, or a regular file that has one name
+and belongs to this user: see `_create_elsewhere`.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import PurePath
 from typing import NamedTuple
 
 from .._printable import printable
+from .system import LINUX, WINDOWS, fcntl
 
 _PATH = getattr(os, "O_PATH", 0o10000000)  # PyPy has no name for it; the number is that of the machines it runs on
-_LOOK = _PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+# `os.open` itself makes descriptors that are not inherited. What Windows lacks is 0, and what others lack, O_BINARY.
+_NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
+_LOOK = _PATH | _NO_LINK
+_WRITE = os.O_WRONLY | _NO_LINK | getattr(os, "O_BINARY", 0)
 _MOST_LINKS = 40  # as in the kernel
 
 _KINDS = {stat.S_IFLNK: "link", stat.S_IFREG: "file", stat.S_IFIFO: "FIFO"}
@@ -38,7 +43,7 @@ def create(path: str | os.PathLike[str]) -> int:
     other names of this process' own descriptors are what they are, without a check.
     """
     with _naming(path), ExitStack() as stack:
-        return _open(_find(path, stack))
+        return _open(_find(path, stack)) if LINUX else _create_elsewhere(path)
 
 
 def create_database(path: str | os.PathLike[str]) -> str:
@@ -48,6 +53,9 @@ def create_database(path: str | os.PathLike[str]) -> str:
     database, and writes what was in the database to a journal of anybody's. So the directory must be one to which no
     others may write, and in whose place they cannot put another. Raises OSError, PermissionError with EACCES for that.
     """
+    if not LINUX:
+        with _naming(path):
+            return _create_database_elsewhere(path)
     with _naming(path), ExitStack() as stack:
         found = _find(path, stack)
         name = os.path.join(os.readlink(f"/proc/self/fd/{found.directory}"), found.name)
@@ -60,14 +68,18 @@ def create_database(path: str | os.PathLike[str]) -> str:
 def empty(fd: int) -> None:
     """What was in a regular file is gone, and the mode is 0600. Raises OSError."""
     if stat.S_ISREG(os.fstat(fd).st_mode):
-        with suppress(PermissionError):  # it may be somebody else's who lets us write to it
-            os.fchmod(fd, 0o600)
+        if not WINDOWS:
+            with suppress(PermissionError):  # it may be somebody else's who lets us write to it
+                os.fchmod(fd, 0o600)
         os.ftruncate(fd, 0)
 
 
 def lock(fd: int, path: str | os.PathLike[str]) -> None:
-    """Make a regular file be for one writer at a time, in whatever process: the next one gets EBUSY, until `unlock`."""
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    """Make a regular file be for one writer at a time, in whatever process: the next one gets EBUSY, until `unlock`.
+
+    On Windows nothing is locked: a lock there would keep readers out, too.
+    """
+    if WINDOWS or not stat.S_ISREG(os.fstat(fd).st_mode):
         return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,6 +91,8 @@ def lock(fd: int, path: str | os.PathLike[str]) -> None:
 
 def unlock(fd: int) -> None:
     """Let others write, also while a child that is just being started still has the descriptor, and the lock."""
+    if WINDOWS:
+        return
     with suppress(OSError):  # no lock was to be had
         fcntl.flock(fd, fcntl.LOCK_UN)
 
@@ -140,7 +154,7 @@ def _find(path: str | os.PathLike[str], stack: ExitStack) -> _Found:
                     directory = look("/")
                 continue
             # What it says is no path: "pipe:[1234]". The kernel knows what it means.
-            entry, given = look(name, _PATH | os.O_CLOEXEC, directory), True
+            entry, given = look(name, _PATH, directory), True
         if not rest:
             return _Found(directory, name, entry, given)
         directory = entry
@@ -165,7 +179,7 @@ def _open(found: _Found) -> int:
     if found.entry is None:
         return os.open(found.name, _WRITE | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=found.directory)
     if found.given:
-        return os.open(found.name, _WRITE & ~os.O_NOFOLLOW, dir_fd=found.directory)
+        return os.open(found.name, _WRITE & ~_NO_LINK, dir_fd=found.directory)
     # Once before it is opened, which would wait for the reader of a FIFO, and once what was opened, for it might have
     # been another one by then.
     _refuse_others(directory, found.name, os.fstat(found.entry))
@@ -176,6 +190,27 @@ def _open(found: _Found) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _create_elsewhere(path: str | os.PathLike[str]) -> int:
+    """Open for writing what is a regular file, and not the work of others, or make it: not on Linux."""
+    try:
+        return os.open(path, _WRITE | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        found = os.lstat(path)
+    if not stat.S_ISREG(found.st_mode):
+        why = f"is a {_KINDS.get(stat.S_IFMT(found.st_mode), 'directory, device or socket')} and no regular file"
+    elif found.st_nlink > 1:
+        why = "is one of several names of a file, and others may have made it"
+    elif not WINDOWS and _is_others(found.st_uid):
+        why = "is somebody else's file"
+    else:
+        fd = os.open(path, _WRITE)
+        if os.path.samestat(os.fstat(fd), found):  # else it was replaced since it was looked at
+            return fd
+        os.close(fd)
+        why = "has just been replaced by somebody"
+    raise PermissionError(errno.EACCES, f"{printable(os.path.basename(path))} {why}")
 
 
 # --- what others may do
@@ -218,11 +253,7 @@ def _refuse_unsafe(directory: int) -> None:
     """Raises PermissionError if others may make files in a directory, or put another one in its place."""
     status = os.fstat(directory)
     if _others_may_write(status):
-        raise PermissionError(
-            errno.EACCES,
-            "others may write to the directory, and SQLite would obey files that they put beside the database; choose"
-            " one that belongs to this user or root, and that nobody else may write to",
-        )
+        raise _unsafe_directory()
     with ExitStack() as stack:
         while True:
             parent = os.open("..", _LOOK, dir_fd=directory)
@@ -231,7 +262,32 @@ def _refuse_unsafe(directory: int) -> None:
             if os.path.samestat(child, status):  # "/"
                 return
             if _others_may_rename(status):
-                what = os.readlink(f"/proc/self/fd/{parent}")
-                text = f"others may put another directory in the place of the one in {printable(what)}"
-                raise PermissionError(errno.EACCES, f"{text}, and SQLite would use that")
+                raise _unsafe_parent(os.readlink(f"/proc/self/fd/{parent}"))
             directory = parent  # no condition at the end of a loop: see `locks`
+
+
+def _create_database_elsewhere(path: str | os.PathLike[str]) -> str:
+    """As `create_database`, not on Linux."""
+    directory = os.path.realpath(os.path.dirname(os.path.abspath(path)))
+    if not WINDOWS:
+        if _others_may_write(os.stat(directory)):
+            raise _unsafe_directory()
+        for parent in PurePath(directory).parents:
+            if _others_may_rename(os.stat(parent)):
+                raise _unsafe_parent(str(parent))
+    found = os.path.join(directory, os.path.basename(path))
+    os.close(_create_elsewhere(found))
+    return found
+
+
+def _unsafe_directory() -> PermissionError:
+    return PermissionError(
+        errno.EACCES,
+        "others may write to the directory, and SQLite would obey files that they put beside the database; choose"
+        " one that belongs to this user or root, and that nobody else may write to",
+    )
+
+
+def _unsafe_parent(parent: str) -> PermissionError:
+    text = f"others may put another directory in the place of the one in {printable(parent)}"
+    return PermissionError(errno.EACCES, f"{text}, and SQLite would use that")

@@ -12,6 +12,7 @@ from ..errors import ArgumentError, ClosedError, KernelError, NotPermittedError,
 from ..inet._answers import fragments
 from .locks import RLock
 from .native import new_socket
+from .system import check_linux
 
 INJECTED_MARK = 0x10000000
 """The mark of packets that nfnet sends, if no other is given, and over which `nfnet.rules.queue` passes.
@@ -55,6 +56,7 @@ class RawSocket:
         Never waits. Raises NotPermittedError without CAP_NET_RAW, KernelError if it cannot be sent, and ArgumentError
         if it is too large and must not be cut up.
         """
+        check_linux("injecting a packet")
         family, destination = _where_to(packet, interface)
         with self._lock:
             self._check_open()

@@ -18,6 +18,7 @@ from .._io import at_fork
 from .._io.locks import RLock
 from .._io.moves import END
 from .._io.poller import Poller
+from .._io.system import LINUX
 from .._io.transport import Transport
 from .._typing import Unpack
 from ..errors import CaptureError, ClosedError, DecodeError
@@ -142,7 +143,7 @@ class Replay(Transport, at_fork.AtFork):
         self._frames = Frames(hook, local, family)
         self._path = os.fspath(path)
         self._file = open(path, "rb")  # noqa: SIM115 - as long as the replay
-        if not self._file.seekable():
+        if LINUX and not self._file.seekable():  # elsewhere reading it waits: see `Select`
             # A pipe: there may be nothing in it for hours. It was opened anew, so that nobody else's blocking changes.
             os.set_blocking(self._file.fileno(), False)
         # None if an exception came in between, see `_read_on`.

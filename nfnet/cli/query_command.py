@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Any
 
+from .._io.system import check_linux
 from .._printable import counted, printable
 from ..collect._follow import Follower, Row
 from ..collect._queries import QUESTIONS, ask
@@ -86,6 +87,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _follow(database: str, condition: str, *, as_json: bool) -> int:
+    check_linux("following a database")
     told = False
 
     def stop() -> None:

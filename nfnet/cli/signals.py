@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 from .._io.poller import Poller
+from .._io.system import WINDOWS
 
 _LONGEST_WAIT = 1.0  # seconds; see `Poller.wait`
 
@@ -19,7 +20,9 @@ def until_told(
     show: Callable[[], object] | None = None,
 ) -> Iterator[None]:
     """While the block runs, SIGINT and SIGTERM call ``stop``, and SIGHUP ``reopen`` and SIGUSR1 ``show``, if given."""
-    wanted = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: reopen, signal.SIGUSR1: show}
+    wanted: dict[signal.Signals, Callable[[], object] | None] = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    if not WINDOWS:  # which has neither of these
+        wanted |= {signal.SIGHUP: reopen, signal.SIGUSR1: show}
     before = {
         number: signal.signal(number, lambda *_, call=call: call())
         for number, call in wanted.items()

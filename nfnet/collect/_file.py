@@ -13,11 +13,11 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
-from fcntl import F_GETFL, F_SETFL, fcntl
 from threading import Thread
 from typing import Any, ClassVar
 
 from .._io import private_files
+from .._io.system import append_only
 from . import _units
 from ._batch import Batch
 from ._output import Output, OutputError
@@ -144,7 +144,7 @@ class File(Output):
             self._regular = stat.S_ISREG(status.st_mode) and self.target != _STANDARD_OUTPUT
             if self._regular:
                 private_files.lock(fd, self.target)
-                fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | os.O_APPEND)  # others may shorten it: logrotate's copytruncate
+                append_only(fd)  # others may shorten it: logrotate's copytruncate
                 if status.st_size == 0:
                     os.fchmod(fd, 0o600)
                 begun = status.st_mtime if status.st_size else time.time()
@@ -255,7 +255,7 @@ class File(Output):
 
 def _compress(path: str) -> None:
     unfinished = f"{path}.gz{_UNFINISHED}"
-    fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(path, "rb") as source, open(fd, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
     os.rename(unfinished, f"{path}.gz")

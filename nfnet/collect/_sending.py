@@ -11,10 +11,9 @@ import struct
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from fcntl import ioctl
-from termios import TIOCOUTQ
 from typing import Any, NamedTuple
 
+from .._io.system import fcntl
 from ..errors import NfnetError
 from ._batch import Batch
 from ._output import Output, OutputError
@@ -24,7 +23,7 @@ CONNECT_PATIENCE = 10.0
 _PATIENCE = 30.0  # seconds without any progress, after which a server does not take more
 _PIECE = 1 << 20  # bytes that are sent before the server's kernel is waited for
 _CHUNK = 1 << 16
-_KEEPALIVE = {socket.TCP_KEEPIDLE: 20, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
+_KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # by name: macOS has not all of them
 
 
 class _Place(NamedTuple):
@@ -228,10 +227,12 @@ class StreamSender(Sender):
 
     def _wait_until_acknowledged(self, sock: socket.socket) -> None:
         """Wait until the kernel's send queue is empty (SIOCOUTQ): it keeps all that it may have to send once more."""
+        from termios import TIOCOUTQ  # here: Windows has no such module
+
         poll = select.poll()
         poll.register(sock.fileno(), 0)  # errors alone
         before, deadline, pause = -1, 0.0, 0.25
-        while left := struct.unpack("i", ioctl(sock.fileno(), TIOCOUTQ, bytes(4)))[0]:
+        while left := struct.unpack("i", fcntl.ioctl(sock.fileno(), TIOCOUTQ, bytes(4)))[0]:
             if left != before:
                 before, deadline = left, time.monotonic() + _PATIENCE
             if time.monotonic() > deadline:
@@ -261,8 +262,9 @@ def connect_tcp(host: str, port: int) -> socket.socket:
     try:
         sock.settimeout(_PATIENCE)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEPALIVE.items():
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        for name, value in _KEEPALIVE.items():
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     except BaseException:
         sock.close()
         raise

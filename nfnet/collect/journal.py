@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import socket
@@ -12,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, ClassVar
 
+from .._io.system import fcntl
 from ..errors import ArgumentError
 from . import _rfc5424
 from ._batch import Batch
@@ -22,7 +22,7 @@ from ._sending import UnixSender
 _INFO, _WARNING = _rfc5424.SEVERITIES["info"], _rfc5424.SEVERITIES["warning"]
 _LONGEST_NAME = 64
 # journald reads a file that nobody can change any more.
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_SEALS = 0xF  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_WRITE
 
 
 class Journal(UnixSender):

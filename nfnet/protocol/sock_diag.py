@@ -39,6 +39,7 @@ class TcpState(IntEnum):
     CLOSING = 11
 
 
+_UDPLITE = 136  # socket.IPPROTO_UDPLITE, for which macOS and Windows have no name
 _uint32 = FormatField(PREFIX, "L")
 
 # struct inet_diag_sockid
@@ -107,7 +108,7 @@ def build_request(
     """
     family = socket.AF_INET if len(local) == 4 else socket.AF_INET6
     ends = local_port.to_bytes(2, "big"), remote_port.to_bytes(2, "big"), local, remote
-    if protocol in (socket.IPPROTO_UDP, socket.IPPROTO_UDPLITE):
+    if protocol in (socket.IPPROTO_UDP, _UDPLITE):
         # Of these the kernel looks for the socket that gets a packet with this source and destination
         # ("src and dst are swapped for historical reasons", net/ipv4/udp_diag.c).
         ends = ends[1], ends[0], remote, local

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from .._io.netlink_socket import NetlinkSocket
+from .._io.system import at_forks
 from ..errors import KernelError, NfnetError, NotSupportedError
 from . import _nftables
 from ._connections import branch_name
@@ -168,7 +169,7 @@ class _Installation:
 _installations: dict[object, _Installation] = {}
 
 # A forked child has closed the sockets: the rules are its parent's.
-os.register_at_fork(after_in_child=_installations.clear)
+at_forks(after_in_child=_installations.clear)
 
 
 def is_installed(what: object) -> bool:

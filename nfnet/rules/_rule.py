@@ -10,6 +10,7 @@ from typing import Any
 
 from .._arguments import wrong_type
 from .._io.netlink_socket import NetlinkSocket
+from .._io.system import check_linux
 from .._printable import printable
 from .._typing import Unpack
 from ..errors import ArgumentError
@@ -165,6 +166,7 @@ class RuleSet:
         self._install(block=False)
 
     def _install(self, *, block: bool) -> None:
+        check_linux(self._operation())
         sock = call_in(self.rules[0].netns, self._connect)
         # The kernel does not say which expression it lacks.
         lines = [line for line in _description.nft_rules(self._plan) if line.startswith(("nft add rule", "#"))]

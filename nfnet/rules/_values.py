@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import grp
 import ipaddress
 import os
-import pwd
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .._arguments import check, check_choice, wrong_type
+from .._io.system import group_number, user_number
 from ..errors import ArgumentError
 
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
@@ -218,12 +217,12 @@ def nft_interface(name: str) -> str:
 
 def read_user(name: str, value: Any) -> Iterator[Span]:
     """Convert a user's number or name, or a range of numbers. Raises ArgumentError."""
-    return _read_account(name, value, "user", lambda text: pwd.getpwnam(text).pw_uid)
+    return _read_account(name, value, "user", user_number)
 
 
 def read_group(name: str, value: Any) -> Iterator[Span]:
     """Convert a group's number or name, or a range of numbers. Raises ArgumentError."""
-    return _read_account(name, value, "group", lambda text: grp.getgrnam(text).gr_gid)
+    return _read_account(name, value, "group", group_number)
 
 
 def _read_account(name: str, value: Any, what: str, find: Callable[[str], int]) -> Iterator[Span]:
