@@ -228,12 +228,31 @@ def test_our_own_dns_answers(net: Net) -> None:
     assert ask() == "192.0.2.1"
 
 
-def test_the_first_example_of_the_readme(net: Net, tmp_path: Path) -> None:
-    """With NFNET_PYTHON by that interpreter, in which nothing but nfnet is installed, say."""
-    text = (EXAMPLES.parent / "README.md").read_text()
+def first_example(page: str, tmp_path: Path) -> list[str]:
+    """The command that runs it: with NFNET_PYTHON by that interpreter, in which nothing but nfnet is installed, say."""
     script = tmp_path / "script.py"
-    script.write_text(text.split("```python\n", 1)[1].split("```", 1)[0])
-    command = [os.environ.get("NFNET_PYTHON", sys.executable), "-X", "dev", str(script)]
+    script.write_text((EXAMPLES.parent / page).read_text().split("```python\n", 1)[1].split("```", 1)[0])
+    return [os.environ.get("NFNET_PYTHON", sys.executable), "-X", "dev", str(script)]
+
+
+def test_the_first_example_of_the_readme(net: Net, tmp_path: Path) -> None:
+    sender, receiver = net.open_socket("client"), net.receiver(port=7777)
+    destination = (ADDRESS["server", V4], 7777)
+    command = first_example("README.md", tmp_path)
+    with running(net, command, "server", env={**os.environ, "PATH": "/nowhere"}, cwd=tmp_path) as process:
+        assert wait_for(lambda: is_bound(net, host="server", queue=1) or process.poll() is not None)
+        for data in (b"hello", b"the secret", b"end"):
+            sender.sendto(data, destination)
+        assert [receiver.recv(100) for _ in range(2)] == [b"hello", b"end"]
+        process.send_signal(signal.SIGINT)
+        printed, errors = process.communicate(timeout=TIMEOUT)
+    assert [line.split()[-1] for line in printed.splitlines()] == ["accept", "drop", "accept"]
+    assert errors.endswith("KeyboardInterrupt\n")
+    assert wait_for(lambda: rules.installed(net.hosts["server"]) == [])
+
+
+def test_the_example_of_each_kind_of_verdict(net: Net, tmp_path: Path) -> None:
+    command = first_example("docs/packets.md", tmp_path)
     sender, receiver = net.open_socket("client"), net.receiver(port=7777)
     destination = (ADDRESS["server", V4], 7777)
     with running(net, command, "client", env={**os.environ, "PATH": "/nowhere"}, cwd=tmp_path) as process:
