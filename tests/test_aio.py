@@ -513,7 +513,7 @@ def test_handlers_that_would_not_run_are_refused() -> None:
                     await queue.run(handler)
             assert queue.counters.received == 0
             with pytest.raises(
-                TypeError, match=r"returned a coroutine.*give run the async function itself, or a funct"
+                TypeError, match=r"returned a coroutine.*pass the async function itself to run, or a funct"
             ):
                 await queue.run(lambda packet: NOT_RUN["async function"][0](packet))
             assert not kernel.judged

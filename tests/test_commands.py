@@ -485,7 +485,7 @@ def test_lines_of_other_packets() -> None:
     def contents(payload: bytes) -> str:
         return LogMessage.from_bytes(testing.log_message(payload)).contents()
 
-    assert contents(b"") == "0 bytes that are no IP packet"
+    assert contents(b"") == "0 bytes that are not an IP packet"
     assert contents(testing.tcp(flags=0x12)) == "TCP 192.0.2.1.40000 > 192.0.2.2.80 [SYN.ACK] 40 bytes"
     assert contents(testing.udp(source="fd00::1", destination="fd00::2")).startswith("UDP fd00::1.40000 > fd00::2.9")
 
