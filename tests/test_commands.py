@@ -352,7 +352,7 @@ def test_a_queue_reads_no_packets_from_other_things(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert f"1 record of link type USB_LINUX (189). {path}" not in done.stderr
         assert (
-            f"1 record of link type USB_LINUX (189). The IP packets that Wireshark finds in it: tshark -r {path}"
+            f"1 record of link type USB_LINUX (189). To get the IP packets that Wireshark finds: tshark -r {path}"
             in (done.stderr)
         )
 
