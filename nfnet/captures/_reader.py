@@ -41,8 +41,8 @@ class Record(NamedTuple):
 
     ``time_ns`` is in nanoseconds since 1970, UTC; None for the simple packets of pcapng, which have no time.
     ``original_length`` is larger than ``data`` if the data were cut short. ``byteorder`` is that of the file, "little"
-    or "big". ``offset`` is the position of the record in the (decompressed) file, and ``data_offset`` that of its data, in
-    bytes. ``number`` counts all records of the file from 1, as Wireshark does.
+    or "big". ``offset`` is the position of the record in the (decompressed) file, and ``data_offset`` that of its data,
+    in bytes. ``number`` counts all records of the file from 1, as Wireshark does.
 
     Only pcapng has comments and names of interfaces. ``interface`` is an interface's number: in pcapng its position in
     the section, from 1; in Kuznetzov's pcap the kernel's index. ``direction`` is None if the record does not contain

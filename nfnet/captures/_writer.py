@@ -72,7 +72,7 @@ class Writer:
     begin: whether to remove the file's old contents now. If False, `begin` does that.
 
     It has the byte order of this machine, which the records must have, too. Only the owner can read the file, because
-    packets can contain secrets; see `create`. Raises OSError, EBUSY if there is another writer of the same file.
+    packets can contain secrets. Raises OSError, EBUSY if there is another writer of the same file.
     """
 
     def __init__(self, path: str | os.PathLike[str], link_type: LinkType, *, begin: bool = True) -> None:

@@ -19,6 +19,8 @@ are installed.
 
 If the requirements can be changed, require nfnet-netfilterqueue or
 nfnet-nflogr instead. To run one script, use nfnet run.
+
+exit status: 0 if it was done, 1 if not
 """
 
 

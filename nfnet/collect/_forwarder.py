@@ -21,7 +21,8 @@ _AGAIN = 1.0  # seconds until the next try
 class Forwarder:
     """Brings batches from a source to outputs, until `stop`: one of any number of workers.
 
-    source: where from. outputs: where to; see `nfnet.collect.output`.
+    source: where from; see `nfnet.collect.source`.
+    outputs: where to; see `nfnet.collect.output`.
     count: end when so many messages have been stored.
     report: is told, in a line, what the person who runs it should know. Default: a warning of the logger "nfnet".
 

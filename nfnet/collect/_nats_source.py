@@ -39,7 +39,11 @@ class NatsSource:
     """The messages that `Nats` outputs publish, each to one worker.
 
     All workers with the same ``consumer`` share a stream's messages. One that is not acknowledged within a minute, for
-    its worker was killed, say, goes to another. The other settings are those of the connection.
+    its worker was killed, say, goes to another.
+
+    target: what follows ``nats:`` in the URL.
+    consumer: the name that workers have in common. Default: "nfnet".
+    settings: those of the connection.
     """
 
     scheme: ClassVar[str] = "nats"

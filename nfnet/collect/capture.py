@@ -21,7 +21,7 @@ class Capture(File):
 
     target: the name of the file: pcapng, or pcap if it ends in ``.pcap``; "-" is the standard output.
     anew: whether a file that is there already is emptied, instead of renamed.
-    settings: as for `File`.
+    settings: those of all files.
 
     Each file has its own header, also those that were rotated. One that is there when the collector begins is renamed
     as if it was rotated.

@@ -86,7 +86,9 @@ class Postgresql(Output):
     A batch is stored once, however often it is written: its messages are committed together with a row of the table
     ``batches``, which has a unique session, sequence number and time.
 
-    keep: the partition of a day that ended more than so many seconds ago is dropped. payload: whether to store packets.
+    target: what follows ``postgresql:`` in the URL.
+    keep: the partition of a day that ended more than so many seconds ago is dropped. Default: none is.
+    payload: whether to store packets. Default: yes.
     """
 
     scheme = "postgresql"
