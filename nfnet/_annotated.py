@@ -15,7 +15,7 @@ class Annotated(bytes):
     accounts: tuple[str | None, str | None] | None
     """The names of user and group, if the message is from another machine."""
     suppressed: int
-    """How many messages this one represents, itself included, if the collector left some out: `LogMessage.suppressed`."""
+    """How many messages this one represents, itself included, if a collector has a limit: `LogMessage.suppressed`."""
     interface_name: str | None
     """The recorded name of the packet's interface, which is `Message.indev` or `Message.outdev`."""
 

@@ -1,7 +1,7 @@
 """A packet or log message as a line of JSON, with the field names of the Elastic Common Schema.
 
 `ecs` reads every field from a table. `JsonLines` writes the same lines for many log messages, in an eighth of the time:
-it evaluates the table once for all messages that differ only in time, sequence number, addresses, ports and length, and,
+it reads the table once for all messages that differ only in time, sequence number, addresses, ports and length, and,
 for TCP and ICMP, have the same flags, or type and code.
 """
 
@@ -99,7 +99,7 @@ def _icmp(seen: _Seen, name: str) -> int | None:
 
 
 def link_header(message: Packet | LogMessage) -> bytes:
-    """Return the link-layer header of an incoming packet, or of an outgoing one in the families bridge and netdev; or b""."""
+    """Return the link-layer header of a packet (outgoing ones: only in the families bridge and netdev), or b""."""
     header = message.l2header
     if header is None and isinstance(message, LogMessage):
         header = message.hwheader

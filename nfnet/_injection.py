@@ -32,7 +32,7 @@ def inject(packet: bytes | Any, *, mark: int | None = None, netns: Netns | None 
 
     In tests, while a fed queue or a replay is open, nothing is sent: see `nfnet.testing.FedQueue.injected`.
 
-    Raises ArgumentError if this is not an IP packet or cannot be sent completely, NotPermittedError without CAP_NET_RAW, or
+    Raises ArgumentError if it is not an IP packet or must not be fragmented, NotPermittedError without CAP_NET_RAW, or
     without CAP_NET_ADMIN for the mark, and KernelError if the packet cannot be sent: no route, or a firewall drops it.
     """
     number = INJECTED_MARK if mark is None else check("mark", mark, 0, 0xFFFFFFFF)

@@ -77,7 +77,7 @@ class Process(NamedTuple):
     """The owner of the socket: the effective user id of the process when it created the socket, in the user
     namespace of this program. ``meta skuid`` compares this id."""
     cgroup: str | None = None
-    """The path of its control group in the unified hierarchy, or in systemd's own if it is in the root of the former."""
+    """The path of its control group in the unified hierarchy, or in systemd's own if it is in the root of that."""
 
     def __str__(self) -> str:
         where = "" if self.executable is None else f", {self.executable}"
