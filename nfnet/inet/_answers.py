@@ -2,8 +2,8 @@
 
 The functions take a packet as bytes from its IP header on, and return the packets to send, with correct lengths and
 checksums. ``length`` is the packet's size in bytes, if only its beginning was copied (`Packet.cap_len`): sequence
-numbers count all its data, however much was copied. ``broadcast`` is True if its destination is the broadcast address of a
-network, which only a host in that network knows.
+numbers count all its data, however much was copied. ``broadcast`` is True if its destination is the broadcast address
+of a network, which only a host in that network knows.
 
 The packets are untrusted input. `answer` raises ArgumentError for packets that have no answer; `resets` and `refusals`
 return an empty list if no notice is allowed (RFC 1122, RFC 4443), because then the packet can only be dropped.

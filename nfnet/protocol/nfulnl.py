@@ -98,9 +98,7 @@ NFULA_TABLE = table(
     Attribute(NFULA.HWADDR, "NFULA_HWADDR", nfqnl.hwaddr, "link-layer source address"),
     Attribute(NFULA.HWTYPE, "NFULA_HWTYPE", Int16ub, "link-layer type (ARPHRD_*) of the incoming interface"),
     Attribute(NFULA.HWLEN, "NFULA_HWLEN", Int16ub, "length of the link-layer header"),
-    Attribute(
-        NFULA.HWHEADER, "NFULA_HWHEADER", GreedyBytes, "link-layer header of an incoming packet, without VLAN tag"
-    ),
+    Attribute(NFULA.HWHEADER, "NFULA_HWHEADER", GreedyBytes, "incoming link-layer header, without VLAN tag"),
     Attribute(NFULA.TIMESTAMP, "NFULA_TIMESTAMP", nfqnl.timestamp, "arrival (UTC); not for output and postrouting"),
     Attribute(NFULA.UID, "NFULA_UID", Int32ub, "user id of the local sender, in this program's user namespace"),
     Attribute(NFULA.GID, "NFULA_GID", Int32ub, "group id of the local sender, in this program's user namespace"),
