@@ -1,7 +1,7 @@
-"""Networks that a systemd unit may use, and no others: python unit_networks.py UNIT NETWORK...
+"""Restricts a systemd unit to networks: python unit_networks.py UNIT NETWORK...
 
-UNIT is a slice, a service, or the path of another control group. What stays on this machine (lo)
-always passes.
+UNIT is a slice, a service, or the path of another control group. Packets that stay on this
+machine (lo) always pass.
 """
 
 import signal
