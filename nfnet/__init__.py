@@ -10,53 +10,53 @@ Packets to decide (NFQUEUE)
     Queue, AsyncQueue       a queue, in a plain program or in one with asyncio
     Packet                  one packet: what it is, and the verdict on it
     Workers, run_workers    several queues, a process each
-    Verdict, CopyMode       what becomes of a packet; how much of it is copied
-    Hook, Family, SkbInfo   where a packet was queued, and what the kernel says of its checksum
-    Conntrack, CtInfo       its connection, and how it relates to that
-    Process, process_of     the program on this machine that sends or receives it; the same for a five-tuple
-    Vlan                    its VLAN tag, in the bridge family
-    inject, INJECTED_MARK   send a packet of one's own; the mark of what is sent
-    QueueOptions            the options of Queue, for functions that hand them on
+    Verdict, CopyMode       the kinds of verdict; how much of a packet is copied
+    Hook, Family, SkbInfo   where a packet was queued; the state of its checksum and segmentation
+    Conntrack, CtInfo       the packet's connection; the packet's relation to that connection
+    Process, process_of     the local program that sends or receives a packet; the same for a five-tuple
+    Vlan                    the packet's VLAN tag, in the bridge family
+    inject, INJECTED_MARK   send a new packet; the mark of such packets
+    QueueOptions            the options of Queue, for functions that pass them on
     AcceptOptions           the same for Packet.accept
 
 Packets that rules log (NFLOG)
     Log, AsyncLog           a log group, in a plain program or in one with asyncio
     LogMessage              one logged packet
-    ArpHook, NetdevHook     where it was logged, in the families ARP and NETDEV
-    LogOptions              the options of Log, for functions that hand them on
+    ArpHook, NetdevHook     where a packet was logged, in the families ARP and NETDEV
+    LogOptions              the options of Log, for functions that pass them on
 
 Recordings
-    record, Recorder        to a file, what passes between the kernel and this program
-    replay, Replay          a file in place of the kernel
-    GivenVerdict            a verdict in it
+    record, Recorder        write the messages between the kernel and this program to a file
+    replay, Replay          read packets from a file instead of from the kernel
+    GivenVerdict            a verdict given during a replay
 
 Counters
-    QueueCounters, QueueStatus, QueueStats      what a queue counts, what the kernel says of it, and both
+    QueueCounters, QueueStatus, QueueStats      the counters of a queue, its status in the kernel, and both
     LogCounters, LogStatus, LogStats            the same for a log group
     SocketStatus                                how full the receive buffer is
 
-Errors: all are NfnetError, and those of the kernel KernelError
+Errors: all derive from NfnetError, and those of the kernel from KernelError
     ArgumentError, ArgumentTypeError, NoElementError
-                                                what cannot be right; nothing was sent
+                                                an invalid argument; nothing was sent
     AlreadyDecidedError, ClosedError, BusyReadingError
-                                                a second verdict, a closed queue, a second loop
+                                                a second verdict, a closed queue, a second reader
     NotPermittedError, BusyError, NotSupportedError, AckTimeoutError
-                                                the kernel refuses, or does not answer
-    OverrunError, DecodeError, CaptureError     packets were lost; a message or a file is damaged
+                                                the kernel refuses a request, or does not answer
+    OverrunError, DecodeError, CaptureError     packets were lost; a message or file is damaged
 
-Below
-    Transport, NetlinkSocket                    the way to the kernel, or to what stands in for it
+Transports
+    Transport, NetlinkSocket                    the connection to the kernel, and the interface of its substitutes
 
-Modules: rules (what the firewall queues and logs), inet (headers, and how to change them), stats (all queues and logs
-of the machine), collect (what rules log, to files and databases), testing, metrics, netns, doctor, compat
+Modules: rules (firewall rules that queue and log packets), inet (read and change headers), stats (all queues and logs
+of the machine), collect (store logged packets in files and databases), testing, metrics, netns, doctor, compat
 (NetfilterQueue and nflogr), protocol.
 """
 
 import sys
 
-# "python -m nfnet" puts the current directory first, so that the package is found. What the package itself imports is
-# nobody's who can write there. (argv[0] is "-m" while the module is looked for, and the word before the arguments is
-# its name, "-mnfnet" if they are one.)
+# "python -m nfnet" puts the current directory first in sys.path, so that Python finds the package. Modules that the
+# package imports must not come from that directory, where other users may be able to write. (While Python looks for the
+# module, argv[0] is "-m". The word before the arguments is the module's name, or "-mnfnet" in one word.)
 if sys.argv[:1] == ["-m"] and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
     _word = sys.orig_argv[-len(sys.argv)]
     if (_word.partition("m")[2] if _word.startswith("-") else _word) in ("nfnet", "nfnet.compat"):
@@ -64,9 +64,9 @@ if sys.argv[:1] == ["-m"] and not (sys.flags.isolated or getattr(sys.flags, "saf
 
 __version__ = "0.1.0"
 
-# The public modules, and what each of them has that is in this package, too. All are imported when somebody asks for
-# them: construct, from which the protocol is made, takes longer than everything else, and a program that imports nfnet
-# may not need it (or does not need asyncio, sqlite3, ...).
+# The public modules, and the names that this package takes from each of them. A module is imported when a program first
+# uses one of its names: construct, from which the protocol is built, takes longer to import than everything else, and
+# many programs do not need it (or asyncio, sqlite3, ...).
 _MODULES = {
     "_core.message": ("Vlan",),
     "_injection": ("inject",),
@@ -114,7 +114,7 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 _PUBLIC_MODULES = [name for name in _MODULES if "." not in name and not name.startswith("_")]
 
-TYPE_CHECKING = False  # as type checkers have it; the module typing takes ten times as long to import as this one
+TYPE_CHECKING = False  # type checkers know this name; importing typing takes ten times as long as this module
 if TYPE_CHECKING:
     from . import aio as aio
     from . import captures as captures
@@ -166,17 +166,17 @@ if TYPE_CHECKING:
     from .queue import Queue, QueueOptions
     from .stats import LogCounters, LogStats, LogStatus, QueueCounters, QueueStats, QueueStatus
     from .workers import Workers, run_workers
-else:  # a type checker would take every name for one of the module's
+else:  # a type checker would accept every name as an attribute of the module
 
     def __getattr__(name: str) -> object:
         from importlib import import_module
 
         if name in _PUBLIC_MODULES:
-            return import_module(f"{__name__}.{name}")  # which makes it an attribute of this one
+            return import_module(f"{__name__}.{name}")  # this also makes it an attribute of this package
         if name not in _MODULE_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
         value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-        globals()[name] = value  # found there from now on, at no cost
+        globals()[name] = value  # from now on Python finds it there without calling this function
         return value
 
 

@@ -1,6 +1,6 @@
-"""Names of users and groups, by this machine's own files.
+"""Names of users and groups, from this machine's own files.
 
-``pwd`` and ``grp`` ask whatever /etc/nsswitch.conf names: servers on the network, too, whose answer they wait for.
+``pwd`` and ``grp`` use the sources in /etc/nsswitch.conf, which can be servers on the network, and wait for them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _LOOK_AGAIN = 1.0  # seconds
 
 
 class _Names:
-    """The names in a file whose lines are ``name:password:number:...``, read anew when it was changed."""
+    """The names in a file whose lines are ``name:password:number:...``, read again when the file has changed."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -23,7 +23,7 @@ class _Names:
         self._names: dict[int, str] = {}
 
     def __call__(self, number: int | None) -> str | None:
-        """The name of a number; None if the file has none, or cannot be read."""
+        """Return the name of a number; None if the file has none, or cannot be read."""
         if number is None:
             return None
         now = time.monotonic()
@@ -40,14 +40,14 @@ class _Names:
                 return
             with open(self._path, encoding="utf-8", errors="replace") as file:
                 lines = file.read().splitlines()
-        except OSError:  # a container may have none
+        except OSError:  # a container can lack the file
             self._names, self._version = {}, None
             return
         found: dict[int, str] = {}
         for line in lines:
             fields = line.split(":")
             if len(fields) > 2 and fields[2].isdecimal():
-                found.setdefault(int(fields[2]), fields[0])  # the first one counts, as everywhere
+                found.setdefault(int(fields[2]), fields[0])  # the first one counts, as for other programs
         self._names, self._version = found, version
 
 
@@ -56,10 +56,10 @@ _groups = _Names("/etc/group")
 
 
 def user_name(uid: int | None, raw: bytes = b"") -> str | None:
-    """The name of a user; ``raw`` is the message in which the number was, which may be of another machine."""
+    """Return the name of a user; ``raw`` is the message with the number, which can be from another machine."""
     return raw.accounts[0] if isinstance(raw, Annotated) and raw.accounts is not None else _users(uid)
 
 
 def group_name(gid: int | None, raw: bytes = b"") -> str | None:
-    """The name of a group; see `user_name`."""
+    """Return the name of a group; see `user_name`."""
     return raw.accounts[1] if isinstance(raw, Annotated) and raw.accounts is not None else _groups(gid)

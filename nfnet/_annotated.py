@@ -6,18 +6,18 @@ from ._processes import Process
 
 
 class Annotated(bytes):
-    """A datagram, or a message in it, and what is known about it besides."""
+    """A datagram, or a message in it, with further information about it."""
 
     time_ns: int | None
     """The time of its record, in nanoseconds since 1970 (UTC): `Message.timestamp` if the message has none."""
     process: Process | None
-    """The process that a test, or the collector, says is behind the packet: `Message.process`."""
+    """The process of the packet, set by a test or the collector: `Message.process`."""
     accounts: tuple[str | None, str | None] | None
     """The names of user and group, if the message is from another machine."""
     suppressed: int
-    """For how many messages this one stands that the collector left out, itself included: `LogMessage.suppressed`."""
+    """How many messages this one represents, itself included, if a collector has a limit: `LogMessage.suppressed`."""
     interface_name: str | None
-    """The name of the interface that a recording says the packet passed: of `Message.indev` or `Message.outdev`."""
+    """The recorded name of the packet's interface, which is `Message.indev` or `Message.outdev`."""
 
     def __new__(
         cls,

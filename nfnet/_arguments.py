@@ -9,18 +9,18 @@ from types import CoroutineType, FunctionType
 
 from .errors import ArgumentError, ArgumentTypeError
 
-_NOT_RUN = CO_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR  # by a call
+_NOT_RUN = CO_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR  # flags of functions whose body a call does not run
 
 
 def wrong_type(name: str, value: object, what: str) -> ArgumentTypeError:
-    """The error for an argument that must be ``what`` and is of another type."""
+    """Return the error for an argument that must be ``what`` and has another type."""
     return ArgumentTypeError(f"{name} must be {what}, not {type(value).__name__}")
 
 
 def check(name: str, value: int, least: int, most: int, *, what: str = "an integer") -> int:
-    """``value`` as an int within bounds.
+    """Return ``value`` as an int, if it is within bounds.
 
-    Raises ArgumentError that names the argument; ArgumentTypeError, which says ``what`` it must be, for no integer.
+    Raises ArgumentError with the name of the argument; ArgumentTypeError, with ``what`` it must be, for a non-integer.
     """
     try:
         number = operator.index(value)
@@ -32,12 +32,12 @@ def check(name: str, value: int, least: int, most: int, *, what: str = "an integ
 
 
 def shown(number: float) -> str:
-    """A number in the text of an error: Python refuses to write out one of more than 4,300 digits."""
+    """Return a number as text for an error message; Python does not convert ints of more than 4,300 digits."""
     return str(number) if isinstance(number, float) or number.bit_length() <= 64 else "a number beyond 64 bits"
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises ArgumentError if ``value`` is none of the ``choices``, ArgumentTypeError if it is no string."""
+    """Raise ArgumentError if ``value`` is not one of the ``choices``, ArgumentTypeError if it is not a string."""
     allowed = f"one of {', '.join(map(repr, choices))}"
     if not isinstance(value, str):
         raise wrong_type(name, value, allowed)
@@ -46,18 +46,18 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_flag(name: str, value: bool) -> bool:
-    """``value``, which must be True or False itself: "no" is true for Python. Raises ArgumentTypeError."""
+    """Return ``value`` if it is True or False; else raise ArgumentTypeError, because Python treats "no" as true."""
     if not isinstance(value, bool):
         raise wrong_type(name, value, "True or False")
     return value
 
 
 def check_handler(handler: object, remedy: str) -> None:
-    """Raises ArgumentTypeError for what cannot be called, and for async and generator functions.
+    """Raise ArgumentTypeError for objects that cannot be called, and for async and generator functions.
 
-    A call of those runs nothing of them. ``remedy`` is what to do with an async one.
+    Calling the latter does not run their body. ``remedy`` tells the user what to do with an async function.
     """
-    # As inspect.iscoroutinefunction does, but quicker, most of all for plain functions: `process` may be called for
+    # Like inspect.iscoroutinefunction, but faster, most of all for plain functions: programs can call `process` for
     # every packet.
     if type(handler) is FunctionType and not handler.__code__.co_flags & _NOT_RUN:
         return
@@ -76,7 +76,7 @@ def check_handler(handler: object, remedy: str) -> None:
 
 
 def check_result(result: object, remedy: str) -> None:
-    """Raises ArgumentTypeError if a handler returned a coroutine, as a lambda around an async function does."""
+    """Raise ArgumentTypeError if a handler returned a coroutine, as a lambda around an async function does."""
     if isinstance(result, CoroutineType):
-        result.close()  # else Python would warn of it, too
+        result.close()  # otherwise Python would warn about it, too
         raise ArgumentTypeError(f"the handler returned a coroutine, which nobody awaits: {remedy}")

@@ -1,7 +1,7 @@
 """A packet or log message as a line of JSON, with the field names of the Elastic Common Schema.
 
 `ecs` reads every field from a table. `JsonLines` writes the same lines for many log messages, in an eighth of the time:
-it asks the table once for all messages that differ only in time, sequence number, addresses, ports and length, and,
+it reads the table once for all messages that differ only in time, sequence number, addresses, ports and length, and,
 for TCP and ICMP, have the same flags, or type and code.
 """
 
@@ -32,14 +32,14 @@ _TRANSPORTS = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 132: "sctp"}
 
 
 class _Seen(NamedTuple):
-    """What the fields are read from."""
+    """The sources of the fields."""
 
     message: Packet | LogMessage
     ip: inet.Ip | None
     flow: inet.Flow | None
     conntrack: Conntrack | None
-    process: Process | None  # if it is known already: to find it takes long
-    moment: int | None  # of what has no time
+    process: Process | None  # if it is known already, because finding it takes long
+    moment: int | None  # the time for messages without one
 
 
 def _when(seen: _Seen) -> str | None:
@@ -50,7 +50,7 @@ def _when(seen: _Seen) -> str | None:
         return None
     try:
         utc = datetime.datetime.fromtimestamp(moment // 1_000_000_000, datetime.timezone.utc)
-    except (OverflowError, ValueError, OSError):  # a damaged recording has a time that no calendar has
+    except (OverflowError, ValueError, OSError):  # a damaged recording can have a time outside the calendar
         return None
     return f"{utc:%Y-%m-%dT%H:%M:%S}.{moment // 1000 % 1_000_000:06}Z"
 
@@ -60,7 +60,7 @@ _LIKE_ETHERNET = (1, 772)  # ARPHRD_ETHER, ARPHRD_LOOPBACK
 
 
 def _clean(text: str | None) -> str | None:
-    """JSON has no bytes that are no UTF-8."""
+    """Return text that JSON can contain, without surrogates for bytes that are not UTF-8."""
     return None if text is None else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -97,7 +97,7 @@ def _icmp(seen: _Seen, name: str) -> int | None:
 
 
 def link_header(message: Packet | LogMessage) -> bytes:
-    """The link-layer header as the packet came in, and before it goes out in the families bridge and netdev, or b""."""
+    """Return the link-layer header of a packet (outgoing ones: only in the families bridge and netdev), or b""."""
     header = message.l2header
     if header is None and isinstance(message, LogMessage):
         header = message.hwheader
@@ -105,7 +105,7 @@ def link_header(message: Packet | LogMessage) -> bytes:
 
 
 def destination_mac(message: Packet | LogMessage) -> bytes | None:
-    """The address to which the frame was sent, of Ethernet and of what looks like it."""
+    """Return the destination address of a frame, for Ethernet and similar link layers."""
     header = link_header(message)
     hwtype = message.hwtype if isinstance(message, LogMessage) else None
     return header[:6] if len(header) >= _ETHERNET_HEADER and hwtype in (None, *_LIKE_ETHERNET) else None
@@ -119,7 +119,7 @@ def _source_mac(seen: _Seen) -> bytes | None:
 
 
 def _other_header(seen: _Seen) -> str | None:
-    """What addresses and EtherType do not say."""
+    """Return the link-layer header if it contains more than addresses and EtherType."""
     header = link_header(seen.message)
     if destination_mac(seen.message) is not None and len(header) == _ETHERNET_HEADER:
         return None
@@ -144,8 +144,8 @@ def _ethertype(seen: _Seen) -> int | None:
     return seen.message.hw_protocol if seen.ip is None and seen.message.family not in _IP else None
 
 
-# A row for each field: where it is, and what it is; what is None is left out. Those under nfnet are not in the schema.
-# What differs between messages of equal `LogMessage.metadata` is in `_VARYING`, too.
+# A row for each field: its name and its value; None is left out. Fields under nfnet are not in the schema. Fields that
+# differ between messages of equal `LogMessage.metadata` are also in `_VARYING`.
 _FIELDS: tuple[tuple[str, Callable[[_Seen], Any]], ...] = (
     ("@timestamp", _when),
     ("source.ip", lambda seen: seen.ip and seen.ip.source),
@@ -214,9 +214,9 @@ def fields(
     more: Mapping[str, Any],
     top: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a line of JSON says; ``moment``, nanoseconds since 1970, is for a message that has no time.
+    """Return the contents of a line of JSON; ``moment``, nanoseconds since 1970, is for a message without a time.
 
-    more: further fields under nfnet. top: and beside it.
+    more: further fields under nfnet. top: further fields beside it.
     """
     raw = message.raw
     process = raw.process if isinstance(raw, Annotated) else None
@@ -235,22 +235,22 @@ def fields(
 
 
 def ecs(message: Packet | LogMessage, *, recorded: bool = False, **more: Any) -> str:
-    """One line of JSON; ``more`` are further fields under nfnet. What has no time came just now, or is recorded."""
+    """Return a line of JSON; ``more`` are further fields under nfnet. Without ``recorded``, now is the default time."""
     return json.dumps(fields(message, None if recorded else time.time_ns(), more))
 
 
 _TCP = 6
 _ICMP = (1, 58)  # of IPv4, of IPv6
-_PLAIN = WITH_PORTS | {1, 58}  # protocols that are no extension header of IPv6
+_PLAIN = WITH_PORTS | {1, 58}  # protocols that are not IPv6 extension headers
 _MOST_REMEMBERED = 4096  # of lines and of addresses
 _LAST_SECOND = 253_402_300_800  # when the year 10000 begins
-_FORGET = 1.0  # seconds; as long as names of interfaces are remembered
+_FORGET = 1.0  # seconds; as long as names of interfaces are cached
 
 
 class JsonLines:
     """Writes log messages as lines of JSON.
 
-    top: further fields, the same in each line. more: likewise, under nfnet.
+    top: further fields, the same in each line. more: further fields under nfnet, the same in each line.
     """
 
     def __init__(self, top: Mapping[str, Any] | None = None, **more: Any) -> None:
@@ -262,7 +262,7 @@ class JsonLines:
         self._forget = 0.0
 
     def __call__(self, messages: Iterable[LogMessage], moment: int) -> str:
-        """A line for each, with its end; ``moment``, nanoseconds since 1970, is for messages that have no time."""
+        """Return a line for each, with its end; ``moment``, nanoseconds since 1970, is for messages without a time."""
         if time.monotonic() >= self._forget:
             self._lines.clear()
             self._forget = time.monotonic() + _FORGET
@@ -285,7 +285,7 @@ class JsonLines:
         seq = message.seq
         if not plain or seq is None:
             return self._slowly(message, otherwise)
-        # What else of the packet itself is in a line.
+        # The other parts of the packet itself that a line contains.
         variant = 0
         if protocol == _TCP:
             end = size if size < length else length
@@ -332,7 +332,7 @@ class JsonLines:
 
 
 def _template(value: Any, path: str = "") -> str:
-    """JSON in which what varies is a conversion of the operator ``%``."""
+    """Return JSON in which the varying values are conversions of the operator ``%``."""
     if path in _VARYING:
         return _VARYING[path]
     if isinstance(value, dict):

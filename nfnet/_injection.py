@@ -1,4 +1,4 @@
-"""Sending packets of one's own."""
+"""Sending new packets."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def inject(packet: bytes | Any, *, mark: int | None = None, netns: Netns | None 
 
         nfnet.inject(nfnet.testing.udp(b"hello", source="192.0.2.7", destination="192.0.2.1", destination_port=53))
 
-    packet: the packet, bytes from the IP header on, or one of scapy's without a link layer. It ends where the bytes do:
-        lengths and checksums (IPv4, TCP, UDP, ICMP) are mended, other things are left as they are, the source for one,
-        which may be anybody's. A packet that is too large for the way leaves in fragments; with IPv4's "don't fragment"
-        (DF), or with extension headers of IPv6, that is an error.
-    mark: the packet's mark, 32 bits. If it is not given that is `nfnet.INJECTED_MARK`, over which `nfnet.rules.queue`
-        passes; with any other one, 0 for instance, rules queue the packet as they queue those of other programs.
+    packet: the packet, bytes from the IP header on, or a scapy packet without a link layer. It ends where the bytes
+        end. Lengths and checksums (IPv4, TCP, UDP, ICMP) are corrected; other fields are left unchanged, including the
+        source, which can be any address. A packet that is too large for its path is sent in fragments; with IPv4's
+        "don't fragment" (DF), or with IPv6 extension headers, that is an error.
+    mark: the packet's mark, 32 bits (default: `nfnet.INJECTED_MARK`, which the rules of `nfnet.rules.queue` skip). With
+        any other mark, 0 for instance, rules queue the packet like those of other programs.
     netns: the network namespace to send in; see `nfnet.Queue`.
 
-    The packet passes the hooks of what this machine sends: output and postrouting, or, if its destination is local,
-    output, postrouting, prerouting and input, as if it had come in by the interface lo.
+    The packet traverses the hooks for packets that this machine sends: output and postrouting, or, if its destination
+    is local, output, postrouting, prerouting and input, like a packet received by the interface lo.
 
     In tests, while a fed queue or a replay is open, nothing is sent: see `nfnet.testing.FedQueue.injected`.
 
-    Raises ArgumentError for what is no IP packet or cannot be sent whole, NotPermittedError without CAP_NET_RAW, or
+    Raises ArgumentError if it is not an IP packet or must not be fragmented, NotPermittedError without CAP_NET_RAW, or
     without CAP_NET_ADMIN for the mark, and KernelError if the packet cannot be sent: no route, or a firewall drops it.
     """
     number = INJECTED_MARK if mark is None else check("mark", mark, 0, 0xFFFFFFFF)
@@ -54,17 +54,17 @@ def inject(packet: bytes | Any, *, mark: int | None = None, netns: Netns | None 
         sock.close()
 
 
-# Doubles that are open, the newest last, by weak references: a test may forget to close one.
+# Open doubles, the newest last, by weak references, because a test can forget to close one.
 _doubles: list[weakref.ref[Transport]] = []
 
 
 def divert(double: Transport) -> None:
-    """Until `restore`, `inject` hands packets to this double instead of sending them."""
+    """Make `inject` pass packets to this double instead of sending them, until `restore`."""
     _doubles.append(weakref.ref(double))
 
 
 def restore(double: Transport) -> None:
-    """The double is closed; may be called twice."""
+    """Undo `divert`, when the double is closed. Can be called twice."""
     _doubles[:] = [each for each in _doubles if each() not in (double, None)]
 
 

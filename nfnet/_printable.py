@@ -1,13 +1,13 @@
-"""Text for people; also what somebody else has chosen, who sent a packet, say, or named an interface or a process."""
+"""Text for people, made safe: senders of packets, and other programs, choose parts of it."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """The text with nothing in it that a terminal would obey: such characters are shown as their bytes, ``[1b]``.
+    """Return the text with each character that controls a terminal replaced by its bytes, such as ``[1b]``.
 
-    These are control characters, line ends among them, what turns the direction of writing, and surrogates, which stand
-    for bytes that are no UTF-8.
+    These are control characters, including line ends, characters that change the direction of writing, and surrogates,
+    which stand for bytes that are not UTF-8.
     """
     if text.isprintable():
         return text
@@ -17,10 +17,10 @@ def printable(text: str) -> str:
 def _bytes_of(character: str) -> bytes:
     try:
         return character.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte
+    except UnicodeEncodeError:  # a surrogate that does not stand for a byte
         return character.encode("utf-8", "surrogatepass")
 
 
 def counted(count: int, what: str) -> str:
-    """1 packet, 2 packets."""
+    """Return a count with its noun: "1 packet", "2 packets"."""
     return f"{count} {what}{'' if count == 1 else 's'}"

@@ -1,11 +1,11 @@
 """Which process on this machine sends or receives a packet.
 
-It takes two questions. sock_diag says which socket has a connection or a port: its inode, and the user it belongs to.
-The kernel finds that socket as it finds the receiver of a packet, so that listening sockets, wildcards, IPv6 sockets
-that take IPv4, and SO_REUSEPORT need no thought here; it takes a few microseconds, and is asked each time, so that no
-answer is about a socket that was there before. Which process has a socket of that inode, the kernel does not say: that
-is looked up in the links of /proc/PID/fd, some two microseconds for each open file of each process. What was found is
-remembered, and before it is believed again that one link is read.
+This takes two steps. First, sock_diag reports the socket of a connection or port: its inode, and its user. The kernel
+finds that socket in the same way as the receiver of a packet, so listening sockets, wildcards, IPv6 sockets that accept
+IPv4, and SO_REUSEPORT need no code here. The request takes a few microseconds and is repeated each time, so that no
+answer is about an earlier socket. Second, the kernel does not report which process has a socket of that inode, so this
+is looked up in the links of /proc/PID/fd, which takes about two microseconds for each open file of each process. The
+result is cached, and the one link is read again before each use.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _log = logging.getLogger("nfnet")
 
 _T = TypeVar("_T")
 
-_MOST_SOCKETS = 16384  # that are remembered, with the processes that have them, before that starts afresh
-_MOST_CLOSED = 4096  # connections whose process is remembered beyond their closing
+_MOST_SOCKETS = 16384  # that are cached with their processes, before the cache is cleared
+_MOST_CLOSED = 4096  # closed connections whose process is still cached
 _MOST_MISSING = 1024
-# For this many times as long as a search took that found nothing, the same socket is not searched for again.
+# After a search that found nothing, the same socket is not searched for during this many times its duration.
 _PAUSE = 10
 _RECENT = 8  # processes that are searched first, because they were found before, unless they have more files than
 _MANY_FILES = 1024
@@ -50,7 +50,7 @@ _MOST_ANCESTORS = 64
 _MOST_BYTES = 0x10000  # of a file in /proc
 _DATAGRAM = 8192
 _NO_FILE_YET = (TcpState.ESTABLISHED, TcpState.SYN_RECV, TcpState.CLOSE_WAIT)
-_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:192.0.2.1 is what a socket of IPv6 that takes IPv4 calls 192.0.2.1
+_MAPPED = bytes(10) + b"\xff\xff"  # IPv6 sockets that accept IPv4 represent 192.0.2.1 as ::ffff:192.0.2.1
 _PING_TABLES = {socket.IPPROTO_ICMP: "icmp", socket.IPPROTO_ICMPV6: "icmp6"}
 
 _UNIT = re.compile(r".+\.(?:service|scope|socket|mount|swap)")
@@ -58,27 +58,27 @@ _CONTAINER = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
 class Process(NamedTuple):
-    """A process of this machine, as it was when it was asked for.
+    """A process of this machine, as it was at the time of the look-up.
 
-    ``str(process)`` is for people: "curl (process 4711, /usr/bin/curl)". A process may have chosen both of these names;
-    what a terminal would obey is shown as its bytes, ``[1b]``. The attributes have the names as they are.
+    ``str(process)`` is for people: "curl (process 4711, /usr/bin/curl)". A process can choose both of these names;
+    characters that control a terminal are shown as their bytes, ``[1b]``. The attributes contain the unchanged names.
     """
 
     pid: int
     """Its process id, in the pid namespace of this program."""
     name: str
-    """What it calls itself (/proc/PID/comm), 15 bytes at most: any program may choose any name."""
+    """Its name (/proc/PID/comm), 15 bytes at most: any program can choose any name."""
     executable: str | None = None
-    """The path of its program (/proc/PID/exe), in its own mount namespace; with " (deleted)" behind it if the file was
-    replaced or removed since. None if this program may not know."""
+    """The path of its program (/proc/PID/exe), in its own mount namespace; followed by " (deleted)" if the file was
+    replaced or removed since. None if this program may not read it."""
     command_line: tuple[str, ...] | None = None
-    """Its arguments, the program's name first, at most 64 KiB; a process may change what is there. Empty while the
-    process is in execve, and for kernel threads. None if this program may not know."""
+    """Its arguments, the program's name first, at most 64 KiB; a process can change them. Empty while the process
+    is in execve, and for kernel threads. None if this program may not read them."""
     uid: int = 0
-    """The user to whom the socket belongs: the effective user id of the process as it made the socket, in the user
-    namespace of this program. It is what ``meta skuid`` compares."""
+    """The owner of the socket: the effective user id of the process when it created the socket, in the user
+    namespace of this program. ``meta skuid`` compares this id."""
     cgroup: str | None = None
-    """The path of its control group: in the unified hierarchy; where it is in the root of that, in systemd's own."""
+    """The path of its control group in the unified hierarchy, or in systemd's own if it is in the root of that."""
 
     def __str__(self) -> str:
         where = "" if self.executable is None else f", {self.executable}"
@@ -86,7 +86,7 @@ class Process(NamedTuple):
 
     @property
     def unit(self) -> str | None:
-        """The systemd unit it runs in, the innermost that is no slice: "sshd.service", "session-3.scope"; or None."""
+        """The systemd unit it runs in, the innermost except slices: "sshd.service", "session-3.scope"; or None."""
         names = (self.cgroup or "").split("/")
         return next((name for name in reversed(names) if _UNIT.fullmatch(name)), None)
 
@@ -103,15 +103,15 @@ class Process(NamedTuple):
 
 
 def process_of(flow: Flow, *, netns: Netns | None = None) -> Process | None:
-    """The process on this machine that sends packets of a flow; if none does, the one that receives them; or None.
+    """Return the process on this machine that sends the packets of a flow, or else receives them; or None.
 
-    flow: as `Packet.flow` and `nfnet.inet.flow` give it, or made of protocol, source, source port, destination,
+    flow: a result of `Packet.flow` or `nfnet.inet.flow`, or a tuple of protocol, source, source port, destination,
         destination port.
-    netns: the network namespace in which the flow is, as for `Queue`; that of the calling thread if not given.
+    netns: the network namespace of the flow, as for `Queue` (default: that of the calling thread).
 
-    `Packet.process` says what is found and what is not; it knows, other than this, which end of the flow is here.
+    `Packet.process` describes which processes are found. Unlike this function, it knows which end of the flow is local.
 
-    Raises ArgumentError for what is no flow, KernelError if the namespace cannot be entered, or the kernel has no
+    Raises ArgumentError for an invalid flow, KernelError if the namespace cannot be entered, or the kernel has no
     sock_diag.
     """
     if not isinstance(flow, Flow):
@@ -146,12 +146,12 @@ def _packed(address: str) -> bytes:
 class Processes(at_fork.AtFork):
     """The processes behind the packets of one queue or log. Finds what it can, and raises nothing.
 
-    ``open_netns`` opens the network namespace in which they are, and returns None if they are of no kernel.
+    ``open_netns`` opens the network namespace of the packets, and returns None if they do not come from a kernel.
     """
 
     def __init__(self, open_netns: Callable[[], BinaryIO | None]) -> None:
-        # No method of this object: in a circle of references the queue's socket would outlive the queue until Python's
-        # garbage collector runs, and keep the queue bound.
+        # Not a method of this object: because of the reference cycle the queue's socket would outlive the queue until
+        # Python's garbage collector runs, and keep the queue bound.
         self._sockets = Sockets(partial(_call_there, open_netns))
         self._closed = False
         self._complained = False
@@ -160,7 +160,7 @@ class Processes(at_fork.AtFork):
     def find(
         self, flow: Flow, *, sends: bool, interface: int = 0, certain: bool = False, echo: int | None = None
     ) -> Process | None:
-        """As `Sockets.process`; what fails is logged once."""
+        """Like `Sockets.process`, but log an error once instead of raising it."""
         if self._closed:
             return None
         try:
@@ -170,16 +170,16 @@ class Processes(at_fork.AtFork):
         except (NfnetError, OSError) as error:
             if not (self._complained or self._closed):
                 self._complained = True
-                _log.warning("which processes send and receive packets cannot be found out: %s", error)
+                _log.warning("the processes that send and receive packets cannot be determined: %s", error)
         return None
 
     def close(self) -> None:
-        """Let go of the sockets; from now on nothing is found."""
+        """Close the sockets; from now on no process is found."""
         self._closed = True
         self._sockets.close()
 
     def after_fork(self) -> None:
-        self._sockets.close()  # the answers would come to either of the two processes
+        self._sockets.close()  # otherwise either of the two processes could receive the answers
 
 
 def _call_there(open_netns: Callable[[], BinaryIO | None], function: Callable[[], _T]) -> _T:
@@ -192,14 +192,14 @@ def _call_there(open_netns: Callable[[], BinaryIO | None], function: Callable[[]
 
 
 class _NowhereError(Exception):
-    """The packets are those of a recording or a test."""
+    """The packets come from a recording or a test."""
 
 
 class Sockets:
     """The sockets of a network namespace, in which ``call`` calls a function.
 
-    Threads, and a signal handler and what it interrupts, may ask at the same time: each takes a netlink socket that
-    nobody uses, or makes one. If something is raised before its answer was read, it is not put back.
+    Several threads, or a signal handler and the interrupted code, can use this at the same time: each takes an unused
+    netlink socket, or opens one. If an exception comes before the answer was read, the socket is not put back.
     """
 
     def __init__(self, call: Callable[[Callable[[], Any]], Any]) -> None:
@@ -209,11 +209,11 @@ class Sockets:
     def process(
         self, flow: Flow, *, sends: bool, interface: int = 0, certain: bool = False, echo: int | None = None
     ) -> Process | None:
-        """The process at the one end of a flow, None if that cannot be found or is not here.
+        """Return the process at one end of a flow, None if it cannot be found or is not local.
 
-        sends: whether it is asked for the source; else for the destination.
-        interface: index of the interface by which the packet goes or came, 0 if that is not known.
-        certain: whether that address is known to be one of this namespace's own.
+        sends: whether to look up the source; if not, the destination.
+        interface: index of the packet's outgoing or incoming interface, 0 if unknown.
+        certain: whether the address is known to belong to this namespace.
         echo: the identifier, if the packet is an ICMP echo.
         """
         local, remote = _packed(flow.source), _packed(flow.destination)
@@ -226,7 +226,7 @@ class Sockets:
             return None
         else:
             found = self._find(flow.protocol, local, local_port, remote, remote_port, interface)
-        # A wildcard takes packets to any address, but only those that are delivered here, and not forwarded.
+        # A wildcard socket receives packets to any address, but only those delivered locally, not forwarded ones.
         if found is None or not (certain or any(found.source) or self._is_local(local)):
             return None
         if not found.inode:
@@ -247,11 +247,11 @@ class Sockets:
 
         found = ask(remote_port)
         if found is not None and not found.inode and found.state in _NO_FILE_YET:
-            found = ask(0)  # nobody has accepted the connection: the socket that listens, which no other port hides
+            found = ask(0)  # the connection is not accepted yet: take the listening socket
         return found
 
     def _find_ping(self, protocol: int, local: bytes, identifier: int) -> sock_diag.Socket | None:
-        """The socket of an ICMP echo (``socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP)``), of which sock_diag knows none."""
+        """Return the socket of an ICMP echo (``socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP)``), which sock_diag lacks."""
 
         def read() -> str:
             check_linux("looking for the socket of an ICMP echo")
@@ -262,7 +262,7 @@ class Sockets:
             words = line.split()
             address, _, port = words[1].partition(":")
             source = b"".join(
-                int(address[place : place + 8], 16).to_bytes(4, HOST)  # each word is written as a number of the host's
+                int(address[place : place + 8], 16).to_bytes(4, HOST)  # each word is printed in host byte order
                 for place in range(0, len(address), 8)
             )
             if int(port, 16) == identifier and (source == local or not any(source)):
@@ -279,7 +279,7 @@ class Sockets:
             sock = self._open(protocol)
         try:
             sock.sendto(request, KERNEL)
-            answer = sock.recv(_DATAGRAM, socket.MSG_DONTWAIT)  # it is there when the request is sent
+            answer = sock.recv(_DATAGRAM, socket.MSG_DONTWAIT)  # the kernel has queued it before `sendto` returns
         except OSError as error:
             raise kernel_error("asking the kernel for a socket", error.errno or errno.EIO) from None
         self._idle[protocol].append(sock)
@@ -300,34 +300,34 @@ class Sockets:
         return sock
 
     def close(self) -> None:
-        """Close what nobody uses."""
+        """Close the unused sockets."""
         for idle in self._idle.values():
             while idle:
                 idle.pop().close()
 
 
 class _Holders:
-    """The processes that have sockets open, for all network namespaces: an inode is that of one socket of the machine.
+    """The processes that have sockets open, for all network namespaces: an inode belongs to one socket on the machine.
 
-    No locks: each step is one operation on a dict, and what another thread overwrites is found again.
+    No locks: each step is one operation on a dict, and an entry that another thread overwrites is found again.
     """
 
     def __init__(self) -> None:
         self.closed: dict[bytes, Process] = {}
-        """By cookie. The kernel goes on sending for a connection of TCP when its program has closed it, or ended."""
+        """By cookie. The kernel continues to send for a TCP connection after its program has closed it, or ended."""
         self._found: dict[int, tuple[int, int]] = {}  # inode to pid and file descriptor
-        self._seen: dict[int, tuple[int, int]] = {}  # likewise, as a search for another socket came by
-        self._missing: dict[int, float] = {}  # inode to when it may be searched for again
+        self._seen: dict[int, tuple[int, int]] = {}  # the same, found during a search for another socket
+        self._missing: dict[int, float] = {}  # inode to the time of the next permitted search
         self._recent: list[int] = []  # the pids found last, latest first
 
     def process(self, inode: int, uid: int) -> Process | None:
-        """The process that has the socket."""
-        for _ in range(2):  # what is remembered may be out of date
+        """Return the process that has the socket."""
+        for _ in range(2):  # the cached entry can be out of date
             place = self._found.get(inode) or self._look_for(inode)
             if place is None:
                 return None
             process = _read(place[0], uid)
-            # Only now: as long as it has the socket its pid is no other's, so that what was read is about it.
+            # Check this last: while the process has the socket its pid is not reused, so the data read is about it.
             if process is not None and _has(*place, inode):
                 return process
             self._found.pop(inode, None)
@@ -358,8 +358,8 @@ class _Holders:
         for pid in recent:
             if _count_files(pid) <= _MANY_FILES and (place := self.search_in(pid, inode)):
                 return place
-        # New programs first. Most of those with no more files than the standard ones wait for something, and have no
-        # socket: a look at their files would be half of all the work.
+        # New programs first. Most processes with only the standard files are idle and have no socket; reading their
+        # files would be half of all the work.
         try:
             others = sorted((int(name) for name in os.listdir("/proc") if name.isdecimal()), reverse=True)
         except OSError as error:
@@ -383,7 +383,7 @@ class _Holders:
         directory = f"/proc/{pid}/fd"
         try:
             names = os.listdir(directory)
-        except OSError:  # it has ended, or is somebody else's
+        except OSError:  # it has ended, or belongs to another user
             return None
         found = None
         if len(self._seen) >= _MOST_SOCKETS:
@@ -423,7 +423,7 @@ def this_process_has_socket(inode: int) -> bool:
 
 
 def _count_files(pid: int) -> int:
-    """How many files a process has open; 0 if it has ended, and before Linux 6.2 always."""
+    """Return how many files a process has open; 0 if it has ended, and always before Linux 6.2."""
     try:
         return os.stat(f"/proc/{pid}/fd").st_size
     except OSError:
@@ -431,7 +431,7 @@ def _count_files(pid: int) -> int:
 
 
 def _has(pid: int, file: int, inode: int) -> bool:
-    """Whether a file of a process is the socket."""
+    """Return whether a file of a process is the socket."""
     try:
         return os.readlink(f"/proc/{pid}/fd/{file}") == f"socket:[{inode}]"
     except OSError:
@@ -439,7 +439,7 @@ def _has(pid: int, file: int, inode: int) -> bool:
 
 
 def _oldest(pid: int, file: int, inode: int) -> tuple[int, int]:
-    """Of the process and its ancestors from which it inherited the socket, the first that still has it."""
+    """Return the oldest of the process and the ancestors from which it inherited the socket that still has it."""
     for _ in range(_MOST_ANCESTORS):
         status = _contents(f"/proc/{pid}/stat")
         if status is None:
@@ -452,7 +452,7 @@ def _oldest(pid: int, file: int, inode: int) -> tuple[int, int]:
 
 
 def _read(pid: int, uid: int) -> Process | None:
-    """What /proc says of a process; None if it has ended."""
+    """Read the data about a process from /proc; None if it has ended."""
     directory = f"/proc/{pid}"
     name = _contents(f"{directory}/comm")
     if name is None:
@@ -469,13 +469,13 @@ def _read(pid: int, uid: int) -> Process | None:
 
 
 def _command_line(arguments: bytes) -> tuple[str, ...]:
-    """The arguments in /proc/PID/cmdline, each of which ends with a zero byte."""
+    """Split the arguments in /proc/PID/cmdline, each of which ends with a zero byte."""
     # A kernel thread, a zombie, and a process in the middle of execve have none: the kernel sets the new name first.
     return tuple(map(os.fsdecode, arguments.removesuffix(b"\0").split(b"\0"))) if arguments else ()
 
 
 def _cgroup(lines: Iterable[str]) -> str | None:
-    """The path in the unified hierarchy, or in systemd's where that is still another one, by the lines of a file."""
+    """Find the path in the unified hierarchy, or in systemd's if that is separate, in the lines of the file."""
     paths: dict[str, str] = {}
     for line in lines:
         _, _, rest = line.partition(":")
@@ -486,7 +486,7 @@ def _cgroup(lines: Iterable[str]) -> str | None:
 
 
 def _contents(path: str) -> bytes | None:
-    """The beginning of a file, None if it cannot be read."""
+    """Return the beginning of a file, None if it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read(_MOST_BYTES)

@@ -1,4 +1,4 @@
-"""Queues and logs in a program with an event loop (asyncio, uvloop): the same arguments and methods, woken by the loop.
+"""Queues and logs for programs with an event loop (asyncio, uvloop), with the same arguments and methods.
 
     async with nfnet.AsyncQueue(1) as queue:
         async for packet in queue:
@@ -32,13 +32,13 @@ _log = logging.getLogger("nfnet")
 
 
 class _Queue(Queue):
-    """A queue whose packets may be decided by tasks."""
+    """A queue whose packets tasks can decide."""
 
     in_tasks: QueueBinding | None = None
-    """The binding whose packets tasks decide, None while no tasks run."""
+    """The binding whose packets tasks decide; None while no tasks run."""
 
     def _leave_undecided(self, binding: QueueBinding, packet: Packet) -> None:
-        if self.in_tasks is binding:  # the policy is for when the task has ended
+        if self.in_tasks is binding:  # the policy applies when the task has ended
             binding.defer(packet)
         else:
             super()._leave_undecided(binding, packet)
@@ -62,7 +62,7 @@ class _Queue(Queue):
             if session.cancelling:
                 raise
             if binding.close_began and isinstance(error, (ClosedError, AlreadyDecidedError)):
-                return  # closed while the handler was at work
+                return  # the queue was closed while the handler ran
             if self._on_error == "raise":
                 raise
             self._handler_failed(packet)
@@ -79,7 +79,7 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
         async with nfnet.AsyncQueue(1) as queue:
             await queue.run(handler)                # handler(packet), plain or async
 
-    Packets may be decided at any time while the queue is open; verdicts leave together. One task at a time may read.
+    Packets can be decided at any time while the queue is open; verdicts are sent together. One task at a time may read.
     """
 
     def __init__(self, num: int, **options: Unpack[QueueOptions]) -> None:
@@ -96,14 +96,14 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
     async def run(self, handler: AsyncHandler | Handler, concurrency: int = 100) -> None:
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
 
-        An async handler runs in a task of its own for each packet, so many at a time, and others wait in the queue; a
-        plain one must not block. What a handler raises is treated as ``on_error`` says, and ``undecided`` says what
-        becomes of packets that it leaves undecided. Where several raise, the first error comes out, and the others are
-        logged.
+        An async handler runs in a separate task for each packet, in at most ``concurrency`` tasks at a time; further
+        packets wait in the queue. A plain handler must not block. Exceptions of a handler are treated as ``on_error``
+        specifies, and packets that it leaves undecided as ``undecided`` specifies. If several tasks raise, `run` raises
+        the first error and logs the others.
 
-        After `stop` tasks that still run may finish. When this is cancelled, or raises, they are cancelled. No packet
-        is lost: those in their hands stay pending, those that were not handed out are for the next `run` or iteration.
-        Raises as `Queue.run`.
+        After `stop`, running tasks finish. If `run` is cancelled, or raises, it cancels them. No packet is lost: the
+        packets of cancelled tasks stay pending, and packets that were not handed out are left for the next `run` or
+        iteration. Raises the errors of `Queue.run`.
         """
         check("concurrency", concurrency, 1, 1 << 30)
         if _is_async(handler):
@@ -118,7 +118,7 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
         def ended(task: asyncio.Task[None]) -> None:
             packet = tasks.pop(task)
             if task.cancelled():
-                if not session.cancelling:  # the handler did that itself
+                if not session.cancelling:  # the handler cancelled its own task
                     errors.append((packet, asyncio.CancelledError()))
             elif (error := task.exception()) is not None:
                 errors.append((packet, error))
@@ -153,9 +153,9 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
                     elif room > 0:
                         await self._received(session)
                     else:
-                        session.unwatch()  # there is no room for more
+                        session.unwatch()  # no further task can start
                         await session.woken()
-                while tasks and not errors:  # `stop` lets them finish
+                while tasks and not errors:  # after `stop` they finish
                     await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
                 if errors:
                     raise errors[0][1]
@@ -167,7 +167,7 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
                 if not loop.is_closed():
                     for task in tasks:
                         task.cancel()
-                # GeneratorExit: this is disposed of, as the loop ended before it did, and may not wait any more.
+                # GeneratorExit: the event loop ended first. Python closes this coroutine, which must not wait again.
                 if tasks and not isinstance(coming_out, GeneratorExit):
                     await asyncio.gather(*tasks, return_exceptions=True)
                 for packet, error in errors:
@@ -182,13 +182,13 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
                 self._reader.flush()
 
     def _flush_soon(self) -> bool:
-        """Whether a verdict on a pending packet can wait for others: till the loop has been through once."""
+        """Return whether a verdict on a pending packet can wait for others, until the next turn of the event loop."""
         session = self._opened()
         try:
-            # In a task of this loop, which goes on with what is scheduled when the task waits; not in a signal handler.
+            # Called in a task of this loop, which runs the scheduled call when the task waits; not in a signal handler.
             if asyncio.get_running_loop() is not session.loop or asyncio.current_task() is None:
                 return False
-        except RuntimeError:  # no loop runs in this thread
+        except RuntimeError:  # no event loop runs in this thread
             return False
         if session.flushing is not session.loop:
             session.flushing = session.loop
@@ -200,11 +200,11 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
         self._reader.flush()
 
     def forget(self, flow: inet.Flow) -> bool:
-        """Take back a verdict on a whole connection; see `Queue.forget`. Blocks the event loop."""
+        """Withdraw a verdict on a whole connection; see `Queue.forget`. Blocks the event loop."""
         return self._reader.forget(flow)
 
     def forget_all(self) -> int:
-        """Take back the verdicts on all whole connections; see `Queue.forget_all`. Blocks the event loop."""
+        """Withdraw the verdicts on all whole connections; see `Queue.forget_all`. Blocks the event loop."""
         return self._reader.forget_all()
 
     @property
@@ -223,7 +223,7 @@ class AsyncQueue(AsyncReader[_Queue, Packet]):
         return self._reader.counters
 
     def stats(self) -> QueueStats:
-        """Return the counters, and what the kernel says of this queue and its socket; see `Queue.stats`."""
+        """Return the counters, and the kernel's status of this queue and its socket; see `Queue.stats`."""
         return self._reader.stats()
 
 
@@ -256,7 +256,7 @@ class AsyncLog(AsyncReader[Log, LogMessage]):
         return "<Async" + repr(self._reader)[1:]
 
     async def run(self, handler: AsyncLogHandler | LogHandler) -> None:
-        """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.
+        """Call ``handler(message)`` for each message until `stop` or `close`, or until it raises.
 
         An async handler is awaited, one message after the other. Raises the errors of `Log.run`.
         """
@@ -277,5 +277,5 @@ class AsyncLog(AsyncReader[Log, LogMessage]):
         return self._reader.counters
 
     def stats(self) -> LogStats:
-        """Return the counters, and what the kernel says of this group and its socket; see `Log.stats`."""
+        """Return the counters, and the kernel's status of this group and its socket; see `Log.stats`."""
         return self._reader.stats()

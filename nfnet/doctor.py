@@ -1,4 +1,4 @@
-"""Why does it not work here? What the kernel can do, what this process may, what goes wrong; each with a remedy."""
+"""Diagnosis: what the kernel supports, which privileges this process has, and problems, each with a remedy."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from .stats import QueueStatus, process
 _CAP_NET_ADMIN = 12
 _CAPS_TO_SEE = (2, 19)  # CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE: other users' processes
 _CAP_NEEDED = "CAP_NET_ADMIN is needed, see above"
-_FREE = 65535  # a number that hardly anybody has: asking about it changes nothing
+_FREE = 65535  # a number that hardly any program uses; requests about it change nothing
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     level: Literal["ok", "warning", "failure"]
     what: str
@@ -45,7 +45,7 @@ class Finding(NamedTuple):
 
 
 def examine(netns: Netns | None = None) -> Iterator[Finding]:
-    """Look at everything, in a network namespace; nothing there is changed."""
+    """Run all checks in a network namespace, without changing anything in it."""
     if not LINUX:
         yield Finding("failure", str(linux_only("asking the kernel")))
         return
@@ -68,7 +68,7 @@ def examine(netns: Netns | None = None) -> Iterator[Finding]:
     yield from _process_support(netns)
     yield from _rule_support()
     yield from _queues(netns)
-    yield Finding("ok", "packets have timestamps only if somebody asks for them: Queue(timestamps=True) does")
+    yield Finding("ok", "packets have timestamps only if a program requests them, as Queue(timestamps=True) does")
 
 
 def _capabilities() -> int:
@@ -85,7 +85,7 @@ def _privilege() -> Finding:
         return Finding("ok", "this process has CAP_NET_ADMIN")
     remedy = (
         "run as root; or, for a service, AmbientCapabilities=CAP_NET_ADMIN in its systemd unit; in a container, docker"
-        " run --cap-add NET_ADMIN; or setcap cap_net_admin+ep on an interpreter of its own"
+        " run --cap-add NET_ADMIN; or setcap cap_net_admin+ep on a separate copy of the interpreter"
     )
     return Finding("failure", "this process lacks CAP_NET_ADMIN, which binding and every verdict need", remedy)
 
@@ -110,25 +110,25 @@ def _queue_support(sock: NetlinkSocket) -> Iterator[Finding]:
     for option in nfqnl.FLAG_OPTIONS:
         error = _ask(sock, request_for(option, partial(nfqnl.config, _FREE)))
         if isinstance(error, NotSupportedError):
-            yield Finding("warning", f"Queue({option.name}=True) is not there", option.remedy)
+            yield Finding("warning", f"Queue({option.name}=True) is not supported", option.remedy)
         else:
             yield Finding("ok", f"Queue({option.name}=True)")
     error = _ask(sock, _short_priority)
     if error is not None and error.errno == errno.ERANGE:
         yield Finding("ok", "packet.priority")
     else:
-        text = "packet.priority is not there, and a verdict with a priority does not change it"
-        yield Finding("warning", text, "it takes Linux 5.18")
+        text = "packet.priority is always 0, and a verdict with a priority does not change it"
+        yield Finding("warning", text, "this needs Linux 5.18")
 
 
 def _short_priority(seq: int) -> bytes:
-    """A verdict of which a kernel says ERANGE if it knows NFQA_PRIORITY: of attributes it looks at the size first."""
+    """Return a verdict that a kernel answers with ERANGE if it knows NFQA_PRIORITY: it checks the sizes first."""
     flags = Flag.REQUEST | Flag.ACK
     return build_message(nfqnl.MSG_VERDICT, _FREE, build_attribute(NFQA.PRIORITY, b"\0\0"), flags=flags, seq=seq)
 
 
 def _log_support(sock: NetlinkSocket) -> Iterator[Finding]:
-    # Not PF_BIND, which would change what logs for the kernel itself; without a group this is answered with ENODEV.
+    # Not PF_BIND, which would replace the kernel's own logger. The kernel answers this with ENODEV: no group is bound.
     error = _ask(sock, lambda seq: nfulnl.config(_FREE, flags=LogFlag(0), seq=seq, ack=True))
     if isinstance(error, NotPermittedError):
         yield Finding("failure", "the kernel does not let this process use NFLOG", _CAP_NEEDED)
@@ -149,7 +149,7 @@ def _buffer(sock: NetlinkSocket) -> Finding:
 
 
 def _process_support(netns: Netns | None) -> Iterator[Finding]:
-    """Ask whose two sockets are that this process has made."""
+    """Look up the owner of two sockets that this process has created."""
     for name, kind, protocol in (("TCP", SOCK_STREAM, IPPROTO_TCP), ("UDP", SOCK_DGRAM, IPPROTO_UDP)):
         module = f"{name.lower()}_diag"
         try:
@@ -161,7 +161,7 @@ def _process_support(netns: Netns | None) -> Iterator[Finding]:
                 with closing(Sockets(partial(call_in, netns))) as sockets:
                     found = sockets.process(flow, sends=True, certain=True)
         except OSError as error:
-            yield Finding("warning", f"packet.process of {name} cannot be found out: {error}")
+            yield Finding("warning", f"packet.process of {name} cannot be determined: {error}")
             return
         if found is None:
             yield Finding("warning", f"packet.process of {name} is always None", f"modprobe {module}")
@@ -173,12 +173,12 @@ def _process_support(netns: Netns | None) -> Iterator[Finding]:
     if all_seen:
         yield Finding("ok", "packet.process")
     else:
-        remedy = "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, if those of others matter"
-        yield Finding("ok", "packet.process, for processes of this user alone", remedy)
+        remedy = "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, to see those of other users"
+        yield Finding("ok", "packet.process, only for processes of this user", remedy)
 
 
 def _rule_support() -> Iterator[Finding]:
-    """In a namespace that is made for it."""
+    """Try rules in a new network namespace."""
     try:
         with create() as place:
             for what, rule, remedy in (
@@ -219,7 +219,7 @@ def _queues(netns: Netns | None) -> Iterator[Finding]:
     try:
         queues, logs = stats.queues(netns), stats.logs(netns)
     except NfnetError as error:
-        yield Finding("warning", f"who has which queue is not known: {error}")
+        yield Finding("warning", f"the owners of queues cannot be determined: {error}")
         return
     for queue in queues:
         yield _queue(queue, netns)
@@ -228,9 +228,9 @@ def _queues(netns: Netns | None) -> Iterator[Finding]:
     fed = call_in(netns, _fed_queues)
     for num, bypass in sorted(fed.items()):
         if num not in {queue.num for queue in queues}:
-            text = "packets pass, for the rule says bypass" if bypass else "its packets are dropped"
+            text = "its packets are accepted (bypass)" if bypass else "its packets are dropped"
             remedy = f"start the program that reads queue {num}, or remove the rule"
-            yield Finding("warning", f"a rule feeds queue {num}, which nobody reads: {text}", remedy)
+            yield Finding("warning", f"a rule feeds queue {num}, which no program reads: {text}", remedy)
 
 
 def _queue(queue: QueueStatus, netns: Netns | None) -> Finding:
@@ -245,7 +245,7 @@ def _queue(queue: QueueStatus, netns: Netns | None) -> Finding:
 
 
 def _fed_queues() -> dict[int, bool]:
-    """The queues that rules of nf_tables feed, and whether all of those say bypass; iptables-legacy is not seen."""
+    """Return the queues that nf_tables rules feed, and whether all these rules have bypass; not of iptables-legacy."""
     sock = NetlinkSocket()
     try:
         found: dict[int, bool] = {}

@@ -1,8 +1,8 @@
-"""Every error that nfnet raises on purpose.
+"""The errors that nfnet raises.
 
-All of them derive from `NfnetError`, so one ``except`` clause catches what the library says and nothing else.
-An error that the operating system caused is also the `OSError` that fits, with its ``errno``; an argument that
-cannot be right is also a `ValueError`.
+All of them derive from `NfnetError`, so one ``except`` clause catches the errors of this library and no others.
+An error that the operating system caused is also an `OSError`, of the subclass for its ``errno``; the error for an
+invalid argument is also a `ValueError`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import os
 
 from ._printable import printable
 
-# The kernel's internal ENOTSUPP: it leaks to user space from nfnetlink, and no libc has a text for it.
+# The kernel's internal ENOTSUPP: nfnetlink returns it to user space, and no C library has a text for it.
 ENOTSUPP = 524
 
 
 def strerror(errno: int) -> str:
-    """What an errno means, in the C library's words; also of what is no errno at all, as a damaged answer has it."""
+    """Return the C library's text for an errno, or "Unknown error N" for any other number, from a damaged answer."""
     if errno == ENOTSUPP:
         return "Operation not supported"
     try:
@@ -35,19 +35,19 @@ class ArgumentError(NfnetError, ValueError):
 
 
 class ArgumentTypeError(ArgumentError, TypeError):
-    """An argument is of a type that cannot be right, which Python calls a TypeError; nothing was sent to the kernel."""
+    """An argument has a wrong type, so this is also a TypeError; nothing was sent to the kernel."""
 
 
 class NoElementError(ArgumentError, KeyError):
-    """An element that was to be removed from a set is not in it, which Python calls a KeyError."""
+    """An element to be removed from a set is not in it, so this is also a KeyError."""
 
-    __str__ = Exception.__str__  # that of KeyError would put it in quotes
+    __str__ = Exception.__str__  # KeyError would put the message in quotes
 
 
 class DecodeError(NfnetError, ValueError):
-    """Bytes that are no whole netlink message.
+    """Bytes that are not a complete, well-formed netlink message.
 
-    ``what`` is what is wrong, ``offset`` where in the datagram the reading failed, in bytes from its start.
+    ``what`` describes the problem; ``offset`` is its position in the datagram, in bytes from the start.
     """
 
     def __init__(self, what: str, offset: int) -> None:
@@ -57,10 +57,10 @@ class DecodeError(NfnetError, ValueError):
 
 
 class CaptureError(DecodeError):
-    """A file that is no capture, stops in the middle of a record, or has a damaged record in it.
+    """A file that is not a capture, ends in the middle of a record, or contains a damaged record.
 
-    ``what`` is what is wrong, ``offset`` where in the file, and ``record`` the number of the record, from 1; None if it
-    is none of a record.
+    ``what`` describes the problem; ``offset`` is its position in the file, in bytes from the start; ``record`` is the
+    number of the record, from 1, or None if the problem is not in a record.
     """
 
     def __init__(self, what: str, offset: int, record: int | None = None) -> None:
@@ -74,19 +74,19 @@ class ClosedError(NfnetError):
 
 
 class BusyReadingError(NfnetError):
-    """The queue is being read by another loop already."""
+    """Another loop is reading the queue already."""
 
 
 class AlreadyDecidedError(NfnetError):
-    """A second verdict on a packet; the first one stands."""
+    """The packet has a verdict already; the second one was not sent."""
 
 
 class KernelError(NfnetError, OSError):
     """The kernel refused a request, or the socket failed.
 
-    ``operation`` is what was being done, ``errno`` the kernel's number, ``message`` the kernel's own text from the
-    extended acknowledgement (None when it gave none), ``hint`` what can be done about it (or None). ``reason``
-    stands in for the usual words for the errno.
+    ``operation`` describes the failed operation, ``errno`` is the kernel's number, ``message`` the kernel's text from
+    the extended acknowledgement (or None), and ``hint`` a remedy (or None). ``reason`` replaces the C library's text
+    for the errno.
     """
 
     def __init__(
@@ -116,26 +116,26 @@ class KernelError(NfnetError, OSError):
 
 
 def kernel_error(operation: str, errno: int, *, message: str | None = None) -> KernelError:
-    """The error that fits an errno, with what can be done about it."""
+    """Return the error for an errno, with a hint for a remedy."""
     if errno in (_errno.EPERM, _errno.EACCES):
         hint = (
-            "CAP_NET_ADMIN over this network namespace is needed, for every verdict too: run as root, or give the"
+            "CAP_NET_ADMIN over this network namespace is needed, also for every verdict: run as root, or give the"
             " process that capability"
         )
         return NotPermittedError(operation, errno, message=message, hint=hint)
     if errno in (_errno.EOPNOTSUPP, ENOTSUPP, _errno.EPROTONOSUPPORT, _errno.EAFNOSUPPORT):
-        hint = "This kernel, or this container, does not offer it"
+        hint = "This kernel, or this container, does not support it"
         return NotSupportedError(operation, errno, message=message, hint=hint)
     if errno == _errno.ENOSPC:
         hint = "A limit of the machine is reached or set to 0: see user.max_user_namespaces and user.max_net_namespaces"
         return KernelError(operation, errno, message=message, hint=hint)
     if errno == _errno.ENOBUFS:
-        hint = "Packets were lost: handle them faster, or ask for a larger buffer (rcvbuf=)"
+        hint = "Packets were lost: handle them faster, or use a larger buffer (rcvbuf=)"
         return OverrunError(operation, errno, message=message, hint=hint)
     if errno == _errno.EMSGSIZE:
         hint = (
             "It is larger than the send buffer of a socket, which net.core.wmem_max limits in a user namespace: raise"
-            " that, or do it in several steps"
+            " that limit, or split the request"
         )
         return KernelError(operation, errno, message=message, hint=hint)
     return KernelError(operation, errno, message=message)
@@ -150,12 +150,12 @@ class BusyError(KernelError, PermissionError):
 
 
 class NotSupportedError(KernelError):
-    """This kernel lacks what was asked for (EOPNOTSUPP, ENOTSUPP, EPROTONOSUPPORT, or EINVAL for a subsystem)."""
+    """This kernel lacks the requested feature (EOPNOTSUPP, ENOTSUPP, EPROTONOSUPPORT, or EINVAL for a subsystem)."""
 
 
 class AckTimeoutError(KernelError, TimeoutError):
-    """The kernel's answer to a request did not arrive in time (ETIMEDOUT); the request may have been executed."""
+    """The kernel's answer to a request did not arrive in time (ETIMEDOUT); the kernel may have executed it."""
 
 
 class OverrunError(KernelError):
-    """The receive buffer was full and the kernel could not deliver packets (ENOBUFS)."""
+    """The receive buffer was full, so the kernel could not deliver packets (ENOBUFS)."""

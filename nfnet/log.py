@@ -39,7 +39,7 @@ from .stats import LogCounters, LogStats, LogStatus, find_log
 
 _HOOKS: dict[int, type[Hook | ArpHook | NetdevHook]] = {Family.ARP: ArpHook, Family.NETDEV: NetdevHook}
 _ETHERNET_HEADER = 14
-# What differs from packet to packet, in the kernel's order.
+# The attributes that differ from packet to packet, in the kernel's order.
 _OF_ONE_PACKET = (NFULA.TIMESTAMP, NFULA.SEQ, NFULA.SEQ_GLOBAL, NFULA.PAYLOAD)
 
 _read_header = compile_struct(nfulnl.packet_hdr).unpack_from
@@ -57,11 +57,11 @@ def _decode_prefix(data: bytes) -> str:
 class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE):
     """A packet that a rule logged.
 
-    Its attributes are read from the message when they are asked for. Numbers are in host order; names in capitals are
-    the kernel's, with ``NFULA_`` before them. Reading one raises DecodeError if the message is malformed.
+    An attribute is decoded from the message when it is read. Numbers are in host byte order; names in capitals are the
+    kernel's, without the prefix ``NFULA_``. Reading an attribute raises DecodeError if the message is malformed.
 
-    There is none for the length of a packet of which only the beginning was logged; its own header says. Packets on
-    their way out may have checksums that are not finished yet.
+    If only the beginning of a packet was logged, no attribute contains its full length; the packet's own header does.
+    Packets on their way out can have unfinished checksums.
     """
 
     __slots__ = ()
@@ -73,7 +73,7 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         return self
 
     def __reduce__(self) -> tuple[Callable[..., LogMessage], tuple[bytes, Callable[[int], str | None]]]:
-        """For `pickle`, which keeps the names that its interfaces have now."""
+        """Support `pickle`; the pickled message keeps the current names of its interfaces."""
         indexes = {self.indev, self.outdev, self.physindev, self.physoutdev} - {None}
         return type(self).from_bytes, (self.raw, {index: self._name(index) for index in indexes}.get)
 
@@ -86,27 +86,28 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
 
     @property
     def prefix(self) -> str:
-        """The prefix that the rule sets (PREFIX); bytes that are no UTF-8 become surrogates."""
+        """The prefix that the rule sets (PREFIX); bytes that are not UTF-8 become surrogates (surrogateescape)."""
         span = self._find(NFULA.PREFIX)
         return "" if span is None else _decode_prefix(self.raw[span])
 
     @property
     def suppressed(self) -> int:
-        """For how many messages this one stands, itself among them, if a collector has a limit; else 0.
+        """How many messages this one represents, itself included, if a collector has a limit; else 0.
 
-        The collector stores the last of those that it left out, with how many they were; see `nfnet.collect.Collector`.
+        The collector stores the last of the messages that it left out, with their number; see
+        `nfnet.collect.Collector`.
         """
         raw = self.raw
         return raw.suppressed if isinstance(raw, Annotated) else 0
 
     @property
     def hook(self) -> Hook | ArpHook | NetdevHook:
-        """The hook of the rule (PACKET_HDR); the families ARP and NETDEV have hooks of their own."""
+        """The hook of the rule (PACKET_HDR); the families ARP and NETDEV have their own hooks."""
         return _HOOKS.get(self.raw[FAMILY], Hook)(self._header()[1])
 
     @property
     def hw_protocol(self) -> int:
-        """EtherType (PACKET_HDR): 0x0800 for IPv4, 0x86DD for IPv6; after a VLAN tag that of the packet inside."""
+        """EtherType (PACKET_HDR): 0x0800 for IPv4, 0x86DD for IPv6; after a VLAN tag, that of the inner packet."""
         return self._header()[0]
 
     def _link_layer_size(self) -> int:
@@ -132,14 +133,14 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
 
     @property
     def hwheader(self) -> bytes | None:
-        """Link-layer header as the packet came in (HWHEADER), without VLAN tag; may be empty; None on the way out."""
+        """Link-layer header of an incoming packet (HWHEADER), without VLAN tag; can be empty; None on the way out."""
         return self._bytes(NFULA.HWHEADER)
 
     @property
     def metadata(self) -> bytes:
         """The family, and all attributes but TIMESTAMP, SEQ, SEQ_GLOBAL and PAYLOAD, as the kernel sent them.
 
-        It is equal for messages that differ in those alone, so a program may remember what it made of it.
+        It is equal for messages that differ only in those four, so a program can use it as the key of a cache.
         """
         raw = self.raw
         layout = self._layout
@@ -148,7 +149,7 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
         for number in _OF_ONE_PACKET:
             span = spans.get(number)
             if span is not None:
-                if span.start < place:  # the kernel has another order
+                if span.start < place:  # this kernel uses another order
                     return raw
                 pieces += raw[place : span.start - netlink.ATTRIBUTE_HEADER_SIZE]
                 place = span.stop or len(raw)
@@ -158,7 +159,7 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
 
     @property
     def seq(self) -> int | None:
-        """Number in the group (SEQ), from 0, 32 bits; needs ``Log(sequence=True)``. Missing ones were lost."""
+        """Number in the group (SEQ), from 0, 32 bits; needs ``Log(sequence=True)``. A gap means lost messages."""
         return self._number(NFULA.SEQ)
 
     @property
@@ -168,11 +169,11 @@ class LogMessage(Message, kind=NFULA, layouts=nfulnl.layouts, table=NFULA_TABLE)
 
 
 Handler = Callable[[LogMessage], None]
-"""A plain function. One that returns something is refused by type checkers, so that no async function is taken."""
+"""A plain function that returns None, so that type checkers reject async functions, which return a coroutine."""
 
 
 class LogOptions(TypedDict, total=False):
-    """All options of `Log`, for functions that hand them on: ``**options: Unpack[nfnet.LogOptions]``."""
+    """All options of `Log`, for functions that pass them on: ``**options: Unpack[nfnet.LogOptions]``."""
 
     copy_range: int
     copy_mode: CopyMode | int
@@ -207,18 +208,18 @@ class LogBinding(Binding[LogMessage, LogStatus]):
         super().__init__(f"log group {group}", transport, on_overrun, find_status)
         self._sequence = sequence
         self._count = 0
-        # They begin at 0 in the kernel, and anywhere in a recording.
+        # The kernel's sequence numbers begin at 0; a recording can begin with any number.
         self._next_seq: int | None = 0 if transport.trusted else None
 
     def _make_ready(self) -> None:
-        new = list(copy(self.ready))  # a copy: until the statement at the end nothing is taken
+        new = list(copy(self.ready))  # a copy: `ready` must not change before the statement at the end
         before = len(new)
         problem: DecodeError | None = None
         for datagram in self.received:
             start = len(new)
             try:
                 self._split(datagram, new)
-            except DecodeError as error:  # what came before it in the datagram is good, and what comes after it too
+            except DecodeError as error:  # messages before it in the datagram, and later datagrams, are good
                 self.malformed += 1
                 problem = problem or error
             if isinstance(datagram, Annotated):
@@ -245,11 +246,11 @@ class LogBinding(Binding[LogMessage, LogStatus]):
             length, kind = _read_length_and_type(datagram, offset)
             if not netlink.HEADER_SIZE <= length <= end - offset:
                 raise DecodeError(f"message of {length} bytes where {end - offset} are left", offset)
-            # Several messages end with NLMSG_DONE, a single one does not; late acknowledgements may come too.
+            # Several messages end with NLMSG_DONE, a single one does not; late acknowledgements can arrive, too.
             if kind == MSG_PACKET:
                 if length < BODY:
                     raise DecodeError(f"log message of {length} bytes has no room for its header", offset)
-                message = LogMessage()  # what `from_bytes` does, without the call
+                message = LogMessage()  # the same as `from_bytes`, without the call
                 message.raw = datagram[offset : offset + length]
                 message._layout = None
                 message._origin = origin
@@ -266,7 +267,7 @@ class LogBinding(Binding[LogMessage, LogStatus]):
         expected = first if self._next_seq is None else self._next_seq
         lost = (last + 1 - expected - count) & 0xFFFFFFFF
         self._next_seq = (last + 1) & 0xFFFFFFFF
-        # The kernel's numbers only grow. In a file with several recordings, one after the other, they may go back.
+        # The kernel's numbers only grow. In a file with several consecutive recordings they can decrease.
         if lost > 0 and (lost < 0x80000000 or self.transport.trusted):
             self.count_lost(lost)
 
@@ -274,7 +275,7 @@ class LogBinding(Binding[LogMessage, LogStatus]):
         return self._count - length_hint(self.ready)
 
     def counters(self) -> LogCounters:
-        """Return what happened so far."""
+        """Return the counts so far."""
         return LogCounters(
             received=self._count,
             lost=self.loss.total if self._sequence else None,
@@ -287,31 +288,31 @@ class Log(Reader[LogBinding, LogMessage]):
     """Receives the packets that rules log to group ``group``, one message at a time.
 
     A rule logs packets to the group; see `nfnet.rules.log`. Entering the context, or `open`, binds the group; leaving
-    it, or `close`, unbinds it. Logging never changes the fate of a packet.
+    it, or `close`, unbinds it. Logging never affects the packet itself.
 
     group: number of the group, 0 to 65535.
-    copy_range: how many bytes of each packet to copy, 1 to 65535; the kernel never copies more than 65,531.
-    copy_mode: PACKET, or META for no payload at all.
-    timeout: how long the kernel may collect messages before it sends them, in seconds, in steps of 0.01 up to
-        42,949.67; its default is 1. With 0 it waits for its next clock tick.
-    threshold: how many messages it may collect, 1 to 2^32-1; its default is 100. With 1 every message comes at once.
-        A rule may lower it.
-    buffer_size: how many bytes it may collect, 4,096 to 131,072; its default is a little less than 4,096. It rounds
-        that up, so datagrams may be twice as large; all of it is read.
-    rcvbuf: size of the socket's receive buffer in bytes, as the kernel counts, 8 MiB if not given. Outside the
-        initial user namespace net.core.rmem_max limits it, with a warning. What was granted is the attribute
-        ``rcvbuf``.
-    sequence, global_sequence: ask for sequence numbers, within the group and among all groups of the namespace. With
+    copy_range: how many bytes of each packet to copy, 1 to 65,535 (the default); the kernel copies at most 65,531.
+    copy_mode: PACKET (the default), or META for no payload at all.
+    timeout: how long the kernel collects messages before it sends them, in seconds, in steps of 0.01 up to
+        42,949.67; the kernel's default is 1. With 0 it waits for its next clock tick.
+    threshold: how many messages the kernel collects before it sends them, 1 to 2^32-1; the kernel's default is 100.
+        With 1 it sends every message at once. A rule can lower the threshold.
+    buffer_size: how many bytes the kernel collects, 4,096 to 131,072; the kernel's default is a little less than 4,096.
+        The kernel rounds the size up, so datagrams can be twice as large; they are read completely.
+    rcvbuf: size of the socket's receive buffer in bytes, as the kernel counts (default: 8 MiB). Outside the
+        initial user namespace net.core.rmem_max limits the size, and nfnet logs a warning. The attribute ``rcvbuf``
+        contains the size that the kernel granted.
+    sequence, global_sequence: request sequence numbers, within the group and among all groups of the namespace. With
         ``sequence`` lost messages are counted.
-    conntrack: ask for connection tracking entries.
-    on_overrun: what to do when messages were lost: "count" (which takes ``sequence``) and log warnings now and then,
-        "raise" OverrunError out of the loop, or "ignore": count in silence.
-    netns: the network namespace to work in: the name of one in /run/netns, a path, an open file, or
-        the file descriptor of one (an int). It must stay open as long as the log is used.
-    transport: where to get messages from, instead of the kernel; see `nfnet.replay`.
-    record: the file to which all datagrams between the kernel and this program are recorded; see `nfnet.record`.
+    conntrack: request connection tracking entries.
+    on_overrun: what to do when messages were lost: "count" them (needs ``sequence``) and log warnings at intervals;
+        "raise" OverrunError from the loop; or "ignore": count them without a warning.
+    netns: the network namespace to work in: a name in /run/netns, a path, an open file, or a file descriptor (an
+        int). A file must stay open as long as the log is used.
+    transport: the source of messages, instead of the kernel; see `nfnet.replay`.
+    record: the file to which nfnet writes all datagrams between the kernel and this program; see `nfnet.record`.
 
-    Raises ArgumentError for invalid arguments, and for those that the kernel would silently change. One thread at a
+    Raises ArgumentError for invalid arguments, and for values that the kernel would silently change. One thread at a
     time may read the log. A forked child cannot use the log.
     """
 
@@ -387,18 +388,18 @@ class Log(Reader[LogBinding, LogMessage]):
         return find_log(self.group, self._netns)
 
     def run(self, handler: Handler) -> None:
-        """Call ``handler(message)`` for each message until `stop` or `close`; what it raises comes out.
+        """Call ``handler(message)`` for each message until `stop` or `close`, or until the handler raises.
 
-        Then `run` may be called again and goes on with the next message. The handler is a plain function that
-        returns nothing; for async ones there is `AsyncLog`.
+        After an exception `run` can be called again and continues with the next message. The handler is a plain
+        function that returns nothing; for async functions use `AsyncLog`.
 
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), DecodeError for a datagram that is
-        no log message (those after it still come), BusyReadingError, ClosedError, KernelError.
+        not a log message (those after it are still delivered), BusyReadingError, ClosedError, KernelError.
         """
         self._run(handler)
 
     def process(self, handler: Handler) -> int:
-        """Call the handler for each message that waits, without blocking, and return how many those were.
+        """Call the handler for each message that waits, without blocking, and return the number of these messages.
 
         For any event loop: call it when `fileno` is readable, and once after opening. Raises the errors of `run`.
         """
@@ -412,7 +413,7 @@ class Log(Reader[LogBinding, LogMessage]):
             result = handler(message)
             if self._stopping:
                 break
-        check_result(result, self._remedy)  # once a portion, of which the first is one message: that costs nothing
+        check_result(result, self._remedy)  # once for each portion, which costs nothing; the first is one message
 
     @property
     def counters(self) -> LogCounters:
@@ -420,7 +421,7 @@ class Log(Reader[LogBinding, LogMessage]):
         return self._bound_or_last().counters()
 
     def stats(self) -> LogStats:
-        """Return the counters, and what the kernel says of this group and its socket; see `Queue.stats`."""
+        """Return the counters, and the kernel's status of this group and its socket; see `Queue.stats`."""
         return LogStats(self.counters, *self._kernel_stats())
 
 

@@ -26,28 +26,28 @@ _QUEUE = ("received", "accepted", "dropped", "repeated", "requeued", "lost", "ov
 _LOG = ("received", "lost", "overruns", "malformed")
 
 _MOST_CLIENTS = 64  # at a time
-_PATIENCE = 5.0  # seconds for a client to send its request and read the answer
+_PATIENCE = 5.0  # seconds in which a client must send its request and read the answer
 _LONGEST_REQUEST = 16384  # bytes
-_BACKLOG = 128  # clients that the kernel keeps until they are accepted
-_PAUSE = 1.0  # seconds to wait when one cannot be accepted
+_BACKLOG = 128  # clients that the kernel holds until they are accepted
+_PAUSE = 1.0  # seconds to wait after a client could not be accepted
 
 _log = logging.getLogger("nfnet")
 
 
 Reader = Queue | Log | AsyncQueue | AsyncLog | LogCollector
-"""What has metrics."""
+"""An object that has metrics."""
 
 
 class Collector:
-    """What Prometheus asks for metrics: the counters of queues, logs and collectors, and the kernel's own of queues.
+    """A collector of prometheus-client: the counters of queues, logs and collectors, and the kernel's of queues.
 
     ``nfnet_queue_packets_total{queue, event}``, ``nfnet_queue_pending{queue}``,
     ``nfnet_queue_kernel_dropped_total{queue, reason}``, ``nfnet_log_messages_total{group, event}``. ``event`` has the
     names of `QueueCounters` and `LogCounters`. A queue or log that has never been open has no metrics yet.
 
-    Of a `nfnet.collect.Collector` those of its logs, and ``nfnet_collect_messages_total{group, prefix, verdict,
-    interface, protocol}``, of which there are a thousand at most, the rest being "other"; ``verdict`` is the label of
-    that name, of the group or of all. ``nfnet_collect_suppressed_total``;
+    For a `nfnet.collect.Collector`: the metrics of its logs, and ``nfnet_collect_messages_total{group, prefix, verdict,
+    interface, protocol}``, with at most a thousand combinations of labels, the rest being "other"; ``verdict`` is the
+    collector's label of that name, of the group or of all groups. ``nfnet_collect_suppressed_total``;
     ``nfnet_collect_output_messages_total{output, event}``, where ``event`` is "stored" or "lost";
     ``nfnet_collect_output_waiting{output}`` and ``nfnet_collect_output_failing{output}``, 0 or 1.
 
@@ -66,7 +66,7 @@ class Collector:
                 self._readers.append(reader)
 
     def collect(self) -> Iterator[Any]:
-        """The metrics, as prometheus-client wants them."""
+        """Yield the metrics as objects of prometheus-client."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         packets = CounterMetricFamily("nfnet_queue_packets", "Packets of a queue", labels=["queue", "event"])
@@ -78,7 +78,7 @@ class Collector:
         )
         messages = CounterMetricFamily("nfnet_log_messages", "Messages of a log group", labels=["group", "event"])
         for reader in self._readers:
-            with suppress(ClosedError):  # it was never open
+            with suppress(ClosedError):  # the reader was never open
                 self._add(reader, packets, pending, dropped, messages)
         yield from (packets, pending, dropped, messages)
         for collector in self._collectors:
@@ -88,7 +88,7 @@ class Collector:
     def _collected(collector: LogCollector) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        messages = CounterMetricFamily("nfnet_collect_messages", "Messages that were logged", labels=Series._fields)
+        messages = CounterMetricFamily("nfnet_collect_messages", "Logged messages", labels=Series._fields)
         for series, count in (collector.counts.all() if collector.counts is not None else {}).items():
             messages.add_metric(series, count)
         state = collector.state()
@@ -96,11 +96,11 @@ class Collector:
         suppressed.add_metric([], state.suppressed)
         handled = CounterMetricFamily(
             "nfnet_collect_output_messages",
-            "Messages that an output took, or that are lost to it",
+            "Messages that an output stored, or lost",
             labels=["output", "event"],
         )
         waiting = GaugeMetricFamily(
-            "nfnet_collect_output_waiting", "Messages that are kept for an output", labels=["output"]
+            "nfnet_collect_output_waiting", "Messages that wait for an output", labels=["output"]
         )
         failing = GaugeMetricFamily("nfnet_collect_output_failing", "1 if an output fails", labels=["output"])
         for output in state.outputs:
@@ -122,7 +122,7 @@ class Collector:
             if status is not None:
                 dropped.add_metric([num, "queue full"], status.queue_dropped)
                 dropped.add_metric([num, "receive buffer full"], status.user_dropped)
-            elif socket is not None:  # which tells everybody
+            elif socket is not None:  # its drops can be read without privileges
                 dropped.add_metric([num, "receive buffer full"], socket.dropped)
         else:
             for name in _LOG:
@@ -131,11 +131,12 @@ class Collector:
 
 
 def serve(port: int, *readers: Reader, address: str = "127.0.0.1") -> Callable[[], None]:
-    """Serve the metrics over HTTP, from a thread; returns a function that ends it. Raises NfnetError, OSError.
+    """Serve the metrics over HTTP, from a thread; return a function that stops the server.
 
-    Anyone who can reach the address can read the metrics: there is no password. A GET of any path is answered in
-    Prometheus' text format. At most 64 clients are connected at a time: when another one comes, the one that has been
-    there longest is disconnected. A client has five seconds to send its request and to read the answer.
+    Anyone who can reach the address can read the metrics: there is no password. The server answers a GET of any path in
+    Prometheus' text format. At most 64 clients are connected at a time: when another one connects, the server
+    disconnects the oldest. A client has five seconds to send its request and to read the answer. Raises NfnetError,
+    OSError.
     """
     try:
         from prometheus_client import CollectorRegistry, generate_latest
@@ -149,11 +150,11 @@ def serve(port: int, *readers: Reader, address: str = "127.0.0.1") -> Callable[[
 
 
 class _Server:
-    """An HTTP server that answers each client once; all of it runs in one thread, on an event loop of its own.
+    """An HTTP server that answers each client once; it runs in one thread, on an event loop of its own.
 
-    The server of prometheus-client starts a thread for each client, without a bound and without a time-out, and prints
+    The server of prometheus-client starts a thread for each client, without a limit and without a time-out, and prints
     a traceback when it cannot read an Accept header. Here a client costs a descriptor and a task. A complete
-    request is answered as soon as it is read, so that only clients that are slow can be disconnected for others.
+    request is answered as soon as it is read, so that only slow clients are disconnected in favour of others.
     """
 
     def __init__(self, address: str, port: int, content: Callable[[], bytes]) -> None:
@@ -173,7 +174,7 @@ class _Server:
 
     def stop(self) -> None:
         if self._thread.is_alive():
-            with suppress(RuntimeError):  # the loop is closed: another thread stopped it just now
+            with suppress(RuntimeError):  # another thread has just stopped and closed the loop
                 self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
@@ -191,12 +192,12 @@ class _Server:
         self._loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
-        """Accept one client. The next one's turn comes after the event loop has looked for requests."""
+        """Accept one client. The event loop looks for requests before it accepts the next one."""
         try:
             client, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionError):  # it is gone
+        except (BlockingIOError, ConnectionError):  # the client has disconnected
             return
-        except OSError as error:  # no descriptors are left, for instance; the client still waits
+        except OSError as error:  # no file descriptors are left, for instance; the client still waits
             _log.warning("metrics: a client cannot be accepted: %s", error)
             self._disconnect_oldest()
             self._loop.remove_reader(self._listener)
@@ -230,7 +231,7 @@ class _Server:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, client: socket.socket) -> None:
-        with suppress(OSError):  # the client is gone
+        with suppress(OSError):  # the client has disconnected
             client.setblocking(False)
             request = b""
             while b"\r\n\r\n" not in request:
@@ -241,7 +242,7 @@ class _Server:
             await self._loop.sock_sendall(client, self._answer(request))
 
     def _answer(self, request: bytes) -> bytes:
-        """The answer to a request. Its headers make no difference: every Prometheus reads this format."""
+        """Return the answer to a request. The request's headers are ignored: every Prometheus reads this format."""
         status, headers, body = "200 OK", "Content-Type: text/plain; version=0.0.4; charset=utf-8", b""
         if not request.startswith(b"GET "):
             status, headers = "405 Method Not Allowed", "Allow: GET"
@@ -249,7 +250,7 @@ class _Server:
             try:
                 body = self._content()
             except Exception:
-                _log.exception("metrics: they could not be collected")
+                _log.exception("metrics: collecting them failed")
                 status, headers = "500 Internal Server Error", "Content-Type: text/plain"
         head = f"HTTP/1.0 {status}\r\n{headers}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         return head.encode() + body

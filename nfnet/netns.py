@@ -1,4 +1,4 @@
-"""Network namespaces: work in another one, or in a new one, without moving anything that is already there."""
+"""Network namespaces: work in another one, or in a new one, without moving the calling thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 
 _WHAT = "a name in /run/netns, a path, an open file or a file descriptor"
-_USER_NAMESPACES = "CAP_SYS_ADMIN is needed for that, or a machine on which users may make user namespaces"
+_USER_NAMESPACES = "CAP_SYS_ADMIN is needed for that, or a machine on which users may create user namespaces"
 
 _T = TypeVar("_T")
 
@@ -30,12 +30,12 @@ class _File(Protocol):
 Netns = str | os.PathLike[str] | int | _File
 """The name of a namespace in /run/netns, a path, an open file, or an int, the file descriptor of one.
 
-The namespace of a process is the path /proc/PID/ns/net. A file must stay open as long as what works in its namespace.
+The namespace of a process is the path /proc/PID/ns/net. A file must stay open as long as a queue or log uses it.
 """
 
 
 def _libc(call: str, *arguments: int) -> None:
-    import ctypes  # costs a millisecond; and os.unshare and os.setns came with Python 3.12 only
+    import ctypes  # the import takes a millisecond; os.unshare and os.setns need Python 3.12
 
     if ctypes.CDLL(None, use_errno=True)[call](*arguments):
         number = ctypes.get_errno()
@@ -87,12 +87,12 @@ def enter(netns: Netns) -> None:
 def _descriptor(file: _File) -> int:
     try:
         return file.fileno()
-    except ValueError:  # what Python says of a file that is closed
+    except ValueError:  # raised for a closed file
         raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
 
 
 def check_netns(netns: Netns | None) -> None:
-    """Raises ArgumentError if that names no network namespace, whether or not there is one."""
+    """Raise ArgumentError for a value that cannot specify a network namespace, whether or not the namespace exists."""
     if netns is None:
         return
     if isinstance(netns, int):
@@ -106,14 +106,14 @@ def check_netns(netns: Netns | None) -> None:
 
 
 def become_root() -> None:
-    """Move the process, which must have one thread, into a user namespace in which it is root.
+    """Move the process, which must have one thread, into a new user namespace in which it is root.
 
-    There, an ordinary user may make network namespaces and do anything in them. Raises KernelError where the machine
-    does not allow it.
+    There, an ordinary user can create network namespaces and has all privileges in them. Raises KernelError if the
+    machine does not allow it.
     """
     check_linux("becoming root of a namespace of our own")
     uid, gid = os.geteuid(), os.getegid()
-    # A thread that was joined may still be on its way out of the process, and the kernel counts it.
+    # A joined thread may not have left the process yet, and the kernel still counts it.
     deadline = time.monotonic() + 1
     while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -130,7 +130,7 @@ def become_root() -> None:
 
 
 def create() -> BinaryIO:
-    """A new network namespace, as an open file that keeps it alive. Raises KernelError."""
+    """Create a network namespace, and return an open file that keeps it alive. Raises KernelError."""
 
     def make() -> BinaryIO:
         unshare(CLONE_NEWNET)
@@ -140,12 +140,13 @@ def create() -> BinaryIO:
 
 
 def call_in(netns: Netns | None, function: Callable[[], _T]) -> _T:
-    """Call ``function`` in a network namespace and return its result; the calling thread stays where it is.
+    """Call ``function`` in a network namespace and return its result; the calling thread does not move.
 
     None is the namespace of the calling thread.
 
-    A socket belongs for life to the namespace in which it was made. A namespace belongs to a thread, so this starts
-    one, which ends with the call. Raises KernelError if there is no such namespace or it may not be entered.
+    A socket belongs permanently to the namespace in which it was created. Each thread has its own current namespace, so
+    this starts a thread, which ends with the call. Raises KernelError if the namespace does not exist or must not be
+    entered.
     """
     if netns is None:
         return function()
@@ -158,7 +159,7 @@ def call_in(netns: Netns | None, function: Callable[[], _T]) -> _T:
 
 
 def call_in_open(netns: BinaryIO, function: Callable[[], _T]) -> _T:
-    """As `call_in`, in an open namespace; in this thread, and without any privilege, if that is here already."""
+    """Like `call_in`, for an open namespace; if this thread is in it already, call here, without any privilege."""
     try:
         here = os.stat("/proc/thread-self/ns/net")
     except OSError as error:
@@ -167,9 +168,9 @@ def call_in_open(netns: BinaryIO, function: Callable[[], _T]) -> _T:
 
 
 def _in_thread(function: Callable[[], _T]) -> _T:
-    """Call a function in a thread of its own, whose namespace it may change.
+    """Call a function in a new thread, whose namespace it can change.
 
-    A `threading.Thread` would not do: where that is a greenlet, the namespace would be the caller's.
+    `threading.Thread` cannot be used: if gevent has made it a greenlet, the namespace would be the caller's.
     """
     outcome: dict[str, Any] = {}
     working = thread.allocate_lock()
@@ -191,11 +192,11 @@ def _in_thread(function: Callable[[], _T]) -> _T:
         try:
             wait()
         finally:
-            wait()  # also after KeyboardInterrupt: nothing goes on behind the caller's back
+            wait()  # also after KeyboardInterrupt: the thread must not outlive this call
     try:
         if "error" in outcome:
             raise outcome["error"]
         result: _T = outcome["result"]
         return result
     finally:
-        outcome.clear()  # else the error keeps what the frames of its traceback hold
+        outcome.clear()  # otherwise the error keeps the objects in its traceback's frames alive

@@ -37,10 +37,10 @@ from .protocol.nfqnl import (
 
 _LABELS_SIZE = 16
 _MARK_SIZE = 8  # NFQA_MARK, with its header
-_OUTGOING = (Hook.FORWARD, Hook.OUTPUT, Hook.POSTROUTING)  # behind which super-packets are cut into segments
-# Since when the kernel cuts UDP super-packets whose payload was replaced: Linux 6.1 loses them, 5.10 crashes.
+_OUTGOING = (Hook.FORWARD, Hook.OUTPUT, Hook.POSTROUTING)  # after these the kernel segments super-packets
+# The first Linux known to segment UDP super-packets whose payload was replaced: 6.1 loses them, 5.10 crashes.
 _SEGMENTS_UDP = (6, 12)
-_MIN_IPV6_PAYLOAD = 40  # the kernel wants room up to the transport header
+_MIN_IPV6_PAYLOAD = 40  # the kernel requires the bytes up to the transport header
 
 _read_header = compile_struct(nfqnl.packet_hdr).unpack_from
 
@@ -58,7 +58,7 @@ Payload = bytes | bytearray | memoryview | _scapy.ScapyPacket
 
 
 class AcceptOptions(TypedDict, total=False):
-    """The arguments of `Packet.accept`, for functions that hand them on: ``**options: Unpack[nfnet.AcceptOptions]``."""
+    """The arguments of `Packet.accept`, for functions that pass them on: ``**options: Unpack[nfnet.AcceptOptions]``."""
 
     mark: int | None
     payload: Payload | None
@@ -96,27 +96,27 @@ def _exclusive(method: _Method) -> _Method:
 class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     """A packet that waits for a verdict.
 
-    Creating one is cheap: attributes are read from the message when they are asked for. The object has a copy of the
-    packet's bytes, which never changes, so it may be kept for any time and decided later, in any order and from any
-    thread. Until then the kernel keeps the packet. Numbers are in host order. Reading an attribute raises DecodeError
-    if the message, from a damaged recording, say, is malformed.
+    Creating one is cheap: an attribute is decoded from the message when it is read. The object has its own copy of the
+    packet's bytes, which never changes, so a program can keep it for any time and decide it later, in any order and
+    from any thread. Until then the kernel keeps the packet. Numbers are in host byte order. Reading an attribute raises
+    DecodeError if the message is malformed, for instance in a damaged recording.
     """
 
     __slots__ = ("_decision", "_on_decided")
 
-    # The first verdict stands, whichever thread gives it. Each method below looks whether `_decision` is None and then
+    # The first verdict counts, whichever thread gives it. Each method below checks that `_decision` is None and then
     # sets it, without a lock: CPython lets another thread run, and calls signal handlers, only at the beginning of a
-    # function, after a call and at a jump backwards, and none of these is between the last look and the assignment.
-    # Keep it so. A free-threaded build makes no such promise: there these methods are `_exclusive`.
+    # function, after a call and at a jump backwards, and none of these is between the last check and the assignment.
+    # Keep it so. A free-threaded build gives no such guarantee: there these methods are `_exclusive`.
     _decision: Decision | None
     _on_decided: Callable[[Packet], None]
-    """Takes over the packet once it has a `_decision`: see the head of `ledger`."""
+    """Called with the packet once it has a `_decision`: see the docstring of `ledger`."""
 
     @classmethod
     def from_bytes(cls: type[_Packet], raw: bytes, name_of: Callable[[int], str | None] = lambda _: None) -> _Packet:
-        """Return a packet made of a netlink message of the kernel's; see `LogMessage.from_bytes`.
+        """Return a packet made from a netlink message of the kernel; see `LogMessage.from_bytes`.
 
-        No queue waits for a verdict on the packet: giving one raises ClosedError.
+        The packet belongs to no queue: giving a verdict raises ClosedError.
         """
         self = super().from_bytes(raw, name_of)
         self._decision, self._on_decided = None, _refuse_to_decide
@@ -130,8 +130,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     def __reduce__(self) -> NoReturn:
         """Raise TypeError for `copy` and `pickle`: only this object can decide the packet, a copy could not."""
-        text = "a packet cannot be copied or pickled, for a copy could not decide it"
-        raise TypeError(f"{text}: keep the packet itself, or what it says, such as packet.payload (bytes)")
+        text = "a packet cannot be copied or pickled, because a copy could not decide it"
+        raise TypeError(f"{text}: keep the packet itself, or its attributes, such as packet.payload (bytes)")
 
     # --- verdicts
 
@@ -139,32 +139,32 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     def accept(self, **changes: Unpack[AcceptOptions]) -> None:
         """Accept the packet (NF_ACCEPT): it continues after the chain that queued it.
 
-        All arguments are optional, and None is the same as none: ``mark``, ``payload``, ``priority``, ``vlan``,
+        All arguments are optional, and None means unchanged: ``mark``, ``payload``, ``priority``, ``vlan``,
         ``l2header``, ``ct_mark``, ``ct_labels`` and ``connection``.
 
         ``mark`` replaces the packet's mark (0 clears it) and ``priority`` its queueing priority, both 32 bits. Before
         Linux 5.18 the kernel ignores ``priority`` without an error.
         ``payload`` replaces the whole packet from its network header on, 20 to 65,531 bytes (at least 40 for IPv6);
-        it has to be of the same IP version, and its lengths and checksums must be right, see `rewrite`; a packet of
-        scapy's, without a link layer, is given right ones. Bytes equal to the payload change nothing, even if the
-        kernel sent only the beginning of the packet. ``vlan`` sets the tag and ``l2header`` overwrites the link-layer
-        header, with the same length, of a packet in the bridge family.
+        it must have the same IP version, and correct lengths and checksums, see `rewrite`. For a scapy packet (without
+        a link layer) nfnet computes them. Bytes equal to the payload change nothing, even if the kernel sent only the
+        beginning of the packet. For packets in the bridge family, ``vlan`` sets the VLAN tag and ``l2header`` replaces
+        the link-layer header by one of the same length.
 
-        ``ct_mark`` (32 bits) and ``ct_labels`` (16 bytes) replace those of the packet's connection, for which the queue
-        must have been opened with ``conntrack=True``. The kernel has room for labels only while some rule sets any.
+        ``ct_mark`` (32 bits) and ``ct_labels`` (16 bytes) replace those of the packet's connection. The queue
+        must have been opened with ``conntrack=True``. The kernel stores labels only while some rule sets labels.
 
-        ``connection`` accepts the rest of the packet's connection, too, in both directions: the kernel does that, and
-        no more of its packets are queued. It needs ``nfnet.rules.queue(..., remember=True)``; see `Queue.forget`.
+        ``connection`` accepts the rest of the packet's connection, too, in both directions: the kernel accepts its
+        packets without queueing them. This needs ``nfnet.rules.queue(..., remember=True)``; see `Queue.forget`.
 
-        Raises ArgumentError, AlreadyDecidedError, ClosedError, or KernelError if sending fails. The kernel's own
-        objections to a verdict come later and are counted: see `Queue.counters`.
+        Raises ArgumentError, AlreadyDecidedError, ClosedError, or KernelError if sending fails. If the
+        kernel refuses a verdict, its error arrives later and is counted: see `Queue.counters`.
         """
-        # Not a parameter for each: Python would take longer to fill in their defaults than for all the rest.
+        # No parameter for each change: filling in their defaults would take longer than the rest of this method.
         if changes or self._decision is not None:
             self._accept(**changes)
             return
         self._decision = ACCEPT
-        on_decided = self._on_decided  # Python 3.11 finds what is in a slot faster if it is not called at once
+        on_decided = self._on_decided  # Python 3.11 reads a slot faster if the value is not called at once
         on_decided(self)
 
     def _accept(self, *, connection: bool = False, **changes: Any) -> None:
@@ -173,11 +173,11 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     @_exclusive
     def drop(self, *, connection: bool = False) -> None:
-        """Drop the packet (NF_DROP); a local sender is not told.
+        """Drop the packet (NF_DROP) without a notice to its sender.
 
-        ``connection`` drops the rest of the packet's connection, too; what it needs is the same as for `accept`. At the
-        first packet the kernel does not know the connection yet. For TCP and UDP without translated addresses (NAT of
-        the destination) it is told of the connection; with other protocols the next packet is queued as well.
+        ``connection`` drops the rest of the packet's connection, too; it has the same requirement as for `accept`. At
+        the first packet the kernel has no entry for the connection yet. For TCP and UDP without NAT of the
+        destination nfnet creates the entry; with other protocols the next packet is queued as well.
 
         Raises the same errors as `accept`.
         """
@@ -194,7 +194,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     def repeat(self, *, mark: int | None = None, payload: Payload | None = None, priority: int | None = None) -> None:
         """Send the packet through its chain again, from the first rule (NF_REPEAT). Arguments are those of `accept`.
 
-        The rule that queued the packet queues it again, with a new id, unless the rule looks at the mark, for instance.
+        The rule that queued the packet queues it again, with a new id, unless the rule tests the mark, for instance.
         """
         self._change(Verdict.REPEAT, mark, payload, priority)
 
@@ -207,9 +207,9 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         priority: int | None = None,
         bypass: bool = False,
     ) -> None:
-        """Hand the packet to queue ``num`` (NF_QUEUE), where it gets a new id. Other arguments are those of `accept`.
+        """Pass the packet to queue ``num`` (NF_QUEUE), where it gets a new id. Other arguments are those of `accept`.
 
-        If no program listens to that queue the kernel drops the packet, or accepts it with ``bypass``.
+        If no program reads that queue, the kernel drops the packet, or accepts it with ``bypass``.
         """
         num = check("queue number", num, 0, 0xFFFF)
         flags = QUEUE_BYPASS if check_flag("bypass", bypass) else 0
@@ -229,7 +229,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     ) -> None:
         """Give any verdict word that the kernel knows; see `Verdict`. Other arguments are those of `accept`.
 
-        Only Verdict.QUEUE may have upper 16 bits: the kernel would take ACCEPT with stray bits for STOP.
+        Only Verdict.QUEUE may have upper 16 bits: the kernel would treat ACCEPT with other bits as STOP.
         """
         word = check("verdict", code, 0, 0xFFFFFFFF)
         kind = word & 0xFF
@@ -250,7 +250,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         what = self._decision
         if what is None or what.kind == what.word & 0xFF:
             return what is not None and bool(what.changes)
-        # A verdict that rules carry out: the mark, the first of its changes, says in some bits what they shall do.
+        # A verdict that rules carry out: some bits of the mark, the first of its changes, contain the verdict.
         support = self._support()
         ours = 0 if support is None else support.bits.mask
         return len(what.changes) > _MARK_SIZE or int.from_bytes(what.changes[4:8], "big") & ~ours != self.mark
@@ -264,9 +264,9 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         ICMP and ICMPv6: the reply to an echo request.
         TCP: the packet must carry data. Its sender gets ``data``, at most 12,200 bytes, and the end of the stream
         (FIN), and its receiver a reset. This ends the connection, because its ends would disagree about sequence
-        numbers from now on: one of them knows nothing of ``data``. What is lost on the way is not sent again.
+        numbers from now on: the receiver did not send ``data``. Segments lost on the way are not sent again.
 
-        The answer passes the hook output of this machine, with the mark `nfnet.INJECTED_MARK`. Rules made by
+        The answer traverses the hook output of this machine, with the mark `nfnet.INJECTED_MARK`. Rules made by
         `nfnet.rules.queue` do not queue packets with that mark.
 
         Raises ArgumentError, before anything is sent, for packets that have no answer: another protocol, TCP without
@@ -281,15 +281,16 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         self._inject_and_drop(lambda packet, *about: _answers.answer(packet, answer, *about))
 
     def reset(self) -> None:
-        """Send a TCP reset to both ends of the packet's connection, with right sequence numbers, and drop the packet.
+        """Send a TCP reset to both ends of the packet's connection, with correct sequence numbers, and drop the
+        packet.
 
-        Neither end waits for a time-out: both see "connection reset", and a connection that is being opened is
-        refused. The packet may be any segment, also a super-packet, or one of which only the beginning was copied. If
-        it is a reset itself, only its receiver gets another. (The ends of a connection with TCP-MD5 or TCP-AO
+        Neither end waits for a time-out: both report "connection reset", and a connection that is being opened is
+        refused. The packet can be any segment, also a super-packet, or one of which only the beginning was copied. If
+        it is a reset itself, only its receiver gets a reset. (The ends of a connection with TCP-MD5 or TCP-AO
         signatures ignore the resets.)
 
-        Raises ArgumentError if `tcp` is None, and the same errors as `answer`. If the first reset was sent and the
-        second cannot be sent, the packet is undecided, too.
+        Raises ArgumentError if `tcp` is None, and the same errors as `answer`. The packet stays
+        undecided also if the first reset was sent and the second cannot be sent.
         """
         self._inject_and_drop(_answers.resets)
 
@@ -297,18 +298,18 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         """Tell the sender that the packet was refused, and drop the packet.
 
         TCP: a reset to the sender (``connect`` fails with ECONNREFUSED). Protocols with ports, such as UDP: an error of
-        ICMP or ICMPv6, "port unreachable"; other protocols: "administratively prohibited". Its source is the packet's
-        destination. Where the sender must not be told (RFC 1122, RFC 4443) the packet is just dropped: a
-        TCP reset, an error of ICMP, a fragment other than the first, a packet to or from a multicast address.
+        ICMP or ICMPv6, "port unreachable"; other protocols: "administratively prohibited". The source of the answer is
+        the packet's destination. Packets that must not be answered (RFC 1122, RFC 4443) are just dropped: a TCP
+        reset, an ICMP error, a fragment other than the first, a packet to or from a multicast address.
 
-        If the rule that queues has ``remember=True``, the kernel sends the refusal, except at the hook postrouting,
-        where it cannot. Otherwise nfnet injects it.
+        If the rule that queued the packet has ``remember=True``, the kernel sends the answer, except at the hook
+        postrouting, where it cannot. Otherwise nfnet injects the answer.
 
-        connection: whether the kernel shall refuse the rest of the connection, too, each packet in the same way. This
-            needs such a rule.
+        connection: whether the kernel shall reject the rest of the connection, too, each packet in the same way. This
+            needs a rule with ``remember=True``.
 
-        Raises ArgumentError for ``connection`` without such a rule, for packets that are not IP, belong to the family
-        bridge or were injected by nfnet; and the same errors as `answer`.
+        Raises ArgumentError for ``connection`` without such a rule, and for packets that are not IP, belong to the
+        bridge family or were injected by nfnet; and the same errors as `answer`.
         """
         if self._decision is not None:
             self._refuse()
@@ -319,7 +320,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             self._inject_and_drop(_answers.refusals)
 
     def _inject_and_drop(self, build: Callable[[bytes, int, bool], list[bytes]]) -> None:
-        """Send the packets that ``build`` returns, and then drop this one: if sending fails nothing is lost.
+        """Send the packets that ``build`` returns, and then drop this one. If sending fails, it stays undecided.
 
         ``build`` is called with the packet, its length and whether its destination is a broadcast address.
         """
@@ -329,7 +330,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             raise ArgumentError(f"a packet of the family {self.family!r} cannot be answered, only of IPv4 and IPv6")
         if self.mark == INJECTED_MARK:
             text = f"the packet is one that nfnet has injected (mark {INJECTED_MARK:#x})"
-            raise ArgumentError(f"{text}: let it pass, or let the rule that queues packets pass over that mark")
+            raise ArgumentError(f"{text}: accept it, or make the rule that queues packets skip that mark")
         if not (packet := self._ip_packet()):
             raise ArgumentError(f"not an IP packet ({len(self.payload)} bytes were copied)")
         transport = self._origin.transport
@@ -378,7 +379,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             what = changing_decision(word, mark, priority, *attributes, kind=kind)
         else:
             what = decision(word, mark, priority, kind)
-        if self._decision is not None:  # since the first look, by a signal handler or another thread
+        if self._decision is not None:  # decided after the first check, by a signal handler or another thread
             self._refuse()
         self._decision = what
         self._on_decided(self)
@@ -394,7 +395,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         return support is not None and fate in support.fates
 
     def _marked(self, fate: Fate, mark: int | None) -> int:
-        """Return ``mark``, or that of the packet, with the verdict in the bits that the rules look at.
+        """Return ``mark``, or that of the packet, with the verdict in the bits that the rules test.
 
         Raises ArgumentError if no rules carry out the verdict.
         """
@@ -408,10 +409,10 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         if self.mark & bits:
             connections.distrust()
             text = f"the packet's mark {self.mark:#x} has some of the bits {bits:#x}, which nfnet uses for connections"
-            raise ArgumentError(f"{text}: it came back because its chain does not look at them, or they are in use")
+            raise ArgumentError(f"{text}: it came back because its chain does not test them, or they are in use")
         if mark is not None and mark & bits:
             text = f"mark {mark:#x} has some of the bits {bits:#x}, which nfnet uses for connections"
-            raise ArgumentError(f"{text}: leave them out, or let the rule use others, nfnet.rules.queue(bits=...)")
+            raise ArgumentError(f"{text}: clear them, or let the rule use other bits, nfnet.rules.queue(bits=...)")
         if fate in (Fate.DROP, Fate.REJECT):
             connections.remember(self._ip_packet(), support.bits.spread(fate))
         return (self.mark if mark is None else mark) | support.bits.spread(fate)
@@ -439,19 +440,19 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         flags: int | None = None,
         window: int | None = None,
     ) -> bytes:
-        """Return the payload with changed fields, and with right lengths and checksums; see `nfnet.inet.rewrite`.
+        """Return the payload with changed fields, and with correct lengths and checksums; see `nfnet.inet.rewrite`.
 
             packet.accept(payload=packet.rewrite(data=b"other", destination="192.0.2.7"))
 
-        The checksums are right also if the kernel has not finished them yet (``Queue(gso=True)``). In the bridge family
-        bytes before and after the IP packet (a second VLAN tag, the padding of Ethernet) stay.
+        The checksums are correct also if the kernel has not finished them yet (``Queue(gso=True)``). In the bridge
+        family, bytes before and after the IP packet (a second VLAN tag, Ethernet padding) are kept.
 
         Raises ArgumentError for wrong values, if only the beginning of the packet was copied, and for super-packets of
         other protocols than TCP on their way in (prerouting, input), or of UDP before Linux 6.12.
         """
         if self.truncated:
             text = f"only {len(self.payload)} of the packet's {self.cap_len} bytes were copied"
-            raise ArgumentError(f"{text}: what is missing would be cut off")
+            raise ArgumentError(f"{text}: the rest would be cut off")
         payload, packet = self.payload, self._ip_packet()
         if not packet:
             raise ArgumentError(f"not an IP packet (EtherType {self.hw_protocol:#06x}, {len(payload)} bytes)")
@@ -474,17 +475,17 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         )
         if self.raw[FAMILY] != Family.BRIDGE:
             return new
-        # What Ethernet padded stays as long: where VLAN tags misled the kernel about where the transport header is, it
-        # drops a shorter payload in silence.
+        # Keep the Ethernet padding: if VLAN tags made the kernel assume a wrong position of the transport header, it
+        # drops a shorter payload without an error.
         ip = inet.ip(packet)
         return payload[: len(payload) - len(packet)] + new + (packet[ip.length :] if ip else b"")
 
     def _check_segments(self) -> None:
         """Raise ArgumentError if the packet is a super-packet whose segments would be lost with another payload.
 
-        After the outgoing hooks the kernel cuts it, and computes the segments' checksums from what is in the packet. On
-        the way in a UDP socket with UDP_GRO gets the whole packet and other sockets its segments: no checksum is right
-        for both. The checksum of a packet in a tunnel cannot be found.
+        After the outgoing hooks the kernel segments it, and computes the segments' checksums from the one in the
+        packet. On the way in a UDP socket with UDP_GRO gets the whole packet and other sockets its segments: no
+        checksum is correct for both. The checksum of a packet in a tunnel cannot be found.
         """
         if not self._number(NFQA.SKB_INFO) or SkbInfo.GSO not in self.skbinfo:
             return
@@ -493,16 +494,14 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         if protocol == socket.IPPROTO_TCP or (outgoing and (not perhaps_udp or _kernel >= _SEGMENTS_UDP)):
             return
         where = "by Linux before {}.{}".format(*_SEGMENTS_UDP) if outgoing else "on its way in"
-        raise ArgumentError(
-            f"a super-packet that is not TCP's cannot be changed {where}: open the queue without gso, for its segments"
-        )
+        raise ArgumentError(f"a super-packet that is not TCP's cannot be changed {where}: open the queue without gso")
 
     def _check_payload(self, payload: Any) -> bytes:
         self._check_segments()
         if _scapy.is_scapy(payload):
             if not _scapy.may_begin(payload, ip=self.family in (Family.IPV4, Family.IPV6)):
                 text = f"payload begins with {payload.name}, and must begin with the network header"
-                raise ArgumentError(f"{text}: of a frame of scapy's that is behind the link layer, frame.payload")
+                raise ArgumentError(f"{text}: of a scapy frame, pass frame.payload")
             payload = self._build(payload)
         try:
             data = payload if type(payload) is bytes else bytes(memoryview(payload))
@@ -517,7 +516,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         return data
 
     def _check_beginning(self, data: bytes) -> None:
-        """Raise ArgumentError if the payload must be an IP packet and is none: the kernel would just drop it."""
+        """Raise ArgumentError if the payload must be an IP packet and is not: the kernel would just drop it."""
         version = IP_VERSION_OF.get(self.raw[FAMILY])
         if version is None:
             return
@@ -528,7 +527,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             raise ArgumentError(f"payload says that its IP header has {(data[0] & 15) * 4} of its {len(data)} bytes")
 
     def _build(self, theirs: Any) -> bytes:
-        """Return the bytes of a scapy packet, with lengths and checksums as the kernel wants them."""
+        """Return the bytes of a scapy packet, with the lengths and checksums that the kernel expects."""
         payload = _scapy.build(theirs)
         packet = self._ip_packet(payload)
         if not packet or SkbInfo.GSO not in self.skbinfo:
@@ -540,7 +539,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     def _link_layer(self, vlan: Vlan | None, l2header: bytes | None) -> list[tuple[int, bytes]]:
         if self.family != Family.BRIDGE:
             raise ArgumentError(
-                "vlan and l2header can be changed in the bridge family alone; elsewhere the kernel ignores them"
+                "vlan and l2header can be changed only in the bridge family; in others the kernel ignores them"
             )
         changes: list[tuple[int, bytes]] = []
         if vlan is not None:
@@ -561,7 +560,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         return changes
 
     def _connection(self, mark: int | None, labels: bytes | None) -> bytes:
-        # The kernel says nothing if it cannot do that: what can be known is asked for here.
+        # The kernel reports no error if it cannot change the connection, so check here what can be checked.
         if self._find(NFQA.CT) is None:
             raise ArgumentError("ct_mark and ct_labels are for packets with a connection: see Queue(conntrack=True)")
         values: dict[int, Any] = {}
@@ -581,7 +580,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     @property
     def id(self) -> int:
-        """The packet's number since the queue was opened: 1, 2, ... (32 bits, wraps). Missing ones were lost."""
+        """The packet's number since the queue was opened: 1, 2, ... (32 bits, wraps). A gap means lost packets."""
         return int.from_bytes(self.raw[PACKET_ID], "big")
 
     @property

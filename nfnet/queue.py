@@ -38,18 +38,18 @@ from .stats import QueueCounters, QueueStats, QueueStatus, find_queue
 
 _QUEUE_SUBSYSTEM = int(Subsystem.QUEUE)
 _FEW_PACKETS = 4  # with no more than these, verdicts are not collected: each is sent when it is given
-# On newer kernels (6.12.117, 6.18) a queue holds no more, whatever `max_len` says. Packets beyond that are dropped
-# after they got an id. Packets beyond `max_len` get no id, and leave no gap.
+# On newer kernels (6.12.117, 6.18) a queue holds at most this many packets, even if `max_len` is larger. The kernel
+# drops packets beyond this limit after giving them an id. Packets beyond `max_len` get no id, and leave no gap.
 _MOST_WAITING = 65536
 
 _log = logging.getLogger("nfnet")
 
 Handler = Callable[[Packet], None]
-"""A plain function. One that returns something is refused by type checkers, so that no async function is taken."""
+"""A plain function that returns None, so that type checkers reject async functions, which return a coroutine."""
 
 
 class WorkerOptions(TypedDict, total=False):
-    """The options of `Queue` that several queues can have alike: all but ``transport`` and ``record``."""
+    """The options of `Queue` that several queues can share: all but ``transport`` and ``record``."""
 
     copy_range: int
     copy_mode: CopyMode | int
@@ -69,7 +69,7 @@ class WorkerOptions(TypedDict, total=False):
 
 
 class QueueOptions(WorkerOptions, total=False):
-    """All options of `Queue`, for functions that hand them on: ``**options: Unpack[nfnet.QueueOptions]``."""
+    """All options of `Queue`, for functions that pass them on: ``**options: Unpack[nfnet.QueueOptions]``."""
 
     transport: Transport | None
     record: str | os.PathLike[str] | None
@@ -78,7 +78,7 @@ class QueueOptions(WorkerOptions, total=False):
 class QueueBinding(Binding[Packet, QueueStatus]):
     """The state of a queue from `open` to `close`. With each new binding packet ids begin at 1 again."""
 
-    # Measured: 256 costs 3 to 7 % more; 1024 gains nothing, and makes Python's garbage collector run, which it does
+    # Measured: 256 costs 3 to 7 % more; 1024 is not faster, and makes Python's garbage collector run, because it runs
     # after 700 new objects.
     drain = 512
     what = "packets"
@@ -105,11 +105,11 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         self._max_len = max_len
         self._packet_type = packet_type
         self._flusher = Flusher(self.ledger)
-        self._plain = transport.trusted  # and not shared: packets need no checks
+        self._plain = transport.trusted  # and not shared with another process: then packets need no checks
         self._last: bytes | None = None  # the last lone packet, whose id `_issue` has not counted
         self._lone_since_look = 0  # lone packets since the last look for lost ones
-        self._counting = RLock()  # `counters` may be asked for in any thread
-        self._issued = 0  # how many ids the kernel gave, up to the last one seen
+        self._counting = RLock()  # any thread can read `counters`
+        self._issued = 0  # how many ids the kernel has assigned, up to the last one seen
         self._refused: dict[int, int] = {}
         self._stamping = weakref.finalize(self, os.close, _stamping_socket()) if timestamps else None
 
@@ -136,7 +136,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             self.tell_loss()
 
     def defer(self, packet: Packet) -> None:
-        """Make a packet pending whose handler has returned without a verdict."""
+        """Make a packet pending after its handler has returned without a verdict."""
         if self.ledger.lone is not None:
             self.ledger.take_lone()
         self.ledger.defer(packet, length_hint(self.ready))
@@ -204,7 +204,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         on_decided: Callable[[Packet], None]
         if lone := len(received) == 1 and self._plain and not undelivered and not ledger.at_hand:
             on_decided = ledger.send_lone
-        # It is not worth while to collect a few verdicts.
+        # Collecting verdicts does not pay off for a few packets.
         elif len(received) > _FEW_PACKETS and self._flusher.watch():
             on_decided = ledger.decided.append
         else:
@@ -215,7 +215,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
                     if (whole := self._look_into(raw, refused)) is None:
                         continue
                     raw = whole
-                except NfnetError as error:  # raised when the packets after it are ready
+                except NfnetError as error:  # raised below, when the packets after it are ready
                     problem = problem or error
                     continue
             packet = packet_type()
@@ -235,7 +235,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         for error_number in refused:
             self._refused[error_number] = self._refused.get(error_number, 0) + 1
         if new:
-            if not self._issued and untrusted:  # a recording may begin anywhere, the kernel begins at 1
+            if not self._issued and untrusted:  # a recording can begin with any id; the kernel begins with 1
                 self.last_id = new[0].id - 1
             self._last = None  # a later id is counted instead
             self._issue(new[-1].raw)
@@ -243,16 +243,16 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             raise problem
 
     def _issue(self, raw: bytes) -> None:
-        """Count the ids up to that of the packet in a message."""
+        """Count the ids up to the id of the packet in a message."""
         packet_id = int.from_bytes(raw[PACKET_ID], "big")
         step = (packet_id - self.last_id) & 0xFFFFFFFF
         self.last_id = packet_id
-        # The kernel's ids only grow. In a file with several recordings, one after the other, they may go back.
+        # The kernel's ids only grow. In a file with several consecutive recordings they can decrease.
         if step < 0x80000000 or self.transport.trusted:
             self._issued += step
 
     def _look_into(self, message: bytes, refused: list[int]) -> bytes | None:
-        """Return the packet in a datagram that may be something else; None for the answer to a verdict."""
+        """Return the packet in a datagram; None if the datagram is the answer to a verdict."""
         try:
             if not netlink.is_answer(message):
                 return nfqnl.normalized(message, self._num)
@@ -292,7 +292,8 @@ class QueueBinding(Binding[Packet, QueueStatus]):
             return "the kernel dropped " + " and ".join(
                 f"{count} because {where} was full" for count, where in drops if count
             )
-        # With fail-open the kernel counts neither, and only root may ask. The socket has a count of its own.
+        # With fail-open the kernel does not count these drops, and only root can read its counts. The socket has its
+        # own count.
         socket_status = self.transport.socket_status()
         if socket_status is not None and socket_status.dropped:
             return f"{self._buffer()} was full"
@@ -307,14 +308,14 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         return self.ledger.count_received() - sum(self.ledger.counts().values())
 
     def pending(self) -> list[Packet]:
-        """Return the packets that went to a handler and have no verdict, oldest first."""
+        """Return the packets that were handed out and have no verdict, oldest first."""
         ledger = self.ledger
         given = ledger.at_hand[: len(ledger.at_hand) - length_hint(self.ready)]
         lone = () if ledger.lone is None or length_hint(self.ready) else (ledger.lone,)
         return [packet for packet in (*ledger.pending, *given, *lone) if packet._decision is None]
 
     def counters(self) -> QueueCounters:
-        """Return what happened so far."""
+        """Return the counts so far."""
         self._account()
         counts = self.ledger.counts()
         received = self.ledger.count_received()
@@ -336,35 +337,35 @@ class Queue(Reader[QueueBinding, Packet]):
     """Receives the packets of queue ``num``, one at a time, and sends a verdict for each.
 
     A rule sends packets to the queue; see `nfnet.rules.queue`. Entering the context, or `open`, binds the queue;
-    leaving it, or `close`, unbinds it. Then the kernel drops the packets that wait. With ``undecided="accept"`` they
-    are accepted, and so are those that arrive until the queue is unbound.
+    leaving it, or `close`, unbinds it. Unbinding makes the kernel drop the packets that still wait. With
+    ``undecided="accept"`` nfnet accepts them, and those that arrive until the queue is unbound.
 
     num: number of the queue, 0 to 65535.
-    copy_range: how many bytes of each packet to copy, 1 to 65535; the kernel never copies more than 65,531.
-    copy_mode: PACKET; META for no payload at all; with NONE the kernel drops every packet.
-    max_len: how many packets may wait for a verdict, 0 to 2^32-1; the kernel's default is 1024. Newer kernels
-        (6.12.117, 6.18) take 65,536 at most, whatever is asked for.
-    rcvbuf: size of the socket's receive buffer in bytes, as the kernel counts, 8 MiB if not given. Outside the
-        initial user namespace net.core.rmem_max limits it, with a warning. What was granted is the attribute
-        ``rcvbuf``.
+    copy_range: how many bytes of each packet to copy, 1 to 65,535 (the default); the kernel copies at most 65,531.
+    copy_mode: PACKET (the default); META for no payload at all; with NONE the kernel drops every packet.
+    max_len: how many packets can wait for a verdict, 0 to 2^32-1; the kernel's default is 1024. Newer kernels
+        (6.12.117, 6.18) hold 65,536 packets at most, even if this is larger.
+    rcvbuf: size of the socket's receive buffer in bytes, as the kernel counts (default: 8 MiB). Outside the
+        initial user namespace net.core.rmem_max limits the size, and nfnet logs a warning. The attribute ``rcvbuf``
+        contains the size that the kernel granted.
     fail_open: when the queue or the receive buffer is full, accept packets instead of dropping them.
     gso: receive super-packets, and packets with unfinished checksums, as they are. Without it the kernel segments them
         and finishes their checksums first.
-    conntrack, uid_gid, secctx: ask for the attributes of these names.
-    timestamps: make the kernel stamp packets as they arrive, from shortly after opening until the queue is closed.
-    on_overrun: what to do when packets were lost: "count" them and log warnings, now and then and at the end; "raise"
-        OverrunError out of the loop; or "ignore": count them without a warning.
+    conntrack, uid_gid, secctx: request these attributes from the kernel.
+    timestamps: make the kernel timestamp packets as they arrive, from shortly after opening until the queue is closed.
+    on_overrun: what to do when packets were lost: "count" them and log warnings, at intervals and at the end; "raise"
+        OverrunError from the loop; or "ignore": count them without a warning.
     undecided: what to do with a packet whose handler returns without a verdict: keep it "pending", so that it can be
         decided later, or "accept" or "drop" it.
     on_error: what to do when a handler raises an Exception: "raise" it, and keep the packet pending, or log it and
-        "accept" or "drop" the packet. An iteration has no handler: it is refused (ArgumentError) unless this is
+        "accept" or "drop" the packet. An iteration has no handler, so it raises ArgumentError unless this is
         "raise".
-    bits: the bits of the mark by which rules carry out verdicts on whole connections (see `nfnet.rules.queue`). Needed
-        only if the rules were installed with iptables-legacy, because nfnet finds others in nf_tables.
-    netns: the network namespace to work in: the name of one in /run/netns, a path, an open file, or
-        the file descriptor of one (an int). It must stay open as long as the queue is used.
-    transport: where to get packets from, instead of the kernel; see `nfnet.replay`.
-    record: the file to which all datagrams between the kernel and this program are recorded; see `nfnet.record`.
+    bits: the bits of the mark that rules use for verdicts on whole connections (see `nfnet.rules.queue`). Needed
+        only if the rules were installed with iptables-legacy; nfnet finds the bits of other rules in nf_tables.
+    netns: the network namespace to work in: a name in /run/netns, a path, an open file, or a file descriptor (an
+        int). A file must stay open as long as the queue is used.
+    transport: the source of packets, instead of the kernel; see `nfnet.replay`.
+    record: the file to which nfnet writes all datagrams between the kernel and this program; see `nfnet.record`.
 
     Raises ArgumentError for invalid arguments. One thread at a time may read the queue; any thread may give verdicts.
     A forked child cannot use the queue.
@@ -418,8 +419,8 @@ class Queue(Reader[QueueBinding, Packet]):
         )
 
     packet_type: ClassVar[type[Packet]] = Packet
-    """The class of the queue's packets. A subclass of `Queue` may set it to a subclass of `Packet`. Its __init__ is
-    called without arguments: the attributes of a packet are set afterwards."""
+    """The class of the queue's packets. A subclass of `Queue` can set it to a subclass of `Packet`. Its __init__ is
+    called without arguments, before the attributes of the packet are set."""
 
     _module = "nfnetlink_queue"
     _remedy = "use AsyncQueue, whose run awaits it"
@@ -458,8 +459,7 @@ class Queue(Reader[QueueBinding, Packet]):
         return find_queue(self.num, self._netns)
 
     def _pass_requests(self) -> bytes:
-        """Return requests after which the kernel accepts packets without queueing them: the queue is full and fails
-        open.
+        """Return requests that make the kernel accept packets without queueing them: the queue is full, and fail-open.
 
         These are two messages, the flag first. With both in one message the kernel sets the length first, and would
         drop the packets that arrive before it sets the flag.
@@ -469,8 +469,8 @@ class Queue(Reader[QueueBinding, Packet]):
     def _before_unbinding(self, binding: QueueBinding) -> None:
         ledger = binding.ledger
         if self._undecided == "accept":
-            # Packets that arrive between the last verdict and the unbinding would be dropped. No answer is requested,
-            # since there may be no room for it in the receive buffer; and the queue is closed also if this fails.
+            # The kernel would drop packets that arrive between the last verdict and the unbinding. No answer is
+            # requested, because the receive buffer may have no room for it. If this fails, the queue is closed anyway.
             with suppress(NfnetError):
                 binding.transport.send(self._pass_requests())
         if self._undecided != "pending":
@@ -480,19 +480,20 @@ class Queue(Reader[QueueBinding, Packet]):
         ledger.close()
         if self._undecided == "accept":
             ledger.accept_rest(binding.last_id)
-        elif binding.transport.trusted and not binding.transport.simulated:  # a socket that nobody else reads from
+        elif binding.transport.trusted and not binding.transport.simulated:  # a socket that only this queue reads
             self._drop_rest(binding)
 
     def _drop_rest(self, binding: QueueBinding) -> None:
-        """Drop what is left in the queue, which unbinding would do, too.
+        """Drop the packets that are left in the queue.
 
-        But unbinding drops it some milliseconds later, after an RCU grace period. If the rule is gone by then, Linux
-        4.14 to 6.10 write a warning about nf_reinject to the kernel's log, and stop with ``panic_on_warn``.
+        Unbinding would drop them, too, but some milliseconds later, after an RCU grace period. If the rule has been
+        removed by then, Linux 4.14 to 6.10 write a warning about nf_reinject to the kernel's log, and panic if
+        ``panic_on_warn`` is set.
 
-        No packet is decided by that: recordings do not have it, nor do counters, in which these packets are pending. A
-        packet that is more than 2^30 ids older than the last one is left to the unbinding.
+        This does not count as a verdict: recordings do not contain it, and in the counters these packets are pending.
+        A packet that is more than 2^30 ids older than the last one is dropped by the unbinding.
         """
-        newest = (binding.last_id + 0x40000000) & 0xFFFFFFFF  # so that it covers those that were not read
+        newest = (binding.last_id + 0x40000000) & 0xFFFFFFFF  # so that it covers packets that were not read
         with suppress(NfnetError):  # if it fails, the packets are dropped a little later
             binding.transport.send_untapped(nfqnl.verdict(self.num, newest, Verdict.DROP, batch=True))
 
@@ -500,17 +501,17 @@ class Queue(Reader[QueueBinding, Packet]):
         """Call ``handler(packet)`` for each packet until `stop` or `close`.
 
         The handler is a plain function that returns nothing; for async functions use `AsyncQueue`. If it raises an
-        Exception, ``on_error`` says what happens. Other exceptions, such as KeyboardInterrupt, always end the loop.
-        Verdicts given before are sent first, and `run` may be called again.
+        Exception, it is treated as ``on_error`` specifies. Other exceptions, such as KeyboardInterrupt, always end the
+        loop. Verdicts given before are sent first, and `run` can be called again.
 
         Raises TypeError for an async handler, OverrunError (``on_overrun="raise"``), NotPermittedError if the process
-        gave up the privilege to decide, DecodeError for a datagram that is no packet, BusyReadingError, ClosedError,
-        KernelError.
+        gave up the privilege to send verdicts, DecodeError for a datagram that is not a packet, BusyReadingError,
+        ClosedError, KernelError.
         """
         self._run(handler)
 
     def process(self, handler: Handler) -> int:
-        """Call the handler for each packet that waits, without blocking, and return how many those were.
+        """Call the handler for each packet that waits, without blocking, and return the number of these packets.
 
         For any event loop: call it when `fileno` is readable, and once after opening. Raises the errors of `run`.
         """
@@ -523,7 +524,7 @@ class Queue(Reader[QueueBinding, Packet]):
                 result = handler(packet)
             except Exception as error:
                 if binding.close_began and isinstance(error, (ClosedError, AlreadyDecidedError)):
-                    return  # closed by another thread while the handler was deciding: that ends the loop
+                    return  # another thread closed the queue while the handler was deciding: this ends the loop
                 if self._on_error == "raise":
                     raise
                 self._handler_failed(packet)
@@ -535,10 +536,10 @@ class Queue(Reader[QueueBinding, Packet]):
                 return
 
     def check_iteration(self) -> None:
-        # What the body of a for statement raises never comes here.
+        # An exception raised in the body of a for statement does not reach this class.
         if self._on_error != "raise":
             text = (
-                f"on_error={self._on_error!r} is for handlers, and what the body of an iteration raises comes out of it"
+                f"on_error={self._on_error!r} applies to handlers, not to exceptions raised in the body of an iteration"
             )
             raise ArgumentError(f"{text}: use run(), or on_error='raise' and a try statement in the body")
 
@@ -561,20 +562,21 @@ class Queue(Reader[QueueBinding, Packet]):
         self._bound().ledger.flush()
 
     def forget(self, flow: inet.Flow) -> bool:
-        """Take back a verdict on a whole connection, and return whether there was one.
+        """Withdraw a verdict on a whole connection, and return whether there was one.
 
         flow: the flow of one of the connection's packets, in either direction, such as `Packet.flow`. A flow without
             ports, of ICMP for instance, stands for all connections of that protocol between the two addresses.
 
         From then on the connection's packets are queued again, if the rule matches them. Raises KernelError,
-        NotSupportedError if the kernel gives no access to connection tracking (CONFIG_NF_CT_NETLINK), ClosedError.
+        NotSupportedError if the kernel has no netlink interface to connection tracking (CONFIG_NF_CT_NETLINK),
+        ClosedError.
         """
         if not isinstance(flow, inet.Flow):
             raise wrong_type("flow", flow, "an nfnet.inet.Flow, such as packet.flow")
         return self._bound().connections.forget(flow) > 0
 
     def forget_all(self) -> int:
-        """Take back the verdicts on all whole connections, and return how many there were.
+        """Withdraw the verdicts on all whole connections, and return how many there were.
 
         This includes connections of other queues whose rules use the same bits. Raises the errors of `forget`.
         """
@@ -591,15 +593,15 @@ class Queue(Reader[QueueBinding, Packet]):
         return self._bound_or_last().counters()
 
     def stats(self) -> QueueStats:
-        """Return the counters, and what the kernel says of this queue and its socket.
+        """Return the counters, and the kernel's status of this queue and its socket.
 
-        Needs no privilege: values that only root may read are None. Raises ClosedError if the queue was never open.
+        Needs no privilege: values that only root can read are None. Raises ClosedError if the queue was never open.
         """
         return QueueStats(self.counters, *self._kernel_stats())
 
 
 def apply_policy(policy: str, packet: Packet) -> None:
-    """Accept or drop an undecided packet. Another thread may decide it, or close the queue, at the same time."""
+    """Accept or drop an undecided packet. Another thread can decide it, or close the queue, at the same time."""
     with suppress(AlreadyDecidedError, ClosedError):
         if policy == "accept":
             packet.accept()
@@ -608,9 +610,9 @@ def apply_policy(policy: str, packet: Packet) -> None:
 
 
 def _stamping_socket() -> int:
-    """Return the descriptor of a socket that makes the kernel stamp packets as they arrive.
+    """Return the descriptor of a socket that makes the kernel timestamp packets as they arrive.
 
-    Stamping costs time, so the kernel does it only while there is a socket with this option anywhere on the machine.
+    Timestamps cost time, so the kernel takes them only while any socket on the machine has this option.
     Otherwise the timestamp of a queued packet is missing. The socket is not used for anything else.
     """
     sock = new_socket(socket.AF_INET, socket.SOCK_DGRAM)

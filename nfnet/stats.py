@@ -1,4 +1,4 @@
-"""Counters of queues and logs, and what the kernel says of them in /proc."""
+"""Counters of queues and logs, and their status in the kernel, from /proc."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from .netns import Netns, call_in
 from .protocol.nfnetlink import NETLINK_NETFILTER
 from .protocol.nfqnl import CopyMode
 
-# /proc/net is that of the process's first thread, which may be in another namespace.
+# /proc/net belongs to the process's first thread, which may be in another namespace.
 _DIRECTORY = "/proc/thread-self/net/netfilter"
 
 
 class QueueCounters(NamedTuple):
     """What happened since the queue was opened, in packets.
 
-    ``received == accepted + dropped + repeated + requeued + pending`` at any moment when nothing is in flight in
-    another thread. Verdicts are counted as they leave; STOP counts as accepted. ``pending`` packets have no verdict
-    yet: they wait for their turn, or their handler left them undecided. ``lost`` are gaps in the packet ids: packets
-    that the kernel could not deliver because the receive buffer was full, or, beyond 65,536 that wait, because the
-    queue was (dropped, or accepted if the queue is ``fail_open``); once the queue is closed also those behind the last
-    one that came, as far as `QueueStatus` tells. ``overruns`` says how often loss was noticed. ``refused`` are the
-    errors with which the kernel answered verdicts, by errno: ENOENT where packets were gone already, because somebody
-    removed a rule or took an interface down. ``malformed`` are datagrams that were no packets of this queue.
+    ``received == accepted + dropped + repeated + requeued + pending`` at any moment when no other thread is sending a
+    verdict. Verdicts are counted when they are sent; STOP counts as accepted. ``pending`` packets have no verdict
+    yet: they wait for the handler, or their handler left them undecided. ``lost`` counts gaps in the packet ids:
+    packets that the kernel could not deliver because the receive buffer was full, or because more than 65,536 were
+    waiting (dropped, or accepted if the queue is ``fail_open``); after closing, also packets lost after the last
+    received one, if `QueueStatus` could be read. ``overruns`` is how often loss was noticed. ``refused`` counts the
+    errors with which the kernel answered verdicts, by errno: ENOENT if the kernel had dropped the packets already,
+    because a rule was removed or an interface taken down. ``malformed`` datagrams were not packets of this queue.
     """
 
     received: int
@@ -45,11 +45,12 @@ class QueueCounters(NamedTuple):
 
 
 class QueueStatus(NamedTuple):
-    """What the kernel says of a queue (/proc/net/netfilter/nfnetlink_queue).
+    """The kernel's status of a queue (/proc/net/netfilter/nfnetlink_queue).
 
-    ``port_id`` is the netlink port of the socket that has it; ``waiting`` packets have no verdict yet;
-    ``queue_dropped`` came when ``max_len`` packets were waiting, or 65,536, ``user_dropped`` did not fit into the
-    receive buffer (with fail-open neither counts); ``last_id`` is the id of the newest packet, modulo 2^32.
+    ``port_id`` is the netlink port of the socket that owns the queue; ``waiting`` packets have no verdict yet;
+    ``queue_dropped`` packets arrived when ``max_len`` (or 65,536) packets were waiting; ``user_dropped`` packets did
+    not fit into the receive buffer (with fail-open neither counts); ``last_id`` is the id of the newest packet, modulo
+    2^32.
     """
 
     num: int
@@ -63,12 +64,12 @@ class QueueStatus(NamedTuple):
 
 
 class QueueStats(NamedTuple):
-    """A queue's own counters, and what the kernel says of it and of its socket. No privilege is needed to ask.
+    """A queue's own counters, and the kernel's status of the queue and of its socket.
 
-    ``kernel`` is None where it may not be read, which only root of the machine may; without it, ``counters.pending`` is
-    how many packets wait in this program, and ``socket.dropped`` how many did not fit into the receive buffer, but
-    nothing tells how many did not fit into the queue. ``socket`` is None before Linux 4.12. Both are None if there is
-    no queue in a kernel behind it, as in a replay, and once it is closed.
+    ``kernel`` is None if the process cannot read it; only root of the machine can. Then ``counters.pending`` still is
+    the number of packets that wait in this program, and ``socket.dropped`` the number that did not fit into the
+    receive buffer, but the number that did not fit into the queue is unknown. ``socket`` is None before Linux 4.12.
+    Both are None for a replay, which has no queue in the kernel, and after closing.
     """
 
     counters: QueueCounters
@@ -79,8 +80,8 @@ class QueueStats(NamedTuple):
 class LogCounters(NamedTuple):
     """What happened since the log was opened.
 
-    ``received`` messages came; ``lost`` are gaps in their sequence numbers, and None unless ``sequence=True`` asked
-    for these; ``overruns`` says how often loss was noticed; ``malformed`` are datagrams that could not be read.
+    ``received`` is the number of messages; ``lost`` counts gaps in their sequence numbers, and is None without
+    ``sequence=True``; ``overruns`` is how often loss was noticed; ``malformed`` datagrams could not be decoded.
     """
 
     received: int
@@ -90,10 +91,10 @@ class LogCounters(NamedTuple):
 
 
 class LogStatus(NamedTuple):
-    """What the kernel says of a log group (/proc/net/netfilter/nfnetlink_log).
+    """The kernel's status of a log group (/proc/net/netfilter/nfnetlink_log).
 
-    ``port_id`` is the netlink port of the socket that has it; ``waiting`` messages are in the buffer that collects
-    them; ``timeout`` is in seconds.
+    ``port_id`` is the netlink port of the socket that owns the group; ``waiting`` messages are in the kernel's buffer;
+    ``timeout`` is in seconds.
     """
 
     group: int
@@ -105,7 +106,7 @@ class LogStatus(NamedTuple):
 
 
 class LogStats(NamedTuple):
-    """A log's own counters, and what the kernel says of it and of its socket; see `QueueStats`."""
+    """A log's own counters, and the kernel's status of the log group and of its socket; see `QueueStats`."""
 
     counters: LogCounters
     kernel: LogStatus | None
@@ -113,7 +114,7 @@ class LogStats(NamedTuple):
 
 
 def queues(netns: Netns | None = None) -> list[QueueStatus]:
-    """Return all queues of a network namespace, whoever has them. Raises NotPermittedError or another KernelError."""
+    """Return all queues of a network namespace, of all processes. Raises NotPermittedError or another KernelError."""
     return [
         QueueStatus(num, port_id, waiting, CopyMode(mode), size, queue_dropped, user_dropped, last_id)
         for num, port_id, waiting, mode, size, queue_dropped, user_dropped, last_id, _ in _rows(
@@ -123,7 +124,7 @@ def queues(netns: Netns | None = None) -> list[QueueStatus]:
 
 
 def logs(netns: Netns | None = None) -> list[LogStatus]:
-    """Return all log groups of a network namespace, whoever has them. Raises NotPermittedError or a KernelError."""
+    """Return all log groups of a network namespace, of all processes. Raises NotPermittedError or a KernelError."""
     return [
         LogStatus(group, port_id, waiting, CopyMode(mode), size, timeout / 100)
         for group, port_id, waiting, mode, size, timeout, _ in _rows("nfnetlink_log", 7, netns)
@@ -131,12 +132,12 @@ def logs(netns: Netns | None = None) -> list[LogStatus]:
 
 
 def find_queue(num: int, netns: Netns | None = None) -> QueueStatus | None:
-    """Return the status of one queue; None if nobody has it, or the kernel's list cannot be read."""
+    """Return the status of one queue; None if no socket is bound to it, or the kernel's list cannot be read."""
     return next((queue for queue in _readable(queues, netns) if queue.num == num), None)
 
 
 def find_log(group: int, netns: Netns | None = None) -> LogStatus | None:
-    """Return the status of one log group; None if nobody has it, or the kernel's list cannot be read."""
+    """Return the status of one log group; None if no socket is bound to it, or the kernel's list cannot be read."""
     return next((log for log in _readable(logs, netns) if log.group == group), None)
 
 
@@ -146,7 +147,7 @@ Status = TypeVar("Status", QueueStatus, LogStatus)
 def _readable(read: Callable[[Netns | None], list[Status]], netns: Netns | None) -> list[Status]:
     try:
         return read(netns)
-    except (NfnetError, ValueError):  # ValueError: the namespace is an open file that was closed
+    except (NfnetError, ValueError):  # ValueError: the namespace is a closed file
         return []
 
 
@@ -170,10 +171,10 @@ def _rows(name: str, columns: int, netns: Netns | None) -> list[list[int]]:
 
 
 def process(port_id: int, netns: Netns | None = None) -> str:
-    """Return which process has a netfilter netlink port of a network namespace, as far as this process may see it."""
+    """Return which process owns a netfilter netlink port of a network namespace, if this process may see it."""
     inode = _inode(port_id, netns)
     found = None if inode is None else process_with_socket(inode)
-    if found is None:  # the first socket of a process has its id for a port, others have any number
+    if found is None:  # the port of a process's first socket is the process id; others have arbitrary numbers
         found = process_with_id(port_id)
     if found is None:
         return f"the socket with netlink port {port_id}"
@@ -181,7 +182,7 @@ def process(port_id: int, netns: Netns | None = None) -> str:
 
 
 def is_ours(port_id: int, netns: Netns | None = None) -> bool:
-    """Return whether a netfilter netlink port of a network namespace is that of a socket of this process."""
+    """Return whether a netfilter netlink port of a network namespace belongs to a socket of this process."""
     inode = _inode(port_id, netns)
     return inode is not None and this_process_has_socket(inode)
 

@@ -1,4 +1,4 @@
-"""For tests of programs that decide or read packets: no kernel, no privileges.
+"""Tests of programs that decide or read packets, without the kernel and without privileges.
 
     import nfnet.testing
 
@@ -7,9 +7,9 @@
         nfnet_queue.run(handle)
         assert nfnet_queue.verdicts[packet_id].verdict == nfnet.Verdict.DROP
 
-The fixtures come with the package, as a plugin of pytest that loads nothing until a test asks for one: `nfnet_queue` is
-a `FedQueue`, and `nfnet_replay` opens a recording or another capture, see `open_replay`. `from_pcap` has the packets of
-a capture, to be fed.
+The package contains a pytest plugin with two fixtures, which imports nothing until a test uses one: `nfnet_queue` is a
+`FedQueue`, and `nfnet_replay` opens a recording or another capture, see `open_replay`. `from_pcap` returns the packets
+of a capture, which a test can feed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def udp(
     source_port: int = 40000,
     destination_port: int = 9,
 ) -> bytes:
-    """A UDP packet, IPv4 or IPv6 as the addresses say, with right lengths and checksums."""
+    """Return a UDP packet, IPv4 or IPv6 according to the addresses, with correct lengths and checksums."""
     return inet.rewrite(
         _blank(source, socket.IPPROTO_UDP, bytes(8)),
         data=data,
@@ -73,7 +73,10 @@ def tcp(
     seq: int = 1,
     ack: int = 1,
 ) -> bytes:
-    """A TCP packet, IPv4 or IPv6 as the addresses say, with right lengths and checksums; ``flags`` are PSH and ACK."""
+    """Return a TCP packet, IPv4 or IPv6 according to the addresses, with correct lengths and checksums.
+
+    The default of ``flags`` is PSH and ACK.
+    """
     return inet.rewrite(
         _blank(source, socket.IPPROTO_TCP, bytes(12) + b"\x50" + bytes(7)),
         data=data,
@@ -89,7 +92,7 @@ def tcp(
 
 
 def _blank(source: str, protocol: int, header: bytes) -> bytes:
-    """Return a packet of the family of an address, to be filled in."""
+    """Return a packet of the address's family, with an IP header to be filled in."""
     if ":" in str(source):
         return struct.pack("!IHBB32x", 6 << 28, len(header), protocol, 64) + header
     return struct.pack("!BBHHHBBH8x", 0x45, 0, 20 + len(header), 1, 0, 64, protocol, 0) + header
@@ -110,11 +113,11 @@ def packet_message(
     time_ns: int | None = None,
     **attributes: Any,
 ) -> bytes:
-    """A packet of queue ``num``; keywords are names of NFQA members (``MARK=7``), ``payload`` None is META.
+    """Return the message of a packet of queue ``num``; keywords are NFQA members (``MARK=7``), payload None is META.
 
-    ``hw_protocol`` is the EtherType, by which a packet of the bridge family is IP or something else; if it is not given
-    the first byte of the payload decides. ``process`` is what `Packet.process` will be, whatever runs on this machine.
-    ``time_ns``, nanoseconds since 1970, is what `Packet.timestamp_ns` will be, unless there is a TIMESTAMP.
+    ``hw_protocol`` is the EtherType, which determines whether a packet of the bridge family is IP (default: according
+    to the first byte of the payload). ``process`` will be the value of `Packet.process`, without a look-up on this
+    machine. ``time_ns``, nanoseconds since 1970, will be the value of `Packet.timestamp_ns` if TIMESTAMP is not given.
     """
     payload = None if payload is None else bytes(memoryview(payload))
     if family is None:
@@ -160,9 +163,9 @@ def log_message(
     process: Process | None = None,
     **attributes: Any,
 ) -> bytes:
-    """A logged packet of ``group``; keywords are names of NFULA members, ``payload`` None is META.
+    """Return the message of a packet logged to ``group``; keywords are NFULA members, ``payload`` None is META.
 
-    ``process`` is what `LogMessage.process` will be.
+    ``process`` will be the value of `LogMessage.process`.
     """
     if family is None:
         family = family_of(payload or b"")
@@ -176,7 +179,7 @@ def log_message(
 
 
 def error_message(number: int, request: bytes) -> bytes:
-    """The kernel's answer to a request: errno ``number``, 0 for success."""
+    """Return the kernel's answer to a request: errno ``number``, 0 for success."""
     header = netlink.header.parse(request)
     body = netlink.nlmsgerr.build({"error": -number, "request": header})
     return netlink.build_message(netlink.NLMSG_ERROR, netlink.Flag.CAPPED, header.seq, body)
@@ -189,11 +192,11 @@ class FakeKernel(Transport):
     """A transport whose other end is a model of the kernel's queue.
 
     num: the number of the queue.
-    ends: whether the loop ends when all that was fed has been read. If not, it waits for more.
+    ends: whether the loop ends when it has read all packets that were fed. If not, it waits for more.
 
-    It understands requests by the construct schemas alone, and applies them as net/netfilter/nfnetlink_queue.c does.
-    ``queued`` are the ids of packets without a verdict, ``judged`` what was decided, in order: id, verdict word, and
-    changes by NFQA number, and ``injected`` what was to be sent; there is room for any number.
+    It decodes requests with the construct schemas alone, and executes them as net/netfilter/nfnetlink_queue.c does.
+    ``queued`` contains the ids of packets without a verdict; ``judged`` the verdicts in order, each with id, verdict
+    word and changes by NFQA number; ``injected`` the packets that the program injected. None of them has a limit.
     """
 
     trusted = True
@@ -219,7 +222,7 @@ class FakeKernel(Transport):
         self._readable = Event()
 
     def feed(self, count: int = 1, **attributes: Any) -> list[int]:
-        """Queue packets; returns their ids. Keywords as for `packet_message`."""
+        """Queue packets, and return their ids. The keywords are those of `packet_message`."""
         ids = [(self._next_id + index) & 0xFFFFFFFF for index in range(count)]
         for packet_id in ids:
             self.queued[packet_id] = None
@@ -242,7 +245,7 @@ class FakeKernel(Transport):
         with self._reading:  # `close` in another thread waits
             if self.closed:
                 raise ClosedError("the model of the kernel is closed")
-            # Another thread may be delivering: what it appends in between must neither be lost nor go unnoticed.
+            # Another thread can deliver at the same time: its datagrams must not be lost or go unnoticed.
             self._readable.clear()
             taken = self._waiting[:limit]
             del self._waiting[: len(taken)]
@@ -259,7 +262,7 @@ class FakeKernel(Transport):
             header = netlink.header.parse(message)
             if header.type >= netlink.NLMSG_MIN_TYPE:
                 self._execute(message)
-            if header.flags & netlink.Flag.ACK and header.seq != self._seq:  # `request` takes its own answer
+            if header.flags & netlink.Flag.ACK and header.seq != self._seq:  # `request` reads its own answer
                 self.deliver(error_message(0, message))
 
     def request(self, build: Callable[[int], bytes], operation: str) -> None:
@@ -297,7 +300,7 @@ class FakeKernel(Transport):
         if header.type == nfqnl.MSG_CONFIG:
             command = values.get(NFQA_CFG.CMD)
             if command is not None and command.command in (Command.PF_BIND, Command.PF_UNBIND):
-                return  # without effect, for whatever queue
+                return  # these have no effect, for any queue
         assert nfnetlink.nfgenmsg.parse(message[16:20]).resource == self._num
         if header.type == nfqnl.MSG_CONFIG:
             self.config.append(values)
@@ -314,16 +317,16 @@ class FakeKernel(Transport):
             covered = [verdict.packet_id] if verdict.packet_id in self.queued else []
         if not covered:
             self.deliver(error_message(errno.ENOENT, message))
-        for packet_id in covered:  # nothing that a signal could interrupt between these two
+        for packet_id in covered:  # no signal handler can run between these two statements
             del self.queued[packet_id]
             self.judged.append((packet_id, word, values))
 
 
 class FedQueue:
-    """A queue that a test feeds. It is open until `close`.
+    """A queue that a test feeds with packets. It is open until `close`.
 
     num: the number of the queue.
-    options: as for `nfnet.Queue`.
+    options: those of `nfnet.Queue`.
     """
 
     def __init__(self, num: int = 1, **options: Unpack[WorkerOptions]) -> None:
@@ -335,12 +338,12 @@ class FedQueue:
     def feed(self, payload: bytes | Packet | LogMessage = b"E" + bytes(19), **attributes: Any) -> int:
         """Queue a packet, and return its id.
 
-        payload: its bytes, from the network header on; or a packet or log message, of `from_pcap` for instance, which
-            is queued with all that is known of it.
+        payload: its bytes, from the network header on; or a packet or log message, from `from_pcap` for instance,
+            which is queued with all its attributes.
 
-        Keywords are ``mark``, ``indev``, ``outdev``, ``physindev``, ``physoutdev`` (interface indexes, or names that
-        are given one), ``uid``, ``gid``, ``priority``, ``hook``, ``family``, ``process`` (an `nfnet.Process`, which
-        `Packet.process` will be), ``time_ns``; or names of NFQA members. They go before what a packet says of itself.
+        Keywords are ``mark``, ``indev``, ``outdev``, ``physindev``, ``physoutdev`` (interface indexes, or names, which
+        get an index), ``uid``, ``gid``, ``priority``, ``hook``, ``family``, ``process`` (an `nfnet.Process`, the value
+        of `Packet.process`), ``time_ns``; or names of NFQA members. They override the attributes of the packet.
         """
         values: dict[str, Any] = {}
         if isinstance(payload, (Packet, LogMessage)):
@@ -358,12 +361,12 @@ class FedQueue:
         return index
 
     def run(self, handler: Handler) -> None:
-        """Let the handler decide everything that was fed."""
+        """Call the handler for every packet that was fed."""
         self.queue.run(handler)
 
     @property
     def verdicts(self) -> dict[int, GivenVerdict]:
-        """What was decided, by packet id."""
+        """The verdicts, by packet id."""
         self.queue.flush()
         bits = self.kernel.bits
         return {
@@ -374,7 +377,7 @@ class FedQueue:
     def injected(self) -> list[bytes]:
         """The packets of `Packet.answer`, `Packet.reset`, `Packet.reject` and `nfnet.inject`, from the IP header on.
 
-        None is sent: from opening to closing, `nfnet.inject` of the whole process ends here.
+        None is sent: while the queue is open, all packets that this process injects are added to this list.
         """
         return self.kernel.injected
 
@@ -397,7 +400,7 @@ _NAMES = {
 
 
 def _described(message: Packet | LogMessage) -> dict[str, Any]:
-    """What a message says of its packet, as keywords of `FakeKernel.feed`."""
+    """Return the attributes of a message as keywords of `FakeKernel.feed`."""
     values = {kind.name: value for kind, value in message.attributes.items() if kind.name in NFQA.__members__}
     for name in ("PACKET_HDR", "PAYLOAD"):
         values.pop(name, None)
@@ -409,7 +412,7 @@ def _described(message: Packet | LogMessage) -> dict[str, Any]:
 
 
 class OpenReplay(Protocol):
-    """The signature of `open_replay`, which is also that of what the fixture `nfnet_replay` gives."""
+    """The signature of `open_replay` and of the value of the fixture `nfnet_replay`."""
 
     @overload
     def __call__(self, path: str | os.PathLike[str], *, num: int, **options: Unpack[ReplayOptions]) -> Queue: ...
@@ -440,12 +443,12 @@ def open_replay(
     group: int | None = None,
     **options: Unpack[ReplayOptions],
 ) -> Queue | Log:
-    """Queue ``num`` or log group ``group`` of a capture, open; the first of the file if neither is given.
+    """Open queue ``num`` or log group ``group`` of a capture, and return it (default: the first one in the file).
 
-    Its transport is a `Replay`, whose ``options`` are ``hook``, ``local`` and ``family``. The first of a file without
-    the kernel's messages, of Ethernet for instance, is queue 0.
+    Its transport is a `Replay`, whose ``options`` are ``hook``, ``local`` and ``family``. The packets of a file without
+    messages of the kernel, an Ethernet capture for instance, form queue 0.
 
-    Raises CaptureError if there is none, or a damaged record before it.
+    Raises CaptureError if the file contains no such queue or group, or a damaged record before it.
     """
     replay = Replay(path, **options)
     try:
@@ -462,17 +465,17 @@ def open_replay(
 
 
 def from_pcap(path: str | os.PathLike[str], **options: Unpack[ReplayOptions]) -> list[Packet]:
-    """The packets in a capture, to be looked at, and to be fed:
+    """Return the packets in a capture, which a test can examine and feed:
 
         for packet in from_pcap("web.pcap", local="192.0.2.0/24"):
             nfnet_queue.feed(packet)
 
-    path: any file that `nfnet.replay` takes. Of a recording of several queues or logs it is the first one. What a log
-        recorded becomes packets with the same attributes, as far as those of a queue have them.
+    path: any file that `nfnet.replay` accepts. From a recording of several queues or logs the first one is read. Log
+        messages become packets with the same attributes, except those that packets of a queue do not have.
     options: ``hook``, ``local`` and ``family``, as for `nfnet.replay`.
 
-    All of the file is read at once; for a large one use `nfnet.replay`, or its fixture. Nobody waits for verdicts on
-    these packets. Raises OSError, and CaptureError if there are no packets in the file, or anything in it is damaged.
+    The whole file is read at once; for a large file use `nfnet.replay`, or its fixture. These packets cannot be
+    decided. Raises OSError, and CaptureError if the file contains no packets, or anything in it is damaged.
     """
     replay = Replay(path, keep_verdicts=False, **options)
     found: list[Packet] = []

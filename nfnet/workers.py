@@ -1,4 +1,4 @@
-"""Several queues, each with a process of its own: for handlers that are busier than one core."""
+"""Several queues, each with its own process: for handlers that need more than one core."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .errors import ArgumentError, ClosedError, NfnetError
 from .queue import Handler, Queue, WorkerOptions
 from .stats import QueueCounters
 
-_GIVE_UP = 5  # times in a row that a worker may end as soon as it began
-_QUICKLY = 1.0  # seconds after which a worker did not end as soon as it began, even if no packet came
-_PATIENCE = 5.0  # seconds for all workers to end when they are asked to
+_GIVE_UP = 5  # times in a row that a worker may end just after its start
+_QUICKLY = 1.0  # seconds: a worker that ran longer did not end just after its start, even if it got no packet
+_PATIENCE = 5.0  # seconds in which all workers must end after a request to stop
 _REPORT_EVERY = 0.5  # seconds
 _PID_SIZE = 4  # bytes
 
-# All counters but `refused`, which is no number.
+# All counters except `refused`, which is not a number.
 _NAMES = tuple(name for name in QueueCounters._fields if name != "refused")
 
 _log = logging.getLogger("nfnet")
@@ -41,17 +41,18 @@ class Workers:
         with nfnet.rules.queue(range(0, 4), hook="forward"), nfnet.Workers(handler, range(0, 4)) as workers:
             workers.wait()
 
-    handler: what is called with each packet, in one of the processes: they are forked, and share nothing that changes.
-    queues: numbers of the queues, as in the rule that fans packets out to them.
-    processes: how many processes; one a queue if not given. With fewer, each serves several, a thread a queue.
-    options: those of `Queue`, but for ``transport`` and ``record``: processes cannot share one, or write one file.
+    handler: called with each packet, in one of the processes. They are forked and share no variables.
+    queues: numbers of the queues, as in the rule that distributes packets to them.
+    processes: how many processes (default: one for each queue). With fewer, each process reads several queues, with one
+        thread for each queue.
+    options: those of `Queue`, except ``transport`` and ``record``: processes cannot share a transport or a file.
 
-    A worker that ends, because its handler raised or it was killed, is started anew; meanwhile its packets pass, if the
-    rule says ``bypass``. Entering the context starts them, leaving it stops them all.
+    A worker that ends, because its handler raised or it was killed, is restarted; meanwhile the kernel accepts its
+    packets, if the rule has ``bypass``. Entering the context starts the workers, leaving it stops them.
 
-    Raises ArgumentError at once. `wait` raises NfnetError if a worker ends as soon as it begins, five times in a row:
-    it cannot open its queues, or it ends within a second of its start and without a packet. A worker that ends because
-    of a packet is started anew each time.
+    Raises ArgumentError at once. `wait` raises NfnetError if a worker ends just after its start, five times in a row:
+    it cannot open its queues, or it ends within a second and without a packet. A worker that ends because of a packet
+    is restarted each time.
     """
 
     def __init__(
@@ -70,18 +71,18 @@ class Workers:
             if options.get(name) is not None:
                 raise ArgumentError(f"{name} is not for workers: each is a process of its own")
         for num in nums:
-            Queue(num, **options)  # says what cannot be
+            Queue(num, **options)  # raises ArgumentError for invalid options
         self._handler, self._options = handler, options
         self._shares = [nums[start::count] for start in range(count)]
         self._workers: list[_Worker] = []
-        # A plain attribute: an Event has a lock, which a signal handler that calls `stop` may find locked for ever.
+        # A plain attribute: a signal handler that calls `stop` could wait for ever for the lock of an Event.
         self._stopping = False
-        # As long as this object lives: `stop` may come at any time, even while `close` is at work.
+        # Kept as long as this object lives: `stop` can be called at any time, even while `close` runs.
         self._waiter = Poller()
         self._running = False
 
     def start(self) -> None:
-        """Start the processes, and count from 0. Raises NfnetError if they are running; after `close` they are not."""
+        """Start the processes, with counters at 0. Raises NfnetError if they are running; `close` ends them."""
         if self._running:
             raise NfnetError("the workers are running already")
         check_linux("starting workers")
@@ -97,7 +98,7 @@ class Workers:
             raise
 
     def wait(self) -> None:
-        """Start anew what ends, until `stop`. Raises NfnetError if a worker ends as soon as it begins, five times."""
+        """Restart workers that end, until `stop`. Raises NfnetError if one ends just after its start, five times."""
         from multiprocessing.connection import wait
 
         while not self._stopping:
@@ -107,12 +108,12 @@ class Workers:
                     worker.restart()
 
     def stop(self) -> None:
-        """End `wait`; from any thread or a signal handler."""
+        """End `wait`. Can be called from any thread or a signal handler."""
         self._stopping = True
         self._waiter.wake()
 
     def close(self) -> None:
-        """Stop the processes; may be called twice. Those that do not end within five seconds are killed."""
+        """Stop the processes; can be called twice. Those that do not end within five seconds are killed."""
         self._stopping = True
         for worker in self._workers:
             worker.ask_to_end()
@@ -120,7 +121,7 @@ class Workers:
         try:
             for worker in self._workers:
                 worker.wait_until(deadline)
-        finally:  # an interrupt ends the wait, and leaves no process behind
+        finally:  # KeyboardInterrupt ends the wait, but no process is left running
             for worker in self._workers:
                 worker.end()
             self._running = False
@@ -136,16 +137,16 @@ class Workers:
 
     @property
     def counters(self) -> QueueCounters:
-        """The sum over all queues, of workers that ended, too; half a second old while they run.
+        """The sums over all queues, including workers that ended; up to half a second old while the workers run.
 
-        Without what a worker did in the last half second before it was killed. ``refused`` is not added up: {}.
+        The counts of the last half second before a worker was killed are missing. ``refused`` is always {}.
         """
         sums = {name: sum(worker.count(name) for worker in self._workers) for name in _NAMES}
         return QueueCounters(**sums, refused={})
 
     @property
     def restarts(self) -> int:
-        """How often a worker was started anew."""
+        """How often workers were restarted."""
         return sum(worker.restarts for worker in self._workers)
 
 
@@ -155,12 +156,12 @@ def run_workers(
     processes: int | None = None,
     **options: Unpack[WorkerOptions],
 ) -> QueueCounters:
-    """Run `Workers` until SIGINT or SIGTERM, and return what they did in all; to be called in the main thread.
+    """Run `Workers` until SIGINT or SIGTERM, and return their counters. Must be called in the main thread.
 
         with nfnet.rules.queue(range(0, 4), hook="forward"):
             nfnet.run_workers(handler, queues=range(0, 4))
 
-    Arguments as for `Workers`. Raises NfnetError as `Workers.wait`.
+    The arguments are those of `Workers`. Raises the errors of `Workers` and `Workers.wait`.
     """
     workers = Workers(handler, queues, processes, **options)
 
@@ -178,7 +179,7 @@ def run_workers(
 
 
 class _Worker:
-    """One process, and its successors."""
+    """One worker process, and those that replace it."""
 
     def __init__(self, handler: Handler, nums: list[int], options: WorkerOptions) -> None:
         from multiprocessing import get_context
@@ -186,10 +187,10 @@ class _Worker:
 
         self._handler, self._nums, self._options = handler, nums, options
         self._context = get_context("fork")
-        # Of the process that runs, and of those before it; a child writes, the parent reads.
+        # The counts of the running process, and of those before it; the child writes, the parent reads.
         self._now = RawArray(c_uint64, len(_NAMES))
         self._before = [0] * len(_NAMES)
-        self._opened = RawValue(c_bool, False)  # whether the process that runs had all of its queues open
+        self._opened = RawValue(c_bool, False)  # whether the running process has opened all of its queues
         self._quick = 0
         self._parent = os.getpid()
         self._process: Any = None
@@ -200,7 +201,7 @@ class _Worker:
         self._opened.value = False
         told, tell = os.pipe()
         process = self._context.Process(target=self._begin, args=(tell,), name=f"nfnet-queue-{self._nums[0]}")
-        # A signal that comes before the child has handlers of its own would be for the parent's.
+        # A signal that arrives before the child has set its own handlers would call the parent's.
         signals = (signal.SIGINT, signal.SIGTERM)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         try:
@@ -229,7 +230,7 @@ class _Worker:
         return self._before[place] + self._now[place]
 
     def restart(self) -> None:
-        """It has ended: start the next one."""
+        """Start the next process after this one has ended."""
         self._process.join()
         status = self._process.exitcode
         self._quick = 0 if self._worked(status) else self._quick + 1
@@ -243,10 +244,10 @@ class _Worker:
         self.start()
 
     def _worked(self, status: int | None) -> bool:
-        """Whether the process that ended had begun its work."""
+        """Return whether the ended process had begun its work."""
         if not self._opened.value:
             return False
-        # One that was killed could not say that it had a packet, and the packet may be the reason.
+        # A killed process could not report that it had a packet, and the packet may be the cause.
         killed = status is not None and status < 0
         received = self._now[_NAMES.index("received")]
         return received > 0 or killed or time.monotonic() - self._began >= _QUICKLY
@@ -263,7 +264,7 @@ class _Worker:
         if self._process is None:
             return
         if self._process.is_alive():
-            _log.warning("the worker of queue %d did not end when asked to, and was killed", self._nums[0])
+            _log.warning("the worker of queue %d did not stop in time, and was killed", self._nums[0])
             self._process.kill()
         self._process.join()
 
@@ -276,7 +277,7 @@ class _Worker:
 
     def _work(self) -> None:
         parent = self._parent
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent sees to it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent handles it
         queues = [Queue(num, **self._options) for num in self._nums]
 
         stopped = False
@@ -298,7 +299,7 @@ class _Worker:
             for queue in queues:
                 queue.open()
             self._opened.value = True
-            if not stopped:  # before it was open
+            if not stopped:  # a signal arrived before the queue was open
                 self._run(queues)
         finally:
             done.put(None)
@@ -336,18 +337,18 @@ class _Worker:
                 done.get(timeout=_REPORT_EVERY)
                 return
             self._report(queues)
-            # If the parent is killed the worker must not go on: nobody would ever end it.
+            # If the parent was killed, the worker must end, because no other process would stop it.
             if os.getppid() != parent:
                 if deadline is None:
                     deadline = time.monotonic() + _PATIENCE
                     os.kill(os.getpid(), signal.SIGTERM)
-                elif time.monotonic() > deadline:  # the handler does not come to an end
+                elif time.monotonic() > deadline:  # the handler does not return
                     os._exit(1)
 
     def _report(self, queues: list[Queue]) -> None:
         counters = []
         for queue in queues:
-            with suppress(ClosedError):  # it was never open
+            with suppress(ClosedError):  # the queue was never open
                 counters.append(queue.counters)
         self._now[:] = [sum(getattr(each, name) for each in counters) for name in _NAMES]
 

@@ -514,9 +514,7 @@ def test_handlers_that_would_not_run_are_refused() -> None:
                 with pytest.raises(TypeError, match=words):
                     await queue.run(handler)
             assert queue.counters.received == 0
-            with pytest.raises(
-                TypeError, match=r"returned a coroutine.*give run the async function itself, or a funct"
-            ):
+            with pytest.raises(TypeError, match=r"returned a coroutine.*pass the async function itself to run, or"):
                 await queue.run(lambda packet: NOT_RUN["async function"][0](packet))
             assert not kernel.judged
             assert [packet.id for packet in queue.pending] == [1]

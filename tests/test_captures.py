@@ -330,7 +330,7 @@ def test_an_interrupted_replay_of_a_pipe_says_that_it_cannot_go_on(
     with nfnet.Queue(1, transport=interrupted_replay(Path(f"/dev/fd/{reading}"), 5, monkeypatch)) as queue:
         with pytest.raises(KeyboardInterrupt):
             queue.run(nfnet.Packet.accept)
-        with pytest.raises(nfnet.CaptureError, match="cannot be read again"):
+        with pytest.raises(nfnet.CaptureError, match="only a regular file can be read again"):
             queue.run(nfnet.Packet.accept)
     os.close(reading)
 

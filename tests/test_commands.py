@@ -352,7 +352,7 @@ def test_a_queue_reads_no_packets_from_other_things(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert f"1 record of link type USB_LINUX (189). {path}" not in done.stderr
         assert (
-            f"1 record of link type USB_LINUX (189). The IP packets that Wireshark finds in it: tshark -r {path}"
+            f"1 record of link type USB_LINUX (189). To get the IP packets that Wireshark finds: tshark -r {path}"
             in (done.stderr)
         )
 
@@ -485,7 +485,7 @@ def test_lines_of_other_packets() -> None:
     def contents(payload: bytes) -> str:
         return LogMessage.from_bytes(testing.log_message(payload)).contents()
 
-    assert contents(b"") == "0 bytes that are no IP packet"
+    assert contents(b"") == "0 bytes that are not an IP packet"
     assert contents(testing.tcp(flags=0x12)) == "TCP 192.0.2.1.40000 > 192.0.2.2.80 [SYN.ACK] 40 bytes"
     assert contents(testing.udp(source="fd00::1", destination="fd00::2")).startswith("UDP fd00::1.40000 > fd00::2.9")
 

@@ -151,7 +151,7 @@ def test_repr_says_from_where_to_where() -> None:
     assert str(packet) == f"{line} undecided"
     assert repr(packet) == f"<Packet 3 OUTPUT: {line} undecided>"
     assert repr(read(packet_message(3, bytes(60)))) == (
-        "<Packet 3 OUTPUT: --:--:-- - > - 60 bytes that are no IP packet undecided>"
+        "<Packet 3 OUTPUT: --:--:-- - > - 60 bytes that are not an IP packet undecided>"
     )
 
 

@@ -342,7 +342,7 @@ BAD_VERDICTS = {
     "verdict 0x101": lambda p: p.verdict(0x101),
     "verdict 0x4003": lambda p: p.verdict(0x4003),
     "verdict is -1": lambda p: p.verdict(-1),
-    "bridge family alone": lambda p: p.accept(vlan=nfnet.Vlan(0x8100, 5)),
+    "only in the bridge family": lambda p: p.accept(vlan=nfnet.Vlan(0x8100, 5)),
     # These the kernel would drop, or send out as they are, and report success.
     "payload begins with 00 00 00 00, and must be an IPv4 packet": lambda p: p.accept(payload=bytes(40)),
     "payload begins with 60 00 00 00, and": lambda p: p.repeat(payload=b"\x60" + bytes(39)),

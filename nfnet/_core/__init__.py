@@ -1,1 +1,1 @@
-"""What queues and logs are made of: messages, the ledger of verdicts, bindings and the loop. Private: see `nfnet`."""
+"""The parts of queues and logs: messages, the ledger of verdicts, bindings and the loop. Private: use `nfnet`."""

@@ -1,4 +1,4 @@
-"""What `AsyncQueue` and `AsyncLog` share: a reader whose loop is that of asyncio."""
+"""The common base of `AsyncQueue` and `AsyncLog`: a reader whose loop is the event loop of asyncio."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Self = TypeVar("Self", bound="AsyncReader")  # type: ignore[type-arg]
 
 
 class Looks:
-    """While packets come one at a time one is taken, without a look whether several wait, for ever longer."""
+    """While packets arrive one at a time, take them singly for longer and longer, without checking for several."""
 
     def __init__(self) -> None:
-        self.lone = 0  # so many times more
+        self.lone = 0  # how many more datagrams to take singly
         self._next = 1
 
     def found(self, count: int) -> None:
-        """So many datagrams were taken."""
+        """Note that ``count`` datagrams were taken."""
         if self.lone:
             self.lone -= 1
         elif count > 1:
@@ -42,21 +42,21 @@ class Looks:
 class Session:
     """The state of an asynchronous reader from `open` to `close`.
 
-    A loop that SystemExit ended leaves coroutines behind that go no further and callbacks that are never called. What
-    they have changed here, and may yet change when they are disposed of, must not matter the next time.
+    An event loop that SystemExit ended leaves coroutines that never continue and callbacks that are never called. They
+    have changed this object, and can change it again when Python closes them, so the next `open` makes a new one.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.stopped = False
-        self.running = False  # a `run`
-        self.wake: asyncio.Future[None] | None = None  # what it, or an iteration, waits for
-        self.items: Generator[Any, None, None] | None = None  # of the iteration that is under way
+        self.running = False  # whether a `run` is under way
+        self.wake: asyncio.Future[None] | None = None  # awaited by `run` or an iteration
+        self.items: Generator[Any, None, None] | None = None  # the items of the current iteration
         self.looks = Looks()
         self.watched: int | None = None  # the descriptor that the loop watches for an iteration
-        self.telling = False  # the loop will look whether a loss is to be told
-        self.flushing: asyncio.AbstractEventLoop | None = None  # which will send what was collected
-        self.cancelling = False  # the tasks of a `run`
+        self.telling = False  # whether a check for a due warning of loss is scheduled
+        self.flushing: asyncio.AbstractEventLoop | None = None  # the loop that will send the collected verdicts
+        self.cancelling = False  # whether the tasks of a `run` are being cancelled
 
     def running_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
@@ -82,14 +82,14 @@ class Session:
             self.wake.set_result(None)
 
     def watch(self, binding: Binding[Any, Any]) -> None:
-        """Receive what comes, while somebody waits for it, until `unwatch`."""
+        """Receive datagrams, while a `run` or an iteration waits for them, until `unwatch`."""
         if self.watched is None:
             self.watched = binding.transport.fileno()
             _add_reader(self.loop, self.watched, self._receive, binding)
 
     def _receive(self, binding: Binding[Any, Any]) -> None:
         wake = self.wake
-        if wake is None:  # nobody waits, and the loop would say again and again that there is something
+        if wake is None:  # nothing waits, and the event loop would report the readable descriptor again and again
             self.unwatch()
         elif not wake.done():
             looks = self.looks
@@ -114,7 +114,7 @@ class Session:
         self.wake_up()
 
     def leave(self) -> None:
-        """An iteration is over, or to be over. One that is just at work, below a signal handler, ends by itself."""
+        """Close the current iteration. One that is running, interrupted by a signal handler, ends by itself."""
         if self.items is not None and not self.items.gi_running:  # type: ignore[attr-defined]
             self.items.close()
             self.items = None
@@ -131,15 +131,15 @@ def _add_reader(loop: asyncio.AbstractEventLoop, fd: int, function: Callable[...
 
 
 class AsyncReader(Generic[R, T]):
-    """What `AsyncQueue` and `AsyncLog` share."""
+    """The common base of `AsyncQueue` and `AsyncLog`."""
 
     def __init__(self, reader: R) -> None:
         self._reader = reader
-        reader._remedy = "give run the async function itself, or a functools.partial of it"
-        self._session: Session | None = None  # the last one, if it is closed
+        reader._remedy = "pass the async function itself to run, or a functools.partial of it"
+        self._session: Session | None = None  # the last session, if the reader is closed
 
     def _waiting(self) -> Generator[T, None, None]:
-        """Yield what waits, without blocking."""
+        """Yield the items that wait, without blocking."""
         return self._reader._items(block=False)  # type: ignore[return-value]  # only `pause` makes it give None
 
     async def open(self) -> None:
@@ -148,17 +148,18 @@ class AsyncReader(Generic[R, T]):
         self._session = Session(asyncio.get_running_loop())
 
     async def close(self) -> None:
-        """Unbind; iterations and `run` end. May be called twice."""
+        """Unbind. Iterations and `run` end. Can be called twice."""
         if self._session is not None:
             self._session.end()
         self._reader.close()
 
     def stop(self) -> None:
-        """End `run` or the iteration before its next item, or the next one if there is none; from the loop's thread."""
+        """End `run` or the iteration before its next item; if there is none, end the next one at once. Call this in the
+        loop's thread."""
         if self._session is not None:
             self._session.end()
         binding = self._reader._binding
-        if binding is not None and binding.reading:  # else there is no loop to end before its next item
+        if binding is not None and binding.reading:  # otherwise there is no loop to end before its next item
             self._reader.stop()
 
     async def __aenter__(self: Self) -> Self:
@@ -180,24 +181,24 @@ class AsyncReader(Generic[R, T]):
         return self._reader.rcvbuf
 
     def __aiter__(self) -> AsyncIterator[T]:
-        """What comes, until `stop` or `close`; what is left when the iteration is left is for the next one.
+        """Yield items until `stop` or `close`. Items that an iteration leaves are for the next one.
 
-        Raises as `Queue.run`.
+        Raises the errors of `Queue.run`.
         """
         self._reader.check_iteration()
         return _Iteration(self)
 
     def _opened(self) -> Session:
-        """The session, open or closed. Raises ClosedError if it was never open."""
+        """Return the session, open or closed. Raises ClosedError if there was none."""
         if self._session is None:
-            self._reader._bound()  # says so
+            self._reader._bound()  # raises ClosedError
             raise AssertionError("a reader that is open has a session")
         return self._session
 
     @contextmanager
     def _reading(self) -> Iterator[Session]:
-        """A `run`, alone."""
-        self._reader._bound()  # says if it is not open
+        """Begin a `run`, and refuse a second reader meanwhile."""
+        self._reader._bound()  # raises ClosedError if it is not open
         session = self._opened()
         self._check_only_reader(session)
         session.running = True
@@ -212,13 +213,13 @@ class AsyncReader(Generic[R, T]):
 
     def _check_only_reader(self, session: Session) -> None:
         if self._is_read(session) and not (collect_forgotten() and not self._is_read(session)):
-            raise BusyReadingError(f"{self!r} is being read by another task; one at a time can")
+            raise BusyReadingError(f"{self!r} is being read by another task; only one at a time can read")
 
     def _may_go_on(self, session: Session) -> bool:
         return not session.stopped and session is self._session
 
     async def _run(self, handler: Callable[[T], object]) -> None:
-        """`run` with a plain handler, which the loop calls as soon as something is there: no task is woken for that."""
+        """`run` with a plain handler. The event loop calls it directly when data arrives, without waking a task."""
         check_handler(handler, self._reader._remedy)
         with self._reading() as session:
             loop, reader, binding = session.running_loop(), self._reader, self._reader._bound()
@@ -257,7 +258,7 @@ class AsyncReader(Generic[R, T]):
 
             _add_reader(loop, fd, turn)
             try:
-                turn()  # something may have been received already
+                turn()  # datagrams may have been received already
                 await ended
             finally:
                 loop.remove_reader(fd)
@@ -266,7 +267,7 @@ class AsyncReader(Generic[R, T]):
                 raise errors[0]
 
     def _tell_loss_later(self, session: Session, binding: Binding[Any, Any]) -> None:
-        """When none was lost for a while, warn of what is untold."""
+        """Warn of losses not yet reported, once nothing was lost for a while."""
         if not session.telling:
             session.telling = True
             session.loop.call_later(QUIET, self._tell_loss, session, binding)
@@ -279,19 +280,19 @@ class AsyncReader(Generic[R, T]):
                 self._tell_loss_later(session, binding)
 
     def _is_over(self) -> bool:
-        """Whether nothing will come any more, as at the end of a recording."""
+        """Return whether no more items will arrive, as at the end of a recording."""
         binding = self._reader._binding
         return binding is not None and binding.exhausted
 
     async def _received(self, session: Session) -> None:
-        """Wait until something has been received, or `Session.wake_up`."""
+        """Wait until data has been received, or for `Session.wake_up`."""
         binding = self._reader._binding
         if binding is None:
             return
         session.running_loop()
         if binding.loss.untold:
             self._tell_loss_later(session, binding)
-        if binding.transport.kept:  # of which the descriptor does not tell
+        if binding.transport.kept:  # the descriptor is not readable for these
             await asyncio.sleep(0)
             return
         session.watch(binding)
@@ -299,11 +300,11 @@ class AsyncReader(Generic[R, T]):
 
 
 class _Iteration(AsyncIterator[T]):
-    """An iteration. No async generator: when one is left, only the event loop's next turns end it."""
+    """An iteration. Not an async generator, because the event loop closes an abandoned one only some turns later."""
 
     def __init__(self, owner: AsyncReader[Any, T]) -> None:
         self._owner = owner
-        self._items: Generator[T | None, None, None] | None = None  # None until it has begun, and when it is over
+        self._items: Generator[T | None, None, None] | None = None  # None before the first item and after the end
         self._session: Session | None = None
 
     async def __anext__(self) -> T:

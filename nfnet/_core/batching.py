@@ -1,18 +1,18 @@
 """Turn decisions into messages for the kernel. This module has no socket, lock or thread.
 
-A system call and a message for each verdict would cost more than all the rest, so verdicts are collected and leave
+A system call and a message for each verdict would cost more than all other work, so verdicts are collected and sent
 together. The kernel allows this:
 
-- VERDICT decides one packet. A datagram may hold any number of them; they are executed in order.
-- VERDICT_BATCH gives one verdict to *everything that is still queued up to an id*, whether this program has decided
-  it, has seen it, or not. Ids grow by one with each packet, so a packet that was read later has a later id.
+- VERDICT decides one packet. A datagram can contain any number of them; they are executed in order.
+- VERDICT_BATCH gives one verdict to *everything that is still queued up to an id*, whether or not this
+  program has decided or even read it. Ids grow by one with each packet, so a packet that was read later has a later id.
 
-So a batch is right if, and only if, each packet up to its id has left the queue already or is to get just this verdict.
+So a batch is correct if and only if each packet up to its id has left the queue already or is to get this verdict.
 The caller (`ledger`) knows whether packets are ``in_order``: whether no older packet is undecided. If they are not,
 each verdict is a message of its own, in the order in which the program gave them, because that is the order in which
-the kernel lets the packets go.
+the kernel releases the packets.
 
-A drop may be sent before older verdicts, because nobody can see when a packet was dropped. So if some packets are
+A drop can be sent before older verdicts, because the time of a drop is not visible. So if some packets are
 accepted and others dropped, the rarer kind is sent first, one message each, and one batch decides all the others.
 """
 
@@ -29,7 +29,7 @@ from ..protocol.nfqnl import NFQA, PACKET_ID, Verdict
 
 # Bytes: a datagram of verdicts is at most this, plus one packet. The send buffer has room for twice as much.
 MAX_VERDICTS_SIZE = 1 << 16
-MAX_MESSAGES = 1024  # of up to 48 bytes each
+MAX_MESSAGES = 1024  # each has up to 48 bytes
 
 
 class Decision:
@@ -59,7 +59,7 @@ def decision(word: int, mark: int | None = None, priority: int | None = None, ki
 def changing_decision(
     word: int, mark: int | None, priority: int | None, *attributes: tuple[int, bytes], kind: int | None = None
 ) -> Decision:
-    """Return a decision with changes that no batch can make: to payload, VLAN tag, link-layer header or connection."""
+    """Return a decision with changes that a batch cannot make: payload, VLAN tag, link-layer header or connection."""
     changes = _changes(mark, priority)
     for number, data in attributes:
         changes += layout.build_attribute(number, data)
@@ -107,7 +107,7 @@ class Messages:
         self._frame = _frame(number, batch=False)
         self._batch_frame = _frame(number, batch=True)
         self.prefix: Callable[[Decision], bytes] = lru_cache(1024)(self.once)
-        """Returns the message with a verdict on one packet, without the packet's id, which is its end."""
+        """Returns the message with a verdict on one packet, without the packet's id at the end of the message."""
         self._batch_prefix = lru_cache(1024)(self._build_batch_prefix)
 
     def datagram(self, packets: Sequence[Queued], decisions: Sequence[Decision], *, in_order: bool) -> bytes:
@@ -121,7 +121,7 @@ class Messages:
         return b"".join(encode(packets, decisions))
 
     def _runs(self, packets: Sequence[Queued], decisions: Sequence[Decision]) -> Iterator[bytes]:
-        """Encode packets of which some need a message of their own, and batches may decide those between them."""
+        """Encode packets some of which need a message of their own; batches decide those between them."""
         start = 0
         for batchable, group in groupby(decisions, lambda what: what.batchable):
             end = start + len(list(group))
@@ -134,7 +134,7 @@ class Messages:
             yield self._together(decisions[0], packets)
             return
         others = set(decisions) - {DROP}
-        if len(others) > len(decisions) // 2:  # a new mark for each: there is hardly a run of any
+        if len(others) > len(decisions) // 2:  # each has another mark, for instance, so there are hardly any runs
             yield from self._new(packets, decisions)
             return
         if len(others) > 1:
@@ -158,7 +158,7 @@ class Messages:
             yield packet.raw[PACKET_ID]
 
     def _new(self, packets: Sequence[Queued], decisions: Sequence[Decision]) -> Iterator[bytes]:
-        """Encode a message for each packet, without caching decisions that are not likely to be used again."""
+        """Encode a message for each packet, without caching decisions that are unlikely to be used again."""
         for packet, what in zip(packets, decisions):
             yield self.once(what)
             yield packet.raw[PACKET_ID]
@@ -171,7 +171,7 @@ class Messages:
         return self.once(what, batch=True)
 
     def once(self, what: Decision, *, batch: bool = False) -> bytes:
-        """Return what `prefix` or its like for a batch returns, without caching it."""
+        """Return the same as `prefix`, or the equivalent for a batch, without caching it."""
         size, header, end = self._batch_frame if batch else self._frame
         changes = what.changes
         length = (size + len(changes)).to_bytes(4, netlink.HOST)
@@ -180,6 +180,6 @@ class Messages:
 
 @lru_cache
 def _frame(number: int, batch: bool) -> tuple[int, bytes, bytes]:
-    """Return the length of a verdict message without changes, and what stands before and after the changes."""
+    """Return the length of a verdict message without changes, and the bytes before and after the changes."""
     frame = nfqnl.verdict(number, 0, 0, batch=batch)
     return len(frame), frame[4:BODY], frame[BODY:-8]

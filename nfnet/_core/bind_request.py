@@ -25,7 +25,7 @@ def bind(
 
     module: the kernel's module, which may be missing.
     flags: options that a kernel may lack, each with a request that the kernel refuses if it does.
-    owner: called if another socket has the queue or group; returns who that is, and what to do about it.
+    owner: called if another socket owns the queue or group; returns a description of the owner, and a remedy.
 
     Raises BusyError, NotPermittedError, NotSupportedError, or another KernelError.
     """
@@ -33,7 +33,7 @@ def bind(
     try:
         transport.request(request, operation)
     except NotPermittedError:
-        # The kernel answers EPERM to "somebody has it" and to "you may not".
+        # The kernel answers EPERM both if another socket owns the queue and if the process lacks CAP_NET_ADMIN.
         if not _may(transport, operation):
             raise
         reason, hint = owner()
@@ -52,7 +52,7 @@ def bind(
 
 def _may(transport: Transport, operation: str) -> bool:
     """Return whether the process has CAP_NET_ADMIN. The kernel checks this first."""
-    try:  # a request without effect
+    try:  # this request has no effect
         transport.request(lambda seq: nfqnl.config(0, command=Command.PF_BIND, seq=seq, ack=True), operation)
     except NotPermittedError:
         return False

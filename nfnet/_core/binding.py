@@ -28,7 +28,7 @@ T = TypeVar("T")
 class Binding(ABC, Generic[T, Status], at_fork.AtFork):
     """The state of a reader from `open` to `close`. Each `open` creates a new one, with a new socket.
 
-    ``find_status`` returns what the kernel says of the queue or group, None if nobody has it.
+    ``find_status`` returns the kernel's status of the queue or group, None if no socket is bound to it.
     """
 
     drain = 0
@@ -44,19 +44,19 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
         self.loss = Loss(warn=on_overrun == "count")
         self.overruns = 0
         self.received: list[bytes] = []
-        """Datagrams taken from the transport, of which `_make_ready` has made nothing yet."""
+        """Datagrams taken from the transport that `_make_ready` has not processed yet."""
         self.ready: Iterator[T] = iter(())
         """The packets or messages for the handler; one iterator for all loops."""
         self.reading = False  # a loop is reading
         self.close_lock = RLock()
-        self.close_began = False  # `Reader.close` was called: no more is handed out
+        self.close_began = False  # `Reader.close` was called: no more items are handed out
         self.close_running = False  # `Reader.close` is running, and has not raised
         self.closed = False  # the transport is closed
-        self.exhausted = False  # no more will come: the end of a recording
+        self.exhausted = False  # no more items will arrive: the end of a recording
         self.recorder: Recording | None = None
         self.owns_recorder = False
         self.malformed = 0
-        self.shared = False  # a forked child, or the parent, has the socket, too
+        self.shared = False  # a forked child, or the parent, also has the socket
         self._name = name
         self._on_overrun = on_overrun
         self._find_status: Callable[[], Status | None] = find_status
@@ -65,7 +65,7 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             at_fork.register(self)
 
     def before_fork(self) -> None:
-        # The child has the socket, too, and reads some of the datagrams.
+        # The child also has the socket, and can read some of the datagrams.
         self.shared = True
 
     def after_fork(self) -> None:
@@ -73,18 +73,18 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
         self.close_lock = RLock()
 
     def is_ours(self) -> bool:
-        """Return whether this process may use the binding: it opened it, or children inherit the socket."""
+        """Return whether this process may use the binding: it opened it, or children are allowed to."""
         return self._process == os.getpid() or self.transport.inherit
 
     def begin(self) -> None:
         """Prepare for a loop in this thread."""
 
     def receive(self, limit: int | None = None) -> None:
-        """Take datagrams from the transport without waiting, and make `ready` of them."""
+        """Take datagrams from the transport without waiting, and turn them into `ready` items."""
         more = True
         try:
-            # Not if an exception left datagrams there: if signals came faster than these can be made ready, the list
-            # would grow without end.
+            # Not if an exception left datagrams there: if signals arrived faster than these are processed, the list
+            # would grow without limit.
             if not self.received:
                 more = self.transport.receive(self.received, limit or self.drain)
         except ClosedError:
@@ -102,13 +102,13 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             self._make_ready()
 
     def each(self, datagrams: Iterator[bytes]) -> Generator[T, None, None]:
-        """Yield what is in these datagrams of the transport, as they arrive.
+        """Yield the items in these datagrams of the transport, as they arrive.
 
-        Ends after a datagram that has nothing for the handler (`Transport.wake` causes one), and when none arrives.
+        Ends after a datagram without an item for the handler (`Transport.wake` causes one), and when none arrives.
         """
         try:
             for datagram in datagrams:
-                self.received[END:] = (datagram,)  # no call since it was taken: see `moves`
+                self.received[END:] = (datagram,)  # no function call since it was taken: see `moves`
                 self._make_ready()
                 if not length_hint(self.ready):
                     return
@@ -117,7 +117,7 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             self._explain(error)
 
     def _explain(self, error: OSError) -> None:
-        """Raise what came out of `each`, unless it says that nothing has arrived."""
+        """Raise an error of `each`, unless it means that nothing has arrived."""
         if isinstance(error, NfnetError):  # raised by `_make_ready`, not by the transport
             raise error
         self.transport.explain(error)
@@ -131,9 +131,9 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
         """Return how many items the loop has taken from `ready` so far."""
 
     def flush(self, *, slow: bool) -> None:
-        """Send the collected verdicts. The loop calls this now and then between calls of the handler.
+        """Send the collected verdicts. The loop calls this at intervals, between calls of the handler.
 
-        slow: whether a single call took so long that collecting verdicts is not worth while.
+        slow: whether a single call took so long that collecting verdicts does not pay off.
         """
 
     def settle(self, undelivered: int = 0) -> None:
@@ -149,7 +149,7 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
     def add_lost(self, new: int) -> None:
         """Add ``new`` lost packets or messages."""
         if self.shared:
-            return  # the other process may have read them
+            return  # the other process may have read these packets
         self.overruns += self._on_overrun != "raise"  # OverrunError was counted when it was raised
         self.loss.add(new)
 
@@ -165,7 +165,7 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             _log.warning("%s: %d %s were lost, %d so far; %s", *amounts, self._cause_of_loss(status))
 
     def _cause_of_loss(self, status: Status | None) -> str:
-        """Return what was full, as far as that is known."""
+        """Return a description of what was full, as far as it is known."""
         return f"{self._buffer()} was full"
 
     def _buffer(self) -> str:
@@ -173,13 +173,13 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
         return "the receive buffer" if size is None else f"the receive buffer of {size} bytes"
 
     def status(self) -> Status | None:
-        """Return what the kernel says of the queue or group; None for a recording, or if it cannot be read."""
+        """Return the kernel's status of the queue or group; None for a recording, or if it cannot be read."""
         port = self.transport.port_id
         status = None if port is None else self._find_status()
         return status if status is not None and status.port_id == port else None
 
     def finish_counting(self) -> None:
-        """Count what was lost, and log the last warning, before closing."""
+        """Count the last losses, and log the last warning, before closing."""
         self.tell_loss(end=True)
 
     def release(self) -> None:
@@ -191,7 +191,7 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             if self.origin.processes is not None:
                 self.origin.processes.close()
             if self.recorder is not None:
-                self.transport.tap = None  # the next binding may use the same transport
+                self.transport.tap = None  # the next binding can use the same transport
                 if self.owns_recorder:
                     self.recorder.close()
 

@@ -1,4 +1,4 @@
-"""What a queue knows of the rules that carry out verdicts on whole connections, and how it takes those back."""
+"""Verdicts on whole connections: find the rules that carry them out, and withdraw such verdicts."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from ..protocol.conntrack import Endpoints
 from ..protocol.markbits import ALL_FATES, REST, Fate, MarkBits, Support
 from ..protocol.nfnetlink import BODY
 
-_LOOK_AGAIN = 1.0  # seconds after a look that found no rules
+_LOOK_AGAIN = 1.0  # seconds after a search that found no rules
 _MOST_AT_ONCE = 1024  # requests in a datagram
 _OPENING_TIMEOUT, _UDP_TIMEOUT = 120, 30  # seconds, the kernel's own for connections without an answer
 _FORGETTING = "forgetting connections"
-# Recordings and doubles show what is injected to reject a packet.
+# Recordings and doubles of the kernel contain the packets that are injected to reject a packet.
 _SIMULATED = ALL_FATES - {Fate.REJECT_PACKET}
 
 T = TypeVar("T")
 
 
 class Connections:
-    """Of one binding of a queue.
+    """The verdicts on whole connections of one binding of a queue.
 
-    given: the bits that rules use which need not be looked for.
+    given: the bits of the mark that the rules use; None to search for the rules.
 
-    The rules are looked for in nf_tables when a verdict first needs them. What was found is remembered; what was not is
-    looked for again, at most once a second, and so is everything after `distrust`.
+    The first verdict on a connection searches nf_tables for the rules. The rules found are cached. If there are none
+    for a family and hook, later verdicts search again, at most once a second. `distrust` clears the cache.
     """
 
     def __init__(self, number: int, transport: Transport, given: MarkBits | None) -> None:
@@ -60,17 +60,17 @@ class Connections:
         return found
 
     def distrust(self) -> None:
-        """What was found is not so: look again."""
+        """Clear the cache, because a rule that was found does not work as expected."""
         self._found, self._looked = {}, None
 
     def _look(self) -> None:
-        from ..rules._finding import find  # now: the package takes as long to load as all the rest, and few need it
+        from ..rules._finding import find  # here: importing it takes as long as all the rest, and few programs need it
 
         self._found = self._beside(lambda sock: find(sock, self._number))
         self._looked = monotonic()
 
     def _beside(self, function: Callable[[NetlinkSocket], T]) -> T:
-        """Call a function with a socket of its own in the network namespace of the queue."""
+        """Call a function with a new socket in the network namespace of the queue."""
         place = self._transport.open_netns()
         if place is None:
             hint = f"A {type(self._transport).__name__} has no socket"
@@ -83,12 +83,12 @@ class Connections:
             sock.close()
 
     def remember(self, packet: bytes, mark: int) -> None:
-        """Have the kernel know the connection of a packet that will not get through, if it may be the first one.
+        """Create the kernel's entry for the connection of a packet to be dropped, if it can be the first packet.
 
-        Else its entry would vanish with the packet, and what is to become of the rest would not be remembered. The
-        kernel refuses that if it knows the connection already, which is left to whoever reads its answers.
+        Otherwise the kernel would delete the unconfirmed entry with the packet, and the verdict on later packets with
+        it. If the entry exists already, the kernel answers with an error, which is not awaited here.
 
-        Raises KernelError if it cannot be sent.
+        Raises KernelError if the request cannot be sent.
         """
         flow, tcp = inet.flow(packet), inet.tcp(packet)
         begins = tcp is not None and tcp.flags & (TcpFlag.SYN | TcpFlag.ACK) == TcpFlag.SYN
@@ -99,16 +99,16 @@ class Connections:
             there = Endpoints(flow.source, flow.destination, flow.protocol, flow.source_port, flow.destination_port)
             self._transport.send(ctnetlink.create(there, mark, timeout))
 
-    # --- taking verdicts back
+    # --- withdrawing verdicts
 
     def forget(self, flow: Flow | None = None) -> int:
-        """Bring the connection of a flow, or all, back to the queue; how many there were. Raises KernelError."""
+        """Withdraw the verdicts on the connections of a flow, or on all; return how many. Raises KernelError."""
         if self._transport.simulated:
             return 0
         return self._beside(lambda sock: sum(self._forget(sock, bits, flow) for bits in self._bits()))
 
     def _bits(self) -> set[MarkBits]:
-        """All that the rules of this queue use."""
+        """Return all bits that the rules of this queue use."""
         if self.given is not None:
             return {self.given}
         self._look()
@@ -124,17 +124,17 @@ class Connections:
 
 
 def _of_flow(entries: Iterable[bytes], flow: Flow) -> Iterator[bytes]:
-    """The entries that packets of the flow may belong to."""
+    """Yield the entries to which packets of the flow can belong."""
     family = socket.AF_INET6 if ":" in flow.source else socket.AF_INET
     source, destination = socket.inet_pton(family, flow.source), socket.inet_pton(family, flow.destination)
     for entry in entries:
-        # Reading an entry takes fifty times as long as looking for the bytes, which most do not have.
+        # Decoding an entry takes fifty times as long as searching for the bytes, which most entries lack.
         if source in entry and destination in entry and flow in _flows(entry):
             yield entry
 
 
 def _flows(entry: bytes) -> Iterator[Flow]:
-    """What packets of a connection look like, both directions, before and after their addresses were translated."""
+    """Yield the flows of a connection's packets, in both directions, before and after NAT."""
     values = conntrack.parse(entry[BODY:], BODY)
     if values.original is None or values.reply is None:
         return

@@ -1,4 +1,4 @@
-"""Flags of queues and log groups: from arguments to numbers, and to requests for one flag alone."""
+"""Flags of queues and log groups: convert arguments to flags, and flags to requests for a single flag."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Request = Callable[[int], bytes]
 
 
 def flags_of(options: Iterable[FlagOption], arguments: Mapping[str, bool]) -> int:
-    """Return the flags whose arguments are True. Raises ArgumentTypeError for what is neither True nor False."""
+    """Return the flags whose arguments are True. Raises ArgumentTypeError for values other than True and False."""
     return sum(option.flag for option in options if check_flag(option.name, arguments[option.name]))
 
 

@@ -1,12 +1,12 @@
 """Sends collected verdicts when the handler keeps the loop from doing so.
 
 The loop collects verdicts while many packets wait, and sends them between two calls of the handler, once a millisecond.
-A handler that accepts a packet and then sleeps, or waits for what that very packet causes, would keep the verdict back.
-So while verdicts are collected a thread looks every 0.8 ms whether one that was there the last time is still there, and
+A handler that accepts a packet and then sleeps, or waits for an effect of that packet, would delay the verdict. So
+while verdicts are collected, a thread checks every 0.8 ms whether one from the last check is still unsent, and then
 sends them all: no verdict waits for two milliseconds.
 
-A handler that computes in Python for long lets another thread run only after the interpreter's switch interval, 5 ms
-unless the program says otherwise; so much longer may it take.
+If a handler computes in Python for long, other threads run only after the interpreter's switch interval (default:
+5 ms), which is then added to the delay.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _LINGER = 250  # ticks without a collected verdict, until the thread ends
 
 
 class Flusher:
-    """The thread that looks after one ledger; it runs only while verdicts are collected, and shortly after."""
+    """The thread that flushes one ledger; it runs only while verdicts are collected, and shortly after."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._running = False
 
     def watch(self) -> bool:
-        """Look after what will be collected. False if no thread is to be had: then nothing should be."""
+        """Start watching for collected verdicts. Return False if no thread can be started: then do not collect."""
         if not self._running:
             self._running = True
             try:
@@ -41,12 +41,12 @@ class Flusher:
         return self._running
 
     def forget(self) -> None:
-        """In a forked child, where the thread is not."""
+        """Forget the thread in a forked child, where it does not exist."""
         self._running = False
 
     def _run(self) -> None:
-        # Signals are for the threads of the program: Python would notice one that came here only some time later. (The
-        # kernel gives a signal to the main thread unless that blocks it.)
+        # Block all signals here: Python would handle a signal delivered to this thread only some time later. (The
+        # kernel delivers a signal to the main thread unless that blocks it.)
         block_signals()
         ledger = self._ledger
         before, idle = None, 0
@@ -58,11 +58,11 @@ class Flusher:
             else:
                 idle = 0
                 if first is before:
-                    with suppress(NfnetError):  # the verdicts stay, and the loop meets the same error
+                    with suppress(NfnetError):  # the verdicts stay collected, and the loop gets the same error
                         ledger.flush()
             before = first
             if idle == _LINGER:
-                # Before the last look: `watch` may be called in between.
+                # Before the last check, because `watch` can be called in between.
                 self._running = False
                 if ledger.oldest_decided() is not None and not self._running:
                     self._running, idle = True, 0

@@ -7,13 +7,13 @@ A packet is in exactly one of three places until the kernel has its verdict:
 ``pending``   a dict, used as an ordered set: the packets whose handler returned without a verdict. Any thread may
               decide them at any time.
 
-``decided`` is no place. It lists the packets at hand or pending that have a verdict which has not been sent, in the
-order in which the verdicts were given.
+``decided`` is not such a place. It lists the packets at hand or pending that have a verdict which has not been sent,
+in the order in which the verdicts were given.
 
 Who writes what:
 
 - `QueueBinding` puts new packets into ``lone`` or ``at_hand``, in `QueueBinding.each` and `QueueBinding._make_ready`.
-  It does so itself, because that is one statement together with the removal of the datagram from the binding (see
+  It does this itself, because one statement must add the packets and remove their datagrams from the binding (see
   `moves`). It also chooses the packet's `_on_decided`.
 - `Packet.accept` and the other verdicts set the packet's `_decision` and call its `_on_decided`.
 - Everything else is done by the methods here.
@@ -28,15 +28,15 @@ Who writes what:
 If nothing is pending, and the decided packets are the first of those at hand, in order, then every packet up to the
 last of them is decided, and the first of them is the oldest in the queue. They are *in order*, and batches may decide
 them (see `batching`). Otherwise each verdict is a message of its own. (A pending packet that is newer than all decided
-ones would do no harm. But there is hardly ever one without an older one, and ids, which wrap around, do not tell which
-of two packets is older if one may have been pending for days.)
+ones would be harmless. But this hardly ever happens, and as ids wrap around, they do not show which of two packets is
+older if one has been pending for days.)
 
 If a forked child reads from the same socket, which the API of NetfilterQueue allows, the child's packets are in none of
 these places, so no batches are sent at all.
 
 A thread that sends holds the lock, and removes packets only when the kernel has their verdicts. An exception in
-between, such as KeyboardInterrupt, can make a verdict leave twice, which the kernel answers with ENOENT. It cannot lose
-one.
+between, such as KeyboardInterrupt, can cause a verdict to be sent twice; the kernel answers the second with ENOENT. No
+verdict is lost.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Entry(Protocol):
 
 
 _decision_of = attrgetter("_decision")
-# With fewer different decisions than this, one ``list.count`` for each is quicker than a loop in Python over them all.
+# With fewer different decisions than this, one ``list.count`` for each is faster than one loop in Python over all.
 _FEW_DECISIONS = 8
 
 
@@ -87,8 +87,8 @@ class Ledger:
         self.at_hand: list[Any] = []
         self.decided: list[Any] = []
         self.pending: dict[Any, None] = {}  # a set that keeps its order
-        # How many verdicts were sent, by kind: under the lock, and for lone packets. Only the reading thread writes the
-        # second. If both were one, two threads could overwrite each other's counts.
+        # How many verdicts were sent, by kind. The first is written under the lock; the second, for lone packets, only
+        # by the reading thread. With a single one, two threads could overwrite each other's counts.
         self._counts: dict[int, int] = dict.fromkeys(Verdict, 0)
         self._lone_counts = [0] * (max(Verdict) + 1)
         self.closed = False
@@ -110,7 +110,7 @@ class Ledger:
         self._unseen = 0
 
     def begin(self) -> None:
-        """Note that this thread reads from now on, and how lone packets' verdicts are sent."""
+        """Note that this thread reads from now on, and choose how to send the verdicts of lone packets."""
         self.reader, self._outgoing = get_ident(), self._transport.outgoing
 
     # --- giving verdicts
@@ -136,12 +136,12 @@ class Ledger:
         except OSError as error:
             if isinstance(error, NfnetError):
                 raise
-            self._send(datagram)  # which sends it after all, or says what is wrong
+            self._send(datagram)  # sends it, or raises the error
         kind = what.kind
         self._lone_counts[kind], self.lone = self._lone_counts[kind] + 1, None  # one statement
 
     def send_now(self, packet: Entry) -> None:
-        """Send the verdict of a packet, after all that were collected before it; later, if `may_wait` allows that."""
+        """Send the verdict of a packet, after those collected before it; or collect it, if `may_wait` allows that."""
         with self.lock:
             if self.lone is packet:
                 self.at_hand[END:], self.lone = (packet,), None  # one statement
@@ -149,7 +149,7 @@ class Ledger:
                 packet._decision = None
                 text = f"packet {packet.id}: queue {self._number} was closed, which dropped the packet"
                 raise ClosedError(text)
-            if packet._on_decided is not _handed_over:  # else `settle` saw the decision first
+            if packet._on_decided is not _handed_over:  # otherwise `settle` saw the decision first
                 self.decided.append(packet)
                 packet._on_decided = _handed_over
             if not self.may_wait():
@@ -185,8 +185,8 @@ class Ledger:
     def settle(self, undelivered: int = 0, *, final: bool = False) -> None:
         """Send the collected verdicts, and make the undecided packets at hand pending.
 
-        undelivered: how many packets at the end of ``at_hand`` no handler has got yet; they stay there.
-        final: whether to look at all pending packets for decisions that have not reached `send_now`.
+        undelivered: how many packets at the end of ``at_hand`` were not handed out yet; they stay there.
+        final: whether to search all pending packets for decisions that have not reached `send_now`.
         """
         with self.lock:
             self._send_decided()
@@ -209,8 +209,8 @@ class Ledger:
         # No call in these two: no signal handler can raise between them, so each packet is on one of the lists.
         self.pending |= pending
         self.at_hand[:count] = ()
-        # Decisions that have not reached `send_now`, in another thread or because of an exception. To look at all
-        # pending packets takes as many steps as there are, so it is done once in as many new packets.
+        # Decisions that have not reached `send_now`, in another thread or because of an exception. Searching
+        # all n pending packets takes n steps, so this is done only once for every n new packets.
         self._unseen += count + 1
         if self._unseen > len(self.pending) or final:
             self._unseen = 0
@@ -226,14 +226,14 @@ class Ledger:
     def defer(self, packet: Entry, behind: int) -> None:
         """Make a packet pending whose handler has returned without a verdict.
 
-        behind: how many packets at the end of ``at_hand`` no handler has got yet.
+        behind: how many packets at the end of ``at_hand`` were not handed out yet.
         """
         with self.lock:
             before = len(self.decided)
             sending, self._sending = self._sending, True  # see `settle`
             try:
                 place = len(self.at_hand) - behind - 1
-                if place >= 0 and self.at_hand[place] is packet:  # not if it was just decided, or the queue closed
+                if place >= 0 and self.at_hand[place] is packet:  # not if it was just decided, or the queue was closed
                     packet._on_decided = self.send_now
                     # No call in these two: see `_make_pending`.
                     self.pending[packet] = None
@@ -254,8 +254,8 @@ class Ledger:
 
     def accept_rest(self, newest: int) -> None:
         """Accept every packet in the queue, read by this program or not; ``newest`` is the last id that was seen."""
-        # A batch covers what is up to 2^31 ids back from its own id, so steps of half of that leave nothing out. The
-        # first round finds the oldest packet in the queue, wherever it is, and another one all that are behind it.
+        # A batch covers the 2^31 ids before its own, so steps of half of that leave no id out. The first round reaches
+        # the oldest packet in the queue, whatever its id, and a second round all packets behind it.
         ids = [(newest + step * 0x40000000) & 0xFFFFFFFF for step in range(1, 9)]
         self._send(b"".join(nfqnl.verdict(self._number, each, Verdict.ACCEPT, batch=True) for each in ids))
 
@@ -268,7 +268,7 @@ class Ledger:
                 self.closed = True
 
     def after_fork(self) -> None:
-        """Start over in a forked child that has the queue, too: the parent sends the verdicts collected so far."""
+        """Start over in a forked child that shares the queue: the parent sends the verdicts collected so far."""
         self.lock = RLock()  # the thread that held the old one is not in this process
         self._sending = False
         self.may_wait = _never
@@ -280,7 +280,7 @@ class Ledger:
     # --- sending
 
     def _send_decided(self) -> None:
-        if self._sending:  # in a signal handler, while this thread is sending: that call sends these verdicts, too
+        if self._sending:  # in a signal handler that interrupted this loop, which will send these verdicts, too
             return
         self._sending = True
         try:
@@ -295,18 +295,18 @@ class Ledger:
             self._sending = False
 
     def _send_pending(self, packet: Entry) -> None:
-        """Send the only collected verdict, on a pending packet: a quicker `_send_some`."""
+        """Send the only collected verdict, on a pending packet: a faster `_send_some`."""
         what = packet._decision
         assert what is not None
         count = self._counts[what.kind] + 1
         self._send((self._prefix(what) if what.batchable else self._messages.once(what)) + packet.raw[PACKET_ID])
-        # No call in these: see `_make_pending`. Others may have appended to ``decided`` meanwhile.
+        # No call in these: see `_make_pending`. Other threads may have appended to ``decided`` meanwhile.
         del self.pending[packet]
         self._counts[what.kind] = count
         del self.decided[0]
 
     def _send_some(self) -> None:
-        packets = self.decided[:MAX_MESSAGES]  # others may append meanwhile
+        packets = self.decided[:MAX_MESSAGES]  # other threads can append meanwhile
         decisions: list[Decision] = list(map(_decision_of, packets))
         if not (decisions.count(decisions[0]) == len(decisions) and decisions[0].batchable) and not all(
             what.batchable for what in set(decisions)
@@ -325,7 +325,7 @@ class Ledger:
             for what in decisions:
                 counts[what.kind] += 1
         self._send(datagram)
-        # The kernel has them. An exception before the last statement makes them be sent once more.
+        # The kernel has these verdicts. An exception before the last statement would make them be sent again.
         if in_order:
             self._counts, self.decided[:count], self.at_hand[:count] = counts, (), ()  # one statement
             return

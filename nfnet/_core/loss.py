@@ -1,20 +1,20 @@
-"""How much was lost, and when to warn of it."""
+"""Count lost packets and messages, and decide when to warn."""
 
 from __future__ import annotations
 
 from time import monotonic
 
-# Seconds. While packets are lost there is a warning every so often, and one more when none was lost for a while. Loss
-# that comes in bursts does not get two for each of them, but at most two in ten seconds.
+# Seconds. While packets are being lost, there is a warning every `_EVERY` seconds, and one more after `QUIET` seconds
+# without loss. Several bursts within ten seconds cause at most two warnings, not two for each burst.
 _EVERY = 10.0
 QUIET = 1.0
 
 
 class Loss:
-    """Counts what never came.
+    """Counts lost packets or messages.
 
-    There should be a warning at once, now and then while it goes on, when it is over, and at the end. Each says how
-    many there were since the one before, so that these add up to the ``total``; ``untold`` is what none has said yet.
+    A warning is due at the first loss, at intervals while losses continue, when they are over, and at the end. Each
+    warning contains the number since the last one, so these add up to ``total``; ``untold`` is not yet reported.
     """
 
     def __init__(self, *, warn: bool) -> None:
@@ -22,17 +22,17 @@ class Loss:
         self.untold = 0
         self._warn = warn
         self._last = self._warned = 0.0
-        self._was_over = False  # at the last warning
+        self._was_over = False  # whether the loss was over at the last warning
 
     def add(self, count: int) -> None:
-        """So many more were lost."""
+        """Add ``count`` lost items."""
         self.total += count
         if self._warn:
             self.untold += count
             self._last = monotonic()
 
     def due(self, *, end: bool = False) -> int:
-        """What a warning should say now; 0 if it is not time for one, which at the ``end`` it is."""
+        """Return the number for a warning that is due now, else 0. At the ``end`` a warning is always due."""
         if not self.untold:
             return 0
         now = monotonic()

@@ -34,7 +34,7 @@ _read_timestamp = compile_struct(nfqnl.timestamp).unpack_from
 FAMILY = netlink.HEADER_SIZE
 """Where nfgen_family is, the first byte of struct nfgenmsg."""
 IP_VERSION_OF = {family: IP_VERSIONS[ethertype] for family, ethertype in ETHERTYPES.items()}
-"""The IP version of all packets in the hooks of a family, also where older kernels leave hw_protocol 0."""
+"""The IP version of all packets in the hooks of a family; needed because older kernels can leave hw_protocol 0."""
 
 
 class Vlan(NamedTuple):
@@ -45,21 +45,22 @@ class Vlan(NamedTuple):
 
 
 class Message(ABC):
-    """A packet in a netlink message, of which the object has a copy that never changes.
+    """A packet in a netlink message. The object has its own copy of the message, which never changes.
 
-    Numbers are in host order. Names in capitals are the kernel's, with ``NFQA_`` before them for a queue and ``NFULA_``
-    for a log. Reading an attribute raises DecodeError if the message, from a damaged recording, say, is malformed.
+    Numbers are in host byte order. Names in capitals are the kernel's, without the prefix ``NFQA_`` (queues) or
+    ``NFULA_`` (logs). Reading an attribute raises DecodeError if the message is malformed, for instance in a damaged
+    recording.
     """
 
     __slots__ = ("_layout", "_origin", "raw")
 
-    # `Queue` and `Log` fill in bare instances: a call to __init__ would cost a tenth of all that is done for a packet.
+    # `Queue` and `Log` fill in bare instances: a call to __init__ would take a tenth of the time spent on a packet.
     raw: bytes
     """The netlink message as the kernel sent it."""
     _layout: Layout | None
     _origin: Origin
 
-    # What differs: how to find attributes, and their numbers.
+    # These differ between the subclasses: how to find attributes, and their numbers.
     _layouts: ClassVar[Layouts]
     _table: ClassVar[Table]
     _kind: ClassVar[type[IntEnum]]
@@ -89,7 +90,7 @@ class Message(ABC):
 
     @classmethod
     def from_bytes(cls: type[_Message], raw: bytes, name_of: Callable[[int], str | None] = lambda _: None) -> _Message:
-        """Return an object made of a netlink message of the kernel's; ``name_of`` returns the names of interfaces.
+        """Return an object made from a netlink message of the kernel; ``name_of`` returns the names of interfaces.
 
         Raises DecodeError if the message is too short.
         """
@@ -114,8 +115,7 @@ class Message(ABC):
         return self.summary()
 
     def summary(self, moment: float | None = None) -> str:
-        """Return one line for people: time, interfaces, source, destination, length, mark, user; as the commands print
-        it.
+        """Return one line of text, as the commands print it: time, interfaces, source, destination, length, mark, user.
 
             12:30:01.250000 eth0 > - UDP 192.0.2.1.40000 > 192.0.2.2.53 29 bytes mark 0x7
 
@@ -126,7 +126,7 @@ class Message(ABC):
         return " ".join([clock(moment if timestamp is None else timestamp), *self._words()])
 
     def _words(self) -> Iterator[str]:
-        """Yield what `summary` says after the time."""
+        """Yield the parts of `summary` after the time."""
         yield printable(f"{self.indev_name or self.indev or '-'} > {self.outdev_name or self.outdev or '-'}")
         yield self.contents()
         if self.mark:
@@ -141,7 +141,7 @@ class Message(ABC):
         if text is not None:
             return text
         behind = "" if self.raw[FAMILY] in IP_VERSION_OF else f" (EtherType {self.hw_protocol:#06x})"
-        return f"{len(self.payload)} bytes that are no IP packet{behind}"
+        return f"{len(self.payload)} bytes that are not an IP packet{behind}"
 
     def _find(self, number: int) -> slice | None:
         layout = self._layout
@@ -170,16 +170,16 @@ class Message(ABC):
 
     @property
     def payload(self) -> bytes:
-        """The packet (PAYLOAD), from its network header on, as much as the copy range allows; b"" for META.
+        """The packet (PAYLOAD), from its network header on, up to the copy range; b"" for META.
 
-        In the families netdev (hook egress) and ARP (output) of a log it begins with the link-layer header.
+        For logs in the families netdev (hook egress) and ARP (output) it begins with the link-layer header.
 
         Each access makes a new copy: keep it in a variable.
         """
         raw = self.raw
         layout = self._layout
         if layout is None:
-            # What `Layouts.find` does, without the call: this is what most handlers ask for, once.
+            # The same as `Layouts.find`, without the call: most handlers read the payload, and only once.
             layout = self._layouts.known(len(raw))
             if layout is None or layout.headers(raw) != layout.expected:
                 layout = self._layouts.find(raw)
@@ -187,7 +187,7 @@ class Message(ABC):
         return raw[layout.payload]
 
     def _ip_packet(self, payload: bytes | None = None) -> bytes:
-        """Return the payload, or the given one, from its IP header on; b"" if it is no IP packet."""
+        """Return the payload, or the given one, from its IP header on; b"" if it is not an IP packet."""
         packet = self.payload if payload is None else payload
         version = IP_VERSION_OF.get(self.raw[FAMILY])
         if packet and packet[0] >> 4 == version:
@@ -210,33 +210,33 @@ class Message(ABC):
     @property
     @abstractmethod
     def hw_protocol(self) -> int:
-        """EtherType: 0x0800 for IPv4, 0x86DD for IPv6; for a packet with a VLAN tag that of the packet inside."""
+        """EtherType: 0x0800 for IPv4, 0x86DD for IPv6; for a VLAN-tagged packet, that of the inner packet."""
 
     @property
     def ip(self) -> inet.Ip | None:
         """The IP header of the payload: version, source, destination, protocol, ttl, ...; None if there is none.
 
-        In the bridge family, and in a log's families ARP and netdev, `hw_protocol` decides whether there is one, also
-        after VLAN tags; bytes that only look like an IP header are none.
+        In the bridge family, and for logs in the families ARP and netdev, `hw_protocol` determines whether there is
+        one, also after VLAN tags; other bytes are not decoded, even if they look like an IP header.
 
-        This property and the following ones read the packet at each access: keep the values in variables.
+        This property and the following ones decode the packet at each access: keep the values in variables.
         """
         packet, missing = self._ip_packet(), self._missing()
         return inet.ip(packet, len(packet) + missing if missing else None)
 
     @property
     def tcp(self) -> inet.Tcp | None:
-        """The TCP header and what it carries: source_port, destination_port, flags, data, ..."""
+        """The TCP header and its payload: source_port, destination_port, flags, data, ..."""
         return inet.tcp(self._ip_packet())
 
     @property
     def udp(self) -> inet.Udp | None:
-        """The UDP header and what it carries: source_port, destination_port, data."""
+        """The UDP header and its payload: source_port, destination_port, data."""
         return inet.udp(self._ip_packet())
 
     @property
     def icmp(self) -> inet.Icmp | None:
-        """The header of ICMP or ICMPv6 and what it carries: type, code, rest, data."""
+        """The ICMP or ICMPv6 header and its payload: type, code, rest, data."""
         return inet.icmp(self._ip_packet())
 
     @property
@@ -247,8 +247,8 @@ class Message(ABC):
     def scapy(self) -> Any:
         """Return the payload as a scapy packet. scapy must be installed (``pip install 'nfnet[scapy]'``).
 
-        Its class is ``IP`` or ``IPv6``. In other families it follows from `hw_protocol`, ``ARP`` or ``Dot1Q`` for
-        instance; it is ``Ether`` if the payload begins with the link-layer header, and ``Raw`` for anything else.
+        Its class is ``IP`` or ``IPv6``. In other families `hw_protocol` determines the class, ``ARP`` or ``Dot1Q`` for
+        instance. It is ``Ether`` if the payload begins with the link-layer header, and ``Raw`` otherwise.
         """
         ethertype = ETHERTYPES.get(self.raw[FAMILY])
         if ethertype is None:
@@ -269,8 +269,8 @@ class Message(ABC):
     def timestamp(self) -> float | None:
         """When the packet arrived (TIMESTAMP), in seconds since 1970 (UTC), to the microsecond.
 
-        None for packets on their way out, and unless some program on the machine has asked the kernel to stamp packets:
-        see ``Queue(timestamps=True)``. Newer kernels (not Linux 6.1) stamp all logged packets that come in. In a
+        None for outgoing packets, and if no program on the machine has requested timestamps from the kernel: see
+        ``Queue(timestamps=True)``. Newer kernels (not Linux 6.1) timestamp all incoming packets that are logged. In a
         replay, a message without TIMESTAMP has the time of its record instead.
         """
         span = self._find(self._TIMESTAMP)
@@ -294,29 +294,29 @@ class Message(ABC):
 
     @property
     def indev(self) -> int | None:
-        """Index of the interface by which the packet came in (IFINDEX_INDEV); None for packets of this machine."""
+        """Index of the incoming interface (IFINDEX_INDEV); None for packets that this machine sends."""
         return self._number(self._IFINDEX_INDEV)
 
     @property
     def outdev(self) -> int | None:
-        """Index of the interface by which the packet leaves (IFINDEX_OUTDEV); None before routing and for input."""
+        """Index of the outgoing interface (IFINDEX_OUTDEV); None before routing and for input."""
         return self._number(self._IFINDEX_OUTDEV)
 
     @property
     def physindev(self) -> int | None:
-        """Index of the bridge port by which the packet came in (IFINDEX_PHYSINDEV)."""
+        """Index of the incoming bridge port (IFINDEX_PHYSINDEV)."""
         return self._number(self._IFINDEX_PHYSINDEV)
 
     @property
     def physoutdev(self) -> int | None:
-        """Index of the bridge port by which the packet leaves (IFINDEX_PHYSOUTDEV)."""
+        """Index of the outgoing bridge port (IFINDEX_PHYSOUTDEV)."""
         return self._number(self._IFINDEX_PHYSOUTDEV)
 
     @property
     def indev_name(self) -> str | None:
-        """Name of the interface `indev` in the namespace of the queue or log; None if there is none, or it is gone.
+        """Name of the interface `indev` in the namespace of the queue or log; None if there is none, or it was removed.
 
-        Names are cached for a second. Read them while the queue or log is open: later only cached names are known.
+        Names are cached for a second. Read them while the queue or log is open: later only cached names are available.
         """
         return self._name(self.indev)
 
@@ -360,9 +360,9 @@ class Message(ABC):
 
     @property
     def uid(self) -> int | None:
-        """User id of the local sender (UID); None for packets that came in.
+        """User id of the local sender (UID); None for incoming packets.
 
-        A queue needs ``uid_gid=True``. Its number is that of the initial user namespace; a log's number is that of the
+        A queue needs ``uid_gid=True``, and reports the id in the initial user namespace. A log reports the id in the
         user namespace of this program.
         """
         return self._number(self._UID)
@@ -376,27 +376,28 @@ class Message(ABC):
     def process(self) -> Process | None:
         """The process on this machine that sends the packet (output, postrouting) or receives it (input, prerouting).
 
-        Each access looks it up. That takes tens of microseconds if its socket was seen before; otherwise two more
-        microseconds for each open file of each process until it is found. It is
+        Each access looks the process up. This takes tens of microseconds if its socket was seen before; otherwise two
+        more microseconds for each open file of each process until it is found. The process is
 
-        - for TCP the process that has the connection; as long as nobody has accepted it, that which listens. When the
-          connection was closed, by the program or by its end, the kernel may go on sending: then it is the process that
-          was found before, though it may have ended, and None if nobody asked before;
-        - for UDP, UDP-Lite, SCTP the process whose socket gets what comes from there: the connected one, else the one
-          bound to the address, else to all addresses; of several with SO_REUSEPORT the one that the kernel chooses for
-          this packet, or, if this machine sends it, for the answer, which another one of them may have sent;
-        - for echo requests and replies of ICMP the process that has the ping socket;
-        - of several processes that have the same socket, the ancestor of the others, which inherited it. Without one,
-          because it has closed it, or the socket was passed on otherwise, the one that is found first, and always that
-          one as long as it has it: processes in which sockets were found lately are searched first, then the others
-          from the highest pid down, those with no more than three open files last.
+        - for TCP, the owner of the connection; until the connection is accepted, the owner of the listening socket.
+          After the program has closed the connection, or ended, the kernel can continue to send: then it is the process
+          that an earlier access found, even if it has ended, and None if there was no earlier access;
+        - for UDP, UDP-Lite and SCTP, the owner of the socket that receives packets of this flow: the connected socket,
+          else the one bound to the address, else the one bound to all addresses. Of several with SO_REUSEPORT it is the
+          one that the kernel chooses for this packet; if this machine sends the packet, the one that it chooses for the
+          answer, although another one may have sent the packet;
+        - for ICMP echo requests and replies, the owner of the ping socket;
+        - if several processes share the socket, their common ancestor, from which the others inherited it. If no such
+          ancestor has the socket, it is the process that is found first, and the same one as long as it has the socket:
+          processes with recently found sockets are searched first, then the others from the highest pid down, those
+          with at most three open files last.
 
-        It is None if it cannot be found: for packets that are forwarded and for fragments; where the sender has closed
-        its socket, or ended, before that was asked; what the kernel itself sends, and raw sockets; for processes in pid
-        namespaces that cannot be seen from here, and, without CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, those of other
-        users; where another rule has changed addresses before (DNAT in the output hook, say), unless the connection
-        came with the packet (``conntrack=True``). Also in a replay, and when the queue or log is closed. A test may say
-        what it is: `nfnet.testing.packet_message`.
+        It is None if the process cannot be found: for forwarded packets and fragments; if the sender has closed its
+        socket, or ended, before the access; for packets sent by the kernel itself or by raw sockets; for processes in
+        pid namespaces that are invisible from here, and, without CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, for those of
+        other users; if another rule has changed addresses before (DNAT in the output hook, for instance), unless the
+        message contains the connection (``conntrack=True``). It is also None in a replay, and when the queue or log is
+        closed. A test can set the process: see `nfnet.testing.packet_message`.
         """
         raw = self.raw
         if isinstance(raw, Annotated) and raw.process is not None:

@@ -1,4 +1,4 @@
-"""The machine that messages come from, and the process on it that sends or receives a packet."""
+"""The machine on which messages originate, and the process on it that sends or receives a packet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..protocol.conntrack import Conntrack, CtInfo
 from ..protocol.nfnetlink import ETHERTYPES, ArpHook, Family, Hook, NetdevHook
 from .connections import Connections
 
-# Whether the sender of a packet in these hooks is on this machine; else the receiver is.
+# True if the sender of a packet in these hooks is on this machine; False if the receiver is.
 _SENT: dict[int, bool] = {
     Hook.PREROUTING: False,
     Hook.INPUT: False,
@@ -27,7 +27,7 @@ _ECHO_SENT = {8: True, 0: False, 128: True, 129: False}  # requests and replies 
 
 
 class Located(Protocol):
-    """The attributes of a message by which its process is found."""
+    """The attributes of a message that are needed to find its process."""
 
     @property
     def family(self) -> Family: ...
@@ -48,10 +48,10 @@ class Located(Protocol):
 
 
 class Origin:
-    """The machine that messages come from, as far as it is known.
+    """The machine on which messages originate, as far as it is known.
 
-    It has the names of the interfaces, the processes, the transport by which packets can be sent there, and, for a
-    queue, what is known of verdicts on connections, and the ledger's lock.
+    It has the names of the interfaces, the processes, the transport for injecting packets, and, for a queue, the
+    state of verdicts on connections and the ledger's lock.
     """
 
     __slots__ = ("connections", "interface_name", "lock", "processes", "transport")
@@ -82,7 +82,7 @@ class Origin:
                 return None
             echo = int.from_bytes(icmp.rest[:2], "big")
         interface = (packet.outdev if sent else packet.indev) or 0
-        # In the other hooks, and in bridges, a packet may be on its way through.
+        # In the other hooks, and in bridges, a packet can be a forwarded one.
         certain = packet.family in ETHERTYPES and packet.hook in (Hook.INPUT, Hook.OUTPUT)
         found = processes.find(flow, sends=sent, interface=interface, certain=certain, echo=echo)
         if found is None and echo is None and (flow := _untranslated(packet, sent)) is not None:
@@ -93,7 +93,7 @@ class Origin:
 def _untranslated(packet: Located, sent: bool) -> inet.Flow | None:
     """Return the flow from the socket on this machine to the other end, as it was before NAT.
 
-    None if the connection did not come with the packet.
+    None if the message does not contain the connection.
     """
     entry, info = packet.conntrack, packet.ctinfo
     if entry is None or info is None:

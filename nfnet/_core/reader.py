@@ -27,11 +27,11 @@ from .bind_request import bind
 from .binding import Binding
 from .flags import Request
 
-# A verdict waits for others at most so many seconds, and at most so many further calls of the handler.
+# How many seconds a verdict waits for others at most, and how many further calls of the handler.
 _MAX_DELAY = 0.001
 _MAX_PORTION = 16
-# At most so many packets are taken one at a time before the next look whether several wait: a look costs as much as
-# one.
+# How many packets are taken one at a time, at most, before the next check whether several wait. A check costs as much
+# as a packet.
 MOST_LONE = 256
 
 _PAUSE: Iterator[Any] = iter(())
@@ -44,7 +44,7 @@ Self = TypeVar("Self", bound="Reader[Any, Any]")
 
 
 class Reader(ABC, Generic[B, T]):
-    """Reads what the kernel sends for one queue or log group, one thread at a time."""
+    """Reads the packets or messages of one queue or log group, in one thread at a time."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Reader(ABC, Generic[B, T]):
         if transport is not None and not isinstance(transport, Transport):
             raise wrong_type("transport", transport, "an nfnet.Transport")
         self._given_transport = transport
-        self._poller: Poller | None = None  # made when somebody asks for it: most loops wait for the socket itself
+        self._poller: Poller | None = None  # created by the first `fileno`: most loops wait for the socket itself
         self._stopping = False
         self._binding: B | None = None
         self._last_binding: B | None = None
@@ -99,17 +99,17 @@ class Reader(ABC, Generic[B, T]):
     """The end of the error message for an async handler: what to use instead."""
 
     def _before_unbinding(self, binding: B) -> None:
-        """Do what is necessary before `close` unbinds."""
+        """Prepare for unbinding; called by `close`."""
 
     @abstractmethod
     def _hand_out(self, binding: B, portion: Iterator[T], handler: Callable[[T], object]) -> None:
         """Call the handler for each item of a portion, until `stop`."""
 
     def check_iteration(self) -> None:
-        """Raise ArgumentError if this was given an option that an iteration cannot carry out."""
+        """Raise ArgumentError if an option was given that cannot apply to an iteration."""
 
     def _body_returned(self, binding: B, item: T) -> None:
-        """Handle an item that the body of an iteration is done with."""
+        """Handle an item after the body of an iteration has finished with it."""
 
     def __repr__(self) -> str:
         binding = self._binding
@@ -119,13 +119,13 @@ class Reader(ABC, Generic[B, T]):
     # --- opening and closing
 
     def open(self) -> None:
-        """Bind to the queue or group: from now on the kernel sends its packets here.
+        """Bind to the queue or group: from now on the kernel sends its packets to this program.
 
-        Raises BusyError if another socket has the queue or group, NotPermittedError without CAP_NET_ADMIN,
+        Raises BusyError if another socket owns the queue or group, NotPermittedError without CAP_NET_ADMIN,
         NotSupportedError if the kernel does not support queues, groups or a requested option, another KernelError, or
         NfnetError if this object is open already. With ``record``: raises ArgumentError if the transport cannot be
-        recorded, OSError if the file cannot be written, with EBUSY if another recording to it is under way. The file's
-        contents are only removed once opening can no longer fail.
+        recorded, OSError if the file cannot be written (EBUSY: another recording is writing to it). The file's old
+        contents are removed only when opening can no longer fail.
         """
         if self._binding is not None:
             raise NfnetError(f"{self._name} is open already")
@@ -156,7 +156,7 @@ class Reader(ABC, Generic[B, T]):
             if binding.recorder is not None:
                 binding.recorder.begin()
             last = self._last_binding
-            if last is None or not last.reading:  # else `_stopping` still has to end a loop of the previous binding
+            if last is None or not last.reading:  # otherwise `_stopping` must still end a loop of the previous binding
                 self._stopping = False
             self._binding = self._last_binding = binding
         except BaseException:
@@ -165,7 +165,7 @@ class Reader(ABC, Generic[B, T]):
             raise
 
     def _connect(self) -> B:
-        """Return a new binding, with a new socket: an old one may still hold packets, whose ids would mean new ones."""
+        """Return a new binding with a new socket; an old socket may contain packets whose ids would be ambiguous."""
         given = self._given_transport
         if given is None:
             check_linux(f"opening {self._name}")  # before there is a file
@@ -173,7 +173,7 @@ class Reader(ABC, Generic[B, T]):
             raise ArgumentError(f"{self._name} cannot be recorded: its transport, a {type(given).__name__}, cannot be")
         own: Recording | None = None
         if self._record is not None:
-            from ..captures._recorder import Recorder  # now: capture files take long to import, and few programs record
+            from ..captures._recorder import Recorder  # here: it takes long to import, and few programs record
 
             own = Recorder(self._record, begin=False)
         recorder = own or current()
@@ -198,7 +198,7 @@ class Reader(ABC, Generic[B, T]):
         return binding
 
     def _owner(self) -> tuple[str, str | None]:
-        """Return who has the queue or group, as far as this process may know, and what to do about it."""
+        """Return a description of the owner of the queue or group, as far as this process can see it, and a remedy."""
         status = self._status()
         if status is None:
             return "another socket has it", None
@@ -207,19 +207,19 @@ class Reader(ABC, Generic[B, T]):
         return f"another socket has it: {process(status.port_id, self._netns)}", None
 
     def close(self) -> None:
-        """Unbind. A loop that is reading ends. May be called twice, and from any thread.
+        """Unbind. A loop that is reading ends. Can be called twice, and from any thread.
 
-        If a signal handler raised an exception during the call, it may have to be called again.
+        If a signal handler raises an exception during the call, call it again.
         """
         binding = self._binding
         if binding is None:
             return
-        if not binding.is_ours():  # a forked child must not touch what its parent goes on using
+        if not binding.is_ours():  # a forked child must not close what its parent still uses
             self._release(binding)
             return
-        with binding.close_lock:  # if two threads close, the second waits until the first is done
+        with binding.close_lock:  # if two threads close, the second waits until the first has finished
             if self._binding is not binding or binding.close_running:
-                return  # the other thread is done; or this is a signal handler, and the interrupted call will finish
+                return  # the other thread has finished; or this is a signal handler, and the interrupted call will
             binding.close_running = True
             try:
                 binding.close_began = True
@@ -228,7 +228,7 @@ class Reader(ABC, Generic[B, T]):
                     binding.finish_counting()
                     self._before_unbinding(binding)
                 finally:
-                    # Closing the socket unbinds too, unless a program started without close-on-exec has it as well.
+                    # Closing the socket unbinds, too, unless a program started without close-on-exec has inherited it.
                     with suppress(NfnetError):
                         binding.transport.send(self._unbind_request())
             finally:
@@ -240,7 +240,7 @@ class Reader(ABC, Generic[B, T]):
     def _release(self, binding: B) -> None:
         try:
             binding.release()
-        except BaseException:  # Ctrl-C, perhaps before it did anything: twice does no harm
+        except BaseException:  # Ctrl-C, perhaps before the call did anything; a second call is harmless
             binding.release()
             raise
         finally:
@@ -266,7 +266,7 @@ class Reader(ABC, Generic[B, T]):
         return binding
 
     def _kernel_stats(self) -> tuple[Any, SocketStatus | None]:
-        """Return what the kernel says of the queue or group, and of its socket; None for both if it is not open."""
+        """Return the kernel's status of the queue or group, and of its socket; None for both if it is not open."""
         binding = self._binding
         return (None, None) if binding is None else (binding.status(), binding.transport.socket_status())
 
@@ -279,15 +279,15 @@ class Reader(ABC, Generic[B, T]):
     # --- the loop
 
     def __iter__(self) -> Generator[T, None, None]:
-        """Yield what the kernel sends, until `stop` or `close`. Raises the errors of `run` but those of handlers."""
+        """Yield items until `stop` or `close`. Raises the errors of `run`, except those of handlers."""
         self.check_iteration()
         return self._items(block=True)  # type: ignore[return-value]  # only `pause` makes it give None
 
     def _items(self, block: bool, pause: bool = False) -> Generator[T | None, None, None]:
-        """Yield what the kernel sends.
+        """Yield items as the kernel sends them.
 
-        block: whether to wait for more; else the iteration ends when nothing waits.
-        pause: yield None when nothing waits, and go on with what has been received meanwhile.
+        block: whether to wait for more items; if not, the iteration ends when nothing waits.
+        pause: whether to yield None when nothing waits, and then continue with items received meanwhile.
         """
         binding = self._bound()
         portions = self._portions(binding, block, pause=pause)
@@ -319,7 +319,7 @@ class Reader(ABC, Generic[B, T]):
         self._drive(binding, self._portions(binding, block=True), handler)
 
     def _process(self, handler: Callable[[T], object]) -> int:
-        """Call the handler for each item that waits, and return how many those were."""
+        """Call the handler for each item that waits, and return the number of these items."""
         check_handler(handler, self._remedy)
         binding = self._bound()
         before = binding.taken()
@@ -329,13 +329,14 @@ class Reader(ABC, Generic[B, T]):
     def _hand_out_next(self, binding: B, arriving: Iterator[T], handler: Callable[[T], object]) -> None:
         """Call the handler for the next item of `Binding.each`: a step of the loop in `_portions`, for event loops.
 
-        They take it while packets come one at a time. `Binding.begin` was called in this thread, and nothing is ready.
+        Event loops use it while packets arrive one at a time. The caller has called `Binding.begin` in this thread, and
+        nothing is ready.
         """
         self._check_reading(binding)
         binding.reading = True
         try:
             self._hand_out(binding, islice(arriving, 1), handler)
-        except BaseException:  # otherwise there is nothing to settle
+        except BaseException:  # without an exception there is nothing to settle
             if not binding.closed:
                 binding.settle(undelivered=length_hint(binding.ready))
             raise
@@ -345,23 +346,23 @@ class Reader(ABC, Generic[B, T]):
                 self._reset_poller(self._poller, binding)
 
     def _portions(self, binding: B, block: bool, *, pause: bool = False) -> Generator[Iterator[T], None, None]:
-        """Yield what the kernel sends, in portions between which verdicts may be sent. This is the loop.
+        """Yield items in portions; collected verdicts can be sent between portions. This is the main loop.
 
         This is the hot path: measure before and after changing it. ``binding.ready`` is one iterator for all loops, so
-        whatever ends a loop, the next one continues with the following packet.
+        the next loop continues with the following packet, whatever ended the last one.
 
         While packets arrive one at a time, the loop waits for each in ``recv``: a portion is the packets that arrive in
-        this way, with one system call for each packet and one for its verdict. Now and then the loop looks whether
-        several wait; if so, it takes many at a time.
+        this way, with one system call for each packet and one for its verdict. At intervals the loop checks whether
+        several packets wait; if so, it takes many at a time.
 
-        block: whether to wait for more when everything that waits was handed out.
-        pause: yield `_PAUSE` when everything that waits was handed out, and go on with what has been received
-        meanwhile.
+        block: whether to wait for more items when all were handed out.
+        pause: whether to yield `_PAUSE` when all items were handed out, and then continue with those received
+            meanwhile.
         """
         self._check_reading(binding)
         binding.reading = True
         transport = binding.transport
-        looks = 1  # every so many packets
+        looks = 1  # the number of packets between two checks
         try:
             binding.begin()
             while True:  # and no conditions at the ends of these loops: see `locks`
@@ -369,7 +370,7 @@ class Reader(ABC, Generic[B, T]):
                     return
                 if not length_hint(binding.ready):
                     binding.receive()
-                    if self._stopping:  # a signal handler, just now
+                    if self._stopping:  # set by a signal handler just now
                         return
                 found = left = length_hint(binding.ready)
                 if left:
@@ -397,7 +398,7 @@ class Reader(ABC, Generic[B, T]):
                     if not found:
                         self._wait(binding)
                 else:
-                    transport.blocked = True  # before the look at `_stopping`: who sets that wakes who waits
+                    transport.blocked = True  # before reading `_stopping`: `stop` sets that, then wakes a blocked loop
                     if self._stopping:
                         return
                     yield binding.each(islice(transport.incoming, looks))
@@ -418,29 +419,29 @@ class Reader(ABC, Generic[B, T]):
     def _reset_poller(poller: Poller, binding: B) -> None:
         poller.reset()
         if length_hint(binding.ready):
-            poller.wake()  # the next `process` has something to do
+            poller.wake()  # the next `process` has items to hand out
 
     def _check_reading(self, binding: B) -> None:
-        # No lock, which an exception could leave locked: the caller sets `reading` at once.
+        # No lock, because an exception could leave it locked: the caller sets `reading` at once.
         if binding.reading and not (collect_forgotten() and not binding.reading):
-            raise BusyReadingError(f"{self._name} is being read by another loop; one at a time can")
+            raise BusyReadingError(f"{self._name} is being read by another loop; only one at a time can read")
 
     def _wait(self, binding: B) -> None:
         if binding.recorder is not None:
-            binding.recorder.flush()  # there is time to write to the disk
+            binding.recorder.flush()  # the loop is idle, so this is the time to write to the disk
         try:
             poller = self._polling(binding)
             if not self._stopping:
                 poller.wait()
         except (ClosedError, OSError):
-            if not binding.closed:  # if another thread closed it there is nothing left to watch
+            if not binding.closed:  # if another thread closed the queue, there is nothing to watch
                 raise
 
     def fetch(self) -> int:
         """Receive what waits in the socket, without blocking, and return how many items are ready for the next loop.
 
-        No handler is called: the next iteration, `run` or `process` begins with these items, and so many steps of an
-        iteration do not block. Raises the errors of `run` but those of handlers.
+        No handler is called: the next iteration, `run` or `process` begins with these items, so that many steps of an
+        iteration do not block. Raises the errors of `run`, except those of handlers.
         """
         binding = self._bound()
         self._check_reading(binding)
@@ -454,8 +455,8 @@ class Reader(ABC, Generic[B, T]):
         return length_hint(binding.ready)
 
     def stop(self) -> None:
-        """End the loop that is reading, or the next one if there is none. May be called from threads and signal
-        handlers.
+        """End the loop that is reading; if there is none, end the next one at once. Can be called from threads and
+        signal handlers.
 
         The loop ends before its next packet. Packets that were read already wait for the next loop.
         """
@@ -469,8 +470,8 @@ class Reader(ABC, Generic[B, T]):
     def fileno(self) -> int:
         """Return a file descriptor that polls readable when `process` has something to do. Raises ClosedError.
 
-        It is not the descriptor of the socket, which is not readable for packets that were read already and not handed
-        out, because a handler raised an exception, for instance.
+        It is not the descriptor of the socket, which is not readable for packets that were read already but not handed
+        out, for instance because a handler raised an exception.
         """
         return self._polling(self._bound()).fileno()
 
@@ -498,20 +499,20 @@ class Reader(ABC, Generic[B, T]):
         return self._bound().transport.rcvbuf
 
 
-@lru_cache  # once for each size, whoever asks for it
+@lru_cache  # one warning for each size, for all queues and logs
 def _check_buffer(asked: int, granted: int) -> None:
     """Warn if a receive buffer is smaller than requested."""
-    half = asked // 2  # which the kernel doubles
+    half = asked // 2  # the kernel doubles the requested size
     if granted < 2 * half:
         text = "the receive buffer has %d bytes instead of %d, which in this user namespace takes net.core.rmem_max=%d"
         _log.warning(text, granted, asked, half)
 
 
 def _pace(binding: Binding[Any, Any], size: int, deadline: float) -> tuple[int, float]:
-    """Send verdicts if it is time; return the size of the next portion, after which to look at the clock, and a
+    """Send verdicts if it is time; return the size of the next portion, after which to read the clock, and a
     deadline.
 
-    While the handler is quick portions get larger, because a look at the clock costs as much as a verdict.
+    While the handler is fast, portions get larger, because reading the clock costs as much as a verdict.
     """
     if monotonic() <= deadline:
         return min(2 * size, _MAX_PORTION), deadline

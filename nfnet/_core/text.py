@@ -1,4 +1,4 @@
-"""Text for people about messages."""
+"""Human-readable text about messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _time_of_day(seconds: int) -> str:
 
 
 def clock(moment: float | None) -> str:
-    """Return the local time of day; dashes if there is none, or no calendar has it."""
+    """Return the local time of day; dashes if the moment is None or outside the calendar."""
     try:
         if moment is not None:
             seconds, microseconds = divmod(round(moment * 1e6), 1_000_000)
@@ -26,7 +26,7 @@ def clock(moment: float | None) -> str:
 
 
 def or_unreadable(text: Callable[[], str]) -> str:
-    """Return what ``text()`` returns, or the error that it raises: for logs and debuggers."""
+    """Return the result of ``text()``, or the text of the error that it raises: for logs and debuggers."""
     try:
         return text()
     except Exception as error:  # a damaged recording

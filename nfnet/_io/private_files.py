@@ -1,9 +1,9 @@
-"""The one place that makes files. They hold what packets said, so they are for their owner alone.
+"""The one module that creates files. They contain data of packets, so only their owner can access them.
 
-A file is written only where nobody else can have prepared it. "Others" are all users but root and the one as whom this
-process runs. In a directory into which others may write, their links, FIFOs and files are refused: a link might lead
-anywhere, and a FIFO or a file they could go on reading. A new file may be made in such a directory, since O_EXCL makes
-sure that it is new. The kernel can be told to refuse some of this (fs.protected_symlinks, protected_fifos,
+A file is written only if no other user can have prepared it. "Others" are all users except root and the user of this
+process. In a directory to which others can write, their links, FIFOs and files are refused: a link could point
+anywhere, and others could keep reading a FIFO or file. A new file can be created in such a directory, because O_EXCL
+guarantees that it is new. The kernel can be configured to refuse some of this (fs.protected_symlinks, protected_fifos,
 protected_regular and protected_hardlinks), only in directories with the sticky bit, and often is not.
 
 A path is followed name by name, each opened relative to the directory before it, so what is checked is what is used.
@@ -35,23 +35,23 @@ _KINDS = {stat.S_IFLNK: "link", stat.S_IFREG: "file", stat.S_IFIFO: "FIFO"}
 
 
 def create(path: str | os.PathLike[str]) -> int:
-    """Open a file for writing, made with mode 0600 if it is not there, and return its descriptor.
+    """Open a file for writing, and return its descriptor. A new file is created with mode 0600.
 
-    What was in it stays until ``empty``.
+    The file keeps its contents until ``empty``.
 
-    Raises OSError, PermissionError with EACCES for what others have, or may have, put there; see above. /dev/stdout and
-    other names of this process' own descriptors are what they are, without a check.
+    Raises OSError; PermissionError with EACCES for a file that others have created, or can have created; see above.
+    /dev/stdout and other names of this process's own descriptors are not checked.
     """
     with _naming(path), ExitStack() as stack:
         return _open(_find(path, stack)) if LINUX else _create_elsewhere(path)
 
 
 def create_database(path: str | os.PathLike[str]) -> str:
-    """Make a file for SQLite, with mode 0600, if it is not there, and return the path by which to open it.
+    """Create a file for SQLite with mode 0600, if it does not exist, and return the path by which to open it.
 
-    SQLite opens names, at any time, and those of other files beside it: it applies a journal that it finds there to the
-    database, and writes what was in the database to a journal of anybody's. So the directory must be one to which no
-    others may write, and in whose place they cannot put another. Raises OSError, PermissionError with EACCES for that.
+    SQLite opens the file by name at any time, and other files beside it: it applies a journal that it finds there to
+    the database, and writes contents of the database to a journal, whoever owns it. So others must not be able to write
+    to the directory, nor to replace it. Raises OSError; PermissionError with EACCES if they can.
     """
     if not LINUX:
         with _naming(path):
@@ -66,40 +66,40 @@ def create_database(path: str | os.PathLike[str]) -> str:
 
 
 def empty(fd: int) -> None:
-    """What was in a regular file is gone, and the mode is 0600. Raises OSError."""
+    """Remove the contents of a regular file, and set its mode to 0600. Raises OSError."""
     if stat.S_ISREG(os.fstat(fd).st_mode):
         if not WINDOWS:
-            with suppress(PermissionError):  # it may be somebody else's who lets us write to it
+            with suppress(PermissionError):  # another user may own it and let this one write to it
                 os.fchmod(fd, 0o600)
         os.ftruncate(fd, 0)
 
 
 def lock(fd: int, path: str | os.PathLike[str]) -> None:
-    """Make a regular file be for one writer at a time, in whatever process: the next one gets EBUSY, until `unlock`.
+    """Lock a regular file: until `unlock`, the next writer, in any process, gets an OSError with EBUSY.
 
-    On Windows nothing is locked: a lock there would keep readers out, too.
+    On Windows nothing is locked: a lock there would exclude readers, too.
     """
     if WINDOWS or not stat.S_ISREG(os.fstat(fd).st_mode):
         return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise OSError(errno.EBUSY, "it is being recorded to by another", os.fspath(path)) from None
-    except OSError:  # some file systems have no locks: then there is nobody to be kept out by one
+        raise OSError(errno.EBUSY, "another recorder is writing to it", os.fspath(path)) from None
+    except OSError:  # some file systems have no locks: then write without one
         pass
 
 
 def unlock(fd: int) -> None:
-    """Let others write, also while a child that is just being started still has the descriptor, and the lock."""
+    """Release the lock, also if a child that is just being started has inherited the descriptor."""
     if WINDOWS:
         return
-    with suppress(OSError):  # no lock was to be had
+    with suppress(OSError):  # the file could not be locked
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 @contextmanager
 def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Errors are about the path that was asked for, not about the name in it that was being followed."""
+    """Make errors contain the given path, not the part of it that was being followed."""
     try:
         yield
     except OSError as error:
@@ -107,11 +107,11 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
-# --- from a path to what is there
+# --- following a path
 
 
 class _Found(NamedTuple):
-    """A name in a directory, and what is there: both as descriptors that are good for looking only (O_PATH)."""
+    """A directory, a name in it and the file there; directory and file as descriptors without access (O_PATH)."""
 
     directory: int
     name: str
@@ -120,7 +120,7 @@ class _Found(NamedTuple):
 
 
 def _find(path: str | os.PathLike[str], stack: ExitStack) -> _Found:
-    """Follow a path, but no link that others may have put there; the stack closes the descriptors."""
+    """Follow a path, except links that others can have created; the stack closes the descriptors."""
 
     def look(name: str, flags: int = _LOOK, directory: int | None = None) -> int:
         fd = os.open(name, flags, dir_fd=directory)
@@ -153,35 +153,35 @@ def _find(path: str | os.PathLike[str], stack: ExitStack) -> _Found:
                 if target.startswith("/"):
                     directory = look("/")
                 continue
-            # What it says is no path: "pipe:[1234]". The kernel knows what it means.
+            # Its target is not a path ("pipe:[1234]"); only the kernel can follow it.
             entry, given = look(name, _PATH, directory), True
         if not rest:
             return _Found(directory, name, entry, given)
         directory = entry
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))  # "" is no path
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))  # "" is not a path
 
 
 def _names(path: str) -> list[str]:
-    """The names in a path, the last one first."""
+    """Return the names in a path, the last one first."""
     return [name for name in path.split("/") if name][::-1]
 
 
 def _is_in_proc(status: os.stat_result) -> bool:
     try:
         return status.st_dev == os.stat("/proc/self").st_dev
-    except FileNotFoundError:  # it is not mounted
+    except FileNotFoundError:  # /proc is not mounted
         return False
 
 
 def _open(found: _Found) -> int:
-    """Open for writing what was found, or make it."""
+    """Open the found file for writing, or create it."""
     directory = os.fstat(found.directory)
     if found.entry is None:
         return os.open(found.name, _WRITE | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=found.directory)
     if found.given:
         return os.open(found.name, _WRITE & ~_NO_LINK, dir_fd=found.directory)
-    # Once before it is opened, which would wait for the reader of a FIFO, and once what was opened, for it might have
-    # been another one by then.
+    # Check once before opening, which would wait for the reader of a FIFO, and once after, because the file can have
+    # been replaced in between.
     _refuse_others(directory, found.name, os.fstat(found.entry))
     fd = os.open(found.name, _WRITE, dir_fd=found.directory)
     try:
@@ -193,7 +193,7 @@ def _open(found: _Found) -> int:
 
 
 def _create_elsewhere(path: str | os.PathLike[str]) -> int:
-    """Open for writing what is a regular file, and not the work of others, or make it: not on Linux."""
+    """Open for writing a regular file that others cannot have prepared, or create it. For systems other than Linux."""
     try:
         return os.open(path, _WRITE | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -203,43 +203,43 @@ def _create_elsewhere(path: str | os.PathLike[str]) -> int:
     elif found.st_nlink > 1:
         why = "is one of several names of a file, and others may have made it"
     elif not WINDOWS and _is_others(found.st_uid):
-        why = "is somebody else's file"
+        why = "is another user's file"
     else:
         fd = os.open(path, _WRITE)
-        if os.path.samestat(os.fstat(fd), found):  # else it was replaced since it was looked at
+        if os.path.samestat(os.fstat(fd), found):  # otherwise it was replaced since the check
             return fd
         os.close(fd)
-        why = "has just been replaced by somebody"
+        why = "was replaced while it was opened"
     raise PermissionError(errno.EACCES, f"{printable(os.path.basename(path))} {why}")
 
 
-# --- what others may do
+# --- permissions of others
 
 
 def _is_others(owner: int) -> bool:
-    # In a user namespace in which root of the machine has no number, "/" shows by which one its files are seen.
+    # If root of the machine has no id in this user namespace, "/" shows the id with which its files appear.
     return owner not in (0, os.geteuid(), os.stat("/").st_uid)
 
 
 def _others_may_write(directory: os.stat_result) -> bool:
-    # Users have, as a rule, a group of their own that has their number, and directories that it may write to.
+    # Users usually have their own group, with the same number, and directories to which it can write.
     members = directory.st_mode & stat.S_IWGRP and directory.st_gid != directory.st_uid
     return bool(members or directory.st_mode & stat.S_IWOTH or _is_others(directory.st_uid))
 
 
 def _others_may_rename(directory: os.stat_result) -> bool:
-    """Whether others may rename what is not theirs in a directory: not if it has the sticky bit and is not theirs."""
+    """Return whether others can rename entries that they do not own in a directory, which the sticky bit prevents."""
     sticky = directory.st_mode & stat.S_ISVTX and not _is_others(directory.st_uid)
     return _others_may_write(directory) and not sticky
 
 
 def _refuse_others(directory: os.stat_result, name: str, entry: os.stat_result) -> None:
-    """Raises PermissionError if what a directory has under a name is, or may be, the work of others."""
+    """Raise PermissionError if others have created, or can have created, an entry of a directory."""
     if stat.S_ISDIR(entry.st_mode) or not _others_may_write(directory):
         return
     kind = _KINDS.get(stat.S_IFMT(entry.st_mode), "device or socket")
     if _is_others(entry.st_uid):
-        why = f"is somebody else's {kind}"
+        why = f"is another user's {kind}"
     elif entry.st_nlink > 1:
         why = f"is one of several names of a {kind}, and others may have made it"
     elif kind == "link" and _others_may_rename(directory):
@@ -250,7 +250,7 @@ def _refuse_others(directory: os.stat_result, name: str, entry: os.stat_result) 
 
 
 def _refuse_unsafe(directory: int) -> None:
-    """Raises PermissionError if others may make files in a directory, or put another one in its place."""
+    """Raise PermissionError if others can create files in a directory, or replace the directory."""
     status = os.fstat(directory)
     if _others_may_write(status):
         raise _unsafe_directory()

@@ -1,4 +1,4 @@
-"""The raw socket that packets are injected through."""
+"""The raw socket for injecting packets."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from .native import new_socket
 from .system import check_linux
 
 INJECTED_MARK = 0x10000000
-"""The mark of packets that nfnet sends, if no other is given, and over which `nfnet.rules.queue` passes.
+"""The default mark of packets that nfnet injects. Rules of `nfnet.rules.queue` skip packets with this mark.
 
-They come by the hooks as all that this machine sends, output first: a rule that matches would have them answered again.
+Injected packets traverse the hooks like all packets that this machine sends, output first. Without the mark, a rule
+that matches them would queue them again.
 """
 
 _IP_MTU, _IPV6_MTU = 14, 24
@@ -103,7 +104,7 @@ class RawSocket:
             raise ClosedError("the queue is closed: nothing can be sent from it")
 
     def close(self) -> None:
-        """Close the sockets; may be called twice."""
+        """Close the sockets. Can be called twice."""
         with self._lock:
             self._closed = True
             self._close_all()

@@ -1,4 +1,4 @@
-"""`Transport`: what queues and logs need of the kernel, or of a recording or a test double in its place."""
+"""`Transport`: the interface of queues and logs to the kernel, or to a recording or a test double in its place."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..protocol.markbits import MarkBits
 _NOOP = netlink.build_message(netlink.NLMSG_NOOP, netlink.Flag.REQUEST | netlink.Flag.ACK, 0, b"")
 
 Tap = Callable[[bool, bytes], None]
-"""Called with each datagram: whether it went to the kernel, and its bytes."""
+"""Called with each datagram: whether it was sent to the kernel, and its bytes."""
 
 
 class SocketStatus(NamedTuple):
-    """What the kernel says of the socket of a queue or log. No privilege is needed to ask.
+    """The kernel's status of the socket of a queue or log. No privilege is needed to read it.
 
     ``rcvbuf`` is the size of the receive buffer in bytes, as the kernel counts; ``unread`` is how many of these are
     used by datagrams that were not read yet; ``dropped`` is how many datagrams did not fit since the socket was opened:
@@ -32,11 +32,11 @@ class SocketStatus(NamedTuple):
 
 
 class Transport(ABC):
-    """Sends datagrams to the kernel and receives them, or does as if.
+    """Sends datagrams to the kernel and receives them, or simulates that.
 
-    Datagrams are `bytes`, and each holds whole netlink messages. Implementations raise `KernelError` if a system call
-    fails and `ClosedError` after `close`, and nothing else. This class has every member that queues and logs use. Those
-    that are not abstract have a default that is right for a transport without a socket.
+    Datagrams are `bytes`, and each contains complete netlink messages. Implementations raise `KernelError` if a system
+    call fails and `ClosedError` after `close`, and nothing else. This class has every member that queues and logs use.
+    Those that are not abstract have a default for a transport without a socket.
     """
 
     trusted: bool = False
@@ -71,18 +71,18 @@ class Transport(ABC):
     def outgoing(self) -> Callable[[bytes], object]:
         """The quickest function that sends a datagram while no ``tap`` is set.
 
-        It may be C code, which raises OSError if the datagram was not sent. Then call `send`: it sends the datagram, or
-        says what is wrong.
+        It may be C code, which raises OSError if the datagram was not sent. Then call `send`, which sends the datagram
+        or raises the error.
         """
         return self.send
 
     def send_untapped(self, datagram: bytes) -> None:
-        """Send a datagram without calling ``tap``, for what recordings must not have."""
+        """Send a datagram without calling ``tap``, for messages that recordings must not contain."""
         self.send(datagram)
 
     @abstractmethod
     def receive(self, into: list[bytes], limit: int) -> bool:
-        """Append up to ``limit`` waiting datagrams without blocking; return False when no more will ever come.
+        """Append up to ``limit`` waiting datagrams without blocking; return False when no more will arrive.
 
         Datagrams appended before an exception stay there.
         """
@@ -151,7 +151,7 @@ class Transport(ABC):
         return None
 
     def inject(self, packet: bytes, interface: int | None = None) -> None:
-        """Send an IP packet, from its header on, in the network that the packets come from. Test doubles only keep it.
+        """Send an IP packet, from its header on, in the network of the packets. Test doubles only store it.
 
         ``interface`` is the index of the interface for addresses of link scope (fe80::/10). Raises KernelError if
         sending fails, NotSupportedError if the transport cannot send packets.
@@ -164,7 +164,7 @@ class Transport(ABC):
         return False
 
     def open_netns(self) -> BinaryIO | None:
-        """Return the network namespace that packets come from, as an open file; None without a kernel.
+        """Return the network namespace of the packets as an open file; None without a kernel.
 
         Raises ClosedError, and KernelError without CAP_NET_ADMIN.
         """
@@ -176,4 +176,4 @@ class Transport(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Close the socket. May be called twice."""
+        """Close the socket. Can be called twice."""

@@ -1,6 +1,6 @@
 """Captures: write and read pcap and pcapng files, record what a queue or log receives, and replay it.
 
-`record` and `replay` are also there as ``nfnet.record`` and ``nfnet.replay``.
+`record` and `replay` are also available as ``nfnet.record`` and ``nfnet.replay``.
 """
 
 from ._format import Direction

@@ -1,4 +1,4 @@
-"""Compressed files: what `_reader` reads through, in bounded memory, as the bytes come."""
+"""Compressed files: decompress a stream for `_reader` as the bytes arrive, in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 from ..errors import CaptureError
 
 _PIECE = 1 << 16  # bytes of the compressed file that are read at once
-_MEMORY = 80 << 20  # for the dictionary of xz, which a file may claim to be of gigabytes; ``xz -9`` has 64 MiB
+_MEMORY = 80 << 20  # for the dictionary of xz, for which a file can demand gigabytes; ``xz -9`` uses 64 MiB
 
 
 class _Gzip:
@@ -37,7 +37,7 @@ class _Gzip:
 
 
 class _Format(NamedTuple):
-    """A format: what its files begin with, the module that reads it, and what makes a decompressor of that module.
+    """A format: the magic bytes of its files, the module that reads it, and a function that makes a decompressor.
 
     ``command`` decompresses a file to standard output, for a Python without the module.
     """
@@ -64,7 +64,7 @@ _FORMATS = (
     _Format(
         "zstd", b"\x28\xb5\x2f\xfd", "zstd -dc", "compression.zstd", lambda zstd: zstd.ZstdDecompressor(), "ZstdError"
     ),
-    _Format("lz4", b"\x04\x22\x4d\x18", "lz4 -dc", "", lambda _: None, ""),  # no module of Python's
+    _Format("lz4", b"\x04\x22\x4d\x18", "lz4 -dc", "", lambda _: None, ""),  # Python has no module for it
 )
 
 
@@ -74,9 +74,9 @@ def is_compressed(head: bytes) -> bool:
 
 
 def decompressed(stream: BinaryIO, head: bytes) -> BinaryIO:
-    """What is in a compressed file, of which ``head`` was read before.
+    """Return the decompressed contents of a file, of which ``head`` was read before, as a stream.
 
-    Its ``read`` returns None where that of ``stream`` does, and raises CaptureError for damaged data. Raises
+    Its ``read`` returns None if that of ``stream`` does, and raises CaptureError for damaged data. Raises
     CaptureError if this Python cannot read the format.
     """
     (row,) = (row for row in _FORMATS if head.startswith(row.magic))
@@ -98,8 +98,8 @@ class _Decompressed(io.RawIOBase):
         self._name = row.name
         self._new_member: Callable[[], Any] = partial(row.make, module)
         self._error: tuple[type[Exception], ...] = (getattr(module, row.error) if row.error else OSError, ValueError)
-        self._member: Any = None  # None between two of them
-        self._offset = 0  # of what was decompressed
+        self._member: Any = None  # None between two members
+        self._offset = 0  # in the decompressed data
 
     def readable(self) -> bool:
         return True
@@ -117,13 +117,13 @@ class _Decompressed(io.RawIOBase):
             ended = False
             if not self._input and (self._member is None or self._member.needs_input):
                 more = self._stream.read(_PIECE)
-                if more is None:  # a pipe that does not block
+                if more is None:  # a non-blocking pipe
                     return None
                 self._input, ended = more, not more
             if self._member is None:
                 if ended:
                     return b""
-                self._input = self._input.lstrip(b"\0")  # xz pads its members, and tapes files of gzip
+                self._input = self._input.lstrip(b"\0")  # xz pads its members with zeros, and tapes pad gzip files
                 if not self._input:
                     continue
                 self._member = self._new_member()
@@ -133,7 +133,7 @@ class _Decompressed(io.RawIOBase):
                 data = bytes(member.decompress(piece, size))
             except self._error as error:
                 damage = f"the {self._name} data are damaged: {error}"
-            if damage:  # raised here, so that it does not refer to the other error, and by that to all of this
+            if damage:  # raised here, so that it does not refer to the other error, whose traceback keeps objects alive
                 raise CaptureError(damage, self._offset)
             if member.eof:
                 self._input, self._member = member.unused_data, None

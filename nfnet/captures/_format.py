@@ -1,4 +1,4 @@
-"""The layouts of pcap and pcapng files, in both byte orders, for what reads and writes them."""
+"""The layouts of pcap and pcapng files, in both byte orders, for the readers and writers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from construct import Const, Default, Int8ub, Int16ub, Int16ul, Int32ub, Int32ul
 from ..protocol.layout import compile_struct
 from ..protocol.netlink import ByteOrder
 
-# No record of ours is larger: a datagram of log messages has 256 KiB. No memory is taken for what claims to be.
+# No record of nfnet is larger: a datagram of log messages has 256 KiB. Larger records get no memory.
 MAX_RECORD = 1 << 20
 
 BYTE_ORDER_MAGIC = 0x1A2B3C4D
 MICROSECONDS, NANOSECONDS = 0xA1B2C3D4, 0xA1B23C4D
-MODIFIED = 0xA1B2CD34  # Alexey Kuznetzov's: records that also say the interface and the direction
+MODIFIED = 0xA1B2CD34  # Alexey Kuznetzov's variant, whose records also contain the interface and the direction
 
 
 class Block(IntEnum):
@@ -41,14 +41,14 @@ class Option(IntEnum):
 
 
 class Direction(IntEnum):
-    """What a capture may say of a packet: it was for this machine, from it, or between others."""
+    """The direction of a packet in a capture: to this machine, from it, or between others."""
 
     INCOMING = 1
     OUTGOING = 2
     FOREIGN = 3
 
 
-# What Linux calls them (``PACKET_*``): to this machine, broadcast, multicast, to another machine, from this machine.
+# Linux's names (``PACKET_*``): to this machine, broadcast, multicast, to another machine, from this machine.
 PACKET_TYPES = {
     0: Direction.INCOMING,
     1: Direction.INCOMING,
@@ -71,7 +71,7 @@ class Schemas(NamedTuple):
     simple_packet: Any
     option: Any
     length: Any
-    # The same, fast, for what there is one of for every record.
+    # Fast equivalents, for the structures that every record has.
     fast_pcap_record: struct.Struct
     fast_modified_record: struct.Struct
     fast_block_header: struct.Struct
@@ -122,7 +122,7 @@ def _schemas(order: ByteOrder) -> Schemas:
             "minor" / Default(u16, 4),
             Padding(8),
             "snaplen" / Default(u32, MAX_RECORD),
-            "link_type" / u32,  # the upper bits say how long the frame check sequence is
+            "link_type" / u32,  # the upper bits contain the length of the frame check sequence
         ),
         pcap_record=pcap_record,
         block_header=block_header,
@@ -150,7 +150,7 @@ def _schemas(order: ByteOrder) -> Schemas:
 SCHEMAS: dict[ByteOrder, Schemas] = {"little": _schemas("little"), "big": _schemas("big")}
 ENHANCED_SIZE = 32  # of an enhanced packet block without the packet and its options
 
-# What files begin with.
+# The magic bytes at the beginning of files.
 MAGIC_SIZE = 4
 SECTION_MAGIC = Block.SECTION.to_bytes(4, "big")  # the same in both byte orders
 PCAP_MAGICS = {
@@ -160,9 +160,9 @@ PCAP_MAGICS = {
 }
 ORDERS = {BYTE_ORDER_MAGIC.to_bytes(4, order): order for order in SCHEMAS}
 
-# What stands before a netlink datagram (LINKTYPE_NETLINK), in network byte order.
+# The header before a netlink datagram (LINKTYPE_NETLINK), in network byte order.
 netlink_header = Struct(
-    "packet_type" / Default(Int16ub, 4),  # outgoing, as nlmon has it for both directions
+    "packet_type" / Default(Int16ub, 4),  # outgoing; nlmon uses this value for both directions
     "arphrd" / Const(824, Int16ub),
     Padding(10),
     "family" / Int16ub,

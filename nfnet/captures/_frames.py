@@ -1,4 +1,4 @@
-"""Packets of captures, as messages such as the kernel sends to a queue or log."""
+"""Turn packets of captures into messages like those that the kernel sends to a queue or log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAMILIES = ("inet", "bridge")
 _COOKED = (LinkType.LINUX_SLL, LinkType.LINUX_SLL2)
 _TAG_SIZE = 4
 _LEAST_ETHERTYPE = 0x0600
-_ETH_P_802_2 = 4  # what the kernel has in place of the EtherType of a frame with a length
+_ETH_P_802_2 = 4  # the kernel's substitute for the EtherType, for a frame with a length
 _HOOKS = {Direction.INCOMING: Hook.INPUT, Direction.OUTGOING: Hook.OUTPUT, Direction.FOREIGN: Hook.FORWARD}
 _SENT = (Hook.OUTPUT, Hook.POSTROUTING)
 _VERSIONS = {IPV4: 4, IPV6: 6}
@@ -43,14 +43,14 @@ class Found(NamedTuple):
 
 
 class Frames:
-    """Makes messages of the packets in a capture's records.
+    """Makes messages from the packets in a capture's records.
 
-    hook: that of all packets: a Hook or its name; None to go by ``local`` and by what the records say.
-    local: the addresses and networks on this side. What comes from them is at the hook output, else what goes to them
-        at input, and all else at forward.
-    family: "inet" for the IP packets in the frames, "bridge" for all Ethernet frames, as a bridge has them.
+    hook: the hook of all packets, a Hook or its name; None to derive it from ``local`` and from the records.
+    local: the addresses and networks on this side. Packets from them get the hook output, other packets to them input,
+        and all others forward.
+    family: "inet" for the IP packets in the frames, "bridge" for all Ethernet frames, as a bridge processes them.
 
-    Raises ArgumentError if one of them is wrong.
+    Raises ArgumentError if one of them is invalid.
     """
 
     def __init__(self, hook: Hook | str | None, local: str | Iterable[str], family: str) -> None:
@@ -60,9 +60,9 @@ class Frames:
         self._bridge = family == "bridge"
 
     def find(self, record: Record) -> Found | int:
-        """The packet in a record; the EtherType of what is none for a queue or log, 0 if that is not known.
+        """Return the packet in a record; or its EtherType if it is not for a queue or log, 0 if that is unknown.
 
-        Raises CaptureError if the link-layer header is not all there.
+        Raises CaptureError if the link-layer header is incomplete.
         """
         data = record.data
         try:
@@ -77,7 +77,7 @@ class Frames:
         return protocol
 
     def _find_frame(self, data: bytes, frame: Frame) -> Found | int:
-        """An Ethernet frame as a bridge has it: without the outermost tag, which the kernel keeps elsewhere."""
+        """Return an Ethernet frame as a bridge sees it: without the outermost tag, which the kernel stores apart."""
         if not frame.header:
             return frame.protocol
         start = frame.header + (_TAG_SIZE if frame.tags else 0)
@@ -88,10 +88,10 @@ class Frames:
         return Found(frame, start, protocol, data[frame.header - ETHERNET_HEADER : frame.header - 2] + ethertype)
 
     def message(self, subsystem: int, number: int, packet_id: int, record: Record, found: Found) -> bytes:
-        """The message about a packet: of queue ``number`` with that id, or of log group ``number``."""
+        """Return the message about a packet: of queue ``number`` with that id, or of log group ``number``."""
         frame, start, protocol, _ = found
         size = record.size - start
-        if protocol in _VERSIONS:  # what follows the packet fills the frame, or is its checksum
+        if protocol in _VERSIONS:  # bytes after the packet are padding, or the frame's checksum
             size = _ip_length(record.data, start, protocol, size)
         payload = record.data[start : start + min(size, nfqnl.MAX_PAYLOAD)]
         hook = self._hook
@@ -113,7 +113,7 @@ class Frames:
         return build_message(nfqnl.MSG_PACKET, number, attributes, family=family)
 
     def _describe(self, numbers: _Numbers, found: Found, hook: Hook, interface: int | None) -> bytes:
-        """The attributes that the kernel has for the interface and the link-layer header."""
+        """Return the attributes with which the kernel describes the interface and the link-layer header."""
         attributes = b""
         sent = hook in _SENT
         if interface is not None:
@@ -123,7 +123,7 @@ class Frames:
                 number = numbers.outdev if sent else numbers.indev
             attributes += build_attribute(number, interface.to_bytes(4, "big"))
         source = found.frame.source
-        if source and not sent:  # what this machine sends has no such header yet
+        if source and not sent:  # packets that this machine sends have no such header yet
             attributes += build_attribute(numbers.hwaddr, _pack_hwaddr(len(source), source.ljust(8, b"\0")))
         if self._bridge:
             if found.frame.tags:
@@ -151,7 +151,7 @@ class Frames:
 
 
 class _Numbers(NamedTuple):
-    """The numbers of the attributes that queues and logs have in common."""
+    """The numbers of the attributes that both queues and logs have."""
 
     indev: int
     outdev: int
@@ -183,7 +183,7 @@ _OF_LOG = _Numbers(
 
 
 def interface_name(record: Record) -> str | None:
-    """The name of the interface that a record's packet passed, if the file says it."""
+    """Return the name of the interface of a record's packet, if the file contains it."""
     return None if _is_any(record) else record.interface_name
 
 
@@ -194,18 +194,18 @@ def _interface(record: Record, frame: Frame) -> int | None:
 
 
 def _is_any(record: Record) -> bool:
-    """Whether the record's interface is Linux's "any", which stands for all of them."""
+    """Return whether the record's interface is Linux's "any", which stands for all interfaces."""
     return record.link_type in _COOKED and record.interface_name == "any"
 
 
 def _ip_length(data: bytes, start: int, protocol: int, size: int) -> int:
-    """The length of the IP packet that ``size`` bytes of a frame begin with."""
+    """Return the length of the IP packet at the beginning of ``size`` bytes of a frame."""
     if protocol == IPV4:
         said = int.from_bytes(data[start + 2 : start + 4], "big")
     else:
         said = int.from_bytes(data[start + 4 : start + 6], "big")
         said += _HEADERS[IPV6] if said else 0
-    # 0, or less than the header: a super-packet that was captured before its length was written; or damage.
+    # 0, or less than the header: a super-packet captured before its length was filled in; or a damaged packet.
     return said if _HEADERS[protocol] <= said <= size else size
 
 
@@ -218,11 +218,11 @@ def _parse_hook(hook: Hook | str) -> Hook:
 
 
 def _parse_networks(local: str | Iterable[str]) -> Sequence[tuple[int, int, int]]:
-    """Size of the addresses, mask and network of each."""
+    """Return the size of the addresses, the mask and the network number of each."""
     networks: list[tuple[int, int, int]] = []
     if local == ():
         return networks
-    from ipaddress import ip_network  # it takes milliseconds, and most replays have no need for it
+    from ipaddress import ip_network  # the import takes milliseconds, and most replays do not need it
 
     try:
         texts = [local] if isinstance(local, str) else list(local)

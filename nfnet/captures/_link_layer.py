@@ -1,6 +1,6 @@
-"""Link-layer headers: where in a record the network layer begins, what it is, and what the header says of it.
+"""Link-layer headers: where in a record the network layer begins, its protocol, and the fields of the header.
 
-A row of `LINK_LAYERS` for each link type. Whatever the bytes are, reading a header takes a few steps and no memory.
+`LINK_LAYERS` has a row for each link type. Whatever the bytes are, reading a header takes few steps and little memory.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ IPV4, IPV6 = 0x0800, 0x86DD
 _PPPOE_SESSION = 0x8864
 _MPLS = frozenset((0x8847, 0x8848))
 _MOST_LABELS = 16
-_TAGS = frozenset((0x8100, 0x88A8, 0x9100))  # 802.1Q, 802.1ad, and what was used before the latter
+_TAGS = frozenset((0x8100, 0x88A8, 0x9100))  # 802.1Q, 802.1ad, and the number used before 802.1ad
 _MOST_TAGS = 8  # VLAN_MAX_DEPTH
-_LEAST_ETHERTYPE = 0x0600  # what is less in its place is a length, and an LLC header follows
+_LEAST_ETHERTYPE = 0x0600  # a smaller number in this field is a length, and an LLC header follows
 ETHERNET_HEADER = 14
 _FAMILIES = {2: IPV4, 10: IPV6, 23: IPV6, 24: IPV6, 28: IPV6, 30: IPV6}  # AF_INET; AF_INET6 of each system
 _PPP_PROTOCOLS = {0x21: IPV4, 0x57: IPV6, 0x0281: 0x8847, 0x0283: 0x8848}
 _NLPIDS = {0xCC: IPV4, 0x8E: IPV6}
-_CISCO = (0x0F, 0x8F)  # what a frame of Cisco's HDLC begins with: unicast, broadcast
-_ETH_P_802_2 = 4  # what Linux has in place of an EtherType if an LLC header follows
+_CISCO = (0x0F, 0x8F)  # the first byte of a Cisco HDLC frame: unicast, broadcast
+_ETH_P_802_2 = 4  # Linux's substitute for the EtherType if an LLC header follows
 _ARPHRD_NETLINK = 824
 
 _u16 = struct.Struct("!H").unpack_from
@@ -39,18 +39,18 @@ _ppi_header = struct.Struct("<BBHI").unpack_from
 
 
 class Tag(NamedTuple):
-    """A VLAN tag: the EtherType that announces it, and its 16 bits of priority, drop eligibility and VLAN id."""
+    """A VLAN tag: its EtherType, and 16 bits of priority, drop eligibility and VLAN id."""
 
     protocol: int
     tci: int
 
 
 class Frame(NamedTuple):
-    """What a link-layer header says.
+    """The fields of a link-layer header.
 
-    ``start`` is where the network layer begins, and ``protocol`` its EtherType, 0 if it has none or cannot be read.
-    ``tags`` are those before it, the outermost first; ``header`` is where an Ethernet header without tags ends, 0 for
-    other link layers. ``source`` is the sender's link-layer address, b"" if it has none; ``interface`` the kernel's
+    ``start`` is the offset of the network layer, and ``protocol`` its EtherType, 0 if it has none or cannot be read.
+    ``tags`` are the VLAN tags, the outermost first; ``header`` is where an Ethernet header without tags ends, 0 for
+    other link layers. ``source`` is the sender's link-layer address, b"" if there is none; ``interface`` the kernel's
     index of the interface.
     """
 
@@ -64,20 +64,20 @@ class Frame(NamedTuple):
 
 
 Reader = Callable[[bytes, int, ByteOrder], Frame]
-"""Reads a header at a place of a record. Raises struct.error or IndexError if it is not all there."""
+"""Reads a header at an offset of a record. Raises struct.error or IndexError if it is incomplete."""
 
 
 class LinkLayer(NamedTuple):
-    """A link type that holds packets; ``what`` says for people what it is."""
+    """A link type that contains packets; ``what`` is a description for people."""
 
     read: Reader
     what: str
 
 
 def read_frame(link_type: int, data: bytes, byteorder: ByteOrder) -> Frame:
-    """What the link-layer header of a record says, of a link type in `LINK_LAYERS`.
+    """Return the fields of the link-layer header of a record, of a link type in `LINK_LAYERS`.
 
-    ``byteorder`` is that of the file. Raises DecodeError if the header is not all there.
+    ``byteorder`` is that of the file. Raises DecodeError if the header is incomplete.
     """
     try:
         return LINK_LAYERS[link_type].read(data, 0, byteorder)
@@ -86,11 +86,11 @@ def read_frame(link_type: int, data: bytes, byteorder: ByteOrder) -> Frame:
         raise DecodeError(f"{len(data)} bytes are too few for a header of {name}", len(data)) from None
 
 
-# --- what follows link-layer headers
+# --- after link-layer headers
 
 
 def _network(data: bytes, start: int, ethertype: int, source: bytes = b"", *, header: int = 0) -> Frame:
-    """What follows an EtherType, or a length in its place: tags, LLC, PPPoE or labels, in the end the network layer."""
+    """Read what follows an EtherType or a length: tags, LLC, PPPoE or labels, up to the network layer."""
     tags: tuple[Tag, ...] = ()
     while ethertype in _TAGS and len(tags) < _MOST_TAGS:
         tci, inner = _two(data, start)
@@ -106,14 +106,14 @@ def _network(data: bytes, start: int, ethertype: int, source: bytes = b"", *, he
 
 
 def _llc(data: bytes, start: int) -> tuple[int, int]:
-    """The EtherType behind an LLC header, 0 if there is none, and where what follows it begins."""
+    """Return the EtherType after an LLC header, 0 if there is none, and the offset after the header."""
     if data[start : start + 3] == b"\xaa\xaa\x03":  # SNAP
         return (_u16(data, start + 6)[0] if data[start + 3 : start + 6] in _PLAIN_SNAP else 0), start + 8
     return (IPV4 if data[start : start + 3] == b"\x06\x06\x03" else 0), start + 3
 
 
 def _labelled(data: bytes, start: int, ethertype: int) -> tuple[int, int]:
-    """The EtherType behind MPLS labels, which do not say it: that of IP if it looks so, else theirs; and its place."""
+    """Return the EtherType after MPLS labels, and its offset: IP's if the packet looks like IP, else the labels'."""
     for place in range(start, start + 4 * _MOST_LABELS, 4):
         if data[place + 2] & 1:  # the last label
             return _BY_VERSION.get(data[place + 4] >> 4, ethertype), place + 4
@@ -125,7 +125,7 @@ _PLAIN_SNAP = (b"\0\0\0", b"\0\0\xf8")  # an EtherType follows: RFC 1042, and fo
 
 
 def _after_ppp(data: bytes, start: int) -> Frame:
-    """What follows the protocol number of PPP, which is of one or two bytes, at ``start``."""
+    """Read what follows the PPP protocol number, of one or two bytes, at ``start``."""
     number, size = (data[start], 1) if data[start] & 1 else (_u16(data, start)[0], 2)
     ethertype = _PPP_PROTOCOLS.get(number)
     return Frame(start + size, 0) if ethertype is None else _network(data, start + size, ethertype)
@@ -153,7 +153,7 @@ def _ipv6(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
 
 
 def _null(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
-    """The address family, in the order of the machine that recorded it, which need not be that of the file."""
+    """An address family, in the byte order of the recording machine, which can differ from that of the file."""
     family = _u32(data, start)[0]
     if family > 0xFFFF:
         family = int.from_bytes(family.to_bytes(4, "little"), "big")
@@ -183,7 +183,7 @@ def _linux(data: bytes, start: int, kind: int, arphrd: int, address: bytes, prot
 
 
 def _ppp(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
-    """PPP, with the address and control bytes of HDLC or without; or Cisco's HDLC, for which they are others."""
+    """PPP, with or without the address and control bytes of HDLC; or Cisco's HDLC, whose bytes differ."""
     if data[start] in _CISCO:
         return _network(data, start + 4, _u16(data, start + 2)[0])
     if data[start : start + 2] == b"\xff\x03":
@@ -216,15 +216,15 @@ def _cisco_hdlc(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
 
 
 def _frame_relay(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
-    """An address of two to four bytes, of which the last one is odd; then RFC 2427, or an EtherType as Cisco has it."""
+    """An address of two to four bytes, of which the last one is odd; then RFC 2427, or Cisco's EtherType."""
     end = start + 2
     while not data[end - 1] & 1:
         if end == start + 4:
             return Frame(end, 0)
         end += 1
-    if data[end] != 3:  # no unnumbered information
+    if data[end] != 3:  # not an unnumbered information frame
         return Frame(end + 2, _u16(data, end)[0])
-    place = end + 1 + (data[end + 1] == 0)  # behind the padding
+    place = end + 1 + (data[end + 1] == 0)  # after the padding
     if data[place] == 0x80 and data[place + 1 : place + 4] in _PLAIN_SNAP:
         return _network(data, place + 6, _u16(data, place + 4)[0])
     return Frame(place + 1, _NLPIDS.get(data[place], 0))
@@ -234,7 +234,7 @@ def _wireless(data: bytes, start: int, byteorder: ByteOrder, *, padded: bool = F
     """IEEE 802.11: data frames that are neither encrypted nor several in one (A-MSDU)."""
     first, second = data[start], data[start + 1]
     unreadable = Frame(start, 0)
-    # Version 0, type data, not of a subtype without data; not protected.
+    # Version 0, type data, a subtype with data, not protected.
     if first & 0x0F != 0x08 or first & 0x40 or second & 0x40:
         return unreadable
     size = 24
@@ -259,8 +259,8 @@ def _radiotap(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
         more = int.from_bytes(data[start + place : start + place + 4], "little")
         place += 4
     padded = False
-    if present & 2 and place < length:  # the flags are there
-        if present & 1:  # behind the time, which is aligned
+    if present & 2 and place < length:  # the flags are present
+        if present & 1:  # after the time, which is aligned
             place = (place + 7 & ~7) + 8
         padded = bool(data[start + place] & 0x20)
     return _wireless(data, start + max(length, 8), byteorder, padded=padded)
@@ -271,7 +271,7 @@ def _avs(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
 
 
 def _ppi(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
-    """Per-Packet Information: a header, and behind it a packet of another link type."""
+    """Per-Packet Information: a header, followed by a packet of another link type."""
     _, _, length, link_type = _ppi_header(data, start)
     inner = LINK_LAYERS.get(link_type)
     if inner is None or inner.read is _ppi:
@@ -313,4 +313,4 @@ LINK_LAYERS: dict[int, LinkLayer] = {
     LinkType.PPI: LinkLayer(_ppi, "Per-Packet Information (Kismet, AirPcap) around one of the others"),
     LinkType.ENC: LinkLayer(_enc, "the IPsec device of OpenBSD and FreeBSD"),
 }
-"""How the packets of each link type are read, by its number."""
+"""The reader for each link type, by its number."""

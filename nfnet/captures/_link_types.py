@@ -6,7 +6,7 @@ from ..protocol.enumerations import OpenEnum
 
 
 class LinkType(OpenEnum):
-    """``LINKTYPE_*``: what the records of a file, or of an interface in it, are. See tcpdump.org/linktypes.html."""
+    """``LINKTYPE_*``: the link type of the records of a file or interface. See tcpdump.org/linktypes.html."""
 
     NULL = 0
     ETHERNET = 1

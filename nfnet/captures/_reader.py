@@ -31,8 +31,8 @@ from ._format import (
 )
 
 _MAX_BLOCK = MAX_RECORD + 4096  # with its header and options
-_SKIP = 1 << 16  # what is not read is skipped in pieces of this size
-# All that grows with a file are the interfaces of a section of pcapng.
+_SKIP = 1 << 16  # bytes that are not needed are skipped in pieces of this size
+# Only the interfaces of a pcapng section take memory that grows with the file.
 MAX_INTERFACES = 1 << 12
 
 
@@ -40,13 +40,13 @@ class Record(NamedTuple):
     """One record of a capture.
 
     ``time_ns`` is in nanoseconds since 1970, UTC; None for the simple packets of pcapng, which have no time.
-    ``original_length`` is larger than ``data`` if that was cut short. ``byteorder`` is that of the file, "little" or
-    "big". ``offset`` is where the record begins in the file, and ``data_offset`` where its data do, both counted in
-    what was decompressed. ``number`` counts all records of the file from 1, as Wireshark does.
+    ``original_length`` is larger than ``data`` if the data were cut short. ``byteorder`` is that of the file, "little"
+    or "big". ``offset`` is the position of the record in the (decompressed) file, and ``data_offset`` that of its data,
+    in bytes. ``number`` counts all records of the file from 1, as Wireshark does.
 
-    Only pcapng has comments and names of interfaces. ``interface`` is an interface's number: in pcapng its place in the
-    section, from 1; in Kuznetzov's pcap the kernel's. ``direction`` is None where the record does not say it.
-    ``link_types`` are those of all interfaces that the section of the file has described so far.
+    Only pcapng has comments and names of interfaces. ``interface`` is an interface's number: in pcapng its position in
+    the section, from 1; in Kuznetzov's pcap the kernel's index. ``direction`` is None if the record does not contain
+    it. ``link_types`` are those of all interfaces that the section of the file has described so far.
     """
 
     time_ns: int | None
@@ -65,31 +65,31 @@ class Record(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many bytes the data had before they were cut short."""
+        """The size of the data in bytes, before they were cut short."""
         return max(len(self.data), self.original_length)
 
     def error(self, what: str, place: int = 0) -> CaptureError:
-        """The error that says what is wrong at ``place`` of the data."""
+        """Return the error for a problem at offset ``place`` of the data."""
         return CaptureError(what, self.data_offset + place, self.number)
 
 
 class _Source:
-    """Reads whole pieces, and says where a file stops short of one."""
+    """Reads complete pieces of a file, and raises CaptureError if one is incomplete."""
 
     def __init__(self, stream: BinaryIO, head: bytes) -> None:
         self._stream = stream
-        self._pieces = [head]  # of what was asked for and is not whole yet
+        self._pieces = [head]  # of the requested piece, which is incomplete so far
         self._held = len(head)  # bytes in them
         self.offset = 0
 
     def take(self, size: int, what: str, record: int | None = None, *, may_end: bool = False) -> bytes | None:
-        """The next bytes; None if they are not all there yet, which is to be asked again.
+        """Return the next ``size`` bytes; None if they have not all arrived yet: then call this again.
 
-        At the end of the file b"" if it ``may_end`` here; else, and in the middle, CaptureError.
+        At the end of the file, return b"" if it ``may_end`` here; otherwise, and inside a piece, raise CaptureError.
         """
         while self._held < size:
             data = self._stream.read(size - self._held)
-            if data is None:  # a pipe that does not block
+            if data is None:  # a non-blocking pipe
                 return None
             if not data:
                 if may_end and not self._held:
@@ -103,10 +103,10 @@ class _Source:
 
 
 def read(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Record]:
-    """The records of a pcap or pcapng file, of either byte order, compressed or not, one at a time.
+    """Yield the records of a pcap or pcapng file, of either byte order, compressed or not.
 
-    Raises CaptureError for what is no such file, or is damaged, or stops in the middle of a record; the records
-    before that come first. Raises OSError if the file cannot be opened or read.
+    Raises CaptureError if the file has another format, is damaged, or ends in the middle of a record, after yielding
+    the records before that. Raises OSError if the file cannot be opened or read.
     """
     if isinstance(source, (str, os.PathLike)):
         with open(source, "rb") as stream:
@@ -114,17 +114,17 @@ def read(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Record]:
         return
     for item in scan(source):
         if item is None:
-            raise BlockingIOError(errno.EAGAIN, "the file does not block and has no more yet")
+            raise BlockingIOError(errno.EAGAIN, "the file does not block and has no more data yet")
         if isinstance(item, CaptureError):
             raise item
         yield item
 
 
 def scan(stream: BinaryIO, head: bytes = b"") -> Iterator[Record | CaptureError | None]:
-    """As `read`, but a damaged record is there as the error that says so, and what is behind it follows.
+    """Like `read`, but yield a CaptureError for a damaged record, and continue with the next record.
 
-    An error that makes the rest unreadable is the last. None means that there is no more yet, where ``stream`` is a
-    pipe that does not block. ``head`` are bytes that were read from it before, four at most.
+    If the rest of the file is unreadable, the error is the last item. None means that a non-blocking pipe has no more
+    data yet. ``head`` contains bytes that were read from ``stream`` before, four at most.
     """
     file = _Source(stream, head)
     try:
@@ -144,12 +144,12 @@ def scan(stream: BinaryIO, head: bytes = b"") -> Iterator[Record | CaptureError 
             hint = "if Wireshark opens it: editcap -F pcapng FILE converted.pcapng"
             raise CaptureError(f"neither pcap nor pcapng; {hint}", 0)
     except CaptureError as error:
-        # Without its traceback, which refers to this frame: only the garbage collector would free what was read.
+        # Without its traceback, which refers to this frame: otherwise only the garbage collector would free the data.
         yield error.with_traceback(None)
 
 
 def is_capture(head: bytes) -> bool:
-    """Whether a file that begins with these MAGIC_SIZE bytes is pcap or pcapng, or a compressed file."""
+    """Return whether a file that begins with these MAGIC_SIZE bytes is pcap, pcapng or a compressed file."""
     return head == SECTION_MAGIC or head in PCAP_MAGICS or _compression.is_compressed(head)
 
 
@@ -174,7 +174,7 @@ def _read_pcap(file: _Source, magic: bytes) -> Iterator[Record | None]:
             direction = PACKET_TYPES.get(packet_type)
         else:
             seconds, fraction, length, original_length = header.unpack(head)
-        if length > MAX_RECORD:  # garbage, as a rule, and where the next one begins is not known
+        if length > MAX_RECORD:  # usually garbage, and the position of the next record is unknown
             raise CaptureError(f"record of {length} bytes", start, number)
         while (data := file.take(length, "a record", number)) is None:
             yield None
@@ -202,7 +202,7 @@ class _Interface(NamedTuple):
 
 
 class _Section:
-    """What a section of pcapng has said so far."""
+    """The contents of a pcapng section so far."""
 
     def __init__(self) -> None:
         self.interfaces: list[_Interface | None] = []  # None for one whose description is damaged
@@ -215,14 +215,14 @@ class _Section:
 
 
 class _Block(NamedTuple):
-    """A block of pcapng, of a kind that is read here; of ``size`` bytes of its body at most _MAX_BLOCK are kept."""
+    """A pcapng block of a type that is read here; of its ``size`` bytes of body at most _MAX_BLOCK are kept."""
 
     schemas: Schemas
     kind: int
     body: bytes
     size: int
     offset: int
-    number: int | None  # of the record that it is
+    number: int | None  # of the record in this block, or None
 
 
 _KINDS = frozenset(Block)
@@ -296,7 +296,7 @@ def _read_pcapng(file: _Source) -> Iterator[Record | CaptureError | None]:
 def _options(block: _Block, place: int) -> Iterator[tuple[int, bytes]]:
     data = block.body
     while place + 4 <= len(data):
-        code, length = block.schemas.fast_option.unpack_from(data, place)  # a block has room for 260,000 of them
+        code, length = block.schemas.fast_option.unpack_from(data, place)  # fast: a block has room for 260,000
         if code == Option.END:
             return
         if place + 4 + length > len(data):
@@ -356,7 +356,7 @@ def _parse_packet(block: _Block, section: _Section) -> Record:
     if size > room:
         raise CaptureError(f"packet of {size} bytes in a block that has {room}", start, number)
     data = block.body[head.size : head.size + min(size, MAX_RECORD)]
-    if len(data) < size:  # larger than any of ours: as if it had been cut short
+    if len(data) < size:  # larger than any record of nfnet: treated as cut short
         original_length = max(size, original_length)
     comment = time_ns = direction = None
     if kind != Block.SIMPLE:
@@ -390,7 +390,7 @@ def _head_of(schemas: Schemas, kind: int) -> struct.Struct:
     return schemas.fast_obsolete_packet if kind == Block.OBSOLETE else schemas.fast_enhanced_packet
 
 
-_PROMISCUOUS = 4  # how a packet was received: as one that is for another machine
+_PROMISCUOUS = 4  # reception type: a packet for another machine
 
 
 def _direction(flags: int) -> Direction | None:

@@ -1,4 +1,4 @@
-"""Records what passes between the kernel and a queue or log, for `nfnet.replay` and for Wireshark."""
+"""Records the datagrams between the kernel and a queue or log, for `nfnet.replay` and for Wireshark."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ._format import netlink_header
 from ._link_types import LinkType
 from ._writer import Writer
 
-# Whole records are on their way to the disk after so many seconds of traffic, and whenever there is none.
+# Records are written to the disk after this many seconds of traffic, and whenever there is no traffic.
 _FLUSH_EVERY = 1.0
 
 _log = logging.getLogger("nfnet")
@@ -28,21 +28,22 @@ class Recorder(Recording):
     """Writes a capture file, from any thread.
 
     path: the name of the file: pcapng, or pcap if it ends in ``.pcap``.
-    begin: whether the recording begins by itself, with the first datagram. If False, it waits for `begin`.
+    begin: whether the recording begins with the first datagram. If False, it waits for a call of `begin`.
 
-    The file holds every datagram in both directions, with time. In pcapng verdicts have a comment that says what they
-    are. A file that cannot be written any more (a full disk) stops the recording, not the program: the error is logged,
-    and raised by `close`. Raises OSError, EBUSY if somebody else is recording to the same file.
+    The file contains every datagram in both directions, with its time. In pcapng, verdicts have a comment that
+    describes them. If the file cannot be written (a full disk), the recording stops, not the program: the error is
+    logged, and `close` raises it. Raises OSError, EBUSY if another recorder is writing to the same file.
 
-    What was in the file is removed by the first datagram, or by `close` if none came. Without ``begin``, and in a
-    ``with`` statement, it stays, and what comes is kept, until `begin`: queues and logs call that once they are open.
+    The first datagram removes the old contents of the file, or `close` does if there was none. Without ``begin``, and
+    in a ``with`` statement, the contents stay, and datagrams are kept in memory, until `begin`, which queues and logs
+    call once they are open.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, begin: bool = True) -> None:
         self._writer = Writer(path, LinkType.NETLINK, begin=False)
         self._begun = False
         self._begins_itself = begin
-        self._waiting: deque[tuple[int, bool, bytes]] = deque()  # to be written: time, outgoing, datagram
+        self._waiting: deque[tuple[int, bool, bytes]] = deque()  # not yet written: time, outgoing, datagram
         self._writing = False
         self._closed = False
         self._header = bytes(netlink_header.build({"family": nfnetlink.NETLINK_NETFILTER}))
@@ -52,7 +53,7 @@ class Recorder(Recording):
         self._flushed = time.monotonic()
 
     def begin(self) -> None:
-        """Remove what was in the file, and write what was kept. May be called twice. Raises OSError."""
+        """Remove the file's old contents, and write the kept datagrams. Can be called twice. Raises OSError."""
         with self._lock:
             if not self._begun:
                 self._writer.begin()
@@ -60,21 +61,21 @@ class Recorder(Recording):
         self._write()
 
     def tap(self, outgoing: bool, datagram: bytes) -> None:
-        """Record a datagram; ``outgoing`` ones went to the kernel."""
+        """Record a datagram; ``outgoing`` if it was sent to the kernel."""
         if self._error is not None or self._closed or self._process != os.getpid():
             return
         self._waiting.append((time.time_ns(), outgoing, datagram))
         self._write()
 
     def flush(self) -> None:
-        """Put what was recorded on its way to the disk."""
+        """Write recorded datagrams to the disk."""
         self._write(flush=True)
 
     def _write(self, *, flush: bool = False) -> None:
         if self._error is not None or self._process != os.getpid():
             return
         with self._lock:
-            # If this thread is writing already this is a signal handler: then it is written once that is done.
+            # If this thread is writing already, this is a signal handler: the interrupted call then writes the rest.
             if self._writing or self._closed or not (self._begun or self._begins_itself):
                 return
             try:
@@ -110,7 +111,7 @@ class Recorder(Recording):
             self._stop(error)
 
     def close(self) -> None:
-        """Finish the file. May be called twice. Raises the OSError that ended the recording, if one did."""
+        """Finish the file. Can be called twice. Raises the OSError that stopped the recording, if any."""
         if self._process != os.getpid():
             return
         with self._lock:
@@ -132,18 +133,18 @@ class Recorder(Recording):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._begins_itself = error is None  # a block in which nothing could be opened leaves the file as it was
+        self._begins_itself = error is None  # if opening failed in the block, the file keeps its contents
         self.close()
 
 
 def record(path: str | os.PathLike[str]) -> Recorder:
-    """Record every queue and log that is opened in the block, to ``path``.
+    """Record to ``path`` every queue and log that is opened in the block.
 
         with nfnet.record("session.pcapng"), nfnet.Queue(1) as queue:
             queue.run(handler)
 
-    The file is readable by its owner alone; what was in it stays until the first of them is open. Raises OSError if it
-    cannot be made.
+    Only the file's owner can read it. It keeps its old contents until the first of them is open. Raises OSError if the
+    file cannot be created.
     """
     return Recorder(path)
 
@@ -166,5 +167,5 @@ def _verdicts(datagram: bytes) -> Iterator[str]:
                 if number in spans:
                     text += f" with another {name}"
             yield text
-    except (DecodeError, KeyError):  # a datagram that is not ours
+    except (DecodeError, KeyError):  # not a datagram of nfnet
         return

@@ -1,4 +1,4 @@
-"""What the records of a capture hold for a queue or a log: the kernel's messages, as far as they were captured."""
+"""Extract from the records of a capture the kernel's messages for a queue or a log."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _PAYLOAD: dict[int, int] = {nfqnl.MSG_PACKET: NFQA.PAYLOAD, nfulnl.MSG_PACKET: N
 
 
 def netfilter_datagram(record: Record) -> bytes | None:
-    """The datagram in a record of link type NETLINK, in the byte order of this machine; None if it is not netfilter's.
+    """Return the datagram in a record of link type NETLINK, in this machine's byte order; None if not netfilter's.
 
-    In the record it is in that of the machine that recorded it, which is that of the file. But programs that copy
-    captures write files of their own order, and leave what is in the records as it was: then the length of the first
-    message tells. If the record was cut short the datagram is, too. Raises CaptureError for a record without the
-    pseudo-header, and for a damaged datagram, if it has to be turned.
+    The record has the byte order of the recording machine, usually that of the file. But programs that copy captures
+    write files in their own byte order, and leave the records unchanged: then the length of the first message shows
+    the byte order. If the record was cut short, the datagram is, too. Raises CaptureError for a record without the
+    pseudo-header, and for a damaged datagram, if its byte order must be changed.
     """
     try:
         header = netlink_header.parse(record.data)
@@ -46,10 +46,10 @@ def netfilter_datagram(record: Record) -> bytes | None:
 
 
 def datagram(record: Record) -> bytes | None:
-    """The datagram in a record of link type NETLINK or NFLOG, in the byte order of this machine; None if there is none.
+    """Return the datagram in a record of link type NETLINK or NFLOG, in this machine's byte order; None without one.
 
-    A record of NFLOG is a log message without the netlink header, which it gets. If the record was cut short, so is the
-    datagram. Raises CaptureError.
+    A record of NFLOG is a log message without the netlink header, which is added here. If the record was cut short, so
+    is the datagram. Raises CaptureError.
     """
     if record.link_type == LinkType.NETLINK:
         return netfilter_datagram(record)
@@ -68,25 +68,25 @@ def datagram(record: Record) -> bytes | None:
 
 
 def original_size(record: Record) -> int:
-    """How many bytes that datagram had before the record was cut short."""
+    """Return the size of that datagram in bytes before the record was cut short."""
     return record.size - _before(record)
 
 
 def located(record: Record, error: DecodeError, start: int = 0) -> CaptureError:
-    """The error for the file, of one for the message at ``start`` of the datagram in a record."""
+    """Turn the error for a message at ``start`` of a record's datagram into the error for the file."""
     return record.error(error.what, _before(record) + start + error.offset)
 
 
 def _before(record: Record) -> int:
-    """How many bytes of a record are before its datagram; one of NFLOG lacks the first of the datagram."""
+    """Return how many bytes of a record precede its datagram; negative for NFLOG, which lacks the first bytes."""
     return -netlink.HEADER_SIZE if record.link_type == LinkType.NFLOG else NETLINK_HEADER_SIZE
 
 
 def is_packet(record: Record, subsystem: int) -> bool:
-    """Whether a record is a packet with a link layer, which a queue or log shall get.
+    """Return whether a record is a packet with a link layer, for a queue or log.
 
-    In a section of a file that has the kernel's messages to queues, or to logs, other records are the same packets
-    once more, and are none.
+    In a section of a file that contains the kernel's messages to queues, or to logs, other records contain the same
+    packets again, so this returns False for them.
     """
     if record.link_type not in LINK_LAYERS:
         return False
@@ -96,9 +96,9 @@ def is_packet(record: Record, subsystem: int) -> bool:
 
 
 def owner(record: Record) -> tuple[int | None, int | None]:
-    """The number of the queue, or that of the log group, whose packet or message is in a record of MESSAGES.
+    """Return the number of the queue, and of the log group, of the packet or message in a record of MESSAGES.
 
-    Both are None if there is none. Raises CaptureError.
+    One is None, or both if the record has none. Raises CaptureError.
     """
     message = datagram(record)
     if message is not None and len(message) >= BODY:
@@ -111,10 +111,10 @@ def owner(record: Record) -> tuple[int | None, int | None]:
 
 
 def messages(record: Record, subsystem: int, number: int) -> tuple[list[tuple[int, bytes]], CaptureError | None]:
-    """What a record holds that is about a queue or group, each with its place in the datagram; and what is damaged.
+    """Return a record's messages about a queue or group, each with its offset in the datagram; and the error, if any.
 
-    That are packets or log messages, the latter as one whole datagram if there is nothing wrong with it, verdicts, and
-    the kernel's answers to verdicts. What is cut short is among it if there is enough of it.
+    These are packets, log messages (as one whole datagram if it is undamaged), verdicts, and the kernel's answers to
+    verdicts. Messages that were cut short are included if enough of them is left.
     """
     found: list[tuple[int, bytes]] = []
     problem: CaptureError | None = None
@@ -122,7 +122,7 @@ def messages(record: Record, subsystem: int, number: int) -> tuple[list[tuple[in
     try:
         whole = datagram(record) or b""
         if len(whole) >= BODY and netlink.read_length_and_type(whole)[1] >> 8 not in (0, subsystem):
-            return [], None  # whatever is wrong with it
+            return [], None  # its damage does not matter here
         for start, message in netlink.split_messages(whole, size=original_size(record)):
             try:
                 ours = _ours(message, subsystem, number)
@@ -142,7 +142,7 @@ def messages(record: Record, subsystem: int, number: int) -> tuple[list[tuple[in
 
 
 def _ours(message: bytes, subsystem: int, number: int) -> bytes | None:
-    """A message if it is about that queue or group, in the form in which the kernel sends it. Raises DecodeError."""
+    """Return a message if it is about that queue or group, as the kernel sends it; else None. Raises DecodeError."""
     length, kind = netlink.read_length_and_type(message)
     cut = length > len(message)
     if kind == netlink.NLMSG_ERROR and subsystem == Subsystem.QUEUE:
@@ -167,9 +167,9 @@ def _ours(message: bytes, subsystem: int, number: int) -> bytes | None:
 
 
 def shortened(message: bytes) -> bytes:
-    """A packet or log message that was cut short, as the kernel sends one with less of the packet.
+    """Return a packet or log message that was cut short as the kernel would send it with a shorter payload.
 
-    Other attributes than the payload are left out if they are not whole.
+    Other attributes are left out if they are incomplete.
     """
     length, kind = netlink.read_length_and_type(message)
     body, known = b"", set()
@@ -183,7 +183,7 @@ def shortened(message: bytes) -> bytes:
             payload = message[start:]
             body += layout.build_attribute(number, payload)[: netlink.ATTRIBUTE_HEADER_SIZE + len(payload)]
     if NFQA.PACKET_HDR not in known:  # the same number in both
-        raise DecodeError("cut too short to say anything of the packet", len(message))
+        raise DecodeError("cut too short to contain the packet's header", len(message))
     header = netlink.header.parse(message)
     header.length = BODY + len(body)
     return bytes(netlink.header.build(header)) + message[netlink.HEADER_SIZE : BODY] + body
@@ -201,7 +201,7 @@ _MOST_NAMED = 5
 
 
 def left_out(path: str, skipped: Mapping[int, int], not_ip: Mapping[int, int]) -> str:
-    """In words, how many records of each link type, and of each EtherType, gave no packets; and what to do about it."""
+    """Describe how many records, by link type and EtherType, contained no packets; with a remedy."""
     parts = [f"{counted(count, 'record')} of {link_type_name(kind)}" for kind, count in sorted(skipped.items())]
     if not_ip:
         total = sum(not_ip.values())
@@ -211,12 +211,12 @@ def left_out(path: str, skipped: Mapping[int, int], not_ip: Mapping[int, int]) -
             kinds.append(f"{others} others")
         parts.append(f"{counted(total, 'record')} that {'is' if total == 1 else 'are'} not IP ({', '.join(kinds)})")
     if any(kind not in LINK_LAYERS for kind in skipped):
-        import shlex  # which few programs need
+        import shlex  # few programs need it
 
-        parts[-1] += f". The IP packets that Wireshark finds in it: tshark -r {shlex.quote(path)} -U IP -w ip.pcapng"
+        parts[-1] += f". To get the IP packets that Wireshark finds: tshark -r {shlex.quote(path)} -U IP -w ip.pcapng"
     return ", ".join(parts)
 
 
 def link_type_name(number: int) -> str:
-    """A link type by its name and number."""
+    """Return a link type's name and number."""
     return f"link type {LinkType(number).name} ({number})"

@@ -1,4 +1,4 @@
-"""`Replay`: a transport that gives the datagrams of a recording, without a kernel and without privileges."""
+"""`Replay`: a transport that delivers the datagrams of a recording, without the kernel and without privileges."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from . import _records
 from ._frames import Found, Frames, interface_name
 from ._reader import Record, scan
 
-_PAUSE = 1000  # records of others, after which `receive` returns, so that the loop may be stopped
+_PAUSE = 1000  # records of other queues after which `receive` returns, so that the loop can be stopped
 
 
 class GivenVerdict(NamedTuple):
-    """What was decided about a packet.
+    """A verdict given on a packet.
 
-    ``mark`` and ``payload`` are the new ones, None where unchanged. ``num`` is the number of the queue that it was
-    handed to, None if ``verdict`` is not QUEUE, and ``bypass`` whether it was to go on if nobody listens there.
-    ``connection`` says whether the kernel was left with the rest of the connection, and ``rejected`` whether it was to
-    tell the sender that it dropped the packet.
+    ``mark`` and ``payload`` are the new values, None if unchanged. ``num`` is the number of the queue that gets the
+    packet, None if ``verdict`` is not QUEUE, and ``bypass`` whether the packet is accepted if no program reads that
+    queue. ``connection`` is True if the verdict applies to the rest of the connection, too, and ``rejected`` if the
+    kernel was to notify the sender of the dropped packet.
     """
 
     verdict: Verdict
@@ -52,7 +52,7 @@ class GivenVerdict(NamedTuple):
 
     @classmethod
     def from_word(cls, word: int, changes: dict[int, Any], bits: MarkBits | None = None) -> GivenVerdict:
-        """From the verdict word and the attributes of a verdict message; ``bits`` of a mark say what rules shall do."""
+        """Create one from the verdict word and attributes of a message; ``bits`` are those of verdicts for rules."""
         verdict = Verdict(word & 0xFF)
         mark, payload = changes.get(NFQA.MARK), changes.get(NFQA.PAYLOAD)
         if verdict == Verdict.REPEAT and mark and bits and (fate := bits.fate(mark)) is not None:
@@ -65,12 +65,12 @@ class GivenVerdict(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """The datagrams in a record for the queue or log, and what is damaged in it."""
+    """The datagrams in a record for the queue or log, and the error for a damaged part."""
 
     time_ns: int | None
     datagrams: list[bytes]
     problem: CaptureError | None
-    is_new: bool = False  # a packet of a link layer, for which the message was made
+    is_new: bool = False  # a packet with a link layer, from which the message was made
 
 
 class Replay(Transport, at_fork.AtFork):
@@ -81,47 +81,47 @@ class Replay(Transport, at_fork.AtFork):
             queue.run(handler)
         assert replay.verdicts == replay.recorded
 
-    The queue or log that is opened on it gets what was recorded for its number, byte for byte, but for headers from a
-    machine of the other byte order, which are turned; its requests are acknowledged and its verdicts collected. When
-    all has come, iteration and ``run`` end. Recordings of netlink (LINKTYPE_NETLINK) replay both, those of
-    ``tcpdump -i nflog:N`` (LINKTYPE_NFLOG) a log. What a record that was cut short has of a packet is a packet with
-    that much payload.
+    The queue or log opened on it gets the datagrams recorded for its number, unchanged except for headers of the other
+    byte order, which are converted; its requests are acknowledged and its verdicts collected. At the end of the
+    recording, iteration and ``run`` end. Recordings of netlink (LINKTYPE_NETLINK) can be replayed to a queue or a log,
+    those of ``tcpdump -i nflog:N`` (LINKTYPE_NFLOG) to a log. If a record was cut short, its packet has a shorter
+    payload.
 
-    All other captures, such as those of Ethernet, hold packets for a queue of any number, or a log of any group: they
-    get the IP packets in it, without the link-layer header and what follows them in the frame. The hook of a packet is
-    the given one. Otherwise it is OUTPUT, INPUT or FORWARD, if ``local`` is given or the record says whether this
-    machine sent it, got it, or overheard it; and PREROUTING if nothing is known. It has the interface and the
-    link-layer address of the sender, if the file says them. In a section of a pcapng file that also has an interface of
-    netlink (for a log: or NFLOG) such packets are skipped.
+    All other captures, such as those of Ethernet, contain packets for a queue of any number, or a log of any group:
+    these get the IP packets in the frames, without the link-layer header and trailing bytes. The hook of a packet is
+    ``hook``, if given. Otherwise it is OUTPUT, INPUT or FORWARD, if ``local`` is given or the record contains the
+    direction (sent by this machine, to it, or between others), and PREROUTING if neither is known. The packet has the
+    interface and the sender's link-layer address, if the file contains them. In a section of a pcapng file that also
+    has an interface of netlink (for a log: or NFLOG) such packets are skipped.
 
     path: the file, pcap or pcapng, also compressed (gzip, bzip2, xz, and with Python 3.14 zstd). It is read once, from
-        the beginning to the end, and may be a pipe, which may be written to meanwhile.
-    realtime: whether packets come at the pace at which they were recorded.
+        beginning to end; it can be a pipe that another program is still writing to.
+    realtime: whether packets are delivered at the pace of the recording.
     keep_verdicts: whether to fill `verdicts`, `recorded` and `injected`, which takes memory for every packet.
-    hook: the hook of all packets that come from a link layer: a Hook, or its name in lower case.
-    local: addresses and networks of this machine, or of this side of a router: "192.0.2.0/24", or several of them. What
-        comes from them is at the hook OUTPUT, else what goes to them at INPUT, and everything else at FORWARD.
-    family: "inet" for IP packets; "bridge" for all frames of Ethernet, as a queue of a bridge gets them: with their
+    hook: the hook of all packets that have a link layer: a Hook, or its name in lower case.
+    local: addresses and networks of this machine, or of this side of a router: "192.0.2.0/24", or several of them.
+        Packets from them get the hook OUTPUT, other packets to them INPUT, and all others FORWARD.
+    family: "inet" for IP packets; "bridge" for all Ethernet frames, as a queue of a bridge gets them: with their
         EtherType, VLAN tag and header.
 
-    Raises OSError if the file cannot be opened. A damaged record is a CaptureError out of the loop, after what was
-    before it; when the loop is started again it goes on behind that record. A replay is opened once: after that it
-    raises ClosedError.
+    Raises OSError if the file cannot be opened. For a damaged record the loop raises CaptureError, after the packets
+    before it; the next loop continues after that record. A replay can be opened once: after that it raises
+    ClosedError.
     """
 
     verdicts: dict[int, GivenVerdict]
-    """What this program decided, by the id of the packet."""
+    """The verdicts of this program, by packet id."""
     recorded: dict[int, GivenVerdict]
-    """What the recording says was decided. A verdict that was cut short is not in it."""
+    """The verdicts in the recording, by packet id, without those that were cut short."""
     injected: list[bytes]
     """The packets of `Packet.answer`, `Packet.reset`, `Packet.reject` and `nfnet.inject`, from the IP header on.
 
-    None is sent: while the replay is open, `nfnet.inject` of the whole process ends here.
+    None is sent: while the replay is open, all packets that this process injects are added to this list.
     """
     skipped: dict[int, int]
-    """How many records of other link types were skipped so far, by link type (``LINKTYPE_*``)."""
+    """The number of records of other link types skipped so far, by link type (``LINKTYPE_*``)."""
     not_ip: dict[int, int]
-    """How many records without an IP packet were skipped so far, by EtherType; 0 for those without, or not readable."""
+    """The number of records without an IP packet skipped so far, by EtherType; 0 if that is missing or unreadable."""
 
     recordable = True
     simulated = True
@@ -144,24 +144,24 @@ class Replay(Transport, at_fork.AtFork):
         self._path = os.fspath(path)
         self._file = open(path, "rb")  # noqa: SIM115 - as long as the replay
         if LINUX and not self._file.seekable():  # elsewhere reading it waits: see `Select`
-            # A pipe: there may be nothing in it for hours. It was opened anew, so that nobody else's blocking changes.
+            # A pipe, which can be empty for hours. It was opened anew, so that other programs' blocking mode stays.
             os.set_blocking(self._file.fileno(), False)
-        # None if an exception came in between, see `_read_on`.
+        # None if an exception interrupted the reading, see `_read_on`.
         self._items: Iterator[Record | CaptureError | None] | None = scan(self._file)
-        self._taken = 0  # how many of them are through
+        self._taken = 0  # how many of them were processed
         self._next: _Found | None = None
         self._began: tuple[int, float] | None = None
         self._subsystem = int(Subsystem.QUEUE)
         self._number = 0
         self._waiting: dict[int, None] = {}  # packets without a verdict, oldest first
         self._recorded_waiting: dict[int, None] = {}
-        self._packets = 0  # how many packets of link layers were given an id
+        self._packets = 0  # how many packets with a link layer have got an id
         self._ended = False
-        self._empty = False  # a pipe, for now
+        self._empty = False  # the pipe is empty at the moment
         self._closed = False
-        self._lock = RLock()  # `close` may come from another thread, or in a signal handler
-        self._timer: SimpleQueue[None] | None = None  # an item cancels it
-        self._waiter = Poller()  # woken, unless there is something to wait for
+        self._lock = RLock()  # `close` can be called by another thread, or by a signal handler
+        self._timer: SimpleQueue[None] | None = None  # put an item to cancel the timer
+        self._waiter = Poller()  # readable, unless the replay has to wait
         self._waiter.wake()
         at_fork.register(self)
 
@@ -172,7 +172,7 @@ class Replay(Transport, at_fork.AtFork):
         message = build(1)
         self._tell(True, [message])
         kind = netlink.read_length_and_type(message)[1]
-        # CMD is attribute 1 of both, and begins with the command.
+        # CMD is attribute 1 of queues and logs, and begins with the command.
         for number, start, _ in layout.walk(message, nfnetlink.BODY, len(message)):
             if number == 1 and message[start] == Command.BIND:
                 self._subsystem = kind >> 8
@@ -195,20 +195,20 @@ class Replay(Transport, at_fork.AtFork):
                     time_ns, datagrams, problem, _ = self._next
                     if not datagrams:
                         if len(into) > start:
-                            return True  # what came before the damage is to be handled first
+                            return True  # packets before the damaged record are handled first
                         assert problem is not None
                         try:
                             raise problem
-                        except CaptureError:  # no other: after a Ctrl-C before that it is still to be raised
+                        except CaptureError:  # only this: if Ctrl-C came first, the problem is raised the next time
                             self._next = None
                             raise
                     if self._realtime and time_ns is not None and not self._due(time_ns):
                         return True
                     left = None if problem is None else _Found(None, [], problem)
-                    into[END:], self._next = datagrams, left  # one statement, so that none is lost or there twice
+                    into[END:], self._next = datagrams, left  # one statement, so that no datagram is lost or doubled
                     limit -= len(datagrams)
                 return not self._ended
-            except ValueError:  # in a signal handler the file was closed as it was being read
+            except ValueError:  # a signal handler closed the file while it was being read
                 self._check_open()
                 raise
             finally:
@@ -227,7 +227,7 @@ class Replay(Transport, at_fork.AtFork):
                 tap(outgoing, datagram)
 
     def interface_name(self, index: int) -> str | None:
-        return None  # the interfaces of this machine are not those of the recording; `Annotated` has their names
+        return None  # not the interfaces of this machine; `Annotated` has the recorded names
 
     def inject(self, packet: bytes, interface: int | None = None) -> None:
         self._check_open()
@@ -247,7 +247,7 @@ class Replay(Transport, at_fork.AtFork):
             self._file.close()
 
     def after_fork(self) -> None:
-        """Replace the lock in a forked child: the thread that held it is not there."""
+        """Replace the lock in a forked child: the thread that held it does not exist there."""
         self._lock = RLock()
 
     def _check_open(self) -> None:
@@ -258,15 +258,15 @@ class Replay(Transport, at_fork.AtFork):
 
     @property
     def ended(self) -> bool:
-        """Whether the file was read to its end: nothing more will come."""
+        """Whether the file was read to its end."""
         return self._ended
 
     def first(self) -> tuple[int | None, int | None]:
-        """Return the number of the queue, or that of the group, whichever has the first packet or message.
+        """Return the number of the queue, or of the group, of the first packet or message; the other one is None.
 
-        Both are None if there is neither. A packet of a link layer counts as one of queue 0, though it is for any. To
-        be called before the replay is opened, which then begins with that packet or message. Waits for a pipe. Raises
-        CaptureError for a damaged record before that, and may be called again.
+        Both are None if the file contains neither. A packet with a link layer counts as one of queue 0, although it is
+        for any queue. Call this before opening the replay, which then begins with that packet or message. Waits for a
+        pipe. Raises CaptureError for a damaged record before that; it can be called again then.
         """
         with self._lock:
             self._check_open()
@@ -298,7 +298,7 @@ class Replay(Transport, at_fork.AtFork):
                 self._go_on()
 
     def left_out(self) -> str:
-        """Return in words what was skipped so far, and how to get at packets of other link types; "" if nothing was."""
+        """Describe the records skipped so far, and how to extract packets of other link types; "" if none."""
         return _records.left_out(self._path, self.skipped, self.not_ip)
 
     def _read_on(self) -> bool:
@@ -318,7 +318,7 @@ class Replay(Transport, at_fork.AtFork):
                 self._pass_over(item)
                 continue
             packets = self._packets + found.is_new
-            # One statement without a call, as in `receive`. What was done before may be done twice.
+            # One statement without a call, as in `receive`. The steps before it can be repeated without harm.
             self._next, self._taken, self._packets = found, self._taken + 1, packets
             self._items = items
             return True
@@ -329,7 +329,7 @@ class Replay(Transport, at_fork.AtFork):
         """Read the file again, after an exception ended the generator, and skip the records read before."""
         if not self._file.seekable():
             self._ended = True
-            raise CaptureError("the replay was interrupted, and what is no regular file cannot be read again", 0)
+            raise CaptureError("the replay was interrupted, and only a regular file can be read again", 0)
         self._file.seek(0)
         return islice(scan(self._file), self._taken, None)
 
@@ -362,7 +362,7 @@ class Replay(Transport, at_fork.AtFork):
         counts[kind], self._taken = count, self._taken + 1
 
     def _look_into(self, item: Record | CaptureError) -> _Found | None:
-        """Return what a record has for the queue or log, None if it has nothing."""
+        """Return the contents of a record for the queue or log, None if there is none."""
         if isinstance(item, CaptureError):
             return _Found(None, [], item)
         if item.link_type not in _records.MESSAGES:
@@ -385,7 +385,7 @@ class Replay(Transport, at_fork.AtFork):
         return _Found(item.time_ns, datagrams, problem) if datagrams or problem is not None else None
 
     def _look_for_packet(self, record: Record) -> _Found | None:
-        """Return the message that is made of a record with a link layer, None if it has no packet."""
+        """Return a message made from a record with a link layer, None if it has no packet."""
         try:
             packet = self._find_packet(record)
         except CaptureError as error:
@@ -417,11 +417,11 @@ class Replay(Transport, at_fork.AtFork):
         try:
             self._waiter.reset()
             if self._timer is not None:
-                self._timer.put(None)  # this may be asked more often than something is due
+                self._timer.put(None)  # this can be called more often than packets are due
             self._timer = SimpleQueue()
-            # No `threading.Timer`, which has an Event: see `locks`.
+            # Not a `threading.Timer`, which has an Event: see `locks`.
             _thread.start_new_thread(_later, (min(delay, _thread.TIMEOUT_MAX), self._timer, self._waiter.wake))
-        except BaseException:  # Ctrl-C came before there was a thread that would wake whoever waits
+        except BaseException:  # Ctrl-C came before the thread that would end the wait was started
             self._waiter.wake()
             raise
         return False
@@ -431,7 +431,7 @@ class Replay(Transport, at_fork.AtFork):
         try:
             self._waiter.reset()
             self._empty = True
-            with suppress(FileExistsError):  # an exception came before `_empty` was reset
+            with suppress(FileExistsError):  # an exception had come before `_empty` was reset
                 self._waiter.watch(self._file.fileno())
         except BaseException:  # Ctrl-C came before the pipe was watched
             self._waiter.wake()
@@ -471,7 +471,7 @@ def _later(seconds: float, cancelled: SimpleQueue[None], function: Callable[[], 
 
 
 class ReplayOptions(TypedDict, total=False):
-    """The options of `replay` for packets with a link layer, for functions that hand them on."""
+    """The options of `replay` for packets with a link layer, for functions that pass them on."""
 
     hook: Hook | str | None
     local: str | Iterable[str]
@@ -485,13 +485,13 @@ def replay(
     keep_verdicts: bool = True,
     **options: Unpack[ReplayOptions],
 ) -> Replay:
-    """Return a transport for a `Queue` or a `Log` that gives what was recorded: `Replay` says what that is.
+    """Return a transport for a `Queue` or a `Log` that delivers the contents of a recording; see `Replay`.
 
     path: the file, pcap or pcapng, compressed or not.
-    realtime: whether packets come at the pace at which they were recorded.
+    realtime: whether packets are delivered at the pace of the recording.
     keep_verdicts: whether to keep all verdicts, recorded and given, and all packets that were injected.
     options: ``hook``, ``local`` and ``family``, for packets of captures that have a link layer.
 
-    Raises OSError if the file cannot be opened, ArgumentError for wrong options.
+    Raises OSError if the file cannot be opened, ArgumentError for invalid options.
     """
     return Replay(path, realtime=realtime, keep_verdicts=keep_verdicts, **options)

@@ -15,9 +15,9 @@ from ._link_types import LinkType
 
 
 class Encoder:
-    """Makes the bytes of capture files of one link type: pcapng, or pcap with nanoseconds.
+    """Encodes capture files of one link type: pcapng, or pcap with nanoseconds.
 
-    They are in the byte order of this machine, as what is put into them must be.
+    They have the byte order of this machine, which their contents must have, too.
     """
 
     def __init__(self, link_type: LinkType, *, pcapng: bool) -> None:
@@ -26,7 +26,7 @@ class Encoder:
         self._schemas = SCHEMAS[HOST]
 
     def header(self) -> bytes:
-        """What a file begins with."""
+        """Return the beginning of a file."""
         schemas = self._schemas
         if not self._pcapng:
             return bytes(schemas.pcap_header.build({"magic": NANOSECONDS, "link_type": self._link_type}))
@@ -36,7 +36,7 @@ class Encoder:
         return self._block(Block.SECTION, section) + self._block(Block.INTERFACE, interface + resolution)
 
     def record(self, time_ns: int, data: bytes, *, original_length: int | None = None, comment: str = "") -> bytes:
-        """A record; the comment goes into pcapng alone."""
+        """Return a record; the comment is written only to pcapng."""
         length = len(data) if original_length is None else original_length
         if not self._pcapng:
             seconds, fraction = divmod(time_ns, 1_000_000_000)
@@ -60,7 +60,7 @@ class Encoder:
 
 
 def is_pcapng(path: str | os.PathLike[str]) -> bool:
-    """Whether a file of this name is to be pcapng: each one whose name does not end in ``.pcap``."""
+    """Return whether a file of this name will be pcapng: every one whose name does not end in ``.pcap``."""
     return Path(os.fspath(path)).suffix != ".pcap"
 
 
@@ -68,16 +68,16 @@ class Writer:
     """Writes a capture file of one link type.
 
     path: the name of the file: pcapng, or pcap with nanoseconds if it ends in ``.pcap``.
-    link_type: what the data of its records are.
-    begin: whether what was in the file is removed now. If False, that happens when `begin` is called.
+    link_type: the link type of its records.
+    begin: whether to remove the file's old contents now. If False, `begin` does that.
 
-    It has the byte order of this machine, as what is written to it must have. The file is made anew, readable by its
-    owner alone, for packets may hold secrets. In a directory to which others may write, a link, FIFO or file of
-    somebody else is refused (OSError). Raises OSError, EBUSY if there is another writer of the same file.
+    It has the byte order of this machine, which the records must have, too. Only the owner can read the file, because
+    packets can contain secrets. In a directory to which others can write, a link, FIFO or file of another user is
+    refused with an OSError. Raises OSError, EBUSY if there is another writer of the same file.
     """
 
     def __init__(self, path: str | os.PathLike[str], link_type: LinkType, *, begin: bool = True) -> None:
-        # First an object that has the file, then the lock: if a signal handler raises here, it lets go of both.
+        # First an object that owns the file, then the lock: if a signal handler raises here, the object releases both.
         self._file = _LockedFile(os.fspath(path), "w", opener=lambda name, flags: create(name))
         self._stream: BinaryIO = io.BufferedWriter(self._file, 1 << 16)
         self._encoder = Encoder(link_type, pcapng=is_pcapng(path))
@@ -91,20 +91,20 @@ class Writer:
             raise
 
     def begin(self) -> None:
-        """Remove what is in the file, and write its header. Once, and before everything else. Raises OSError."""
+        """Remove the file's old contents, and write its header. Call this once, first. Raises OSError."""
         empty(self._file.fileno())
         self._stream.write(self._encoder.header())
 
     def write(self, time_ns: int, data: bytes, *, original_length: int | None = None, comment: str = "") -> None:
-        """Append a record; the comment goes into pcapng alone."""
+        """Append a record; the comment is written only to pcapng."""
         self._stream.write(self._encoder.record(time_ns, data, original_length=original_length, comment=comment))
 
     def flush(self) -> None:
-        """Put everything on its way to the disk."""
+        """Write everything to the disk."""
         self._stream.flush()
 
     def close(self) -> None:
-        """May be called twice."""
+        """Close the file. Can be called twice."""
         self._stream.close()
 
 
@@ -117,7 +117,7 @@ class _LockedFile(io.FileIO, at_fork.AtFork):
         super().close()
 
     def after_fork(self) -> None:
-        # A child neither keeps the lock nor writes, as it ends, what its parent has in its buffer and will write.
+        # A child must not keep the lock, nor write its copy of the buffer, which the parent will write.
         io.FileIO.close(self)
 
 

@@ -1,8 +1,8 @@
-"""What is inside a packet: IPv4 and IPv6, TCP, UDP and ICMP; read it, and change it so that a receiver takes it.
+"""Read and change the contents of packets: IPv4 and IPv6, TCP, UDP and ICMP.
 
-For handlers that look and change: the kernel takes a replacement as it is, and mends neither lengths nor checksums.
-All of this works on plain bytes, from the IP header on: ``packet.payload`` of a queue or a log. Readers return None for
-bytes that are no such packet, or have not the whole header of it.
+The kernel does not correct the lengths and checksums of a packet that a handler replaces; the functions here do. All of
+them work on plain bytes, from the IP header on, such as ``packet.payload`` of a queue or a log. Readers return None for
+bytes that are not such a packet, or do not contain its complete header.
 """
 
 from ._headers import (

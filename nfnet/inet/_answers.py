@@ -1,12 +1,12 @@
-"""Packets that answer another one: what its receiver would have sent, a TCP reset, an error of ICMP.
+"""Build packets that answer another one: its receiver's answer, a TCP reset, an ICMP error.
 
-Bytes in, bytes out: a packet from its IP header on, and the packets to send, with right lengths and checksums.
-``length`` is how many bytes the packet has, if only its beginning is here (`Packet.cap_len`): sequence numbers count
-what it carries, however much of it was copied. ``broadcast`` says that its destination is the broadcast address of a
-network, as only a host of that network knows.
+The functions take a packet as bytes from its IP header on, and return the packets to send, with correct lengths and
+checksums. ``length`` is the packet's size in bytes, if only its beginning was copied (`Packet.cap_len`): sequence
+numbers count all its data, however much was copied. ``broadcast`` is True if its destination is the broadcast address
+of a network, which only a host in that network knows.
 
-Others choose what they send, and to whom. `answer` raises ArgumentError for what has no answer; `resets` and `refusals`
-are empty where nobody may be told (RFC 1122, RFC 4443), because to drop the packet is then all that can be done.
+The packets are untrusted input. `answer` raises ArgumentError for packets that have no answer; `resets` and `refusals`
+return an empty list if no notice is allowed (RFC 1122, RFC 4443), because then the packet can only be dropped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ._rewriting import finish_ip, set_checksum
 
 _TTL = 64
 _MAX_LENGTH = 0xFFFF
-# What TCP may send at once before it has heard anything (RFC 6928), in segments that fit into every path of IPv6.
+# TCP's initial window (RFC 6928), in segments that fit into every IPv6 path.
 _SEGMENT = 1220
 MAX_TCP_DATA = 10 * _SEGMENT
 _TIMESTAMPS, _SIGNATURES = 8, (19, 29)  # options of TCP: RFC 7323; MD5 (RFC 2385) and AO (RFC 5925)
@@ -49,7 +49,7 @@ _PORT_UNREACHABLE = {4: 3, 6: 4}
 _PROHIBITED = {4: 13, 6: 1}  # communication administratively prohibited
 _MAX_ERROR = {4: 576, 6: 1280}  # bytes of a whole error (RFC 1812, RFC 4443)
 _REDIRECT_V6 = 137
-# RFC 1122: unreachable, source quench, redirect, time exceeded, parameter problem. In ICMPv6, whatever is below 128.
+# RFC 1122: unreachable, source quench, redirect, time exceeded, parameter problem. In ICMPv6, all types below 128.
 _ERRORS_V4 = frozenset((3, 4, 5, 11, 12))
 
 
@@ -62,13 +62,13 @@ class _Packet(NamedTuple):
     destination: bytes
     upper: Upper
     end: int
-    """Where it ends, beyond the data that are here, perhaps."""
+    """The offset of its end, which can be beyond the copied data."""
     is_unicast: bool
     """Whether it is from one host to one host, by its addresses."""
 
     @property
     def no_answer(self) -> str:
-        """Why nobody can be answered; empty if that can be."""
+        """Return why the packet cannot be answered; empty if it can."""
         if not self.is_unicast:
             return "a packet to or from a multicast, broadcast or unspecified address has no answer"
         if self.upper.fragment:
@@ -77,7 +77,7 @@ class _Packet(NamedTuple):
 
 
 class _Segment(NamedTuple):
-    """What matters of a TCP segment for its answer."""
+    """The parts of a TCP segment that are needed for an answer."""
 
     source_port: int
     destination_port: int
@@ -85,14 +85,14 @@ class _Segment(NamedTuple):
     ack: int
     flags: TcpFlag
     end: int
-    """The sequence number behind it: SYN and FIN count as one."""
+    """The sequence number after it: SYN and FIN count as one."""
     size: int
-    """How many bytes of data it carries."""
+    """The size of its data in bytes."""
     options: bytes
 
 
 def answer(packet: bytes, data: bytes, length: int | None = None, broadcast: bool = False) -> list[bytes]:
-    """What the receiver of the packet would have sent to answer with ``data``.
+    """Return the packets with which the receiver would have answered ``data``.
 
     UDP: a datagram. ICMP and ICMPv6: the reply to an echo request. TCP: ``data`` in as many segments as are needed, the
     last one with FIN, for which the packet must carry data, and a reset to the receiver, which knows nothing of them.
@@ -111,10 +111,10 @@ def answer(packet: bytes, data: bytes, length: int | None = None, broadcast: boo
 
 
 def resets(packet: bytes, length: int | None = None, broadcast: bool = False) -> list[bytes]:
-    """Resets to the sender and to the receiver of a TCP segment, in this order.
+    """Return resets to the sender and to the receiver of a TCP segment, in this order.
 
-    Of a segment that is a reset only the receiver gets one: the sender has left. Raises ArgumentError for what has no
-    whole TCP header.
+    For a segment that is a reset, only the receiver gets one, because the sender has closed the connection. Raises
+    ArgumentError for a packet without a complete TCP header.
     """
     asked = _read(packet, length, broadcast)
     segment = _read_segment(asked)
@@ -124,10 +124,10 @@ def resets(packet: bytes, length: int | None = None, broadcast: bool = False) ->
 
 
 def refusals(packet: bytes, length: int | None = None, broadcast: bool = False) -> list[bytes]:
-    """What tells the sender that the packet was refused: a TCP reset, or an error of ICMP or ICMPv6; at most one.
+    """Return at most one notice to the sender that the packet was refused: a TCP reset, or an ICMP or ICMPv6 error.
 
     The error is "port unreachable" for protocols with ports, and "administratively prohibited" for others. Raises
-    ArgumentError for what is no IP packet.
+    ArgumentError if it is not an IP packet.
     """
     asked = _read(packet, length, broadcast)
     if not asked.is_unicast or not asked.upper.beginning:
@@ -139,10 +139,10 @@ def refusals(packet: bytes, length: int | None = None, broadcast: bool = False) 
 
 
 def mend(packet: bytes) -> bytes:
-    """The same IP packet with right lengths and checksums. It ends where the bytes do.
+    """Return the same IP packet with correct lengths and checksums. It ends where the bytes end.
 
-    What cannot be computed stays: the checksum of a fragment, of a packet that is routed by its own header, and of
-    other protocols than TCP, UDP, ICMP and ICMPv6. Raises ArgumentError for what is no IP packet.
+    Checksums that cannot be computed stay: those of a fragment, of a packet with a source route, and of protocols other
+    than TCP, UDP, ICMP and ICMPv6. Raises ArgumentError if it is not an IP packet.
     """
     new = bytearray(packet)
     version = new[0] >> 4 if new else 0
@@ -166,10 +166,10 @@ def mend(packet: bytes) -> bytes:
 
 
 def fragments(packet: bytes, mtu: int) -> list[bytes]:
-    """The packet in fragments of at most ``mtu`` bytes, as the host that sends it may make them.
+    """Return the packet in fragments of at most ``mtu`` bytes, as its sender can make them.
 
-    Raises ArgumentError for what must not be cut up: IPv4 with "don't fragment", a fragment, and IPv6 with extension
-    headers.
+    Raises ArgumentError for packets that must not be fragmented: IPv4 with "don't fragment", a fragment, and IPv6 with
+    extension headers.
     """
     upper = upper_of(packet)
     if upper is None or upper.fragment or (packet[0] >> 4 == 6 and upper.header != 40):
@@ -178,7 +178,7 @@ def fragments(packet: bytes, mtu: int) -> list[bytes]:
         if packet[6] & 0x40:
             raise ArgumentError("it says that it must not be cut up (DF)")
         header, extra = bytearray(packet[: upper.header]), b""
-        if not header[4:6].strip(b"\0"):  # an id by which the fragments belong together; 0 stands for none
+        if not header[4:6].strip(b"\0"):  # an id that identifies the fragments; 0 means none
             header[4:6] = (int.from_bytes(os.urandom(2), "big") or 1).to_bytes(2, "big")
     else:
         header = bytearray(packet[:40])
@@ -201,7 +201,7 @@ def fragments(packet: bytes, mtu: int) -> list[bytes]:
     return found
 
 
-# --- reading what is to be answered
+# --- reading the packet to be answered
 
 
 def _read(packet: bytes, length: int | None, broadcast: bool) -> _Packet:
@@ -233,7 +233,7 @@ def _read_segment(asked: _Packet) -> _Segment:
 
 
 def _options(options: bytes) -> list[tuple[int, bytes]]:
-    """Kind and data of the options of a TCP header, up to the first that is malformed."""
+    """Return kind and data of the options of a TCP header, up to the first malformed one."""
     found, place = [], 0
     while place < len(options) and options[place]:
         if options[place] == 1:  # padding
@@ -253,7 +253,7 @@ def _options(options: bytes) -> list[tuple[int, bytes]]:
 def _packet(
     version: int, source: bytes, destination: bytes, protocol: int, body: bytes, *, fragment: bool = False
 ) -> bytes:
-    """An IP packet; IPv4 that routers may cut up if ``fragment``, as IPv6's sender alone may."""
+    """Build an IP packet. ``fragment``: whether routers can fragment it, with IPv4; with IPv6 only the sender can."""
     if version == 4:
         flags = 0 if fragment else 0x4000
         header = struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, flags, _TTL, protocol, 0)
@@ -263,7 +263,7 @@ def _packet(
 
 
 def _back(asked: _Packet, body: bytes, protocol: int | None = None, *, fragment: bool = False) -> bytes:
-    """A packet from the one's receiver to its sender."""
+    """Build a packet from the receiver of the given one to its sender."""
     number = asked.upper.protocol if protocol is None else protocol
     return _packet(asked.version, asked.destination, asked.source, number, body, fragment=fragment)
 
@@ -299,12 +299,12 @@ def _tcp_answer(asked: _Packet, data: bytes) -> list[bytes]:
             "of TCP only a segment that carries data can be answered, of an open connection: see reset()"
         )
     if any(kind in _SIGNATURES for kind, _ in _options(segment.options)):
-        raise ArgumentError("the segment is signed (TCP-MD5 or TCP-AO): nobody would believe an answer")
+        raise ArgumentError("the segment is signed (TCP-MD5 or TCP-AO): its sender would ignore an answer")
     if len(data) > MAX_TCP_DATA:
         text = f"data has {len(data)} bytes and may have {MAX_TCP_DATA} with TCP"
-        raise ArgumentError(f"{text}: nobody would send again what gets lost")
-    # A receiver with timestamps may drop segments without them, or with older ones than it has seen (RFC 7323). The
-    # newest that it saw of its peer is the one that it echoes.
+        raise ArgumentError(f"{text}: lost segments are not sent again")
+    # A receiver with timestamps can drop segments without timestamps, or with older ones than it has seen (RFC 7323).
+    # It echoes the newest timestamp that it has seen from its peer.
     options = b""
     for kind, value in _options(segment.options):
         if kind == _TIMESTAMPS and len(value) == 8:
@@ -322,7 +322,7 @@ def _tcp_answer(asked: _Packet, data: bytes) -> list[bytes]:
 
 
 def _reset_to_sender(asked: _Packet, segment: _Segment) -> list[bytes]:
-    """As RFC 9293 (3.10.7.1) has it for a segment that belongs to no connection; none for a reset."""
+    """Return the reset for a segment that belongs to no connection (RFC 9293, 3.10.7.1); none for a reset."""
     ports = (segment.destination_port, segment.source_port)
     if TcpFlag.RST in segment.flags:
         return []
@@ -332,11 +332,11 @@ def _reset_to_sender(asked: _Packet, segment: _Segment) -> list[bytes]:
 
 
 def _resets_to_receiver(asked: _Packet, segment: _Segment) -> list[bytes]:
-    """As the sender would abort the connection.
+    """Return resets as the sender would send them to abort the connection.
 
-    A receiver believes a reset only with the sequence number that it expects (RFC 5961): the segment's own, or, if this
-    is one that it has had before and that was sent again, the one behind it. To one that waits for the answer to its
-    SYN the acknowledgement must be right.
+    A receiver accepts a reset only with the sequence number that it expects (RFC 5961): the segment's own, or, if the
+    segment is a retransmission of one received before, the number after it. A receiver that waits for the answer to its
+    SYN also checks the acknowledgement number.
     """
     ports = (segment.source_port, segment.destination_port)
     flags = TcpFlag.RST | (segment.flags & TcpFlag.ACK)

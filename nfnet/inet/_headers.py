@@ -16,8 +16,8 @@ ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION = 0, 43, 44, 60  # IPv6 extension headers
 _NO_NEXT_HEADER = 59
 _EXTENSIONS = frozenset((_HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION))
-# RFC 8200 has a use for five. A sender could put hundreds into a packet to make it dear to read; the kernel's flow
-# dissector gives up after as many (MAX_FLOW_DISSECT_HDRS).
+# RFC 8200 has a use for five. A sender could put hundreds into a packet to make it slow to read; the kernel's flow
+# dissector has the same limit (MAX_FLOW_DISSECT_HDRS).
 _MAX_EXTENSIONS = 15
 _IPV4_FRAGMENT = 0x3FFF  # "more fragments" and the fragment offset
 _HOME_ADDRESS = 201  # a destination option, under which it covers another source
@@ -26,7 +26,7 @@ _SOURCE_ROUTES = (131, 137)  # IPv4 options under which the checksum covers anot
 IP_VERSIONS = {0x0800: 4, 0x86DD: 6}  # by EtherType
 _VLANS = frozenset((0x8100, 0x88A8))
 _VLAN_DEPTH = 8  # VLAN_MAX_DEPTH
-# By IP version, whose checksums are known here, and where they are in the header.
+# By IP version: the protocols with known checksums, and the offset of the checksum in the header.
 CHECKSUM = {4: {ICMP: 2, TCP: 16, UDP: 6}, 6: {ICMPV6: 2, TCP: 16, UDP: 6}}
 
 _ipv4 = Struct(
@@ -91,7 +91,7 @@ class TcpFlag(IntFlag):
 
 
 class Ip(NamedTuple):
-    """An IPv4 or IPv6 header. ``protocol`` is that behind IPv6's extension headers, and ``header`` where it begins."""
+    """An IPv4 or IPv6 header. ``protocol`` is that after IPv6's extension headers, and ``header`` its offset."""
 
     version: int
     source: str
@@ -102,14 +102,14 @@ class Ip(NamedTuple):
     tos: int
     """Type of service, the traffic class of IPv6: DSCP and ECN."""
     length: int
-    """Of the whole packet in bytes, as the header says; see `ip` for where it says 0."""
+    """The length of the whole packet in bytes, from the header; see `ip` for a header with 0."""
     header: int
     fragment: bool
-    """Whether it is a fragment; only the first one has the header of TCP, say."""
+    """Whether it is a fragment; only the first one has the transport header."""
 
 
 class Tcp(NamedTuple):
-    """A TCP header, and what it carries, as far as it was copied."""
+    """A TCP header and its data, as far as they were copied."""
 
     source_port: int
     destination_port: int
@@ -122,7 +122,7 @@ class Tcp(NamedTuple):
 
 
 class Udp(NamedTuple):
-    """A UDP header, and what it carries, as far as it was copied."""
+    """A UDP header and its data, as far as they were copied."""
 
     source_port: int
     destination_port: int
@@ -148,7 +148,7 @@ class Flow(NamedTuple):
     destination_port: int | None
 
     def __str__(self) -> str:
-        """As tcpdump writes it: ``UDP 192.0.2.1.4242 > 192.0.2.2.53``."""
+        """Return the flow in tcpdump's format: ``UDP 192.0.2.1.4242 > 192.0.2.2.53``."""
         name = _NAMES.get(self.protocol, f"protocol {self.protocol}")
         if self.source_port is None:
             return f"{name} {self.source} > {self.destination}"
@@ -164,18 +164,18 @@ class TransportHeader(NamedTuple):
 
 
 class Upper(NamedTuple):
-    """What is behind the IP header."""
+    """The layer after the IP header."""
 
     protocol: int
     header: int
     fragment: int  # 0 for none, else the field: whether more follow, and the offset
     beginning: bool  # whether the transport header is here: not in a later fragment
-    rerouted: bool  # whether the checksum covers another address than the header has; False if nobody asked
-    whole: bool  # whether all headers before it are here
+    rerouted: bool  # whether the checksum covers another address than the header's; False without ``routing``
+    whole: bool  # whether all headers before it were copied
 
 
 def upper_of(packet: bytes, routing: bool = False) -> Upper | None:
-    """What is behind the IP header; only with ``routing`` options and routing headers are looked into."""
+    """Return the layer after the IP header; options and routing headers are read only with ``routing``."""
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
         header = (packet[0] & 0xF) * 4
@@ -222,7 +222,7 @@ def _has_home_address(options: bytes) -> bool:
 
 
 def _options(options: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and data of the options in an IPv6 extension header; no data of one that is longer than the header."""
+    """Yield type and data of the options in an IPv6 extension header; no data for one longer than the header."""
     place = 0
     while place < len(options):
         size = 1 if options[place] == 0 else 2 + (options[place + 1] if place + 1 < len(options) else 0)
@@ -231,7 +231,7 @@ def _options(options: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def jumbo_length(packet: bytes) -> int | None:
-    """What the jumbo payload option of an IPv6 packet says, which counts if the header says 0; None without one."""
+    """Return the length in the jumbo payload option of an IPv6 packet, valid if the header has 0; None without one."""
     if packet[6] != _HOP_BY_HOP or len(packet) < 48:
         return None
     for kind, data in _options(packet[42 : 40 + (packet[41] + 1) * 8]):
@@ -241,12 +241,12 @@ def jumbo_length(packet: bytes) -> int | None:
 
 
 def ip_in(frame: bytes, ethertype: int, header: int = 0) -> bytes:
-    """The IP packet in a frame, also behind VLAN tags; b"" if there is none, whatever the bytes look like.
+    """Return the IP packet in a frame, also after VLAN tags; b"" if there is none, whatever the bytes look like.
 
-    ``header`` bytes of it are the link-layer header, and ``ethertype`` is what the kernel calls the rest.
+    ``header`` is the size of the link-layer header, and ``ethertype`` the kernel's EtherType for the rest.
     """
     if header and ethertype in _VLANS:
-        ethertype = int.from_bytes(frame[header - 2 : header], "big")  # the tag may be in the header
+        ethertype = int.from_bytes(frame[header - 2 : header], "big")  # the tag can be in the header
     frame = frame[header:]
     for _ in range(_VLAN_DEPTH):
         if ethertype not in _VLANS:
@@ -256,20 +256,20 @@ def ip_in(frame: bytes, ethertype: int, header: int = 0) -> bytes:
 
 
 def protocol(packet: bytes) -> int | None:
-    """What an IP packet carries, by its number (6 TCP, 17 UDP, ...), behind IPv6's extension headers; None if unknown.
+    """Return the protocol number of an IP packet (6 TCP, 17 UDP, ...), after IPv6's extension headers; None if unknown.
 
-    It is the header's word: nothing beyond it is looked at, and a fragment may have it without being one's beginning.
+    Only the IP headers are read: the transport header can be invalid, or missing as in a later fragment.
     """
     upper = upper_of(packet)
     return None if upper is None or (upper.protocol in _EXTENSIONS and packet[0] >> 4 == 6) else upper.protocol
 
 
 def ip(packet: bytes, length: int | None = None) -> Ip | None:
-    """The IP header.
+    """Return the IP header.
 
-    A length of 0 in it means "as long as the packet is": super-packets of more than 65,535 bytes look so (BIG TCP), and
-    packets that a machine captured before its network card wrote the length. ``length`` is how many bytes the packet
-    has, if only its beginning is here.
+    A length of 0 in it means "as long as the packet": super-packets of more than 65,535 bytes have it (BIG TCP), and
+    packets that a machine captured before its network card filled in the length. ``length`` is the size of the packet
+    in bytes, if only its beginning was copied.
     """
     upper = upper_of(packet)
     if upper is None or not upper.whole:
@@ -289,9 +289,9 @@ WITH_PORTS = frozenset((TCP, UDP, 33, 132, 136))
 
 
 def flow(packet: bytes) -> Flow | None:
-    """The five-tuple of an IP packet."""
+    """Return the five-tuple of an IP packet."""
     size = len(packet)
-    # What most packets are, without the calls: nothing between IP header and ports, which are there by its length, too.
+    # The common case, without calls: the ports follow the IP header directly, and its length includes them.
     first = packet[0] if size >= 24 else 0
     if first == 0x45 and not (packet[6] << 8 | packet[7]) & 0x1FFF and (packet[2] or packet[3] >= 24):
         number, header = packet[9], 20
@@ -312,12 +312,12 @@ def flow(packet: bytes) -> Flow | None:
 
 
 def where_is(packet: bytes, *protocols: int) -> TransportHeader | None:
-    """Where header and data of one of the protocols are, if the whole header is there."""
+    """Return the offsets of header and data of one of the protocols, if the complete header was copied."""
     return where_in(packet, upper_of(packet), protocols)
 
 
 def where_in(packet: bytes, upper: Upper | None, protocols: Container[int]) -> TransportHeader | None:
-    """As `where_is`, for what is known already."""
+    """Like `where_is`, with a known `Upper`."""
     if upper is None or upper.protocol not in protocols or not upper.beginning:
         return None
     header = upper.header
@@ -334,9 +334,9 @@ def _names_of(flags: int) -> str:
 
 
 def describe(packet: bytes, length: int | None = None) -> str | None:
-    """An IP packet in a few words: flow, flags of TCP or type of ICMP, and length; ``length`` is as for `ip`.
+    """Describe an IP packet: flow, TCP flags or ICMP type, and length. The argument ``length`` is as for `ip`.
 
-    ``TCP 192.0.2.1.40000 > 192.0.2.2.80 [SYN] 40 bytes``; None for what is no IP packet.
+    ``TCP 192.0.2.1.40000 > 192.0.2.2.80 [SYN] 40 bytes``; None if it is not an IP packet.
     """
     header, five_tuple = ip(packet, length), flow(packet)
     if header is None or five_tuple is None:
@@ -351,7 +351,7 @@ def describe(packet: bytes, length: int | None = None) -> str | None:
 
 
 def tcp(packet: bytes) -> Tcp | None:
-    """The TCP header of an IP packet; also of a first fragment."""
+    """Return the TCP header of an IP packet; also of a first fragment."""
     where = where_is(packet, TCP)
     if where is None:
         return None
@@ -361,7 +361,7 @@ def tcp(packet: bytes) -> Tcp | None:
 
 
 def udp(packet: bytes) -> Udp | None:
-    """The UDP header of an IP packet; also of a first fragment."""
+    """Return the UDP header of an IP packet; also of a first fragment."""
     where = where_is(packet, UDP)
     if where is None:
         return None
@@ -371,7 +371,7 @@ def udp(packet: bytes) -> Udp | None:
 
 
 def icmp(packet: bytes) -> Icmp | None:
-    """The ICMP header of an IPv4 packet, or the ICMPv6 header of an IPv6 packet; also of a first fragment."""
+    """Return the ICMP header of an IPv4 packet, or the ICMPv6 header of an IPv6 packet; also of a first fragment."""
     where = where_is(packet, ICMP if packet and packet[0] >> 4 == 4 else ICMPV6)
     if where is None:
         return None
@@ -380,13 +380,13 @@ def icmp(packet: bytes) -> Icmp | None:
 
 
 def transport(packet: bytes) -> TransportHeader | None:
-    """Find the TCP or UDP header of an IP packet; None if it has none, or not the whole of it, or is a fragment."""
+    """Find the TCP or UDP header of an IP packet; None if that is missing or incomplete, or for a fragment."""
     upper = upper_of(packet)
     return None if upper is None or upper.fragment else where_is(packet, TCP, UDP)
 
 
 def get_data(packet: bytes) -> bytes | None:
-    """What TCP or UDP carries in an IP packet; None if that is not what it is."""
+    """Return the data of a TCP or UDP packet; None for other packets."""
     where = transport(packet)
     if where is None:
         return None
@@ -397,16 +397,16 @@ def get_data(packet: bytes) -> bytes | None:
 
 
 def end_of(packet: bytes, length: int | None = None) -> int:
-    """Where the packet ends by its own header; link layers may have padded it.
+    """Return the offset of the packet's end according to its header; link layers can add padding.
 
-    Where the header says 0 it ends where the bytes do, or at ``length`` if they are only the beginning.
+    If the header has 0, the packet ends where the bytes end, or at ``length`` if they are only its beginning.
     """
     if packet[0] >> 4 == 4:
         said = int.from_bytes(packet[2:4], "big")
     elif said := int.from_bytes(packet[4:6], "big"):
         said += 40
     elif packet[6] == _NO_NEXT_HEADER:
-        said = 40  # the header is all, and 0 the right length of the rest
+        said = 40  # the packet is only a header, so 0 is the correct length of the rest
     elif (jumbo := jumbo_length(packet) or 0) > 0xFFFF:  # others are invalid
         said = 40 + jumbo
     return said or (len(packet) if length is None else length)

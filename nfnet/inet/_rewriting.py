@@ -1,4 +1,4 @@
-"""Changing packets so that a receiver takes them: lengths and checksums are mended."""
+"""Change packets, and correct their lengths and checksums so that a receiver accepts them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors import ArgumentError
 from ..protocol.nfqnl import SkbInfo
 from ._headers import CHECKSUM, ICMP, SIZES, TCP, UDP, TcpFlag, Upper, end_of, jumbo_length, upper_of, where_in
 
-# Of the transport layer's header: place and size, and the protocols that have it.
+# Fields of the transport header: offset, size, and the protocols that have the field.
 _FIELDS = (
     ("source_port", 0, 2, (TCP, UDP)),
     ("destination_port", 2, 2, (TCP, UDP)),
@@ -26,21 +26,21 @@ Address = str | IPv4Address | IPv6Address
 _MAX_PACKET = 0xFFFF
 _CSUM_NOT_READY, _GSO = int(SkbInfo.CSUM_NOT_READY), int(SkbInfo.GSO)
 _REROUTED = "a packet that is routed by its own header cannot be given a checksum"
-# What may go to another address although nothing here mends it: addresses are in no checksum of theirs.
+# Protocols whose packets can get other addresses, because their checksums do not cover addresses.
 _WITHOUT_ADDRESSES = frozenset((2, 4, 41, 47, 50, 132))  # IGMP, IPv4, IPv6, GRE, ESP, SCTP
 
 
 def checksum(data: bytes | bytearray) -> int:
-    """The Internet checksum (RFC 1071) of the bytes, 16 bits, as it goes into a header in network byte order."""
+    """Return the Internet checksum (RFC 1071) of the bytes, 16 bits, for a header in network byte order."""
     return _complement(_number(data))
 
 
-# Read as one long number: 2^16 is 1 modulo 2^16-1, so the remainder is the one's complement sum of its words, and that
-# of a sum of such numbers is the sum of all their words.
+# The bytes are read as one long number: 2^16 is 1 modulo 2^16-1, so its remainder is the one's complement sum of its
+# words, and the remainder of a sum of such numbers is the sum of all their words.
 
 
 def _number(data: bytes | bytearray) -> int:
-    """The bytes as one number, with a zero byte behind an odd number of them."""
+    """Return the bytes as one number, with a zero byte appended to an odd number of them."""
     number = int.from_bytes(data, "big")
     return number << 8 if len(data) & 1 else number
 
@@ -50,7 +50,7 @@ def _complement(total: int) -> int:
 
 
 def replace_data(packet: bytes, data: bytes) -> bytes:
-    """The same IP packet with other TCP or UDP data: `rewrite` with nothing else."""
+    """Return the same IP packet with other TCP or UDP data: `rewrite` with only ``data``."""
     return rewrite(packet, data=data)
 
 
@@ -70,23 +70,23 @@ def rewrite(
     window: int | None = None,
     skbinfo: SkbInfo | int = 0,
 ) -> bytes:
-    """The same IP packet with some things changed; lengths and checksums are right, whatever they were before.
+    """Return the IP packet with changed fields, and with correct lengths and checksums, whatever they were before.
 
-    data: what TCP, UDP or ICMP carries, behind its header.
+    data: the data after the TCP, UDP or ICMP header.
     source, destination: addresses, of the packet's family.
     source_port, destination_port: of TCP and UDP. seq, ack, flags, window: of TCP.
     ttl, tos: of IP; hop limit and traffic class of IPv6.
-    skbinfo: what a queue with ``gso=True`` says of the packet (`Packet.skbinfo`); `Packet.rewrite` passes it. With
-        CSUM_NOT_READY the checksum is finished, whatever is changed: the kernel no longer does that once a packet's
+    skbinfo: the state of a packet of a queue with ``gso=True`` (`Packet.skbinfo`); `Packet.rewrite` passes it. With
+        CSUM_NOT_READY the checksum is finished, whatever is changed: the kernel does not do that after a packet's
         bytes were replaced. With GSO the checksum of UDP becomes the sum of the pseudo-header, from which the kernel
         computes the checksums of the segments.
 
-    Of a fragment only what is in the IP header can be changed, and ports in the first one; addresses have to be changed
-    in all of them. Mind TCP: a peer that gets more or fewer bytes than were sent will disagree about sequence numbers.
+    In a fragment only fields of the IP header can be changed, and ports in the first one; addresses must be changed in
+    all fragments. With TCP, a peer that gets more or fewer bytes than were sent will disagree about sequence numbers.
 
-    Raises ArgumentError for what is no such packet, or not the whole of it, and for what cannot be made right: data of
-    a fragment, addresses under a routing header or a protocol whose checksum is not known here, a packet of more than
-    65,535 bytes, a jumbogram, an unfinished checksum in a tunnelled packet, and fewer data of a super-packet.
+    Raises ArgumentError for other or incomplete packets, and for changes that cannot be made correct: data of a
+    fragment, addresses with a routing header or a protocol with an unknown checksum, a packet of more than 65,535
+    bytes, a jumbogram, an unfinished checksum in a tunnelled packet, and shorter data of a super-packet.
     """
     state = check("skbinfo", skbinfo, 0, 0xFFFFFFFF) if skbinfo != 0 else 0
     segments, unfinished = bool(state & _GSO), bool(state & (_GSO | _CSUM_NOT_READY))
@@ -135,7 +135,7 @@ def rewrite(
         if upper.fragment:
             raise ArgumentError("the data of a fragment cannot be replaced: its checksum covers all fragments")
         if segments and where.data + len(data) < len(new):
-            # The kernel drops, in silence, one that is no longer than a segment, and does not say how long those are.
+            # The kernel drops one that is not longer than a segment, without an error, and does not report that size.
             raise ArgumentError("the data of a super-packet cannot become shorter")
         new[where.data :] = data
     if len(new) > _MAX_PACKET + (40 if new[0] >> 4 == 6 else 0):
@@ -150,7 +150,7 @@ def rewrite(
         if unfinished and not segments:
             _finish_checksum(new, number, header)
     elif segments and number != TCP:
-        if number == UDP and packet[header + 6 : header + 8] != b"\0\0":  # tunnels may have none
+        if number == UDP and packet[header + 6 : header + 8] != b"\0\0":  # in tunnels it can be missing
             set_checksum(new, number, header, data is not None, begun=True)
     elif (changed or unfinished) and number in checksums and len(new) >= header + SIZES[number]:
         set_checksum(new, number, header, data is not None)
@@ -159,17 +159,17 @@ def rewrite(
 
 
 def _check_unfinished(packet: bytes, upper: Upper, segments: bool) -> None:
-    """Refuse what the kernel has not finished, and nothing will if the packet's bytes are replaced."""
+    """Refuse a packet with an unfinished checksum that neither the kernel nor nfnet can finish after a change."""
     number, header = upper.protocol, upper.header
     if upper.fragment:
         raise ArgumentError("the checksum of a fragment cannot be finished: it covers all fragments")
     if segments and number != TCP:
-        return  # the kernel makes the segments' checksums from the begun one, or from the packet inside
+        return  # the kernel computes the segments' checksums from the partial one, or from the inner packet
     if segments and upper.rerouted:
         raise ArgumentError(_REROUTED)
     known = number in CHECKSUM[packet[0] >> 4] and len(packet) >= header + SIZES[number]
     if not known or (number == UDP and not upper.rerouted and not _is_begun(packet, header)):
-        # SCTP's, or one in what a tunnel carries.
+        # SCTP's, or one in a tunnelled packet.
         raise ArgumentError(
             f"an unfinished checksum in a packet of protocol {number} that is not that of TCP, UDP or ICMP cannot be"
             " finished: leave the packet as it is, or open the queue without gso"
@@ -205,7 +205,7 @@ def _addresses(packet: bytes | bytearray) -> bytes | bytearray:
 
 
 def finish_ip(packet: bytearray) -> None:
-    """Length, and IPv4's own checksum."""
+    """Set the length, and IPv4's header checksum."""
     if packet[0] >> 4 == 4:
         packet[2:4] = len(packet).to_bytes(2, "big")
         packet[10:12] = b"\0\0"
@@ -215,11 +215,11 @@ def finish_ip(packet: bytearray) -> None:
 
 
 def set_checksum(packet: bytearray, number: int, header: int, resized: bool, begun: bool = False) -> None:
-    """The checksum of the transport layer, or what a begun one consists of, and UDP's length."""
+    """Set the checksum of the transport layer, or a partial one if ``begun``, and UDP's length."""
     size = len(packet) - header
     if number == UDP:
         if not resized and SIZES[UDP] <= (said := int.from_bytes(packet[header + 4 : header + 6], "big")) < size:
-            size = said  # what is behind it is not UDP's, and stays as it is
+            size = said  # bytes after it are not UDP's, and stay
         packet[header + 4 : header + 6] = size.to_bytes(2, "big")
     place = header + CHECKSUM[packet[0] >> 4][number]
     packet[place : place + 2] = b"\0\0"
@@ -235,7 +235,7 @@ def _pseudo_header(packet: bytes | bytearray, size: int, number: int) -> int:
 
 
 def _is_begun(packet: bytes, header: int) -> bool:
-    """Whether a UDP checksum is no more than the sum of the pseudo-header, as the kernel leaves it to be finished."""
+    """Return whether a UDP checksum is only the sum of the pseudo-header, which the kernel leaves to be finished."""
     length, there = packet[header + 4 : header + 6], packet[header + 6 : header + 8]
     size = int.from_bytes(length, "big") or end_of(packet) - header
     begun = ~_complement(_pseudo_header(packet, size, UDP)) & 0xFFFF
@@ -243,12 +243,12 @@ def _is_begun(packet: bytes, header: int) -> bool:
 
 
 def _finish_checksum(packet: bytearray, number: int, header: int) -> None:
-    """As the kernel does it: what is in the field already is the sum of the pseudo-header, whatever that was."""
+    """Finish a checksum like the kernel: the field contains the sum of the pseudo-header, whatever that was."""
     _put_checksum(packet, number, header + CHECKSUM[packet[0] >> 4][number], checksum(packet[header:]))
 
 
 def _adjust_checksum(packet: bytearray, number: int, header: int, before: bytes) -> None:
-    """The checksum of a first fragment, from what changed (RFC 1624): the rest of what it covers is elsewhere."""
+    """Update the checksum of a first fragment (RFC 1624), because the other fragments are not available."""
     if number not in CHECKSUM[packet[0] >> 4]:
         return
     end = header + SIZES[number]
@@ -260,7 +260,7 @@ def _adjust_checksum(packet: bytearray, number: int, header: int, before: bytes)
     place = header + CHECKSUM[packet[0] >> 4][number]
     was = int.from_bytes(packet[place : place + 2], "big")
     if number == UDP and not was:
-        return  # it has none
+        return  # the packet has no checksum
     if number == ICMP:  # does not cover addresses
         skip = len(_addresses(packet))
         old, new = old[skip:], new[skip:]
@@ -270,5 +270,5 @@ def _adjust_checksum(packet: bytearray, number: int, header: int, before: bytes)
 
 def _put_checksum(packet: bytearray, number: int, place: int, value: int) -> None:
     if number == UDP and not value:
-        value = 0xFFFF  # 0 stands for "no checksum"
+        value = 0xFFFF  # 0 means "no checksum"
     packet[place : place + 2] = value.to_bytes(2, "big")

@@ -1,8 +1,8 @@
-"""The bits of a packet's mark in which a verdict on a whole connection travels to the rules that carry it out.
+"""The bits of a packet's mark that pass a verdict on a whole connection to the rules that carry it out.
 
 Such a verdict is NF_REPEAT with a mark: the packet passes its chain again from the first rule, and rules at the head of
-the chain do what the bits say. The same bits of the connection's mark remember it for later packets. Three bits hold a
-`Fate`; all others of both marks belong to whoever else uses them.
+the chain carry out the verdict in the bits. The same bits of the connection's mark store it for later packets. Three
+bits contain a `Fate`; the other bits of both marks are free for other programs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..errors import ArgumentError
 
 
 class Fate(IntEnum):
-    """What the rules are to do: what two bits say, and with the third one to the rest of the connection, too."""
+    """The verdict for the rules: two bits for the packet; the third bit extends it to the rest of the connection."""
 
     REJECT_PACKET = 0b011
     ACCEPT = 0b101
@@ -24,7 +24,7 @@ class Fate(IntEnum):
 
 
 REST = 0b100
-"""The bit that is set in what is remembered for the rest of the connection."""
+"""The bit that is set in verdicts for the rest of the connection."""
 REJECTS = 0b011
 """The bits that are both set if, and only if, a packet is to be rejected."""
 
@@ -53,17 +53,17 @@ class MarkBits:
         return f"MarkBits({self.mask:#x})"
 
     def spread(self, number: int) -> int:
-        """A number of three bits, where a mark has it."""
+        """Return a three-bit number, moved to these bits of a mark."""
         return sum(place for index, place in enumerate(self._places) if number >> index & 1)
 
     def fate(self, mark: int) -> Fate | None:
-        """What a mark says; None if it says nothing."""
+        """Return the fate in a mark; None if it contains none."""
         number = sum(1 << index for index, place in enumerate(self._places) if mark & place)
         return Fate(number) if number in Fate.__members__.values() else None
 
 
 class Support(NamedTuple):
-    """What rules carry out: the bits they look at, and the fates they know."""
+    """The capabilities of rules: the bits that they test, and the fates that they carry out."""
 
     bits: MarkBits
     fates: frozenset[Fate]

@@ -35,15 +35,16 @@ MSG_VERDICT = message_type(Subsystem.QUEUE, 1)
 MSG_CONFIG = message_type(Subsystem.QUEUE, 2)
 MSG_VERDICT_BATCH = message_type(Subsystem.QUEUE, 3)
 
-# A replacement for the packet: under 20 bytes the kernel drops it and reports success; over this, it fits nowhere.
+# Size of a replacement for the packet: below 20 bytes the kernel drops it and reports success; above this maximum it
+# does not fit into an attribute.
 MIN_PAYLOAD = 20
 MAX_PAYLOAD = netlink.MAX_ATTRIBUTE_DATA
 
 
 class Verdict(OpenEnum):
-    """``NF_*``: what becomes of a packet; the low byte of the verdict word.
+    """``NF_*``: the verdict on a packet, the low byte of the verdict word.
 
-    QUEUE takes the number of another queue in the upper 16 bits and QUEUE_BYPASS beside it. STOP accepts and skips
+    With QUEUE, the upper 16 bits contain the number of another queue; QUEUE_BYPASS can be added. STOP accepts and skips
     the later chains of the same hook. The kernel refuses 2 (STOLEN).
     """
 
@@ -55,9 +56,9 @@ class Verdict(OpenEnum):
 
 
 VERDICTS = frozenset(Verdict)
-"""What the kernel takes; anything else it refuses (EINVAL), and the packet goes on waiting."""
+"""The verdicts that the kernel accepts; it refuses others (EINVAL), and the packet continues to wait."""
 
-QUEUE_BYPASS = 0x8000  # NF_VERDICT_FLAG_QUEUE_BYPASS: where the other queue does not exist go on, do not drop
+QUEUE_BYPASS = 0x8000  # NF_VERDICT_FLAG_QUEUE_BYPASS: accept the packet if the other queue does not exist
 
 
 class Command(IntEnum):
@@ -71,7 +72,7 @@ class Command(IntEnum):
 
 
 class CopyMode(OpenEnum):
-    """``NFQNL_COPY_*``: how much of each packet the kernel hands over.
+    """``NFQNL_COPY_*``: how much of each packet the kernel copies to the program.
 
     NONE: nothing, and the kernel drops every packet that reaches the queue. META: the metadata alone. PACKET: the
     metadata and as many of the packet's bytes as the copy range allows.
@@ -83,7 +84,7 @@ class CopyMode(OpenEnum):
 
 
 class QueueFlag(IntFlag):
-    """``NFQA_CFG_F_*``: what a queue can be asked for."""
+    """``NFQA_CFG_F_*``: options of a queue."""
 
     FAIL_OPEN = 0x1
     CONNTRACK = 0x2
@@ -104,14 +105,14 @@ FLAG_OPTIONS = (
         remedy="modprobe nf_conntrack_netlink, or a kernel with CONFIG_NETFILTER_NETLINK_GLUE_CT",
     ),
 )
-"""A row for each flag: what `nfnet.Queue` calls it, and whether a kernel may lack it."""
+"""A row for each flag: its argument name in `nfnet.Queue`, and whether a kernel can lack it."""
 
 
 class SkbInfo(OpenFlag):
     """``NFQA_SKB_*``: the state of a packet's checksum and segmentation.
 
     CSUM_NOT_READY: the transport checksum is a partial sum, to be finished on the way out. GSO: a super-packet, to
-    be cut into segments. CSUM_NOT_VERIFIED: nobody has checked the transport checksum yet.
+    be cut into segments. CSUM_NOT_VERIFIED: the transport checksum has not been checked yet.
     """
 
     CSUM_NOT_READY = 0x1
@@ -175,20 +176,20 @@ VLAN_TABLE = table(
     Attribute(NFQA_VLAN.TCI, "NFQA_VLAN_TCI", Int16ub, "priority, drop eligibility and VLAN id"),
 )
 
-# In the order in which the kernel emits them; only the place of the first and the last is sure.
+# In the order in which the kernel emits them; only the positions of the first and the last are guaranteed.
 NFQA_TABLE = table(
     Attribute(NFQA.PACKET_HDR, "NFQA_PACKET_HDR", packet_hdr, "id in the queue, EtherType, hook; always the first"),
     Attribute(NFQA.VERDICT_HDR, "NFQA_VERDICT_HDR", verdict_hdr, "verdict word and packet id (to the kernel)"),
-    Attribute(NFQA.IFINDEX_INDEV, "NFQA_IFINDEX_INDEV", Int32ub, "interface it came in by"),
-    Attribute(NFQA.IFINDEX_PHYSINDEV, "NFQA_IFINDEX_PHYSINDEV", Int32ub, "bridge port it came in by"),
-    Attribute(NFQA.IFINDEX_OUTDEV, "NFQA_IFINDEX_OUTDEV", Int32ub, "interface it leaves by"),
-    Attribute(NFQA.IFINDEX_PHYSOUTDEV, "NFQA_IFINDEX_PHYSOUTDEV", Int32ub, "bridge port it leaves by"),
+    Attribute(NFQA.IFINDEX_INDEV, "NFQA_IFINDEX_INDEV", Int32ub, "incoming interface"),
+    Attribute(NFQA.IFINDEX_PHYSINDEV, "NFQA_IFINDEX_PHYSINDEV", Int32ub, "incoming bridge port"),
+    Attribute(NFQA.IFINDEX_OUTDEV, "NFQA_IFINDEX_OUTDEV", Int32ub, "outgoing interface"),
+    Attribute(NFQA.IFINDEX_PHYSOUTDEV, "NFQA_IFINDEX_PHYSOUTDEV", Int32ub, "outgoing bridge port"),
     Attribute(NFQA.MARK, "NFQA_MARK", Int32ub, "packet mark; absent when 0"),
     Attribute(NFQA.PRIORITY, "NFQA_PRIORITY", Int32ub, "skb->priority, as tc uses it; absent when 0"),
     Attribute(NFQA.HWADDR, "NFQA_HWADDR", hwaddr, "link-layer source address"),
     nested(NFQA.VLAN, "NFQA_VLAN", VLAN_TABLE, "VLAN tag; bridge family only"),
     Attribute(NFQA.L2HDR, "NFQA_L2HDR", GreedyBytes, "link-layer header; bridge family only"),
-    Attribute(NFQA.TIMESTAMP, "NFQA_TIMESTAMP", timestamp, "arrival (UTC), if something on the machine asked for it"),
+    Attribute(NFQA.TIMESTAMP, "NFQA_TIMESTAMP", timestamp, "arrival (UTC), if a program has requested timestamps"),
     Attribute(NFQA.UID, "NFQA_UID", Int32ub, "user id of the local sender, in the initial user namespace"),
     Attribute(NFQA.GID, "NFQA_GID", Int32ub, "group id of the local sender, in the initial user namespace"),
     Attribute(NFQA.CGROUP_CLASSID, "NFQA_CGROUP_CLASSID", Int32ub, "net_cls class of the sender's cgroup"),
@@ -204,7 +205,7 @@ NFQA_TABLE = table(
 NFQA_CFG_TABLE = table(
     Attribute(NFQA_CFG.CMD, "NFQA_CFG_CMD", config_cmd, "bind or unbind the queue"),
     Attribute(NFQA_CFG.PARAMS, "NFQA_CFG_PARAMS", config_params, "copy range and mode; a bare BIND copies nothing"),
-    Attribute(NFQA_CFG.QUEUE_MAXLEN, "NFQA_CFG_QUEUE_MAXLEN", Int32ub, "packets that may wait; 1024 if never set"),
+    Attribute(NFQA_CFG.QUEUE_MAXLEN, "NFQA_CFG_QUEUE_MAXLEN", Int32ub, "maximum of waiting packets (default: 1024)"),
     Attribute(NFQA_CFG.MASK, "NFQA_CFG_MASK", Int32ub, "which flags to change"),
     Attribute(NFQA_CFG.FLAGS, "NFQA_CFG_FLAGS", Int32ub, "their new values"),
 )
@@ -228,9 +229,9 @@ def config(
     seq: int = 0,
     ack: bool = False,
 ) -> bytes:
-    """A configuration request for queue ``num``; what is None is left as it is, and so are other flags.
+    """Return a configuration request for queue ``num``; settings that are None, and other flags, stay unchanged.
 
-    The kernel takes everything in one message together with BIND, and creates nothing if it refuses a part.
+    The kernel accepts all settings in one message together with BIND, and creates no queue if it refuses one.
     """
     values: dict[int, Any] = {
         NFQA_CFG.CMD: None if command is None else {"command": command},
@@ -245,11 +246,11 @@ def config(
 def verdict(
     num: int, packet_id: int, word: int, changes: Iterable[tuple[NFQA, Any]] = (), *, batch: bool = False
 ) -> bytes:
-    """A verdict on a packet of queue ``num``, or on all that are queued up to ``packet_id`` (``batch``).
+    """Return a verdict on a packet of queue ``num``, or on all packets queued up to ``packet_id`` (``batch``).
 
-    ``changes`` are MARK, PRIORITY, PAYLOAD and so on; a batch heeds the first two alone. The verdict header comes
-    last, so that messages that differ in the packet id alone differ at their end alone. Sequence number 0 is kept
-    for verdicts: the kernel reports their failures unasked, between the packets.
+    ``changes`` are MARK, PRIORITY, PAYLOAD and so on; for a batch the kernel uses only the first two. The verdict
+    header is last, so that messages with different packet ids differ only at their end. Sequence number 0 is
+    reserved for verdicts, because the kernel reports their failures unrequested, between the packets.
     """
     items = [*changes, (NFQA.VERDICT_HDR, {"verdict": word, "packet_id": packet_id})]
     data = build_attributes((NFQA_TABLE[kind], value) for kind, value in items)
@@ -257,39 +258,39 @@ def verdict(
 
 
 def is_after(packet_id: int, other: int) -> bool:
-    """Whether the kernel takes a packet id for later than another one (``nfq_id_after``).
+    """Return whether the kernel treats a packet id as later than another one (``nfq_id_after``).
 
-    Ids wrap around, so the kernel looks at their difference as a signed number of 32 bits.
+    Ids wrap around, so the kernel uses their difference as a signed number of 32 bits.
     """
     return 0 < (packet_id - other) & 0xFFFFFFFF < 0x80000000
 
 
 def covered_by_batch(queued: Iterable[int], packet_id: int) -> list[int]:
-    """Which of the queued ids, oldest first, a batch verdict up to ``packet_id`` decides.
+    """Return which of the queued ids, oldest first, a batch verdict up to ``packet_id`` decides.
 
-    The kernel goes through its queue from the oldest packet, and ends at the first one that is after ``packet_id``.
+    The kernel walks its queue from the oldest packet, and stops at the first one that is after ``packet_id``.
     """
     return list(takewhile(lambda number: not is_after(number, packet_id), queued))
 
 
-# Where a packet's id stands: the kernel puts NFQA_PACKET_HDR first, `normalized` does for anybody else.
+# The position of a packet's id: the kernel puts NFQA_PACKET_HDR first, and `normalized` does so for other messages.
 PACKET_ID = slice(BODY + netlink.ATTRIBUTE_HEADER_SIZE, BODY + netlink.ATTRIBUTE_HEADER_SIZE + 4)
 
-# The byte of the header that has the subsystem: of all that the kernel sends to a queue's socket only packets have
-# its number there, answers have 0.
+# The byte of the header with the subsystem: of the kernel's messages to a queue's socket only packets have its number
+# there; answers have 0.
 SUBSYSTEM_BYTE = 5 if netlink.HOST == "little" else 4
 
 layouts: Layouts = Layouts({number: fixed_size(row.schema) for number, row in NFQA_TABLE.items()}, BODY, NFQA.PAYLOAD)
-"""Where the attributes of packet messages stand."""
+"""The positions of the attributes in packet messages."""
 
 
 def is_packet(message: bytes) -> bool:
-    """Whether this is a packet, going by the type of the message."""
+    """Return whether this is a packet, according to the type of the message."""
     return int.from_bytes(message[4:6], netlink.HOST) == MSG_PACKET
 
 
 def normalized(message: bytes, num: int) -> bytes:
-    """A packet message of queue ``num`` in the form in which the kernel sends it. Raises DecodeError."""
+    """Return a packet message of queue ``num`` in the form that the kernel sends. Raises DecodeError."""
     if len(message) < BODY or not is_packet(message):
         raise DecodeError("not a packet message", 4)
     spans = layouts.find(message).spans

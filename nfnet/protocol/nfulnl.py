@@ -1,7 +1,7 @@
 """NFLOG (``linux/netfilter/nfnetlink_log.h``): logged packets and configuration. The kernel calls it ULOG too.
 
-Attribute data is big-endian, whatever the host. The numbers differ from those of NFQUEUE, and so does the layout of
-what looks the same there: the packet header, the copy mode, the flags.
+Attribute data is big-endian, whatever the host. The numbers differ from those of NFQUEUE, and so do some layouts:
+the packet header, the copy mode, the flags.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .nfqnl import Command, CopyMode
 MSG_PACKET = message_type(Subsystem.LOG, 0)  # kernel to program
 MSG_CONFIG = message_type(Subsystem.LOG, 1)
 
-# The kernel takes a buffer size outside of its bounds without a word, and goes on with what it had. The lower one is
-# its default, a page or 8 KiB less what a socket buffer needs for itself.
+# The kernel ignores a buffer size outside of its bounds without an error. The lower bound is its default: a page or
+# 8 KiB, less the kernel's overhead for a socket buffer.
 MIN_BUFFER_SIZE = min(mmap.PAGESIZE, 8192)
 MAX_BUFFER_SIZE = 131072
 # The kernel computes ``timeout * HZ / 100`` in 32 bits, and HZ is 1000 at most.
@@ -31,7 +31,7 @@ MAX_TIMEOUT = 0xFFFFFFFF // 1000  # in 10 ms
 
 
 class LogFlag(IntFlag):
-    """``NFULNL_CFG_F_*``: what a group can be asked for."""
+    """``NFULNL_CFG_F_*``: options of a group."""
 
     SEQ = 0x1
     SEQ_GLOBAL = 0x2
@@ -43,7 +43,7 @@ FLAG_OPTIONS = (
     FlagOption("global_sequence", LogFlag.SEQ_GLOBAL),
     FlagOption("conntrack", LogFlag.CONNTRACK, optional=True),
 )
-"""A row for each flag: what `nfnet.Log` calls it, and whether a kernel may lack it."""
+"""A row for each flag: its argument name in `nfnet.Log`, and whether a kernel can lack it."""
 
 
 class NFULA(OpenEnum):
@@ -89,16 +89,16 @@ config_mode = Struct("copy_range" / Int32ub, "copy_mode" / Int8ub, Padding(1))
 # In the order in which the kernel emits them.
 NFULA_TABLE = table(
     Attribute(NFULA.PACKET_HDR, "NFULA_PACKET_HDR", packet_hdr, "EtherType and hook; always the first"),
-    Attribute(NFULA.PREFIX, "NFULA_PREFIX", NullStripped(GreedyBytes), "what the rule says, with a NUL; always there"),
-    Attribute(NFULA.IFINDEX_INDEV, "NFULA_IFINDEX_INDEV", Int32ub, "interface it came in by"),
-    Attribute(NFULA.IFINDEX_PHYSINDEV, "NFULA_IFINDEX_PHYSINDEV", Int32ub, "bridge port it came in by"),
-    Attribute(NFULA.IFINDEX_OUTDEV, "NFULA_IFINDEX_OUTDEV", Int32ub, "interface it leaves by"),
-    Attribute(NFULA.IFINDEX_PHYSOUTDEV, "NFULA_IFINDEX_PHYSOUTDEV", Int32ub, "bridge port it leaves by"),
+    Attribute(NFULA.PREFIX, "NFULA_PREFIX", NullStripped(GreedyBytes), "the rule's prefix, with a NUL; always present"),
+    Attribute(NFULA.IFINDEX_INDEV, "NFULA_IFINDEX_INDEV", Int32ub, "incoming interface"),
+    Attribute(NFULA.IFINDEX_PHYSINDEV, "NFULA_IFINDEX_PHYSINDEV", Int32ub, "incoming bridge port"),
+    Attribute(NFULA.IFINDEX_OUTDEV, "NFULA_IFINDEX_OUTDEV", Int32ub, "outgoing interface"),
+    Attribute(NFULA.IFINDEX_PHYSOUTDEV, "NFULA_IFINDEX_PHYSOUTDEV", Int32ub, "outgoing bridge port"),
     Attribute(NFULA.MARK, "NFULA_MARK", Int32ub, "packet mark; absent when 0"),
     Attribute(NFULA.HWADDR, "NFULA_HWADDR", nfqnl.hwaddr, "link-layer source address"),
     Attribute(NFULA.HWTYPE, "NFULA_HWTYPE", Int16ub, "link-layer type (ARPHRD_*) of the incoming interface"),
     Attribute(NFULA.HWLEN, "NFULA_HWLEN", Int16ub, "length of the link-layer header"),
-    Attribute(NFULA.HWHEADER, "NFULA_HWHEADER", GreedyBytes, "link-layer header as it came in, without VLAN tag"),
+    Attribute(NFULA.HWHEADER, "NFULA_HWHEADER", GreedyBytes, "incoming link-layer header, without VLAN tag"),
     Attribute(NFULA.TIMESTAMP, "NFULA_TIMESTAMP", nfqnl.timestamp, "arrival (UTC); not for output and postrouting"),
     Attribute(NFULA.UID, "NFULA_UID", Int32ub, "user id of the local sender, in this program's user namespace"),
     Attribute(NFULA.GID, "NFULA_GID", Int32ub, "group id of the local sender, in this program's user namespace"),
@@ -115,8 +115,8 @@ NFULA_CFG_TABLE = table(
     Attribute(NFULA_CFG.CMD, "NFULA_CFG_CMD", Int8ub, "bind or unbind the group"),
     Attribute(NFULA_CFG.MODE, "NFULA_CFG_MODE", config_mode, "copy range and mode; whole packets if never set"),
     Attribute(NFULA_CFG.NLBUFSIZ, "NFULA_CFG_NLBUFSIZ", Int32ub, "size of the buffer in which messages collect"),
-    Attribute(NFULA_CFG.TIMEOUT, "NFULA_CFG_TIMEOUT", Int32ub, "how long they do, in 10 ms; 100 if never set"),
-    Attribute(NFULA_CFG.QTHRESH, "NFULA_CFG_QTHRESH", Int32ub, "how many do; 100 if never set, 0 is 1"),
+    Attribute(NFULA_CFG.TIMEOUT, "NFULA_CFG_TIMEOUT", Int32ub, "how long they collect, in 10 ms (default: 100)"),
+    Attribute(NFULA_CFG.QTHRESH, "NFULA_CFG_QTHRESH", Int32ub, "how many messages collect (default: 100); 0 is 1"),
     Attribute(NFULA_CFG.FLAGS, "NFULA_CFG_FLAGS", Int16ub, "flags, 16 bits; unlike NFQUEUE's these are all replaced"),
 )
 
@@ -136,10 +136,10 @@ def config(
     seq: int = 0,
     ack: bool = False,
 ) -> bytes:
-    """A configuration request for a group, ``timeout`` in units of 10 ms; what is None is left as it is.
+    """Return a configuration request for a group, ``timeout`` in units of 10 ms; settings that are None stay unchanged.
 
-    The kernel takes everything in one message together with BIND. The PF commands, unlike those of NFQUEUE, still
-    change the logging of the whole namespace: they are not for us.
+    The kernel accepts all settings in one message together with BIND. The PF commands, unlike those of NFQUEUE, still
+    change the logging of the whole namespace, so nfnet does not use them.
     """
     values: dict[int, Any] = {
         NFULA_CFG.CMD: command,
@@ -153,11 +153,11 @@ def config(
 
 
 layouts: Layouts = Layouts({number: fixed_size(row.schema) for number, row in NFULA_TABLE.items()}, BODY, NFULA.PAYLOAD)
-"""Where the attributes of log messages stand."""
+"""The positions of the attributes in log messages."""
 
 
 def check_packet(message: bytes) -> None:
-    """Raise DecodeError if this is no log message as the kernel sends them."""
+    """Raise DecodeError if this is not a log message as the kernel sends it."""
     if len(message) < BODY or netlink.read_length_and_type(message)[1] != MSG_PACKET:
         raise DecodeError("not a log message", 4)
     if NFULA.PACKET_HDR not in layouts.find(message).spans:

@@ -575,7 +575,7 @@ def test_doctor_of_a_healthy_namespace(way: Way) -> None:
     found = findings(way.net)
     for what in ("NFQUEUE", "NFLOG", "packet.process", "nfnet.rules.queue", "nfnet.rules.log", "Queue(gso=True)"):
         assert found[what].level == "ok", found[what]
-    missing = " is not there" if lacking(Queue(1, conntrack=True, netns=way.here)) else ""
+    missing = " is not supported" if lacking(Queue(1, conntrack=True, netns=way.here)) else ""
     assert f"Queue(conntrack=True){missing}" in found
     assert rules.installed(way.here) == []
 
@@ -592,11 +592,11 @@ def test_doctor_sees_rules_that_feed_nobody_and_queues_that_drop(way: Way) -> No
     ):
         way.send(*[b"x"] * 20)
         text = "\n".join(finding.what for finding in doctor.examine(here) if finding.level == "warning")
-    assert "a rule feeds queue 1, which nobody reads: packets pass, for the rule says bypass" in text
+    assert "a rule feeds queue 1, which no program reads: its packets are accepted (bypass)" in text
     assert "dropped because it was full" in text
     with rules.queue(3, hook="forward", bypass=False, netns=here):
         text = "\n".join(finding.what for finding in doctor.examine(here) if finding.level == "warning")
-    assert "a rule feeds queue 3, which nobody reads: its packets are dropped" in text
+    assert "a rule feeds queue 3, which no program reads: its packets are dropped" in text
 
 
 def test_doctor_without_privilege(way: Way) -> None:
@@ -608,7 +608,7 @@ def test_doctor_without_privilege(way: Way) -> None:
         failures = [finding.what for finding in found if finding.level == "failure"]
         assert any("CAP_NET_ADMIN" in what for what in failures)
         assert any("setcap" in finding.remedy for finding in found)
-        assert any("packet.process, for processes of this user alone" in finding.what for finding in found)
+        assert any("packet.process, only for processes of this user" in finding.what for finding in found)
 
     assert in_child(child) == 0
 

@@ -299,7 +299,7 @@ def test_priority(net: Net, family: int) -> None:
             after = [packet.priority for packet in collect(later, 2)]
     diagnosis = {finding.what for finding in doctor.examine(net.hosts["client"])}
     if (kept.priority, after) == (0, [0, 0]):
-        assert "packet.priority is not there, and a verdict with a priority does not change it" in diagnosis
+        assert "packet.priority is always 0, and a verdict with a priority does not change it" in diagnosis
         kernel_lacks("NFQA_PRIORITY", since=(5, 18))
     assert "packet.priority" in diagnosis
     assert (kept.priority, changed.priority) == (5, 5)
