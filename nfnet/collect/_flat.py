@@ -1,4 +1,4 @@
-"""What log messages say as names and texts, for outputs that have no numbers, lists and tables."""
+"""The fields of log messages as names and texts, for outputs without numbers, lists and tables."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ PACKET = "packet"
 
 
 class Record(NamedTuple):
-    """A log message, or how many of them the kernel lost."""
+    """A log message, or a report of how many messages the kernel lost."""
 
     kind: str
     """PACKET or LOST."""
     time_ns: int
     text: str
-    """A line for people, without the time. All of it is printable."""
+    """A line of printable text, without the time."""
     values: dict[str, str]
     """By name, as in JSON, with dots between the names of tables and what is in them: ``source.ip``. In the texts may
     be anything that is UTF-8, control characters too."""
