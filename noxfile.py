@@ -49,7 +49,7 @@ def test(session: nox.Session, wheel: Path, *requirements: str, arguments: list[
         session.run("pytest", "-p", "no:cacheprovider", *arguments)
 
 
-@nox.session(python=["3.10", "3.11", "3.12", "3.13", "3.14"])
+@nox.session(python=["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"])
 def tests(session: nox.Session) -> None:
     """All tests with the wheel; further arguments are pytest's."""
     test(session, build(session)[1], arguments=session.posargs)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".bench"
-PEERS = ["NetfilterQueue==1.1.0"]
+PEERS = ["NetfilterQueue==1.1.0", "psycopg[binary]", "nats-py[nkeys]"]
 if sys.version_info >= (3, 13):
     PEERS.append("nflogr==0.2.12")  # on 3.10 to 3.12 it crashes
 SCRIPTS = {
@@ -27,6 +27,7 @@ SCRIPTS = {
     "connections": "connections.py",
     "process": "process.py",
     "collect": "collect.py",
+    "servers": "servers.py",
     "emulation": "emulation.py",
 }
 

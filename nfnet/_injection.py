@@ -7,6 +7,7 @@ from typing import Any
 
 from ._arguments import check, wrong_type
 from ._io.raw_socket import INJECTED_MARK, RawSocket
+from ._io.system import collect_forgotten
 from ._io.transport import Transport
 from .inet import _scapy
 from .inet._answers import mend
@@ -68,4 +69,6 @@ def restore(double: Transport) -> None:
 
 
 def _double() -> Transport | None:
+    if _doubles:
+        collect_forgotten()
     return next((double for each in reversed(_doubles) if (double := each()) is not None), None)

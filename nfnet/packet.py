@@ -7,13 +7,15 @@ import re
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, TypedDict, TypeVar
+from functools import wraps
+from typing import Any, NoReturn, TypedDict, TypeVar, cast
 
 from . import inet
 from ._arguments import check, check_flag, wrong_type
 from ._core.batching import ACCEPT, DROP, Decision, changing_decision, decision
 from ._core.message import FAMILY, IP_VERSION_OF, Message, Vlan
 from ._io.raw_socket import INJECTED_MARK
+from ._io.system import GIL
 from ._typing import Unpack
 from .errors import AlreadyDecidedError, ArgumentError, ClosedError
 from .inet import _answers, _scapy
@@ -74,6 +76,25 @@ def _refuse_to_decide(packet: Packet) -> None:
     raise ClosedError(f"packet {packet.id} was read from bytes: there is no queue that could decide it")
 
 
+_Method = TypeVar("_Method", bound=Callable[..., None])
+
+
+def _exclusive(method: _Method) -> _Method:
+    """Let one thread at a time give a verdict on a packet of the same queue, in a free-threaded build of CPython.
+
+    In other builds the method stays as it is, and costs no more.
+    """
+    if GIL:
+        return method
+
+    @wraps(method)
+    def alone(self: Packet, /, *arguments: Any, **keywords: Any) -> None:
+        with self._origin.lock:
+            method(self, *arguments, **keywords)
+
+    return cast("_Method", alone)
+
+
 class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     """A packet that waits for a verdict.
 
@@ -88,8 +109,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     # The first verdict stands, whichever thread gives it. Each method below looks whether `_decision` is None and then
     # sets it, without a lock: CPython lets another thread run, and calls signal handlers, only at the beginning of a
     # function, after a call and at a jump backwards, and none of these is between the last look and the assignment.
-    # Keep it so. A free-threaded build makes no such promise: there two threads must not decide the same packet at
-    # once.
+    # Keep it so. A free-threaded build makes no such promise: there these methods are `_exclusive`.
     _decision: Decision | None
     _on_decided: Callable[[Packet], None]
     """Takes over the packet once it has a `_decision`: see the head of `ledger`."""
@@ -117,6 +137,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     # --- verdicts
 
+    @_exclusive
     def accept(self, **changes: Unpack[AcceptOptions]) -> None:
         """Accept the packet (NF_ACCEPT): it continues after the chain that queued it.
 
@@ -152,6 +173,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         fate = Fate.ACCEPT if check_flag("connection", connection) else None
         self._change(Verdict.ACCEPT, fate=fate, **changes)
 
+    @_exclusive
     def drop(self, *, connection: bool = False) -> None:
         """Drop the packet (NF_DROP); a local sender is not told.
 
@@ -325,6 +347,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     def _refuse(self) -> None:
         raise AlreadyDecidedError(f"packet {self.id} has its verdict already; the first one stands")
 
+    @_exclusive
     def _change(
         self,
         word: int,

@@ -22,6 +22,7 @@ from ._core.flags import Request, flags_of, optional_requests
 from ._core.flusher import Flusher
 from ._core.ledger import Ledger
 from ._core.reader import MOST_LONE, Reader
+from ._io.locks import RLock
 from ._io.moves import END
 from ._io.native import new_socket
 from ._io.netlink_socket import MAX_QUEUE_DATAGRAM, SO_TIMESTAMP
@@ -98,6 +99,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         self.connections = self.origin.connections = Connections(num, transport, bits)
         transport.bits = self.connections.given
         self.ledger = Ledger(num, transport)
+        self.origin.lock = self.ledger.lock
         self.last_id = 0
         self._num = num
         self._max_len = max_len
@@ -106,6 +108,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         self._plain = transport.trusted  # and not shared: packets need no checks
         self._last: bytes | None = None  # the last lone packet, whose id `_issue` has not counted
         self._lone_since_look = 0  # lone packets since the last look for lost ones
+        self._counting = RLock()  # `counters` may be asked for in any thread
         self._issued = 0  # how many ids the kernel gave, up to the last one seen
         self._refused: dict[int, int] = {}
         self._stamping = weakref.finalize(self, os.close, _stamping_socket()) if timestamps else None
@@ -145,7 +148,9 @@ class QueueBinding(Binding[Packet, QueueStatus]):
 
     def after_fork(self) -> None:
         super().after_fork()
+        self._counting = RLock()
         self.ledger.after_fork()
+        self.origin.lock = self.ledger.lock
         self._flusher.forget()
 
     def release(self) -> None:
@@ -263,12 +268,15 @@ class QueueBinding(Binding[Packet, QueueStatus]):
 
     def _account(self) -> None:
         """Count the ids that are missing."""
-        last, self._last, self._lone_since_look = self._last, None, 0
-        if last is not None:
-            self._issue(last)
-        lost = self._issued - self.ledger.count_received()
-        if lost > self.loss.total:
-            self.count_lost(lost - self.loss.total)
+        with self._counting:
+            last, self._last, self._lone_since_look = self._last, None, 0
+            if last is not None:
+                self._issue(last)
+            lost = self._issued - self.ledger.count_received() - self.loss.total
+            if lost > 0:
+                self.add_lost(lost)
+        if lost > 0:
+            self.tell_loss()
 
     def finish_counting(self) -> None:
         self._account()

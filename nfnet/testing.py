@@ -19,7 +19,6 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Protocol, overload
 
 from . import inet
@@ -27,6 +26,7 @@ from ._annotated import Annotated
 from ._arguments import wrong_type
 from ._injection import divert, restore
 from ._io.locks import RLock
+from ._io.system import Event
 from ._io.transport import Transport
 from ._processes import Process
 from ._typing import Unpack
@@ -216,7 +216,7 @@ class FakeKernel(Transport):
         self._next_id = 1
         self._seq = 0
         self._reading = RLock()
-        self._readable = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._readable = Event()
 
     def feed(self, count: int = 1, **attributes: Any) -> list[int]:
         """Queue packets; returns their ids. Keywords as for `packet_message`."""
@@ -234,7 +234,7 @@ class FakeKernel(Transport):
     def deliver(self, datagram: bytes) -> None:
         """Put a datagram into the receive buffer of the program."""
         self._waiting.append(datagram)
-        os.eventfd_write(self._readable, 1)
+        self._readable.set()
 
     # --- the transport
 
@@ -243,13 +243,12 @@ class FakeKernel(Transport):
             if self.closed:
                 raise ClosedError("the model of the kernel is closed")
             # Another thread may be delivering: what it appends in between must neither be lost nor go unnoticed.
-            with suppress(BlockingIOError):
-                os.eventfd_read(self._readable)
+            self._readable.clear()
             taken = self._waiting[:limit]
             del self._waiting[: len(taken)]
             into.extend(taken)
             if self._waiting:
-                os.eventfd_write(self._readable, 1)
+                self._readable.set()
             return bool(self._waiting) or not self._ends
 
     def send(self, datagram: bytes) -> None:
@@ -271,7 +270,7 @@ class FakeKernel(Transport):
         self.send(message)
 
     def fileno(self) -> int:
-        return self._readable
+        return self._readable.fileno()
 
     def interface_name(self, index: int) -> str | None:
         return self.interfaces.get(index)
@@ -287,7 +286,7 @@ class FakeKernel(Transport):
         with self._reading:
             closed, self.closed = self.closed, True
             if not closed:
-                os.close(self._readable)
+                self._readable.close()
 
     # --- the kernel
 

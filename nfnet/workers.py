@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from ._arguments import check, check_handler
+from ._io.native import select
 from ._io.poller import Poller
 from ._typing import Unpack
 from .errors import ArgumentError, ClosedError, NfnetError
@@ -25,6 +26,7 @@ _GIVE_UP = 5  # times in a row that a worker may end as soon as it began
 _QUICKLY = 1.0  # seconds after which a worker did not end as soon as it began, even if no packet came
 _PATIENCE = 5.0  # seconds for all workers to end when they are asked to
 _REPORT_EVERY = 0.5  # seconds
+_PID_SIZE = 4  # bytes
 
 # All counters but `refused`, which is no number.
 _NAMES = tuple(name for name in QueueCounters._fields if name != "refused")
@@ -194,15 +196,27 @@ class _Worker:
     def start(self) -> None:
         self._began = time.monotonic()
         self._opened.value = False
-        process = self._context.Process(target=self._work, name=f"nfnet-queue-{self._nums[0]}")
+        told, tell = os.pipe()
+        process = self._context.Process(target=self._begin, args=(tell,), name=f"nfnet-queue-{self._nums[0]}")
         # A signal that comes before the child has handlers of its own would be for the parent's.
         signals = (signal.SIGINT, signal.SIGTERM)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         try:
             process.start()
+            self._process = process
+        except BaseException:
+            # There may be a child all the same. Under ``-W error`` `os.fork` of Python 3.15 raises DeprecationWarning
+            # in the parent, because it has several threads, when the child exists already; a signal handler may raise
+            # then in any version.
+            os.close(tell)
+            tell = -1
+            _end_child(told)
+            raise
         finally:
+            os.close(told)
+            if tell >= 0:
+                os.close(tell)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._process = process
 
     @property
     def sentinel(self) -> int:
@@ -252,6 +266,11 @@ class _Worker:
         self._process.join()
 
     # --- in the process
+
+    def _begin(self, tell: int) -> None:
+        os.write(tell, os.getpid().to_bytes(_PID_SIZE, "big"))
+        os.close(tell)
+        self._work()
 
     def _work(self) -> None:
         parent = self._parent
@@ -329,6 +348,17 @@ class _Worker:
             with suppress(ClosedError):  # it was never open
                 counters.append(queue.counters)
         self._now[:] = [sum(getattr(each, name) for each in counters) for name in _NAMES]
+
+
+def _end_child(told: int) -> None:
+    """Kill the child that wrote its process id to a pipe, if there is one. The parent has closed the other end."""
+    with select.epoll() as poll:  # in case that another thread forks now: its child has the pipe open
+        poll.register(told, select.EPOLLIN)
+        written = os.read(told, _PID_SIZE) if poll.poll(_PATIENCE) else b""
+    if written:
+        pid = int.from_bytes(written, "big")
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def _why(status: int | None) -> str:

@@ -32,7 +32,6 @@ import signal
 import struct
 import sys
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from itertools import pairwise, product
@@ -42,6 +41,7 @@ from typing import Any, NamedTuple
 import nfnet
 from nfnet import Transport, cli, inet, rules
 from nfnet._core.origin import Origin
+from nfnet._io.system import Event
 from nfnet.captures import Record, read
 from nfnet.captures._frames import Found, Frames
 from nfnet.captures._link_layer import LINK_LAYERS
@@ -311,7 +311,7 @@ class _Socket:
         into += [data[:8] + number + data[12:], done[:8] + number + done[12:]]
 
     def fileno(self) -> int:
-        return READABLE
+        return READABLE.fileno()
 
     dump = nfnet.NetlinkSocket.dump
 
@@ -340,7 +340,7 @@ class _Requests(Transport):
         build(1)
 
     def fileno(self) -> int:
-        return READABLE
+        return READABLE.fileno()
 
     def close(self) -> None: ...
 
@@ -1054,7 +1054,8 @@ ARGUMENTS = [
     )
 ]
 TURNED = [turn(datagram, netlink.PREFIX) for datagram in DATAGRAMS]
-READABLE = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+READABLE = Event()
+READABLE.set()
 
 
 class Target(NamedTuple):
@@ -1162,6 +1163,8 @@ class _Watch:
 
 def peak_of(function: Callable[[], None]) -> int:
     """How many bytes it took at most."""
+    import tracemalloc  # which PyPy does not have
+
     tracemalloc.start()
     try:
         with contextlib.suppress(nfnet.NfnetError):

@@ -156,7 +156,7 @@ def test_replay_of_a_log_as_json() -> None:
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert rows[0]["source"]["ip"] == "fd81:1::1"
     assert rows[0]["network"]["transport"] == "udp"
-    assert rows[0]["nfnet"] == {"hook": "input", "mark": 0, "group": 5, "prefix": "input: "}
+    assert rows[0]["nfnet"] == {"hook": "input", "mark": 0, "group": 5, "prefix": "input: ", "hwtype": 1}
     assert rows[0]["@timestamp"].endswith("Z")
 
 

@@ -16,6 +16,7 @@ import pytest
 
 import nfnet
 from nfnet import testing
+from nfnet._io.system import collect_forgotten
 from nfnet.compat import nflogr
 
 from .conftest import FIXTURES
@@ -477,7 +478,9 @@ def test_raw_messages(kernel: FakeLog) -> None:
 
 
 def test_descriptors_are_not_leaked() -> None:
+    collect_forgotten()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         nflogr.open(5, transport=FakeLog()).close()
+    collect_forgotten()
     assert len(os.listdir("/proc/self/fd")) <= before + 2

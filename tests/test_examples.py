@@ -15,6 +15,7 @@ import pytest
 from .test_docs import ROOT, blocks
 
 UNIT = ROOT / "examples" / "systemd" / "nfnet-guard.service"
+COLLECTOR = UNIT.with_name("nfnet-collect.service")
 DOCKERFILE = ROOT / "examples" / "docker" / "Dockerfile"
 
 
@@ -72,9 +73,10 @@ def test_the_service_is_there_before_the_network_and_never_given_up() -> None:
 
 
 def test_pages_show_what_the_files_say() -> None:
-    (shown,) = [block.text for block in blocks(ROOT / "docs" / "running.md") if block.kind == "ini"]
-    lines = iter(directives(UNIT.read_text()))
-    assert [line for line in directives(shown) if line not in lines] == [], "of the unit, in its order"
+    shown_units = [block.text for block in blocks(ROOT / "docs" / "running.md") if block.kind == "ini"]
+    for shown, unit in zip(shown_units, (UNIT, COLLECTOR), strict=True):
+        lines = iter(directives(unit.read_text()))
+        assert [line for line in directives(shown) if line not in lines] == [], "of the unit, in its order"
     (shown,) = [block.text for block in blocks(ROOT / "docs" / "containers.md") if block.kind == "dockerfile"]
     assert directives(shown) == directives(DOCKERFILE.read_text())
 

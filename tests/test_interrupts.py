@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import itertools
 import random
 import signal
@@ -10,11 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from operator import length_hint
 from pathlib import Path
-from types import FrameType
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -24,71 +24,13 @@ from nfnet import Packet, Queue
 from nfnet.protocol import nfqnl
 from nfnet.queue import QueueBinding
 
+from .interrupting import Interrupt
 from .kernel import FakeKernel, packet_message
 
-ROOT = str(Path(nfnet.__file__).parent)
-KERNEL = str(Path(ROOT) / "testing.py")  # its calls happen or do not, as system calls do
 COUNT = 12
 
-
-class _Signal:
-    """``~signal`` does what Ctrl-C does: the interpreter raises where it looks for signals next.
-
-    It looks after calls, so this is none: it would be noticed in the tracing function here, not in the code traced.
-    """
-
-    __invert__ = staticmethod(_thread.interrupt_main)
-
-
-_signal = _Signal()
-
-
-class Interrupt:
-    """Makes Ctrl-C arrive before the n-th bytecode instruction that the package executes."""
-
-    def __init__(self, moment: int) -> None:
-        self.moment = moment
-        self.seen = 0
-
-    def __enter__(self) -> Interrupt:
-        sys.settrace(self._call)
-        return self
-
-    def __exit__(self, *details: Any) -> None:
-        sys.settrace(None)
-
-    def arrives(self, function: Callable[[], object]) -> bool:
-        """Call a function; whether Ctrl-C came out of it, or right behind it."""
-        try:
-            with self:
-                function()
-            for _ in range(100):  # a signal that came at the very end is noticed here
-                pass
-        except KeyboardInterrupt:
-            sys.settrace(None)
-            return True
-        return False
-
-    def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
-        name = frame.f_code.co_filename
-        if not name.startswith(ROOT) or name == KERNEL:
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        return self._instruction
-
-    def _instruction(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "opcode":
-            self.seen += 1
-            if self.seen == self.moment:
-                caller: FrameType | None = frame
-                while caller is not None:
-                    caller.f_trace, caller.f_trace_opcodes = None, False
-                    caller = caller.f_back
-                sys.settrace(None)  # first: raised in a tracing function it would end a generator without its finally
-                _ = ~_signal  # type: ignore[operator]
-                return None
-        return self._instruction
+# PyPy looks for signals before every instruction: see the head of `nfnet._io.locks`.
+cpython = pytest.mark.skipif(sys.implementation.name != "cpython", reason="PyPy may raise between any two instructions")
 
 
 class AtomicKernel(FakeKernel):
@@ -219,10 +161,9 @@ def test_a_real_signal_at_random_moments(way: Callable[[Queue, Handler], None]) 
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
 
 
-# Since 3.12 tracing disturbs what it watches: an exception may leave a generator without running its finally clause.
-# Besides, an interrupt in a generator that is just being disposed of is printed and forgotten by the interpreter.
+# An interrupt in a generator that is just being disposed of is printed and forgotten by the interpreter.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="needs tracing as it was until Python 3.11")
+@cpython
 @pytest.mark.parametrize("keep", [0, 3])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("make", [partial(FakeKernel, ends=True), SlowKernel])
@@ -255,7 +196,7 @@ def test_keyboard_interrupt_at_any_moment(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="needs tracing as it was until Python 3.11")
+@cpython
 def test_keyboard_interrupt_at_any_moment_of_a_replay(tmp_path: Path) -> None:
     path = tmp_path / "session.pcapng"
     with nfnet.record(path) as recorder:
@@ -278,6 +219,65 @@ def test_keyboard_interrupt_at_any_moment_of_a_replay(tmp_path: Path) -> None:
                 packet.accept()
             assert (queue.counters.received, queue.counters.lost) == (4, 0), where
             assert replay.recorded == {number: nfnet.GivenVerdict(1, None, None) for number in range(1, 5)}, where
+        moment += choose.randint(1, 24)
+    assert interrupted > 50
+
+
+class GivingHandler:
+    """Decides two packets of three, and gives the third to a thread that decides it."""
+
+    def __init__(self) -> None:
+        self.decide = Handler.decide
+        self._given: SimpleQueue[Packet | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def __call__(self, packet: Packet) -> None:
+        if packet.id % 3 == 0:
+            self._given.put(packet)
+        else:
+            self.decide(packet)
+
+    def _work(self) -> None:
+        while (packet := self._given.get()) is not None:
+            with suppress(nfnet.AlreadyDecidedError):
+                self.decide(packet)
+
+    def wait(self, where: str) -> None:
+        """Wait until the thread has decided all that it was given: unless something is left locked it can."""
+        self._given.put(None)
+        self._thread.join(30)
+        assert not self._thread.is_alive(), f"{where}: the thread that decides waits for a lock"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@cpython
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("make", [partial(FakeKernel, ends=True), SlowKernel])
+def test_keyboard_interrupt_at_any_moment_while_another_thread_decides(
+    make: Callable[[], FakeKernel], way: Callable[[Queue, Any], None]
+) -> None:
+    """No lock stays locked, and each packet gets its verdict."""
+    seed = random.randrange(1 << 30)
+    moment, interrupted = 1, 0
+    choose = random.Random(seed)
+    while True:
+        kernel = make()
+        handler = GivingHandler()
+        with Queue(1, transport=kernel) as queue:
+            kernel.feed(COUNT)
+            interrupt = Interrupt(moment)
+            interrupted += interrupt.arrives(lambda queue=queue, handler=handler: way(queue, handler))
+            where = f"seed {seed}, instruction {moment}"
+            handler.wait(where)
+            if interrupt.seen < moment:
+                break  # beyond the end
+            try:
+                way(queue, Handler(0))
+            except nfnet.BusyReadingError:  # as above
+                assert way is iterate, where
+            else:
+                check_books(queue, kernel, Handler(0), COUNT, where)
         moment += choose.randint(1, 24)
     assert interrupted > 50
 

@@ -43,6 +43,7 @@ ORDER = [
     "_io.locks",
     "_io.moves",
     "_io.native",
+    "_io.system",
     "netns",
     "_io.at_fork",
     "_io.private_files",

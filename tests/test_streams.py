@@ -7,7 +7,6 @@ import random
 import ssl
 import subprocess
 import sys
-import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -124,6 +123,7 @@ def test_sequence_numbers_that_wrap() -> None:
 def test_what_is_far_away_takes_no_room() -> None:
     beginnings = began(max_bytes=100)
     beginnings.add(tcp(b"lo", seq=1003))
+    tracemalloc = pytest.importorskip("tracemalloc")  # PyPy has none
     tracemalloc.start()
     try:
         for seq in (1100, 1 << 28, (1 << 31) + 999, 996, 990, 0, 0xF0000000):
@@ -285,6 +285,7 @@ def test_a_segment_costs_the_same_however_the_sender_cuts(name: str) -> None:
 def test_memory_is_bounded_as_documented() -> None:
     """By what senders could choose: all but the first byte of each stream."""
     packets = [tcp(bytes(1400), seq=1001 + place) for place in range(0, 16_384, 1400)]
+    tracemalloc = pytest.importorskip("tracemalloc")  # PyPy has none
     tracemalloc.start()
     try:
         beginnings = Beginnings(max_streams=64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import pytest
 
 import nfnet
 from nfnet import GivenVerdict, Hook, Packet, Verdict, inet, testing
+from nfnet._io.system import Event
 from nfnet.captures import LinkType, Writer
 from nfnet.testing import FedQueue
 
@@ -69,13 +69,13 @@ def test_the_verdict_and_the_queue_are_apart(nfnet_queue: FedQueue) -> None:
 def test_another_thread_may_receive_what_is_just_being_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = testing.FakeKernel()
     received: list[bytes] = []
-    write = os.eventfd_write
+    announce = Event.set
 
-    def faster(fd: int, value: int) -> None:
+    def slower(event: Event) -> None:
         kernel.receive(received, 8)
-        write(fd, value)
+        announce(event)
 
-    monkeypatch.setattr(os, "eventfd_write", faster)
+    monkeypatch.setattr(Event, "set", slower)
     kernel.deliver(b"one")
     kernel.deliver(b"two")
     assert received == [b"one", b"two"]

@@ -6,6 +6,8 @@ import os
 import select
 import sys
 import threading
+import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -34,6 +36,42 @@ class Idle(workers._Worker):
         for fd in {self.ended, self.life} - {-1}:
             os.close(fd)
         self.ended = self.life = -1
+
+
+_Worker = workers._Worker
+
+
+class Sleeping(_Worker):
+    def _work(self) -> None:
+        time.sleep(60)
+
+
+def children() -> set[str]:
+    return set(Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split())
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_worker_whose_fork_raises_is_not_left_behind(monkeypatch: pytest.MonkeyPatch, exists: bool) -> None:
+    """Python 3.15 does so under -W error, in a process that has several threads."""
+    fork, before = os.fork, children()
+
+    def raising() -> int:
+        if exists and fork() == 0:
+            return 0
+        raise DeprecationWarning("use of fork() may lead to deadlocks in the child")
+
+    monkeypatch.setattr(os, "fork", raising)
+    worker = Sleeping(print, [1], {})
+    with pytest.raises(DeprecationWarning):
+        worker.start()
+    assert children() == before
+    worker.end()
+    monkeypatch.setattr(os, "fork", fork)
+    worker.start()
+    assert len(children() - before) == 1
+    worker.ask_to_end()
+    worker.end()
+    assert children() == before
 
 
 @pytest.fixture(autouse=True)

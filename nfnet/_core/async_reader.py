@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from .._arguments import check_handler
+from .._io.system import collect_forgotten
 from ..errors import BusyReadingError
 from .binding import Binding
 from .loss import QUIET
@@ -195,9 +196,12 @@ class AsyncReader(Generic[R, T]):
         finally:
             session.running = session.stopped = False
 
-    def _check_only_reader(self, session: Session) -> None:
+    def _is_read(self, session: Session) -> bool:
         binding = self._reader._binding
-        if session.running or session.wake is not None or (binding is not None and binding.reading):
+        return session.running or session.wake is not None or (binding is not None and binding.reading)
+
+    def _check_only_reader(self, session: Session) -> None:
+        if self._is_read(session) and not (collect_forgotten() and not self._is_read(session)):
             raise BusyReadingError(f"{self!r} is being read by another task; one at a time can")
 
     def _may_go_on(self, session: Session) -> bool:

@@ -142,12 +142,16 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             self.tell_loss()
 
     def count_lost(self, new: int) -> None:
+        """Add ``new`` lost packets or messages, and log a warning if one is due."""
+        self.add_lost(new)
+        self.tell_loss()
+
+    def add_lost(self, new: int) -> None:
         """Add ``new`` lost packets or messages."""
         if self.shared:
             return  # the other process may have read them
         self.overruns += self._on_overrun != "raise"  # OverrunError was counted when it was raised
         self.loss.add(new)
-        self.tell_loss()
 
     def tell_loss(self, *, end: bool = False) -> None:
         """Log a warning if packets or messages were lost and a warning is due."""

@@ -105,7 +105,7 @@ class Ledger:
         self._accept = self._prefix(ACCEPT)
         self._send = transport.send
         self._outgoing: Callable[[bytes], object] = transport.send
-        self._lock = RLock()  # a signal handler may decide a packet while this thread is sending
+        self.lock = RLock()  # a signal handler may decide a packet while this thread is sending
         self._sending = False
         self._unseen = 0
 
@@ -122,6 +122,7 @@ class Ledger:
             self.send_now(packet)
             return
         # No lock: another thread empties the slot only if it decided the packet, and then this call does not happen.
+        # (In a free-threaded build `Packet.accept` and its like have acquired it.)
         if what is ACCEPT:
             datagram = self._accept + packet.raw[PACKET_ID]
         elif what is not None and what.batchable:
@@ -141,7 +142,7 @@ class Ledger:
 
     def send_now(self, packet: Entry) -> None:
         """Send the verdict of a packet, after all that were collected before it; later, if `may_wait` allows that."""
-        with self._lock:
+        with self.lock:
             if self.lone is packet:
                 self.at_hand[END:], self.lone = (packet,), None  # one statement
             if self.closed and (packet in self.pending or packet in self.at_hand):
@@ -157,7 +158,7 @@ class Ledger:
     def flush(self) -> None:
         """Send the collected verdicts."""
         if self.decided:
-            with self._lock:
+            with self.lock:
                 self._send_decided()
 
     def send_each_at_once(self, packets: Iterable[Entry]) -> None:
@@ -176,7 +177,7 @@ class Ledger:
 
     def take_lone(self) -> None:
         """Move the lone packet, on which the handler gave no verdict, to those at hand."""
-        with self._lock:
+        with self.lock:
             if (packet := self.lone) is not None:
                 packet._on_decided = self.send_now
                 self.at_hand[END:], self.lone = (packet,), None  # one statement
@@ -187,7 +188,7 @@ class Ledger:
         undelivered: how many packets at the end of ``at_hand`` no handler has got yet; they stay there.
         final: whether to look at all pending packets for decisions that have not reached `send_now`.
         """
-        with self._lock:
+        with self.lock:
             self._send_decided()
             count = len(self.at_hand) - undelivered
             if not count and not self.pending:
@@ -227,7 +228,7 @@ class Ledger:
 
         behind: how many packets at the end of ``at_hand`` no handler has got yet.
         """
-        with self._lock:
+        with self.lock:
             before = len(self.decided)
             sending, self._sending = self._sending, True  # see `settle`
             try:
@@ -244,7 +245,7 @@ class Ledger:
 
     def count_received(self) -> int:
         """Return how many packets the loop has received so far."""
-        with self._lock:
+        with self.lock:
             return len(self.at_hand) + len(self.pending) + (self.lone is not None) + sum(self.counts().values())
 
     def counts(self) -> dict[int, int]:
@@ -260,7 +261,7 @@ class Ledger:
 
     def close(self) -> None:
         """Send the collected verdicts; later verdicts raise ClosedError."""
-        with self._lock:
+        with self.lock:
             try:
                 self.settle(final=True)
             finally:
@@ -268,7 +269,7 @@ class Ledger:
 
     def after_fork(self) -> None:
         """Start over in a forked child that has the queue, too: the parent sends the verdicts collected so far."""
-        self._lock = RLock()  # the thread that held the old one is not in this process
+        self.lock = RLock()  # the thread that held the old one is not in this process
         self._sending = False
         self.may_wait = _never
         self.decided.clear()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from .. import inet
+from .._io.locks import RLock
 from .._io.transport import Transport
 from .._processes import Process, Processes
 from ..protocol.conntrack import Conntrack, CtInfo
@@ -21,6 +22,7 @@ _SENT: dict[int, bool] = {
     Hook.POSTROUTING: True,
 }
 _NETDEV_SENT: dict[int, bool] = {NetdevHook.INGRESS: False, NetdevHook.EGRESS: True}
+_NOBODYS_LOCK = RLock()  # of packets that no queue holds
 _ECHO_SENT = {8: True, 0: False, 128: True, 129: False}  # requests and replies of ICMP and ICMPv6, by their type
 
 
@@ -49,10 +51,10 @@ class Origin:
     """The machine that messages come from, as far as it is known.
 
     It has the names of the interfaces, the processes, the transport by which packets can be sent there, and, for a
-    queue, what is known of verdicts on connections.
+    queue, what is known of verdicts on connections, and the ledger's lock.
     """
 
-    __slots__ = ("connections", "interface_name", "processes", "transport")
+    __slots__ = ("connections", "interface_name", "lock", "processes", "transport")
 
     def __init__(
         self,
@@ -64,6 +66,8 @@ class Origin:
         self.processes = processes
         self.transport = transport
         self.connections: Connections | None = None
+        self.lock = _NOBODYS_LOCK
+        """Held while a verdict is given, in free-threaded builds of CPython: see `Packet`."""
 
     def process(self, packet: Located) -> Process | None:
         """Return the process that sends the packet, or receives it if it came in; None if it cannot be found."""

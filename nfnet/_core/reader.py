@@ -17,9 +17,10 @@ from typing import Any, Generic, TypeVar
 from .._arguments import check_handler, wrong_type
 from .._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from .._io.poller import Poller
+from .._io.system import collect_forgotten
 from .._io.transport import SocketStatus, Transport
 from .._recording import Recording, current
-from ..errors import ArgumentError, BusyReadingError, ClosedError, NfnetError
+from ..errors import ArgumentError, BusyError, BusyReadingError, ClosedError, NfnetError
 from ..netns import Netns, call_in, check_netns
 from ..stats import LogStatus, QueueStatus, is_ours, process
 from .bind_request import bind
@@ -128,6 +129,17 @@ class Reader(ABC, Generic[B, T]):
         """
         if self._binding is not None:
             raise NfnetError(f"{self._name} is open already")
+        last = self._last_binding
+        if last is not None and last.reading:
+            collect_forgotten()  # for the look at it in `_open`
+        try:
+            self._open()
+        except BusyError:
+            if self._given_transport is not None or not collect_forgotten():
+                raise
+            self._open()  # who had it was forgotten
+
+    def _open(self) -> None:
         binding = self._connect()
         transport = binding.transport
         try:
@@ -408,7 +420,7 @@ class Reader(ABC, Generic[B, T]):
 
     def _check_reading(self, binding: B) -> None:
         # No lock, which an exception could leave locked: the caller sets `reading` at once.
-        if binding.reading:
+        if binding.reading and not (collect_forgotten() and not binding.reading):
             raise BusyReadingError(f"{self._name} is being read by another loop; one at a time can")
 
     def _wait(self, binding: B) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import select as standard_select
-import weakref
 from contextlib import suppress
 
 from . import at_fork
 from .native import among_greenlets, select
+from .system import Event
 
 _LONGEST_WAIT = 1.0  # seconds; see `netlink_socket`
 
@@ -17,9 +17,7 @@ class Poller(at_fork.AtFork):
     """An epoll descriptor that holds an event, for `wake`, and the descriptor of a transport."""
 
     def __init__(self) -> None:
-        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._finalizer = weakref.finalize(self, os.close, self._event)
-        self._finalizer.atexit = False  # then `__del__` of an owner may still close a queue
+        self._event = Event()
         self._epoll = select.epoll()
         self._epoll.register(self._event, select.EPOLLIN)
         self._among_greenlets = among_greenlets()
@@ -42,17 +40,14 @@ class Poller(at_fork.AtFork):
 
     def wake(self) -> None:
         """End the current `wait`, or the next one if there is none."""
-        # The garbage collector runs finalizers of a cycle before `__del__` of an owner, which may close a queue.
-        if self._finalizer.alive:
-            self._woken = True  # before the event is written, so that `reset` does not leave a written event
-            os.eventfd_write(self._event, 1)
+        self._woken = True  # before the event is set, so that `reset` does not leave it set
+        self._event.set()
 
     def reset(self) -> None:
         """Forget earlier calls of `wake`."""
         if self._woken:
             self._woken = False
-            with suppress(BlockingIOError):
-                os.eventfd_read(self._event)
+            self._event.clear()
 
     def wait(self, timeout: float = _LONGEST_WAIT) -> bool:
         """Wait until the descriptor is readable, at most a second; return False if the time is over."""
@@ -64,18 +59,16 @@ class Poller(at_fork.AtFork):
             timeout = 0
         events = self._epoll.poll(timeout)
         for fd, _ in events:
-            if fd == self._event:
+            if fd == self._event.fileno():
                 self.reset()
         return bool(events)
 
     def after_fork(self) -> None:
         # Parent and child would share the event, and wake each other. The child gets new ones under the same
         # descriptors.
-        if not self._finalizer.alive:
+        if self._event.closed:
             return
-        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        os.dup2(event, self._event, inheritable=False)
-        os.close(event)
+        self._event.renew()
         with select.epoll() as epoll:
             epoll.register(self._event, select.EPOLLIN)
             if self._inherited is not None:

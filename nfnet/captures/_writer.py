@@ -72,7 +72,7 @@ class Writer:
     begin: whether what was in the file is removed now. If False, that happens when `begin` is called.
 
     It has the byte order of this machine, as what is written to it must have. The file is made anew, readable by its
-    owner alone, for packets may hold secrets; see `create`. Raises OSError, EBUSY if there is another writer of the
+    owner alone, for packets may hold secrets. Raises OSError, EBUSY if there is another writer of the
     same file.
     """
 

@@ -19,8 +19,8 @@ in nfnet's implementation. Fails if the original packages are installed.
 If you can change a program's requirements, require nfnet-netfilterqueue or
 nfnet-nflogr instead. To run a single script, use nfnet run.
 
-exit status: 0 on success; 1 if nothing could be installed, or there was nothing
-to remove; 2 for wrong arguments
+exit status: 0 on success; 1 if nothing was installed or removed; 2 for wrong
+arguments
 """
 
 

@@ -21,7 +21,8 @@ _AGAIN = 1.0  # seconds until the next try
 class Forwarder:
     """A worker that stores the batches of a source in outputs, until `stop`. Any number of workers can share a source.
 
-    source: an object that `nfnet.collect.source` returned. outputs: objects that `nfnet.collect.output` returned.
+    source: an object that `nfnet.collect.source` returned.
+    outputs: objects that `nfnet.collect.output` returned.
     count: end when so many messages have been stored. Default: no limit.
     report: a function that is called with a line for the operator. Default: a warning of the logger "nfnet".
 

@@ -199,7 +199,7 @@ class Client:
             if context is not None and not context.is_used:
                 raise NfnetError("the server offers no TLS")
         except BaseException:
-            await connection.close()
+            await self._let_go(connection)
             raise
         return connection
 
@@ -269,11 +269,14 @@ class Client:
             loop.run_until_complete(self._finish())
             loop.close()
 
+    async def _let_go(self, connection: Connection) -> None:
+        with contextlib.suppress(self._driver.errors.Error, OSError, asyncio.TimeoutError):
+            await asyncio.wait_for(connection.close(), 1.0)  # it may wait for ever for the other side of TLS
+
     async def _finish(self) -> None:
         connection, self._connection = self._connection, None
-        with contextlib.suppress(self._driver.errors.Error, OSError, asyncio.TimeoutError):
-            if connection is not None:
-                await asyncio.wait_for(connection.close(), 1.0)
+        if connection is not None:
+            await self._let_go(connection)
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()

@@ -39,7 +39,11 @@ class NatsSource:
     """The messages that `Nats` outputs published; each is delivered to one worker.
 
     All workers with the same ``consumer`` share a stream's messages. If a message is not acknowledged within a minute,
-    for instance because its worker was killed, it is delivered to another. The other settings are those of `Client`.
+    for instance because its worker was killed, it is delivered to another.
+
+    target: the part of the URL behind ``nats:``.
+    consumer: the name that workers have in common. Default: "nfnet".
+    settings: those of the connection.
     """
 
     scheme: ClassVar[str] = "nats"

@@ -221,7 +221,8 @@ class _Reader:
         if name not in table:
             close = difflib.get_close_matches(name, list(table), 1, 0.5)
             hint = f"; is that meant by {close[0]!r}?" if close else ""
-            raise self._wrong(f"[[{self._table}]] without {name!r}{hint}", close[0] if close else None)
+            header = f"[{self._table}]" if self._table == "source" else f"[[{self._table}]]"
+            raise self._wrong(f"{header} without {name!r}{hint}", close[0] if close else None)
         return table[name]
 
     def _read(self, name: str, read: Callable[[Any], Any], value: Any) -> Any:

@@ -100,12 +100,14 @@ class Spool(Store):
         self._most = most
         try:
             self._connection = sqlite3.connect(private_files.create_database(path), isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA journal_mode = WAL").fetchall()
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute(_TABLE)
-            if not any(row[1] == "notes" for row in self._connection.execute("PRAGMA table_info(batches)")):
+            # All rows of each statement: what has rows left keeps PyPy from committing.
+            columns = self._connection.execute("PRAGMA table_info(batches)").fetchall()
+            if not any(row[1] == "notes" for row in columns):
                 self._connection.execute(_NOTES)
-            found = self._connection.execute("SELECT total(count), total(size) FROM batches").fetchone()
+            found = self._connection.execute("SELECT total(count), total(size) FROM batches").fetchall()[0]
         except sqlite3.Error as error:
             raise NfnetError(f"spool {path}: {error}") from error
         self._count, self._size = map(int, found)
@@ -133,12 +135,12 @@ class Spool(Store):
     def first(self) -> Batch | None:
         if self._first is None:
             try:
-                row = self._connection.execute(_FIRST, (self._done,)).fetchone()
+                rows = self._connection.execute(_FIRST, (self._done,)).fetchall()
             except sqlite3.Error as error:
                 raise NfnetError(f"spool {self.path}: {error}") from error
-            if row is None:
+            if not rows:
                 return None
-            number, session, read_ns, lost, labels, known, _, _, data, noted = row
+            number, session, read_ns, lost, labels, known, _, _, data, noted = rows[0]
             messages = split(data, json.loads(known), json.loads(noted or "null"))
             batch = Batch(Session(*json.loads(session)), messages, lost, read_ns, json.loads(labels))
             self._first = number, batch

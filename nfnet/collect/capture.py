@@ -21,7 +21,7 @@ class Capture(File):
 
     target: the name of the file: pcapng, or pcap if the name ends in ``.pcap``; "-" is the standard output.
     anew: whether to empty an existing file instead of renaming it.
-    settings: as for `File`.
+    settings: those of all files.
 
     Each rotated file has its own header. A file that exists when the collector begins is renamed, as in a rotation.
     """

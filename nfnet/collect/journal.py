@@ -28,7 +28,8 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 class Journal(UnixSender):
     """Entries of the systemd journal, with the fields of the JSON lines under names like ``NFNET_SOURCE_IP``.
 
-    severity: by name; default: info. identifier: SYSLOG_IDENTIFIER of the entries; default: nfnet.
+    severity: by name; default: info.
+    identifier: SYSLOG_IDENTIFIER of the entries; default: nfnet.
     """
 
     scheme = "journal"

@@ -10,7 +10,7 @@ from ._line_file import LineFile
 
 
 class JsonLines(LineFile):
-    """A line of JSON for each message, and one for each gap; target and settings as for `LineFile`."""
+    """A line of JSON for each message, and one for each gap; target and settings as for all files of lines."""
 
     scheme = "jsonl"
     suffixes = (".jsonl", ".json", ".ndjson")

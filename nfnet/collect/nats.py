@@ -25,8 +25,9 @@ class Nats(Output):
     Each has an id of host, boot, group and sequence numbers, by which the server recognizes duplicates. It is stored
     when the server has acknowledged it; all messages of a batch are sent before waiting for acknowledgements.
 
-    compress: whether to compress with zlib: to about a fifth, for about 3 µs a record. The other settings are those of
-        `Client`.
+    target: the part of the URL behind ``nats:``.
+    compress: whether to compress with zlib: to about a fifth, for about 2 µs a record. Default: no.
+    settings: those of the connection.
     """
 
     scheme = "nats"

@@ -86,8 +86,9 @@ class Postgresql(Output):
     A batch is stored once, however often it is written: its messages are committed together with a row of the table
     ``batches``, which has a unique session, sequence number and time.
 
+    target: the part of the URL behind ``postgresql:``.
     keep: drop the partition of a day that ended more than so many seconds ago. Default: never.
-    payload: whether to store the packets themselves. Default: True.
+    payload: whether to store the packets themselves. Default: yes.
     """
 
     scheme = "postgresql"

@@ -181,7 +181,7 @@ class Sqlite(Output):
     def _size(connection: sqlite3.Connection) -> int:
         """Return the bytes in use, without free pages, which SQLite fills again."""
         size, pages, free = (
-            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count", "freelist_count")
+            _rows_of(connection, f"PRAGMA {name}")[0][0] for name in ("page_size", "page_count", "freelist_count")
         )
         return int(size * (pages - free))
 
@@ -214,10 +214,10 @@ class Sqlite(Output):
                 return False
         except FileNotFoundError:
             return False
-        return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'messages'").fetchone())
+        return bool(_rows_of(connection, "SELECT 1 FROM sqlite_master WHERE name = 'messages'"))
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        version = _rows_of(connection, "PRAGMA user_version")[0][0]
         if version > VERSION:
             self.close()
             raise NfnetError(
@@ -225,7 +225,7 @@ class Sqlite(Output):
             )
         # WAL: readers and the writer do not block each other. NORMAL: killing the process loses nothing; a power
         # failure can lose the last rows, but does not damage the database.
-        connection.execute("PRAGMA journal_mode = WAL")
+        _rows_of(connection, "PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         with connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -241,11 +241,16 @@ class Sqlite(Output):
         if session in self._sessions:
             return self._sessions[session]
         key = (session.host, session.boot, session.group, session.started)
-        found = connection.execute(_FIND_SESSION, key).fetchone()
-        if found is None:
+        found = _rows_of(connection, _FIND_SESSION, key)
+        if not found:
             labels = json.dumps(dict(batch.labels)) if batch.labels else None
             return int(connection.execute(_SESSION, (*key, labels)).lastrowid or 0)
-        return int(found[0])
+        return int(found[0][0])
+
+
+def _rows_of(connection: sqlite3.Connection, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Execute a statement and return all of its rows: what has rows left keeps PyPy from committing."""
+    return connection.execute(statement, values).fetchall()
 
 
 def _delete(connection: sqlite3.Connection, which: str, values: tuple[Any, ...]) -> int:
@@ -327,5 +332,5 @@ def _of_note(raw: Annotated) -> tuple[Any, ...]:
 
 def missing_columns(connection: sqlite3.Connection) -> list[str]:
     """Return the definitions of columns that a table of an older version lacks."""
-    there = {row[1] for row in connection.execute("PRAGMA table_info(messages)")}
+    there = {row[1] for row in _rows_of(connection, "PRAGMA table_info(messages)")}
     return [column for column in _NEW_COLUMNS if column.split()[0] not in there]

@@ -11,7 +11,7 @@ from ._line_file import LineFile
 
 
 class Text(LineFile):
-    """A line for each message, and one for each gap; target and settings as for `LineFile`."""
+    """A line for each message, and one for each gap; target and settings as for all files of lines."""
 
     scheme = "text"
     suffixes = (".log", ".txt")

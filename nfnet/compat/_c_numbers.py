@@ -48,4 +48,9 @@ def whole(value: Any, ctype: CType) -> int:
 
 def real(value: Any) -> float:
     """As PyArg_ParseTuple: a string is no number. Raises OverflowError, TypeError."""
-    return math.ldexp(value, 0)
+    try:
+        return math.ldexp(value, 0)
+    except TypeError:  # PyPy does not ask for __index__
+        if isinstance(value, (str, bytes)) or not hasattr(value, "__index__"):
+            raise
+        return float(operator.index(value))

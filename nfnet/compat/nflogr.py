@@ -13,7 +13,6 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from .._io import at_fork
 from .._io.locks import RLock, uninterrupted
 from .._io.native import select
 from .._io.netlink_socket import MAX_DATAGRAM, NetlinkSocket
+from .._io.system import Event
 from .._io.transport import Transport
 from ..errors import BusyError, BusyReadingError, ClosedError, KernelError, OverrunError
 from ..log import Log, LogMessage
@@ -107,8 +107,10 @@ class Nflog(at_fork.AtFork):
 
     def _open_poll(self) -> None:
         """What is readable when there is something to read, from the socket or the buffer."""
-        self._buffered = os.eventfd(bool(self._buffer), os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._buffered = Event()
         self._shown = bool(self._buffer)
+        if self._shown:
+            self._buffered.set()
         self._poll = select.epoll()
         self._poll.register(self._buffered, select.EPOLLIN)
         if self._log is not None and not self._closed:
@@ -116,7 +118,7 @@ class Nflog(at_fork.AtFork):
 
     def _close_poll(self) -> None:
         self._poll.close()
-        os.close(self._buffered)
+        self._buffered.close()
 
     def after_fork(self) -> None:
         self._showing, self._filling = RLock(), RLock()  # who held the others is not in the child
@@ -243,10 +245,9 @@ class Nflog(at_fork.AtFork):
                 return
             # The flag comes last: an exception before it lets this happen again, which does no harm.
             if self._buffer:
-                os.eventfd_write(self._buffered, 1)
+                self._buffered.set()
             else:
-                with suppress(BlockingIOError):
-                    os.eventfd_read(self._buffered)
+                self._buffered.clear()
             self._shown = bool(self._buffer)
 
     # --- the rest

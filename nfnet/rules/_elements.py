@@ -212,7 +212,7 @@ def _show_mark(data: bytes) -> int:
 
 
 def _read_interface(value: Any) -> bytes:
-    (span,) = read_interface("an element", value)
+    span = next(read_interface("an element", value))  # PyPy replaces a TypeError that is raised in an unpacking
     return b"".join(number.to_bytes(IFNAMSIZ, "big") for number in span[:2])
 
 

@@ -107,15 +107,21 @@ class Server:
 
 
 class Postgres(Server):
-    """A cluster with the user ``nfnet``; `database` makes databases in it."""
+    """A cluster with the user ``nfnet``; `database` makes databases in it.
 
-    def __init__(self) -> None:
+    small: the size in bytes of a file system of its own, in which `small_database` makes one.
+    """
+
+    def __init__(self, small: int = 0) -> None:
+        if small and os.geteuid():
+            cannot_run("only root may mount a file system")
         self._binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
         self._postgres = _find("postgres", *self._binaries)
         initdb = _find("initdb", *self._binaries)
         super().__init__()
         self._data = self.own(self.directory / "data")
-        self.small = self.own(self.directory / "small")
+        self._small = self.own(self.directory / "small")
+        self._size = small
         secret = self.directory / "password"
         secret.write_text(PASSWORD)
         secret.chmod(0o644)
@@ -127,7 +133,24 @@ class Postgres(Server):
 
     def command(self) -> list[str]:
         options = [f"-p{self.port}", "-clisten_addresses=127.0.0.1", "-cunix_socket_directories=", "-cfsync=off"]
-        return as_somebody([self._postgres, f"-D{self._data}", *options])
+        command = as_somebody([self._postgres, f"-D{self._data}", *options])
+        if not self._size:
+            return command
+        owner = NOBODY if command[0] == "setpriv" else 0
+        mount = f"mount -t tmpfs -o size={self._size},mode=700,uid={owner},gid={owner} tmpfs {self._small}"
+        return ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$0" "$@"', *command]
+
+    def small_database(self) -> str:
+        """The URL of a new database in the small file system."""
+        self.execute(self.url("postgres"), f"CREATE TABLESPACE small LOCATION '{self._small}'")
+        self.execute(self.url("postgres"), "CREATE DATABASE small TABLESPACE small")
+        return self.url("small")
+
+    @property
+    def inside(self) -> Path:
+        """The small file system, as this process sees it."""
+        assert self.process is not None
+        return Path(f"/proc/{self.process.pid}/root/{self._small}")
 
     def answers(self) -> bool:
         import psycopg
@@ -166,6 +189,10 @@ class NatsServer(Server):
         store = self.own(self.directory / "store")
         own = f'jetstream {{ store_dir: "{store}", max_file_store: 2GB, max_memory_store: 16MB }}' if jetstream else ""
         self._config = f"host: 127.0.0.1\n{own}\n{more}\n"
+
+    def configure(self, more: str) -> None:
+        """Add to its configuration, before it starts."""
+        self._config += f"{more}\n"
 
     def command(self) -> list[str]:
         path = self.directory / "nats.conf"

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from nfnet import LogMessage, NfnetError, cli, collect, testing
+from nfnet import ArgumentError, LogMessage, NfnetError, cli, collect, testing
 from nfnet._annotated import Annotated
 from nfnet._processes import Process
 from nfnet.collect import Batch, OutputError, Session, _nats_client, _nats_source, _packed, _queries, postgresql
@@ -394,6 +395,35 @@ def test_a_server_that_is_not_there_yet_is_waited_for(way: Way, cluster: Postgre
     assert rows(database) == list(range(10))
 
 
+def test_what_a_full_disk_refuses_is_stored_when_there_is_room() -> None:
+    driver("psycopg")
+    server = Postgres(small=32 << 20)
+    try:
+        server.start()
+        url = server.small_database()
+        filler = server.inside / "filler"
+        filler.write_bytes(bytes(8 << 20))
+        output = collect.output(url)
+        output.create()
+        chance, sent = random.Random(7), []
+
+        def fill() -> None:
+            for number in range(1000):
+                packet = testing.udp(chance.randbytes(50_000))  # which cannot be compressed
+                sent.append(Batch(SESSION, [message(number, packet)], read_ns=NOW))
+                output.write(sent[-1])
+
+        with pytest.raises(OutputError, match="No space left on device"):
+            fill()
+        assert rows(url) == list(range(len(sent) - 1))
+        filler.unlink()
+        output.write(sent[-1])
+        output.close()
+        assert rows(url) == list(range(len(sent)))
+    finally:
+        server.remove()
+
+
 def test_tables_that_vanish_are_an_error_that_says_what_to_do(output: collect.Output, database: str) -> None:
     output.write(batch(1))
     rows(database, "DROP SCHEMA nfnet CASCADE")
@@ -559,6 +589,71 @@ def test_what_a_server_of_messages_refuses_is_one_line(
             assert errors.count("\n") == 1
             for word in (PASSWORD, QUOTED, "sesame"):
                 assert word not in errors
+
+
+def make_certificate(directory: Path, name: str) -> None:
+    """A certificate that signs itself, NAME.pem, and its key."""
+    if shutil.which("openssl") is None:
+        cannot_run("openssl is not installed")
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    files = ["-keyout", str(directory / f"{name}.key"), "-out", str(directory / f"{name}.pem")]
+    subprocess.run([*command, *files], check=True, capture_output=True, timeout=TIMEOUT)
+    (directory / f"{name}.key").chmod(0o644)  # the server is another user
+
+
+def test_connections_are_encrypted_and_both_sides_known(tmp_path: Path) -> None:
+    driver("nats")
+    server = NatsServer()
+    try:
+        for name in ("server", "client", "other"):
+            make_certificate(server.directory, name)
+        files = {name: str(server.directory / name) for name in ("server.pem", "client.pem", "client.key", "other.pem")}
+        server.configure(
+            f'tls {{ cert_file: "{files["server.pem"]}", key_file: "{server.directory}/server.key",'
+            f' ca_file: "{files["client.pem"]}", verify: true }}'
+        )
+        server.start()
+        mine = {"certificate": files["client.pem"], "key": files["client.key"]}
+        output = collect.output(server.url(), {"ca": files["server.pem"], **mine})
+        output.create()
+        output.begin()
+        output.write(batch(1, 2))
+        output.idle()
+        output.close()
+        for settings, text in (
+            ({"ca": files["other.pem"], **mine}, "TLS: "),
+            ({"tls": "yes"}, "TLS: "),
+            ({"ca": files["server.pem"]}, "."),  # the server says no; when it does is up to it
+        ):
+            wrong = collect.output(server.url(), settings)
+            with pytest.raises(NfnetError, match=text):
+                wrong.create()
+            wrong.close()
+        with pytest.raises(ArgumentError, match="no certificates, or another key"):
+            collect.output(server.url(), {**mine, "certificate": files["other.pem"]})
+    finally:
+        server.remove()
+
+
+def test_a_host_may_have_a_key(tmp_path: Path) -> None:
+    driver("nats")
+    driver("nkeys")
+    import nkeys
+
+    seeds = {name: nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER) for name in ("right", "wrong")}
+    for name, seed in seeds.items():
+        (tmp_path / name).write_bytes(seed)
+    known = nkeys.from_seed(bytearray(seeds["right"])).public_key.decode()
+    with nats_server(f"authorization {{ users: [ {{ nkey: {known} }} ] }}") as server:
+        output = collect.output(server.url(), {"nkey": str(tmp_path / "right")})
+        output.create()
+        output.write(batch(1))
+        output.close()
+        wrong = collect.output(server.url(), {"nkey": str(tmp_path / "wrong")})
+        with pytest.raises(NfnetError, match="Authorization Violation"):
+            wrong.create()
+        wrong.close()
 
 
 # --- many hosts, several workers

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -23,8 +23,9 @@ import pytest
 import nfnet
 from nfnet import AlreadyDecidedError, ClosedError, Log, Packet, Queue, SkbInfo, inet, netns, rules
 
+from ..interrupting import Interrupt
 from ..test_docs import ROOT
-from ..test_interrupts import WAYS, Interrupt
+from ..test_interrupts import WAYS, cpython
 from .conftest import ADDRESS, TIMEOUT, Net, cannot_run, collect, readable, wait_for
 from .test_queue import PATHS, PORT, V4, V6, Path
 
@@ -99,27 +100,8 @@ def test_what_comes_out_of_run_loses_nothing(net: Net, kind: type[BaseException]
         assert path.queue.counters.refused == {}
 
 
-@contextlib.contextmanager
-def interrupted_at(moment: int) -> Iterator[Any]:
-    """Ctrl-C before an instruction of the package; since Python 3.12, where tracing disturbs that, after some time."""
-    if sys.version_info < (3, 12):
-        interrupt = Interrupt(moment)
-        try:
-            with interrupt:
-                yield lambda: interrupt.seen < moment
-        finally:
-            sys.settrace(None)
-        return
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, moment * 5e-7)
-    try:
-        yield lambda: moment > 800
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@cpython
 @pytest.mark.parametrize("way", WAYS)
 def test_keyboard_interrupt_at_any_moment(net: Net, way: Way) -> None:
     """Each packet gets exactly one verdict all the same: what was sent arrives once, unless it was dropped."""
@@ -150,15 +132,11 @@ def test_keyboard_interrupt_at_any_moment(net: Net, way: Way) -> None:
         while not beyond:
             for data in numbered(count):
                 path.sender.sendto(data, path.destination)
-            beyond_end: Callable[[], bool] = bool
-            try:
-                with interrupted_at(moment) as beyond_end:
-                    way(path.queue, handler) if way is not WAYS[2] else drain(path.queue, handler, count)
-                for _ in range(100):  # a signal that came at the very end is noticed here
-                    pass
-            except KeyboardInterrupt:
-                interrupted += 1
-            beyond = beyond_end()
+            interrupt = Interrupt(moment)
+            interrupted += interrupt.arrives(
+                lambda: way(path.queue, handler) if way is not WAYS[2] else drain(path.queue, handler, count)
+            )
+            where, beyond = f"instruction {moment}", interrupt.seen < moment
             moment += random.randint(1, 3)
             lost = False
             try:
@@ -174,7 +152,7 @@ def test_keyboard_interrupt_at_any_moment(net: Net, way: Way) -> None:
             path.sender.sendto(b"last", path.destination)
             path.queue.process(lambda packet: packet.accept())
             got = sorted(arrived(path, b"last"))
-            assert lost or got == [data for n, data in enumerate(numbered(count)) if n % 3], f"before moment {moment}"
+            assert lost or got == [data for n, data in enumerate(numbered(count)) if n % 3], where
     assert interrupted > 10
 
 

@@ -1,0 +1,41 @@
+"""docs/interpreters.md says what the runs found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import interpreters
+from .interpreters import Run
+
+
+def test_the_page_is_made_of_the_runs() -> None:
+    assert interpreters.PAGE.read_text() == interpreters.page(interpreters.runs()), "python -m tests.interpreters"
+
+
+def test_page() -> None:
+    text = interpreters.page(
+        [
+            Run("CPython 3.15.2", {"tests/test_a.py": (1200, 1, []), "tests/live/test_b.py": (7, 0, ["test_x"])}),
+            Run("PyPy 8", {"tests/test_a.py": (3, 0, [])}),
+        ]
+    )
+    assert "| CPython 3.15.2 | 1,200 in 1 files | 7 in 1 files, 1 failed |\n" in text
+    assert "| PyPy 8 | 3 in 1 files | not run |\n" in text
+    assert "- CPython 3.15.2, tests/live/test_b.py: test_x\n" in text
+
+
+def test_runs_add_up(tmp_path: Path) -> None:
+    path = tmp_path / "3.15.json"
+    interpreters.store(path, "CPython 3.15.1", {"b": (1, 0, ["old"])})
+    interpreters.store(path, "CPython 3.15.1", {"a": (2, 1, [])})
+    assert interpreters.load(path).files == {"a": (2, 1, []), "b": (1, 0, ["old"])}
+    interpreters.store(path, "CPython 3.15.2", {"b": (3, 0, [])})
+    assert interpreters.load(path) == Run("CPython 3.15.2", {"b": (3, 0, [])})
+
+
+def test_outcome(tmp_path: Path) -> None:
+    path = tmp_path / "test_sample.py"
+    path.write_text(
+        "import pytest\ndef test_a(): pass\ndef test_b(): assert 0\n@pytest.mark.skip\ndef test_c(): pass\n"
+    )
+    assert interpreters.outcome(str(path)) == (1, 1, ["test_b"])

@@ -1,0 +1,93 @@
+"""What stands in where the system or the interpreter lacks something: the same tests with and without it."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+
+import pytest
+
+from nfnet._io.poller import Poller
+from nfnet._io.system import Event
+
+
+@pytest.fixture(params=["eventfd", "pipe"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "pipe":
+        monkeypatch.delattr(os, "eventfd", raising=False)
+    elif not hasattr(os, "eventfd"):
+        pytest.skip("this interpreter has no eventfd")
+    return str(request.param)
+
+
+def readable(thing: Event | Poller) -> bool:
+    return bool(select.select([thing], [], [], 0)[0])
+
+
+def test_an_event_is_readable_from_set_to_clear(kind: str) -> None:
+    event = Event()
+    for _ in range(2):
+        assert not readable(event)
+        event.clear()
+        event.set()
+        event.set()
+        assert readable(event)
+        event.clear()
+    assert not readable(event)
+
+
+def test_an_event_may_be_set_any_number_of_times(kind: str) -> None:
+    event = Event()
+    for _ in range(20_000):  # more than a pipe holds
+        event.set()
+    assert readable(event)
+    event.clear()
+    assert not readable(event)
+
+
+def test_a_closed_event_does_nothing_and_leaves_no_descriptor(kind: str) -> None:
+    before = os.listdir("/proc/self/fd")
+    event = Event()
+    assert not any(os.get_inheritable(fd) for fd in (event.fileno(), event._writing))
+    event.close()
+    event.close()
+    assert event.closed
+    assert os.listdir("/proc/self/fd") == before
+    with open(os.devnull, "w+b", buffering=0):  # has its descriptor now, perhaps
+        event.set()
+        event.clear()
+
+
+def test_a_forked_child_has_an_event_of_its_own(kind: str) -> None:
+    event = Event()
+    event.set()
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        event.renew()
+        inherited = readable(event)
+        event.set()
+        event.clear()  # not the parent's
+        event.set()
+        os.write(tell, bytes([inherited, readable(event), os.get_inheritable(event.fileno())]))
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert list(os.read(told, 3)) == [False, True, False]
+    assert readable(event)
+    event.clear()
+    assert not readable(event)
+    os.close(told)
+    os.close(tell)
+
+
+def test_another_thread_ends_a_wait(kind: str) -> None:
+    poller = Poller()
+    thread = threading.Thread(target=poller.wake)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not poller.wait():
+        assert time.monotonic() < deadline
+    thread.join()
+    assert not readable(poller)
