@@ -1,8 +1,8 @@
 """A firewall that asks once for each program and server: python ask_once.py
 
-A connection that a program of this machine opens waits for an answer: y lets it go, anything else
-refuses it. Answers hold until the firewall ends. What was open before, what others open, and what
-stays on this machine is not asked about.
+When a program of this machine opens a connection, it waits for an answer: y accepts it, any other
+answer refuses it. Answers are valid until the firewall ends. It does not ask about connections that
+were open before, that other hosts open, or that stay on this machine.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""No TLS connections to servers of these names: python block_server_name.py HOOK NAME...
+"""Block TLS connections to servers with these names: python block_server_name.py HOOK NAME...
 
-HOOK is "output" for the programs of this machine, "forward" for what it forwards. A name includes
-its subdomains. QUIC, whose hellos are encrypted, is refused altogether, so that browsers use TCP.
+HOOK is "output" for programs of this machine, "forward" for packets that it forwards. A name
+includes its subdomains. QUIC, whose hellos are encrypted, is rejected, so that browsers use TCP.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Another address in DNS answers that a network namespace gets: python dns_answers.py NETNS OLD NEW"""
+"""Replace an address in the DNS answers that a network namespace receives: python dns_answers.py NETNS OLD NEW"""
 
 import socket
 import sys

@@ -1,4 +1,4 @@
-"""A port that opens for half a minute to who knocks at others, in order: python port_knocking.py 22 7000 9000 8000"""
+"""Open a port for half a minute to hosts that knock at others, in order: python port_knocking.py 22 7000 9000 8000"""
 
 import sys
 

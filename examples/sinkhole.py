@@ -1,7 +1,7 @@
-"""Answers DNS questions for certain names itself: python sinkhole.py HOOK ADDRESS NAME...
+"""Answer DNS queries for certain names: python sinkhole.py HOOK ADDRESS NAME...
 
-HOOK is "output" for the programs of this machine, "forward" for what it forwards. ADDRESS is the
-IPv4 address that these names get. A name includes its subdomains.
+HOOK is "output" for programs of this machine, "forward" for packets that it forwards. ADDRESS is
+the IPv4 address in the answers. A name includes its subdomains.
 """
 
 import socket

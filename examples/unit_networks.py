@@ -1,7 +1,7 @@
-"""Networks that a systemd unit may use, and no others: python unit_networks.py UNIT NETWORK...
+"""Allow a systemd unit to use these networks, and no others: python unit_networks.py UNIT NETWORK...
 
-UNIT is a slice, a service, or the path of another control group. What stays on this machine (lo)
-always passes.
+UNIT is a slice, a service, or the path of another control group. Packets on the loopback interface
+(lo) always pass.
 """
 
 import signal
