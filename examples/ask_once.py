@@ -1,8 +1,8 @@
 """A firewall that asks once for each program and server: python ask_once.py
 
-When a program of this machine opens a connection, it waits for an answer: y accepts it, any other
-answer refuses it. Answers are valid until the firewall ends. It does not ask about connections that
-were open before, that other hosts open, or that stay on this machine.
+A connection that a program of this machine opens waits for your answer: y accepts it, anything
+else refuses it. Answers hold until the firewall ends. Connections that were open before, that
+others open, or that stay on this machine (lo), pass without a question.
 """
 
 import sys
@@ -33,6 +33,6 @@ where = {"hook": "output", "not_out_interface": "lo", "remember": True}
 tcp = rules.queue(1, protocol="tcp", tcp_flags="syn,!ack", **where)
 udp = rules.queue(1, protocol="udp", state="new", **where)
 with rules.install(tcp, udp), Queue(1, on_error="drop") as queue:
-    queue.forget_all()  # what an earlier run of this program decided
+    queue.forget_all()  # decisions of an earlier run of this program
     print("asking", flush=True)
     queue.run(handle)

@@ -1,7 +1,7 @@
-"""Ban clients for ten minutes that fail to log in five times in a minute: python ban.py 21 "530 "
+"""Bans an address for ten minutes after five failed log-ins: python ban.py 21 "530 "
 
-A failure is a TCP segment that the server sends from the port and that begins with the text: "530 "
-for FTP servers, "HTTP/1.1 401" for those of HTTP.
+The failures must be within a minute. A failure is a TCP segment from the server that begins
+with the text: "530 " for FTP, "HTTP/1.1 401" for HTTP.
 """
 
 import collections
@@ -21,7 +21,7 @@ watch = rules.log(5, hook="output", protocol="tcp", source_port=port)
 
 @functools.lru_cache(10_000)
 def failures(client):
-    """The times of each client's failures, at most five; for the 10,000 clients that failed last."""
+    """Times of a client's last five failures; kept for the 10,000 clients that failed last."""
     return collections.deque(maxlen=5)
 
 

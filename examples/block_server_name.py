@@ -1,7 +1,7 @@
-"""Block TLS connections to servers with these names: python block_server_name.py HOOK NAME...
+"""Blocks TLS connections to servers of these names: python block_server_name.py HOOK NAME...
 
 HOOK is "output" for programs of this machine, "forward" for packets that it forwards. A name
-includes its subdomains. QUIC, whose hellos are encrypted, is rejected, so that browsers use TCP.
+includes its subdomains. QUIC is refused, so that browsers use TCP: its ClientHello is encrypted.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Replace an address in the DNS answers that a network namespace receives: python dns_answers.py NETNS OLD NEW"""
+"""Replaces an address in DNS answers to a network namespace: python dns_answers.py NETNS OLD NEW"""
 
 import socket
 import sys

@@ -1,4 +1,4 @@
-"""Open a port for half a minute to hosts that knock at others, in order: python port_knocking.py 22 7000 9000 8000"""
+"""Opens a port for 30 s to senders that knock at others in order: python port_knocking.py 22 7000 9000 8000"""
 
 import sys
 
@@ -8,7 +8,7 @@ from nfnet import rules
 port, *knocks = map(int, sys.argv[1:])
 
 # Senders that have knocked at the first port, at the first two, and so on. Those in the last set
-# may connect. Knocks may be ten seconds apart.
+# can connect. At most ten seconds between knocks.
 heard = [rules.Set("address", timeout=10) for _ in knocks]
 opened = heard[-1] = rules.Set("address", timeout=30)
 

@@ -1,7 +1,7 @@
-"""Allow a systemd unit to use these networks, and no others: python unit_networks.py UNIT NETWORK...
+"""Restricts a systemd unit to networks: python unit_networks.py UNIT NETWORK...
 
-UNIT is a slice, a service, or the path of another control group. Packets on the loopback interface
-(lo) always pass.
+UNIT is a slice, a service, or the path of another control group. Packets that stay on this
+machine (lo) always pass.
 """
 
 import signal
