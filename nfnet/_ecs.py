@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from construct import Bytes, Int8ub, Int16ub, Padding, Struct
-
 from . import inet
 from ._accounts import group_name, user_name
 from ._annotated import Annotated
@@ -23,10 +21,10 @@ from ._core.message import FAMILY
 from ._printable import printable
 from ._processes import Process
 from .inet._headers import WITH_PORTS
+from .inet._usual import LEAST_IPV4, LEAST_IPV6, read_ipv4, read_ipv6
 from .log import LogMessage
 from .packet import Packet
 from .protocol.conntrack import Conntrack
-from .protocol.layout import compile_struct
 from .protocol.nfnetlink import Family
 
 _IP = (Family.IPV4, Family.IPV6)
@@ -241,36 +239,6 @@ def ecs(message: Packet | LogMessage, *, recorded: bool = False, **more: Any) ->
     return json.dumps(fields(message, None if recorded else time.time_ns(), more))
 
 
-# The IP headers of most packets, up to the ports: no options, no extension headers, no later fragment.
-_read_ipv4 = compile_struct(
-    Struct(
-        "version" / Int8ub,
-        Padding(1),
-        "length" / Int16ub,
-        Padding(2),
-        "fragment" / Int16ub,
-        Padding(1),
-        "protocol" / Int8ub,
-        Padding(2),
-        "source" / Bytes(4),
-        "destination" / Bytes(4),
-        "source_port" / Int16ub,
-        "destination_port" / Int16ub,
-    )
-).unpack_from
-_read_ipv6 = compile_struct(
-    Struct(
-        Padding(4),
-        "length" / Int16ub,
-        "protocol" / Int8ub,
-        Padding(1),
-        "source" / Bytes(16),
-        "destination" / Bytes(16),
-        "source_port" / Int16ub,
-        "destination_port" / Int16ub,
-    )
-).unpack_from
-_LEAST_IPV4, _LEAST_IPV6 = 24, 44
 _TCP = 6
 _ICMP = (1, 58)  # of IPv4, of IPv6
 _PLAIN = WITH_PORTS | {1, 58}  # protocols that are no extension header of IPv6
@@ -303,12 +271,12 @@ class JsonLines:
     def _line(self, message: LogMessage, otherwise: int) -> str:
         packet = message.payload
         family, size = message.raw[FAMILY], len(packet)
-        if family == Family.IPV4 and size >= _LEAST_IPV4:
-            first, length, fragment, protocol, source, destination, source_port, destination_port = _read_ipv4(packet)
-            plain = first == 0x45 and not fragment & 0x1FFF and length >= _LEAST_IPV4
+        if family == Family.IPV4 and size >= LEAST_IPV4:
+            first, length, fragment, _, protocol, source, destination, source_port, destination_port = read_ipv4(packet)
+            plain = first == 0x45 and not fragment & 0x1FFF and length >= LEAST_IPV4
             header = 20
-        elif family == Family.IPV6 and size >= _LEAST_IPV6 and packet[0] >> 4 == 6:
-            length, protocol, source, destination, source_port, destination_port = _read_ipv6(packet)
+        elif family == Family.IPV6 and size >= LEAST_IPV6 and packet[0] >> 4 == 6:
+            length, protocol, _, source, destination, source_port, destination_port = read_ipv6(packet)
             plain = length >= 4 and protocol in _PLAIN
             length += 40
             header = 40

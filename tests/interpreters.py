@@ -28,28 +28,28 @@ BOUND = 900  # seconds, for a file
 
 _HEAD = """# Which interpreters
 
-nfnet is for CPython 3.10 and later, also free-threaded builds, and for PyPy. Each row is what `tests/interpreters.py`
-found when it ran test files with that interpreter: how many tests passed, in how many files; not all files were run.
-Tests that a machine cannot run, because the kernel or a program lacks something, are skipped and not counted here.
+nfnet supports CPython 3.10 and later, also free-threaded builds, and PyPy. Each row is the result of
+`tests/interpreters.py` with that interpreter: the number of tests that passed, and of test files; not all files were
+run. Tests that are skipped because the machine lacks a feature or a program are not counted.
 
 """
 
 _TAIL = """
 ## Free-threaded builds
 
-Threads execute Python code at the same time there. Verdicts may be given in any thread: of two that decide the same
-packet at once, one gets AlreadyDecidedError. Each verdict costs an uncontended lock more than in other builds.
+Threads execute Python code at the same time there. Any thread can give verdicts: if two threads decide the same packet
+at once, one of them gets AlreadyDecidedError. Each verdict costs one uncontended lock more than in other builds.
 
 ## PyPy
 
-- What a program forgets, such as an iteration that it left by `break`, ends when the garbage collector finds it.
+- An iteration that the program left by `break` ends only when the garbage collector finds it.
   Until then, verdicts given in the iteration are sent within two milliseconds, and packets that its body left without a
-  verdict are in `pending`. Another loop, and `open`, let the collector run before they raise BusyReadingError or
+  verdict are in `pending`. Another loop, and `open`, run the garbage collector before they raise BusyReadingError or
   BusyError, which takes some ten milliseconds. `contextlib.closing(iter(queue))` ends an iteration at once.
-- There is no eventfd. A pipe stands in for it.
-- A signal handler that raises, as Ctrl-C does unless the program has a handler of its own, may leave a lock locked.
-  One that calls `Queue.stop` is safe.
-- Starting takes longer, until the code that runs for each packet is compiled.
+- There is no eventfd; a pipe is used in its place.
+- A signal handler that raises, as Python's own for Ctrl-C does, can leave a lock locked. One that calls `Queue.stop` is
+  safe.
+- The first packets take longer, until the code that runs for each packet is compiled.
 """
 
 

@@ -33,6 +33,7 @@ ORDER = [
     "protocol.byteorder",
     "protocol",
     "inet._headers",
+    "inet._usual",
     "inet._rewriting",
     "inet._answers",
     "inet._streams",

@@ -12,8 +12,6 @@ import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from construct import Bytes, Int8ub, Int16ub, Padding, Struct
-
 from .. import inet
 from .._accounts import group_name, user_name
 from .._annotated import Annotated
@@ -21,8 +19,8 @@ from .._core.message import FAMILY
 from .._ecs import destination_mac, link_header
 from .._processes import Process
 from ..inet._headers import ICMP, ICMPV6, TCP, WITH_PORTS
+from ..inet._usual import LEAST_IPV4, LEAST_IPV6, read_ipv4, read_ipv6
 from ..log import LogMessage
-from ..protocol.layout import compile_struct
 from ..protocol.nfnetlink import Family
 from ._batch import Batch
 
@@ -178,36 +176,6 @@ COLUMNS = (
 )
 """All columns, in the order in which rows have them."""
 
-# The IP header without options or extension headers, which most packets have, and the four bytes after it.
-_read_ipv4 = compile_struct(
-    Struct(
-        "version" / Int8ub,
-        Padding(1),
-        "length" / Int16ub,
-        Padding(2),
-        "fragment" / Int16ub,
-        "ttl" / Int8ub,
-        "protocol" / Int8ub,
-        Padding(2),
-        "source" / Bytes(4),
-        "destination" / Bytes(4),
-        "source_port" / Int16ub,
-        "destination_port" / Int16ub,
-    )
-).unpack_from
-_read_ipv6 = compile_struct(
-    Struct(
-        Padding(4),
-        "length" / Int16ub,
-        "protocol" / Int8ub,
-        "ttl" / Int8ub,
-        "source" / Bytes(16),
-        "destination" / Bytes(16),
-        "source_port" / Int16ub,
-        "destination_port" / Int16ub,
-    )
-).unpack_from
-_LEAST_IPV4, _LEAST_IPV6 = 24, 44
 _TCP_FLAGS, _TCP_OFFSET = 13, 12
 _PLAIN = WITH_PORTS | {ICMPV6}  # what is no extension header of IPv6
 
@@ -267,18 +235,18 @@ def _quick(message: LogMessage, moment: int) -> bytes | None:
     if seq is None:
         return None
     clock = moment // 1000 - _EPOCH
-    if family == Family.IPV4 and size >= _LEAST_IPV4:
-        first, length, fragment, ttl, protocol, source, destination, one, two = _read_ipv4(packet)
-        if first != 0x45 or fragment & 0x1FFF or length < _LEAST_IPV4:
+    if family == Family.IPV4 and size >= LEAST_IPV4:
+        first, length, fragment, ttl, protocol, source, destination, one, two = read_ipv4(packet)
+        if first != 0x45 or fragment & 0x1FFF or length < LEAST_IPV4:
             return None
         header, icmp = 20, ICMP
         ip = _write_ipv4(
             *(_COUNT, 8, clock, 8, seq, 2, protocol, 2, ttl, 8, length),
             *(8, _OF_IPV4, source, 8, _OF_IPV4, destination),
         )
-    elif family == Family.IPV6 and size >= _LEAST_IPV6 and packet[0] >> 4 == 6:
-        length, protocol, ttl, source, destination, one, two = _read_ipv6(packet)
-        if length < _LEAST_IPV6 - 40 or protocol not in _PLAIN:
+    elif family == Family.IPV6 and size >= LEAST_IPV6 and packet[0] >> 4 == 6:
+        length, protocol, ttl, source, destination, one, two = read_ipv6(packet)
+        if length < LEAST_IPV6 - 40 or protocol not in _PLAIN:
             return None
         header, icmp, length = 40, ICMPV6, length + 40
         ip = _write_ipv6(

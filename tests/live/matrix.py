@@ -137,10 +137,10 @@ def store(path: Path, kernel: str, features: dict[str, str]) -> None:
 HEAD = """\
 # Which kernel can do what
 
-As found by running the tests in `tests/live` on these kernels. Those of Debian are as Debian builds them; the other one
-is that of a small virtual machine, built with less. Where a kernel lacks what a queue, a log or a rule is asked for,
-opening or installing it raises `NotSupportedError`; attributes that it lacks are None or 0. `nfnet doctor` says what
-the kernel at hand can do.
+These tables are the results of the tests in `tests/live` on these kernels. Those marked Debian are Debian's builds; the
+other one is that of a small virtual machine, built with fewer options. If a kernel lacks a feature that a queue, log or
+rule needs, opening or installing it raises `NotSupportedError`; attributes that a kernel lacks are None or 0.
+`nfnet doctor` reports the features of the running kernel.
 
 """
 
@@ -151,18 +151,18 @@ FOOT = """\
 make test-vm KERNEL=6.1 VMRUN="vmrun --cpus 2" RECORD=1
 ```
 
-writes docs/kernels/6.1.json, and this page anew. VMRUN is a program that boots a kernel and runs a command under it:
-see [contributing](contributing.md). It takes two CPUs to try the fan-out by CPU. For the kernel that runs, as root:
+This writes docs/kernels/6.1.json and this page. VMRUN is a program that boots a kernel and runs a command under it:
+see [contributing](contributing.md). The fan-out by CPU needs two CPUs. For the running kernel, as root:
 
 ```sh
 .venv/bin/python -m pytest tests/live --features docs/kernels/6.18.json
 .venv/bin/python -m tests.live.matrix
 ```
 
-A test says which feature it is about with `@pytest.mark.feature("...")`. "yes" says that all tests of a feature passed,
-"no" that one was skipped because the kernel lacks it, "not tried" that the tests are newer than the run. A test makes
-sure before that the kernel lacks it: it fails where the kernel's configuration, if the kernel shows that, has the
-option, or where the kernel is new enough to have the feature.
+`@pytest.mark.feature("...")` names the feature of a test. "yes" means that all tests of the feature passed, "no" that
+one was skipped because the kernel lacks it, "not tried" that the tests are newer than the run. Before a test is skipped
+it checks that the kernel really lacks the feature: it fails if the kernel's configuration, where it can be read, has
+the option, or if the kernel is new enough to have the feature.
 """
 
 
