@@ -76,7 +76,7 @@ def test_demo_says_what_is_missing_and_replays(
     captured = capsys.readouterr()
     assert "this machine refuses" in captured.err
     assert "making a namespace of our own: operation not permitted [EPERM]" in captured.err
-    assert "this is a recording" in captured.out
+    assert "This is a recording" in captured.out
     for words in ("accept, rewritten", "mark 1, repeat", "drop", "TCP", "ICMPv6", "log: arrived: UDP"):
         assert words in captured.out
     assert "the verdicts are those of the recording" in captured.out

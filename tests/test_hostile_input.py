@@ -417,7 +417,7 @@ def test_what_is_there_only_when_it_is_opened_is_refused_too(
         return real(path, flags, *arguments, **options)
 
     monkeypatch.setattr("os.open", late)
-    with pytest.raises(OSError, match="Too many levels" if what == "link" else "somebody else's file"):
+    with pytest.raises(OSError, match="Too many levels" if what == "link" else "another user's file"):
         make(target)
     assert precious.read_bytes() == b"precious"
 

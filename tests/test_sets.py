@@ -529,7 +529,9 @@ def test_a_table_that_somebody_removed(clock: Clock, kernel: Kernel) -> None:
     one = Set("address", ["192.0.2.1"])
     put_in(kernel, one)
     kernel.sets.clear()
-    with pytest.raises(KernelError, match="Somebody else removed the table of the rule: remove the rule, and install"):
+    with pytest.raises(
+        KernelError, match="Another program removed the table of the rule: remove the rule, and install"
+    ):
         one.add("192.0.2.2")
     assert list(one) == ["192.0.2.1"]
 

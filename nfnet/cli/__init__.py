@@ -62,25 +62,27 @@ nfnet --help lists all commands.
 """
 
 _EPILOG = """\
-nfnet COMMAND --help says more. exit status: 0 if all went well, 1 if something
-failed, 2 for wrong arguments. Completion in bash, zsh and fish: install
-argcomplete and have the shell evaluate the output of
-"register-python-argcomplete nfnet".
+nfnet COMMAND --help describes a command.
+
+exit status: 0 on success, 1 if something failed, 2 for wrong arguments
+
+Completion in bash, zsh and fish: install argcomplete, and let the shell
+evaluate the output of "register-python-argcomplete nfnet".
 """
 
 
 class _Parser(argparse.ArgumentParser):
-    """Also of the commands: what is wrong is said with nothing in it that a terminal would obey."""
+    """A parser, also of the subcommands, whose error messages contain no control characters."""
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
 
 
 def build() -> argparse.ArgumentParser:
-    """The parser of the command line; what it gives has the function ``run``."""
+    """Return the parser of the command line; the options that it returns have the function ``run``."""
     parser = _Parser(
         prog="nfnet",
-        description="Decide and log packets from Python.",
+        description="Decide packets that a firewall rule queued, and collect those that a rule logged.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -103,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         print(_FIRST, end="", file=sys.stderr)
         return 2
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what the encoding of a terminal lacks is no reason to stop
+    if isinstance(sys.stdout, io.TextIOWrapper):  # escape characters that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     return execute(options)
 
@@ -113,11 +115,11 @@ def execute(options: argparse.Namespace) -> int:
     try:
         status: int = options.run(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor does the interpreter complain at its end
+    except BrokenPipeError:  # the reader of our output closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's last flush
         return 1
     except KeyboardInterrupt:
-        return 130  # as shells have it; commands that run on end by themselves
+        return 130  # 128 + SIGINT, as in shells; commands that run until a signal handle it themselves
     except (NfnetError, OSError) as error:
         if options.debug:
             raise

@@ -1,4 +1,4 @@
-"""``nfnet block``: have the kernel drop or reject packets for a while, and say how many those were."""
+"""``nfnet block``: let the kernel drop or reject packets for a time, and print how many there were."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from .command_line import netns
 from .summaries import say
 
 _DESCRIPTION = """\
-Has the kernel drop what goes from here to the addresses, and what comes from
-them or is passed on between them and others; until Ctrl-C or SIGTERM, or for
-a time. Then it says how many packets that stopped. No packet goes through
-Python, and the rules go away with the command, however it ends (since Linux
-5.12; "nfnet rules clean" removes what is left before that).
+Installs rules by which the kernel drops all packets from and to the addresses,
+those that this machine forwards included, until Ctrl-C or SIGTERM, or for a
+time. Then prints how many packets the rules stopped. No packet is handed to
+Python. The kernel removes the rules with the command, however it ends (since
+Linux 5.12; with older kernels run "nfnet rules clean" if it was killed).
 
     nfnet block 192.0.2.66 2001:db8::/32 --for 10m
     nfnet block --port 25,465,587 --reject
     nfnet block --unit backup.service 10.0.0.0/8
 
-All that is given must be true of a packet: the last one keeps a service from
-speaking to a network. Ports are those that packets go to.
+A packet is blocked if it matches all conditions: the last example keeps a
+service from sending to a network.
 
-exit status: 0 when it was told to stop, or the time is over; 1 if the kernel
-refuses; 2 for wrong arguments
+exit status: 0 after Ctrl-C or SIGTERM, or when the time is over; 1 if the
+kernel refuses the rules; 2 for wrong arguments
 """
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -44,36 +44,44 @@ def add_to(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "block",
-        help="drop or reject packets for a while",
+        help="drop or reject packets for a time, in the kernel",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_argument_group("packets")
-    what.add_argument("addresses", nargs="*", metavar="ADDRESS", help="an address, a network, or two with - in between")
-    what.add_argument("--port", metavar="N", help="to which they go: a number, several (25,465), or two with - between")
-    what.add_argument("--protocol", metavar="P", help="tcp, udp, icmp, ... [with --port tcp and udp, else any]")
-    what.add_argument("--unit", metavar="NAME", help="of a local systemd unit, or of a control group by its path")
-    what.add_argument("--user", metavar="USER", help="of programs of a local user, by name or number; what they send")
-    how = parser.add_argument_group("what becomes of them").add_mutually_exclusive_group()
-    how.add_argument("--drop", dest="action", action="store_const", const=rules.drop, help="drop them (if not said)")
+    what.add_argument("addresses", nargs="*", metavar="ADDRESS", help="an address, a network, or a range with -")
+    what.add_argument("--port", metavar="N", help="destination port: one, several (25,465), or a range (25-30)")
+    what.add_argument(
+        "--protocol", metavar="P", help="tcp, udp, icmp, ... (default: tcp and udp with --port, any without)"
+    )
+    what.add_argument("--unit", metavar="NAME", help="a systemd unit of this machine, or the path of a control group")
+    what.add_argument("--user", metavar="USER", help="sent by programs of this local user (name or number)")
+    how = parser.add_argument_group("verdict").add_mutually_exclusive_group()
+    how.add_argument("--drop", dest="action", action="store_const", const=rules.drop, help="drop them (default)")
     how.add_argument(
         "--reject",
         dest="action",
         action="store_const",
         const=rules.reject,
-        help="drop them, and tell the sender: a TCP reset, or an ICMP error",
+        help="drop them, and send a TCP reset or an ICMP error to the sender",
     )
-    parser.add_argument("--for", dest="seconds", type=_duration, metavar="TIME", help="how long: 90, 90s, 10m, 2h, 1d")
     parser.add_argument(
-        "--netns", type=netns, metavar="NAME", help="name, path or process id of another network namespace"
+        "--for",
+        dest="seconds",
+        type=_duration,
+        metavar="TIME",
+        help="stop after this time: 90, 90s, 10m, 2h, 1d (default: run until Ctrl-C)",
     )
-    parser.add_argument("--json", action="store_true", help="JSON Lines: each rule, and what it stopped, at the end")
+    parser.add_argument(
+        "--netns", type=netns, metavar="NAME", help="work in this network namespace: a name, path or process id"
+    )
+    parser.add_argument("--json", action="store_true", help="print each rule and its counters as JSON Lines at the end")
     parser.set_defaults(run=_run, action=rules.drop)
 
 
 def _run(options: argparse.Namespace) -> int:
     found = rules.RuleSet(*_answers(options), *_rules(options))
-    # From here on signals wait until `_wait` looks for them: none comes while rules are being installed or removed.
+    # From here on signals are blocked until `_wait`, so that none interrupts the installation or removal of rules.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     try:
         with found:
@@ -99,12 +107,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _rules(options: argparse.Namespace) -> Iterator[rules.Rule]:
-    """A rule for each way that the packets may take. Raises ArgumentError."""
+    """Yield a rule for each hook and direction in which the packets can pass. Raises ArgumentError."""
     common: dict[str, Any] = {}
     for option, name in (("port", "destination_port"), ("protocol", "protocol"), ("unit", "cgroup"), ("user", "uid")):
         if (text := getattr(options, option)) is not None:
             common[name] = CRITERIA[name].parse(text)
-            CRITERIA[name].read(f"--{option}", common[name], False)  # complains of the option, not of the criterion
+            CRITERIA[name].read(f"--{option}", common[name], False)  # its error names the option
     if options.addresses:
         CRITERIA["source"].read("ADDRESS", options.addresses, False)
     if not common and not options.addresses:
@@ -120,9 +128,9 @@ def _rules(options: argparse.Namespace) -> Iterator[rules.Rule]:
 
 
 def _answers(options: argparse.Namespace) -> Iterator[rules.Rule]:
-    """Rules that let the kernel's own answers to what is rejected pass: some are for or from what is blocked."""
+    """Yield rules that accept the kernel's own answers to rejected packets; the blocking rules would match some."""
     if options.action is rules.reject:
-        # To local programs they come by the interface lo, as if the peer had sent them.
+        # Local programs receive them from the interface lo, with the peer's address as source.
         for place in ({"hook": "output"}, {"hook": "input", "in_interface": "lo"}):
             common: dict[str, Any] = {**place, "netns": options.netns}
             yield rules.accept(protocol="tcp", tcp_flags="rst", **common)
@@ -130,7 +138,7 @@ def _answers(options: argparse.Namespace) -> Iterator[rules.Rule]:
 
 
 def _what(options: argparse.Namespace) -> str:
-    """Which packets, for people."""
+    """Return a description of the blocked packets."""
     words = ["packets"]
     for text, name in (
         ("of protocol", options.protocol),
@@ -144,7 +152,7 @@ def _what(options: argparse.Namespace) -> str:
 
 
 def _wait(seconds: float | None) -> None:
-    """Until a signal comes, or so long."""
+    """Wait for a signal, at most ``seconds``."""
     if seconds is None:
         signal.sigwait(_STOPPING)
     else:

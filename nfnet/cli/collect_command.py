@@ -1,4 +1,4 @@
-"""``nfnet collect``: bring what rules log to files and databases, for good."""
+"""``nfnet collect``: store logged packets in files and databases, as a service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from .summaries import say
 T = TypeVar("T")
 
 _DESCRIPTION = """\
-Brings what firewall rules log to files and databases, until it is told to stop.
+Stores the packets that firewall rules log in files and databases, until Ctrl-C
+or SIGTERM.
 
     nfnet collect --group 5 --to log.jsonl --to sqlite:firewall.db
     nfnet collect --group 5 --to log.jsonl rotate_size=100M keep=9 compress=yes
@@ -33,17 +34,20 @@ Brings what firewall rules log to files and databases, until it is told to stop.
     nfnet collect --group 5 --to nats://nats.example:4222
     nfnet collect --from nats://nats.example:4222 --to postgresql:///firewall
 
-An output is a file whose name says what it is (.jsonl, .log, .db, .pcapng), or
-has that before it (sqlite:FILE, jsonl:-). What an output cannot take at the
-moment is kept in memory, up to 64 MiB, or with --spool on disk; the others go
-on. SIGHUP opens files anew; those that were renamed are made anew anyhow.
-SIGUSR1 has it say how it does on standard error. With --limit, of messages
-that have the same prefix only so many are stored, and now and then one more,
-which says for how many it stands. systemd is told how it does, if that asks.
+An output is a URL, or a file: the end of its name (.jsonl, .log, .db, .pcapng)
+or the word before it (sqlite:FILE, jsonl:-) selects the kind. While an output
+fails, its messages are kept in memory, up to 64 MiB, or on disk with --spool;
+the other outputs continue. With --limit only so many messages of each prefix
+are stored, and now and then one that says how many were left out.
 
-exit status: 0 when it was told to stop, or after --count messages; 1 if the
-kernel refuses, an output cannot begin, or messages could not be stored; 2 for
-wrong arguments, or something wrong in the configuration
+SIGHUP reopens the files; a file that was renamed or removed is created again
+even without it.
+SIGUSR1 prints the state on standard error. As a service of systemd (Type=notify)
+it reports when it is ready, its state, and that it is alive (WatchdogSec=).
+
+exit status: 0 after Ctrl-C or SIGTERM, or after --count messages; 1 if the
+kernel refuses, an output cannot be opened, or messages could not be stored; 2
+for wrong arguments or an error in the configuration
 """
 
 
@@ -51,67 +55,77 @@ def add_to(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "collect",
-        help="bring what rules log to files and databases",
+        help="store logged packets in files and databases",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    reading = parser.add_argument_group("input")
+    reading.add_argument(
         "--group",
         type=whole_number(0, 65535),
         metavar="N",
         action="append",
         default=[],
-        help="number of a log group; may be repeated",
+        help="read this log group; can be repeated",
     )
-    parser.add_argument(
+    reading.add_argument(
+        "--install-rule",
+        metavar="WORDS",
+        type=lambda text: rule_words(text, rules.log),
+        help='install this rule while the command runs, e.g. "hook=input protocol=tcp state=new"; one group only',
+    )
+    reading.add_argument(
+        "--from",
+        nargs="+",
+        metavar=("URL", "NAME=VALUE"),
+        dest="source",
+        help="read messages from NATS instead of from log groups",
+    )
+    reading.add_argument(
+        "--netns", type=netns, metavar="NAME", help="work in this network namespace: a name, path or process id"
+    )
+    reading.add_argument("-c", "--count", type=whole_number(1), metavar="N", help="stop after N messages")
+    writing = parser.add_argument_group("outputs")
+    writing.add_argument(
         "--to",
         nargs="+",
         metavar=("OUTPUT", "NAME=VALUE"),
         action="append",
         default=[],
-        help="where to, and settings of it; may be repeated",
+        help="store in this output, with these settings; can be repeated",
     )
-    parser.add_argument(
-        "--from",
-        nargs="+",
-        metavar=("URL", "NAME=VALUE"),
-        dest="source",
-        help="take messages from NATS, instead of log groups",
+    writing.add_argument("--create", action="store_true", help="create missing tables and streams first")
+    writing.add_argument("--spool", metavar="DIR", help="keep messages of failing outputs in this directory")
+    writing.add_argument(
+        "--spool-size", metavar="SIZE", type=_size, help="keep at most so much for each output (default: 1G)"
     )
-    parser.add_argument("--config", metavar="FILE", help="a TOML file; what options say comes on top of it")
-    parser.add_argument("--create", action="store_true", help="first make what outputs lack: tables, a stream")
-    parser.add_argument("--check", action="store_true", help="say what is wrong with the configuration, and end")
-    parser.add_argument(
+    contents = parser.add_argument_group("stored messages")
+    contents.add_argument(
+        "--limit", metavar="RATE", type=_rate, help="store at most so many of each prefix, e.g. 100/s, 20/minute"
+    )
+    contents.add_argument(
         "--label",
         metavar="NAME=VALUE",
         action="append",
         default=[],
         type=_pair,
-        help="add this to JSON, and to the table sessions",
+        help="add this label to each JSON object, and to the table sessions; can be repeated",
     )
-    parser.add_argument(
-        "--limit", metavar="RATE", type=_rate, help="of each prefix store at most so many, e.g. 100/s, 20/minute"
+    contents.add_argument(
+        "--process", action="store_true", help="store which local process sends or receives the packet"
     )
-    parser.add_argument("--process", action="store_true", help="say which local process sends or receives a packet")
-    parser.add_argument("--conntrack", action="store_true", help="say the state of connections")
-    parser.add_argument("--spool", metavar="DIR", help="keep here what an output cannot take")
-    parser.add_argument("--spool-size", metavar="SIZE", type=_size, help="of each output at most so much [1G]")
-    parser.add_argument(
-        "--install-rule",
-        metavar="WORDS",
-        type=lambda text: rule_words(text, rules.log),
-        help='install the rule meanwhile, e.g. "hook=input protocol=tcp state=new"; one group only',
+    contents.add_argument("--conntrack", action="store_true", help="store the state of the packet's connection")
+    running = parser.add_argument_group("configuration and monitoring")
+    running.add_argument("--config", metavar="FILE", help="read this TOML file; options add to it or override it")
+    running.add_argument(
+        "--check", action="store_true", help="check the configuration, print what is wrong with it, and exit"
     )
-    parser.add_argument(
-        "--netns", type=netns, metavar="NAME", help="work in another network namespace: a name, path or process id"
-    )
-    parser.add_argument("-c", "--count", type=whole_number(1), metavar="N", help="stop after so many")
-    add_metrics(parser)
-    parser.add_argument(
+    running.add_argument(
         "--import-ulogd",
         metavar="FILE",
-        help="print a configuration that does what ulogd2 does with its file, for --config, and end",
+        help="convert this configuration of ulogd2 to one for --config, print it, and exit",
     )
+    add_metrics(running)
     parser.set_defaults(run=_run)
 
 
@@ -149,7 +163,7 @@ def _described(option: str, words: list[str], describe: Callable[[str, dict[str,
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    """What the file says, and what options say on top of it."""
+    """Return the settings of the configuration file, with those of the options added or in their place."""
     found = Settings()
     if options.config is not None:
         found = read_settings(options.config, lambda text: rule_words(text, rules.log), endpoint)
@@ -242,7 +256,7 @@ def _made(options: argparse.Namespace, described: Described) -> Output:
 
 
 class _Running:
-    """What is to be done while the collector runs, beside collecting."""
+    """Handles signals and systemd while the collector runs."""
 
     def __init__(self, collector: Collector) -> None:
         self._collector = collector
@@ -258,10 +272,10 @@ class _Running:
         self._collector.reopen()
 
     def show(self) -> None:
-        self._show = True  # not in the signal handler: it may have come in the midst of a line
+        self._show = True  # `turn` prints: the signal may have interrupted a print
 
     def turn(self) -> None:
-        """Called by the collector, at least once a second."""
+        """Do what is due; the collector calls this at least once a second."""
         if self._show:
             self._show = False
             for line in self._lines():
@@ -282,11 +296,14 @@ class _Running:
         return [*lines, *map(str, state.outputs)]
 
     def _status(self) -> str:
-        """What systemctl status shows."""
+        """Return the line that systemctl status shows."""
         state = self._collector.state()
         wrong = [str(output) for output in state.outputs if output.error is not None or output.broken]
         return printable("; ".join([str(state), *wrong]))
 
     def _is_well(self, patience: float) -> bool:
-        """Whether no output has been at the same thing for too long; that messages are read, the caller shows."""
+        """Return whether no output has been busy with one operation for ``patience`` seconds.
+
+        That messages are read needs no check: the loop that reads them makes this call.
+        """
         return all(output.busy < patience for output in self._collector.state().outputs)

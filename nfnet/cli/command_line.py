@@ -18,56 +18,58 @@ from ..rules._values import number
 
 
 def add_options(parser: argparse.ArgumentParser, rule: Callable[..., rules.Rule]) -> None:
-    """Options of all commands that read from the kernel; ``rule`` makes the one that they may install."""
+    """Add the options of all commands that read from the kernel; ``rule`` makes the rule of --install-rule."""
     parser.add_argument(
-        "--netns", type=netns, metavar="NAME", help="work in another network namespace: a name, path or process id"
+        "--netns", type=netns, metavar="NAME", help="work in this network namespace: a name, path or process id"
     )
-    parser.add_argument("-c", "--count", type=whole_number(1), metavar="N", help="stop after so many")
-    parser.add_argument("--json", action="store_true", help="JSON Lines with field names of the Elastic Common Schema")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no line for each packet")
+    parser.add_argument("-c", "--count", type=whole_number(1), metavar="N", help="stop after N packets")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON Lines, fields named as in the Elastic Common Schema"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print no line for each packet")
     parser.add_argument(
         "--install-rule",
         metavar="WORDS",
         type=functools.partial(rule_words, rule=rule),
-        help='install the rule meanwhile, e.g. "hook=forward protocol=udp destination_port=53%s"'
+        help='install this rule while the command runs, e.g. "hook=forward protocol=udp destination_port=53%s"'
         % (" bypass=no" if rule is rules.queue else ""),
     )
     add_metrics(parser)
 
 
-def add_metrics(parser: argparse.ArgumentParser) -> None:
-    """The option of all commands that have metrics."""
+def add_metrics(parser: Any) -> None:
+    """Add the option of all commands that have metrics."""
     parser.add_argument(
         "--metrics",
         type=endpoint,
         metavar="[ADDRESS:]PORT",
-        help="serve Prometheus metrics there; on 127.0.0.1 if no address is given",
+        help="serve Prometheus metrics at this address (default: 127.0.0.1) and port",
     )
 
 
 def add_capture_options(parser: Any) -> None:
-    """Options of commands that read captures, for packets with a link layer: arguments of `nfnet.replay`."""
+    """Add options for packets of general captures, which become arguments of `nfnet.replay`."""
     parser.add_argument(
         "--hook",
         choices=[hook.name.lower() for hook in Hook],
         metavar="HOOK",
-        help="of all packets, where the capture is not of a queue or log; else it is input, output or forward as the"
-        " file says of each packet, or --local; and prerouting if neither does",
+        help="the hook of all packets, if the capture is not one of a queue or log (default: input, output or forward"
+        " by the direction in the file or by --local, else prerouting)",
     )
     parser.add_argument(
         "--local",
         action="append",
         metavar="NET",
-        help="an address or network on this side: what comes from it is at output, what goes to it at input, everything"
-        " else at forward. May be given several times",
+        help="an address or network of this host: packets from it are at output, packets to it at input, all others at"
+        " forward; can be repeated",
     )
     parser.add_argument(
-        "--family", choices=FAMILIES, help="inet: IP packets (if not said); bridge: all Ethernet frames, as in a bridge"
+        "--family", choices=FAMILIES, help="inet: IP packets (default); bridge: all Ethernet frames, as a bridge has"
     )
 
 
 def capture_options(options: argparse.Namespace) -> ReplayOptions:
-    """Those of `add_capture_options` that were given."""
+    """Return the options of `add_capture_options` that were given."""
     given: ReplayOptions = {}
     if options.hook is not None:
         given["hook"] = options.hook
@@ -79,22 +81,22 @@ def capture_options(options: argparse.Namespace) -> ReplayOptions:
 
 
 def capture_file(text: str) -> str:
-    """The name of a capture; "-" is standard input."""
+    """Return the path of a capture; "-" is standard input."""
     return "/dev/stdin" if text == "-" else text
 
 
 def endpoint(text: str) -> tuple[str, int]:
-    """An argument that names an address and a port to listen on: ``9464``, ``0.0.0.0:9464``, ``[::]:9464``."""
+    """Parse an argument with a port and optionally an address: ``9464``, ``0.0.0.0:9464``, ``[::]:9464``."""
     address, _, port = text.rpartition(":")
     if not port.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no port, such as 9464, or address and port: 0.0.0.0:9464")
     if ":" in address and not (address.startswith("[") and address.endswith("]")):
-        raise argparse.ArgumentTypeError(f"{text!r}: an IPv6 address stands in brackets, as in [::1]:9464")
+        raise argparse.ArgumentTypeError(f"{text!r}: an IPv6 address must be in brackets, as in [::1]:9464")
     return address.strip("[]") or "127.0.0.1", whole_number(1, 65535)(port)
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """An argument that is a whole number within bounds."""
+    """Return a parser of an argument that is a whole number within bounds."""
 
     def parse(text: str) -> int:
         try:
@@ -111,7 +113,7 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def netns(text: str) -> str:
-    """An argument that names a network namespace, or a process that is in it."""
+    """Parse an argument that names a network namespace, or is the id of a process in it."""
     return f"/proc/{whole_number(1, 0x7FFFFFFF)(text)}/ns/net" if text.isdecimal() else text
 
 
@@ -121,7 +123,7 @@ def _yes_or_no(text: str) -> bool:
     return text == "yes"
 
 
-# What each word of a rule is made into; what it may be is for the rule to say.
+# The parser of each word of a rule; the rule's function checks the values.
 _WORDS: dict[str, Callable[[str], Any]] = {
     "hook": str,
     "family": str,
@@ -146,7 +148,10 @@ _WITHOUT_NUMBER = (rules.drop, rules.accept, rules.reject)
 
 
 def rule_words(text: str, rule: Callable[..., rules.Rule] = rules.queue) -> dict[str, Any]:
-    """``hook=forward protocol=udp not_mark=7``, quoted as for a shell, as arguments of a function of `nfnet.rules`."""
+    """Parse words like ``hook=forward protocol=udp not_mark=7``, quoted as for a shell.
+
+    Returns them as keyword arguments of a function of `nfnet.rules`.
+    """
     known = {**_WORDS, **_WORDS_OF_ONE[rule]}
     try:
         words = shlex.split(text)
@@ -158,7 +163,7 @@ def rule_words(text: str, rule: Callable[..., rules.Rule] = rules.queue) -> dict
         if not equals or name not in known:
             raise argparse.ArgumentTypeError(f"{word!r} is not name=value with one of the names {', '.join(known)}")
         if name in found:
-            raise argparse.ArgumentTypeError(f"{name} is there twice")
+            raise argparse.ArgumentTypeError(f"{name} is given twice")
         try:
             found[name] = known[name](value)
         except (argparse.ArgumentTypeError, ArgumentError) as error:

@@ -1,4 +1,4 @@
-"""What ``nfnet queue`` does with packets: it chooses, shows and decides them, at once or when the line lets them go."""
+"""How ``nfnet queue`` selects, shows and decides packets, at once or when they leave the emulated line."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _WHY_DROPPED = {"lost": "by chance", "full": "for lack of room: --max-len"}
 
 
 class Decider:
-    """Decides the packets of a queue as the options say, or a handler.
+    """Decides the packets of a queue according to the options, or by a handler.
 
-    line: what delays and spoils them before that, if anything.
-    replay: where the packets come from, if that is a capture.
+    line: the emulated line that packets pass first, if any.
+    replay: the capture that the packets come from, if any.
 
-    ``damaged`` is how many records of a capture could not be read.
+    ``damaged`` is the number of records of the capture that could not be read.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Decider:
         self._failures: dict[str, str] = {}
 
     def stop(self) -> None:
-        """Take no more packets: `run` returns, at once if it waits for some."""
+        """Let `run` return, at once if it is waiting for packets."""
         self._stopped = True
         self._poller.wake()
 
@@ -63,8 +63,8 @@ class Decider:
         """Decide packets until `stop`."""
         queue, line = self._queue, self._line
         self._poller.watch(queue.fileno())
-        gc.freeze()  # what was imported: to look through it for garbage takes milliseconds, in which packets would wait
-        is_readable = True  # once after opening, whatever it says
+        gc.freeze()  # imported objects: a garbage collection over them would delay packets by milliseconds
+        is_readable = True  # once after opening, also if it returns False
         while not self._stopped:
             if is_readable:
                 if line is not None and line.conditions.keeps:
@@ -85,19 +85,19 @@ class Decider:
             is_readable = wait_readable(self._poller, left)
 
     def finish(self) -> None:
-        """Whatever ended it: what still waits is decided by the options, without showing it, or not at all."""
+        """Decide the packets that still wait, without showing them, or leave them undecided as --undecided says."""
         self._stopped = self._ending = True
         if self._line is not None:
             self._let_go(math.inf)
-        for packet in self._queue.pending:  # what came after `stop`, and what the handler keeps
+        for packet in self._queue.pending:  # packets that arrived after `stop`, and those that the handler keeps
             self._take(packet)
-        for _ in range(_LAST_ROUNDS):  # what was read, or waits to be; but not for ever
+        for _ in range(_LAST_ROUNDS):  # packets that were read, or wait in the receive buffer; bounded
             if not self._queue.process(self._take):
                 break
         self._queue.flush()
 
     def summary(self) -> str:
-        """What became of the packets."""
+        """Return a line with how many packets had each outcome."""
         kernel, counts = self._queue.counters, self._counts
         rejected = counts["rejected"]
         text = f"{counted(kernel.received, 'packet')}: {kernel.accepted} accepted, {kernel.dropped - rejected} dropped"
@@ -110,7 +110,7 @@ class Decider:
         return text + (f", {kernel.pending} left undecided, which the kernel drops" if kernel.pending else "")
 
     def failures(self) -> Iterator[str]:
-        """What could not be done with packets, and why not: a line for each kind."""
+        """Yield a line for each kind of failure: how many packets, and the first error."""
         for what, reason in self._failures.items():
             count = self._counts[f"not {what}"]
             yield f"{counted(count, 'packet')} could not be {what}: {reason}" + (", for one" if count > 1 else "")
@@ -128,7 +128,7 @@ class Decider:
         if options.count is not None and self._seen >= options.count:
             self._stopped = True
         if self._ending and self._handler is not None:
-            self._leave_undecided(packet)  # the handler is not asked any more
+            self._leave_undecided(packet)  # the handler is no longer called
         elif line is None:
             self._decide(packet)
         else:
@@ -143,7 +143,7 @@ class Decider:
 
     def _is_chosen(self, packet: Packet) -> bool:
         options = self._options
-        # Resets and copies of ours, if the rule queues them, too: they are not for resets, nor to be copied again.
+        # Our own resets and copies, if the rule queues them, too, must be neither rejected nor copied again.
         if (options.verdict == "reject" or options.duplicate) and packet.mark == INJECTED_MARK:
             return False
         if options.protocol is None and options.source is None and options.destination is None and options.port is None:
@@ -178,9 +178,9 @@ class Decider:
         self._decide(packet, payload)
 
     def _decide(self, packet: Packet, payload: bytes | None = None) -> None:
-        """Give the packet its verdict; ``payload`` is what it is replaced by."""
+        """Give the packet its verdict; ``payload`` replaces its bytes."""
         options = self._options
-        # At the end the rules that remember are about to go.
+        # At the end the rules that carry out verdicts on connections are about to be removed.
         connection = options.connection and not self._ending
         if self._handler is not None:
             self._handler(packet)
@@ -208,7 +208,7 @@ class Decider:
             packet.reject(connection=connection)
         except (ArgumentError, KernelError) as error:
             if not self._ending and (connection or isinstance(error, NotPermittedError)):
-                raise  # none can be
+                raise  # no packet can be rejected
             self._failed("rejected", error)
             packet.drop()
             self._show(packet, "drop")
@@ -217,9 +217,9 @@ class Decider:
             self._show(packet, "reject")
 
     def _damaged(self, packet: Packet, where: float) -> bytes | None:
-        """Its bytes with one of them changed, behind the IP header: so it arrives, and its checksum is wrong."""
+        """Return its bytes with one bit behind the IP header flipped: it arrives, with a wrong checksum."""
         payload, ip = packet.payload, packet.ip
-        if packet.truncated:  # what was not copied would be cut off
+        if packet.truncated:  # the bytes that were not copied would be cut off
             return None
         begin = 0 if ip is None else 40 if ip.version == 6 else (payload[0] & 15) * 4
         damaged = flip(payload, begin, where)
@@ -227,7 +227,7 @@ class Decider:
         return damaged
 
     def _send_copy(self, packet: Packet) -> None:
-        self._queue.flush()  # the packet itself comes first
+        self._queue.flush()  # the packet itself must leave first
         try:
             if packet.truncated:
                 raise ArgumentError(f"only {len(packet.payload)} of its {packet.cap_len} bytes were copied")

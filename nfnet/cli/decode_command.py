@@ -1,4 +1,4 @@
-"""``nfnet decode``: a netlink message, field by field."""
+"""``nfnet decode``: show a netlink message field by field."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ from .command_line import capture_file
 from .summaries import link_types, say
 
 _DESCRIPTION = """\
-Shows netlink messages of NFQUEUE and NFLOG field by field: where each begins,
-its bytes, its name and what it says. Takes a capture of netlink (nfnet
-record, nlmon, Wireshark), a file with the bytes of a datagram, or hexadecimal
-digits; - is standard input. Messages of a machine of the other byte order are
-turned first. Records that are not netlink are skipped; what is wrong with a
-damaged one is said, with its number and the place in the file, and the next
-ones follow.
+Shows netlink messages of NFQUEUE and NFLOG field by field: offset, bytes, name
+and value of each. Takes a capture of netlink (nfnet record, nlmon, Wireshark),
+a file with the bytes of a datagram, or hexadecimal digits; - is standard input.
+Messages of a machine of the other byte order are converted first. Records that
+are not netlink are skipped. A damaged record is reported with its number and
+position in the file, and reading continues with the next one.
 
     nfnet decode session.pcapng
     nfnet decode 1c000000020305000100000000000000000000010800010001000000
 
-exit status: 0; 1 for bytes that are no such messages, and if the file is
-damaged, or has none in it
+exit status: 0 on success; 1 if the bytes are no such messages, or the file is
+damaged or contains none
 """
 
 _WIDTH = 16  # bytes shown of a field
@@ -58,7 +57,7 @@ def add_to(commands: Any) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", metavar="FILE|HEX")
+    parser.add_argument("what", metavar="FILE|HEX", help="a file, or hexadecimal digits")
     parser.set_defaults(run=_run)
 
 
@@ -90,7 +89,7 @@ def _show_bytes(datagram: bytes) -> int:
 
 
 def _show_capture(items: Iterable[Record | CaptureError | None], name: str) -> int:
-    """Show the datagrams of a file, and what is wrong with damaged records."""
+    """Show the datagrams of a file, and report damaged records."""
     shown = damaged = 0
     others: dict[int, int] = {}  # by link type
     for item in items:
@@ -128,9 +127,9 @@ def _show_record(record: Record, datagram: bytes) -> None:
 
 
 def describe(datagram: bytes, size: int | None = None) -> Iterator[str]:
-    """The fields of a datagram, a line each. Raises DecodeError where it stops being one.
+    """Yield a line for each field of a datagram. Raises DecodeError where the bytes are not valid.
 
-    ``size`` is that of the whole datagram, if this is only its beginning.
+    ``size`` is the size of the whole datagram, if ``datagram`` is only its beginning.
     """
     for start, message in netlink.split_messages(datagram, size=size):
         header = netlink.header.parse(message)
@@ -161,7 +160,7 @@ def describe(datagram: bytes, size: int | None = None) -> Iterator[str]:
 def _attributes(
     data: bytes, size: int, table: Table, packet: Packet | LogMessage | None, offset: int, depth: int
 ) -> Iterator[str]:
-    """The attributes in ``size`` bytes, of which ``data`` may be only the beginning."""
+    """Yield the attributes in ``size`` bytes, of which ``data`` can be only the beginning."""
     for number, start, end in walk(data, 0, size, offset):
         row = table.get(number)
         value = data[start:end]

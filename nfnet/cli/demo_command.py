@@ -1,4 +1,4 @@
-"""``nfnet demo``: real packets, in namespaces of its own."""
+"""``nfnet demo``: show a handler at work on real packets, in network namespaces of its own."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def handle(packet: nfnet.Packet) -> None:
 
 
 def script() -> str:
-    """A whole program around the handler."""
+    """Return a complete program with the handler."""
     return f"""\
 import nfnet
 
@@ -65,12 +65,12 @@ with nfnet.rules.queue(1, hook="output", protocol="udp", destination_port=7777, 
 
 
 EPILOG = """\
-Makes two network namespaces of its own, sends a few packets from one to the
-other, and shows what a short handler does with them. Needs no privileges where
-users may make namespaces, and touches nothing outside of them. Where that is
-not allowed it says what is missing and replays a recording.
+Makes two network namespaces, sends a few packets from one to the other, and
+shows what a short handler does with them. Changes nothing outside of these
+namespaces, and needs no privileges if users are permitted to make namespaces.
+If they are not, it prints what is missing and replays a recording.
 
-exit status: 0 if all went as it should, 1 if not
+exit status: 0 if all packets were handled as expected, else 1
 """
 
 
@@ -86,7 +86,7 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show it, and return the exit status."""
+    """Run the demonstration, and return the exit status."""
     try:
         sender, receiver = _namespaces()
     except KernelError as error:
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _not_possible(error: KernelError, what: str) -> int:
     print(f"nfnet demo needs {what}, and this machine refuses:\n  {error}\n", file=sys.stderr)
-    print("So this is a recording of it, which the same handler decides once more.\n")
+    print("This is a recording of the demonstration instead, which the same handler decides again.\n")
     return _replay()
 
 
@@ -143,7 +143,7 @@ class _Demo:
 
     def __init__(self, sender: BinaryIO, receiver: BinaryIO) -> None:
         self._sender, self._receiver = sender, receiver
-        self._queue = nfnet.Queue(1, netns=sender, rcvbuf=200_000)  # which everybody may have
+        self._queue = nfnet.Queue(1, netns=sender, rcvbuf=200_000)  # a size that needs no privileges
         self._log = nfnet.Log(5, threshold=1, netns=receiver)
         self._database = ""
         self._stack = contextlib.ExitStack()
@@ -180,13 +180,13 @@ class _Demo:
             self._ping(family)
 
     def summary(self) -> bool:
-        """Print the counters and the script; whether everything was as it should be."""
+        """Print the counters and the script; return whether all results are as expected."""
         counters = self._queue.counters
         verdicts = counters.accepted + counters.dropped + counters.repeated + counters.requeued
         print(f"\nreceived {counters.received} = {counters.accepted} accepted + {counters.dropped} dropped", end="")
         print(f" + {counters.repeated} repeated + {counters.pending} pending; lost {counters.lost}")
         if self._housekeeping:
-            print(f"(among the accepted, and not shown above: {self._housekeeping} of IPv6's own housekeeping)")
+            print(f"(among the accepted, and not shown above: {self._housekeeping} packets that IPv6 itself sent)")
         balanced = counters.received == verdicts + counters.pending and counters.pending == counters.lost == 0
         self._collecting.terminate()
         complete = self._collecting.wait(_START) == 0
@@ -204,7 +204,7 @@ class _Demo:
         self._housekeeping += not _handle_and_show(packet)
 
     def _show_log(self, expected: bool) -> None:
-        """What the rule at the other end logged, but for packets that carry nothing."""
+        """Show what the rule at the other end logged, except packets without data."""
         seen = 0
 
         def show(message: nfnet.LogMessage) -> None:
@@ -215,7 +215,7 @@ class _Demo:
         self._right &= bool(seen) == expected
 
     def _run_until(self, done: Callable[[], bool], timeout: float = _TIMEOUT) -> bool:
-        """Let the queue work until ``done``; whether that came about in time."""
+        """Process packets until ``done`` returns True; return whether it did within ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         while not done():
             left = deadline - time.monotonic()
@@ -277,7 +277,7 @@ class _Demo:
         request, reply = (8, 0) if family == socket.AF_INET else (128, 129)
         with self._socket(self._sender, family, socket.SOCK_RAW, protocol) as sock:
             message = struct.pack("!BBHHH", request, 0, 0, 1, 1) + b"ping"
-            if family == socket.AF_INET:  # for ICMPv6 the kernel fills it in
+            if family == socket.AF_INET:  # for ICMPv6 the kernel fills in the checksum
                 message = message[:2] + inet.checksum(message).to_bytes(2, "big") + message[4:]
             sock.sendto(message, (_RECEIVER[family], 0))
 
@@ -294,7 +294,7 @@ class _Demo:
 
 
 def _handle_and_show(packet: nfnet.Packet) -> bool:
-    """Let the handler decide, and print what it did, unless the packet is none of ours."""
+    """Let the handler decide, and print its verdict, unless the packet is not one of the demonstration."""
     handle(packet)
     if not _between_the_two(packet.payload):
         return False
@@ -305,7 +305,7 @@ def _handle_and_show(packet: nfnet.Packet) -> bool:
 
 
 def _show_message(message: nfnet.LogMessage) -> bool:
-    """Print what was logged, unless it is none of ours, or carries nothing."""
+    """Print a logged packet, unless it is not one of the demonstration, or contains no data."""
     if not _between_the_two(message.payload) or inet.get_data(message.payload) == b"":
         return False
     what = " ".join(_describe(message.payload).split())
@@ -330,7 +330,7 @@ def _collecting(where: BinaryIO, database: str) -> Iterator[subprocess.Popen[byt
 
 
 def _show_answers(database: str) -> None:
-    """Ask what was collected."""
+    """Print the answers of ``nfnet query``."""
     for question in _QUESTIONS:
         print(f'\n    $ nfnet query firewall.db "{question}"')
         for answer in ask(database, question):
@@ -356,7 +356,7 @@ def _configure(name: str, addresses: dict[int, str], others: dict[int, str], oth
             prefix = 24 if family == socket.AF_INET else 64
             no_duplicates = {"flags": 0x02} if family == socket.AF_INET6 else {}  # IFA_F_NODAD: usable at once
             ip.addr("add", index=index, address=address, prefixlen=prefix, **no_duplicates)
-            # Known neighbours: no ARP and no neighbour discovery among the packets to be seen.
+            # Permanent neighbours, so that no ARP or neighbour discovery appears among the packets.
             ip.neigh("replace", dst=others[family], lladdr=other_mac, ifindex=index, state=0x80)  # NUD_PERMANENT
 
 

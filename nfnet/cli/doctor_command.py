@@ -1,4 +1,4 @@
-"""``nfnet doctor``: why does it not work here?"""
+"""``nfnet doctor``: find out why nfnet does not work on this machine."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .._printable import counted, printable
 from .command_line import netns
 
 _DESCRIPTION = """\
-Asks the kernel what it can do, looks at what this process may, and at queues
-that drop packets and rules that feed queues nobody reads. Says what to do
-about it, and what to do next. Nothing is changed.
+Checks what the kernel supports and what this process is permitted to do. Finds
+queues that drop packets, and rules that queue to a queue that no program has
+bound. Prints a remedy for each finding, and what to do next. Changes nothing.
 
     nfnet doctor
     sudo nfnet doctor --netns blue
 
-exit status: 0 if nothing is a failure, else 1
+exit status: 0 if there are no failures, else 1
 """
 
 
@@ -28,12 +28,14 @@ def add_to(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "doctor",
-        help="why does it not work here?",
+        help="find out why it does not work here",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--netns", type=netns, metavar="NAME", help="of another network namespace")
-    parser.add_argument("--json", action="store_true", help="JSON Lines")
+    parser.add_argument(
+        "--netns", type=netns, metavar="NAME", help="check this network namespace: a name, path or process id"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON Lines, an object for each finding")
     parser.set_defaults(run=_run)
 
 
@@ -58,7 +60,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _next(levels: Counter[str]) -> str:
-    """Return what to do after findings of these levels."""
+    """Return the advice that follows findings of these levels."""
     if levels["failure"]:
         return (
             f"{counted(levels['failure'], 'failure')}. Do what stands behind the first ->, and run nfnet doctor again."

@@ -1,12 +1,12 @@
-"""What a bad line does to packets: how fast they leave, how late, in which order, and which of them never.
+"""An emulated bad line: it loses, damages, duplicates, delays and reorders packets, and limits their rate.
 
-It knows neither packets nor sockets nor clocks: a `Line` is told what arrives when, and says what leaves when.
-In this order, for each packet:
+This module uses no packets, sockets or clocks: the caller tells a `Line` what arrives when, and the line returns
+what leaves when. For each packet, in this order:
 
-1. It is lost by chance, or damaged, or comes twice. The copy takes the same way, right behind it.
-2. It waits for its turn in a queue in front of the line, which has a rate, or finds no room there.
-3. It is under way for a time: the delay, and more or less of it by chance. Nothing overtakes anything.
-4. A packet that is to be late waits until one behind it has left.
+1. It is lost, damaged or duplicated at random. The copy follows directly behind it.
+2. It waits in a queue in front of the line for its turn, as the rate allows, or is dropped if the queue is full.
+3. It is delayed by the delay plus a random jitter. No packet overtakes another here.
+4. A packet that is chosen to be late waits until a packet behind it has left.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 T = TypeVar("T")
 
 PATIENCE = 0.1
-"""How long a packet that is to be late waits for another one to overtake it, in seconds."""
+"""The longest time, in seconds, that a late packet waits for another one to overtake it."""
 
-_OLDEST = 5.0  # seconds; what seems to have come before that came before the clock was set
+_OLDEST = 5.0  # seconds; an older stamp was made before the clock was set
 _TOGETHER = 2e-5  # seconds, between two looks at clocks
 
 _UNITS = {
@@ -36,15 +36,15 @@ _RATE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([A-Za-z]+)(?:/s)?")
 
 
 class Rate(NamedTuple):
-    """How fast packets leave."""
+    """A rate at which packets leave."""
 
     amount: float
-    """Bytes, or packets, a second."""
+    """Bytes or packets per second."""
     of_bytes: bool
 
     @classmethod
     def read(cls, text: str) -> Rate:
-        """``1mbit``, ``500kB``, ``200pps``. Raises ValueError."""
+        """Parse ``1mbit``, ``500kB`` or ``200pps``. Raises ValueError."""
         found = _RATE.fullmatch(text.strip())
         unit = "" if found is None else found[2]
         known = _UNITS.get(unit) or _UNITS.get(unit.lower() if unit[-3:].lower() in ("bit", "pps") else "")
@@ -58,72 +58,72 @@ class Rate(NamedTuple):
         return cls(amount, of_bytes)
 
     def seconds(self, size: int) -> float:
-        """How long after a packet of so many bytes the next one may leave."""
+        """Return the seconds between a packet of ``size`` bytes and the next one."""
         return (size if self.of_bytes else 1) / self.amount
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """How bad a line is. Chances are in 0..1, times in seconds."""
+    """The properties of an emulated line. Chances are in 0..1, times in seconds."""
 
     loss: float = 0.0
     corrupt: float = 0.0
     duplicate: float = 0.0
     reorder: float = 0.0
-    """What part of the packets is to be late: below 1, for something has to be in time."""
+    """Chance of a packet to be late: below 1, since a packet is only late behind one that is not."""
     rate: Rate | None = None
     delay: float = 0.0
     jitter: float = 0.0
-    """By how much the delay may differ, either way."""
+    """The largest random difference from the delay, in both directions."""
     limit: int | None = None
-    """How many packets may wait: for their turn, if there is a rate, else for the end of the delay."""
+    """The largest number of packets that wait: for their turn if there is a rate, else for the end of the delay."""
     seed: int | None = None
-    """What is left to chance is the same each time, for the same packets in the same order."""
+    """Seed of the random choices, which are then the same for the same packets in the same order."""
 
     @property
     def keeps(self) -> bool:
-        """Whether packets wait."""
+        """Whether packets wait in the line."""
         return self.rate is not None or bool(self.delay or self.jitter)
 
 
 @dataclass(slots=True)
 class Passage(Generic[T]):
-    """What travels along the line: a packet, or the copy of one."""
+    """A packet on the line, or a copy of one."""
 
     item: T
     due: float
-    """When it leaves; or, if it is late, when it has waited long enough."""
+    """When it leaves, or, if it is late, when it stops waiting for a packet that overtakes it."""
     is_copy: bool
     damage: float | None
-    """If it is damaged: where, in 0..1 of its length; see `flip`."""
+    """Where it is damaged, in 0..1 of its length; None if it is not. See `flip`."""
     is_late: bool
-    """Whether it waits for something to overtake it."""
+    """Whether it waits for a packet that overtakes it."""
     overtaken: bool = False
-    """Whether something that came behind it left before it."""
+    """Whether a packet that arrived after it left before it."""
 
 
 class Line(Generic[T]):
-    """Packets on their way. Times are those of any clock, in seconds."""
+    """The line with the packets on it. Times are in seconds, of any monotonic clock."""
 
     def __init__(self, conditions: Conditions) -> None:
         self.conditions = conditions
         self._chances = {
-            # Each has numbers of its own, so that another option does not change what is lost, for instance.
+            # Each option has its own random numbers, so that --duplicate, for instance, does not change which are lost.
             name: random.Random(None if conditions.seed is None else f"{name} {conditions.seed}")
             for name in ("loss", "corrupt", "duplicate", "reorder", "jitter")
         }
-        self._turns: deque[float] = deque()  # of those that wait for theirs
-        # When the next one may leave the queue; when the last one is due, which no other one is before.
+        self._turns: deque[float] = deque()  # when the packets in the queue leave it
+        # When the next packet can leave the queue; when the last one is due, before which no other one is due.
         self._free = self._last = float("-inf")
         self._under_way: deque[Passage[T]] = deque()
         self._late: deque[Passage[T]] = deque()
         self.delayed = 0
-        """How many packets have had to wait, without copies."""
+        """The number of packets that had to wait, copies not included."""
 
     def arrive(self, item: T, size: int, now: float) -> Literal["lost", "full"] | None:
-        """A packet of ``size`` bytes came. It is lost by chance, or finds the queue full, or will leave."""
+        """Take a packet of ``size`` bytes. Return why it is dropped: lost at random, or queue full; else None."""
         conditions = self.conditions
-        # All chances are taken for each packet, so that what becomes of it depends on no clock.
+        # All random numbers are drawn for each packet, so that the outcome does not depend on a clock.
         lost = self._happens("loss", conditions.loss)
         damage = self._chances["corrupt"].random() if self._happens("corrupt", conditions.corrupt) else None
         is_double = self._happens("duplicate", conditions.duplicate)
@@ -138,7 +138,7 @@ class Line(Generic[T]):
             if turn is None:
                 return None if is_copy else "full"
             self._last = max(turn + time, self._last)
-            damage_here = None if is_copy else damage  # checksums of what is injected are mended
+            damage_here = None if is_copy else damage  # a copy is injected, which corrects its checksums
             self._under_way.append(Passage(item, self._last, bool(is_copy), damage_here, is_late))
             self.delayed += self._last > now and not is_copy
         return None
@@ -151,9 +151,9 @@ class Line(Generic[T]):
         return max(0.0, delay + self._chances["jitter"].uniform(-jitter, jitter)) if jitter else delay
 
     def _turn(self, size: int, now: float) -> float | None:
-        """When a packet leaves the queue; None if it finds no room there.
+        """Return when a packet leaves the queue; None if the queue is full.
 
-        A token bucket that holds one packet: they leave one by one, as from a wire, and not in bursts.
+        This is a token bucket that holds one packet: packets leave one by one, as on a wire, not in bursts.
         """
         rate, limit = self.conditions.rate, self.conditions.limit
         if rate is None:
@@ -170,7 +170,7 @@ class Line(Generic[T]):
         return turn
 
     def leave(self, now: float) -> Iterator[Passage[T]]:
-        """What has left until now, in its order; with infinity, all there is."""
+        """Return what has left until ``now``, in the order of leaving; with infinity, everything."""
         under_way, late = self._under_way, self._late
         while True:
             due = self.due
@@ -191,26 +191,27 @@ class Line(Generic[T]):
 
     @property
     def due(self) -> float | None:
-        """When there is something to do next; None if nothing waits."""
+        """Return when the next packet leaves; None if none waits."""
         return min((queue[0].due for queue in (self._late, self._under_way) if queue), default=None)
 
 
 class Stamps:
-    """When packets arrived, by the clock of a `Line`, from the kernel's stamps, which are times of another clock.
+    """Converts the kernel's timestamps of packets to the clock of a `Line`.
 
-    A delay begins when a packet arrives: it may have waited for this program to read it. The kernel's clock may be set.
+    A delay begins when a packet arrives, which can be long before this program reads it. The kernel's clock can be set
+    meanwhile.
     """
 
     def __init__(self) -> None:
         self._ahead: float | None = None
 
     def compare(self, before: float, stamp: float, after: float) -> None:
-        """What the kernel's clock said between two looks at ours."""
-        if after - before < _TOGETHER:  # else this program was stopped in between
+        """Compare the kernel's clock, read as ``stamp``, with ours, read before and after it."""
+        if after - before < _TOGETHER:  # otherwise this program was interrupted in between
             self._ahead = stamp - after
 
     def arrival(self, stamp: float | None, now: float) -> float:
-        """When a packet came: ``now`` if it has no stamp, as those that this machine sends, or one that cannot be."""
+        """Return when a packet arrived: ``now`` if it has no stamp (sent by this machine) or an impossible one."""
         if stamp is None or self._ahead is None:
             return now
         came = stamp - self._ahead
@@ -218,7 +219,7 @@ class Stamps:
 
 
 def flip(data: bytes, begin: int, where: float) -> bytes | None:
-    """The data with one bit behind ``begin`` flipped, ``where`` (0..1) of the way; None if there is nothing."""
+    """Return the data with one bit behind ``begin`` flipped, at ``where`` in 0..1; None if there is nothing to flip."""
     bits = (len(data) - begin) * 8
     if bits <= 0:
         return None

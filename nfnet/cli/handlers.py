@@ -1,4 +1,4 @@
-"""Functions of other people's modules, named on the command line."""
+"""Loads the user's handler function, which is named on the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..packet import Packet
 
 
 def handler_name(text: str) -> tuple[str, str]:
-    """An argument like ``module:function``."""
+    """Check an argument like ``module:function``."""
     module, colon, function = text.partition(":")
     if not colon or not module or not function:
         raise argparse.ArgumentTypeError(f"{text!r} is not MODULE:FUNCTION")
@@ -24,18 +24,18 @@ def handler_name(text: str) -> tuple[str, str]:
 
 
 def _import_ours(options: argparse.Namespace) -> None:
-    """What would be imported when it is needed: before a directory of others comes into the path."""
+    """Import what would be imported later, before a directory of the user is added to the path."""
     if options.netns is not None:
         import ctypes  # noqa: F401
     if options.metrics is not None:
         import wsgiref.simple_server  # noqa: F401
 
-        with contextlib.suppress(ImportError):  # `metrics.serve` says what is missing
+        with contextlib.suppress(ImportError):  # `metrics.serve` reports what is missing
             import prometheus_client  # noqa: F401
 
 
 def _import(module: str) -> ModuleType:
-    """The module of that name; from the current directory only if there is none elsewhere, as one's own may be."""
+    """Import the module; from the current directory only if it is found nowhere else."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -47,14 +47,14 @@ def _import(module: str) -> ModuleType:
 
 
 def _safe_path() -> bool:
-    """Whether the user told Python to find nothing in the current directory."""
+    """Return whether Python runs without the current directory in its path (PYTHONSAFEPATH, -P, -I)."""
     if sys.version_info >= (3, 11):
         return sys.flags.safe_path
     return bool(sys.flags.isolated or os.environ.get("PYTHONSAFEPATH"))
 
 
 def load(options: argparse.Namespace) -> Callable[[Packet], object]:
-    """The function of --handler. Raises ArgumentError that says what is wrong with it."""
+    """Return the function of --handler. Raises ArgumentError if it cannot be loaded or is no plain function."""
     module, function = options.handler
     _import_ours(options)
     try:

@@ -15,18 +15,19 @@ from .signals import until_told
 from .summaries import say
 
 _DESCRIPTION = """\
-Shows what firewall rules log to a group, a line each; writes captures that
-tcpdump and Wireshark open, and rows of an SQLite database.
+Prints a line for each packet that firewall rules log to a group. Can also write
+a capture for tcpdump and Wireshark, and rows of an SQLite database.
 
     nfnet log 5
     nfnet log 5 --json --install-rule "hook=input protocol=tcp state=new"
     nfnet log 5 -w log.pcap --sqlite log.db --quiet
 
-While others have the database locked, its disk is full, or it is away, rows
-are kept in memory, up to 64 MiB, and stored later; a database that was moved
-or removed is made anew. What could not be stored is said at the end.
+While another process has the database locked, or its disk is full, rows are
+kept in memory, up to 64 MiB, and stored later. A database that was moved or
+removed is created again. At the end the command prints how many rows could not
+be stored.
 
-exit status: 0 when it was told to stop, or after --count messages; 1 if the
+exit status: 0 after Ctrl-C or SIGTERM, or after --count messages; 1 if the
 kernel refuses, or a file cannot be written; 2 for wrong arguments
 """
 
@@ -39,14 +40,17 @@ def add_to(commands: Any) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("group", type=whole_number(0, 65535), metavar="GROUP", help="number of the group")
-    parser.add_argument("--prefix", default="", help="what the installed rule shall say")
+    parser.add_argument(
+        "group", type=whole_number(0, 65535), metavar="GROUP", help="number of the log group (0 to 65535)"
+    )
+    parser.add_argument("--prefix", default="", help="prefix of the rule of --install-rule")
     add_options(parser, rules.log)
     parser.add_argument(
         "-w",
         dest="capture",
         metavar="FILE",
-        help="also write a capture, made anew, whose prefixes are comments; pcap if it ends so",
+        help="also write a capture (replaced if it exists): pcapng with the prefixes as comments, or pcap if its name"
+        " ends in .pcap",
     )
     parser.add_argument("--sqlite", metavar="FILE", help=f"add {Sqlite.help}")
     parser.set_defaults(run=_run)
@@ -68,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
         shown: Delivery | None = None
         if not options.quiet:
 
-            def report(_: str) -> None:  # whoever reads it may be gone
+            def report(_: str) -> None:  # the reader of standard output may have closed it
                 if shown is not None and shown.broken:
                     collector.stop()
 

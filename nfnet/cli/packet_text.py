@@ -1,4 +1,4 @@
-"""A packet or log message as one line for people, and what such lines call protocols."""
+"""A packet or log message as one line of text or JSON, and the names of protocols in such lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ecs", "line", "protocol_number"]
 
 
 def line(message: Packet | LogMessage, note: str = "", *, recorded: bool = False) -> str:
-    """What a person reads; what has no time came just now, unless it is from a recording."""
+    """Return the line of text. A message without a time gets the current one, unless it is from a recording."""
     text = message.summary(None if recorded else time.time())
     return f"{text} {note}" if note else text
 

@@ -1,4 +1,4 @@
-"""``nfnet query``: questions about what was collected in a database."""
+"""``nfnet query``: answer questions about the packets in a database of ``nfnet collect``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .signals import until_told
 from .tables import plain, table
 
 _DESCRIPTION = """\
-Answers questions about a database that "nfnet collect --to sqlite:FILE" fills,
-or "--to postgresql://...".
+Answers questions about the packets that "nfnet collect" stored in an SQLite or
+PostgreSQL database.
 
     nfnet query firewall.db "top sources last 24h"
     nfnet query postgresql://db.example/firewall "latest limit 20"
@@ -31,12 +31,14 @@ or "--to postgresql://...".
     nfnet query firewall.db --follow latest
     nfnet query firewall.db --follow "destination_port = 22 AND prefix LIKE 'drop%%'"
 
-A question is one of these, "last" and a time (15m, 24h, 30d) if not all times
-are meant, and "limit" and how many rows, 10 if that is not said; or SQL that
-reads, with the tables messages, losses and sessions. Times are UTC. Nothing
-in the database is changed. With --follow messages are shown as they are stored,
-until Ctrl-C: all if the question is "latest", or those for which it holds, as
-SQL about the columns of the table messages.
+A question is one of those below. It can be followed by "last" and a time (15m,
+24h, 30d; default: all times), and by "limit" and a number of rows (default:
+10). It can also be an SQL query of the tables messages, losses and sessions.
+Times are UTC. The command changes nothing in the database.
+
+With --follow, messages are shown as they are stored, until Ctrl-C: all of them
+if the question is "latest", else those for which the question, an SQL condition
+on the columns of the table messages, is true.
 
 """
 
@@ -50,19 +52,19 @@ def add_to(commands: Any) -> None:
     questions = "\n".join(f"    {name:<18}{question.help}" for name, question in QUESTIONS.items())
     parser = commands.add_parser(
         "query",
-        help="ask what was collected",
+        help="answer questions about collected packets",
         description=f"{_DESCRIPTION}{questions}\n\n{_EPILOG}\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("database", metavar="DATABASE", help="its file or URL")
+    parser.add_argument("database", metavar="DATABASE", help="file of SQLite, or URL of PostgreSQL")
     parser.add_argument("question", nargs="+", metavar="QUESTION", help="one of the above, or SQL")
     parser.add_argument(
         "-f",
         "--follow",
         action="store_true",
-        help="show messages as they are stored; QUESTION is latest, or a condition",
+        help="show messages as they are stored; QUESTION is latest, or an SQL condition",
     )
-    parser.add_argument("--json", action="store_true", help="JSON Lines, an object for each row")
+    parser.add_argument("--json", action="store_true", help="print JSON Lines, an object for each row")
     parser.set_defaults(run=_run)
 
 
@@ -83,7 +85,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-# --- as it comes
+# --- messages as they are stored
 
 
 def _follow(database: str, condition: str, *, as_json: bool) -> int:
@@ -95,8 +97,8 @@ def _follow(database: str, condition: str, *, as_json: bool) -> int:
         told = True
 
     reader_gone = select.poll()
-    with contextlib.suppress(OSError, ValueError):  # where standard output is no file
-        reader_gone.register(sys.stdout.fileno(), 0)  # 0: errors alone, among them that nobody reads any more
+    with contextlib.suppress(OSError, ValueError):  # standard output has no file descriptor
+        reader_gone.register(sys.stdout.fileno(), 0)  # 0: only errors, such as a pipe whose reader closed it
     with contextlib.closing(Follower(database, condition)) as follower, until_told(stop):
         while not told:
             for row in follower.rows():
@@ -105,7 +107,7 @@ def _follow(database: str, condition: str, *, as_json: bool) -> int:
                     break
             sys.stdout.flush()
             began = time.monotonic()
-            # A signal is noticed here after this time at most: the wait goes on when it has been handled.
+            # The wait continues after a signal (PEP 475), so a stop is noticed after this time at most.
             if reader_gone.poll(_LOOK_AGAIN * 1000) and time.monotonic() < began + _LOOK_AGAIN:
                 break
     return 0

@@ -1,4 +1,4 @@
-"""``nfnet queue``: watch the packets of a queue, and decide them."""
+"""``nfnet queue``: show and decide the packets of a queue."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .signals import until_told
 from .summaries import losses, say
 
 _DESCRIPTION = """\
-Shows the packets of a queue, a line each, and lets them go; or decides
-otherwise. Packets that the filter does not choose are let go unseen.
+Prints a line for each packet of a queue and accepts it, or gives it another
+verdict. Packets that do not match the filter are accepted and not shown.
 
     nfnet queue 1
     nfnet queue 1 --drop --protocol udp --port 53
@@ -31,143 +31,159 @@ otherwise. Packets that the filter does not choose are let go unseen.
     nfnet queue 1 --handler my_module:decide --fail-open
     nfnet queue 1 --handler my_module:decide --read web.pcap
 
-At the end it says how many packets it accepted, dropped, rejected, delayed,
+At the end it prints how many packets it accepted, dropped, rejected, delayed,
 duplicated, corrupted and reordered, and how many the kernel itself dropped.
 
-exit status: 0 when it was told to stop, or after --count packets, or at the end
-of a capture; 1 if the kernel refuses, the handler raised, or the capture is
-damaged or has no packets; 2 for wrong arguments
+exit status: 0 after Ctrl-C or SIGTERM, after --count packets, or at the end of
+a capture; 1 if the kernel refuses, the handler raises an exception, or the
+capture is damaged or has no packets; 2 for wrong arguments
 """
 
 _VERDICT = """\
-Refuse mail, and have the kernel refuse the rest of each connection:
+Reject mail, and let the kernel reject the rest of each connection:
 
     nfnet queue 1 --reject --connection \\
         --install-rule "hook=output protocol=tcp destination_port=25"
 """
 
 _HANDLER = """\
-A handler is a function that is called with each packet that the filter
-chooses, a nfnet.Packet, and gives it a verdict, at once or later. Packets
-that have none when the command ends stay with the kernel, which drops them,
-also those that the handler has not seen; --undecided changes that. Without
-a handler, packets that wait at the end are decided like all others.
+A handler is a function. It is called with each packet that matches the
+filter, a nfnet.Packet, and gives it a verdict, at once or later. When the
+command ends, the kernel drops the packets without a verdict, also those that
+the handler has not seen; --undecided changes that. Without a handler, packets
+that wait at the end get the same verdict as all others.
 
-The handler's module is looked for in Python's path. If it is not there, the
-current directory is added to the end of the path, but not if PYTHONSAFEPATH
-is set.
+The handler's module is searched in Python's path. If it is not found, the
+current directory is added to the end of the path, unless PYTHONSAFEPATH is
+set.
 
     nfnet queue 1 --handler my_module:decide --undecided accept
 """
 
 _FILTER = """\
-Drop what comes from a network:
+Drop the packets from a network:
 
     nfnet queue 1 --drop --source 192.0.2.0/24
 """
 
 _LINE = """\
-What happens to packets on their way, before they are decided. They leave in
-the order in which they came, unless --reorder says otherwise. A line of
-2 Mbit/s and 75 ms on which one packet in a hundred is lost:
+Lose, delay or damage packets before they get their verdict. Without --reorder
+packets leave in the order in which they arrived. A line of 2 Mbit/s with a
+delay of 75 ms that loses one packet in a hundred:
 
     nfnet queue 1 --rate 2mbit --delay 75 --loss 1 --max-len 100 -q \\
         --install-rule "hook=forward in_interface=eth0"
 """
 
 _QUEUE = """\
-Have room for more packets, and let those pass that find none:
+Let more packets wait, and accept packets that find the queue full:
 
     nfnet queue 1 --max-len 4096 --fail-open
 """
 
 _CAPTURE = """\
-Read packets from a capture, without the kernel and without privileges: what
-nfnet record recorded of queue NUM, or the IP packets of any other capture.
-FILE is pcap or pcapng, compressed or not; it may be a pipe, or - for standard
-input. What would be sent, resets for instance, is not.
+Read packets from a capture, without the kernel and without privileges: those
+of queue NUM if nfnet record wrote it, else its IP packets. FILE is pcap or
+pcapng, compressed or not; it can be a pipe, or - for standard input. Nothing
+is sent: no resets, for instance.
 
     nfnet queue 1 --read web.pcap --local 192.0.2.1 --port 443 --drop
 """
 
-_MOST_WAITING = 65_536  # Linux 6.18 keeps no more in a queue, whatever it is asked for
-_MOST_IN_FRONT = 1000  # packets, of a line with a rate: as long as the queue of a network interface (txqueuelen)
+_MOST_WAITING = 65_536  # the upper limit of a queue's length in Linux 6.18
+_MOST_IN_FRONT = (
+    1000  # packets in front of a line with a rate: the usual queue length of a network interface (txqueuelen)
+)
 
 
 def add_to(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "queue",
-        help="watch and decide packets (NFQUEUE)",
+        help="show and decide packets (NFQUEUE)",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("number", type=whole_number(0, 65535), metavar="NUM", help="number of the queue")
+    parser.add_argument("number", type=whole_number(0, 65535), metavar="NUM", help="number of the queue (0 to 65535)")
     group = parser.add_argument_group("verdict", _VERDICT)
     verdict = group.add_mutually_exclusive_group()
     for name, text in (
-        ("accept", "let them go (if not said)"),
+        ("accept", "accept packets (default)"),
         ("drop", "drop them"),
-        ("reject", "drop them, and tell the sender: a TCP reset, or an ICMP error"),
+        ("reject", "drop them, and send a TCP reset or an ICMP error to the sender"),
     ):
         verdict.add_argument(f"--{name}", dest="verdict", action="store_const", const=name, help=text)
-    verdict.add_argument("--requeue", type=whole_number(0, 65535), metavar="N", help="hand them to queue N")
+    verdict.add_argument("--requeue", type=whole_number(0, 65535), metavar="N", help="move them to queue N")
     group.add_argument("--mark", type=whole_number(0, 0xFFFFFFFF), metavar="M", help="set their mark")
     group.add_argument(
         "--connection",
         action="store_true",
-        help="the verdict is for the rest of the packet's connection, too: no more of it comes here. The rule must have"
-        " remember=yes, as the one of --install-rule then has",
+        help="the kernel applies the verdict to the rest of the packet's connection, too, which is queued no more. The"
+        " rule must have remember=yes; the one of --install-rule then has it",
     )
     group = parser.add_argument_group("handler", _HANDLER)
     verdict.add_argument(
-        "--handler", type=handlers.handler_name, metavar="MODULE:FUNCTION", help="let a function decide"
+        "--handler",
+        type=handlers.handler_name,
+        metavar="MODULE:FUNCTION",
+        help="let a Python function decide, see below",
     )
     group.add_argument(
         "--undecided",
         choices=("pending", "accept", "drop"),
-        help="what becomes of packets that the handler leaves undecided, and of those that wait for it at the end:"
-        " pending ones can be decided later, and are dropped at the end [pending]",
+        help="the verdict of packets that the handler leaves undecided, and of those that wait for it at the end;"
+        " pending (default): the handler can decide them later, and the kernel drops the rest at the end",
     )
     chosen = parser.add_argument_group("filter", _FILTER)
     chosen.add_argument("--protocol", type=_protocol, metavar="P", help="tcp, udp, icmp, icmpv6, or a number")
-    chosen.add_argument("--source", type=_network, metavar="NET", help="an address or a network")
-    chosen.add_argument("--destination", type=_network, metavar="NET", help="likewise")
-    chosen.add_argument("--port", type=whole_number(0, 65535), metavar="N", help="of either end")
+    chosen.add_argument("--source", type=_network, metavar="NET", help="source: an address or a network")
+    chosen.add_argument("--destination", type=_network, metavar="NET", help="destination: an address or a network")
+    chosen.add_argument("--port", type=whole_number(0, 65535), metavar="N", help="source or destination port")
     line = parser.add_argument_group("a bad line", _LINE)
     line.add_argument(
         "--rate",
         type=_rate,
-        help="let so much pass in a second: 1mbit (bits), 500kB (bytes) or 200pps (packets). Bytes are counted from"
-        " the IP header on. The others wait for their turn",
+        help="let so much pass each second: 1mbit (bits), 500kB (bytes) or 200pps (packets); other packets wait. The"
+        " size of a packet includes its IP header",
     )
-    line.add_argument("--delay", type=_milliseconds, default=0.0, metavar="MS", help="let them wait")
-    line.add_argument("--jitter", type=_milliseconds, default=0.0, metavar="MS", help="more or less, by up to this")
+    line.add_argument("--delay", type=_milliseconds, default=0.0, metavar="MS", help="delay each packet")
+    line.add_argument(
+        "--jitter",
+        type=_milliseconds,
+        default=0.0,
+        metavar="MS",
+        help="vary the delay by up to so much, in both directions",
+    )
     for name, text in (
-        ("loss", "drop so many, by chance"),
+        ("loss", "drop so many, chosen at random"),
         ("duplicate", "send so many twice; the copy has the mark 0x10000000"),
-        ("corrupt", "flip a bit of so many, behind the IP header; checksums stay as they are"),
-        ("reorder", "let so many wait until one behind them has left, for at most 100 ms; below 100"),
+        ("corrupt", "flip a bit behind the IP header of so many, without correcting checksums"),
+        ("reorder", "let so many (below 100) wait until a packet behind them has left, at most 100 ms"),
     ):
         line.add_argument(f"--{name}", type=_percent, default=0.0, metavar="PERCENT", help=text)
-    line.add_argument("--seed", type=whole_number(0), metavar="N", help="chance that is the same each time")
+    line.add_argument("--seed", type=whole_number(0), metavar="N", help="make the same random choices each time")
     size = parser.add_argument_group("queue", _QUEUE)
     size.add_argument(
         "--max-len",
         type=whole_number(1, 0xFFFFFFFF),
         metavar="N",
-        help=f"how many packets may wait; others are dropped: with --rate those that wait for their turn"
-        f" [{_MOST_IN_FRONT}], with --delay or --jitter those under way [{_MOST_WAITING}], else those without a verdict"
-        " [1024]",
+        help="let at most N packets wait, and drop others (default: 1024). With --rate, the limit is for those that"
+        f" wait for their turn (default: {_MOST_IN_FRONT}); with --delay or --jitter, for those that are delayed"
+        f" (default: {_MOST_WAITING})",
     )
-    size.add_argument("--fail-open", action="store_true", help="let packets go that find the kernel's queue full")
-    size.add_argument("--gso", action="store_true", help="take super-packets as they are")
+    size.add_argument("--fail-open", action="store_true", help="accept packets that find the kernel's queue full")
+    size.add_argument(
+        "--gso", action="store_true", help="queue GSO super-packets whole (default: the kernel segments them)"
+    )
     capture = parser.add_argument_group("capture", _CAPTURE)
     capture.add_argument("--read", metavar="FILE", help="read packets from this capture")
     add_capture_options(capture)
     add_options(parser, rules.queue)
     parser.add_argument(
-        "-w", dest="write", metavar="FILE", help="also write a capture, anew: pcapng, or pcap if it ends so"
+        "-w",
+        dest="write",
+        metavar="FILE",
+        help="also write a capture (replaced if it exists): pcapng, or pcap if its name ends in .pcap",
     )
     parser.set_defaults(run=_run, verdict="accept")
 
@@ -179,14 +195,14 @@ def _run(options: argparse.Namespace) -> int:
     line: Line[Packet] | None = None if conditions == Conditions(seed=conditions.seed) else Line(conditions)
     undecided: Literal["pending", "accept", "drop"] = options.undecided or "pending"
     if _accepts(options) and options.mark is None and not options.loss and not options.corrupt:
-        undecided = "accept"  # also what arrives while the queue closes
+        undecided = "accept"  # also packets that arrive while the queue closes
     netns = options.netns
     replay = None
     if options.read is not None:
         replay = Replay(capture_file(options.read), keep_verdicts=False, **capture_options(options))
     queue = _Queue(
         options.number,
-        # The line has a limit of its own for those that it keeps.
+        # The line itself limits the packets that wait in it.
         max_len=_MOST_WAITING if conditions.keeps or (line and options.max_len is None) else options.max_len,
         fail_open=options.fail_open,
         gso=options.gso,
@@ -207,7 +223,7 @@ def _run(options: argparse.Namespace) -> int:
             stack.enter_context(rules.queue(options.number, netns=netns, **words))
         decider = Decider(queue, options, handler, line, replay)
         stack.enter_context(until_told(decider.stop))
-        stack.enter_context(queue)  # last: what was in a file to write to is gone with this
+        stack.enter_context(queue)  # last: it empties the file of -w
         try:
             decider.run()
         finally:
@@ -227,7 +243,7 @@ def _accepts(options: argparse.Namespace) -> bool:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raises ArgumentError for options that contradict each other."""
+    """Raise ArgumentError for options that contradict each other."""
     _check_capture(options)
     decides = options.handler is None
     if decides and options.undecided is not None:
@@ -254,7 +270,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _check_capture(options: argparse.Namespace) -> None:
-    """Raises ArgumentError for options that have no meaning with a capture, or none without one."""
+    """Raise ArgumentError for options that do not apply with a capture, or only apply with one."""
     if options.read is None:
         if capture_options(options):
             raise ArgumentError("--hook, --local and --family are for packets of a capture: --read FILE")
@@ -278,7 +294,7 @@ def _conditions(options: argparse.Namespace) -> Conditions:
         seed=options.seed,
     )
     if conditions.reorder >= 1:
-        raise ArgumentError("--reorder must be below 100: what is late is late behind something that is not")
+        raise ArgumentError("--reorder must be below 100: a packet is only late behind one that is not")
     if not conditions.keeps:
         return conditions
     limit = options.max_len or (None if conditions.rate is None else _MOST_IN_FRONT)
@@ -286,7 +302,7 @@ def _conditions(options: argparse.Namespace) -> Conditions:
 
 
 class _Queue(Queue):
-    """A queue whose packets may wait without a verdict: its policy is for what is there when it closes."""
+    """A queue whose packets can wait without a verdict; its policy applies to those that wait when it closes."""
 
     def _leave_undecided(self, binding: QueueBinding, packet: Packet) -> None:
         binding.defer(packet)

@@ -1,4 +1,4 @@
-"""``nfnet record`` and ``nfnet replay``: what the kernel sends, into a file and out of it again."""
+"""``nfnet record`` and ``nfnet replay``: write the kernel's messages to a file, and show those of a file."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from .signals import until_told
 from .summaries import losses, say
 
 _RECORD = """\
-Records what passes between the kernel and a queue or log group: packets or
-messages, and the verdicts on them, which is to let them go. Wireshark opens
-such files, and nfnet.replay feeds them to a program in place of the kernel.
+Records the packets of a queue with their verdicts, or the messages of a log
+group. All packets are accepted. Wireshark opens the files, and nfnet.replay
+feeds them to a program in place of the kernel.
 
     nfnet record session.pcapng --queue 1
     nfnet record session.pcap --group 5 -c 100
 
-exit status: 0 when it was told to stop, or after --count; 1 if the kernel
+exit status: 0 after Ctrl-C or SIGTERM, or after --count; 1 if the kernel
 refuses, or the file cannot be written; 2 for wrong arguments
 """
 
 _REPLAY = """\
-Shows the packets or messages of a capture, a line each: what nfnet record, an
-nlmon device or tcpdump -i nflog recorded of a queue or log, or the IP packets
-of any other capture, pcap or pcapng, compressed or not. The time is that of the
-packet's arrival, where the kernel said it, else that of its record. Records of
-other kinds are skipped and counted; what is wrong with a damaged one is said,
-with its number and the place in the file, and the next ones follow. FILE may be
-a pipe, or - for standard input.
+Prints a line for each packet or message of a capture: of a recording of a queue
+or log group (nfnet record, an nlmon device, tcpdump -i nflog), or for the IP
+packets of any other capture. The time is the packet's arrival, if the message
+contains it, else the time of the record. Other kinds of records are skipped and
+counted. A damaged record is reported with its number and position in the file,
+and reading continues with the next one. FILE is pcap or pcapng, compressed or
+not; it can be a pipe, or - for standard input.
 
     nfnet replay session.pcapng
     nfnet replay session.pcapng --queue 1 --json --realtime
     nfnet replay web.pcap.gz --local 192.0.2.0/24
     tcpdump -i any -U -w - | nfnet replay -
 
-exit status: 0; 1 if the file is damaged, or has nothing of that; 2 for wrong
-arguments
+exit status: 0 on success; 1 if the file is damaged, or contains no packets or
+messages; 2 for wrong arguments
 """
 
 
@@ -52,33 +52,38 @@ def add_to(commands: Any) -> None:
     """Add the subcommands."""
     record = commands.add_parser(
         "record",
-        help="record a queue or a log to a file",
+        help="record the packets of a queue or log group in a file",
         description=_RECORD,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    record.add_argument("file", metavar="FILE", help="pcapng, or pcap if it ends so; what was in it is gone")
+    record.add_argument("file", metavar="FILE", help="pcapng, or pcap if its name ends in .pcap; replaced")
     which = record.add_mutually_exclusive_group(required=True)
-    which.add_argument("--queue", type=whole_number(0, 65535), metavar="NUM", help="number of a queue")
-    which.add_argument("--group", type=whole_number(0, 65535), metavar="GROUP", help="number of a log group")
-    record.add_argument("-c", "--count", type=whole_number(1), metavar="N", help="stop after so many")
-    record.add_argument("--netns", type=netns, metavar="NAME", help="work in another network namespace")
+    which.add_argument("--queue", type=whole_number(0, 65535), metavar="NUM", help="record this queue")
+    which.add_argument("--group", type=whole_number(0, 65535), metavar="GROUP", help="record this log group")
+    record.add_argument("-c", "--count", type=whole_number(1), metavar="N", help="stop after N packets")
+    record.add_argument(
+        "--netns", type=netns, metavar="NAME", help="work in this network namespace: a name, path or process id"
+    )
     record.set_defaults(run=_record)
 
     replay = commands.add_parser(
         "replay",
-        help="show what a capture holds",
+        help="show the packets of a capture",
         description=_REPLAY,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     replay.add_argument("file", metavar="FILE")
     which = replay.add_mutually_exclusive_group()
     which.add_argument(
-        "--queue", type=whole_number(0, 65535), metavar="NUM", help="this queue, not the first one in it"
+        "--queue",
+        type=whole_number(0, 65535),
+        metavar="NUM",
+        help="show this queue (default: the first queue or group in it)",
     )
-    which.add_argument("--group", type=whole_number(0, 65535), metavar="GROUP", help="this log group")
-    replay.add_argument("--json", action="store_true", help="JSON Lines")
-    replay.add_argument("--realtime", action="store_true", help="at the pace of the recording")
-    add_capture_options(replay.add_argument_group("captures of other things than queues and logs"))
+    which.add_argument("--group", type=whole_number(0, 65535), metavar="GROUP", help="show this log group")
+    replay.add_argument("--json", action="store_true", help="print JSON Lines, an object for each packet")
+    replay.add_argument("--realtime", action="store_true", help="print each packet when its time has come")
+    add_capture_options(replay.add_argument_group("captures that are not of a queue or log group"))
     replay.set_defaults(run=_replay)
 
 
@@ -105,8 +110,8 @@ def _record(options: argparse.Namespace) -> int:
         stopped = True
         reader.stop()
 
-    with until_told(stop), reader:  # in this order: whoever sees that it has begun may tell it to stop
-        if not stopped:  # while it was being opened
+    with until_told(stop), reader:  # in this order: a process that sees the open queue can send the signal at once
+        if not stopped:  # already, while it was being opened
             reader.run(take)
         lost = losses(reader)
     what = "packet" if options.queue is not None else "message"

@@ -1,4 +1,4 @@
-"""``nfnet rules``: what rules of this library are installed, and removing what is left of killed processes."""
+"""``nfnet rules``: list the rules that this library installed, and remove those of killed processes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from .command_line import netns
 from .summaries import say
 
 _DESCRIPTION = """\
-Lists the rules that programs installed with nfnet.rules in this network
-namespace: the table, the process, and for each rule how many packets it was
-for, and what it says, in the words of --install-rule. Or removes those of
-processes that were killed. Since Linux 5.12 the kernel removes rules with their
-process, so there are none to clean.
+"list" shows the rules that programs installed with nfnet.rules in a network
+namespace: table and process, and for each rule how many packets and bytes it
+matched, and the rule itself, in the words of --install-rule.
+
+"clean" removes the rules of processes that were killed. Since Linux 5.12 the
+kernel removes rules together with their process, and there is nothing to clean.
 
     nfnet rules list
     nfnet rules list --json
     nfnet rules clean --netns blue
 
-exit status: 0; 1 if the kernel refuses, for lack of CAP_NET_ADMIN, say
+exit status: 0 on success; 1 if the kernel refuses, for instance without
+CAP_NET_ADMIN
 """
 
 
@@ -31,15 +33,17 @@ def add_to(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "rules",
-        help="list rules that programs installed, or clean up after them",
+        help="list rules that programs installed, or remove left-over ones",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=("list", "clean"), metavar="list|clean")
     parser.add_argument(
-        "--netns", type=netns, metavar="NAME", help="name, path or process id of another network namespace"
+        "what", choices=("list", "clean"), metavar="list|clean", help="show rules, or remove left-over ones"
     )
-    parser.add_argument("--json", action="store_true", help="JSON Lines, an object for each rule")
+    parser.add_argument(
+        "--netns", type=netns, metavar="NAME", help="work in this network namespace: a name, path or process id"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON Lines, an object for each rule")
     parser.set_defaults(run=_run)
 
 

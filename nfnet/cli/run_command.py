@@ -1,4 +1,4 @@
-"""``nfnet run``: a program written for NetfilterQueue or nflogr, unchanged."""
+"""``nfnet run``: run a program written for NetfilterQueue or nflogr, unchanged."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..errors import NfnetError
 from .summaries import say
 
 _DESCRIPTION = """\
-Runs a Python program in which "import netfilterqueue" and "import nflogr" give
-nfnet's modules of these names, so that neither package is needed. Everything
-else is as if Python had run it: arguments, tracebacks, the exit status.
+Runs a Python program in which "import netfilterqueue" and "import nflogr"
+import nfnet's modules of these names, so that neither package is needed.
+Arguments, tracebacks and the exit status are as if Python had run the program.
 
     nfnet run script.py --its-own options
     nfnet run -m package arguments
     nfnet run pytest tests
 
-A name that is no file is run as a module, as with -m.
+If there is no file of the given name, a module of that name is run, as with -m.
 """
 
 
@@ -33,11 +33,13 @@ def add_to(commands: Any) -> None:
         usage="nfnet run SCRIPT|-m MODULE|-c CODE [ARGUMENT ...]",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        # Options are Python's and the program's, but for --help, below. No argument begins with this character.
+        # All options but --help (below) belong to Python or the program. No argument begins with this character.
         prefix_chars="\0",
         add_help=False,
     )
-    parser.add_argument("program", nargs=argparse.REMAINDER, metavar="SCRIPT", help="and its arguments")
+    parser.add_argument(
+        "program", nargs=argparse.REMAINDER, metavar="SCRIPT", help="the script or module, and its arguments"
+    )
     parser.set_defaults(run=_run, parser=parser)
 
 
@@ -55,7 +57,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _with_option(program: list[str]) -> list[str]:
-    """Put -m before a module's name that is no file's."""
+    """Put -m before the name of a module, if there is no file of that name."""
     name = program[0]
     if not name.startswith("-") and not os.path.exists(name) and name.replace(".", "").isidentifier():
         spec = PathFinder.find_spec(name.partition(".")[0], [os.getcwd(), *sys.path])

@@ -1,4 +1,4 @@
-"""What systemd, if it runs this, is told: that a service is ready, what it does, and that it is alive (sd_notify)."""
+"""Notify systemd that a service is ready, what it does, and that it is alive (the protocol of sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _STATUS_EVERY = 5.0  # seconds
 
 
 class Service:
-    """Tells systemd of this process; nothing if systemd does not run it, or does not want to know.
+    """Notifies systemd of the state of this process; does nothing if NOTIFY_SOCKET is not set.
 
-    status: says in a line what the service does.
-    is_well: whether it makes progress; asked before the watchdog is told that it does, with the seconds after which it
-        would be restarted.
+    status: returns a line that describes what the service is doing.
+    is_well: returns whether the service makes progress. It is called before each message to the watchdog, with the
+        watchdog's time in seconds; no message is sent if it returns False.
     """
 
     def __init__(self, status: Callable[[], str], is_well: Callable[[float], bool]) -> None:
@@ -24,15 +24,15 @@ class Service:
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._status, self._is_well = status, is_well
         self.watchdog = _watchdog()
-        """Seconds after which systemd restarts a service that it has not heard of; 0: never."""
+        """Seconds without a message after which systemd restarts the service; 0: never."""
         self._ready = self._reloading = False
         self._said = ""
         self._say_again = self._alive_again = 0.0
 
     def turn(self, *, reloading: bool = False) -> None:
-        """To be called at least once a second. The first time the service is ready.
+        """Send what is due; call this at least once a second. The first call reports that the service is ready.
 
-        reloading: whether what `reload` announced is still going on.
+        reloading: whether the reload that `reload` announced is not yet complete.
         """
         if not self._address:
             return
@@ -53,12 +53,12 @@ class Service:
             self._tell("WATCHDOG=1")
 
     def reload(self) -> None:
-        """It begins to read files anew, until `turn` is told otherwise."""
+        """Report the begin of a reload, which lasts until `turn` is called without ``reloading``."""
         self._reloading = True
         self._tell("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
-        """It begins to stop."""
+        """Report that the service begins to stop."""
         self._tell("STOPPING=1")
 
     def _tell(self, *lines: str) -> None:
@@ -67,7 +67,7 @@ class Service:
                 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
                     sock.setblocking(False)
                     sock.sendto("\n".join(lines).encode("utf-8", "replace"), self._address)
-            except OSError:  # nobody listens any more, or has too much to read: what matters is told again
+            except OSError:  # closed, or its buffer is full: READY=1 is sent again, and so is the next status
                 self._ready = self._ready and "READY=1" not in lines
 
 

@@ -1,4 +1,4 @@
-"""Commands that run until a signal tells them to stop, and what they wait with."""
+"""Signals for commands that run until they are stopped, and their waiting."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def until_told(
 
 
 def wait_readable(poller: Poller, timeout: float | None) -> bool:
-    """Return whether something is to be done in time: what it watches is readable, or it was woken.
+    """Return whether a descriptor of the poller became readable, or the poller was woken, within ``timeout`` seconds.
 
-    `Poller.wait` does that, too, but counts in milliseconds.
+    `Poller.wait` does the same with a resolution of milliseconds.
     """
     timeout = _LONGEST_WAIT if timeout is None else min(timeout, _LONGEST_WAIT)
     found = bool(select.select([poller], [], [], timeout)[0])

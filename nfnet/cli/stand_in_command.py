@@ -1,4 +1,4 @@
-"""``nfnet stand-in``: in the place of NetfilterQueue and nflogr, in an environment."""
+"""``nfnet stand-in``: replace NetfilterQueue and nflogr in a Python environment."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 from .summaries import say
 
 _DESCRIPTION = """\
-Puts modules "netfilterqueue" and "nflogr" into this Python environment, with
-metadata, so that programs and pip find NetfilterQueue 1.1.0 and nflogr 0.2.12
-installed, and get nfnet's implementation. Refused if the packages themselves
-are installed.
+Installs modules "netfilterqueue" and "nflogr" with metadata into this Python
+environment. Programs and pip then find NetfilterQueue 1.1.0 and nflogr 0.2.12,
+in nfnet's implementation. Fails if the original packages are installed.
 
     nfnet stand-in install
     nfnet stand-in install netfilterqueue
     nfnet stand-in remove
 
-If the requirements can be changed, require nfnet-netfilterqueue or
-nfnet-nflogr instead. To run one script, use nfnet run.
+If you can change a program's requirements, require nfnet-netfilterqueue or
+nfnet-nflogr instead. To run a single script, use nfnet run.
 
-exit status: 0 if it was done, 1 if not
+exit status: 0 on success; 1 if nothing was installed or removed; 2 for wrong
+arguments
 """
 
 
@@ -28,17 +28,17 @@ def add_to(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "stand-in",
-        help="take the place of NetfilterQueue and nflogr in an environment",
+        help="replace NetfilterQueue and nflogr in a Python environment",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("action", choices=("install", "remove"), help="what to do")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="netfilterqueue or nflogr [both]")
+    parser.add_argument("action", choices=("install", "remove"), help="install or remove the modules")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="netfilterqueue or nflogr (default: both)")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from ..compat import _stand_in  # now: few need it
+    from ..compat import _stand_in  # only when it is needed
 
     stand_ins, where = _stand_in.chosen(options.names), _stand_in.place()
     if options.action == "install":

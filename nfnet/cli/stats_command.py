@@ -1,4 +1,4 @@
-"""``nfnet stats``: all queues and log groups, who has them, and what they drop."""
+"""``nfnet stats``: show all queues and log groups, their processes, and how many packets were dropped."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from .command_line import netns
 from .signals import until_told
 
 _DESCRIPTION = """\
-Shows what the kernel says of all queues and log groups of this network
-namespace: who has them, how many packets wait, how many were dropped because
-the queue or the receive buffer was full. Only root may read them.
+Shows the kernel's counters of all queues and log groups of this network
+namespace: the process that bound each, how many packets wait, and how many were
+dropped because the queue or the receive buffer was full. Only root can read
+these counters.
 
     nfnet stats
     nfnet stats --watch
     nfnet stats --json
 
-exit status: 0; 1 if they may not be read
+exit status: 0 on success; 1 if the counters cannot be read
 """
 
 _QUEUES = ("queue", "process", "waiting", "packets", "packets/s", "queue full", "buffer full")
@@ -38,13 +39,15 @@ def add_to(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "stats",
-        help="queues and log groups, and what they drop",
+        help="show queues and log groups, and what they dropped",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--watch", action="store_true", help="again every second, until told to stop")
-    parser.add_argument("--json", action="store_true", help="JSON Lines")
-    parser.add_argument("--netns", type=netns, metavar="NAME", help="of another network namespace")
+    parser.add_argument("--watch", action="store_true", help="show them again every second, until Ctrl-C")
+    parser.add_argument("--json", action="store_true", help="print JSON Lines, an object for each queue and group")
+    parser.add_argument(
+        "--netns", type=netns, metavar="NAME", help="show this network namespace: a name, path or process id"
+    )
     parser.set_defaults(run=_run)
 
 
@@ -84,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _live(stack: contextlib.ExitStack) -> Callable[[str], None]:
-    """What shows a text in place of the one before; rich does that without flicker, where it is installed."""
+    """Return a function that shows a text in place of the previous one; without flicker if rich is installed."""
     try:
         from rich.live import Live
         from rich.text import Text

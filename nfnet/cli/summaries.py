@@ -1,4 +1,4 @@
-"""What commands say on standard error: counts, losses, and lines that cannot harm a terminal."""
+"""Lines on standard error: counts and losses, without control characters of a terminal."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..queue import Queue
 
 
 def link_types(counts: Mapping[int, int]) -> str:
-    """How many records there are of each link type."""
+    """Return a text with the number of records of each link type."""
     return ", ".join(f"{counted(count, 'record')} of {link_type_name(kind)}" for kind, count in sorted(counts.items()))
 
 
 def losses(reader: Queue | Log) -> str:
-    """What the kernel could not queue or deliver, for the end of a line; to be asked for while it is open."""
+    """Return a text with what the kernel dropped, for the end of a line. Call this while the reader is open."""
     lost = reader.counters.lost or 0
     text = ""
     if isinstance(reader, Queue) and (status := reader.stats().kernel) is not None:
@@ -30,5 +30,5 @@ def losses(reader: Queue | Log) -> str:
 
 
 def say(text: str) -> None:
-    """What is not the output proper; file names in it may be anybody's."""
+    """Print a line on standard error. Control characters in it, as in file names, are escaped."""
     print(printable(text), file=sys.stderr, flush=True)

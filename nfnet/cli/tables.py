@@ -11,14 +11,14 @@ _WIDEST = 60  # characters of a column
 
 
 def plain(value: Any) -> Any:
-    """A value of a database as JSON may have it."""
+    """Return a value of a database as one that JSON can represent."""
     if isinstance(value, bytes):
         return value.hex()
     return value if value is None or isinstance(value, (str, int, float, list, dict)) else str(value)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
-    """The lines of a table, numbers to the right."""
+    """Yield the lines of a table, with numbers aligned to the right."""
     rows = list(rows)
     texts = [list(columns), *([_text(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*texts)]

@@ -1,12 +1,12 @@
-"""The log collector: brings what rules log to files and databases, and loses nothing that the kernel gave it.
+"""The log collector: stores the packets that rules log in files and databases, without losing any that it received.
 
     from nfnet import collect
 
     collector = collect.Collector([5], [collect.output("log.jsonl"), collect.output("sqlite:firewall.db")])
     collector.run()
 
-An output is a file in this package and a line in `OUTPUTS`, or a class in another package, which announces it as an
-entry point of the group ``nfnet.outputs``.
+Each output is a class: in a file of this package and in `OUTPUTS`, or in another package, which declares it as an entry
+point of the group ``nfnet.outputs``.
 """
 
 from ._batch import Batch, Session

@@ -1,4 +1,4 @@
-"""What the collector hands to its outputs: messages that were read together, and where they are from."""
+"""Batches, which the collector passes to its outputs: messages that were read together, and their session."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Session(NamedTuple):
 
     @classmethod
     def begin(cls, group: int) -> Session:
-        """The session of a group that is bound now."""
+        """Begin the session of a group that is being bound now."""
         try:
             with open("/proc/sys/kernel/random/boot_id") as file:
                 boot = file.read().strip()
@@ -43,18 +43,18 @@ class Session(NamedTuple):
 
 @dataclass
 class Batch:
-    """Messages of one session that were read together, in the kernel's order."""
+    """Messages of one session that were read together, in the order in which the kernel sent them."""
 
     session: Session
-    """Which group they are of, and since when it is read."""
+    """The session to which the messages belong."""
     messages: Sequence[LogMessage]
     """The messages; at least one."""
     lost: int = 0
-    """How many the kernel lost before the first of them."""
+    """The number of messages that the kernel lost before the first of them."""
     read_ns: int = field(default_factory=time.time_ns)
-    """When they were read; the time of messages that have none."""
+    """When they were read, in nanoseconds since 1970; used as the time of messages without one."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """What the collector was told to add to each record."""
+    """The labels that the collector adds to each record."""
 
     def __len__(self) -> int:
         return len(self.messages)

@@ -1,4 +1,4 @@
-"""Reads log groups and brings what comes to the outputs."""
+"""Reads log groups and passes the messages to the outputs."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ from ._units import Rate, rate
 
 _log = logging.getLogger("nfnet")
 
-# What makes the kernel send many messages at a time, and no message late: with 128 KiB a datagram has some hundred.
+# With these the kernel sends many messages at a time (some hundreds in a datagram of 128 KiB), and none late.
 _TIMEOUT = 0.1  # seconds
 _THRESHOLD = 1000  # messages
 _BUFFER_SIZE = 128 << 10
-_RCVBUF = 128 << 20  # taken up only while so much waits
+_RCVBUF = 128 << 20  # the memory is used only while so much data waits
 _MOST_IN_MEMORY = 64 << 20  # bytes, for each output
 _SPOOL_SIZE = 1 << 30
-_LAST_READING = 10.0  # seconds, at the end: more may come for ever
-_LONGEST_WAIT = 1.0  # seconds, to see that an output is broken, or that one is there again
+_LAST_READING = 10.0  # seconds, at the end, for rules that never stop logging
+_LONGEST_WAIT = 1.0  # seconds between two looks at the state of outputs
 
 
 @dataclass(frozen=True)
 class Group:
-    """A log group, and what is different from others in it."""
+    """A log group, and its own settings."""
 
     number: int
     labels: Mapping[str, str] = field(default_factory=dict)
-    """What to add to its records, beside the collector's labels. The label ``verdict`` says what the rules do with
-    packets that they log; it is a label of the metrics, too."""
+    """Labels of its records, besides the collector's. The label ``verdict`` states what the rules do with the packets
+    that they log; it is a label of the metrics, too."""
     limit: str | Rate | None = None
-    """How many messages of each prefix to store: "100/s". None: as many as the collector says."""
+    """How many messages of each prefix to store, "100/s" for instance. Default: the collector's limit."""
 
 
 class State(NamedTuple):
-    """What `Collector.state` says."""
+    """The state of a collector; see `Collector.state`."""
 
     seen: int
     """Messages that were read."""
@@ -69,7 +69,7 @@ class State(NamedTuple):
 
 
 class _Source:
-    """A log, and what is known of it while it is bound."""
+    """A log that is bound, with its session and counters."""
 
     def __init__(self, log: Log, labels: Mapping[str, str], limit: Rate | None) -> None:
         self.log = log
@@ -80,30 +80,30 @@ class _Source:
 
 
 class Collector:
-    """Brings what rules log to outputs, until `stop`.
+    """Stores the messages of log groups in outputs, until `stop`.
 
     groups: numbers of log groups, or `Group` objects.
-    outputs: where to; see `nfnet.collect.output`.
-    labels: what to add to each record: in databases to the table ``sessions``.
-    limit: how many messages of each prefix to store, "100/s" for instance: the first hundred in each second. Of those
-        that are left out the last one is stored, with how many they were (`LogMessage.suppressed`), after ten seconds,
-        or a minute if the period is longer than a second. Default: all.
-    process: whether to find the processes behind packets, for those outputs that say them; see `LogMessage.process`,
+    outputs: objects that `nfnet.collect.output` returned.
+    labels: labels of each record; databases have them in the table ``sessions``.
+    limit: how many messages of each prefix to store, "100/s" for instance: the first hundred in each second. The last
+        of those left out is stored with their number (`LogMessage.suppressed`), after ten seconds, or after a minute if
+        the period is longer than a second. Default: all.
+    process: whether to find the processes behind packets, for the outputs that store them; see `LogMessage.process`,
         also for what it costs.
-    conntrack: whether to ask the kernel for the state of connections; see `nfnet.Log`.
-    spool: a directory for what an output cannot take at the moment; in memory, up to 64 MiB for each, if not given.
-        What is there when the collector begins is stored first.
-    spool_size: how many bytes of messages the spool may hold for each output; what has no room is counted, and reported
-        to the output as lost. Default: 1 GiB.
+    conntrack: whether to request the state of connections from the kernel; see `nfnet.Log`.
+    spool: a directory in which messages of failing outputs are kept. Messages that are in it when the collector begins
+        are stored first. Default: memory, 64 MiB for each output.
+    spool_size: bytes of messages that the spool holds for each output; further messages are counted, and reported to
+        the output as lost. Default: 1 GiB.
     netns: the network namespace to work in, as for `nfnet.Log`.
     rcvbuf: size of the receive buffer of each group, in bytes. Default: 128 MiB.
-    count: end after so many messages.
-    report: is told, in a line, what the person who runs the collector should know. Default: a warning of the logger
-        "nfnet".
+    count: end after so many messages. Default: no limit.
+    report: a function that is called with a line for the operator, about an error for instance. Default: a warning of
+        the logger "nfnet".
 
-    Each message that the kernel hands over is stored by every output, or kept for it, before more is read: killing the
-    process loses what is in the kernel and the one batch that was just read. Raises ArgumentError for what cannot be
-    right, NfnetError or OSError if the spool cannot be used.
+    Every output has stored each message, or it is kept for that output, before more messages are read. Killing the
+    process loses the messages that wait in the kernel and the batch that was just read. Raises ArgumentError for wrong
+    arguments, NfnetError or OSError if the spool cannot be used.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Collector:
         self.seen = 0
         """Messages that were read."""
         self.counts: Counts | None = None
-        """Messages by prefix, interface and protocol, once `count_messages` was called."""
+        """Counts by prefix, interface and protocol, after `count_messages` was called; otherwise None."""
         self._sources: list[_Source] = []
         self._only: dict[Delivery, frozenset[int]] = {}
         self._labels = dict(labels or {})
@@ -172,10 +172,10 @@ class Collector:
         groups: Iterable[int] | None = None,
         report: Callable[[str], None] | None = None,
     ) -> Delivery:
-        """One more output, before `run`.
+        """Add an output. Call this before `run`.
 
-        apart: in a thread of its own, so that it holds up nobody.
-        groups: whose messages it gets; those of all if not given.
+        apart: whether to call it in a thread of its own, so that it does not delay the others.
+        groups: numbers of the groups whose messages it gets. Default: all.
         """
         store: Store = Memory(_MOST_IN_MEMORY)
         if self._spool is not None:
@@ -186,32 +186,32 @@ class Collector:
         return self.deliveries[-1]
 
     def count_messages(self) -> None:
-        """Have `counts` count messages from now on."""
+        """Count messages in `counts` from now on."""
         if self.counts is None:
             self.counts = Counts()
 
     def stop(self) -> None:
-        """End `run`, from any thread or a signal handler; the second time without waiting for outputs that are away."""
+        """End `run`, from any thread or a signal handler. A second call ends it without waiting for failing outputs."""
         self._stops += 1
         self._poller.wake()
 
     def reopen(self) -> None:
-        """Have all outputs open their files anew; from any thread or a signal handler."""
+        """Let all outputs reopen their files; from any thread or a signal handler."""
         self._reopen = True
         self._poller.wake()
 
     @property
     def reopening(self) -> bool:
-        """Whether an output has yet to open its files anew."""
+        """Whether an output has not yet reopened its files."""
         return self._reopen or any(delivery.reopening for delivery in self.deliveries)
 
     def run(self, each_turn: Callable[[], object] = lambda: None) -> bool:
-        """Collect, and return whether all that was read is stored, or in the spool.
+        """Collect until `stop`, and return whether all messages that were read are stored or in the spool.
 
-        each_turn: is called when all groups are bound and all outputs have begun, and then at least once a second as
-            long as messages are read and handed to outputs, to the very end.
+        each_turn: a function that is called when all groups are bound and all outputs have begun, and then at least
+            once a second until the last message has been passed to the outputs.
 
-        Raises NfnetError or OSError if a group cannot be bound or an output cannot begin; then nothing was touched.
+        Raises NfnetError or OSError if a group cannot be bound or an output cannot begin; then no output was changed.
         """
         with ExitStack() as stack:
             stack.callback(self.close)
@@ -243,10 +243,10 @@ class Collector:
         return complete
 
     def _read(self, each_turn: Callable[[], object]) -> None:
-        deadline: float | None = None  # the kernel may still be collecting what happened before `stop`
+        deadline: float | None = None  # the kernel can still hold messages of packets before `stop`
         while True:
             each_turn()
-            now = time.monotonic()  # before the look at what came: a process that is paused behind it looks once more
+            now = time.monotonic()  # before reading: if the process is paused after it, it reads once more
             came = False
             for source in self._sources:
                 came |= self._read_one(source)
@@ -275,7 +275,7 @@ class Collector:
         messages: list[LogMessage] = []
         try:
             source.log.process(messages.append)
-        except NfnetError as error:  # of a datagram that is damaged; those after it still come
+        except NfnetError as error:  # in a damaged datagram; the following ones are read
             self._report(f"group {source.log.group}: {error}")
         if self._count is not None:
             del messages[self._count - self.seen :]
@@ -312,12 +312,12 @@ class Collector:
                 delivery.put(batch)
 
     def close(self) -> None:
-        """Let go of the outputs; `run` does so, too. May be called twice."""
+        """Close the outputs, as `run` does at its end. Can be called twice."""
         for delivery in self.deliveries:
             delivery.close()
 
     def state(self) -> State:
-        """What was read and lost, and how each output does; also from another thread."""
+        """Return what was read and lost, and the state of each output; from any thread."""
         return State(
             self.seen,
             sum(source.log.counters.lost or 0 for source in self._sources),
@@ -326,7 +326,7 @@ class Collector:
         )
 
     def summary(self) -> str:
-        """How much was read, lost, and not stored, in a line."""
+        """Return a line with how many messages were read, lost, and not stored."""
         return str(self.state())
 
 

@@ -1,8 +1,8 @@
 """Log messages as rows of PostgreSQL's COPY in its binary format.
 
-The rows say the same as those of COPY in text, in half of this process's time and less of the server's. What the
-metadata of messages say is made once for all that have the same; what most packets are is read without asking for each
-column.
+The rows contain the same as those of COPY in text, and take half of this process's time and less of the server's. The
+columns of a message's metadata are made once for all messages with the same metadata. The columns of a packet without
+IP options, which most packets are, are read all at once.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from ..protocol.nfnetlink import Family
 from ._batch import Batch
 
 BEGIN = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-"""What stands before the first row."""
+"""The bytes before the first row."""
 END = b"\xff\xff"
-"""What stands behind the last one."""
+"""The bytes after the last row."""
 
-_EPOCH = 946_684_800_000_000  # 2000-01-01, from where the server counts, in microseconds since 1970
-_LAST_MOMENT = 253_402_300_800_000_000_000  # when the year 10000 begins, in nanoseconds
+_EPOCH = 946_684_800_000_000  # 2000-01-01, the server's epoch, in microseconds since 1970
+_LAST_MOMENT = 253_402_300_800_000_000_000  # the begin of the year 10000, in nanoseconds since 1970
 _NULL = b"\xff\xff\xff\xff"
 _ETHERNET_ADDRESS = 6
 
@@ -42,7 +42,7 @@ _write_count = struct.Struct(">h").pack
 
 
 def _text(value: str) -> bytes:
-    """A string; the server has none with bytes that are no UTF-8, or with NUL."""
+    """Pack a string. The server refuses NUL and bytes that are not UTF-8; they are replaced."""
     data = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("\0", "\ufffd").encode()
     return _size(len(data)) + data
 
@@ -158,7 +158,7 @@ _OF_THE_RULE = (
     Column("vlan", "integer", _vlan),
     Column("connection_state", "text", _state),
 )
-# These are of what the collector knows besides, which is nothing of most messages.
+# The values of these come from the collector; for most messages they are NULL.
 _OF_THE_NOTE = (
     Column("process", "text", lambda seen: seen.process and seen.process.name),
     Column("pid", "integer", lambda seen: seen.process and seen.process.pid),
@@ -170,11 +170,11 @@ _OF_THE_NOTE = (
 COLUMNS = (
     *_OF_THE_PACKET,
     Column("payload", "bytea", lambda seen: seen.message.payload),
-    Column("session", "integer", lambda _: None),  # a number of the server's
+    Column("session", "integer", lambda _: None),  # the server's number of the session, written apart
     *_OF_THE_RULE,
     *_OF_THE_NOTE,
 )
-"""In the order of the rows."""
+"""All columns, in the order in which rows have them."""
 
 _TCP_FLAGS, _TCP_OFFSET = 13, 12
 _PLAIN = WITH_PORTS | {ICMPV6}  # what is no extension header of IPv6

@@ -15,14 +15,14 @@ from ._batch import Batch
 OTHER = "other"
 _MOST_SERIES = 1000
 _MOST_REMEMBERED = 4096
-_FORGET = 1.0  # seconds; as long as names of interfaces are remembered
-_LONGEST = 128  # characters of a prefix, which is as long as the kernel's can be
+_FORGET = 1.0  # seconds for which names of interfaces are cached
+_LONGEST = 128  # characters of a prefix, the kernel's maximum
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 132: "sctp"}
 _PLAIN = WITH_PORTS | {58}  # what is no extension header of IPv6
 
 
 class Series(NamedTuple):
-    """What is counted apart."""
+    """The labels of a series."""
 
     group: str
     prefix: str
@@ -32,9 +32,10 @@ class Series(NamedTuple):
 
 
 class Counts:
-    """How many messages there were of each series.
+    """Counts the messages of each series.
 
-    There are at most a thousand. Then messages of new ones are counted as prefix, interface and protocol "other".
+    There are at most a thousand series. Messages of further ones are counted with prefix, interface and protocol
+    "other".
     """
 
     def __init__(self) -> None:
@@ -72,12 +73,12 @@ class Counts:
         return found
 
     def all(self) -> dict[Series, int]:
-        """A copy of the counts, also for another thread than the one that counts."""
+        """Return a copy of the counts; from any thread."""
         return self._series.copy()
 
 
 def _protocol(message: LogMessage) -> int:
-    """The protocol of an IP packet, -1 if it is none."""
+    """Return the protocol of an IP packet, -1 for other packets."""
     family, packet = message.raw[FAMILY], message.payload
     if family == Family.IPV4 and len(packet) >= 20:
         return packet[9]

@@ -1,8 +1,8 @@
-"""Brings batches to one output, and keeps what it cannot take at the moment.
+"""Passes batches to one output, and keeps those that it could not store.
 
-With ``apart=True`` a thread of its own calls the output. What takes it longer than a moment is kept in the store first,
-and the collector goes on with the other outputs: whatever was read from the kernel is then either stored by the output,
-or in the store, before more is read.
+With ``apart=True`` a thread of its own calls the output. If a call takes longer than a moment, the batch is put into
+the store, and the collector continues with the other outputs. So every message is either stored by the output, or in
+the store, before more messages are read.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from ._batch import Batch
 from ._output import Output, OutputError
 from ._spool import Spool, Store
 
-_MOMENT = 0.25  # seconds for which the others wait for an output
+_MOMENT = 0.25  # seconds for which the other outputs wait for one
 _AGAIN = 1.0  # seconds until the next try
-_AT_A_TIME = 0.1  # seconds for what was kept, until more is read from the kernel
-_SAY_USUAL = 5.0  # seconds: a lock is nothing unusual, and soon gone
+_AT_A_TIME = 0.1  # seconds of storing kept messages before more are read from the kernel
+_SAY_USUAL = 5.0  # seconds: a lock is usual, and soon released
 _LAST_PATIENCE = 30.0  # seconds, at the end
-_LAST_PATIENCE_SPOOLED = 2.0  # seconds: the rest is there the next time
+_LAST_PATIENCE_SPOOLED = 2.0  # seconds: the rest stays in the spool for the next start
 
 _Call = Callable[[], None]
 
 
 class DeliveryState(NamedTuple):
-    """How an output does."""
+    """The state of an output."""
 
     name: str
     stored: int
-    """Messages that it has taken."""
+    """Messages that it has stored."""
     waiting: int
     """Messages that are kept for it, or that it is storing."""
     missed: int
-    """Messages that are lost to it."""
+    """Messages that it lost: there was no room to keep them, or it was broken."""
     spool: str | None
     """The file in which they are kept; None for memory."""
     spool_size: int
     """Bytes of messages that are kept."""
     error: str | None
-    """What it said when it was last tried and failed; None if that went well."""
+    """The error of its last call; None if the call succeeded."""
     failing: float
-    """For how many seconds it has failed."""
+    """Seconds since its first error in a row; 0 if there is none."""
     busy: float
-    """For how many seconds it has been at what it does, 0 if it has nothing to do."""
+    """Seconds since its current call began; 0 if there is none."""
     broken: bool
     """Whether it has failed for good."""
 
@@ -67,10 +67,10 @@ class DeliveryState(NamedTuple):
 
 
 class Delivery:
-    """What one output gets.
+    """Passes batches to one output.
 
-    report: is told, in a line, what the person who runs the collector should know.
-    name: what the output is called in reports; its own name if not given.
+    report: a function that is called with a line for the operator.
+    name: the name of the output in reports. Default: its own name.
     """
 
     def __init__(
@@ -79,20 +79,20 @@ class Delivery:
         self.output = output
         self.store = store
         self.broken = False
-        """Whether it has failed for good: nothing more is stored."""
+        """Whether it has failed for good, and stores nothing more."""
         self.stored = 0
-        """Messages that the output has taken."""
+        """Messages that the output has stored."""
         self.missed = 0
-        """Messages for which there was no room, or that came when it was broken."""
+        """Messages for which there was no room, or that arrived when it was broken."""
         self._report = report
         self._name = name or output.name
         self._worker = _Worker(self._name) if apart else None
-        self._under_way: Callable[[], None] | None = None  # what is to be done when the worker is through
-        self._unkept = 0  # messages that are under way and not in the store, for there was no room
+        self._under_way: Callable[[], None] | None = None  # the function to call when the worker has finished
+        self._unkept = 0  # messages of the current call that are not in the store, which was full
         self._reopen = False
-        self._untold = 0  # missed messages of which no record tells yet
+        self._untold = 0  # missed messages that no record reports yet
         self._late = 0
-        self._trouble: OutputError | None = None  # of the last try
+        self._trouble: OutputError | None = None  # when the last try began
         self._last_trouble: OutputError | None = None
         self._since = self._tried = self._idled = 0.0
         self._said = False
@@ -102,7 +102,7 @@ class Delivery:
         self._report(f"{self._name}: {text}")
 
     def put(self, batch: Batch) -> None:
-        """Store a batch, or keep it. Raises nothing."""
+        """Store a batch, or keep it. Raises no exception."""
         if self._untold:
             batch = Batch(batch.session, batch.messages, batch.lost + self._untold, batch.read_ns, batch.labels)
         self._look()
@@ -130,12 +130,12 @@ class Delivery:
             self._miss(batch)
 
     def flush(self) -> None:
-        """Store what was kept, unless that failed just now, and do what is due. Raises nothing."""
+        """Store kept batches, unless that failed just now, and do what is due. Raises no exception."""
         self._look()
         now = time.monotonic()
         if self.broken or self._under_way is not None or (self._trouble is not None and now < self._tried + _AGAIN):
             return
-        if not len(self.store):  # then `idle` or `reopen` had it
+        if not len(self.store):  # then the output was busy with `idle` or `reopen`
             self._trouble = None
         if self._reopen:
             self._do(self.output.reopen, self._reopened)
@@ -147,21 +147,21 @@ class Delivery:
             self._do(self.output.idle, lambda: None)
 
     def reopen(self) -> None:
-        """Have the output open its files anew. Raises nothing."""
-        self._reopen = True  # as soon as nothing is under way
+        """Let the output reopen its files. Raises no exception."""
+        self._reopen = True  # as soon as no call is in progress
 
     @property
     def reopening(self) -> bool:
-        """Whether it has yet to open its files anew."""
+        """Whether it has not yet reopened its files."""
         return self._reopen and not self.broken
 
     @property
     def busy(self) -> float:
-        """For how many seconds the output has been at what it does, 0 if it has nothing to do."""
+        """Seconds since the current call of the output began; 0 if there is none."""
         return time.monotonic() - self._tried if self._under_way is not None else 0.0
 
     def state(self) -> DeliveryState:
-        """How the output does; also from another thread."""
+        """Return the state of the output; from any thread."""
         trouble = self._trouble
         return DeliveryState(
             name=self._name,
@@ -177,9 +177,9 @@ class Delivery:
         )
 
     def finish(self, is_enough: Callable[[], bool]) -> bool:
-        """No more comes: store the rest, and return whether all is stored or kept on disk; what is not is reported.
+        """Store the rest at the end, and return whether all is stored or kept on disk; report what is not.
 
-        is_enough: says whether the person does not want to wait any longer.
+        is_enough: returns whether the operator does not want to wait any longer.
         """
         spooled = isinstance(self.store, Spool)
         deadline = time.monotonic() + (_LAST_PATIENCE_SPOOLED if spooled else _LAST_PATIENCE)
@@ -189,7 +189,7 @@ class Delivery:
             if self._under_way is None and (not len(self.store) or self._store_first()):
                 continue
             if self._under_way is None:
-                tries += 1  # twice at least: an error that is no lock lets go of the file, to open it anew
+                tries += 1  # at least twice: after an error other than a lock the output reopens its file
             usual = self._trouble is None or self._trouble.usual
             if (tries > 1 or self._under_way is not None) and (
                 is_enough() or time.monotonic() > deadline or not usual or (spooled and self._under_way is None)
@@ -208,10 +208,10 @@ class Delivery:
         return not self.missed
 
     def close(self) -> None:
-        """Let go of output and store. Raises nothing."""
+        """Close output and store. Raises no exception."""
         if self._worker is not None:
             self._worker.calls.put(None)
-        if self._under_way is None:  # else the worker is still in it; the process ends all the same
+        if self._under_way is None:  # otherwise the worker is still calling it; the process ends nevertheless
             self.output.close()
         self.store.close()
 
@@ -238,7 +238,7 @@ class Delivery:
         return self._do(partial(self.output.write, batch), done)
 
     def _do(self, call: _Call, done: Callable[[], None]) -> bool:
-        """Whether the output has done it; what is under way is not."""
+        """Call the output, and return whether it has finished without an error."""
         self._tried = time.monotonic()
         self._under_way = done
         if self._worker is None:
@@ -252,7 +252,7 @@ class Delivery:
         return self._through(error)
 
     def _look(self, timeout: float = 0.0) -> None:
-        """See whether what is under way is through."""
+        """Look whether the current call has finished."""
         if self._worker is not None and self._under_way is not None:
             try:
                 error = self._worker.outcomes.get(timeout=timeout) if timeout else self._worker.outcomes.get_nowait()
@@ -271,7 +271,7 @@ class Delivery:
         if done is not None:
             done()
         if not len(self.store):
-            self._said = False  # the next trouble is another one, also if nothing came during this one
+            self._said = False  # report the next error, also if no message arrived during this one
         return True
 
     def _failed(self, error: OutputError) -> None:
@@ -298,13 +298,13 @@ def _outcome(call: _Call) -> OutputError | None:
         call()
     except OutputError as error:
         return error
-    except Exception as error:  # a mistake in an output, perhaps of a third party: the others go on
+    except Exception as error:  # a bug in an output, perhaps of a third party: the others continue
         return OutputError(f"{type(error).__name__}: {error}")
     return None
 
 
 class _Worker:
-    """A thread that makes calls, and says how they ended."""
+    """A thread that makes calls, and puts their errors (or None) into `outcomes`."""
 
     def __init__(self, name: str) -> None:
         self.calls: SimpleQueue[_Call | None] = SimpleQueue()

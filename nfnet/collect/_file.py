@@ -1,4 +1,4 @@
-"""Records in a file that is rotated, by the collector or by others, or on standard output."""
+"""Records in a file that the collector or another program rotates, or on standard output."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class File(Output):
     """Appends records to a file.
 
     target: the name of the file; "-" is the standard output.
-    rotate_size: rename the file before it has more bytes than that. Default: never.
+    rotate_size: rename the file before it has more than so many bytes. Default: never.
     rotate_time: rename it every so many seconds. Default: never.
-    keep: how many renamed files there are at most; the oldest are removed. Default: all.
-    compress: whether renamed files are compressed with gzip.
+    keep: the number of renamed files to keep; older ones are removed. Default: all.
+    compress: whether to compress renamed files with gzip.
 
-    A file is renamed from ``log.jsonl`` to ``log.jsonl.20261127T180000.000000Z``. One that somebody else renamed or
-    removed is made anew before the next record.
+    A file is renamed from ``log.jsonl`` to ``log.jsonl.20261127T180000.000000Z``. If another process renamed or removed
+    it, it is created again before the next record.
 
-    A kind of file that has a header cannot go on where another process stopped: a file with something in it that this
-    process did not begin is renamed, too.
+    Nothing can be appended to another process's file if files of this kind have a header. Such a file is renamed, too,
+    unless it is empty.
     """
 
     settings: ClassVar[Mapping[str, Callable[[Any], Any]]] = {
@@ -68,7 +68,7 @@ class File(Output):
         self._fd: int | None = None
         self._regular = False
         self._began: os.stat_result | None = None  # the file that this process writes
-        self._empty_stream = True  # nothing was written to a pipe, say
+        self._empty_stream = True  # no byte was written yet, to a pipe for instance
         self._period = 0
         self._worker: Thread | None = None
         if target != _STANDARD_OUTPUT:
@@ -77,15 +77,15 @@ class File(Output):
 
     @abstractmethod
     def data(self, batch: Batch) -> bytes:
-        """What is to be written for a batch, the loss before it included."""
+        """Return the bytes to write for a batch, including a record of the loss before it."""
 
     def header(self) -> bytes:
-        """What each file begins with."""
+        """Return the bytes with which each file begins."""
         return b""
 
     def begin(self) -> None:
         self._set_aside(self._open())
-        with contextlib.suppress(OSError):  # the disk is full, say, as `write` will tell, and others are stored
+        with contextlib.suppress(OSError):  # a full disk, for instance: `write` reports it, and other outputs work
             self._append(b"")
         if self._regular:
             self._tidy()
@@ -98,7 +98,7 @@ class File(Output):
                 self._rotate()
             self._append(data)
         except OSError as error:
-            # Whoever read a pipe has seen enough; and what has a header cannot go on after a part of a record.
+            # The reader closed the pipe, or a part of a record was written to a stream of a kind with a header.
             lasting = isinstance(error, BrokenPipeError) or (bool(self.header()) and not self._regular)
             raise OutputError(str(error.strerror), lasting=lasting) from error
 
@@ -144,7 +144,7 @@ class File(Output):
             self._regular = stat.S_ISREG(status.st_mode) and self.target != _STANDARD_OUTPUT
             if self._regular:
                 private_files.lock(fd, self.target)
-                append_only(fd)  # others may shorten it: logrotate's copytruncate
+                append_only(fd)  # another process can shorten it: logrotate's copytruncate
                 if status.st_size == 0:
                     os.fchmod(fd, 0o600)
                 begun = status.st_mtime if status.st_size else time.time()
@@ -159,7 +159,7 @@ class File(Output):
         return fd
 
     def _set_aside(self, fd: int) -> int:
-        """Rename a file to which nothing can be appended, and begin a new one; what is open now is ours."""
+        """Rename a file of another process to which nothing can be appended, and begin a new one."""
         status = os.fstat(fd)
         foreign = self._began is None or not os.path.samestat(status, self._began)
         if foreign and self._regular and status.st_size and self.header():
@@ -170,7 +170,7 @@ class File(Output):
         return fd
 
     def _follow(self) -> None:
-        """Make the file anew if it has another name now, or none."""
+        """Close the file if it was renamed or removed, so that the next record creates it."""
         if self._fd is None or not self._regular:
             return
         try:
@@ -191,7 +191,7 @@ class File(Output):
                 left = left[os.write(fd, left) :]
                 self._empty_stream = False
         except OSError:
-            # A part may be there: as it will all be written once more, that goes.
+            # Remove a part that was written: all of it will be written again.
             if self._regular and len(left) < len(data):
                 os.ftruncate(fd, before)
             raise
@@ -220,7 +220,7 @@ class File(Output):
         self._close()
 
     def _rotated(self) -> list[str]:
-        """Paths of the rotated files, the oldest first."""
+        """Return the paths of the rotated files, the oldest first."""
         directory, name = os.path.split(self.target)
         found = []
         for each in os.listdir(directory or "."):
@@ -231,7 +231,7 @@ class File(Output):
         return sorted(found)
 
     def _tidy(self) -> None:
-        """Compress what was rotated, in a thread, and remove what is too much of it."""
+        """Compress rotated files and remove the oldest, in a thread."""
         if self._worker is not None:
             if self._worker.is_alive():
                 return  # the next time
@@ -243,7 +243,7 @@ class File(Output):
     def _tidy_up(self) -> None:
         try:
             for path in self._rotated():
-                if path.endswith(_UNFINISHED):  # of a process that was killed
+                if path.endswith(_UNFINISHED):  # left by a process that was killed
                     os.unlink(path)
                 elif self._compress and not path.endswith(".gz"):
                     _compress(path)

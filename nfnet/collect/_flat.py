@@ -1,4 +1,4 @@
-"""What log messages say as names and texts, for outputs that have no numbers, lists and tables."""
+"""The fields of log messages as names and texts, for outputs without numbers, lists and tables."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ PACKET = "packet"
 
 
 class Record(NamedTuple):
-    """A log message, or how many of them the kernel lost."""
+    """A log message, or a report of how many messages the kernel lost."""
 
     kind: str
     """PACKET or LOST."""
     time_ns: int
     text: str
-    """A line for people, without the time. All of it is printable."""
+    """A line of printable text, without the time."""
     values: dict[str, str]
-    """By name, as in JSON, with dots between the names of tables and what is in them: ``source.ip``. In the texts may
-    be anything that is UTF-8, control characters too."""
+    """The fields by name, as in JSON, with dots in nested names: ``source.ip``. Texts can contain any UTF-8,
+    including control characters."""
 
 
 class Flat:
-    """Makes records of batches. It remembers what `BatchLines` does: an object for all batches of an output."""
+    """Makes records of batches. It has a cache, as `BatchLines`: use one object for all batches of an output."""
 
     def __init__(self) -> None:
         self._lines = BatchLines()
 
     def __call__(self, batch: Batch) -> Iterator[Record]:
-        """A record for each message, and one before them if the kernel lost some."""
+        """Return a record for each message, and one before them if the kernel lost some."""
         # Reading the lines of JSON again takes half the time of asking the table of fields for each message.
         lines = iter(self._lines(batch).splitlines())
         if batch.lost:
@@ -41,7 +41,7 @@ class Flat:
             yield Record(LOST, batch.read_ns, text, _values(next(lines)))
         for message, line in zip(batch.messages, lines):
             moment = message.timestamp_ns
-            text = message.summary().partition(" ")[2]  # the time is before it
+            text = message.summary().partition(" ")[2]  # the line begins with the time
             yield Record(PACKET, batch.read_ns if moment is None else moment, text, _values(line))
 
 

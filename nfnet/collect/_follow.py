@@ -1,4 +1,4 @@
-"""What is stored in a database, as it comes."""
+"""Reads the rows of a database as they are stored."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Row = dict[str, Any]
 
 
 class Follower:
-    """Reads new rows of the tables messages and losses, also when others take the database away and make another one.
+    """Reads new rows of the tables messages and losses, also after the database was replaced by another one.
 
-    condition: SQL about columns of the table messages; what is lost is told of in any case.
+    condition: an SQL condition on the columns of the table messages; rows of losses are returned in any case.
 
-    Raises ArgumentError for a condition that is none, NfnetError if there is no such database.
+    Raises ArgumentError for a wrong condition, NfnetError if the database does not exist.
     """
 
     def __init__(self, path: str, condition: str = "") -> None:
@@ -45,13 +45,13 @@ class Follower:
             raise NfnetError(f"{self._path}: {error}") from error
 
     def rows(self) -> Iterator[Row]:
-        """What came since the last time; nothing while somebody has the database locked, or it is gone.
+        """Yield the rows since the last call; none while the database is locked or does not exist.
 
-        Raises NfnetError for what SQLite says against it.
+        Raises NfnetError for an error of SQLite.
         """
         replaced = self._is_replaced()
         try:
-            for table in self._tables:  # also of a file that has another name now: what was added to it until then
+            for table in self._tables:  # also those of a file that was renamed: the last rows that were added to it
                 yield from table.new()
             if replaced:
                 self.close()
@@ -61,7 +61,7 @@ class Follower:
         except FileNotFoundError:
             pass
         except sqlite3.Error as error:
-            # One that is just being made has no tables yet, or cannot be opened.
+            # A database that is just being created has no tables yet, or cannot be opened.
             if not (is_lock(error) or "no such table" in str(error) or self._connection is None):
                 raise NfnetError(f"{self._path}: {error}") from error
 
@@ -72,7 +72,7 @@ class Follower:
             return False  # until there is another one
 
     def _open(self) -> None:
-        """Raises sqlite3.Error, FileNotFoundError, ArgumentError for a condition that is none."""
+        """Open the database. Raises sqlite3.Error, FileNotFoundError, and ArgumentError for a wrong condition."""
         status = os.stat(self._path)
         connection = connect(self._path)
         condition = self._condition
@@ -92,14 +92,14 @@ class Follower:
         ]
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         if self._connection is not None:
             self._connection.close()
         self._connection, self._tables, self._status = None, [], None
 
 
 class _Table:
-    """Reads what is added to a table."""
+    """Reads the rows that are added to a table."""
 
     def __init__(self, connection: sqlite3.Connection, name: str, columns: str, condition: str) -> None:
         self._connection = connection
@@ -111,7 +111,7 @@ class _Table:
         self._id: tuple[Any, ...] | None = None  # of that row
 
     def skip(self) -> None:
-        """What is there is not new."""
+        """Regard the present rows as read."""
         self._remember(self._newest())
 
     def _newest(self) -> int:

@@ -1,4 +1,4 @@
-"""Takes batches from a source and brings them to outputs."""
+"""Receives batches from a source and stores them in outputs."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ._output import Output, OutputError
 _log = logging.getLogger("nfnet")
 
 _MOST = 64  # batches that are stored together
-_WAIT = 0.5  # seconds for batches, until it is looked whether to stop
+_WAIT = 0.5  # seconds to wait for batches, between two looks whether to stop
 _AGAIN = 1.0  # seconds until the next try
 
 
 class Forwarder:
-    """Brings batches from a source to outputs, until `stop`: one of any number of workers.
+    """A worker that stores the batches of a source in outputs, until `stop`. Any number of workers can share a source.
 
-    source: where from; see `nfnet.collect.source`.
-    outputs: where to; see `nfnet.collect.output`.
-    count: end when so many messages have been stored.
-    report: is told, in a line, what the person who runs it should know. Default: a warning of the logger "nfnet".
+    source: an object that `nfnet.collect.source` returned.
+    outputs: objects that `nfnet.collect.output` returned.
+    count: end when so many messages have been stored. Default: no limit.
+    report: a function that is called with a line for the operator. Default: a warning of the logger "nfnet".
 
-    A batch is acknowledged when every output has stored it; killing the process loses nothing. If one of them cannot,
-    it is given back, and comes again, to this worker or another: an output that had stored it gets it twice, and a
-    database keeps it once.
+    A batch is acknowledged when every output has stored it, so killing the process loses nothing. If an output fails,
+    the batch is given back, and delivered again, to this worker or another. An output that had stored it gets it twice;
+    a database stores it once.
     """
 
     def __init__(
@@ -47,18 +47,18 @@ class Forwarder:
         self._report = report
         self._at_a_time = _MOST
         self._stopped = self._reopen = self._broken = False
-        self._trouble = ""  # of the last try
+        self._trouble = ""  # when the last try began
 
     def stop(self) -> None:
         """End `run`, from any thread or a signal handler."""
         self._stopped = True
 
     def reopen(self) -> None:
-        """Have all outputs open their files anew; from any thread or a signal handler."""
+        """Let all outputs reopen their files; from any thread or a signal handler."""
         self._reopen = True
 
     def run(self) -> bool:
-        """Bring batches, and return whether it ended because it was told to.
+        """Store batches, and return whether `stop` or ``count`` ended it.
 
         Raises NfnetError or OSError if the source or an output cannot begin.
         """
@@ -102,7 +102,7 @@ class Forwarder:
         try:
             self._store(received)
         except OutputError:
-            # The next ones are tried one by one, so that one which cannot be stored does not hold up others for ever.
+            # The next batches are tried one by one, so that one which cannot be stored does not block others for ever.
             self._at_a_time = 1
             self._source.give_back(received)
             raise
@@ -128,11 +128,11 @@ class Forwarder:
         return False
 
     def close(self) -> None:
-        """Let go of source and outputs; `run` does so, too. May be called twice."""
+        """Close source and outputs, as `run` does at its end. Can be called twice."""
         for output in self.outputs:
             output.close()
         self._source.close()
 
     def summary(self) -> str:
-        """How much was stored, in a line."""
+        """Return a line with how many messages were stored."""
         return f"{counted(self.stored, 'message')} stored"

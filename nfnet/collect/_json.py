@@ -1,4 +1,4 @@
-"""Batches as lines of JSON, which the output of that name writes, and others read the values of fields from."""
+"""Batches as lines of JSON, which the output JsonLines writes, and from which other outputs take their fields."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .._ecs import JsonLines
 from ._batch import Batch
 
 LOST = "messages-lost"
-"""``event.action`` of the line that says how many messages the kernel lost."""
+"""``event.action`` of the line that reports how many messages the kernel lost."""
 
 
 class BatchLines:
-    """Makes a line for each message of a batch, and one before them if the kernel lost some."""
+    """Makes a line for each message of a batch, and one before them if the kernel lost messages."""
 
     def __init__(self) -> None:
         self._write: dict[str, JsonLines] = {}  # by session
@@ -29,7 +29,7 @@ class BatchLines:
 
 
 def _top(batch: Batch) -> dict[str, Any]:
-    """What each line of a session says."""
+    """Return the fields that all lines of a session have."""
     top: dict[str, Any] = {"host": {"name": batch.session.host}}
     if batch.labels:
         top["labels"] = dict(batch.labels)

@@ -11,39 +11,42 @@ from ._units import Rate
 
 _TELL_AFTER = 10.0  # seconds, if the rate is one per second
 _TELL_AFTER_LONG = 60.0  # for longer periods
-_MOST_PREFIXES = 4096  # rules decide which there are; further ones share a limit
+_MOST_PREFIXES = 4096  # messages of further prefixes share a limit
 
 
 class _Prefix:
-    """What came of one prefix."""
+    """The state of one prefix."""
 
     __slots__ = ("end", "last", "left", "suppressed", "tell")
 
     def __init__(self) -> None:
         self.end = 0.0  # of the period
-        self.left = 0  # how many may still pass in it
-        self.suppressed = 0  # of which no record tells yet
-        self.last: LogMessage | None = None  # of those
-        self.tell = 0.0  # when one has to
+        self.left = 0  # how many messages still pass in it
+        self.suppressed = 0  # messages left out that no record reports yet
+        self.last: LogMessage | None = None  # the last of them
+        self.tell = 0.0  # when a record has to report them
 
 
 class Limiter:
     """Lets the first messages of each prefix pass in each period, for one session.
 
-    Of what is left out the last message becomes a record that says how many they were (`LogMessage.suppressed`), ten
-    seconds after the first of them, or a minute if the period is longer than a second.
+    The last message of those left out becomes a record with their number (`LogMessage.suppressed`), ten seconds after
+    the first of them, or a minute if the period is longer than a second.
     """
 
     def __init__(self, rate: Rate) -> None:
         self.total = 0
-        """How many messages were left out."""
+        """The number of messages left out."""
         self._rate = rate
         self._tell_after = _TELL_AFTER if rate.seconds == 1 else _TELL_AFTER_LONG
         self._prefixes: dict[str, _Prefix] = {}
-        self._lost = 0  # before messages that were all left out
+        self._lost = 0  # messages that the kernel lost before messages that were all left out
 
     def limit(self, batch: Batch) -> Batch | None:
-        """What passes of a batch; None if nothing does. What was lost before it is told with the next that passes."""
+        """Return the messages of a batch that pass, as a batch; None if none does.
+
+        A loss before a batch of which nothing passes is reported with the next batch.
+        """
         now = time.monotonic()
         passed = [message for message in batch.messages if self._passes(message, now)]
         if not passed:
@@ -72,7 +75,7 @@ class Limiter:
         return False
 
     def due(self, *, everything: bool = False) -> tuple[list[LogMessage], int]:
-        """The records that are due, or all, and how many messages the kernel lost that nobody was told of."""
+        """Return the records that are due, or all, and the number of lost messages that were not reported yet."""
         now = time.monotonic()
         found = []
         for prefix in self._prefixes.values():

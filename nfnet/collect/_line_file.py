@@ -16,14 +16,14 @@ class LineFile(File):
     """Appends lines to a file."""
 
     line_begins: ClassVar[bytes] = b""
-    """What each line begins with, if that is the same: so a line that was cut short is known."""
+    """The common beginning of all lines, by which a line that was cut short is recognized; empty if there is none."""
 
     @abstractmethod
     def lines(self, batch: Batch) -> str:
-        """What is to be written for a batch, the loss before it included."""
+        """Return the lines to write for a batch, including a line for the loss before it."""
 
     def data(self, batch: Batch) -> bytes:
-        """As `File.data`."""
+        """Return the lines as bytes; see `File.data`."""
         return self.lines(batch).encode("utf-8", "backslashreplace")
 
     def begin(self) -> None:
@@ -32,7 +32,7 @@ class LineFile(File):
             self._end_line()
 
     def _end_line(self) -> None:
-        """Have a new line begin. A process that was killed while it wrote may have left a part of one."""
+        """Begin a new line. A process that was killed while it wrote can have left a part of one."""
         with open(self.target, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _LONGEST_LINE))

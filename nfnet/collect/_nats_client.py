@@ -1,7 +1,7 @@
 """A connection to a NATS server with JetStream, for programs that are not asynchronous.
 
-The event loop of nats-py runs while one of our calls does, in the thread that makes it. Nothing happens in between:
-whoever has a connection calls `Client.run` every now and then, so that the server's pings are answered.
+The event loop of nats-py runs only during our calls, in the calling thread. The owner of a connection must therefore
+call `Client.run` from time to time, so that the server's pings are answered.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ T = TypeVar("T")
 SUBJECTS = "nfnet.log.*"
 _CONNECT_PATIENCE = 5.0  # seconds
 PATIENCE = 10.0
-"""Seconds for which an answer is awaited."""
-_DUPLICATES = 120.0  # seconds for which the server knows the ids of messages; about 100 bytes each in its memory
+"""Seconds to wait for an answer of the server."""
+_DUPLICATES = 120.0  # seconds for which the server remembers ids of messages, in about 100 bytes of memory each
 
-# Errors of JetStream's, by their err_code.
+# Errors of JetStream, by their err_code.
 _NO_STREAM, _NO_ROOM, _NOT_ENABLED, _NOT_ENABLED_HERE = 10059, 10047, 10076, 10039
 
 
 def subject(host: str) -> str:
-    """The subject of a host's messages: a token has no dots, spaces or wildcards."""
+    """Return the subject of a host's messages. Dots, spaces and wildcards, which a token cannot have, are replaced."""
     return "nfnet.log." + (re.sub(r"[^A-Za-z0-9_-]", "_", host) or "_")
 
 
 def token(value: object) -> str:
-    """The name of a stream or consumer. Raises ValueError."""
+    """Check the name of a stream or consumer. Raises ValueError."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", str(value)):
         raise ValueError(f"{value!r} is no name: letters, digits, - and _")
     return str(value)
@@ -56,11 +56,11 @@ SETTINGS: Mapping[str, Callable[[Any], Any]] = {
     "credentials": str,
     "nkey": str,
 }
-"""Names of settings that outputs and sources share, and what reads them."""
+"""The settings that outputs and sources share, with the function that parses each."""
 
 
 def check(url: str) -> None:
-    """Raise ArgumentError if the URL cannot be right, or nats-py is not installed."""
+    """Raise ArgumentError if the URL is wrong, or nats-py is not installed."""
     _driver()
     _servers(url)
 
@@ -76,7 +76,7 @@ def _driver() -> Any:
 
 
 def _servers(url: str) -> tuple[list[str], str | None, str | None]:
-    """URLs of the servers without user, then user (or token) and password."""
+    """Return the URLs of the servers without the user, the user (or token), and the password."""
     user: str | None
     hosts = url.removeprefix("nats://")
     login, at, hosts = hosts.rpartition("@")
@@ -86,7 +86,7 @@ def _servers(url: str) -> tuple[list[str], str | None, str | None]:
             found = urlsplit(server)
             if not found.hostname or found.path or found.query or found.fragment or found.port == 0:
                 raise ValueError
-    except ValueError:  # also of a port that is none
+    except ValueError:  # from above, or for a wrong port
         servers = []
     if not servers or not url.startswith("nats://"):
         hint = "nats://USER:PASSWORD@HOST:PORT, or several HOST:PORT with commas"
@@ -96,14 +96,16 @@ def _servers(url: str) -> tuple[list[str], str | None, str | None]:
 
 
 class Client:
-    """A connection, made when it is needed and after it broke.
+    """A connection, made when it is needed, and again after it broke.
 
-    url: ``nats://user:password@host:4222``, a token in place of user and password, or several hosts with commas.
-    stream: the stream's name. keep, max_size: how long, and how much, a stream keeps that `create` makes.
-    tls: encrypt; ca: with the server's certificate signed by one in this file; certificate, key: files of ours.
-    credentials, nkey: files of NATS with what to say who we are.
+    url: ``nats://user:password@host:4222``; with a token in place of user and password; or several hosts with commas.
+    stream: the stream's name. keep, max_size: the stream that `create` makes keeps messages for so many seconds, and
+        so many bytes of them.
+    tls: whether to encrypt. ca: a file of certificates, one of which must have signed the server's. certificate, key:
+        files of the client's certificate and its key.
+    credentials, nkey: files of NATS by which the client authenticates itself.
 
-    Raises ArgumentError or OSError for what cannot be right.
+    Raises ArgumentError or OSError for wrong settings.
     """
 
     def __init__(
@@ -132,7 +134,7 @@ class Client:
             self._options.update(token=user)
         for path in (ca, certificate, key, credentials, nkey):
             if path is not None:
-                with open(path, "rb"):  # now, where OSError has its name
+                with open(path, "rb"):  # now, so that OSError has the file's name
                     pass
         self._options.update(user_credentials=credentials, nkeys_seed=nkey)
         if credentials or nkey:
@@ -144,13 +146,13 @@ class Client:
             self._options["tls"] = _context(ca, certificate, key)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: Connection | None = None
-        self._said: Exception | None = None  # what nats-py last told
+        self._said: Exception | None = None  # the last error that nats-py reported
 
     def run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Do something with the connection.
+        """Run a coroutine with the connection, and return its result.
 
-        Raises NfnetError for what the server says against it, AwayError if it does not answer; then the connection is
-        closed, and made anew the next time.
+        Raises NfnetError for an error of the server, AwayError if it does not answer. Then the connection is closed,
+        and the next call makes a new one.
         """
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
@@ -167,7 +169,7 @@ class Client:
     async def _run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         if self._connection is None or self._connection.is_closed:
             self._connection = await self._connect()
-        # When the connection breaks nats-py goes on waiting for an answer.
+        # nats-py continues to wait for an answer after the connection broke.
         done, broken = asyncio.ensure_future(work(self._connection)), asyncio.ensure_future(self._broken.wait())
         try:
             await asyncio.wait({done, broken}, return_when=asyncio.FIRST_COMPLETED)
@@ -187,7 +189,7 @@ class Client:
 
         self._said = None
         self._broken = broken = asyncio.Event()
-        # After it broke it is made anew here, where errors are reported; nats-py would go on trying and say nothing.
+        # A broken connection is made again here, where errors are reported; nats-py would retry without reporting.
         options: dict[str, Any] = {"allow_reconnect": False, "max_reconnect_attempts": 1, "reconnect_time_wait": 0}
         connection: Connection = self._driver.NATS()
         try:
@@ -225,7 +227,7 @@ class Client:
         return AwayError(text) if away else NfnetError(text)
 
     def find_stream(self) -> None:
-        """Raise NfnetError if the stream is not there, or does not take our messages."""
+        """Raise NfnetError if the stream does not exist, or has other subjects than our messages."""
 
         async def work(connection: Connection) -> list[str]:
             return (await connection.jetstream(timeout=PATIENCE).stream_info(self.stream)).config.subjects or []
@@ -235,13 +237,13 @@ class Client:
             raise NfnetError(f"stream {self.stream} takes {', '.join(subjects)}, and not {SUBJECTS}")
 
     def create(self) -> None:
-        """Make the stream if it is not there."""
+        """Create the stream if it does not exist."""
 
         async def work(connection: Connection) -> None:
             from nats.js.api import DiscardPolicy, RetentionPolicy, StreamConfig
 
-            # A message goes when a worker has acknowledged it. When the stream is full the server refuses new ones, and
-            # whoever sends them keeps them: DiscardPolicy.OLD would throw away what nobody has stored.
+            # The server removes a message when a worker has acknowledged it. If the stream is full it refuses new ones,
+            # and the senders keep them. DiscardPolicy.OLD would discard messages that no worker has stored.
             config = StreamConfig(
                 name=self.stream,
                 subjects=[SUBJECTS],
@@ -261,7 +263,7 @@ class Client:
         self.find_stream()
 
     def close(self) -> None:
-        """Close the connection. Raises nothing."""
+        """Close the connection. Raises no exception."""
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.run_until_complete(self._finish())
@@ -283,7 +285,7 @@ class Client:
 
 
 class _Context(ssl.SSLContext):
-    """Knows whether it was used: nats-py encrypts nothing if the server does not ask for it."""
+    """A TLS context that records whether it was used: nats-py does not encrypt if the server does not require it."""
 
     is_used = False
 

@@ -1,4 +1,4 @@
-"""Takes batches from a stream of NATS JetStream."""
+"""Receives batches from a stream of NATS JetStream."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 _log = logging.getLogger("nfnet")
 T = TypeVar("T")
 
-_ACKNOWLEDGE_WITHIN = 60.0  # seconds; then the server gives a message to another worker
-_AGAIN = 5.0  # seconds after which what was given back comes again
+_ACKNOWLEDGE_WITHIN = 60.0  # seconds without an acknowledgement until the server delivers a message to another worker
+_AGAIN = 5.0  # seconds until the server delivers a message again that was given back
 _NEWER_AGAIN = 60.0
-_MOST_OUT = 10_000  # messages, with all workers together
+_MOST_OUT = 10_000  # unacknowledged messages of all workers together
 
 
 class Received(NamedTuple):
-    """A batch that was taken, and what it is acknowledged with."""
+    """A received batch, and the message by which it is acknowledged."""
 
     batch: Batch
     message: Msg
 
 
 class NatsSource:
-    """The messages that `Nats` outputs publish, each to one worker.
+    """The messages that `Nats` outputs published; each is delivered to one worker.
 
-    All workers with the same ``consumer`` share a stream's messages. One that is not acknowledged within a minute, for
-    its worker was killed, say, goes to another.
+    All workers with the same ``consumer`` share a stream's messages. If a message is not acknowledged within a minute,
+    for instance because its worker was killed, it is delivered to another.
 
-    target: what follows ``nats:`` in the URL.
+    target: the part of the URL behind ``nats:``.
     consumer: the name that workers have in common. Default: "nfnet".
     settings: those of the connection.
     """
@@ -57,20 +57,20 @@ class NatsSource:
 
     @classmethod
     def check(cls, target: str) -> None:
-        """As `Output.check`."""
+        """Check the URL; see `Output.check`."""
         check(f"{cls.scheme}:{target}")
 
     @property
     def name(self) -> str:
-        """What it is called in reports, without a password."""
+        """Its name in reports, without a password."""
         return without_password(f"{self.scheme}:{self.target}")
 
     def create(self) -> None:
-        """Make the stream if it is not there."""
+        """Create the stream if it does not exist."""
         self._client.create()
 
     def begin(self) -> None:
-        """Make the consumer if it is not there. Raises NfnetError."""
+        """Create the consumer if it does not exist. Raises NfnetError."""
         self._client.find_stream()
         self._subscription = self._client.run(self._subscribe)
 
@@ -92,10 +92,10 @@ class NatsSource:
         return await js.pull_subscribe_bind(self._consumer, stream)
 
     def receive(self, most: int, timeout: float) -> list[Received]:
-        """Wait for messages, and take at most so many. Raises NfnetError.
+        """Wait for messages, and return at most ``most``. Raises NfnetError.
 
-        What cannot be read is reported, and not given out again; what a newer nfnet wrote is left to a worker that is
-        as new.
+        A message that cannot be read is reported, and never delivered again. One that a newer nfnet wrote is left to a
+        worker of that version.
         """
 
         async def work(connection: Connection) -> list[Msg]:
@@ -115,24 +115,27 @@ class NatsSource:
                 _log.warning("%s: %s; it is left to a newer nfnet", message.subject, error)
                 answers.append(partial(message.nak, _NEWER_AGAIN))
             except DecodeError as error:
-                _log.warning("%s: %s; it is thrown away", message.subject, error)
+                _log.warning("%s: %s; it is discarded", message.subject, error)
                 answers.append(message.term)
         self._answer(answers)
         return found
 
     def acknowledge(self, received: Iterable[Received]) -> None:
-        """The batches have been stored. Raises NfnetError; then they may come again."""
+        """Report batches as stored. Raises NfnetError; then the server can deliver them again."""
         self._answer([each.message.ack for each in received])
 
     def give_back(self, received: Iterable[Received]) -> None:
-        """They were not stored: they come again after some seconds, to this worker or another. Raises NfnetError."""
+        """Report batches as not stored: the server delivers them again after some seconds, to any worker.
+
+        Raises NfnetError.
+        """
         self._answer([partial(each.message.nak, _AGAIN) for each in received])
 
     def _answer(self, answers: Sequence[Callable[[], Awaitable[None]]]) -> None:
         async def work(connection: Connection) -> None:
             for answer in answers:
                 await answer()
-            await connection.flush(int(PATIENCE))  # the server has them
+            await connection.flush(int(PATIENCE))  # the server has received the answers
 
         if answers:
             self._run(work)
@@ -141,9 +144,9 @@ class NatsSource:
         try:
             return self._client.run(work)
         except NfnetError:
-            self._subscription = None  # it went with the connection
+            self._subscription = None  # it ended with the connection
             raise
 
     def close(self) -> None:
-        """Close the connection. Raises nothing."""
+        """Close the connection. Raises no exception."""
         self._client.close()

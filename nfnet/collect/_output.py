@@ -1,4 +1,4 @@
-"""What an output is."""
+"""The base class of outputs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ._batch import Batch
 class OutputError(NfnetError):
     """An output could not store a batch, and has stored nothing of it.
 
-    message: why not.
-    lasting: whether it will never store any more.
-    usual: whether this is nothing unusual and soon over: a lock of somebody else, say.
+    message: the reason.
+    lasting: whether the output can never store anything again.
+    usual: whether such an error is usual and soon over, as another process's lock.
     """
 
     def __init__(self, message: str, *, lasting: bool = False, usual: bool = False) -> None:
@@ -26,13 +26,13 @@ class OutputError(NfnetError):
 
 
 class AwayError(NfnetError):
-    """Nobody answers where an output, or a source, should be; that may change."""
+    """The server of an output or a source does not answer; it can become available later."""
 
 
 def without_password(text: str) -> str:
-    """The text without what URLs in it have before the ``@``, and without the values of ``password=``.
+    """Return the text without users and passwords of URLs, and without the values of ``password=``.
 
-    What comes before the last ``@`` of a line goes, for a password may have one, too.
+    In each line everything in a URL before the last ``@`` is removed, since a password can contain an ``@``.
     """
     text = re.sub(r"//.*@", "//***@", text)
     return re.sub(r"(password=)[^&\s'\"]*", r"\1***", text)
@@ -41,59 +41,59 @@ def without_password(text: str) -> str:
 class Output(ABC):
     """Stores log messages, a batch at a time.
 
-    target: where to: the name of a file, say.
-    settings: by name, as `settings` of the class reads them.
+    target: the destination, a file name for instance.
+    settings: by name, parsed by `settings` of the class.
 
-    Making one raises NfnetError or OSError if the target cannot be right; nothing in it is touched before `begin`.
-    Methods are called by one thread at a time, not always the same one.
+    The constructor raises NfnetError or OSError if the target is wrong; it changes nothing in the target before
+    `begin`. Methods are called by one thread at a time, not always by the same one.
     """
 
     scheme: ClassVar[str]
-    """What stands before the target: "sqlite" in ``sqlite:firewall.db``."""
+    """The word before the target: "sqlite" in ``sqlite:firewall.db``."""
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """Ends of file names that need no scheme: ".db"."""
+    """File name extensions that need no scheme: ".db"."""
     usual_target: ClassVar[str] = ""
-    """The target if nothing stands behind the scheme and its colon; an error if there is none."""
+    """The target if nothing follows the scheme and its colon; None: a target is required."""
     help: ClassVar[str]
     overwrites: ClassVar[bool] = False
-    """Whether `begin` renames or removes what was in the target: it is called when all others have begun."""
+    """Whether `begin` renames or removes data in the target; then it is called after those of all other outputs."""
     settings: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
-    """Names of settings, and what makes their values of what the user wrote, or raises ValueError."""
+    """Names of settings, each with a function that parses its value, or raises ValueError."""
 
     def __init__(self, target: str, **settings: Any) -> None:
         self.target = target
 
     @classmethod  # noqa: B027  # most take any
     def check(cls, target: str) -> None:
-        """Raise ArgumentError if this is no target, as far as that can be said without touching it."""
+        """Raise ArgumentError if the target is wrong, as far as that is known without opening it."""
 
     @property
     def name(self) -> str:
-        """What it is called in reports, without a password."""
+        """Its name in reports, without a password."""
         return without_password(f"{self.scheme}:{self.target}")
 
     def create(self) -> None:  # noqa: B027  # most do so when they are made
-        """Make what is missing in the target: tables, say. Raises NfnetError or OSError."""
+        """Create what is missing in the target, such as tables. Raises NfnetError or OSError."""
 
     @abstractmethod
     def begin(self) -> None:
-        """Batches will come. Raises NfnetError or OSError if none could be stored."""
+        """Prepare for batches. Raises NfnetError or OSError if none could be stored."""
 
     @abstractmethod
     def write(self, batch: Batch) -> None:
-        """Store a batch: when this returns, killing the process loses nothing of it. Raises OutputError."""
+        """Store a batch. When this returns, killing the process loses nothing of it. Raises OutputError."""
 
     def write_many(self, batches: Sequence[Batch]) -> None:
-        """Store several, which is quicker for some. Raises OutputError; then some may have been stored."""
+        """Store several batches, which is faster for some outputs. Raises OutputError; some can be stored then."""
         for batch in batches:
             self.write(batch)
 
     def idle(self) -> None:  # noqa: B027  # most have nothing to do
-        """Called about once a second, also while nothing comes: for what is due by the clock. Raises OutputError."""
+        """Do what is due by the clock; called about once a second, also without batches. Raises OutputError."""
 
     def reopen(self) -> None:  # noqa: B027
-        """The user sent SIGHUP: open files anew. Raises OutputError."""
+        """Reopen files, after the user sent SIGHUP. Raises OutputError."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the target. Raises nothing."""
+        """Close the target. Raises no exception."""

@@ -1,4 +1,4 @@
-"""Which outputs there are, and how they are named."""
+"""The outputs and sources by scheme, and how targets and settings select them."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ OUTPUTS: tuple[type[Output], ...] = (
     SyslogTls,
     Journal,
 )
-"""Those of this package."""
+"""The outputs of this package."""
 
 _GROUP = "nfnet.outputs"
 
 
 def known() -> dict[str, type[Output]]:
-    """All outputs by scheme: `OUTPUTS`, and those of installed packages (entry points of ``nfnet.outputs``).
+    """Return all outputs by scheme: `OUTPUTS`, and those of installed packages (entry points of ``nfnet.outputs``).
 
-    Raises ArgumentError if one of these cannot be imported, or is no output.
+    Raises ArgumentError if one of these cannot be imported, or is not an output.
     """
     found: dict[str, type[Output]] = {}
     for entry in entry_points(group=_GROUP):
@@ -55,13 +55,13 @@ def known() -> dict[str, type[Output]]:
 
 
 class Described(NamedTuple):
-    """An output that could be made."""
+    """An output that has not been made yet."""
 
     kind: type[Output]
     target: str
     settings: dict[str, Any]
     groups: tuple[int, ...] | None = None
-    """Whose messages it gets; None: those of all."""
+    """The groups whose messages it gets; None: all groups."""
 
     @property
     def name(self) -> str:
@@ -69,12 +69,12 @@ class Described(NamedTuple):
         return without_password(f"{self.kind.scheme}:{self.target}")
 
     def make(self) -> Output:
-        """Make it. Raises what it raises if the target cannot be right."""
+        """Make the output. Raises the errors of its constructor."""
         return self.kind(self.target, **self.settings)
 
 
 def describe(to: str, settings: Mapping[str, Any] | None = None) -> Described:
-    """What `output` would make of these. Raises ArgumentError."""
+    """Return the output that `output` would make, without making it. Raises ArgumentError."""
     kind, target = _kind_of(to)
     kind.check(target)
     return Described(kind, target, _values(kind, settings or {}))
@@ -93,25 +93,25 @@ def _values(kind: type[Output] | type[NatsSource], settings: Mapping[str, Any]) 
 
 
 def output(to: str, settings: Mapping[str, Any] | None = None) -> Output:
-    """The output that ``sqlite:firewall.db`` means, or ``log.jsonl``, whose name says what it is.
+    """Make the output for a text like ``sqlite:firewall.db``, or ``log.jsonl``, whose extension selects the kind.
 
     settings: by name, as in a configuration file: ``{"rotate_size": "100M"}``.
 
-    Raises ArgumentError, and what the output raises if the target cannot be right.
+    Raises ArgumentError, and the errors of the output's constructor.
     """
     return describe(to, settings).make()
 
 
 def source(url: str, settings: Mapping[str, Any] | None = None) -> NatsSource:
-    """The source that ``nats://HOST:4222`` means; settings are by name, as for `output`.
+    """Make the source for a URL like ``nats://HOST:4222``; settings are by name, as for `output`.
 
-    Raises ArgumentError, and OSError for a file that a setting names and that cannot be read.
+    Raises ArgumentError, and OSError if a file that a setting names cannot be read.
     """
     return describe_source(url, settings).make()
 
 
 class DescribedSource(NamedTuple):
-    """A source that could be made."""
+    """A source that has not been made yet."""
 
     target: str
     settings: dict[str, Any]
@@ -122,12 +122,12 @@ class DescribedSource(NamedTuple):
         return without_password(f"{NatsSource.scheme}:{self.target}")
 
     def make(self) -> NatsSource:
-        """Make it. Raises ArgumentError or OSError if what settings name cannot be right."""
+        """Make the source. Raises ArgumentError or OSError for wrong settings."""
         return NatsSource(self.target, **self.settings)
 
 
 def describe_source(url: str, settings: Mapping[str, Any] | None = None) -> DescribedSource:
-    """What `source` would make of these. Raises ArgumentError."""
+    """Return the source that `source` would make, without making it. Raises ArgumentError."""
     scheme, _, target = url.partition(":")
     if scheme != NatsSource.scheme:
         raise ArgumentError(f"{without_password(repr(url))} is no source: write nats://HOST:4222")
@@ -156,7 +156,7 @@ def _kind_of(to: str) -> tuple[type[Output], str]:
 
 
 def nearest(name: str, names: Any) -> str:
-    """What is appended to an error about a wrong name: the nearest right one, or all there are."""
+    """Return the end of an error about a wrong name: the most similar valid name, or all of them."""
     close = difflib.get_close_matches(name, list(names), 1, 0.5)
     if close:
         return f"; did you mean {close[0]!r}?"

@@ -1,4 +1,4 @@
-"""A batch as bytes, for the spool, and for outputs and sources that hand it from one machine to another."""
+"""A batch as bytes, for the spool, and for outputs and sources that transfer it between machines."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ..protocol import byteorder, netlink
 from ._batch import Batch, Session
 
 VERSION = 1
-_MOST_UNPACKED = 4 << 20  # bytes; a few could say that they were gigabytes
-_MOST = 256 << 10  # bytes of messages together; one alone may have a little more than 64 KiB
+_MOST_UNPACKED = 4 << 20  # bytes; a few compressed ones can expand to gigabytes
+_MOST = 256 << 10  # bytes of all messages; a single one can have a little more than 64 KiB
 
 
 class NewerError(DecodeError):
-    """The bytes are of a version that is not known here."""
+    """The bytes have a version that this nfnet does not know."""
 
 
 def pieces(batch: Batch) -> Iterator[Batch]:
-    """The batch in pieces of at most 256 KiB: always the same ones, for each has an id of its own."""
+    """Yield the batch in pieces of at most 256 KiB: always the same pieces, since each has its own id."""
     start, size, lost = 0, 0, batch.lost
     for place, message in enumerate(batch.messages):
         if place > start and size + len(message.raw) > _MOST:
@@ -37,12 +37,12 @@ def pieces(batch: Batch) -> Iterator[Batch]:
 
 
 def joined(messages: Sequence[LogMessage]) -> bytes:
-    """The messages as the kernel sent them, one behind the other."""
+    """Return the messages as the kernel sent them, joined."""
     return b"".join(message.raw + bytes(-len(message.raw) % 4) for message in messages)
 
 
 def names(messages: Sequence[LogMessage]) -> dict[int, str]:
-    """The names of the interfaces in messages."""
+    """Return the names of the interfaces in messages."""
     found = {}
     for message in messages:
         for index, name in (
@@ -57,9 +57,9 @@ def names(messages: Sequence[LogMessage]) -> dict[int, str]:
 
 
 def notes(messages: Sequence[LogMessage], *, accounts: bool = False) -> dict[int, Any]:
-    """What is known of messages besides what the kernel says, by their places.
+    """Return what the collector added to messages (process, suppressed), by their positions.
 
-    accounts: also the names of users and groups, for a machine that has others.
+    accounts: also the names of users and groups, for a machine with other accounts.
     """
     found = {}
     for place, message in enumerate(messages):
@@ -72,13 +72,13 @@ def notes(messages: Sequence[LogMessage], *, accounts: bool = False) -> dict[int
 
 
 def split(data: bytes, names: Mapping[str, str], notes: Mapping[str, Any] | None) -> list[LogMessage]:
-    """The messages that `joined`, `names` and `notes` were made of, when these were JSON in between."""
+    """Return the messages from which `joined`, `names` and `notes` were made; these have been JSON in between."""
     known = {int(index): str(name) for index, name in names.items()}
     found = [raw for _, raw in netlink.split_messages(data)]
     for place, (values, suppressed, *accounts) in (notes or {}).items():
         process = None if values is None else Process(*values)
         if process is not None and process.command_line is not None:
-            process = process._replace(command_line=tuple(process.command_line))  # JSON knows lists alone
+            process = process._replace(command_line=tuple(process.command_line))  # JSON has no tuples
         pair = tuple(accounts[0]) if accounts and accounts[0] is not None else None
         raw = found[int(place)]
         found[int(place)] = Annotated(raw, process=process, accounts=pair, suppressed=int(suppressed))
@@ -86,7 +86,7 @@ def split(data: bytes, names: Mapping[str, str], notes: Mapping[str, Any] | None
 
 
 def pack(batch: Batch, *, compress: bool = False) -> bytes:
-    """A line of JSON, and the messages as the kernel sent them."""
+    """Return the batch as a line of JSON, followed by the messages as the kernel sent them."""
     data = joined(batch.messages)
     head = {
         "version": VERSION,
@@ -103,7 +103,7 @@ def pack(batch: Batch, *, compress: bool = False) -> bytes:
 
 
 def unpack(data: bytes) -> Batch:
-    """The batch. Raises DecodeError if it is none, NewerError if a newer version wrote it."""
+    """Return the batch. Raises DecodeError if the bytes are not one, NewerError if a newer version wrote it."""
     line, _, rest = data.partition(b"\n")
     try:
         head: dict[str, Any] = json.loads(line)

@@ -17,7 +17,7 @@ from .sqlite import VERSION, missing_columns
 
 
 class _Dialect(NamedTuple):
-    """What databases write differently."""
+    """The parts of SQL in which databases differ."""
 
     since: str
     until: str
@@ -43,7 +43,7 @@ class _Dialect(NamedTuple):
         )
 
     def weighed(self, what: str, order: str) -> str:
-        """Counts those, too, for which a message stands that a limit left out; they have the same prefix."""
+        """Return a query that also counts the messages that a limit left out; they have the prefix of their record."""
         return (
             f"SELECT {what}, CAST(sum(coalesce(suppressed, 1)) AS BIGINT) AS messages {self.where()}"
             f" GROUP BY 1 ORDER BY {order} LIMIT {self.most}"
@@ -67,7 +67,7 @@ _POSTGRESQL = _Dialect(
 
 
 class Question(NamedTuple):
-    """What is asked, of the time from ``since`` to ``until``, in seconds since 1970; ``most`` is how many rows."""
+    """A question about the time from ``since`` to ``until``, in seconds since 1970, with at most ``most`` rows."""
 
     help: str
     sql: Callable[[_Dialect], str]
@@ -79,30 +79,32 @@ _PROTOCOL = (
 )
 
 QUESTIONS: dict[str, Question] = {
-    "top sources": Question("who sends most", lambda d: d.top("source", ", count(DISTINCT destination_port) AS ports")),
-    "top destinations": Question("to whom", lambda d: d.top("destination")),
+    "top sources": Question(
+        "senders of the most packets", lambda d: d.top("source", ", count(DISTINCT destination_port) AS ports")
+    ),
+    "top destinations": Question("receivers of the most packets", lambda d: d.top("destination")),
     "top ports": Question(
-        "to which port",
+        "destination ports of the most packets",
         lambda d: (
             f"SELECT {_PROTOCOL} AS protocol, destination_port, count(*) AS messages, count(DISTINCT source) AS sources"
             f" {d.where()} GROUP BY 1, 2 ORDER BY messages DESC, 1, 2 LIMIT {d.most}"
         ),
     ),
     "top prefixes": Question(
-        "which rule logs most; what a limit left out included", lambda d: d.weighed("prefix", "messages DESC, 1")
+        "prefixes of the most packets, those over a limit included", lambda d: d.weighed("prefix", "messages DESC, 1")
     ),
     "top protocols": Question("which protocol", lambda d: d.top(f"{_PROTOCOL} AS protocol")),
-    "top interfaces": Question("by which interface it came", lambda d: d.top("indev")),
+    "top interfaces": Question("incoming interfaces of the most packets", lambda d: d.top("indev")),
     "top users": Question(
-        "which local user sends most",
+        "local users that send the most packets",
         lambda d: d.top("coalesce(user_name, CAST(uid AS TEXT)) AS user", where="uid IS NOT NULL AND "),
     ),
     "top programs": Question(
-        "which local program sends or receives most",
+        "local programs that send or receive the most packets",
         lambda d: d.top("coalesce(executable, process) AS program", where="process IS NOT NULL AND "),
     ),
     "scans": Question(
-        "who tried many ports or hosts",
+        "senders to many ports or hosts",
         lambda d: (
             "SELECT source, count(DISTINCT destination_port) AS ports, count(DISTINCT destination) AS hosts,"
             f" count(*) AS messages, {d.clock.format('min(time)')} AS first {d.where()} GROUP BY source"
@@ -112,25 +114,25 @@ QUESTIONS: dict[str, Question] = {
         ),
     ),
     "per hour": Question(
-        "how many in each hour",
+        "number of packets in each hour",
         lambda d: d.weighed(f"{d.hour.format('time')} AS hour", "hour DESC"),
     ),
     "latest": Question(
-        "the last ones",
+        "the latest packets",
         lambda d: (
             f"SELECT {d.clock.format('time')} AS time, prefix, indev, outdev, {_PROTOCOL} AS protocol, source,"
             f" source_port, destination, destination_port {d.where()} ORDER BY messages.time DESC LIMIT {d.most}"
         ),
     ),
     "suppressed": Question(
-        "what a limit left out",
+        "number of packets that a limit left out",
         lambda d: (
             f"SELECT prefix, CAST(sum(suppressed) AS BIGINT) AS messages, {d.clock.format('max(time)')} AS last"
             f" {d.where('suppressed IS NOT NULL AND ')} GROUP BY prefix ORDER BY messages DESC, prefix LIMIT {d.most}"
         ),
     ),
     "losses": Question(
-        "what the kernel lost",
+        "number of packets that the kernel could not deliver",
         lambda d: (
             f"SELECT {d.clock.format('time')} AS time, log_group, count FROM losses WHERE {d.between}"
             f" ORDER BY losses.time DESC LIMIT {d.most}"
@@ -146,14 +148,14 @@ _MOST = 10
 
 
 class Answer(NamedTuple):
-    """Names of columns, and the rows, which are read while they are asked for."""
+    """Names of columns, and the rows, which are read from the database during iteration."""
 
     columns: tuple[str, ...]
     rows: Iterator[tuple[Any, ...]]
 
 
 def statement(question: str, now: float | None = None, dialect: _Dialect = _SQLITE) -> tuple[str, dict[str, Any]]:
-    """SQL and values for ``top sources last 24h limit 20``, or for SQL that reads. Raises ArgumentError."""
+    """Return SQL and values for ``top sources last 24h limit 20``, or for an SQL query. Raises ArgumentError."""
     if _STATEMENT.match(question):
         return question, {}
     now = time.time() if now is None else now
@@ -170,11 +172,11 @@ def statement(question: str, now: float | None = None, dialect: _Dialect = _SQLI
 
 
 def ask(database: str, question: str) -> Iterator[Answer]:
-    """Answer a question about a database, which nothing can be changed in; one item, valid until the next is asked for.
+    """Answer a question about a database, without changing it. Yields one answer, which is valid during iteration.
 
     database: the file of an SQLite database, or ``postgresql://...``.
 
-    Raises ArgumentError for a question that is none, NfnetError for what the database says against it.
+    Raises ArgumentError for an unknown question, NfnetError for an error of the database.
     """
     yield from (_ask_postgresql if database.startswith(f"{Postgresql.scheme}:") else _ask_sqlite)(database, question)
 
@@ -185,7 +187,7 @@ def _ask_postgresql(url: str, question: str) -> Iterator[Answer]:
         connection.execute("SET search_path = nfnet")
         connection.read_only = True  # of transactions that begin explicitly
         with connection.transaction():
-            # What is prepared is one statement: a COMMIT behind it would end the transaction that may not write.
+            # Only a single statement can be prepared: a COMMIT after it would end the read-only transaction.
             connection.prepare_threshold = 0
             cursor = connection.execute(sql, values or None, prepare=True)
             yield Answer(tuple(column.name for column in cursor.description or ()), iter(cursor))
@@ -202,9 +204,9 @@ def _ask_sqlite(path: str, question: str) -> Iterator[Answer]:
 
 
 def connect(path: str) -> sqlite3.Connection:
-    """A connection by which nothing can be changed. Raises sqlite3.Error.
+    """Return a read-only connection. Raises sqlite3.Error.
 
-    In a database of an older version the table messages has the columns of the present one, too.
+    In a database of an older version the table messages also has the columns of the present version.
     """
     # The name as a URI, for that is how to open a file without making one, and without writing to it.
     connection = sqlite3.connect(f"file:{_escaped(path)}?mode=ro", uri=True)

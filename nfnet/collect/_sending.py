@@ -1,4 +1,4 @@
-"""Outputs that send records over a socket to a server that acknowledges nothing by itself."""
+"""Outputs that send records over a socket to a server that sends no acknowledgements."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ._batch import Batch
 from ._output import Output, OutputError
 
 CONNECT_PATIENCE = 10.0
-"""Seconds for which a server may take to answer."""
-_PATIENCE = 30.0  # seconds without any progress, after which a server does not take more
-_PIECE = 1 << 20  # bytes that are sent before the server's kernel is waited for
+"""Seconds to wait for a server's answer."""
+_PATIENCE = 30.0  # seconds without progress until sending fails
+_PIECE = 1 << 20  # bytes that are sent before waiting for the acknowledgement of the server's kernel
 _CHUNK = 1 << 16
 _KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # by name: macOS has not all of them
 
 
 class _Place(NamedTuple):
-    """A batch, as far as it matters when it comes again after an error."""
+    """Identifies a batch that is written again after an error."""
 
     session: Any
     seq: int | None
@@ -36,35 +36,35 @@ class _Place(NamedTuple):
 
 
 class Sender(Output):
-    """Sends the records of a batch one after the other, and after an error goes on where it was.
+    """Sends the records of a batch one after the other, and continues behind the last one that arrived after an error.
 
-    It connects when there is something to be sent, and once a second if it is not connected. A server that is away is
-    no error of `begin`: messages are kept until it is there.
+    It connects when there are records to send, and tries once a second if it is not connected. `begin` raises no error
+    if the server does not answer: messages are kept until it does.
     """
 
     def __init__(self, target: str, **settings: Any) -> None:
         super().__init__(target, **settings)
         self._socket: socket.socket | None = None
         self._place: _Place | None = None
-        self._done = 0  # how many records of that batch have arrived
+        self._done = 0  # the number of records of that batch that have arrived
 
     @abstractmethod
     def encode(self, batch: Batch) -> list[bytes]:
-        """The records of a batch, the loss before it among them."""
+        """Return the records of a batch, including a record of the loss before it."""
 
     @abstractmethod
     def connect(self) -> socket.socket:
-        """A socket that is connected to the server. Raises OSError."""
+        """Return a socket that is connected to the server. Raises OSError."""
 
     @abstractmethod
     def send(self, sock: socket.socket, records: Sequence[bytes]) -> None:
         """Send records, and confirm those that arrived. Raises OSError."""
 
     def check_alive(self, sock: socket.socket) -> None:
-        """Raise OSError if the server has closed the connection, where that can be seen."""
+        """Raise OSError if the server has closed the connection, if the protocol shows it."""
 
     def begin(self) -> None:
-        """The server may be away: `idle`, soon after this, says so."""
+        """Do nothing: if the server does not answer, `idle` reports it soon after this."""
 
     def write(self, batch: Batch) -> None:
         records = self.encode(batch)
@@ -76,11 +76,11 @@ class Sender(Output):
         self._place = None
 
     def confirm(self, count: int) -> None:
-        """So many more records have arrived: they are not sent again."""
+        """Note that ``count`` more records have arrived, which are not sent again."""
         self._done += count
 
     def forget(self) -> None:
-        """It is not known what has arrived of this batch: all of it is sent again."""
+        """Note that records of this batch were possibly lost: all of it is sent again."""
         self._done = 0
 
     def idle(self) -> None:
@@ -98,7 +98,7 @@ class Sender(Output):
         if self._socket is not None:
             try:
                 self.check_alive(self._socket)
-            except OSError:  # it was started anew, say
+            except OSError:  # the server was restarted, for instance
                 self._drop()
         if self._socket is None:
             self._socket = self.connect()
@@ -120,7 +120,7 @@ class Sender(Output):
 
 
 def explain(error: Exception) -> str:
-    """What an error of a socket means, in a few words."""
+    """Return a short text for an error of a socket."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate of the server is not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
@@ -142,9 +142,9 @@ class DatagramSender(Sender):
 
 
 class UdpSender(DatagramSender):
-    """Over UDP, whose target is known by `endpoint`: there is an error only if the other host says that nobody listens.
+    """Over UDP. An error only occurs if the other host reports a closed port by ICMP.
 
-    It says so of an earlier datagram; of the batch that is being sent all are sent again then.
+    The report is about an earlier datagram; then the whole current batch is sent again.
     """
 
     _errors_seen = 0
@@ -152,13 +152,13 @@ class UdpSender(DatagramSender):
     @property
     @abstractmethod
     def endpoint(self) -> tuple[str, int]:
-        """Host and port."""
+        """Return host and port."""
 
     def connect(self) -> socket.socket:
         host, port = self.endpoint
         problem = OSError(f"{host} has no address")
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-        first = self._errors_seen % len(found)  # connecting says nothing: after an error it is another one's turn
+        first = self._errors_seen % len(found)  # connecting proves nothing: an error selects the next address
         for family, kind, protocol, _, address in found[first:] + found[:first]:
             sock = socket.socket(family, kind, protocol)
             try:
@@ -182,12 +182,12 @@ class UdpSender(DatagramSender):
 
 
 class UnixSender(DatagramSender):
-    """To a Unix socket, whose target is its path: a datagram is in the queue of the server, or there is an error."""
+    """To a Unix socket, whose path is the target. A datagram is put into the server's queue, or an error occurs."""
 
     def connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            sock.settimeout(CONNECT_PATIENCE)  # it waits while the queue is full
+            sock.settimeout(CONNECT_PATIENCE)  # a full queue blocks
             sock.connect(self.target)
         except BaseException:
             sock.close()
@@ -202,9 +202,10 @@ class UnixSender(DatagramSender):
 
 
 class StreamSender(Sender):
-    """Over TCP. Records have arrived when the server's kernel has acknowledged them.
+    """Over TCP. Records count as arrived when the server's kernel has acknowledged them.
 
-    A syslog server acknowledges nothing itself: what its kernel has and it has not read is lost if it is killed.
+    A syslog server sends no acknowledgements itself. If it is killed, it loses the data that its kernel received and it
+    has not read.
     """
 
     def send(self, sock: socket.socket, records: Sequence[bytes]) -> None:
@@ -221,16 +222,16 @@ class StreamSender(Sender):
     def _send_piece(self, sock: socket.socket, data: bytes) -> None:
         left = memoryview(data)
         while left:
-            left = left[sock.send(left[:_CHUNK]) :]  # with its timeout: progress is what is waited for
+            left = left[sock.send(left[:_CHUNK]) :]  # with the timeout of a single step, as any progress counts
         self._wait_until_acknowledged(sock)
         self.check_alive(sock)
 
     def _wait_until_acknowledged(self, sock: socket.socket) -> None:
-        """Wait until the kernel's send queue is empty (SIOCOUTQ): it keeps all that it may have to send once more."""
+        """Wait until the kernel's send queue is empty (SIOCOUTQ): it has all data that were not acknowledged yet."""
         from termios import TIOCOUTQ  # here: Windows has no such module
 
         poll = select.poll()
-        poll.register(sock.fileno(), 0)  # errors alone
+        poll.register(sock.fileno(), 0)  # only errors
         before, deadline, pause = -1, 0.0, 0.25
         while left := struct.unpack("i", fcntl.ioctl(sock.fileno(), TIOCOUTQ, bytes(4)))[0]:
             if left != before:
@@ -238,12 +239,12 @@ class StreamSender(Sender):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the server has acknowledged nothing for {_PATIENCE:.0f} s")
             if poll.poll(pause):
-                break  # `check_alive` says what is wrong
+                break  # `check_alive` raises the error
             pause = min(pause * 1.5, 20.0)  # milliseconds
 
     def check_alive(self, sock: socket.socket) -> None:
-        # Servers send nothing but what TLS has to say, which is read here: unread, it would make `close` a reset, which
-        # throws away what is still on its way.
+        # Servers only send messages of TLS, which are read here. With unread data, `close` would send a reset, and the
+        # data that is still being sent would be lost.
         timeout = sock.gettimeout()
         sock.settimeout(0)
         try:
@@ -257,7 +258,7 @@ class StreamSender(Sender):
 
 
 def connect_tcp(host: str, port: int) -> socket.socket:
-    """A TCP connection whose end is noticed, also if nothing is being sent. Raises OSError."""
+    """Return a TCP connection with keepalive, so that its end is noticed without sending. Raises OSError."""
     sock = socket.create_connection((host, port), CONNECT_PATIENCE)
     try:
         sock.settimeout(_PATIENCE)

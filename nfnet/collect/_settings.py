@@ -20,7 +20,7 @@ from ._outputs import Described, DescribedSource, describe, describe_source, nea
 
 @dataclass
 class Settings:
-    """What a collector is to do."""
+    """The settings of a collector."""
 
     groups: list[Group] = field(default_factory=list)
     rules: list[tuple[int, Any]] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Settings:
     process: bool = False
     conntrack: bool = False
     metrics: Any = None
-    """What the reader of addresses made of it."""
+    """The address as the caller's parser returned it."""
 
 
 _TOP = (
@@ -51,11 +51,12 @@ VERDICTS = ("accept", "drop", "reject")
 def read_settings(
     path: str | os.PathLike[str], rule: Callable[[str], Any] = str, endpoint: Callable[[str], Any] = str
 ) -> Settings:
-    """What a TOML file says.
+    """Return the settings in a TOML file.
 
-    rule, endpoint: read a rule in words, and an address and port; they raise ValueError or ArgumentError.
+    rule, endpoint: functions that parse a rule in words, and an address and port; they raise ValueError or
+        ArgumentError.
 
-    Raises ArgumentError for the first thing that is wrong, with its line; OSError if the file cannot be read.
+    Raises ArgumentError for the first error, with its line; OSError if the file cannot be read.
     """
     with open(path, "rb") as file:
         data = file.read()
@@ -74,7 +75,7 @@ class _WrongError(Exception):
         self.line = line
 
 
-# What is meant, as a rule, by what the reader of TOML says.
+# The probable causes of error messages of the TOML parser.
 _HINTS = {
     "Illegal character": "a text without the quote at its end?",
     "Invalid value": "texts stand in quotes, and numbers, true and false do not",
@@ -106,7 +107,7 @@ def _load(text: str) -> dict[str, Any]:
 
 
 class _Reader:
-    """Reads one file, and knows in which line what is."""
+    """Reads one file, and finds the lines of its keys for errors."""
 
     def __init__(self, text: str, rule: Callable[[str], Any], endpoint: Callable[[str], Any]) -> None:
         self._text = text
@@ -236,9 +237,9 @@ class _Reader:
         return _WrongError(text, self._line_of(name))
 
     def _line_of(self, name: str | None, inner: str = "") -> int | None:
-        """The line of a key in the table that is being read, or of the table's header; None if it is not found.
+        """Return the line of a key in the table that is being read, or of the table's header; None if it is not found.
 
-        inner: the header of a table in it that is meant, too.
+        inner: the header of a table in it that also counts as the key.
         """
         table, seen, header = "", Counter[str](), None
         for number, line in enumerate(self._text.splitlines(), 1):
@@ -258,7 +259,7 @@ class _Reader:
 
 
 def _is_of_argparse(error: Exception) -> bool:
-    """Whether the reader of rules, which is also that of an option, refuses something."""
+    """Return whether an error is one of the parser of rules, which is also that of an option."""
     return type(error).__name__ == "ArgumentTypeError"
 
 

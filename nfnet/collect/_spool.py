@@ -1,4 +1,4 @@
-"""What an output could not take, until it can: in memory, or on disk."""
+"""Stores of batches that an output could not store yet: in memory, or on disk."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from ..errors import NfnetError
 from ._batch import Batch, Session
 from ._packed import joined, names, notes, split
 
-_MESSAGE_SIZE = 500  # bytes of a message in memory, beside its own
+_MESSAGE_SIZE = 500  # bytes of memory for a message, besides its contents
 
 
 class Store(ABC):
-    """Batches in the order in which they came, as many as fit."""
+    """Batches in the order in which they were added, up to a size."""
 
     @abstractmethod
     def add(self, batch: Batch) -> bool:
-        """Keep a batch behind the others; False if there is no room for it."""
+        """Add a batch at the end; return False if there is no room for it."""
 
     @abstractmethod
     def first(self) -> Batch | None:
-        """The first one; None if there is none."""
+        """Return the first batch; None if there is none."""
 
     @abstractmethod
     def remove_first(self) -> None:
-        """The first one was stored."""
+        """Remove the first batch, which was stored."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many messages there are."""
+        """Return the number of messages."""
 
     @property
     @abstractmethod
     def size(self) -> int:
-        """How many bytes they take."""
+        """The size of the messages in bytes."""
 
     def close(self) -> None:  # noqa: B027  # that in memory has nothing to do
-        """Let go of what it has open."""
+        """Close the file, if there is one."""
 
 
 class Memory(Store):
@@ -83,16 +83,16 @@ CREATE TABLE IF NOT EXISTS batches (
     labels TEXT NOT NULL, names TEXT NOT NULL, count INTEGER NOT NULL, size INTEGER NOT NULL, messages BLOB NOT NULL
 )
 """
-_NOTES = "ALTER TABLE batches ADD COLUMN notes TEXT"  # which an older one lacks
+_NOTES = "ALTER TABLE batches ADD COLUMN notes TEXT"  # which databases of older versions lack
 _COLUMNS = "session, read_ns, lost, labels, names, count, size, messages, notes"
 _FIRST = f"SELECT id, {_COLUMNS} FROM batches WHERE id > ? ORDER BY id LIMIT 1"
 _ADD = f"INSERT INTO batches ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class Spool(Store):
-    """Batches in an SQLite database, of at most ``most`` bytes, which outlive this process.
+    """Batches in an SQLite database, of at most ``most`` bytes, which remain after this process has ended.
 
-    They are there as the kernel sent them. Raises NfnetError or OSError if the file cannot be used.
+    Messages are stored as the kernel sent them. Raises NfnetError or OSError if the file cannot be used.
     """
 
     def __init__(self, path: str, most: int) -> None:
@@ -126,7 +126,7 @@ class Spool(Store):
         )
         try:
             self._connection.execute(_ADD, row)
-        except sqlite3.Error:  # the disk is full, say
+        except sqlite3.Error:  # the disk is full, for instance
             return False
         self._count += len(batch)
         self._size += len(data)

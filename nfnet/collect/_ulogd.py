@@ -1,4 +1,4 @@
-"""Translates the configuration of ulogd2 into that of the collector."""
+"""Converts a configuration of ulogd2 to one of the collector."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ._outputs import known
 
 _Section = dict[str, str]
 
-# Plugins that turn what the kernel sends into what outputs print: here each output does that by itself.
+# Plugins that interpret the kernel's messages for outputs; here each output does that itself.
 _BUILT_IN = ("BASE", "IFINDEX", "IP2STR", "IP2BIN", "IP2HBIN", "HWHDR", "PRINTPKT")
 _FLOWS = ("NFCT", "NFACCT")
-# Keys of an input that need no counterpart, and why.
+# Keys of an input that need no counterpart, with the reason.
 _NO_NEED = {
     "bind": "groups are always bound",
     "unbind": "groups are always bound",
@@ -57,16 +57,16 @@ class _Input:
 
 
 def translate(path: str | os.PathLike[str]) -> str:
-    """Return the configuration, in TOML, that does what ulogd2 does with a file, with a comment for what it cannot.
+    """Return a configuration in TOML that does the same as a file of ulogd2, with comments for what it cannot do.
 
-    Raises OSError if the file cannot be read, ArgumentError with its line if it is none of ulogd2's.
+    Raises OSError if the file cannot be read, ArgumentError with the line if it is not a configuration of ulogd2.
     """
     with open(path, encoding="utf-8", errors="replace") as file:
         return translate_text(file.read(), os.fspath(path))
 
 
 def translate_text(text: str, path: str) -> str:
-    """As `translate`, for what is in the file."""
+    """Convert the contents of a file; see `translate`."""
     stacks, sections = _parse(text, path)
     return _Translation(sections).toml(path, stacks)
 
@@ -104,7 +104,7 @@ class _Translation:
         self._sections = sections
         self._known = known()
         self._inputs: dict[int, _Input] = {}
-        self._outputs: dict[str, _Output] = {}  # by the name of the section
+        self._outputs: dict[str, _Output] = {}  # by name of the section
         self._left: list[str] = []
 
     def toml(self, path: str, stacks: list[_Stack]) -> str:
@@ -118,7 +118,7 @@ class _Translation:
         lines += [""] if self._left else []
         sizes = [source.rcvbuf for source in self._inputs.values() if source.rcvbuf]
         if sizes:
-            # ulogd2 doubles its buffer as messages are lost, the collector asks for enough at once.
+            # ulogd2 doubles its buffer after it lost messages; the collector's buffer has its full size from the start.
             lines += [
                 f"# netlink_socket_buffer_size is {max(sizes)}; 128 MiB, the default, are taken up only if needed"
             ]
@@ -127,7 +127,7 @@ class _Translation:
             lines += [line for text in source.remarks for line in _comment(text)]
             lines += ["[[group]]", f"number = {number}"]
             if source.verdict is not None:
-                source.labels.pop("numeric_label", None)  # it was but a number for the verdict
+                source.labels.pop("numeric_label", None)  # a label that only stood for the verdict
                 lines.append(f"verdict = {_string(source.verdict)}")
             if source.labels:
                 pairs = ", ".join(f"{name} = {_string(value)}" for name, value in source.labels.items())
@@ -294,11 +294,11 @@ def _scheme_of(line: str) -> str:
 
 
 def _string(text: str) -> str:
-    """As TOML has strings; those of JSON are right there, too, but for DEL."""
+    """Return a string of TOML. It has the same syntax as in JSON, except that DEL must be escaped."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
 def _comment(text: str) -> list[str]:
-    """Lines of a comment, with nothing in it that ends it."""
+    """Return a comment; line breaks and control characters in it are replaced."""
     clean = "".join(c if c.isprintable() else "?" for c in text)
     return [f"# {clean}"]

@@ -1,4 +1,4 @@
-"""Sizes and times as people write them."""
+"""Parsers of sizes, times and rates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TIMES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def size(value: object) -> int:
-    """Bytes: 1048576, "1M", "1 MiB". Raises ValueError."""
+    """Return bytes: 1048576, "1M", "1 MiB". Raises ValueError."""
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     found = re.fullmatch(r"(\d+)\s*([kmgt]?)(i?b)?", str(value).strip().lower())
@@ -26,7 +26,7 @@ def size(value: object) -> int:
 
 
 def seconds(value: object) -> int:
-    """Seconds: "90s", "24h", "30d", "2w". Raises ValueError."""
+    """Return seconds: "90s", "24h", "30d", "2w". Raises ValueError."""
     found = re.fullmatch(r"(\d+)\s*([smhdw])", str(value).strip().lower())
     if not found or not int(found[1]):
         raise ValueError(f"{value!r} is no time, such as 15m, 24h or 30d")
@@ -34,7 +34,7 @@ def seconds(value: object) -> int:
 
 
 def count(value: object) -> int:
-    """A whole number, 1 or more. Raises ValueError."""
+    """Return a whole number, 1 or more. Raises ValueError."""
     text = str(value)
     if isinstance(value, bool) or not text.isdecimal() or not int(text):
         raise ValueError(f"{value!r} is no number, 1 or more")
@@ -42,7 +42,7 @@ def count(value: object) -> int:
 
 
 def yes_or_no(value: object) -> bool:
-    """True, "yes" or "no". Raises ValueError."""
+    """Return a bool for True, False, "yes" or "no". Raises ValueError."""
     if value in (True, "yes", "true"):
         return True
     if value in (False, "no", "false"):
@@ -51,7 +51,7 @@ def yes_or_no(value: object) -> bool:
 
 
 class Rate(NamedTuple):
-    """So many in so many seconds."""
+    """A number of messages in a number of seconds."""
 
     most: int
     seconds: int
@@ -61,7 +61,7 @@ class Rate(NamedTuple):
 
 
 def rate(value: object) -> Rate:
-    """A rate: "100/s", "20/minute", "5/h", "1/day". Raises ValueError."""
+    """Return a rate: "100/s", "20/minute", "5/h", "1/day". Raises ValueError."""
     if isinstance(value, Rate):
         return value
     number, _, period = str(value).strip().lower().partition("/")

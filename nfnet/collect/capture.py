@@ -17,21 +17,20 @@ from ._file import File
 
 
 class Capture(File):
-    """A capture file; the prefixes of rules are comments of its packets.
+    """A capture file, in which the prefixes of rules are comments of packets.
 
-    target: the name of the file: pcapng, or pcap if it ends in ``.pcap``; "-" is the standard output.
-    anew: whether a file that is there already is emptied, instead of renamed.
+    target: the name of the file: pcapng, or pcap if the name ends in ``.pcap``; "-" is the standard output.
+    anew: whether to empty an existing file instead of renaming it.
     settings: ``rotate_size`` (bytes), ``rotate_time`` (seconds), ``keep`` (how many rotated files) and ``compress``
         (with gzip, True or False). Default: the file is never rotated, all rotated files are kept, none is compressed.
 
-    Each file has its own header, also those that were rotated. One that is there when the collector begins is renamed
-    as if it was rotated.
+    Each rotated file has its own header. A file that exists when the collector begins is renamed, as in a rotation.
     """
 
     scheme = "pcapng"
     suffixes = (".pcapng", ".pcap")
     overwrites = True
-    help = "a capture whose prefixes are comments; pcap if it ends so"
+    help = "a capture with prefixes as comments; pcap if its name ends in .pcap"
 
     def __init__(self, target: str, *, anew: bool = False, **settings: Any) -> None:
         super().__init__(target, **settings)
@@ -40,7 +39,7 @@ class Capture(File):
         self._anew = anew
 
     def header(self) -> bytes:
-        """As `File.header`."""
+        """Return the header of a capture; see `File.header`."""
         return self._header
 
     def begin(self) -> None:
@@ -49,7 +48,7 @@ class Capture(File):
         super().begin()
 
     def data(self, batch: Batch) -> bytes:
-        """As `File.data`."""
+        """Return the records of a batch; see `File.data`."""
         record = self._encoder.record
         found = []
         if batch.lost:
@@ -69,7 +68,7 @@ def _note(group: int, text: str) -> bytes:
 
 
 def _comment(batch: Batch, message: LogMessage) -> str:
-    """The prefix, and what else is no part of the packet."""
+    """Return the comment of a packet: the prefix, and the notes of the collector."""
     prefix = message.prefix.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     more = [f"{message.suppressed:,} more like this"] if message.suppressed else []
     if text := remarks(batch, message):

@@ -21,12 +21,12 @@ from ._sending import UnixSender
 
 _INFO, _WARNING = _rfc5424.SEVERITIES["info"], _rfc5424.SEVERITIES["warning"]
 _LONGEST_NAME = 64
-# journald reads a file that nobody can change any more.
+# journald only accepts a file that is sealed against changes.
 _SEALS = 0xF  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_WRITE
 
 
 class Journal(UnixSender):
-    """Entries of the systemd journal, with a field for each that a line of JSON has: ``NFNET_SOURCE_IP``.
+    """Entries of the systemd journal, with the fields of the JSON lines under names like ``NFNET_SOURCE_IP``.
 
     severity: by name; default: info.
     identifier: SYSLOG_IDENTIFIER of the entries; default: nfnet.
@@ -76,7 +76,7 @@ class Journal(UnixSender):
 
 @lru_cache(1024)
 def field_name(name: str) -> str:
-    """The name of a field of the journal: ``source.ip`` is NFNET_SOURCE_IP, ``nfnet.prefix`` NFNET_PREFIX."""
+    """Return the name of a field of the journal: ``source.ip`` is NFNET_SOURCE_IP, ``nfnet.prefix`` NFNET_PREFIX."""
     word = re.sub(r"[^A-Za-z0-9]+", "_", name.removeprefix("nfnet.")).strip("_").upper()
     return f"NFNET_{word}"[:_LONGEST_NAME]
 
@@ -88,7 +88,7 @@ def _field(name: str, value: bytes) -> bytes:
 
 
 def _send_as_file(sock: socket.socket, record: bytes) -> None:
-    """Send what is too large for a datagram, because of long labels, as a file in memory."""
+    """Send an entry that is too large for a datagram, because of long labels, as a file in memory."""
     fd = os.memfd_create("nfnet", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         left = memoryview(record)

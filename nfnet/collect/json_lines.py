@@ -20,12 +20,12 @@ class JsonLines(LineFile):
     scheme = "jsonl"
     suffixes = (".jsonl", ".json", ".ndjson")
     line_begins = b'{"@timestamp": '
-    help = "JSON Lines with field names of the Elastic Common Schema"
+    help = "JSON Lines, fields named as in the Elastic Common Schema"
 
     def __init__(self, target: str, **settings: Any) -> None:
         super().__init__(target, **settings)
         self._lines = BatchLines()
 
     def lines(self, batch: Batch) -> str:
-        """As `LineFile.lines`."""
+        """Return the lines of a batch; see `LineFile.lines`."""
         return self._lines(batch)

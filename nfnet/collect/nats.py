@@ -1,4 +1,4 @@
-"""Log messages in a stream of NATS JetStream, from which workers take them."""
+"""Log messages in a stream of NATS JetStream, from which workers receive them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class Nats(Output):
-    """Publishes each batch as a message, or several, under the subject of the host: ``nfnet.log.HOST``.
+    """Publishes each batch as one or several messages with the subject of the host: ``nfnet.log.HOST``.
 
-    Each has an id made of host, boot, group and sequence numbers, by which the server knows what it has already. It has
-    been stored when the server has acknowledged it; all that a batch is made of are on their way at the same time.
+    Each has an id of host, boot, group and sequence numbers, by which the server recognizes duplicates. It is stored
+    when the server has acknowledged it; all messages of a batch are sent before waiting for acknowledgements.
 
-    target: what follows ``nats:`` in the URL.
-    compress: whether to compress with zlib: to a fifth, about, for some 2 µs a record. Default: no.
+    target: the part of the URL behind ``nats:``.
+    compress: whether to compress with zlib: to about a fifth, for about 2 µs a record. Default: no.
     settings: those of the connection.
     """
 
@@ -46,7 +46,7 @@ class Nats(Output):
     def begin(self) -> None:
         try:
             self._client.find_stream()
-        except AwayError:  # `idle` will say so; meanwhile messages are kept
+        except AwayError:  # `idle` reports it; meanwhile messages are kept
             pass
         except NfnetError as error:
             raise NfnetError(f"{self.name}: {error}") from error
@@ -73,7 +73,7 @@ class Nats(Output):
 
     def idle(self) -> None:
         async def work(connection: Connection) -> None:
-            await connection.flush(int(PATIENCE))  # a question to the server, and its own are answered
+            await connection.flush(int(PATIENCE))  # sends a ping, and answers the server's
 
         with _output_errors():
             self._client.run(work)

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     import psycopg
 
 VERSION = 1
-"""Of the tables, in the table ``version``."""
+"""Version of the tables, stored in the table ``version``."""
 
 _DAY = 86_400_000_000_000  # nanoseconds
-_AHEAD = 3  # days for which there are partitions before there are rows
-_LOOK_AFTER = 60.0  # seconds, from one look at partitions to the next
-_LOCK = 0x6E666E6574  # of those who make or remove tables; any number that others do not take
-_LOCK_PATIENCE = "2s"  # others wait behind it, too
+_AHEAD = 3  # days for which partitions are made in advance
+_LOOK_AFTER = 60.0  # seconds between two looks at partitions
+_LOCK = 0x6E666E6574  # advisory lock of processes that make or remove tables; any number that no other program uses
+_LOCK_PATIENCE = "2s"  # other transactions wait for the same table, too
 _CONNECT = {
     "connect_timeout": "5",
     "application_name": "nfnet",
-    # Without these a connection over which nothing can be sent any more is noticed after a quarter of an hour.
+    # Without these a broken connection is only noticed after a quarter of an hour.
     "tcp_user_timeout": "20000",
     "keepalives_idle": "20",
     "keepalives_interval": "5",
@@ -67,8 +67,8 @@ _SESSION = (
     "INSERT INTO nfnet.sessions (host, boot, log_group, started_ns, started, labels)"
     " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING"
 )
-# What makes a batch be there once: it is written together with its messages, or not at all. An index of the messages
-# themselves by session and number would take more than half of the server's time for them, and a third of the disk.
+# This row is committed together with the batch's messages, so that each batch is stored once. A unique index of the
+# messages by session and number would take more than half of the server's time for them, and a third of the disk.
 _BATCHES = (
     "INSERT INTO nfnet.batches SELECT * FROM unnest(%s::timestamptz[], %s::integer[], %s::bigint[], %s::integer[],"
     " %s::bigint[]) ON CONFLICT DO NOTHING RETURNING time, session, seq, count"
@@ -86,9 +86,9 @@ class Postgresql(Output):
     A batch is stored once, however often it is written: its messages are committed together with a row of the table
     ``batches``, which has a unique session, sequence number and time.
 
-    target: what follows ``postgresql:`` in the URL.
-    keep: the partition of a day that ended more than so many seconds ago is dropped. Default: none is.
-    payload: whether to store packets. Default: yes.
+    target: the part of the URL behind ``postgresql:``.
+    keep: drop the partition of a day that ended more than so many seconds ago. Default: never.
+    payload: whether to store the packets themselves. Default: yes.
     """
 
     scheme = "postgresql"
@@ -110,7 +110,7 @@ class Postgresql(Output):
         parameters(f"{cls.scheme}:{target}")
 
     def begin(self) -> None:
-        with self._named(), contextlib.suppress(AwayError):  # `idle` will say so; meanwhile messages are kept
+        with self._named(), contextlib.suppress(AwayError):  # `idle` reports it; meanwhile messages are kept
             self._open()
 
     def create(self) -> None:
@@ -225,7 +225,7 @@ class Postgresql(Output):
         return set(range(today, today + _AHEAD + 1))
 
     def _make_days(self, connection: psycopg.Connection[Any], days: set[int]) -> None:
-        """Make the partitions for these days that are not there."""
+        """Make the missing partitions for these days."""
         for day in sorted(days - self._days):
             for table in _PARTITIONED:
                 name, begin, end = f"{table}_{_date(day):%Y%m%d}", _date(day), _date(day + 1)
@@ -233,9 +233,9 @@ class Postgresql(Output):
                     if _is_there(connection, name):
                         continue
                     connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-                    if _is_there(connection, name):  # others have made it meanwhile
+                    if _is_there(connection, name):  # another process has made it meanwhile
                         continue
-                    # Attaching a table locks out nobody who reads or writes, as PARTITION OF would.
+                    # Attaching a table blocks no reader or writer; PARTITION OF would.
                     connection.execute(f"CREATE TABLE nfnet.{name} (LIKE nfnet.{table} INCLUDING ALL)")
                     values = f"FROM ('{begin:%Y-%m-%d}+00') TO ('{end:%Y-%m-%d}+00')"
                     connection.execute(f"ALTER TABLE nfnet.{table} ATTACH PARTITION nfnet.{name} FOR VALUES {values}")
@@ -246,7 +246,7 @@ class Postgresql(Output):
         for (name,) in connection.execute(_PARTITIONS).fetchall():
             found = re.fullmatch(r"messages_(\d{8})", name)
             if found is None:
-                continue  # of the database's owner
+                continue  # the tables belong to another user
             day = (datetime.strptime(found[1], "%Y%m%d") - datetime(1970, 1, 1)).days
             if (day + 1) * _DAY <= oldest:
                 self._days.discard(day)
@@ -268,7 +268,7 @@ def _moment(nanoseconds: int) -> datetime:
 
 
 def _clean(text: str) -> str:
-    """Text as the server takes it."""
+    """Return text without characters that the server refuses."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
@@ -296,7 +296,7 @@ def _driver() -> Any:
 
 
 def parameters(url: str) -> dict[str, Any]:
-    """What to connect with. Raises ArgumentError if the URL cannot be right, or psycopg is not installed."""
+    """Return the parameters of a connection. Raises ArgumentError if the URL is wrong or psycopg is not installed."""
     driver = _driver()
     shown = without_password(url)
     hint = "write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with %40 for an @ in the password, and the like"
@@ -304,7 +304,7 @@ def parameters(url: str) -> dict[str, Any]:
         if not url.startswith("postgresql://"):
             raise ValueError("it has no //")
         found: dict[str, Any] = driver.conninfo.conninfo_to_dict(url)
-        # That leaves it to connecting to look at host and port, and then shows them: they may be parts of a password.
+        # psycopg checks host and port only when it connects, and then shows them: they can be parts of a password.
         if "@" in str(found.get("host")):
             raise ValueError("the host has an @")
         if not all(port.isdecimal() for port in str(found.get("port") or 0).split(",") if port):
@@ -320,10 +320,10 @@ def connect(url: str) -> psycopg.Connection[Any]:
     driver = _driver()
     found = parameters(url)
     try:
-        # Without statements prepared on the server connections may come from a pool, pgbouncer, say.
+        # Without prepared statements the connection can be one of a pool, such as pgbouncer.
         connection: psycopg.Connection[Any] = driver.connect(**found, autocommit=True, prepare_threshold=None)
     except driver.Error as error:
-        # What the server says against it, and what is in the way to it, is the same error.
+        # psycopg raises the same error if the server refuses and if it cannot be reached.
         answer = driver.pq.PGconn.ping(driver.conninfo.make_conninfo(**found).encode())
         kind = NfnetError if answer == driver.pq.Ping.OK else AwayError
         raise kind(without_password(_line(error))) from error
@@ -348,7 +348,7 @@ def closing(connection: psycopg.Connection[Any]) -> Iterator[psycopg.Connection[
 
 @contextlib.contextmanager
 def errors() -> Iterator[None]:
-    """What psycopg raises becomes NfnetError, in one line without a password."""
+    """Convert exceptions of psycopg to NfnetError, with a message of one line without a password."""
     driver = _driver()
     try:
         yield
@@ -359,5 +359,5 @@ def errors() -> Iterator[None]:
 def _line(error: Exception) -> str:
     primary = getattr(getattr(error, "diag", None), "message_primary", None)
     lines = (primary or str(error)).removeprefix("connection failed: ").splitlines()
-    said = [line.strip() for line in lines if not line.startswith("\t")]  # others ask whether the server is running
+    said = [line.strip() for line in lines if not line.startswith("\t")]  # the others are hints
     return " ".join(" ".join(said).split()) or type(error).__name__

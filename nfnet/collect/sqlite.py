@@ -21,8 +21,7 @@ from ._batch import Batch, Session
 from ._output import Output, OutputError
 
 VERSION = 2
-"""Of the tables, in the database's ``user_version``. Older ones are brought up to date: 0 had no sessions, 1 fewer
-columns."""
+"""Version of the tables, in ``user_version``. Older databases are upgraded: 0 had no sessions, 1 fewer columns."""
 
 _MESSAGES = """
 CREATE TABLE IF NOT EXISTS messages (
@@ -75,13 +74,13 @@ CREATE TABLE IF NOT EXISTS losses (
     "CREATE UNIQUE INDEX IF NOT EXISTS messages_id ON messages (session, seq)",
 )
 _COLUMNS = (
-    # of the rule, and the same for many messages; see `_of_metadata`
+    # columns of the rule, which are the same for many messages; see `_of_metadata`
     *("log_group", "prefix", "hook", "indev", "outdev", "mark", "uid", "hwaddr"),
     *("gid", "user_name", "group_name", "physindev", "physoutdev", "ethertype", "vlan", "destination_mac", "hwtype"),
     *("hwheader", "connection_state"),
-    # of the process, and what was left out; see `_of_note`
+    # columns of the process and of limits; see `_of_note`
     *("process", "pid", "executable", "unit", "container", "suppressed"),
-    # of the packet
+    # columns of the packet
     *("time", "protocol", "source", "source_port", "destination", "destination_port", "payload", "length"),
     *("tcp_flags", "icmp_type", "icmp_code", "session", "seq"),
 )
@@ -93,19 +92,19 @@ _LOSS = "INSERT OR IGNORE INTO losses VALUES (?, ?, ?, ?, ?)"
 _FIND_SESSION = "SELECT id FROM sessions WHERE (host, boot, log_group, started) = (?, ?, ?, ?)"
 _SESSION = "INSERT INTO sessions (host, boot, log_group, started, labels) VALUES (?, ?, ?, ?, ?)"
 _LOCK_PATIENCE = 0.2  # seconds for which a transaction waits for a lock
-_TRIM_AFTER = 60.0  # seconds, from one look at what is too old or too much to the next
+_TRIM_AFTER = 60.0  # seconds between two removals of old rows
 _TRIM_FOR = 1.0
-_TRIM_ROWS = 10_000  # at a time, so that no lock is held for long
+_TRIM_ROWS = 10_000  # rows at a time, so that no lock is held for long
 
 
 class Sqlite(Output):
-    """Adds rows to a table, also where others read it, lock it, or take it away.
+    """Adds rows to a table, also while other processes read it, lock it, or remove the file.
 
     A message is stored once, however often it is written: rows have a unique session and sequence number.
 
     target: the name of the database's file.
-    keep: rows older than so many seconds are removed. Default: none are.
-    max_size: the oldest rows go when the data takes more bytes. Default: no limit.
+    keep: remove rows older than so many seconds. Default: never.
+    max_size: remove the oldest rows when the data takes more than so many bytes. Default: no limit.
     """
 
     scheme = "sqlite"
@@ -127,7 +126,7 @@ class Sqlite(Output):
         try:
             connection = self._open()
             connection.execute("INSERT INTO messages (time, log_group) VALUES (0, 0)")
-            connection.rollback()  # it would have worked
+            connection.rollback()  # a row can be inserted
         except sqlite3.Error as error:
             if not is_lock(error):
                 raise NfnetError(f"{self.target}: {error}") from error
@@ -142,7 +141,7 @@ class Sqlite(Output):
                     row = (batch.read_ns / 1e9, batch.session.group, session, before, batch.lost)
                     connection.execute(_LOSS, row)
                 connection.executemany(_ROW, _rows(batch, session))
-            self._sessions[batch.session] = session  # now that it is there for good
+            self._sessions[batch.session] = session  # after the commit
 
     def idle(self) -> None:
         if (self._keep or self._max_size) and (not self._trimmed or time.monotonic() >= self._trimmed + _TRIM_AFTER):
@@ -151,7 +150,7 @@ class Sqlite(Output):
                 self.trim()
 
     def trim(self) -> None:
-        """Remove what is too old or too much, for a second at a time. Raises sqlite3.Error."""
+        """Remove rows that are too old or too many, for at most a second. Raises sqlite3.Error."""
         connection = self._open()
         enough = time.monotonic() + _TRIM_FOR
         if self._keep:
@@ -161,7 +160,7 @@ class Sqlite(Output):
             old = "SELECT rowid FROM messages WHERE time < ? ORDER BY time LIMIT ?"
             while _delete(connection, old, (oldest, _TRIM_ROWS)):
                 if time.monotonic() > enough:
-                    self._trimmed = 0.0  # the rest soon; meanwhile messages are stored
+                    self._trimmed = 0.0  # the rest later; messages are stored in between
                     return
         if self._max_size:
             while self._size(connection) > self._max_size and _delete(
@@ -173,14 +172,14 @@ class Sqlite(Output):
 
     def close(self) -> None:
         if self._connection is not None:
-            with contextlib.suppress(sqlite3.Error):  # what was wrong with it has been said
+            with contextlib.suppress(sqlite3.Error):  # its error was reported
                 self._connection.close()
             self._connection = None
         self._sessions.clear()
 
     @staticmethod
     def _size(connection: sqlite3.Connection) -> int:
-        """Bytes that are in use: pages that rows left free are filled again."""
+        """Return the bytes in use, without free pages, which SQLite fills again."""
         size, pages, free = (
             _rows_of(connection, f"PRAGMA {name}")[0][0] for name in ("page_size", "page_count", "freelist_count")
         )
@@ -209,7 +208,7 @@ class Sqlite(Output):
         return connection
 
     def _is_there(self, connection: sqlite3.Connection) -> bool:
-        """Whether file and tables are: somebody may have moved or removed them, which SQLite does not notice."""
+        """Return whether file and tables exist: SQLite does not notice if another process moved or removed them."""
         try:
             if self._status is None or not os.path.samestat(os.stat(self.target), self._status):
                 return False
@@ -224,8 +223,8 @@ class Sqlite(Output):
             raise NfnetError(
                 f"{self.target} was made by a newer nfnet: its version is {version}, and known is {VERSION}"
             )
-        # Readers and the writer do not lock each other out. NORMAL: killing the process loses nothing; a power failure
-        # may lose the last rows, and leaves the database whole.
+        # WAL: readers and the writer do not block each other. NORMAL: killing the process loses nothing; a power
+        # failure can lose the last rows, but does not damage the database.
         _rows_of(connection, "PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         with connection:
@@ -260,17 +259,17 @@ def _delete(connection: sqlite3.Connection, which: str, values: tuple[Any, ...])
 
 
 def is_lock(error: BaseException | None) -> bool:
-    """Whether others have the database locked."""
+    """Return whether an error means that another process has the database locked."""
     return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
 
 
 def _text(value: str | None) -> str | None:
-    """SQLite has no text that is no UTF-8."""
+    """Return text that is valid UTF-8, which SQLite requires."""
     return None if value is None else value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _rows(batch: Batch, session: int) -> list[tuple[Any, ...]]:
-    """A row for each message. What its metadata say is read once for all that have the same."""
+    """Yield a row for each message. Columns of the metadata are read once for all messages with the same metadata."""
     known: dict[bytes, tuple[Any, ...]] = {}
     group, moment = batch.session.group, batch.read_ns / 1e9
     found = []

@@ -24,10 +24,10 @@ _DAEMON, _INFO, _WARNING = (
     _rfc5424.SEVERITIES["info"],
     _rfc5424.SEVERITIES["warning"],
 )
-# The number that RFC 5612 keeps for documentation: nfnet has none of its own.
+# The enterprise number that RFC 5612 reserves for documentation; nfnet has none of its own.
 _SD_ID = "nfnet@32473"
 _MOST = 65507  # bytes of a datagram over IPv4
-_LAST_WORD = 1.0  # seconds for which a server may take to end a TLS connection
+_LAST_WORD = 1.0  # seconds to wait for a server to end a TLS connection
 _SETTLING = 0.5  # seconds
 
 
@@ -48,7 +48,7 @@ def _format(value: object) -> str:
 
 
 class _Format:
-    """Makes messages of batches; settings as `SETTINGS` reads them."""
+    """Makes syslog messages of batches; `SETTINGS` parses the settings."""
 
     SETTINGS: ClassVar[dict[str, Callable[[Any], Any]]] = {
         "facility": _rfc5424.facility,
@@ -97,10 +97,10 @@ class _Format:
 
 
 class _SyslogOutput(Sender):
-    """What all of these have in common."""
+    """The common part of all syslog outputs."""
 
     settings: ClassVar[Mapping[str, Callable[[Any], Any]]] = _Format.SETTINGS
-    usual_size: ClassVar[int] = 8192  # what rsyslog takes if it is not told otherwise
+    usual_size: ClassVar[int] = 8192  # the default limit of rsyslog
 
     def __init__(self, target: str, **settings: Any) -> None:
         super().__init__(target)
@@ -160,10 +160,10 @@ class _Url(NamedTuple):
 
 
 class _RemoteOutput(_SyslogOutput):
-    """To a server, ``SCHEME://HOST:PORT``. Settings may also stand in the URL: ``?facility=local0&ca=FILE``."""
+    """To a server, ``SCHEME://HOST:PORT``. The URL can contain settings: ``?facility=local0&ca=FILE``."""
 
     port: ClassVar[int]
-    """If none is given."""
+    """The port if the URL has none."""
 
     def __init__(self, target: str, **settings: Any) -> None:
         url = self._parse(target)
@@ -175,13 +175,13 @@ class _RemoteOutput(_SyslogOutput):
 
     @property
     def name(self) -> str:
-        """What it is called in reports."""
+        """Its name in reports."""
         host = f"[{self._url.host}]" if ":" in self._url.host else self._url.host
         return f"{self.scheme}://{host}:{self._url.port}"
 
     @property
     def endpoint(self) -> tuple[str, int]:
-        """Host and port."""
+        """Return host and port."""
         return self._url.host, self._url.port
 
     @classmethod
@@ -190,7 +190,7 @@ class _RemoteOutput(_SyslogOutput):
 
     @classmethod
     def _parse(cls, target: str) -> _Url:
-        """Raises ArgumentError, in whose text is no password."""
+        """Parse the target. Raises ArgumentError, whose text contains no password."""
 
         def wrong(what: str) -> ArgumentError:
             return ArgumentError(f"{cls.scheme}: {what}; it is written {cls.scheme}://HOST:PORT")
@@ -220,9 +220,9 @@ class _RemoteOutput(_SyslogOutput):
 
 
 class SyslogUdp(_RemoteOutput, UdpSender):
-    """Syslog messages over UDP (RFC 5426): what gets lost on the way is lost.
+    """Syslog messages over UDP (RFC 5426), which does not report lost datagrams.
 
-    Settings as those of `Syslog`. max_size: default: 2048, which each receiver should take.
+    Settings as those of `Syslog`. max_size: default: 2048, which each receiver should accept.
     """
 
     scheme = "syslog+udp"
@@ -254,12 +254,12 @@ def _text(value: object) -> str:
 class SyslogTls(SyslogTcp):
     """Syslog messages over TLS (RFC 5425), version 1.2 or newer.
 
-    ca: a file of certificates (PEM), one of which must have signed that of the server; default: those that the system
-    trusts. cert, key: files of this client's certificate and its key, without a password; the certificate may be
+    ca: a file of certificates (PEM), one of which must have signed the server's; default: those that the system
+    trusts. cert, key: files of this client's certificate and its key, without a password; the certificate can be
     followed by others, and by the key. server_name: the name in the server's certificate; default: the host. verify:
-    "no" accepts any certificate, of whomever. The others as those of `Syslog`.
+    "no" accepts any certificate. The others as those of `Syslog`.
 
-    Raises NfnetError if a file cannot be used. They are read anew for each connection.
+    Raises NfnetError if a file cannot be used. The files are read again for each connection.
     """
 
     scheme = "syslog+tls"
@@ -304,7 +304,7 @@ class SyslogTls(SyslogTcp):
 
     def close(self) -> None:
         if isinstance(self._socket, ssl.SSLSocket):
-            with contextlib.suppress(OSError, ValueError):  # the connection may be gone
+            with contextlib.suppress(OSError, ValueError):  # the connection can be broken already
                 self._socket.settimeout(_LAST_WORD)
                 self._socket.unwrap()
         super().close()
@@ -312,7 +312,7 @@ class SyslogTls(SyslogTcp):
     def _settle(self, sock: ssl.SSLSocket) -> None:
         """Wait a moment for the server to refuse this client. In TLS 1.3 it does so after the handshake.
 
-        What was sent by then would be acknowledged, and lost.
+        Data sent before the refusal would be acknowledged, and lost.
         """
         timeout = sock.gettimeout()
         deadline = time.monotonic() + _SETTLING
@@ -341,5 +341,5 @@ class SyslogTls(SyslogTcp):
 
 
 def _refuse_password() -> str:
-    """Otherwise OpenSSL would ask for it at the terminal."""
-    raise NfnetError("the key has a password, for which nobody can be asked")
+    """Raise an error instead of the prompt for a password, which OpenSSL would show at the terminal."""
+    raise NfnetError("the key has a password, which is not supported")

@@ -20,10 +20,10 @@ class Text(LineFile):
 
     scheme = "text"
     suffixes = (".log", ".txt")
-    help = "a line for people; times are local"
+    help = "lines of text, with local times"
 
     def lines(self, batch: Batch) -> str:
-        """As `LineFile.lines`."""
+        """Return the lines of a batch; see `LineFile.lines`."""
         moment = batch.read_ns / 1e9
         text = "".join([_line(batch, message, moment) for message in batch.messages])
         if batch.lost:

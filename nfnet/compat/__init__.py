@@ -33,9 +33,9 @@ def __dir__() -> list[str]:
 
 
 def install() -> None:
-    """From now on ``import netfilterqueue`` and ``import nflogr`` give this package's modules, in this process.
+    """Let ``import netfilterqueue`` and ``import nflogr`` import this package's modules, from now on, in this process.
 
-    The packages of these names, if they are installed, are left as they are; who has imported one keeps it.
+    Installed packages of these names are not changed. A module that has imported one of them before keeps it.
     """
     for name in MODULES:
         sys.modules[name] = importlib.import_module(f"{__name__}.{name}")

@@ -1,4 +1,4 @@
-"""A transport that outlives the queue that uses it."""
+"""A transport that stays open when the queue that uses it is closed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..errors import ClosedError, NfnetError
 
 
 class BorrowedTransport(Transport, at_fork.AtFork):
-    """The transport of one binding, which ends without the socket's being closed.
+    """The transport of one binding. Closing it does not close the socket.
 
-    It also takes datagrams that the script itself received, and then no others.
+    It can also be given datagrams that the script itself received; then it reads no others.
     """
 
     given: list[bytes] | None
@@ -35,7 +35,7 @@ class BorrowedTransport(Transport, at_fork.AtFork):
         at_fork.register(self)
 
     def read_from(self, given: list[bytes] | None) -> None:
-        """Take these datagrams, as they come, and no others; None for those of the lender."""
+        """Read only these datagrams from now on; None: read those of the socket."""
         self.given = given
         self.trusted = given is None and self._lender.trusted
 
@@ -111,7 +111,7 @@ class BorrowedTransport(Transport, at_fork.AtFork):
     def close(self) -> None:
         with self._receiving:
             self._closed = True
-            # What came for this binding must not reach the next one, in which the same ids are others'.
+            # Packets of this binding must not reach the next one, in which the same ids belong to other packets.
             left: list[bytes] = []
             with suppress(NfnetError):
                 while True:  # and no condition at its end: see `locks`
@@ -120,4 +120,4 @@ class BorrowedTransport(Transport, at_fork.AtFork):
                     left.clear()
 
     def after_fork(self) -> None:
-        self._receiving = RLock()  # who held the other one is not in the child
+        self._receiving = RLock()  # the thread that held the other one does not exist in the child

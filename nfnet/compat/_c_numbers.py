@@ -1,4 +1,4 @@
-"""Numbers as the original packages take them: they become integers of C."""
+"""Converts numbers as the original packages do, to integers of C."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class CType(NamedTuple):
     most: int
 
     def hold(self, number: int) -> int:
-        """The same number. Raises OverflowError if it does not fit."""
+        """Return the number. Raises OverflowError if it does not fit."""
         if number < self.least == 0:
             raise OverflowError(f"can't convert negative value to {self.name}")
         if not self.least <= number <= self.most:
@@ -32,7 +32,7 @@ U32 = CType("u_int32_t", 0, 0xFFFFFFFF)
 
 
 def truncated(value: Any, ctype: CType) -> int:
-    """As Cython, of which NetfilterQueue is made: of a float it takes the whole part.
+    """Convert a number as Cython does, with which NetfilterQueue is written: a float is truncated.
 
     Raises OverflowError, TypeError; ValueError for NaN.
     """
@@ -42,12 +42,15 @@ def truncated(value: Any, ctype: CType) -> int:
 
 
 def whole(value: Any, ctype: CType) -> int:
-    """As PyArg_ParseTuple, which nflogr uses: a float is no integer. Raises OverflowError, TypeError."""
+    """Convert an integer as PyArg_ParseTuple does, which nflogr uses; floats are refused.
+
+    Raises OverflowError, TypeError.
+    """
     return ctype.hold(operator.index(value))
 
 
 def real(value: Any) -> float:
-    """As PyArg_ParseTuple: a string is no number. Raises OverflowError, TypeError."""
+    """Convert a float as PyArg_ParseTuple does; strings are refused. Raises OverflowError, TypeError."""
     try:
         return math.ldexp(value, 0)
     except TypeError:  # PyPy does not ask for __index__

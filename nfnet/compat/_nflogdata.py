@@ -1,4 +1,4 @@
-"""A message as nflogr has it."""
+"""The class of messages of nflogr."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PAYLOAD_PADDING = 4  # that the original's raw payloads have
 
 
 class NflogData:
-    """A message: a packet that a rule logged. Iterates as pairs, so that ``dict(data)`` has all of it.
+    """A packet that a rule logged. Iteration yields pairs, so that ``dict(data)`` contains all attributes.
 
-    Made from what ``_get_raw`` gives: names of interfaces by index, and the bytes of each attribute in the order of
-    their numbers, NFULA_PACKET_HDR first, None for those that are not there.
+    It is made from the result of ``_get_raw``: names of interfaces by index, and the bytes of each attribute in the
+    order of their numbers, NFULA_PACKET_HDR first, None for missing ones.
     """
 
     __slots__ = ("_message",)
@@ -63,7 +63,7 @@ class NflogData:
         if not index:
             return None
         name = self._message._name(index)
-        if name is None:  # the log was closed before anybody asked; or the interface is gone
+        if name is None:  # the log was closed before this was read, or the interface was removed
             with suppress(OSError):
                 name = socket.if_indextoname(index)
         return name or f"unkn/{index}"
@@ -75,7 +75,7 @@ class NflogData:
 
     @property
     def hwtype(self) -> int:
-        """Type of the incoming interface, one of the constants ``HWTYPE_*``; 0 for what this machine sends."""
+        """Type of the incoming interface, one of the constants ``HWTYPE_*``; 0 for packets that this machine sends."""
         return self._message.hwtype or 0
 
     @property
@@ -85,12 +85,12 @@ class NflogData:
 
     @property
     def timestamp(self) -> float:
-        """When the packet arrived, in seconds since 1970; 0.0 where the kernel does not say, as on the way out."""
+        """When the packet arrived, in seconds since 1970; 0.0 without a kernel timestamp, as for sent packets."""
         return self._message.timestamp or 0.0
 
     @property
     def timestamp_us(self) -> int:
-        """As `timestamp`, in microseconds."""
+        """When the packet arrived, in microseconds since 1970; see `timestamp`."""
         return (self._message.timestamp_ns or 0) // 1000
 
     @property
@@ -140,7 +140,7 @@ class NflogData:
 
     @property
     def prefix(self) -> str:
-        """What the rule says."""
+        """The prefix of the rule."""
         return self._message.prefix
 
 
@@ -151,7 +151,7 @@ _FIELDS = (
 
 
 def wrap(message: LogMessage) -> NflogData:
-    """The same message, in their words."""
+    """Convert a message to one of nflogr."""
     data = NflogData.__new__(NflogData)
     data._message = message
     return data

@@ -15,7 +15,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 def environment(now: Mapping[str, str], path: Sequence[str]) -> dict[str, str]:
-    """The environment variables under which Python finds our modules before any that are installed.
+    """Return environment variables with which Python finds our modules before installed ones.
 
     Programs that the script starts inherit them. ``path`` is where this process finds modules.
     """
@@ -28,12 +28,12 @@ def environment(now: Mapping[str, str], path: Sequence[str]) -> dict[str, str]:
 
 
 def run(arguments: Sequence[str], options: Sequence[str] = ()) -> NoReturn:
-    """Become ``python arguments``: a script, ``-m module`` or ``-c code``, and what it is to be given.
+    """Replace this process by ``python arguments``: a script, ``-m module`` or ``-c code``, and its arguments.
 
-    Everything is as if Python had been called like this, because it is: this process goes on as that, so that
-    ``sys.argv``, tracebacks, signals and the exit status are the script's. ``options`` are Python's own.
+    The script runs as if Python had been started like this (execve), with its own ``sys.argv``, tracebacks, signals and
+    exit status. ``options`` are those of Python.
 
-    Raises NfnetError where Python is told to ignore the environment (``-E``, ``-I``).
+    Raises NfnetError if Python was started with an option that ignores the environment (``-E``, ``-I``).
     """
     if sys.flags.ignore_environment:
         raise NfnetError("python -E and -I hide from the script where the modules are: leave the option out")

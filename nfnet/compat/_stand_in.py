@@ -1,7 +1,7 @@
-"""Takes the place of NetfilterQueue and nflogr in an environment: modules of these names, and metadata that pip reads.
+"""Installs modules with the names of NetfilterQueue and nflogr in an environment, and metadata that pip reads.
 
-For environments whose requirements cannot be changed. Elsewhere the distributions nfnet-netfilterqueue and nfnet-nflogr
-do it.
+This is for environments whose requirements cannot be changed. In others install the distributions nfnet-netfilterqueue
+and nfnet-nflogr.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Tag: py3-none-any
 
 
 class StandIn(NamedTuple):
-    """What takes a package's place."""
+    """The replacement of a package."""
 
     distribution: str
     module: str
@@ -116,7 +116,7 @@ def install(stand_ins: Iterable[StandIn], where: Path) -> None:
 
 
 def remove(stand_ins: Iterable[StandIn], where: Path) -> list[StandIn]:
-    """Take away what `install` put there, and return what was there. Raises OSError."""
+    """Remove the files of `install`, and return the stand-ins that were installed. Raises OSError."""
     found = [stand_in for stand_in in stand_ins if _is_ours(_installed(stand_in, where))]
     for stand_in in found:
         _remove(stand_in, where)

@@ -1,9 +1,9 @@
-"""The API of NetfilterQueue: of its version 1.1, and of 0.2, in which one subclasses `QueueHandler`.
+"""The API of NetfilterQueue: version 1.1, and version 0.2, in which programs subclass `QueueHandler`.
 
     from nfnet.compat.netfilterqueue import NetfilterQueue
 
-Scripts that say ``from netfilterqueue import ...`` run unchanged with ``python -m nfnet.compat script.py``. Names,
-defaults and messages are the original's. What is different: docs/netfilterqueue.md.
+Scripts with ``from netfilterqueue import ...`` run unchanged with ``python -m nfnet.compat script.py``. Names, defaults
+and messages are those of the original. docs/netfilterqueue.md describes the differences.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ _HW_SIZE = 8  # of the field in the kernel's struct; the rest is zero
 
 
 class Packet(nfnet_packet.Packet):
-    """A packet that waits for a verdict. Interfaces are indexes, 0 where there is none.
+    """A packet that waits for a verdict. Interfaces are indexes; 0: none.
 
-    It is a `nfnet.Packet`, too: what a script of old does not know is there for a new one.
+    It is a `nfnet.Packet`, too, and has all its attributes.
     """
 
     __slots__ = ("__weakref__", "_changes", "_kept", "_live", "_queue")
@@ -142,7 +142,7 @@ class Packet(nfnet_packet.Packet):
         return payload
 
     def get_payload_len(self) -> int:
-        """The length of the payload that came, in bytes."""
+        """The length of the received payload, in bytes."""
         return len(self.payload)
 
     def get_timestamp(self) -> float:
@@ -150,29 +150,29 @@ class Packet(nfnet_packet.Packet):
         return self.timestamp or 0.0
 
     def get_mark(self) -> int:
-        """The mark that was set, else the one with which it came."""
+        """The mark that was set; if none was set, the mark with which the packet was queued."""
         mark: int = (self._changes or {}).get("mark", self.mark)
         return mark
 
     def set_payload(self, payload: bytes) -> None:
-        """Let the packet go on with these bytes, from the network header on; nothing mends its checksums."""
+        """Replace the packet's bytes, from the network header on. Checksums are not corrected."""
         if payload is not None and not isinstance(payload, bytes):
             raise TypeError(f"Argument 'payload' has incorrect type (expected bytes, got {type(payload).__name__})")
         self._changes = {**(self._changes or {}), "payload": payload or None}
 
     def set_mark(self, mark: int) -> None:
-        """Let the packet go on with this mark, 32 bits; a float is truncated. Raises OverflowError, TypeError."""
+        """Set the packet's mark, 32 bits; a float is truncated. Raises OverflowError, TypeError."""
         self._changes = {**(self._changes or {}), "mark": truncated(mark, U32)}
 
     def _check_beginning(self, data: bytes) -> None:
         """The original sends out whatever it is given: programs that send malformed packets need that."""
 
     def retain(self) -> None:
-        """Keep the payload for after the callback."""
+        """Keep the payload after the callback has returned."""
         self._kept = self.get_payload()
 
     def accept(self) -> None:  # type: ignore[override]
-        """Let the packet go on.
+        """Accept the packet.
 
         Raises RuntimeError for a second verdict or after `NetfilterQueue.unbind`; other errors are nfnet's.
         """
@@ -266,14 +266,14 @@ class _Bound(NamedTuple):
 
 
 class NetfilterQueue:
-    """One queue at a time.
+    """A handle with which one queue at a time can be bound.
 
-    af: the address family, of no consequence since Linux 3.8.
+    af: the address family; without effect since Linux 3.8.
     sockfd: a socket of the family NETLINK_NETFILTER that was made in another network namespace, to work there. It is
-        duplicated: the caller keeps theirs.
-    transport: where to get packets from instead of the kernel, see `nfnet.replay`; the original has no such thing.
+        duplicated; the caller keeps the original.
+    transport: a source of packets in place of the kernel, see `nfnet.replay`; the original has no such argument.
 
-    Numbers may be floats, of which the whole part counts, here and in `bind`.
+    Floats are truncated to integers, here and in `bind`.
 
     Raises OSError: "Failed to bind family 2. Are you root?", "dup2 failed", "Failed to open NFQueue."; OverflowError.
     """
@@ -316,14 +316,15 @@ class NetfilterQueue:
         range: int = _MAX_COPY,
         sock_len: int = _SOCK_LEN,
     ) -> None:
-        """Bind to a queue: packets that come will be given to ``user_callback`` by `run`.
+        """Bind to a queue; `run` then calls ``user_callback`` with each packet.
 
-        max_len: how many packets may wait. mode, range: what of each to copy. sock_len: size of the receive buffer.
+        max_len: how many packets can wait. mode, range: which part of each packet to copy. sock_len: size of the
+            receive buffer in bytes.
 
         Raises RuntimeError if a queue is bound, OSError "Failed to create queue N." or "Failed to set packet copy
         mode.", OverflowError for numbers that do not fit into 32 bits (mode: 8), ArgumentError for other queue
-        numbers than 0 to 65535, TypeError for an async callback. Warns (RuntimeWarning) if the receive buffer could not
-        be had.
+        numbers than 0 to 65535, TypeError for an async callback. Warns (RuntimeWarning) if the receive buffer is
+        smaller than requested.
         """
         if callable(user_callback):
             check_handler(user_callback, _REMEDY)
@@ -372,7 +373,7 @@ class NetfilterQueue:
             warnings.warn(text, RuntimeWarning, stacklevel=3)
 
     def unbind(self) -> None:
-        """Give up the queue; the kernel drops what waits in it. May be called twice; a `run` elsewhere then returns."""
+        """Unbind the queue; the kernel drops its packets. Can be called twice; a `run` in another thread returns."""
         bound, self._bound = self._bound, None
         if bound is not None:
             bound.queue.close()
@@ -382,10 +383,10 @@ class NetfilterQueue:
         return self._transport.fileno()
 
     def run(self, block: bool = True) -> None:
-        """Call the callback for each packet; without ``block`` until none waits, else until `unbind`.
+        """Call the callback for each packet; without ``block`` until none waits, otherwise until `unbind`.
 
-        What the callback raises comes out; `run` may be called again and goes on with the next packet.
-        Raises nfnet's errors for what the kernel refuses.
+        Exceptions of the callback are raised here; `run` can be called again, and continues with the next packet.
+        Raises nfnet's errors if the kernel refuses a request.
         """
         while (bound := self._bound) is not None:
             bound.transport.read_from(None)
@@ -474,7 +475,7 @@ class QueueHandler:
         self._queue._bind(queue_num, lambda packet: self.handle(packet), max_len, mode, range)
 
     def unbind(self) -> None:
-        """Give up the queue; the kernel drops what waits in it."""
+        """Unbind the queue; the kernel drops the packets that wait in it."""
         self._queue.unbind()
 
     def run(self) -> None:

@@ -2,8 +2,8 @@
 
     from nfnet.compat import nflogr
 
-Scripts that say ``import nflogr`` run unchanged with ``python -m nfnet.compat script.py``. Names, defaults and messages
-are the original's. What is different: docs/nflogr.md.
+Scripts with ``import nflogr`` run unchanged with ``python -m nfnet.compat script.py``. Names, defaults and messages are
+those of the original. docs/nflogr.md describes the differences.
 """
 
 from __future__ import annotations
@@ -79,15 +79,15 @@ class NflogRetryError(NflogError):
 
 
 class NflogDroppedError(NflogError):
-    """The receive buffer was full and messages were lost (ENOBUFS); reading may go on."""
+    """The receive buffer was full and messages were lost (ENOBUFS); reading can continue."""
 
 
 class NflogClosedError(NflogError):
-    """Closed, and nothing is left to read."""
+    """The log is closed, and all messages have been read."""
 
 
 class Nflog(at_fork.AtFork):
-    """A log group; made by `open`. Several threads may read it."""
+    """A log group, made by `open`. Several threads can read it."""
 
     def __init__(self, log: Log | None, socket: NetlinkSocket | None, enobufs: int, batches: Iterator[Any]) -> None:
         self._log = log
@@ -147,7 +147,7 @@ class Nflog(at_fork.AtFork):
         return added
 
     def next(self, wait: bool = True) -> NflogData | None:
-        """The next message; None if there is none and ``wait`` is false.
+        """Return the next message; None if there is none and ``wait`` is false.
 
         Raises NflogDroppedError (ENOBUFS_RAISE), NflogClosedError when it is closed and all has been read.
         """
@@ -166,7 +166,7 @@ class Nflog(at_fork.AtFork):
             self._show_buffered()
 
     def loop(self, fn: Callable[[NflogData], object], count: int = -1) -> None:
-        """Call ``fn`` with each message, or with so many, until closed. What it raises comes out."""
+        """Call ``fn`` with each message, or with a number of them, until closed. Its exceptions are raised here."""
         if not callable(fn):
             raise TypeError("argument must be callable")
         check_handler(fn, "for those there is nfnet.AsyncLog")
@@ -253,7 +253,7 @@ class Nflog(at_fork.AtFork):
     # --- the rest
 
     def close(self) -> None:
-        """Give up the group. What is buffered can still be read."""
+        """Unbind the group. Buffered messages can still be read."""
         self._closed = True
         if self._log is not None:
             self._log.close()
@@ -308,7 +308,7 @@ class Nflog(at_fork.AtFork):
 
     @property
     def drops(self) -> int:
-        """How often messages were lost (ENOBUFS_HANDLE); may be set to 0."""
+        """How often messages were lost (ENOBUFS_HANDLE); can be set to 0."""
         return self._drops
 
     @drops.setter
@@ -343,15 +343,16 @@ def open(  # noqa: A001 (the name is the original's)
 ) -> Nflog:
     """Bind to a log group.
 
-    timeout: how long the kernel collects messages, in seconds, to 0.01. qthresh: how many it does.
-    rcvbuf: size of the receive buffer in bytes, 0 for the system's default. nlbuf: of that in which messages collect;
-        what the kernel would not take is the nearest that it does.
-    enobufs: what to do when messages are lost: raise NflogDroppedError, count, or not be told.
+    timeout: how long the kernel collects messages, in seconds, with a resolution of 0.01. qthresh: how many it
+        collects.
+    rcvbuf: size of the receive buffer in bytes, 0 for the system's default. nlbuf: size of the kernel's buffer for
+        collected messages; a value that the kernel refuses is replaced by the nearest valid one.
+    enobufs: what to do when messages are lost: raise NflogDroppedError, count, or disable the report.
     copymode: how much of each packet to copy.
-    transport: where to get messages from instead of the kernel, see `nfnet.replay`; the original has no such thing.
+    transport: a source of messages in place of the kernel, see `nfnet.replay`; the original has no such argument.
 
-    Raises ValueError, OverflowError for what no integer of C can hold, PermissionError for a group that somebody else
-    has or without CAP_NET_ADMIN, other OSErrors.
+    Raises ValueError, OverflowError for numbers that do not fit into C's integers, PermissionError if another process
+    has bound the group or without CAP_NET_ADMIN, other OSErrors.
     """
     group, timeout = whole(group, INT), real(timeout)
     qthresh, rcvbuf, nlbuf = whole(qthresh, LONG_LONG), whole(rcvbuf, LONG_LONG), whole(nlbuf, LONG_LONG)

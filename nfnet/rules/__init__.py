@@ -1,16 +1,16 @@
-"""Rules that feed queues and logs, or decide by themselves, installed without any program: nf_tables through netlink.
+"""Rules that queue, log or decide packets, installed through netlink (nf_tables), without nft or iptables.
 
     with nfnet.rules.queue(1, hook="output", protocol="udp", destination_port=53), nfnet.Queue(1) as queue:
         ...
 
-or, where no block fits, `install` and `remove`. Several rules are installed in an order: ``install(first, second)``.
+or `install` and `remove` without a block. Several rules are installed in an order: ``install(first, second)``.
 
-Rules live in tables of their own, so nothing of anybody else's is touched. The tables belong to a socket that this
-module keeps open until the rules are removed, so the kernel removes them however the process ends (since Linux 5.12;
-see `clean` for what is left before that). Mind that the kernel, when a base chain goes away, drops what waits in
-*every* queue of the network namespace: leave the block of the rule after that of the queue, as above.
+Rules are in tables of their own; other programs' tables are not changed. The tables belong to a socket that this module
+keeps open until the rules are removed, so the kernel removes them however the process ends (since Linux 5.12; for older
+kernels see `clean`). When the kernel removes a base chain, it drops the packets that wait in *every* queue of the
+network namespace: end the block of the rule after that of the queue, as above.
 
-A `Set` may stand for addresses, networks, ports, marks or interfaces in rules, and changes while they are installed.
+Rules can use a `Set` of addresses, networks, ports, marks or interfaces, which can be changed while they are installed.
 """
 
 from ._actions import Balance, Refusal

@@ -14,7 +14,7 @@ again, and meets these rules (``bits`` are all three, the fates are written as w
     remembered:
         drop or reject; but what the kernel itself sends to reject packets passes
 
-They are so because:
+The reasons for this order:
 
 - The packet's mark goes first: when two packets of a connection are decided differently, each gets its own verdict.
 - Setting the connection's mark is a rule of its own: where a packet has no connection (untracked, invalid) that rule
@@ -22,7 +22,7 @@ They are so because:
 - No bit is left in the mark of a packet that goes on, nor when the kernel makes a reset or an ICMP error of it, which
   with net.ipv4.fwmark_reflect gets that mark.
 - The reset or ICMP error that rejects a packet passes the hook output itself, "related" to the same connection
-  (nf_conntrack_attach). It is let go: a program that rejects a packet should not be asked about that.
+  (nf_conntrack_attach). It is accepted, so that it is not queued to the program that rejected the packet.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from ._contents import Change, Content
 from ._nftables import Message
 from ._set_messages import KernelSet
 
-# What the kernel says if elements whose time was just over are there still, or no longer: two clocks read the time.
+# The kernel's errors if it has not, or has already, removed elements that expire just now: two clocks read the time.
 _OTHER_MOMENT = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)
-_GONE = "Somebody else removed the table of the rule: remove the rule, and install it again"
+_GONE = "Another program removed the table of the rule: remove the rule, and install it again"
 
 
 class Table:
@@ -72,7 +72,7 @@ class Copies:
                 self.detach(table.sock)
             except AckTimeoutError:
                 raise
-            except KernelError:  # which refused all of it
+            except KernelError:  # which refused the whole transaction
                 table.is_stale = was_stale
                 raise
 
@@ -103,7 +103,7 @@ class Copies:
                 yield from kernel_set.addition(family, table.name, plan.come, now)
 
     def _rewrite(self, table: Table, plans: Sequence[Change], now: float) -> None:
-        """Replace a copy, whatever it has, by the elements as they are here, or will be after some changes."""
+        """Replace the contents of a copy by the elements as they are here, or will be after some changes."""
         messages: list[Message] = []
         for family in table.families:
             for kernel_set, segments in zip(self._kernel_sets, self.segments(now, plans)):

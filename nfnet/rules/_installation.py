@@ -252,7 +252,7 @@ def uninstall(what: object, operation: str) -> None:
             installation.detach()
             _nftables.commit(installation.sock, installation.deletions(), operation)
     except KernelError as error:
-        # ENOENT: somebody flushed the ruleset. The kernel removes a table with an owner when the socket is closed.
+        # ENOENT: the ruleset was flushed. The kernel removes a table with an owner when the socket is closed.
         if not installation.is_owned and error.errno != errno.ENOENT:
             raise
     finally:

@@ -68,7 +68,7 @@ def _counts(found: _nftables.FoundRule) -> tuple[int, int]:
 
 
 def _row(family: int, table: str, owner: int | None) -> InstalledRule | None:
-    """Return what the table says of its rules; None if it is not one of this library's."""
+    """Return the data that the table's rules contain; None if it is not a table of this library."""
     process = table.removeprefix(TABLE_PREFIX).partition("-")[0]
     if not table.startswith(TABLE_PREFIX) or not process.isdecimal():
         return None

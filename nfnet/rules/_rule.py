@@ -45,7 +45,7 @@ def queue(
     """A rule that puts packets that match into queue ``num``, while its block runs, or from `install` to `remove`.
 
     num: number of the queue, 0 to 65535; or a range of at most 65535 of them, to share the load.
-    bypass: let packets pass while nobody listens to the queue, instead of dropping them.
+    bypass: accept packets while no program has bound the queue, instead of dropping them.
     balance: how packets are shared among several queues: by their pair of "addresses", both directions of a connection
         to the same queue (the kernel's own hash, which leaves it to chance whether all queues get some); by the "cpu"
         that they arrived on; or by "flow", a hash of the five-tuple, the same for both directions (which needs nft's
@@ -56,22 +56,22 @@ def queue(
         that belong to none (invalid, untracked). Installing that sets net.netfilter.nf_conntrack_acct to 1; connections
         that began before are not counted, and all their packets are queued.
     bits: three bits of marks, those of packets and of connections, in which the rules of ``remember`` keep what was
-        decided; 0x0e000000 if not given. The marks' other bits are left as they are. Rules that have the same bits
-        share what they remember.
+        decided. Default: 0x0e000000. The other bits of the marks are not changed. Rules with the same bits share the
+        decisions.
 
     hook: where, must be given: "prerouting", "input", "forward", "output", "postrouting", or "ingress", where packets
         come in by ``in_interface`` and cannot be queued.
-    family: whose packets: "inet" (IPv4 and IPv6, if not given), "ip", "ip6", "bridge", or "netdev" for ingress.
-    priority: among the chains of the hook, lower ones first; 0, that of "filter", if not given.
+    family: of the table: "inet" (IPv4 and IPv6; default), "ip", "ip6", "bridge", or "netdev" for ingress.
+    priority: of the chain; chains with lower priorities are first. Default: 0, that of "filter".
     netns: the network namespace to install it in; see `nfnet.Queue`.
-    Packets match if all of the following is true of them. Each may be a list of values, of which one must be true. With
-    ``not_`` before its name it must not be true; of what a packet does not have, neither is.
+    A packet matches if it satisfies all of the following conditions. A list of values is satisfied by any of them.
+    ``not_`` before a name negates the condition. A packet without the property satisfies neither.
 
     {criteria}
 
-    Raises ArgumentError at once, also for what no packet could match. Installing it raises ArgumentError for an
-    interface that does not exist, NotPermittedError without CAP_NET_ADMIN, NotSupportedError where the kernel has no
-    nf_tables or cannot do what the rule says, KernelError.
+    Raises ArgumentError at once, also if no packet can match. Installing the rule raises ArgumentError for an interface
+    that does not exist, NotPermittedError without CAP_NET_ADMIN, NotSupportedError if the kernel lacks nf_tables or an
+    expression of the rule, and KernelError.
     """
     return Rule(QueueAction.of(num, bypass, balance, first, remember, bits), where)
 
@@ -87,8 +87,8 @@ def log(
     """A rule that logs packets that match to group ``group`` (see `nfnet.Log`); they go on to the next rule.
 
     group: number of the group, 0 to 65535.
-    prefix: what the messages shall say, at most 127 bytes in UTF-8.
-    snaplen: how many bytes of each packet to log, 0 to 2^32-1; all if not given.
+    prefix: prefix of the messages, at most 127 bytes in UTF-8.
+    snaplen: how many bytes of each packet to log, 0 to 2^32-1. Default: all.
     threshold: how many messages the kernel may collect before it sends them, 1 to 65535; the log's if not given or
         higher than that.
     The others are those of `queue`, and so are errors.
@@ -110,7 +110,7 @@ def accept(**where: Unpack[Where]) -> Rule:
 
 
 def reject(*, error: Refusal = "port-unreachable", **where: Unpack[Where]) -> Rule:
-    """A rule that drops packets that match, and tells their senders, in the kernel.
+    """A rule that drops packets that match, and sends a reset or an ICMP error to their senders, in the kernel.
 
     For TCP segments the sender gets a reset, for others an ICMP or ICMPv6 error. For the hooks prerouting (since Linux
     5.9), input, forward and output; in the family bridge for prerouting and input.
@@ -247,7 +247,7 @@ def remove(rules: RuleSet) -> None:
 def describe(*rules: RuleSet) -> str:
     """Return the commands of nft and iptables that install the same rules, for a shell, one a line.
 
-    Where one of them has no words for a rule, there is a line that begins with # and says for what.
+    If one of them cannot express a rule, there is a line that begins with # and names the part.
     """
     if len(rules) == 1:
         return rules[0].describe()

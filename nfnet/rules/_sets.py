@@ -60,10 +60,10 @@ class Set(at_fork.AtFork):
     kind: "address", of IPv4 and IPv6; "network", which may be a range of addresses too ("192.0.2.1-192.0.2.9"), and
         may overlap others; "port", or a range of them ("1024-2047"); "mark"; or "interface", its name, or how that
         begins ("eth*").
-    elements: what it shall hold, as for `update`.
-    timeout: seconds after which an element goes, for those that are added without a time-out; they stay if not given.
-    size: how many elements there may be; as many as the kernel has memory for if not given. A set that strangers can
-        make grow should have one.
+    elements: the first elements, as for `update`.
+    timeout: seconds after which an element expires that is added without a time-out. Default: never.
+    size: the largest number of elements. Default: limited by the kernel's memory. Give a size if other hosts can make
+        the set grow.
     counters: count the packets that are found, for each element; see `counters`. Takes memory in the kernel.
 
     An element is text; ports and marks are numbers. Objects of the module ipaddress are taken, too. IPv4 addresses in
@@ -112,9 +112,9 @@ class Set(at_fork.AtFork):
     # --- changes
 
     def add(self, element: Any, timeout: float | None = None) -> None:
-        """Add an element. If it is there already, its time begins anew, and its counter too, unless it stays anyway.
+        """Add an element. If the set has it already, its time and counter are reset, unless it never expires.
 
-        timeout: seconds after which it goes; if not given, that of the set. ``math.inf``: it stays.
+        timeout: seconds after which it expires; ``math.inf``: never. Default: that of the set.
 
         Raises KernelError, NotPermittedError without CAP_NET_ADMIN; then nothing is changed.
         """
@@ -182,7 +182,7 @@ class Set(at_fork.AtFork):
         return len(self._alive())
 
     def expires_in(self, element: Any) -> float:
-        """Return the seconds until an element goes; ``math.inf``: never. Raises NoElementError if it is not there."""
+        """Return the seconds until an element expires; ``math.inf``: never. Raises NoElementError without it."""
         data = self._kind.read(element)
         with lock():
             return self._find(data)
