@@ -452,13 +452,13 @@ def test_two_cannot_record_to_one_file(tmp_path: Path) -> None:
     path = tmp_path / "session.pcapng"
     second = nfnet.Queue(2, transport=TappedKernel(num=2), record=path)
     with nfnet.Queue(1, transport=TappedKernel(), record=path):
-        with pytest.raises(OSError, match="recorded to by another") as caught:
+        with pytest.raises(OSError, match="another recorder is writing") as caught:
             second.open()
         assert caught.value.errno == errno.EBUSY
         child = os.fork()  # it inherits the lock, and what is in the buffer
         if not child:
             try:
-                with pytest.raises(OSError, match="recorded to by another"):
+                with pytest.raises(OSError, match="another recorder is writing"):
                     nfnet.record(path)
                 os._exit(0)
             finally:

@@ -667,7 +667,7 @@ def test_a_configuration_says_limits_labels_and_groups(tmp_path: Path) -> None:
         ('limit = "100/s"', 'limt = "100/s"', 1, "unknown key 'limt'; did you mean 'limit'?"),
         ("true", '"perhaps"', 2, "process: 'perhaps' is neither yes nor no"),
         ("127.0.0.1:9464", "127.0.0.1", 3, "'127.0.0.1' is no port, such as 9464, or address and port"),
-        ("127.0.0.1:9464", "::1:9464", 3, "an IPv6 address stands in brackets"),
+        ("127.0.0.1:9464", "::1:9464", 3, "an IPv6 address must be in brackets"),
         ("127.0.0.1:9464", "127.0.0.1:99999", 3, "99999 must be in 1..65535"),
         ('"berlin"', '"berlin', 6, "a text without the quote at its end?"),
         ('"berlin"', "berlin", 6, "texts stand in quotes"),

@@ -361,7 +361,7 @@ def test_what_others_put_there_is_refused(trap: Path, place: str) -> None:
     by_another_user(plant)
     kinds = {"link.pcap": "link", "dangling.pcap": "link", "directory/new.pcap": "link", "directory/precious": "link"}
     for name, kind in (kinds | {"file.pcap": "file", "fifo.pcap": "FIFO"}).items():
-        with pytest.raises(PermissionError, match=f"somebody else's {kind}, in a directory that others") as caught:
+        with pytest.raises(PermissionError, match=f"another user's {kind}, in a directory that others") as caught:
             make(here / name)
         assert caught.value.filename == str(here / name)
     assert precious.read_bytes() == b"precious"
@@ -373,12 +373,12 @@ def test_what_others_put_there_is_refused(trap: Path, place: str) -> None:
         assert (status.st_uid, stat.S_IMODE(status.st_mode), status.st_size) == (0, 0o600, 24)
         make(here / name)
     for step in ("with nfnet.record(name): pass", "nfnet.Queue(1, record=name).open()", "nfnet.Recorder(name)"):
-        with pytest.raises(PermissionError, match="somebody else's"):
+        with pytest.raises(PermissionError, match="another user's"):
             exec(step, {"nfnet": nfnet, "name": here / "fifo.pcap"})
     for command in (["log", "1", "-w"], ["queue", "1", "-w"], ["record", "--queue", "1"]):
         status, text = screen(*command, str(here / "fifo.pcap"), "--netns", "/nowhere")  # type: ignore[assignment]
         assert status == 1
-        assert "somebody else's FIFO" in text
+        assert "another user's FIFO" in text
 
 
 @as_root
