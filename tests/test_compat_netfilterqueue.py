@@ -19,6 +19,7 @@ import pytest
 import nfnet
 from nfnet import testing
 from nfnet.compat import netfilterqueue
+from nfnet.compat._borrowed import BorrowedTransport
 from nfnet.compat.netfilterqueue import COPY_META, COPY_PACKET, NetfilterQueue, Packet, QueueHandler
 from nfnet.protocol.nfqnl import NFQA, NFQA_CFG, Verdict
 
@@ -689,3 +690,21 @@ def test_a_recording_replays_to_the_same_verdicts() -> None:
     assert seen[0] == "UDP packet, 29 bytes"
     assert [decided.verdict for decided in replay.verdicts.values()] == [Verdict.ACCEPT] * len(seen)
     assert set(replay.verdicts) == set(replay.recorded)
+
+
+def test_unbinding_wakes_a_waiting_thread_after_it_has_read_what_is_left() -> None:
+    """Another order leaves the thread waiting: the socket has no time-out, and the answer that wakes it may be read."""
+    events: list[str] = []
+
+    class Lender(FakeKernel):
+        def receive(self, into: list[bytes], limit: int) -> bool:
+            events.append("read")
+            return super().receive(into, limit)
+
+        def nudge(self) -> None:
+            events.append("nudge")
+
+    borrowed = BorrowedTransport(Lender())
+    borrowed.blocked = True
+    borrowed.close()
+    assert events == ["read", "nudge"]

@@ -118,6 +118,8 @@ class BorrowedTransport(Transport, at_fork.AtFork):
                     if not (self._lender.receive(left, 64) and left):
                         break
                     left.clear()
+        # A loop of another thread that waits in recv: the answer that was to end its wait may be among those just read.
+        self.wake()
 
     def after_fork(self) -> None:
         self._receiving = RLock()  # the thread that held the other one does not exist in the child

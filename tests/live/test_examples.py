@@ -239,14 +239,15 @@ def test_the_first_example_of_the_readme(net: Net, tmp_path: Path) -> None:
     sender, receiver = net.open_socket("client"), net.receiver(port=7777)
     destination = (ADDRESS["server", V4], 7777)
     command = first_example("README.md", tmp_path)
-    with running(net, command, "server", env={**os.environ, "PATH": "/nowhere"}, cwd=tmp_path) as process:
+    with running(net, command, "server", env={**os.environ, "PATH": "/nowhere", "PYTHONUNBUFFERED": "1"}, cwd=tmp_path) as process:
         assert wait_for(lambda: is_bound(net, host="server", queue=1) or process.poll() is not None)
         for data in (b"hello", b"the secret", b"end"):
             sender.sendto(data, destination)
         assert [receiver.recv(100) for _ in range(2)] == [b"hello", b"end"]
+        assert process.stdout is not None
+        assert [process.stdout.readline().split()[-1] for _ in range(3)] == ["accept", "drop", "accept"]
         process.send_signal(signal.SIGINT)
-        printed, errors = process.communicate(timeout=TIMEOUT)
-    assert [line.split()[-1] for line in printed.splitlines()] == ["accept", "drop", "accept"]
+        _, errors = process.communicate(timeout=TIMEOUT)
     assert errors.endswith("KeyboardInterrupt\n")
     assert wait_for(lambda: rules.installed(net.hosts["server"]) == [])
 

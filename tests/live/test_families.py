@@ -48,7 +48,7 @@ def assert_right(message: Packet | LogMessage, content: str) -> None:
     assert message.flow == inet.flow(ip)
     assert message.udp == inet.udp(ip)
     assert (message.tcp, message.icmp) == (None, None)
-    assert ("no IP packet" in packet_text.line(message)) == (not ip)
+    assert ("not an IP packet" in packet_text.line(message)) == (not ip)
     assert ("ip" in json.loads(packet_text.ecs(message)).get("destination", {})) == bool(ip)
 
 
