@@ -239,7 +239,9 @@ def test_the_first_example_of_the_readme(net: Net, tmp_path: Path) -> None:
     sender, receiver = net.open_socket("client"), net.receiver(port=7777)
     destination = (ADDRESS["server", V4], 7777)
     command = first_example("README.md", tmp_path)
-    with running(net, command, "server", env={**os.environ, "PATH": "/nowhere", "PYTHONUNBUFFERED": "1"}, cwd=tmp_path) as process:
+    with running(
+        net, command, "server", env={**os.environ, "PATH": "/nowhere", "PYTHONUNBUFFERED": "1"}, cwd=tmp_path
+    ) as process:
         assert wait_for(lambda: is_bound(net, host="server", queue=1) or process.poll() is not None)
         for data in (b"hello", b"the secret", b"end"):
             sender.sendto(data, destination)
