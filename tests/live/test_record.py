@@ -121,7 +121,7 @@ def test_what_an_nlmon_device_sees_replays(net: Net, tmp_path: Path) -> None:
     replay = nfnet.replay(path)
     with Queue(1, transport=replay) as queue:
         queue.run(handler)
-        # Closing sends a verdict on all packets that wait. If none waits, the device sees an answer from the kernel that
+        # Closing sends a verdict on all packets that wait. If none waits, the device sees an answer of the kernel that
         # the closed queue did not read.
         assert queue.counters.refused in ({}, {errno.ENOENT: 1})
         assert queue.counters._replace(refused={}) == live
