@@ -143,7 +143,7 @@ def test_arp(net: Net, hook: str) -> None:
     (message, *_) = found
     assert (message.family, message.hw_protocol) == (Family.ARP, 0x0806)
     assert (message.ip, message.flow) == (None, None)
-    assert "no IP packet (EtherType 0x0806)" in packet_text.line(message)
+    assert "not an IP packet (EtherType 0x0806)" in packet_text.line(message)
     if hook == "output":  # the payload begins with the link-layer header
         assert message.payload[:12] == router + mac
     scapy: Any = pytest.importorskip("scapy.all")
