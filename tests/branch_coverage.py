@@ -2,8 +2,8 @@
 
     python -m tests.branch_coverage [arguments of pytest]
 
-Runs pytest in this process and prints what was covered. The exit status is 1 if a test failed or a file of nfnet/_core
-is below 95 %. Needs root for the live tests, as ``make test`` does.
+Runs pytest in this process and prints what was covered. The exit status is 1 if a test failed, nfnet/_core
+is below 95 %, or a file of it below 90 %. Needs root for the live tests, as ``make test`` does.
 
 Forked children and programs that the tests start are counted. coverage sees the threads of the module `threading` only:
 the flusher's is started by `_thread`, so this module gives it the tracer too.
@@ -25,7 +25,8 @@ import coverage
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAST = 95
+LEAST = 95  # of the package
+LEAST_OF_A_FILE = 90  # some lines are reached only if threads happen to meet
 # What has to do with queues and logs; not the tests that trace the interpreter themselves.
 UNIT = (
     "aio",
@@ -106,11 +107,12 @@ def main(arguments: list[str]) -> int:
         whole.combine()
         whole.report(include=["nfnet/_core/*"], show_missing=True, skip_empty=True)
         whole.json_report(include=["nfnet/_core/*"], outfile=f"{directory}/report.json")
-        files = json.loads((Path(directory) / "report.json").read_text())["files"]
-    short = {name: found["summary"]["percent_covered"] for name, found in files.items()}
-    short = {name: percent for name, percent in short.items() if percent < LEAST}
-    for name, percent in short.items():
-        print(f"{name}: {percent:.1f} %, and must have {LEAST} %")
+        report = json.loads((Path(directory) / "report.json").read_text())
+    found = {name: (file["summary"]["percent_covered"], LEAST_OF_A_FILE) for name, file in report["files"].items()}
+    found["all"] = (report["totals"]["percent_covered"], LEAST)
+    short = {name: row for name, row in found.items() if row[0] < row[1]}
+    for name, (percent, least) in short.items():
+        print(f"{name}: {percent:.1f} %, and must have {least} %")
     return int(status) or bool(short)
 
 
