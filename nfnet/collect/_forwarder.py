@@ -66,15 +66,18 @@ class Forwarder:
             self._source.begin()
             for output in sorted(self.outputs, key=lambda output: output.overwrites):
                 output.begin()
-            idled = time.monotonic()
-            while not (self._stopped or self._broken or self._has_enough()):
-                self._try(self._step)
-                if time.monotonic() >= idled + 1.0:
-                    idled = time.monotonic()
-                    self._try(self._care)
+            self._work()
             return not self._broken
         finally:
             self.close()
+
+    def _work(self) -> None:
+        idled = time.monotonic()
+        while not (self._stopped or self._broken or self._has_enough()):
+            self._try(self._step)
+            if time.monotonic() >= idled + 1.0:
+                idled = time.monotonic()
+                self._try(self._care)
 
     def _has_enough(self) -> bool:
         return self._count is not None and self.stored >= self._count

@@ -248,8 +248,7 @@ class StreamSender(Sender):
         timeout = sock.gettimeout()
         sock.settimeout(0)
         try:
-            while sock.recv(_CHUNK):
-                pass
+            _drain(sock)
         except (BlockingIOError, ssl.SSLWantReadError):
             return
         finally:
@@ -263,10 +262,20 @@ def connect_tcp(host: str, port: int) -> socket.socket:
     try:
         sock.settimeout(_PATIENCE)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE.items():
-            if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        _set_keepalive_times(sock)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _set_keepalive_times(sock: socket.socket) -> None:
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _drain(sock: socket.socket) -> None:
+    """Read until the server has closed the connection, or until the socket's error says that nothing is left."""
+    while sock.recv(_CHUNK):
+        pass

@@ -91,10 +91,14 @@ def _send_as_file(sock: socket.socket, record: bytes) -> None:
     """Send an entry that is too large for a datagram, because of long labels, as a file in memory."""
     fd = os.memfd_create("nfnet", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        left = memoryview(record)
-        while left:
-            left = left[os.write(fd, left) :]
+        _write_all(fd, record)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         sock.sendmsg([], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))])
     finally:
         os.close(fd)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
