@@ -106,8 +106,9 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     # The first verdict counts, whichever thread gives it. Each method below checks that `_decision` is None and then
     # sets it, without a lock: CPython lets another thread run, and calls signal handlers, only at the beginning of a
-    # function, after a call and at a jump backwards, and none of these is between the last check and the assignment.
-    # Keep it so. A free-threaded build gives no such guarantee: there these methods are `_exclusive`.
+    # function, after a call and at a jump (3.11 and later: at a jump backwards), and none of these is between the last
+    # check and the assignment. Keep it so: the assignment comes first in the body of the `if`, since the way around
+    # that body is the jump. A free-threaded build gives no such guarantee: there these methods are `_exclusive`.
     _decision: Decision | None
     _on_decided: Callable[[Packet], None]
     """Called with the packet once it has a `_decision`: see the docstring of `ledger`."""
@@ -160,12 +161,12 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         kernel refuses a verdict, its error arrives later and is counted: see `Queue.counters`.
         """
         # No parameter for each change: filling in their defaults would take longer than the rest of this method.
-        if changes or self._decision is not None:
+        if not changes and self._decision is None:
+            self._decision = ACCEPT
+            on_decided = self._on_decided  # Python 3.11 reads a slot faster if the value is not called at once
+            on_decided(self)
+        else:
             self._accept(**changes)
-            return
-        self._decision = ACCEPT
-        on_decided = self._on_decided  # Python 3.11 reads a slot faster if the value is not called at once
-        on_decided(self)
 
     def _accept(self, *, connection: bool = False, **changes: Any) -> None:
         fate = Fate.ACCEPT if check_flag("connection", connection) else None
@@ -181,15 +182,13 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
         Raises the same errors as `accept`.
         """
-        if self._decision is not None:
-            self._refuse()
-        if connection is not False:
-            check_flag("connection", connection)
-            self._change(Verdict.DROP, None, None, None, fate=Fate.DROP)
-            return
-        self._decision = DROP
-        on_decided = self._on_decided
-        on_decided(self)
+        if connection is False and self._decision is None:
+            self._decision = DROP
+            on_decided = self._on_decided
+            on_decided(self)
+        else:
+            fate = Fate.DROP if check_flag("connection", connection) else None
+            self._change(Verdict.DROP, fate=fate)
 
     def repeat(self, *, mark: int | None = None, payload: Payload | None = None, priority: int | None = None) -> None:
         """Send the packet through its chain again, from the first rule (NF_REPEAT). Arguments are those of `accept`.
@@ -379,10 +378,11 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             what = changing_decision(word, mark, priority, *attributes, kind=kind)
         else:
             what = decision(word, mark, priority, kind)
-        if self._decision is not None:  # decided after the first check, by a signal handler or another thread
+        if self._decision is None:
+            self._decision = what
+            self._on_decided(self)
+        else:  # decided after the first check, by a signal handler or another thread
             self._refuse()
-        self._decision = what
-        self._on_decided(self)
 
     def _support(self) -> Support | None:
         """Return which verdicts the rules that queued the packet can carry out."""

@@ -250,9 +250,6 @@ class GivingHandler:
         assert not self._thread.is_alive(), f"{where}: the thread that decides waits for a lock"
 
 
-# On 3.10 a packet was counted twice once (seed 674210505, instruction 9142, SlowKernel, process): by the library, or
-# because tracing there lets the interrupt come between two stores of one statement; the reason is not known yet.
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="a packet counted twice now and then on 3.10, see above")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @cpython
 @pytest.mark.parametrize("way", WAYS)

@@ -9,7 +9,7 @@ CPython does not look for signals between any two instructions, but
 
 - after the call of a function that is written in C,
 - where a function that is written in Python begins, and where a generator goes on,
-- at a jump backwards.
+- at a jump backwards, and in 3.10 at each jump: also where a condition leads around the body of an ``if``.
 
 What fails, therefore:
 
