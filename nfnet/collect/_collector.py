@@ -18,7 +18,7 @@ from .._printable import counted
 from ..errors import ArgumentError, NfnetError
 from ..log import Log, LogMessage
 from ..netns import Netns
-from ._batch import Batch, Session, split_at_losses
+from ._batch import Batch, Session, consecutive
 from ._counts import Counts
 from ._delivery import Delivery, DeliveryState
 from ._limits import Limiter
@@ -76,7 +76,7 @@ class _Source:
         self.labels = labels
         self.limiter = None if limit is None else Limiter(limit)
         self.session = Session.begin(log.group)
-        self.expected: int | None = 0
+        self.expected = 0
 
 
 class Collector:
@@ -285,8 +285,11 @@ class Collector:
         whole = Batch(source.session, messages, labels=source.labels)
         if self.counts is not None:
             self.counts.add(whole)
-        batches, source.expected = split_at_losses(whole, source.expected)
+        batches, source.expected = consecutive(whole, source.expected)
         for batch in batches:
+            if batch.session != source.session:
+                self._tell_suppressed_of(source, everything=True)  # their numbers are those of the old session
+                source.session = batch.session
             passed: Batch | None = batch
             if source.limiter is not None:
                 passed = source.limiter.limit(batch)
@@ -296,10 +299,13 @@ class Collector:
 
     def _tell_suppressed(self, *, everything: bool = False) -> None:
         for source in self._sources:
-            if source.limiter is not None:
-                messages, lost = source.limiter.due(everything=everything)
-                if messages:
-                    self._put(Batch(source.session, messages, lost, labels=source.labels))
+            self._tell_suppressed_of(source, everything=everything)
+
+    def _tell_suppressed_of(self, source: _Source, *, everything: bool) -> None:
+        if source.limiter is not None:
+            messages, lost = source.limiter.due(everything=everything)
+            if messages:
+                self._put(Batch(source.session, messages, lost, labels=source.labels))
 
     def _put(self, batch: Batch) -> None:
         if self._process:

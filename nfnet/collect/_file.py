@@ -84,7 +84,7 @@ class File(Output):
         """Return the bytes with which each file begins."""
         return b""
 
-    def mend(self, path: str) -> None:  # noqa: B027  # files without a header are continued, not renamed
+    def mend(self, path: str) -> None:
         """Remove what a killed process left unfinished at the end of a renamed file. Raises OSError."""
 
     def begin(self) -> None:

@@ -28,8 +28,8 @@ class Capture(File):
     settings: ``rotate_size`` (bytes), ``rotate_time`` (seconds), ``keep`` (how many rotated files) and ``compress``
         (with gzip, True or False). Default: the file is never rotated, all rotated files are kept, none is compressed.
 
-    Each rotated file has its own header. A file that exists when the collector begins is renamed, as in a rotation. If a
-    killed collector left a part of a record at its end, the part is removed.
+    Each rotated file has its own header. A file that exists when the collector begins is renamed, as in a rotation. A
+    part of a record that a killed collector left at its end is removed.
     """
 
     scheme = "pcapng"
