@@ -51,16 +51,36 @@ class Group:
     """How many messages of each prefix to store, "100/s" for instance. Default: the collector's limit."""
 
 
+class SourceState(NamedTuple):
+    """The state of the source of a worker."""
+
+    name: str
+    waiting: int | None
+    """Batches that no worker has acknowledged; None before the first look, a second after the begin."""
+    error: str | None
+    """The error of its last call; None if the call succeeded."""
+    failing: float
+    """Seconds since its first error in a row; 0 if there is none."""
+
+    def __str__(self) -> str:
+        text = self.name
+        if self.waiting is not None:
+            text += ": 1 batch waits" if self.waiting == 1 else f": {self.waiting:,} batches wait"
+        return text if self.error is None else f"{text}, failing for {self.failing:.0f} s: {self.error}"
+
+
 class State(NamedTuple):
-    """The state of a collector; see `Collector.state`."""
+    """The state of a collector, or of a worker; see `Collector.state` and `Forwarder.state`."""
 
     seen: int
-    """Messages that were read."""
+    """Messages that were read; of a worker, those that every output has stored."""
     lost: int
     """Messages that the kernel lost."""
     suppressed: int
     """Messages that a limit left out."""
     outputs: tuple[DeliveryState, ...]
+    source: SourceState | None = None
+    """That of a worker; None for a collector, which reads log groups."""
 
     def __str__(self) -> str:
         text = counted(self.seen, "message")
