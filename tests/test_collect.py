@@ -528,6 +528,63 @@ def collect_scripted(read: list[list[int]], *outputs: collect.Output, **options:
     assert collector.run()
 
 
+def test_nothing_more_is_read_while_no_output_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits in the receive buffer, which is larger."""
+    monkeypatch.setattr(_delivery, "_AGAIN", 0.0)
+    monkeypatch.setattr(_collector, "_MOST_IN_MEMORY", 100_000)  # some 150 messages
+    output, turns = Slow(), 0
+    output.go.set()
+    output.error = OutputError("it is away")
+    collector = collect.Collector([5], [output], report=print)
+    collector.logs = (Scripted(collector, [list(range(n, n + 20)) for n in range(0, 1000, 20)]),)  # type: ignore[assignment]
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if turns == 100:
+            assert 40 <= collector.seen < 200
+            output.error = None
+
+    assert collector.run(turn)
+    assert output.got == list(range(1000))
+    (state,) = collector.state().outputs
+    assert (state.stored, state.missed) == (1000, 0)
+
+
+def test_what_waits_at_the_end_is_read_when_a_slow_output_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_delivery, "_MOMENT", 0.0)
+    monkeypatch.setattr(_collector, "_MOST_IN_MEMORY", 100_000)
+    monkeypatch.setattr(_collector, "_LAST_STORING", 600.0)
+    monkeypatch.setattr(_collector, "_LAST_READING", 600.0)
+    output = Slow()
+    collector = collect.Collector([5], [output], report=print)
+    collector.logs = (Scripted(collector, [list(range(n, n + 20)) for n in range(0, 1000, 20)]),)  # type: ignore[assignment]
+    turns = 0
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if turns == 50:
+            collector.stop()
+        elif turns == 100:
+            output.go.set()
+
+    assert collector.run(turn)
+    assert output.got == list(range(1000))
+
+
+def test_an_output_that_has_no_room_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_collector, "_MOST_IN_MEMORY", 100_000)
+    away, other = Slow(), Slow()
+    away.go.set()
+    other.go.set()
+    away.error = OutputError("it is away")
+    collector = collect.Collector([5], [away, other], report=print)
+    collector.logs = (Scripted(collector, [list(range(n, n + 20)) for n in range(0, 1000, 20)]),)  # type: ignore[assignment]
+    assert not collector.run()
+    assert other.got == list(range(1000))
+
+
 @pytest.mark.parametrize("read", [[[0, 1], [LAST], [0, 1]], [[0, 1, LAST, 0, 1]]], ids=["apart", "together"])
 def test_what_has_a_number_again_after_the_wrap_is_no_repeat(read: list[list[int]], tmp_path: Path) -> None:
     database, lines = tmp_path / "log.db", tmp_path / "log.jsonl"

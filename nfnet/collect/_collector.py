@@ -35,7 +35,9 @@ _BUFFER_SIZE = 128 << 10
 _RCVBUF = 128 << 20  # the memory is used only while so much data waits
 _MOST_IN_MEMORY = 64 << 20  # bytes, for each output
 _SPOOL_SIZE = 1 << 30
+_LAST_STORING = 5.0  # seconds, at the end, in which no more is read than there is room for
 _LAST_READING = 10.0  # seconds, at the end, for rules that never stop logging
+_WAIT_FOR_ROOM = 0.005  # seconds
 _LONGEST_WAIT = 1.0  # seconds between two looks at the state of outputs
 
 
@@ -121,9 +123,10 @@ class Collector:
     report: a function that is called with a line for the operator, about an error for instance. Default: a warning of
         the logger "nfnet".
 
-    Every output has stored each message, or it is kept for that output, before more messages are read. Killing the
-    process loses the messages that wait in the kernel and the batch that was just read. Raises ArgumentError for wrong
-    arguments, NfnetError or OSError if the spool cannot be used.
+    Every output has stored each message, or it is kept for that output, before more messages are read. If no output
+    has room to keep more, none are read until one has: they wait in the receive buffer. Killing the process loses the
+    messages that wait in the kernel and the batch that was just read. Raises ArgumentError for wrong arguments,
+    NfnetError or OSError if the spool cannot be used.
     """
 
     def __init__(
@@ -267,9 +270,10 @@ class Collector:
         while True:
             each_turn()
             now = time.monotonic()  # before reading: if the process is paused after it, it reads once more
-            came = False
+            leaving = self._stops > 1 or (deadline is not None and now >= deadline + _LAST_STORING)
+            came, full = False, not leaving and self._is_full()
             for source in self._sources:
-                came |= self._read_one(source)
+                came |= not full and self._read_one(source)
             self._tell_suppressed()
             if self._reopen:
                 for delivery in self.deliveries:
@@ -281,12 +285,23 @@ class Collector:
                 return
             if self._stops and deadline is None:
                 deadline = time.monotonic() + 2 * _TIMEOUT
-            if deadline is not None and not came and (now >= deadline or self._stops > 1):
+            if deadline is not None and not came and not full and (now >= deadline or self._stops > 1):
                 return
             if deadline is not None and now >= deadline + _LAST_READING:
                 return
-            if not came:
+            if full:
+                time.sleep(_WAIT_FOR_ROOM)  # the poller would not wait: there are messages
+            elif not came:
                 self._poller.wait(_LONGEST_WAIT if deadline is None else _TIMEOUT / 2)
+
+    def _is_full(self) -> bool:
+        """Return whether messages have to wait in the receive buffer, because no output has room for them.
+
+        After `stop` they wait for an output that works. If there is none, they are read, and counted as lost.
+        """
+        if not self.deliveries or any(delivery.has_room for delivery in self.deliveries):
+            return False
+        return not self._stops or not all(delivery.failing for delivery in self.deliveries)
 
     def _has_enough(self) -> bool:
         return self._count is not None and self.seen >= self._count
