@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,10 @@ import pytest
 from nfnet import rules, testing
 from nfnet.captures import LinkType, Writer
 from nfnet.captures._format import netlink_header
-from nfnet.cli import packet_text
+from nfnet.cli import build, packet_text
 from nfnet.cli.command_line import netns, rule_words
 from nfnet.cli.decode_command import describe
+from nfnet.collect._queries import QUESTIONS
 from nfnet.log import LogMessage
 
 from .conftest import FIXTURES
@@ -26,20 +30,7 @@ from .frames import ETHERNET, IPV4, NOT_IP, write_pcap
 from .test_captures import recording
 from .test_replay import cut_file, mixed
 
-COMMANDS = (
-    "queue",
-    "block",
-    "log",
-    "record",
-    "replay",
-    "decode",
-    "rules",
-    "stats",
-    "doctor",
-    "run",
-    "stand-in",
-    "demo",
-)
+COMMANDS: dict[str, argparse.ArgumentParser] = build().commands.choices  # type: ignore[attr-defined]
 QUEUE = FIXTURES / "queue-forward-ipv4.pcapng"
 LOG = FIXTURES / "log-input-ipv6.pcapng"
 
@@ -49,18 +40,66 @@ def nfnet(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
 
 
+def examples(text: str) -> Iterator[list[str]]:
+    """The commands in a help text: lines that are set off by four columns or more."""
+    for line in re.findall(r"^ {4,}((?:sudo |.* \| )?nfnet .*)", text.replace("\\\n", " "), re.MULTILINE):
+        words = shlex.split(line)
+        yield words[words.index("nfnet") + 1 :]
+
+
+def accept(words: list[str]) -> None:
+    """Have the parser accept a command, without abbreviated options."""
+    parser = build()
+    for each in (parser, *parser.commands.choices.values()):  # type: ignore[attr-defined]
+        each.allow_abbrev = False
+    parser.parse_args(words)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_fits_a_terminal_and_has_an_exit_status(command: str) -> None:
     done = nfnet(command, "--help", env={"COLUMNS": "80", "PATH": "/usr/bin:/bin"})
     assert done.returncode == 0
-    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    assert not [line for line in done.stdout.splitlines() if len(line) > 80]
     assert "exit status" in done.stdout
-    assert f"nfnet {command}" in done.stdout
+    shown = list(examples(done.stdout))
+    assert shown
+    for words in shown:
+        assert words[0] == command
+        accept(words)
 
 
-def test_all_commands_are_in_the_help() -> None:
-    done = nfnet("--help")
-    assert all(f"    {command} " in done.stdout for command in COMMANDS)
+def test_the_help_lists_all_commands_by_job() -> None:
+    done = nfnet("--help", env={"COLUMNS": "80", "PATH": "/usr/bin:/bin"})
+    assert not [line for line in done.stdout.splitlines() if len(line) > 80]
+    jobs = re.findall(r"^(\w.*):\n((?:  \w.*\n)+)\n((?:    .*\n)+)", done.stdout, re.MULTILINE)
+    assert len(jobs) == 6
+    listed = []
+    for _, commands, shown in jobs:
+        names = re.findall(r"^  (\S+)  +\S", commands, re.MULTILINE)
+        listed += names
+        for words in examples(shown):
+            assert words[0] in names
+            accept(words)
+        assert len(list(examples(shown))) == len(shown.splitlines())
+    assert sorted(listed) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [["x.db"], ["x.db", "--json"], ["x.db", " "]])
+def test_query_without_a_question_lists_the_questions(arguments: list[str]) -> None:
+    done = nfnet("query", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("nfnet query: a question is missing. Questions are:\n\n    top sources  ")
+    assert all(f"    {name} " in done.stderr for name in QUESTIONS)
+    shown = list(examples(done.stderr))
+    assert any("SELECT" in words[-1] for words in shown)
+    for words in shown:
+        accept(words)
+
+
+def test_a_question_can_follow_an_option(tmp_path: Path) -> None:
+    """In Python 3.10 to 3.12, nargs="*" would not accept it there."""
+    done = nfnet("query", tmp_path / "missing.db", "--json", "latest")
+    assert (done.returncode, done.stderr) == (1, f"nfnet query: {tmp_path}/missing.db: unable to open database file\n")
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
