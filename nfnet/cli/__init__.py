@@ -36,6 +36,7 @@ from . import (
 )
 from .summaries import say
 
+
 class _Job(NamedTuple):
     """What commands are used for: a title, their modules, and examples of them."""
 

@@ -17,16 +17,15 @@ from ..rules._criteria import CRITERIA
 from ..rules._values import number
 
 
-def add_options(parser: argparse.ArgumentParser, rule: Callable[..., rules.Rule]) -> None:
-    """Add the options of all commands that read from the kernel; ``rule`` makes the rule of --install-rule."""
+def add_options(parser: argparse.ArgumentParser, rule: Callable[..., rules.Rule]) -> Any:
+    """Add the options of all commands that read from the kernel; ``rule`` makes the rule of --install-rule.
+
+    Returns the group of the options about output.
+    """
     parser.add_argument(
         "--netns", type=netns, metavar="NAME", help="work in this network namespace: a name, path or process id"
     )
     parser.add_argument("-c", "--count", type=whole_number(1), metavar="N", help="stop after N packets")
-    parser.add_argument(
-        "--json", action="store_true", help="print JSON Lines, fields named as in the Elastic Common Schema"
-    )
-    parser.add_argument("-q", "--quiet", action="store_true", help="print no line for each packet")
     parser.add_argument(
         "--install-rule",
         metavar="WORDS",
@@ -34,7 +33,13 @@ def add_options(parser: argparse.ArgumentParser, rule: Callable[..., rules.Rule]
         help='install this rule while the command runs, e.g. "hook=forward protocol=udp destination_port=53%s"'
         % (" bypass=no" if rule is rules.queue else ""),
     )
-    add_metrics(parser)
+    output = parser.add_argument_group("output and metrics")
+    output.add_argument(
+        "--json", action="store_true", help="print JSON Lines, fields named as in the Elastic Common Schema"
+    )
+    output.add_argument("-q", "--quiet", action="store_true", help="print no line for each packet")
+    add_metrics(output)
+    return output
 
 
 def add_metrics(parser: Any) -> None:

@@ -70,6 +70,10 @@ shows what a short handler does with them. Changes nothing outside of these
 namespaces, and needs no privileges if users are permitted to make namespaces.
 If they are not, it prints what is missing and replays a recording.
 
+    nfnet demo
+
+In a terminal it uses colours, unless the variable NO_COLOR is set.
+
 exit status: 0 if all packets were handled as expected, else 1
 """
 

@@ -43,16 +43,16 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "group", type=whole_number(0, 65535), metavar="GROUP", help="number of the log group (0 to 65535)"
     )
+    output = add_options(parser, rules.log)
     parser.add_argument("--prefix", default="", help="prefix of the rule of --install-rule")
-    add_options(parser, rules.log)
-    parser.add_argument(
+    output.add_argument(
         "-w",
         dest="capture",
         metavar="FILE",
         help="also write a capture (replaced if it exists): pcapng with the prefixes as comments, or pcap if its name"
         " ends in .pcap",
     )
-    parser.add_argument("--sqlite", metavar="FILE", help=f"add {Sqlite.help}")
+    output.add_argument("--sqlite", metavar="FILE", help=f"add {Sqlite.help}")
     parser.set_defaults(run=_run)
 
 

@@ -100,6 +100,7 @@ def add_to(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "queue",
+        usage="nfnet queue [OPTION ...] NUM",
         help="show and decide packets (NFQUEUE)",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -178,8 +179,7 @@ def add_to(commands: Any) -> None:
     capture = parser.add_argument_group("capture", _CAPTURE)
     capture.add_argument("--read", metavar="FILE", help="read packets from this capture")
     add_capture_options(capture)
-    add_options(parser, rules.queue)
-    parser.add_argument(
+    add_options(parser, rules.queue).add_argument(
         "-w",
         dest="write",
         metavar="FILE",

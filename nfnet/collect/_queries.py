@@ -91,9 +91,9 @@ QUESTIONS: dict[str, Question] = {
         ),
     ),
     "top prefixes": Question(
-        "prefixes of the most packets, those over a limit included", lambda d: d.weighed("prefix", "messages DESC, 1")
+        "prefixes of the most packets, also those over a limit", lambda d: d.weighed("prefix", "messages DESC, 1")
     ),
-    "top protocols": Question("which protocol", lambda d: d.top(f"{_PROTOCOL} AS protocol")),
+    "top protocols": Question("protocols of the most packets", lambda d: d.top(f"{_PROTOCOL} AS protocol")),
     "top interfaces": Question("incoming interfaces of the most packets", lambda d: d.top("indev")),
     "top users": Question(
         "local users that send the most packets",
