@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def test_doctor_ends_with_what_to_do_next(
 def test_unknown_command() -> None:
     done = run("frobnicate")
     assert done.returncode == 2
-    assert "invalid choice: 'frobnicate'" in done.stderr
+    assert done.stderr.startswith("nfnet: no command is called 'frobnicate'; there is queue, block, ")
 
 
 def test_demo_says_what_is_missing_and_replays(
@@ -80,6 +81,31 @@ def test_demo_says_what_is_missing_and_replays(
     for words in ("accept, rewritten", "mark 1, repeat", "drop", "TCP", "ICMPv6", "log: arrived: UDP"):
         assert words in captured.out
     assert "the verdicts are those of the recording" in captured.out
+
+
+def test_the_demo_has_colours_in_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise nfnet.NotPermittedError("making a namespace of our own", 1)
+
+    def demo(**environment: str) -> str:
+        with monkeypatch.context() as patches:
+            for name, value in {"TERM": "xterm", "NO_COLOR": "", **environment}.items():
+                patches.setenv(name, value)
+            assert main(["demo"]) == 0
+        return capsys.readouterr().out
+
+    monkeypatch.setattr("nfnet.netns.create", refuse)
+    monkeypatch.setattr("nfnet.netns.become_root", refuse)
+    plain = demo()
+    assert "\x1b" not in plain
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    coloured = demo()
+    for text in ("accept", "drop", "accept, rewritten", "mark 1, repeat", "\nWhat the rule at the other end logged:"):
+        assert re.search(rf"\x1b\[[0-9]+m{text}\x1b\[0m", coloured)
+    assert re.sub(r"\x1b\[[0-9]+m", "", coloured) == plain
+    assert demo(NO_COLOR="1") == demo(TERM="dumb") == plain
 
 
 def test_the_script_of_the_demo_is_in_the_documentation() -> None:
