@@ -42,7 +42,12 @@ def test_without_a_command_it_says_what_to_do_first() -> None:
 @pytest.mark.parametrize(
     ("levels", "status", "last"),
     [
-        (["ok", "failure", "warning", "failure"], 1, "2 failures. Do what stands behind the first"),
+        (
+            ["ok", "failure", "warning", "failure"],
+            1,
+            "2 failures. Do what the first one says, and run nfnet doctor again:\n\nfailure  1\n         -> do 1\n",
+        ),
+        (["warning", "failure"], 1, "1 failure. Do what it says, and run nfnet doctor again:\n\nfailure  1\n"),
         (["ok", "warning"], 0, "nfnet works here; each warning names what it affects. Next:"),
         (["ok"], 0, "nfnet works here. Next:"),
     ],
@@ -54,9 +59,13 @@ def test_doctor_ends_with_what_to_do_next(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda _: [doctor.Finding(level, "this") for level in levels])
-    assert main(["doctor"]) == status
-    assert capsys.readouterr().out.split("\n\n")[1].startswith(last)
+    found = [doctor.Finding(level, str(number), f"do {number}") for number, level in enumerate(levels)]
+    monkeypatch.setattr(doctor, "examine", lambda _: found)
+    assert main(["doctor", "--netns", "blue"]) == status
+    shown = capsys.readouterr().out.partition("\n\n")[2]
+    assert shown.startswith(last)
+    assert ("nfnet queue 1 --netns blue --install-rule" in shown) == (status == 0)
+    assert "nfnet demo" in shown
 
 
 def test_unknown_command() -> None:
