@@ -36,6 +36,17 @@ def shown(number: float) -> str:
     return str(number) if isinstance(number, float) or number.bit_length() <= 64 else "a number beyond 64 bits"
 
 
+def network_error(text: object, error: ValueError) -> str:
+    """Return the message of `ipaddress.ip_network` about a network, and the right network if there is one."""
+    from ipaddress import ip_network  # the import takes milliseconds
+
+    try:
+        return f"{error}; the network is {ip_network(text, strict=False)}"  # type: ignore[arg-type]
+    except ValueError:
+        is_name = isinstance(text, str) and ":" not in text and any(map(str.isalpha, text))
+        return f"{error}; names are not looked up" if is_name else str(error)
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ArgumentError if ``value`` is not one of the ``choices``, ArgumentTypeError if it is not a string."""
     allowed = f"one of {', '.join(map(repr, choices))}"

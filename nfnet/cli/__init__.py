@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import io
 import os
 import re
@@ -215,6 +216,15 @@ def execute(options: argparse.Namespace) -> int:
     except (NfnetError, OSError) as error:
         if options.debug:
             raise
-        say(f"nfnet {options.command}: {error}")
+        say(f"nfnet {options.command}: {_text(error)}")
         return 2 if isinstance(error, ArgumentError) else 1
     return status
+
+
+def _text(error: NfnetError | OSError) -> str:
+    """Return the message of an error; that of a plain OSError in the form of `KernelError`."""
+    if isinstance(error, NfnetError) or error.errno is None or error.strerror is None:
+        return str(error)
+    where = "" if error.filename is None else f"{error.filename}: "
+    name = errno.errorcode.get(error.errno)  # a failed look-up of a host name has another kind of number
+    return f"{where}{error.strerror.lower() if where else error.strerror}" + ("" if name is None else f" [{name}]")

@@ -158,7 +158,7 @@ def add_to(commands: Any) -> None:
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
+        raise argparse.ArgumentTypeError(f"{text!r} is not name=value, such as site=berlin")
     return name, value
 
 
@@ -181,7 +181,7 @@ def _described(option: str, words: list[str], describe: Callable[[str, dict[str,
     shown = f"{option} {without_password(to)}"
     wrong = [word for word in settings if "=" not in word]
     if wrong:
-        raise ArgumentError(f"{shown}: {wrong[0]!r} is not name=value")
+        raise ArgumentError(f"{shown}: {wrong[0]!r} is not a setting, such as rotate_size=100M")
     try:
         return describe(to, dict(word.split("=", 1) for word in settings))
     except ArgumentError as error:
@@ -208,9 +208,13 @@ def _settings(options: argparse.Namespace) -> Settings:
     if found.source is not None and (found.groups or options.install_rule):
         raise ArgumentError("messages come from a source or from log groups, not from both")
     if found.source is None and not found.groups:
-        raise ArgumentError(f"no log group: --group N, or [[group]] in {options.config or 'a configuration'}")
+        raise ArgumentError(
+            f"no log group is given: add --group N, or [[group]] in {options.config or 'a configuration'}"
+        )
     if not found.outputs:
-        raise ArgumentError(f"no output: --to OUTPUT, or [[output]] in {options.config or 'a configuration'}")
+        raise ArgumentError(
+            f"no output is given: add --to OUTPUT, or [[output]] in {options.config or 'a configuration'}"
+        )
     if options.install_rule is not None:
         if len(found.groups) > 1:
             raise ArgumentError("--install-rule is for one group; the configuration has rules for several")

@@ -58,8 +58,10 @@ def add_to(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     netns = options.netns
-    if options.prefix and (options.install_rule is None or "prefix" in options.install_rule):
-        raise ArgumentError("--prefix is what the rule of --install-rule says, and may be given once")
+    if options.prefix and options.install_rule is None:
+        raise ArgumentError("--prefix is for the rule of --install-rule, which is missing")
+    if options.prefix and "prefix" in options.install_rule:
+        raise ArgumentError("the prefix is given twice: as --prefix, and in the words of --install-rule")
     collector = Collector(
         [options.group], netns=netns, count=options.count, report=lambda text: say(f"nfnet log: {text}")
     )
