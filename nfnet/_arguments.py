@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from functools import partial
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
 from types import CoroutineType, FunctionType
@@ -43,7 +44,7 @@ def network_error(text: object, error: ValueError) -> str:
     try:
         return f"{error}; the network is {ip_network(text, strict=False)}"  # type: ignore[arg-type]
     except ValueError:
-        is_name = isinstance(text, str) and ":" not in text and any(map(str.isalpha, text))
+        is_name = isinstance(text, str) and re.fullmatch(r"[\w-]+(\.[\w-]+)*\.[a-z]+", text) is not None
         return f"{error}; names are not looked up" if is_name else str(error)
 
 
