@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -208,6 +209,18 @@ def test_an_error_about_a_file_is_one_line(arguments: list[str], text: str, tmp_
     done = nfnet(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2 if "--follow" in arguments else 1, "")
     assert text in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_port_for_metrics_that_is_in_use() -> None:
+    pytest.importorskip("prometheus_client")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = nfnet("queue", "1", "--read", QUEUE, "--metrics", str(port))
+    assert (done.returncode, done.stdout) == (1, "")
+    text = f"nfnet queue: metrics cannot be served at 127.0.0.1 port {port}: Address already in use"
+    assert done.stderr.startswith(text)
+    assert done.stderr.endswith("[EADDRINUSE]\n")
     assert len(done.stderr.splitlines()) == 1
 
 
