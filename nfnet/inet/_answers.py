@@ -296,7 +296,7 @@ def _tcp_answer(asked: _Packet, data: bytes) -> list[bytes]:
     segment = _read_segment(asked)
     if segment.flags & (TcpFlag.ACK | TcpFlag.SYN | TcpFlag.RST) != TcpFlag.ACK or not segment.size:
         raise ArgumentError(
-            "of TCP only a segment that contains data, of an open connection, can be answered: see reset()"
+            "of TCP only a segment that carries data, of an open connection, can be answered: see reset()"
         )
     if any(kind in _SIGNATURES for kind, _ in _options(segment.options)):
         raise ArgumentError("the segment is signed (TCP-MD5 or TCP-AO): its sender would ignore an answer")
