@@ -176,7 +176,7 @@ def test_tiny_first_fragments_keep_their_size() -> None:
             else (packet[:4] + (16).to_bytes(2, "big") + packet[6:])
         )
         assert len(inet.rewrite(packet, ttl=9)) == len(packet)
-        with pytest.raises(ArgumentError, match="whole header"):
+        with pytest.raises(ArgumentError, match="complete header"):
             inet.rewrite(packet, source="10.0.0.9" if packet[0] >> 4 == 4 else "fd00::9")
 
 

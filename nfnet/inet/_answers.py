@@ -73,7 +73,9 @@ class _Packet(NamedTuple):
             return "a packet to or from a multicast, broadcast or unspecified address has no answer"
         if self.upper.fragment:
             return "a fragment has no answer: connection tracking puts packets together"
-        return "a source-routed packet has no answer" if self.upper.rerouted else ""
+        return (
+            "a packet that is source-routed, or has a home address option, has no answer" if self.upper.rerouted else ""
+        )
 
 
 class _Segment(NamedTuple):

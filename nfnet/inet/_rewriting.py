@@ -25,7 +25,7 @@ Address = str | IPv4Address | IPv6Address
 
 _MAX_PACKET = 0xFFFF
 _CSUM_NOT_READY, _GSO = int(SkbInfo.CSUM_NOT_READY), int(SkbInfo.GSO)
-_REROUTED = "a source-routed packet cannot be given a checksum"
+_REROUTED = "a packet that is source-routed, or has a home address option, cannot be given a checksum"
 # Protocols whose packets can get other addresses, because their checksums do not cover addresses.
 _WITHOUT_ADDRESSES = frozenset((2, 4, 41, 47, 50, 132))  # IGMP, IPv4, IPv6, GRE, ESP, SCTP
 
@@ -111,7 +111,7 @@ def rewrite(
                 _set_address(new, name, address, low)
         changed = _addresses(new) != _addresses(packet)
         if upper.rerouted:
-            raise ArgumentError("addresses of a source-routed packet cannot be changed")
+            raise ArgumentError("a packet that is source-routed, or has a home address option, must keep its addresses")
         if number not in checksums and number not in _WITHOUT_ADDRESSES:
             raise ArgumentError(
                 f"addresses cannot be changed in packets of protocol {number}, whose checksum is unknown"
