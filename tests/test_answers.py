@@ -349,7 +349,7 @@ NO_PACKETS = {
     "half of IPv6": (udp(b"", **V6)[:39], "not an IPv4 or IPv6 packet"),
     "a frame": (bytes(14) + udp(b""), "not an IPv4 or IPv6 packet"),
     "long header": (b"\x4f" + udp(b"")[1:], "60 of 28 bytes"),
-    "short header": (b"\x44" + udp(b"")[1:], "16 of its 28 bytes"),
+    "short header": (b"\x44" + udp(b"")[1:], "16 of 28 bytes"),
     "too long": (udp(b"") + bytes(65_536), "65564 bytes and may have 65535"),
     "jumbogram": (b"\x60" + bytes(39) + bytes.fromhex("3b00c20400020000"), "jumbogram"),
 }

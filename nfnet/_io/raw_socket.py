@@ -197,7 +197,7 @@ def _explained(error: OSError, packet: bytes, destination: object) -> KernelErro
     number = error.errno or errno.EIO
     operation = f"injecting a packet of {len(packet)} bytes for {destination}"
     hints = {
-        errno.EPERM: "A rule of a firewall drops it, at the hook output or behind it",
+        errno.EPERM: "A rule of a firewall drops it, at the hook output or a later one",
         errno.EACCES: "It is a broadcast address, or a route of this machine prohibits it",
         errno.ENETUNREACH: "This machine has no route to there",
         errno.EHOSTUNREACH: "This machine has no route to there",
