@@ -191,7 +191,7 @@ class Event:
             self._reading, self._writing = descriptors = _open_event()
             self._read, self._write = partial(os.read, self._reading), partial(os.write, self._writing)
             self._finalizer = weakref.finalize(self, _close, *descriptors)
-        self._finalizer.atexit = False  # `__del__` of an owner can close a queue even after that
+        self._finalizer.atexit = False  # because `__del__` of an owner can close a queue later at exit
         self.is_set = False
         self.watchers: weakref.WeakSet[Select] = weakref.WeakSet()
         if not LINUX:

@@ -77,7 +77,7 @@ def server_name(data: bytes | None) -> str | Incomplete | None:
 
 
 def _first_message(data: bytes) -> tuple[bytes, bool]:
-    """Return the available part of the first handshake message in the records, and whether that is all of it."""
+    """Return the known part of the first handshake message in the records, and whether more data cannot extend it."""
     message, place = b"", 0
     for _ in range(_MOST):
         header = data[place : place + _RECORD_HEADER]
