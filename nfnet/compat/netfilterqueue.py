@@ -95,31 +95,31 @@ class Packet(nfnet_packet.Packet):
 
     @property
     def indev(self) -> int:
-        """The interface it came in by."""
+        """The index of the interface by which it arrived."""
         return super().indev or 0
 
     @property
     def outdev(self) -> int:
-        """The interface it leaves by."""
+        """The index of the interface by which it leaves."""
         return super().outdev or 0
 
     @property
     def physindev(self) -> int:
-        """The bridge port it came in by."""
+        """The index of the bridge port by which it arrived."""
         return super().physindev or 0
 
     @property
     def physoutdev(self) -> int:
-        """The bridge port it leaves by."""
+        """The index of the bridge port by which it leaves."""
         return super().physoutdev or 0
 
     def get_hw(self) -> bytes | None:
-        """Source MAC address and two zero bytes, None for what this machine sends."""
+        """Return the source MAC address and two zero bytes; None for packets that this machine sends."""
         address = self.hwaddr
         return None if address is None else address.ljust(_HW_SIZE, b"\0")
 
     def get_payload(self) -> bytes:
-        """The packet from its network header on, or what `set_payload` was given.
+        """Return the packet from its network header on, or the bytes that were passed to `set_payload`.
 
         Raises RuntimeError if it was not copied (COPY_META), or after the callback without `retain`.
         """
@@ -142,15 +142,15 @@ class Packet(nfnet_packet.Packet):
         return payload
 
     def get_payload_len(self) -> int:
-        """The length of the received payload, in bytes."""
+        """Return the length of the received payload, in bytes."""
         return len(self.payload)
 
     def get_timestamp(self) -> float:
-        """When the packet arrived, in seconds since 1970; 0.0 for OUTPUT and POSTROUTING."""
+        """Return the time of arrival, in seconds since 1970; 0.0 for OUTPUT and POSTROUTING."""
         return self.timestamp or 0.0
 
     def get_mark(self) -> int:
-        """The mark that was set; if none was set, the mark with which the packet was queued."""
+        """Return the mark that was set; if none was set, the mark with which the packet was queued."""
         mark: int = (self._changes or {}).get("mark", self.mark)
         return mark
 
@@ -403,10 +403,10 @@ class NetfilterQueue:
             # Else the callback has bound another queue, or the same one anew: that one now.
 
     def run_socket(self, s: _Receives) -> None:
-        """Call the callback for each packet that ``s.recv`` returns: ``s`` is a copy of the socket, as a rule.
+        """Call the callback for each packet that ``s.recv`` returns; ``s`` usually is a copy of the socket.
 
-        Returns when that would block, or returns no bytes; goes on when packets were lost (ENOBUFS); lets other
-        exceptions out, ``socket.timeout`` among them.
+        Returns when ``s.recv`` would block or returns no bytes. Continues when packets were lost (ENOBUFS). Raises
+        other exceptions of ``s.recv``, such as ``socket.timeout``.
         """
         datagrams: list[bytes] = []
         while True:
