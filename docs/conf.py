@@ -178,7 +178,7 @@ class CriteriaTable(SphinxDirective):
     """``{nfnet-criteria}``: what rules may ask of packets, from the rows of `nfnet.rules`."""
 
     def run(self) -> list[nodes.Node]:
-        lines = ["| argument | is about | and is |", "| --- | --- | --- |"]
+        lines = ["| argument | selects packets by | value |", "| --- | --- | --- |"]
         for name, row in CRITERIA.items():
             lines.append(f"| `{name}` | {row.description} | {row.syntax.replace('``', '`')} |")
         return nested(self, lines)

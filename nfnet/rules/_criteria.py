@@ -53,7 +53,7 @@ CRITERIA: dict[str, Criterion] = {
     "tcp_flags": TcpFlags(),
     "icmp_type": IcmpType(),
     "in_interface": Interface(
-        "the interface that it came in by",
+        "the interface by which it arrived",
         META_IIFNAME,
         "iifname",
         "-i",
@@ -64,14 +64,14 @@ CRITERIA: dict[str, Criterion] = {
         ),
     ),
     "out_interface": Interface(
-        "the interface that it goes out by",
+        "the interface by which it leaves",
         META_OIFNAME,
         "oifname",
         "-o",
         Hooks(("forward", "output", "postrouting"), "outgoing interface"),
     ),
     "length": Number(
-        "how long the packet is, from its IP header on, as the kernel has it: what it has not split yet counts as one",
+        "the length of the packet from its IP header on; a super-packet counts as one packet",
         "a number of bytes",
         Field(meta(META_LENGTH), 4, Datatype.INTEGER, host_order=True),
         "meta length",
@@ -94,8 +94,8 @@ CRITERIA: dict[str, Criterion] = {
     "connection_mark": ConnectionMark("the connection's mark", ct(CT_MARK), "ct mark", "connmark"),
     "uid": Account("the user of the local sender", Datatype.UID, META_SKUID, read_user, "skuid", "uid-owner"),
     "gid": Account("the group of the local sender", Datatype.GID, META_SKGID, read_group, "skgid", "gid-owner"),
-    "source_type": AddressType("what the sender's address is to this machine", 1, "saddr", "src"),
-    "destination_type": AddressType("what the receiver's address is to this machine", 2, "daddr", "dst"),
+    "source_type": AddressType("the type that the sender's address has on this machine", 1, "saddr", "src"),
+    "destination_type": AddressType("the type that the receiver's address has on this machine", 2, "daddr", "dst"),
     "cgroup": Cgroup(),
     "limit": Limit(),
 }

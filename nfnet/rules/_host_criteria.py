@@ -59,7 +59,7 @@ class Interface(Listed):
 
     merge_adjacent = False
     set_kinds = ("interface",)
-    syntax = 'its name, or how that begins: "eth*"'
+    syntax = 'its name, or the beginning of its name and an asterisk: "eth*"'
 
     def __init__(self, description: str, key: int, nft: str, iptables: str, hooks: Hooks) -> None:
         self.description, self._key, self._nft, self._iptables = description, key, nft, iptables
@@ -111,7 +111,7 @@ class Mark(Compared):
 
     merge_adjacent = False
     set_kinds = ("mark",)
-    syntax = "a number, or a pair of number and mask, which says which bits are looked at"
+    syntax = "a number, or a pair of a number and a mask, which selects the bits to be compared"
 
     def __init__(self, description: str, load: Expression, nft: str, iptables: str) -> None:
         self.description, self._load, self._nft, self._iptables = description, load, nft, iptables
@@ -175,7 +175,7 @@ _STATES = {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 
 class State(Criterion):
     """The state of the packet's connection; the condition has one bit for each state."""
 
-    description = "what connection tracking says"
+    description = "the state in connection tracking"
     syntax = '"new", "established", "related", "invalid" or "untracked"'
     hooks, is_tracked = _TRACKED, True
 
@@ -367,9 +367,9 @@ _RATE = re.compile(r"(\d{1,10})(?:/(\w+))?(?: burst (\d{1,10}))?")
 class Limit(Criterion):
     """A number of packets in a time; the condition is a `_Limited`."""
 
-    description = "how many packets match in a time"
+    description = "how many packets match in a period"
     is_last = True
-    syntax = '10 (a second) or "10/minute burst 20" (5 if not given); not_limit: those beyond. No lists'
+    syntax = '10 (a second) or "10/minute burst 20" (default: burst 5); not_limit matches packets beyond it. No lists'
 
     def read(self, name: str, value: Any, negated: bool) -> _Limited:
         unit, burst = "second", 5  # as nft and iptables have it

@@ -273,7 +273,7 @@ class TcpFlags(Compared):
     """The flags of TCP segments; the condition's mask has those that the argument names."""
 
     description = "the flags of TCP segments"
-    syntax = '"syn,!ack": those that must be set, and with ! those that must not; protocol must be TCP. No lists'
+    syntax = '"syn,!ack": flags that must be set, and with ! flags that must not be set; protocol must be TCP. No lists'
     merge_adjacent = False
     protocols = ("tcp",)
 

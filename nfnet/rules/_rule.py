@@ -52,17 +52,17 @@ def queue(
         own queue and hash expressions: CONFIG_NFT_QUEUE, CONFIG_NFT_HASH).
     remember: install, with it, the rules by which the kernel carries out ``packet.accept(connection=True)`` and the
         like, and `Packet.reject`. Once a connection is decided no more packets of it match, in either direction.
-    first: queue only the first so many packets of each direction of a connection, as conntrack counts them, and those
-        that belong to none (invalid, untracked). Installing that sets net.netfilter.nf_conntrack_acct to 1; connections
-        that began before are not counted, and all their packets are queued.
-    bits: three bits of marks, those of packets and of connections, in which the rules of ``remember`` keep what was
-        decided. Default: 0x0e000000. The other bits of the marks are not changed. Rules with the same bits share the
+    first: queue only so many first packets of each direction of a connection, as connection tracking counts them, and
+        packets that belong to no connection (invalid, untracked). Installing the rule sets
+        net.netfilter.nf_conntrack_acct to 1. Packets of connections that began before are not counted, and all queued.
+    bits: three bits in the marks of packets and of connections, in which the rules of ``remember`` store decisions.
+        Default: 0x0e000000. The other bits of the marks are not changed. Rules with the same bits share the
         decisions.
 
-    hook: where, must be given: "prerouting", "input", "forward", "output", "postrouting", or "ingress", where packets
-        come in by ``in_interface`` and cannot be queued.
-    family: of the table: "inet" (IPv4 and IPv6; default), "ip", "ip6", "bridge", or "netdev" for ingress.
-    priority: of the chain; chains with lower priorities are first. Default: 0, that of "filter".
+    hook: the hook of the rule, required: "prerouting", "input", "forward", "output", "postrouting", or "ingress", where
+        packets arrive by ``in_interface`` and cannot be queued.
+    family: the family of the table: "inet" (IPv4 and IPv6; default), "ip", "ip6", "bridge", or "netdev" for ingress.
+    priority: the priority of the chain; packets pass chains with lower priorities first. Default: 0, that of "filter".
     netns: the network namespace to install it in; see `nfnet.Queue`.
     A packet matches if it satisfies all of the following conditions. A list of values is satisfied by any of them.
     ``not_`` before a name negates the condition. A packet without the property satisfies neither.
@@ -89,9 +89,9 @@ def log(
     group: number of the group, 0 to 65535.
     prefix: prefix of the messages, at most 127 bytes in UTF-8.
     snaplen: how many bytes of each packet to log, 0 to 2^32-1. Default: all.
-    threshold: how many messages the kernel may collect before it sends them, 1 to 65535; the log's if not given or
-        higher than that.
-    The others are those of `queue`, and so are errors.
+    threshold: how many messages the kernel collects at most before it sends them, 1 to 65535. If it is not given, or
+        higher than the threshold of the `nfnet.Log`, that of the log is used.
+    The other arguments and the errors are those of `queue`.
     """
     return Rule(LogAction.of(group, prefix, snaplen, threshold), where)
 
@@ -102,9 +102,9 @@ def drop(**where: Unpack[Where]) -> Rule:
 
 
 def accept(**where: Unpack[Where]) -> Rule:
-    """A rule that lets packets that match pass by the rules after it that are installed with it.
+    """A rule that makes packets that match skip the later rules that are installed together with it.
 
-    Other programs' rules still see them. Arguments and errors are those of `queue`.
+    The rules of other programs still apply to them. Arguments and errors are those of `queue`.
     """
     return Rule(AcceptAction(), where)
 
@@ -115,8 +115,8 @@ def reject(*, error: Refusal = "port-unreachable", **where: Unpack[Where]) -> Ru
     For TCP segments the sender gets a reset, for others an ICMP or ICMPv6 error. For the hooks prerouting (since Linux
     5.9), input, forward and output; in the family bridge for prerouting and input.
 
-    error: which: "port-unreachable", "admin-prohibited", "host-unreachable" or "no-route".
-    The others are those of `queue`, and so are errors.
+    error: the ICMP error: "port-unreachable", "admin-prohibited", "host-unreachable" or "no-route".
+    The other arguments and the errors are those of `queue`.
     """
     return Rule(RejectAction.of(error), where)
 
@@ -127,8 +127,9 @@ def mark(value: int, *, mask: int = 0xFFFFFFFF, **where: Unpack[Where]) -> Rule:
     At the hook output the packet is routed again if its mark has changed.
 
     value: the mark, 0 to 2^32-1.
-    mask: which of its bits are set or cleared; the others stay as they are.
-    The others are those of `queue`, and so are errors; the argument ``mark`` asks for packets that have one already.
+    mask: the bits of the mark that are set or cleared; other bits are not changed.
+    The other arguments and the errors are those of `queue`. The criterion ``mark`` selects packets by the mark that
+    they have before.
     """
     return Rule(MarkAction.of(value, mask), where)
 
