@@ -46,15 +46,16 @@ def queue(
 
     num: number of the queue, 0 to 65535; or a range of at most 65535 of them, to share the load.
     bypass: accept packets while no program has bound the queue, instead of dropping them.
-    balance: how packets are shared among several queues: by their pair of "addresses", both directions of a connection
-        to the same queue (the kernel's own hash, which leaves it to chance whether all queues get some); by the "cpu"
-        that they arrived on; or by "flow", a hash of the five-tuple, the same for both directions (which needs nft's
-        own queue and hash expressions: CONFIG_NFT_QUEUE, CONFIG_NFT_HASH).
-    remember: install, with it, the rules by which the kernel carries out ``packet.accept(connection=True)`` and the
-        like, and `Packet.reject`. Once a connection is decided no more packets of it match, in either direction.
-    first: queue only so many first packets of each direction of a connection, as connection tracking counts them, and
-        packets that belong to no connection (invalid, untracked). Installing the rule sets
-        net.netfilter.nf_conntrack_acct to 1. Packets of connections that began before are not counted, and all queued.
+    balance: how packets are shared among several queues. "addresses": by a hash of their two addresses, the same for
+        both directions of a connection; it is not certain that every queue gets packets. "cpu": by the CPU on which
+        they arrived. "flow": by a hash of the five-tuple, the same for both directions; this needs nft's own queue
+        and hash expressions (CONFIG_NFT_QUEUE, CONFIG_NFT_HASH).
+    remember: also install the rules with which the kernel carries out verdicts on connections, such as
+        ``packet.accept(connection=True)``, and `Packet.reject`. Once a connection is decided, no more packets of it
+        match, in either direction.
+    first: queue only so many packets of each direction of a connection, as connection tracking counts them, and packets
+        that belong to no connection (invalid, untracked). Installing the rule sets net.netfilter.nf_conntrack_acct
+        to 1. Packets of connections that began before are not counted: all of them are queued.
     bits: three bits in the marks of packets and of connections, in which the rules of ``remember`` store decisions.
         Default: 0x0e000000. The other bits of the marks are not changed. Rules with the same bits share the
         decisions.
