@@ -353,7 +353,7 @@ def test_files_with_nothing_in_them(tmp_path: Path) -> None:
     short.write_bytes(b"abc")
     wanted = {
         ("decode", ethernet): f"no netlink messages of netfilter in {ethernet}: 1 record of link type ETHERNET (1)",
-        ("replay", ethernet): f"nothing of a queue or log in {ethernet}",
+        ("replay", ethernet): f"no packets of a queue and no log messages in {ethernet}",
         ("decode", empty): "the file is empty (at byte 0)",
         ("replay", empty): "the file is empty (at byte 0)",
         ("decode", short): "3 bytes are too few for a netlink header (at byte 0)",

@@ -228,6 +228,10 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     settings = _settings(options)
     if options.check:
+        if settings.metrics is not None:
+            from ..metrics import check_installed
+
+            check_installed()
         groups = ", ".join(str(group.number) for group in settings.groups)
         begin = f"groups {groups}" if settings.source is None else settings.source.name
         print(f"{begin} to {', '.join(each.name for each in settings.outputs)}")

@@ -318,8 +318,10 @@ class NetfilterQueue:
     ) -> None:
         """Bind to a queue; `run` then calls ``user_callback`` with each packet.
 
-        max_len: how many packets can wait. mode, range: which part of each packet to copy. sock_len: size of the
-            receive buffer in bytes.
+        max_len: how many packets can wait.
+        mode: COPY_NONE, COPY_META (without the payload) or COPY_PACKET.
+        range: how many bytes of each packet to copy.
+        sock_len: the size of the receive buffer, in bytes.
 
         Raises RuntimeError if a queue is bound, OSError "Failed to create queue N." or "Failed to set packet copy
         mode.", OverflowError for numbers that do not fit into 32 bits (mode: 8), ArgumentError for other queue

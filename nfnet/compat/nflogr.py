@@ -348,10 +348,11 @@ def open(  # noqa: A001 (the name is the original's)
 
     timeout: how long the kernel collects messages before it sends them, in seconds, with a resolution of 0.01.
     qthresh: how many messages it collects.
-    rcvbuf: size of the receive buffer in bytes, 0 for the system's default. nlbuf: size of the kernel's buffer for
-        collected messages; a value that the kernel refuses is replaced by the nearest valid one.
+    rcvbuf: the size of the receive buffer, in bytes; 0 for the system's default.
+    nlbuf: the size of the kernel's buffer for collected messages, in bytes. A value that the kernel refuses is replaced
+        by the nearest valid one.
     enobufs: the reaction to lost messages: raise NflogDroppedError, count them, or disable the kernel's report.
-    copymode: how much of each packet to copy.
+    copymode: COPY_NONE, COPY_META (without the payload) or COPY_PACKET.
     transport: a source of messages in place of the kernel, see `nfnet.replay`; the original has no such argument.
 
     Raises ValueError, OverflowError for numbers that do not fit into C's integers, PermissionError if another process

@@ -74,8 +74,9 @@ def rewrite(
 
     data: the data after the TCP, UDP or ICMP header.
     source, destination: addresses, of the packet's family.
-    source_port, destination_port: of TCP and UDP. seq, ack, flags, window: of TCP.
-    ttl, tos: of IP; hop limit and traffic class of IPv6.
+    source_port, destination_port: the ports of TCP or UDP.
+    seq, ack, flags, window: fields of the TCP header.
+    ttl, tos: fields of the IP header; with IPv6 the hop limit and the traffic class.
     skbinfo: the state of a packet of a queue with ``gso=True`` (`Packet.skbinfo`); `Packet.rewrite` passes it. With
         CSUM_NOT_READY the checksum is finished for every change, because the kernel does not do that after a packet's
         bytes were replaced. With GSO the checksum of UDP becomes the sum of the pseudo-header, from which the kernel
