@@ -188,7 +188,7 @@ def test_standard_output_is_a_capture(tshark: str) -> None:
         "from nfnet import collect; from tests.test_collect import batch\n"
         "output = collect.output('pcapng:-'); output.begin(); output.write(batch(1)); output.write(batch(2))"
     )
-    made = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout
+    made = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True).stdout
     done = subprocess.run([tshark, "-r", "-", "-T", "fields", "-e", "nflog.prefix"], input=made, capture_output=True)
     assert done.stdout.split() == [b"1", b"2"]
 
