@@ -18,7 +18,7 @@ from nfnet import captures, collect
 from nfnet.collect import OutputError
 from nfnet.collect.capture import Capture
 
-from .test_collect import batch, numbers
+from .collector import batch, numbers, outputs
 from .test_tshark import tshark as tshark  # the fixture
 
 Make = Callable[..., collect.Output]
@@ -31,16 +31,8 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(file: Path) -> Iterator[Make]:
-    opened = []
-
-    def make(**settings: Any) -> collect.Output:
-        opened.append(collect.output(str(file), settings))
-        opened[-1].begin()
-        return opened[-1]
-
-    yield make
-    for output in opened:
-        output.close()
+    with outputs(file) as make:
+        yield make
 
 
 def records(*files: Path) -> list[int]:
@@ -168,7 +160,7 @@ def test_a_write_that_fails_leaves_no_half_record(make: Make, file: Path, monkey
 
 
 def test_prefixes_of_any_bytes_are_comments(tmp_path: Path, tshark: str) -> None:
-    from .test_collect import SESSION, message
+    from .collector import SESSION, message
 
     file = tmp_path / "log.pcapng"
     output = collect.output(str(file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -24,7 +25,6 @@ from nfnet.collect import (
     Batch,
     Group,
     OutputError,
-    Session,
     _collector,
     _counts,
     _delivery,
@@ -40,19 +40,12 @@ from nfnet.packet import Packet
 from nfnet.protocol.nfnetlink import Family
 from nfnet.protocol.nfqnl import NFQA_VLAN
 
-SESSION = Session("host", "boot", 5, 1)
-NAMES = {1: "lo", 2: "eth0", 3: "br0"}.get
+from . import collector
+from .collector import SESSION, icmp, refusal
+
+message = functools.partial(collector.message, prefix="drop: ")
+
 PROCESS = nfnet.Process(7, "curl", "/usr/bin/curl", ("curl", "-s"), 0, "/system.slice/a.service")
-
-
-def message(number: int, payload: bytes | None = None, *, prefix: str = "drop: ", **attributes: Any) -> LogMessage:
-    raw = testing.log_message(payload or testing.udp(bytes(10)), prefix=prefix, **attributes, SEQ=number)
-    return LogMessage.from_bytes(raw, NAMES)
-
-
-def icmp(kind: int, code: int) -> bytes:
-    packet = testing.udp(bytes(8))
-    return packet[:9] + b"\1" + packet[10:20] + bytes([kind, code]) + packet[22:]
 
 
 @pytest.fixture
@@ -691,11 +684,7 @@ def test_what_is_wrong_with_it_is_said_with_its_line(
     path = tmp_path / "collect.toml"
     assert CONFIGURATION.count(old) == 1
     path.write_text(CONFIGURATION.replace(old, new))
-    assert cli.main(["collect", "--config", str(path), "--check"]) == 2
-    errors = capsys.readouterr().err
-    assert errors.startswith(f"nfnet collect: {path}:{line}: ")
-    assert text in errors
-    assert errors.count("\n") == 1
+    assert text in refusal(path, line, capsys)
 
 
 @pytest.mark.parametrize(("cut", "text"), [("[[group]]", "no log group"), ("[[output]]", "no output")])

@@ -17,18 +17,17 @@ import pytest
 
 from nfnet import ArgumentError, LogMessage, NfnetError, collect, testing
 from nfnet._annotated import Annotated
-from nfnet.collect import Batch, Session
+from nfnet.collect import Batch
 from nfnet.collect._follow import Follower
 from nfnet.collect._queries import QUESTIONS
 
+from . import collector
+from .collector import SESSION
 from .live.conftest import TIMEOUT, wait_for
-
-SESSION = Session("host", "boot", 5, 1)
 
 
 def message(number: int, *, port: int = 53) -> LogMessage:
-    packet = testing.udp(b"", destination_port=port)
-    return LogMessage.from_bytes(testing.log_message(packet, prefix="drop: ", SEQ=number), {2: "eth0"}.get)
+    return collector.message(number, testing.udp(b"", destination_port=port), prefix="drop: ")
 
 
 class Database:

@@ -15,7 +15,7 @@ from nfnet import collect
 from nfnet.collect import Batch, Session
 from nfnet.collect.journal import Journal, field_name
 
-from .test_collect import SESSION, batch, message
+from .collector import SESSION, batch, message
 from .test_syslog import NASTY, PREFIXES
 
 

@@ -25,8 +25,8 @@ from nfnet.collect._sending import StreamSender
 from nfnet.collect._spool import Memory
 from nfnet.collect.syslog import Syslog, SyslogUdp
 
+from .collector import SESSION, batch, message
 from .live.conftest import readable, wait_for
-from .test_collect import SESSION, batch, message
 
 # --- the grammar of RFC 5424, section 6
 

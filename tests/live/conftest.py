@@ -19,7 +19,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import pytest
 
@@ -27,6 +27,9 @@ from nfnet import KernelError, Log, NotSupportedError, Packet, Queue, netns, rul
 from nfnet.rules._expressions import Expression
 
 from . import matrix
+
+if TYPE_CHECKING:
+    from .traffic import Way
 
 REQUIRED = os.environ.get("NFNET_REQUIRE_LIVE") == "1"
 UID, GID = os.geteuid(), os.getegid()  # before the process may become root of a namespace of its own
@@ -81,7 +84,7 @@ class FeatureRecorder:
         matrix.store(self._path, version, self._results)
 
 
-def cannot_run(reason: str) -> None:
+def cannot_run(reason: str) -> NoReturn:
     """Skip, or fail where skipping is not allowed."""
     if REQUIRED:
         pytest.fail(f"NFNET_REQUIRE_LIVE=1, and this test cannot run: {reason}")
@@ -303,6 +306,14 @@ def net(privileges: str | None) -> Iterator[Net]:
     net = Net()
     yield net
     net.close()
+
+
+@pytest.fixture
+def way(net: Net) -> Way:
+    """UDP from the client to the server, with queue 1 and log group 5 on the router."""
+    from .traffic import Way  # here: that module imports this one
+
+    return Way(net)
 
 
 ADDRESS = {

@@ -15,19 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from .conftest import TIMEOUT, cannot_run, wait_for
+from .programs import program
 
 NOBODY = 65534
 PASSWORD = "se:c/r@t"
 QUOTED = "se%3Ac%2Fr%40t"
-
-
-def _find(name: str, *directories: Path) -> str:
-    path = ":".join([*map(str, directories), os.environ["PATH"], "/usr/sbin"])
-    found = shutil.which(name, path=path)
-    if found is None:
-        cannot_run(f"{name} is not installed")
-    assert found is not None
-    return found
 
 
 def as_somebody(command: list[str]) -> list[str]:
@@ -116,8 +108,8 @@ class Postgres(Server):
         if small and os.geteuid():
             cannot_run("only root may mount a file system")
         self._binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-        self._postgres = _find("postgres", *self._binaries)
-        initdb = _find("initdb", *self._binaries)
+        self._postgres = program("postgres", *self._binaries)
+        initdb = program("initdb", *self._binaries)
         super().__init__()
         self._data = self.own(self.directory / "data")
         self._small = self.own(self.directory / "small")
@@ -184,7 +176,7 @@ class NatsServer(Server):
     """A server with JetStream; ``more`` is a part of its configuration."""
 
     def __init__(self, more: str = "", jetstream: bool = True) -> None:
-        self._binary = _find("nats-server")
+        self._binary = program("nats-server")
         super().__init__()
         store = self.own(self.directory / "store")
         own = f'jetstream {{ store_dir: "{store}", max_file_store: 2GB, max_memory_store: 16MB }}' if jetstream else ""

@@ -14,19 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from .conftest import TIMEOUT, UID, cannot_run, wait_for
+from .programs import program
 
 NOBODY = 65534
 UDP, TCP, TLS = 5514, 5601, 5614  # in a network namespace of the test's own
-_SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _MODULES = "/usr/lib/*/rsyslog"
-
-
-def program(name: str, package: str) -> str:
-    found = shutil.which(name, path=_SBIN)
-    if found is None:
-        cannot_run(f"{name} is not installed (package {package})")
-        raise AssertionError
-    return found
 
 
 @contextlib.contextmanager
@@ -42,7 +34,7 @@ def directory() -> Iterator[Path]:
 
 
 def openssl(*arguments: str | Path) -> None:
-    command = [program("openssl", "openssl"), *map(str, arguments)]
+    command = [program("openssl"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -104,7 +96,7 @@ class Rsyslogd:
         self.path = where / "log"  # a socket
         self.local = where / "local"  # one that takes messages as the C library writes them
         self.output = where / "messages.json"
-        self._program = program("rsyslogd", "rsyslog")
+        self._program = program("rsyslogd")
         self._process: subprocess.Popen[bytes] | None = None
 
     def configuration(self) -> str:
@@ -204,11 +196,11 @@ class Journald:
         if not daemon.exists():
             cannot_run("systemd-journald is not installed (package systemd)")
         self._daemon = daemon
-        self._journalctl = program("journalctl", "systemd")
+        self._journalctl = program("journalctl")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [program("unshare", "util-linux"), "--mount", "--propagation", "private"]
+        command = [program("unshare"), "--mount", "--propagation", "private"]
         command += ["sh", "-ec", _BEGIN_JOURNALD, str(self._daemon)]
         self._process = process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         self._root = Path(f"/proc/{process.pid}/root/run")

@@ -32,7 +32,7 @@ from .conftest import (
     readable,
     wait_for,
 )
-from .test_compat import running
+from .programs import running
 from .test_log import collect as collect_messages
 
 V4, V6 = socket.AF_INET, socket.AF_INET6

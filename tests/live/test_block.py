@@ -17,9 +17,9 @@ import pytest
 from nfnet import cli, rules
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, Net, in_child, kernel_lacks_cgroups, lacking, readable, wait_for
+from .programs import running
 from .test_actions import SENDER
 from .test_commands import finish
-from .test_compat import running
 from .test_emulation import V4, V6, connect
 from .test_process import drop_capabilities
 

@@ -11,7 +11,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,89 +19,12 @@ from typing import Any
 
 import pytest
 
-from .conftest import TIMEOUT, UID, cannot_run, said, stopped, wait_for
-from .test_compat import Way, is_bound, logging, running
+from .collecting import burst, collecting, finish, lines_in, lines_of, numbers, rows, sending, whole_lines
+from .conftest import TIMEOUT, UID, stopped, wait_for
+from .programs import is_bound, program
+from .traffic import Way, logging
 
 BURST = 50_000 if UID == 0 else 500  # the receive buffer of ordinary users is small
-
-
-@pytest.fixture
-def way(net: Any) -> Way:
-    return Way(net)
-
-
-@contextmanager
-def collecting(way: Way, *arguments: str | Path, command: str = "collect") -> Iterator[subprocess.Popen[str]]:
-    group = ("5",) if command == "log" else ("--group", "5")
-    line = [sys.executable, "-m", "nfnet", command, *group, *map(str, arguments)]
-    with running(way.net, line) as process:
-        assert wait_for(lambda: is_bound(way.net, group=5) or process.poll() is not None)
-        yield process
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0, errors
-    return said(errors)
-
-
-def lines_of(*files: Path) -> list[dict[str, Any]]:
-    found = []
-    for file in files:
-        if file.exists():
-            data = file.read_text()
-            assert data.endswith("\n") or not data
-            found += [json.loads(line) for line in data.splitlines()]
-    return found
-
-
-def whole_lines(data: bytes) -> Iterator[dict[str, Any]]:
-    """Of a file that killed processes wrote: each may have left half a line, and the one that runs another one."""
-    for line in data.split(b"\n")[:-1]:
-        with contextlib.suppress(ValueError):
-            yield json.loads(line)
-
-
-def lines_in(file: Path) -> int:
-    """How many lines there are, while more are being written."""
-    return file.read_bytes().count(b"\n") if file.exists() else 0
-
-
-def numbers(*files: Path) -> list[int]:
-    return [line["event"]["sequence"] for line in lines_of(*files) if "sequence" in line["event"]]
-
-
-def rows(path: Path, sql: str = "SELECT seq FROM messages ORDER BY session, seq") -> list[Any]:
-    with contextlib.closing(sqlite3.connect(path, timeout=TIMEOUT)) as connection:
-        try:
-            return [row[0] if len(row) == 1 else row for row in connection.execute(sql)]
-        except sqlite3.OperationalError:  # there is no table yet
-            return []
-
-
-def burst(way: Way, count: int) -> None:
-    for number in range(count):
-        way.send(b"%d" % number)
-
-
-@contextmanager
-def sending(way: Way) -> Iterator[None]:
-    """Some thousand packets a second, all the time."""
-    done = False
-
-    def send() -> None:
-        while not done:
-            way.send(*[b"x"] * 10)
-            time.sleep(0.002)
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield
-    finally:
-        done = True
-        thread.join()
 
 
 def test_nothing_of_a_burst_is_lost(way: Way, tmp_path: Path) -> None:
@@ -164,9 +86,7 @@ ROTATE = {
 
 @pytest.mark.parametrize("how", ROTATE)
 def test_logrotate_neither_loses_a_line_nor_repeats_one(way: Way, how: str, tmp_path: Path) -> None:
-    logrotate = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin")
-    if logrotate is None:
-        cannot_run("logrotate is not installed")
+    logrotate = program("logrotate")
     directory = tmp_path / "logs"
     directory.mkdir(mode=0o700)
     file = directory / "log.jsonl"

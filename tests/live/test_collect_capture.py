@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 import nfnet
 
 from ..test_collect_capture import fields
-from .conftest import TIMEOUT, cannot_run, wait_for
-from .test_collect import collecting, finish, sending
-from .test_compat import Way, logging
-
-
-@pytest.fixture
-def way(net: Any) -> Way:
-    return Way(net)
-
-
-def program(name: str) -> str:
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
-    if found is None:
-        cannot_run(f"{name} is not installed")
-        raise AssertionError
-    return found
+from .collecting import collecting, finish, sending
+from .conftest import TIMEOUT, wait_for
+from .programs import program
+from .traffic import Way, logging
 
 
 def test_logrotate(way: Way, tmp_path: Path) -> None:

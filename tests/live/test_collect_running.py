@@ -20,16 +20,12 @@ import pytest
 
 from nfnet import captures
 
+from .collecting import burst, collecting, finish, lines_in, lines_of, rows
 from .conftest import ADDRESS, TIMEOUT, UID, Net, cannot_run, said, wait_for
-from .test_collect import burst, collecting, finish, lines_in, lines_of, rows
-from .test_compat import PORT, Way, is_bound, logging, running
+from .programs import is_bound, program, running
+from .traffic import PORT, Way, logging
 
 UNIT = Path(__file__).parents[2] / "examples" / "systemd" / "nfnet-collect.service"
-
-
-@pytest.fixture
-def way(net: Net) -> Way:
-    return Way(net)
 
 
 def test_a_limit_leaves_out_what_is_too_much_and_says_so_in_each_output(way: Way, tmp_path: Path) -> None:
@@ -151,15 +147,8 @@ def test_signals_and_what_systemd_is_told(way: Way, tmp_path: Path, monkeypatch:
 # --- the unit
 
 
-def tool(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        cannot_run(f"{name} is not installed")
-    return str(found)
-
-
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    analyze = tool("systemd-analyze")
+    analyze = program("systemd-analyze")
     text = UNIT.read_text().replace("/opt/nfnet/bin/nfnet", "/bin/true")  # it has to be there
     copy = tmp_path / UNIT.name
     copy.write_text(text)
@@ -169,7 +158,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
 
 def allowed_calls() -> list[str]:
     """The system calls that the unit's SystemCallFilter leaves, by name."""
-    done = subprocess.run([tool("systemd-analyze"), "syscall-filter"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([program("systemd-analyze"), "syscall-filter"], capture_output=True, text=True, timeout=60)
     sets: dict[str, list[str]] = {}
     current: list[str] = []
     for line in done.stdout.splitlines():

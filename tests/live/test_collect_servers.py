@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,21 +20,23 @@ from typing import Any
 
 import pytest
 
-from nfnet import ArgumentError, LogMessage, NfnetError, cli, collect, testing
+from nfnet import ArgumentError, NfnetError, cli, collect, testing
 from nfnet._annotated import Annotated
 from nfnet._processes import Process
 from nfnet.collect import Batch, OutputError, Session, _nats_client, _nats_source, _packed, _queries, postgresql
 
-from .conftest import TIMEOUT, UID, Net, cannot_run, said, wait_for
+from .. import collector
+from ..collector import SESSION
+from .collecting import burst, finish, lines_in, lines_of, sending
+from .conftest import TIMEOUT, UID, cannot_run, wait_for
+from .programs import is_bound, program
 from .servers import PASSWORD, QUOTED, NatsServer, Postgres
-from .test_collect import burst, lines_in, lines_of, sending
-from .test_compat import Way, is_bound, logging
+from .traffic import Way, logging
 
 BURST = 20_000 if UID == 0 else 500  # the receive buffer of ordinary users is small
 KILLS = int(os.environ.get("NFNET_KILLS", "10"))
-SESSION = Session("host", "boot", 5, 1)
+message = functools.partial(collector.message, prefix="drop: ", IFINDEX_INDEV=2)
 NOW = int(time.time()) * 10**9
-NAMES = {1: "lo", 2: "eth0"}.get
 
 
 def driver(name: str) -> None:
@@ -78,11 +80,6 @@ def nats() -> Iterator[NatsServer]:
         yield server
 
 
-@pytest.fixture
-def way(net: Net) -> Way:
-    return Way(net)
-
-
 def rows(url: str, sql: str = "SELECT seq FROM nfnet.messages ORDER BY session, seq") -> list[Any]:
     return Postgres.execute(url, sql)
 
@@ -118,13 +115,6 @@ def collecting(way: Way, *arguments: object, at: str = "router", host: str = "")
         yield process
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0, errors
-    return said(errors)
-
-
 def told(process: subprocess.Popen[str], text: str) -> str:
     """What the collector says, up to the line with a text."""
     assert process.stderr is not None
@@ -133,11 +123,6 @@ def told(process: subprocess.Popen[str], text: str) -> str:
         lines.append(process.stderr.readline())
         assert lines[-1], "".join(lines)
     return "".join(lines)
-
-
-def message(number: int, payload: bytes | None = None, **attributes: Any) -> LogMessage:
-    values: dict[str, Any] = {"prefix": "drop: ", "IFINDEX_INDEV": 2, **attributes, "SEQ": number}
-    return LogMessage.from_bytes(testing.log_message(payload or testing.udp(bytes(10)), **values), NAMES)
 
 
 def batch(*numbers: int, lost: int = 0, session: Session = SESSION, read_ns: int = NOW) -> Batch:
@@ -593,9 +578,7 @@ def test_what_a_server_of_messages_refuses_is_one_line(
 
 def make_certificate(directory: Path, name: str) -> None:
     """A certificate that signs itself, NAME.pem, and its key."""
-    if shutil.which("openssl") is None:
-        cannot_run("openssl is not installed")
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command = [program("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     command += ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
     files = ["-keyout", str(directory / f"{name}.key"), "-out", str(directory / f"{name}.pem")]
     subprocess.run([*command, *files], check=True, capture_output=True, timeout=TIMEOUT)

@@ -25,8 +25,9 @@ from nfnet import Queue, doctor, rules
 from nfnet.captures import _reader as capture
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, in_child, lacking, readable, said, stopped, wait_for
-from .test_compat import Way, is_bound, logging, queueing, running
+from .programs import is_bound, running
 from .test_process import drop_capabilities
+from .traffic import Way, logging, queueing
 
 V4 = socket.AF_INET
 RULE = "hook=forward protocol=udp destination_port=7000"
@@ -48,11 +49,6 @@ def finish(process: subprocess.Popen[str], number: signal.Signals | None = signa
     output, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, errors
     return output, said(errors)
-
-
-@pytest.fixture
-def way(net: Net) -> Way:
-    return Way(net)
 
 
 PATIENT = """\

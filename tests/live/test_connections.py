@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import signal
 import socket
 import struct
@@ -23,8 +22,8 @@ import pytest
 import nfnet
 from nfnet import ArgumentError, Hook, Log, Packet, Queue, inet, rules
 
-from .conftest import ADDRESS, QUIET, TIMEOUT, Net, cannot_run, collect, readable, wait_for
-from .test_compat import is_bound, running
+from .conftest import ADDRESS, QUIET, TIMEOUT, Net, collect, readable, wait_for
+from .programs import is_bound, run, running
 from .test_log import collect as collect_messages
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -567,14 +566,6 @@ def test_other_bits(net: Net) -> None:
 
 
 # --- rules of others
-
-
-def run(net: Net, host: str, *command: str) -> str:
-    if shutil.which(command[0]) is None:
-        cannot_run(f"{command[0]} is not installed")
-    done = net.at(host, lambda: subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT))
-    assert done.returncode == 0, (command, done.stderr)
-    return str(done.stdout)
 
 
 @pytest.mark.feature("verdicts on connections: chains of iptables")

@@ -27,7 +27,7 @@ from nfnet import rules
 
 from ..test_docs import ROOT, blocks
 from .conftest import ADDRESS, QUIET, TIMEOUT, Net, readable, wait_for
-from .test_compat import is_bound, running
+from .programs import is_bound, running
 
 V4 = socket.AF_INET
 SERVER = ADDRESS["server", V4]

@@ -14,16 +14,11 @@ from nfnet import rules
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, readable, wait_for
 from .test_commands import RULE, V4, finish, nfnet_command
-from .test_compat import Way, queueing
+from .traffic import Way, queueing
 
 V6 = socket.AF_INET6
 SENDER = {"forward": "client", "output": "router"}
 MANY = 200  # packets, for which a socket has room however late it is read
-
-
-@pytest.fixture
-def way(net: Net) -> Way:
-    return Way(net)
 
 
 def numbered(count: int) -> list[bytes]:

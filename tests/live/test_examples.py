@@ -38,7 +38,8 @@ from .conftest import (
     readable,
     wait_for,
 )
-from .test_compat import Way, is_bound, running
+from .programs import is_bound, running
+from .traffic import Way
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 V4 = socket.AF_INET

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +13,8 @@ import pytest
 from nfnet import ArgumentError, Family, Log, LogMessage, Packet, Queue, inet, rules, testing
 from nfnet.cli import packet_text
 
-from .conftest import TIMEOUT, Net, cannot_run, make_bridge, readable, send_through_bridge, wait_for
+from .conftest import TIMEOUT, Net, make_bridge, readable, send_through_bridge, wait_for
+from .programs import run
 from .test_bridge import queue_rule
 
 UDP = testing.udp(b"data", source="10.0.0.1", destination="10.0.0.2")
@@ -84,10 +83,7 @@ def nft(net: Net, host: str, rule: str) -> Iterator[None]:
     add chain {family} test c {{ type filter hook {hook} {device} priority 0; }}
     add rule {family} test c log group 5
     """
-    if (program := shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin:/bin")) is None:
-        cannot_run("nft is not installed")
-    done = net.at(host, lambda: subprocess.run([program, "-f", "-"], input=text, capture_output=True, text=True))  # type: ignore[list-item]
-    assert done.returncode == 0, done.stderr
+    run(net, host, "nft", "-f", "-", text=text)
     yield
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from .conftest import TIMEOUT, Net, readable
-from .test_compat import Way, is_bound, logging, queueing, running
+from .programs import is_bound, running
+from .traffic import Way, logging, queueing
 
 GEVENT = """\
 from gevent import monkey

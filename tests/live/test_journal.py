@@ -11,15 +11,10 @@ import pytest
 
 from nfnet import rules
 
+from .collecting import burst, collecting, finish
 from .conftest import TIMEOUT, said, wait_for
 from .syslog_servers import Journald, directory
-from .test_collect import burst, collecting, finish
-from .test_compat import PORT, Way, logging
-
-
-@pytest.fixture
-def way(net: Any) -> Way:
-    return Way(net)
+from .traffic import PORT, Way, logging
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +19,8 @@ from nfnet import Log, Packet, Queue, inet, rules
 from nfnet.captures import LinkType, Record, Writer, read, scan
 from nfnet.captures._format import netlink_header
 
-from .conftest import REQUIRED, TIMEOUT, UID, Net, kernel_lacks, readable
+from .conftest import TIMEOUT, UID, Net, kernel_lacks, readable
+from .programs import program
 from .test_log import collect as collect_messages
 from .test_queue import V4, V6
 from .test_queue import Path as Way
@@ -129,18 +129,9 @@ def test_what_an_nlmon_device_sees_replays(net: Net, tmp_path: Path) -> None:
     assert replay.verdicts == replay.recorded
 
 
-def need(program: str) -> str:
-    found = shutil.which(program)
-    if found is None:
-        if REQUIRED:
-            pytest.fail(f"{program} is needed as a witness")
-        pytest.skip(f"{program} is not installed")
-    return found
-
-
 def dissect(path: Path) -> list[Any]:
     """The netlink layers of a file, as tshark sees them."""
-    command = [need("tshark"), "-r", str(path), "-T", "json", "--no-duplicate-keys"]
+    command = [program("tshark"), "-r", str(path), "-T", "json", "--no-duplicate-keys"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [frame["_source"]["layers"] for frame in json.loads(done.stdout)]
 
@@ -191,7 +182,7 @@ def test_wireshark_reads_the_recording(net: Net, tmp_path: Path) -> None:
 
 def test_a_file_of_dumpcap_of_two_interfaces_replays(net: Net, tmp_path: Path) -> None:
     """Ethernet frames of lo between the messages of a log."""
-    dumpcap = need("dumpcap")
+    dumpcap = program("dumpcap")
     path = tmp_path / "two.pcapng"
     if UID:
         pytest.skip("dumpcap wants to be root of the machine")
@@ -236,7 +227,7 @@ def test_a_file_of_dumpcap_of_two_interfaces_replays(net: Net, tmp_path: Path) -
 
 
 def test_a_file_of_tcpdump_replays_as_a_log(net: Net, tmp_path: Path) -> None:
-    tcpdump = need("tcpdump")
+    tcpdump = program("tcpdump")
     path = tmp_path / "nflog.pcap"
     fd = net.hosts["client"].fileno()
 

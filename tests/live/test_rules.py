@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -31,7 +30,6 @@ from .conftest import (
     TIMEOUT,
     UID,
     Net,
-    cannot_run,
     collect,
     featured,
     in_child,
@@ -41,7 +39,7 @@ from .conftest import (
     readable,
     wait_for,
 )
-from .test_compat import is_bound, running
+from .programs import is_bound, run, running
 from .test_log import collect as collect_messages
 from .test_process import drop_capabilities
 
@@ -735,8 +733,6 @@ def test_unknown_namespace() -> None:
 
 
 def test_nft_reads_what_was_meant(net: Net) -> None:
-    if shutil.which("nft") is None:
-        cannot_run("nft is not installed")
     here = net.hosts["router"]
     rule = rules.log(
         5,
@@ -759,9 +755,7 @@ def test_nft_reads_what_was_meant(net: Net) -> None:
         netns=here,
     )
     with rule:
-        output = net.at(
-            "router", lambda: subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True).stdout
-        )
+        output = run(net, "router", "nft", "list", "ruleset")
     assert "type filter hook postrouting priority 5; policy accept;" in " ".join(output.split()).replace(
         "filter + 5", "5"
     )

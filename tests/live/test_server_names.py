@@ -17,7 +17,7 @@ from nfnet import Packet, Queue, inet, rules
 
 from ..test_streams import client_hello
 from .conftest import ADDRESS, TIMEOUT, Net, readable, wait_for
-from .test_compat import is_bound, running
+from .programs import is_bound, running
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "block_server_name.py"
 BLOCKED = "www.blocked.example"

@@ -8,7 +8,6 @@ import ipaddress
 import json
 import math
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from nfnet import Queue, netns, rules
 from nfnet.rules import Count, Set
 
 from .conftest import ADDRESS, QUIET, Net, cannot_run, in_child, readable, wait_for
+from .programs import program
 from .test_process import drop_capabilities
 from .test_rules import SO_MARK
 
@@ -83,9 +83,7 @@ def drop(way: Way, **where: Any) -> rules.Rule:
 
 def nft_elements(host: Any, family: str = "inet") -> dict[str, list[Any]]:
     """What nft reads in the sets of a host, by their names."""
-    if shutil.which("nft") is None:
-        cannot_run("takes the program nft")
-    command = ["nft", "-j", "list", "sets", family]
+    command = [program("nft"), "-j", "list", "sets", family]
     done = netns.call_in(host, lambda: subprocess.run(command, capture_output=True, text=True, check=True))
     sets = [item["set"] for item in json.loads(done.stdout)["nftables"] if "set" in item]
     return {item["name"]: item.get("elem", []) for item in sets}

@@ -22,7 +22,7 @@ from nfnet.compat.netfilterqueue import NetfilterQueue, Packet
 from nfnet.protocol.nfnetlink import NETLINK_NETFILTER
 
 from .conftest import TIMEOUT, Net, cannot_run, collect, in_child, readable
-from .test_compat import Way, drained, logging, queueing
+from .traffic import Way, drained, logging, queueing
 
 # --- socket.setdefaulttimeout
 

@@ -17,16 +17,11 @@ import pytest
 from nfnet import collect
 from nfnet.collect import OutputError, syslog
 
-from ..test_collect import batch
+from ..collector import batch
+from .collecting import burst, collecting, finish, sending
 from .conftest import TIMEOUT, said, wait_for
 from .syslog_servers import TCP, TLS, UDP, Rsyslogd, directory, make_certificates
-from .test_collect import burst, collecting, finish, sending
-from .test_compat import Way, logging
-
-
-@pytest.fixture
-def way(net: Any) -> Way:
-    return Way(net)
+from .traffic import Way, logging
 
 
 @pytest.fixture(scope="session")

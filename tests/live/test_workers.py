@@ -18,7 +18,7 @@ from nfnet import Queue, Workers, inet, rules
 from nfnet.workers import _GIVE_UP
 
 from .conftest import ADDRESS, TIMEOUT, Net, wait_for
-from .test_compat import is_bound, running
+from .programs import is_bound, running
 
 PORT = 7000
 V4 = socket.AF_INET
