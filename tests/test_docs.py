@@ -51,7 +51,9 @@ from nfnet.collect._settings import read_settings
 from nfnet.protocol import netlink
 from nfnet.protocol.markbits import MarkBits
 from nfnet.protocol.nfnetlink import Subsystem
+from nfnet.protocol.nfqnl import NFQA
 from nfnet.testing import FakeKernel
+from nfnet.testing._messages import NAMES
 
 ROOT = Path(__file__).parent.parent
 PLACES = ("*.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/**/*.md")
@@ -230,7 +232,7 @@ def lines_of(code: CodeType) -> Iterator[int]:
 
 
 def as_named(changes: dict[int, Any]) -> dict[Any, Any]:
-    return {testing.NFQA(number): value for number, value in changes.items()}
+    return {NFQA(number): value for number, value in changes.items()}
 
 
 def given(build: Callable[..., bytes]) -> Callable[..., tuple[bytes, dict[str, Any]]]:
@@ -260,7 +262,7 @@ class Kernel(FakeKernel):
         self._num = int.from_bytes(message[18:20], "big")
         assert self._stage.waiting, "nothing was fed to this queue or log: say what, in a comment before the block"
         for seq, (payload, attributes) in enumerate(self._stage.waiting):
-            values = {testing._NAMES.get(name, name): self._index(name, value) for name, value in attributes.items()}
+            values = {NAMES.get(name, name): self._index(name, value) for name, value in attributes.items()}
             if self._is_log:
                 values.setdefault("SEQ", seq)
                 self.deliver(testing.log_message(payload, group=self._num, **{"prefix": "test", **values}))

@@ -21,8 +21,8 @@ import pytest
 
 import nfnet
 from nfnet import Packet, Queue
+from nfnet._queue_binding import QueueBinding
 from nfnet.protocol import nfqnl
-from nfnet.queue import QueueBinding
 
 from .interrupting import Interrupt
 from .kernel import FakeKernel, packet_message

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import pytest
 
-from nfnet import KernelError, Log, NotSupportedError, Packet, Queue, netns, rules
+from nfnet import KernelError, Log, NotSupportedError, Queue, netns, rules
 from nfnet.rules._expressions import Expression
 
 from . import matrix
@@ -326,16 +326,16 @@ ADDRESS = {
 }
 
 
-def collect(queue: Queue, count: int) -> list[Packet]:
-    """The next packets of a queue, undecided."""
-    packets: list[Packet] = []
+def collect(reader: Queue | Log, count: int) -> list[Any]:
+    """Return the next packets of a queue, undecided, or the next messages of a log: at least so many."""
+    found: list[Any] = []
     deadline = time.monotonic() + TIMEOUT
-    while len(packets) < count:
+    while len(found) < count:
         left = deadline - time.monotonic()
-        assert left > 0, f"{len(packets)} of {count} packets came"
-        if not queue.process(packets.append):
-            select.select([queue], [], [], left)
-    return packets
+        assert left > 0, f"{len(found)} of {count} came"
+        if not reader.process(found.append):
+            select.select([reader], [], [], left)
+    return found
 
 
 def readable(file: Any, timeout: float) -> bool:

@@ -33,7 +33,6 @@ from .conftest import (
     wait_for,
 )
 from .programs import running
-from .test_log import collect as collect_messages
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 PORT = 7000
@@ -181,7 +180,7 @@ def test_mark(net: Net, hook: str, family: str, version: int) -> None:
     first, second = rules.mark(0x1234, **here), rules.mark(0x56, mask=0xFF, mark=(0x34, 0xFF), **here)
     with Log(5, netns=net.hosts[host], threshold=1) as log, rules.install(first, second, rules.log(5, **here)):
         sender.sendto(b"data", (ADDRESS["server", version], PORT))
-        (message,) = collect_messages(log, 1)
+        (message,) = collect(log, 1)
         assert message.mark == 0x1256
         assert count(net, host) == [1, 1, 1]
 
@@ -236,7 +235,7 @@ def test_what_is_logged_goes_on_to_the_next_rule(net: Net) -> None:
         Log(5, netns=here, threshold=1) as log,
     ):
         net.open_socket("client", V4).sendto(b"data", (ADDRESS["server", V4], PORT))
-        (message,) = collect_messages(log, 1)
+        (message,) = collect(log, 1)
         assert message.prefix == "gone"
         assert not readable(receiver, 0)
 

@@ -9,7 +9,6 @@ import os
 import socket
 import struct
 import subprocess
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +20,7 @@ from nfnet import AsyncQueue, KernelError, NotPermittedError, Packet, Queue, ine
 from nfnet.errors import ArgumentError
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, Net, collect, in_child, readable, wait_for
+from .traffic import handling
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
@@ -45,24 +45,9 @@ def deciding(
 ) -> Iterator[Queue]:
     """A queue on a host, and the handler that decides its packets meanwhile."""
     place = net.hosts[host]
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            queue.run(handler)
-        except BaseException as error:
-            failed.append(error)
-
     with rules.queue(1, hook=hook, netns=place, **match), Queue(1, netns=place, gso=gso) as queue:
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
+        with handling(queue, handler):
             yield queue
-        finally:
-            queue.stop()
-            thread.join()
-    if failed:
-        raise failed[0]
 
 
 def client(net: Net, family: int, kind: int, port: int = PORT) -> socket.socket:

@@ -24,7 +24,6 @@ from nfnet import ArgumentError, Hook, Log, Packet, Queue, inet, rules
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, Net, collect, readable, wait_for
 from .programs import is_bound, run, running
-from .test_log import collect as collect_messages
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 PORT = 7000
@@ -333,8 +332,8 @@ def test_marks(net: Net) -> None:
         queue.decide = lambda packet: packet.accept(connection=True)
         with exchange(net, "udp", V6) as talk:
             assert talk.open() == "ok"
-        assert [message.mark for message in collect_messages(log, 3)] == [0x71, 0, 0]
-        assert len(collect_messages(log_before, 3)) == 3
+        assert [message.mark for message in collect(log, 3)] == [0x71, 0, 0]
+        assert len(collect(log_before, 3)) == 3
 
 
 @pytest.mark.parametrize("family", [V4, V6], ids=["IPv4", "IPv6"])

@@ -17,7 +17,6 @@ from nfnet.rules import _nftables as nftables
 from nfnet.rules._expressions import be32
 
 from .conftest import ADDRESS, GLUE, Net, collect, kernel_lacks, lacking
-from .test_log import collect as collect_messages
 
 V4 = socket.AF_INET
 PORT = 7000
@@ -132,10 +131,10 @@ def test_connections_of_logged_packets(net: Net) -> None:
         kernel_lacks(**GLUE)
     with rule, log:
         pair.client.send(b"question")
-        (question,) = collect_messages(log, 1)
+        (question,) = collect(log, 1)
         _, address = pair.server.recvfrom(100)
         pair.server.sendto(b"answer", address)
-        (answer,) = collect_messages(log, 1)
+        (answer,) = collect(log, 1)
     assert (question.ctinfo, answer.ctinfo) == (CtInfo.NEW, CtInfo.ESTABLISHED_REPLY)
     assert question.conntrack is not None
     assert question.conntrack.original == ("10.81.1.1", "10.81.2.2", 17, 5000, PORT)

@@ -18,19 +18,23 @@ import pytest
 import nfnet
 from nfnet import CopyMode, Hook, Log, LogMessage, inet, rules, stats
 
-from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, doing, featured, kernel_lacks, lacking, readable, wait_for
-from .conftest import collect as collect_packets
+from .conftest import (
+    ADDRESS,
+    QUIET,
+    TIMEOUT,
+    UID,
+    Net,
+    collect,
+    doing,
+    featured,
+    kernel_lacks,
+    lacking,
+    readable,
+    wait_for,
+)
+from .traffic import PATHS, PORT, V4, V6
 
-V4, V6 = socket.AF_INET, socket.AF_INET6
-PORT = 7000
 SO_MARK = 36
-HOSTS = {
-    "output": ("client", "client", "server"),
-    "forward": ("client", "router", "server"),
-    "input": ("client", "router", "router"),
-    "prerouting": ("client", "router", "server"),
-    "postrouting": ("client", "router", "server"),
-}
 
 
 @contextmanager
@@ -53,26 +57,14 @@ def family(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-def collect(log: Log, count: int) -> list[LogMessage]:
-    """The next messages of a log."""
-    messages: list[LogMessage] = []
-    deadline = time.monotonic() + TIMEOUT
-    while len(messages) < count:
-        left = deadline - time.monotonic()
-        assert left > 0, f"{len(messages)} of {count} messages came"
-        readable(log, left)  # type: ignore[arg-type]
-        log.process(messages.append)
-    return messages
-
-
 def ours(messages: list[LogMessage]) -> list[LogMessage]:
     """Without what IPv6 does of its own accord."""
     return [message for message in messages if inet.get_data(message.payload) is not None]
 
 
-@pytest.mark.parametrize("hook", HOSTS)
+@pytest.mark.parametrize("hook", PATHS)
 def test_attributes(net: Net, rule: Any, hook: str, family: int) -> None:
-    sender, where, receiver = HOSTS[hook]
+    sender, where, receiver = PATHS[hook]
     here = net.hosts[where]
     before = time.time()
     with Log(5, netns=here, threshold=1, sequence=True, global_sequence=True) as log:
@@ -126,7 +118,7 @@ def test_timestamps_that_nobody_asked_for(net: Net) -> None:
     def stamps(queue: nfnet.Queue, log: Log) -> tuple[float | None, float | None]:
         """Of the same packet, in a queue and in the log."""
         sock.sendto(b"x", (ADDRESS["router", V4], PORT))
-        (packet,) = collect_packets(queue, 1)
+        (packet,) = collect(queue, 1)
         packet.drop()
         (message,) = collect(log, 1)
         return packet.timestamp, message.timestamp

@@ -40,19 +40,9 @@ from .conftest import (
     readable,
     wait_for,
 )
+from .traffic import PATHS, PORT, V4, V6
 
-V4, V6 = socket.AF_INET, socket.AF_INET6
-PORT = 7000
 SO_MARK = 36
-
-# From where to where packets go, and where the rule is.
-PATHS = {
-    "output": ("client", "client", "server"),
-    "forward": ("client", "router", "server"),
-    "input": ("client", "router", "router"),
-    "prerouting": ("client", "router", "server"),
-    "postrouting": ("client", "router", "server"),
-}
 
 
 class Path:

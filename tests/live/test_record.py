@@ -19,9 +19,8 @@ from nfnet import Log, Packet, Queue, inet, rules
 from nfnet.captures import LinkType, Record, Writer, read, scan
 from nfnet.captures._format import netlink_header
 
-from .conftest import TIMEOUT, UID, Net, kernel_lacks, readable
+from .conftest import TIMEOUT, UID, Net, collect, kernel_lacks, readable
 from .programs import program
-from .test_log import collect as collect_messages
 from .test_queue import V4, V6
 from .test_queue import Path as Way
 
@@ -79,7 +78,7 @@ def test_a_recorded_log_replays(net: Net, tmp_path: Path) -> None:
             sock = net.open_socket("client")
             for number in range(10):
                 sock.sendto(bytes([number]), ("10.81.2.2", 7000))
-            live = [(message.seq, message.prefix, message.payload) for message in collect_messages(log, 10)]
+            live = [(message.seq, message.prefix, message.payload) for message in collect(log, 10)]
     with Log(5, transport=nfnet.replay(path), sequence=True) as log:
         assert [(message.seq, message.prefix, message.payload) for message in log] == live
         assert log.counters.lost == 0

@@ -40,7 +40,6 @@ from .conftest import (
     wait_for,
 )
 from .programs import is_bound, run, running
-from .test_log import collect as collect_messages
 from .test_process import drop_capabilities
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -200,7 +199,7 @@ def test_hooks(net: Net, hook: str, kind: str) -> None:
     else:
         with rules.log(5, hook=hook, protocol="udp", netns=here), Log(5, threshold=1, netns=here) as log:
             Traffic(net).send(V4, b"data", {})
-            (message,) = collect_messages(log, 1)
+            (message,) = collect(log, 1)
             assert nfnet.Hook(message.hook).name.lower() == hook
             assert receiver.recv(100) == b"data"
 
@@ -216,7 +215,7 @@ def test_ingress(net: Net, family: str) -> None:
         kernel_lacks("the hook ingress in the family inet", since=(5, 10))
     with rule, Log(5, threshold=1, netns=here) as log:
         Traffic(net).send(V4, b"data", {})
-        (message,) = collect_messages(log, 1)
+        (message,) = collect(log, 1)
         assert message.indev_name == "to-router"
 
 

@@ -24,6 +24,7 @@ from .conftest import ADDRESS, QUIET, Net, cannot_run, in_child, readable, wait_
 from .programs import program
 from .test_process import drop_capabilities
 from .test_rules import SO_MARK
+from .traffic import handling
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 PORT = 7000
@@ -204,14 +205,11 @@ def test_a_handler_that_has_seen_enough(way: Way) -> None:
 
     queue_rule = rules.queue(1, hook="input", netns=way.server, **BY_PORT)
     with rules.install(drop(way, source=blocked), queue_rule), Queue(1, netns=way.server) as queue:
-        thread = threading.Thread(target=queue.run, args=(handle,))
-        thread.start()
-        for _ in range(3):
-            for family, client in ((V4, CLIENT4), (V6, CLIENT6)):
-                assert not way.passes(family)
-                assert wait_for(lambda client=client: client in blocked)
-        queue.stop()
-        thread.join()
+        with handling(queue, handle):
+            for _ in range(3):
+                for family, client in ((V4, CLIENT4), (V6, CLIENT6)):
+                    assert not way.passes(family)
+                    assert wait_for(lambda client=client: client in blocked)
     assert len(seen) == 2
     assert sorted(map(str, blocked)) == [CLIENT4, CLIENT6]
 

@@ -15,6 +15,7 @@ import pytest
 from nfnet import ArgumentError, Packet, Queue, SkbInfo, inet, rules
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, Net, collect, kernel_lacks, kernel_version, readable
+from .traffic import handling
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 PORT = 7000
@@ -58,23 +59,8 @@ def handled(net: Net, host: str, hook: str, protocol: str, handler: Callable[[Pa
     """A queue whose handler runs in another thread; what it raises fails the test."""
     here = net.hosts[host]
     rule = rules.queue(1, hook=hook, protocol=protocol, destination_port=PORT, netns=here)
-    raised: list[BaseException] = []
-    with rule, Queue(1, gso=True, netns=here) as queue:
-
-        def run() -> None:
-            try:
-                queue.run(handler)
-            except BaseException as error:
-                raised.append(error)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield queue
-        finally:
-            queue.stop()
-            thread.join(TIMEOUT)
-    assert not raised, raised
+    with rule, Queue(1, gso=True, netns=here) as queue, handling(queue, handler):
+        yield queue
 
 
 def transfer(net: Net, family: int, data: bytes, server: str = "server", address: str | None = None) -> bytes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import nfnet
 from nfnet import rules
 from nfnet.compat import nflogr
 from nfnet.compat.netfilterqueue import NetfilterQueue
@@ -17,6 +19,15 @@ from .conftest import ADDRESS, TIMEOUT, Net, readable
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 PORT = 7000
+
+# For each hook: the host that sends the packets, the host of the rule, and the host that receives them.
+PATHS = {
+    "output": ("client", "client", "server"),
+    "forward": ("client", "router", "server"),
+    "input": ("client", "router", "router"),
+    "prerouting": ("client", "router", "server"),
+    "postrouting": ("client", "router", "server"),
+}
 
 
 class Way:
@@ -61,6 +72,29 @@ def queueing(net: Net, host: str = "router", hook: str = "forward", number: int 
 def logging(net: Net, host: str = "router", hook: str = "forward") -> Iterator[None]:
     with rules.log(5, prefix="said: ", hook=hook, protocol="udp", destination_port=PORT, netns=net.hosts[host]):
         yield
+
+
+@contextmanager
+def handling(queue: nfnet.Queue, handler: Callable[[nfnet.Packet], object]) -> Iterator[None]:
+    """Run a handler in another thread while the block is executed; what it raises is raised at the end."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            queue.run(handler)  # type: ignore[arg-type]
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        queue.stop()
+        thread.join(TIMEOUT)
+    assert not thread.is_alive()
+    if raised:
+        raise raised[0]
 
 
 def drained(queue: NetfilterQueue, done: Any) -> None:
