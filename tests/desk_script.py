@@ -1,4 +1,4 @@
-"""What a laptop with another system can do, tried by ``tests/test_desks.py`` in an interpreter that simulates one."""
+"""Use all that works without Linux. ``tests/test_desks.py`` runs this while it simulates another system."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def a_fed_queue() -> None:
 
 
 def a_model_of_the_kernel() -> None:
-    """A loop in a thread waits for what is fed, and for `stop`."""
+    """A loop in a thread waits for packets that are fed, and for `stop`."""
     kernel = FakeKernel(num=3)
     queue = nfnet.Queue(3, transport=kernel)
     decided = threading.Semaphore(0)

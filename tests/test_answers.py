@@ -1,4 +1,4 @@
-"""Answers, resets, refusals and injected packets: what is built, and what queues do with it. Nothing here is sent."""
+"""Answers, resets, rejections and injected packets: their bytes, and what queues do with them. No packet is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Machines of the other byte order: what they record, and what this package does on one."""
+"""Byte order: recordings of machines with the other one, and nfnet on such a machine."""
 
 from __future__ import annotations
 

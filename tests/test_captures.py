@@ -1,4 +1,4 @@
-"""Capture files: written and read back, in every form, and damaged."""
+"""Capture files: written and read back, in all formats, and damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The collector without a kernel: outputs, what is kept for them, and their faults."""
+"""The collector without a kernel: outputs, their spools, and failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Capture files of the collector: rotated, moved away, begun by others; tshark reads each of them by itself."""
+"""Capture files of the collector: rotated, moved, begun by other programs. tshark reads each of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of PostgreSQL, batches as bytes, URLs and settings: what needs no server."""
+"""Rows of PostgreSQL, batches as bytes, URLs and settings, without servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a record says, limits, metrics, states and the service's signs of life, without a kernel."""
+"""The collector without a kernel: stored fields, limits, metrics, its state, and messages to systemd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands as processes, on recordings, and what they say about wrong arguments."""
+"""The commands as processes: on recordings, and with wrong arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comments and docstrings name nothing that is gone."""
+"""Names in comments and docstrings exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scripts with the names of the other packages in them, as processes."""
+"""Scripts written for NetfilterQueue and nflogr, as processes."""
 
 from __future__ import annotations
 

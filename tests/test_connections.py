@@ -1,4 +1,4 @@
-"""Verdicts on whole connections: what they are sent as, and what they need."""
+"""Verdicts on whole connections: the messages for them, and their requirements."""
 
 from __future__ import annotations
 

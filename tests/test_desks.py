@@ -1,6 +1,6 @@
-"""macOS and Windows, by the simulation of ``tests/other_systems.py``, which says what it is not.
+"""macOS and Windows, simulated by ``tests/other_systems.py``, which lists what is not simulated.
 
-No Mac and no Windows machine has run this. ``tests/desk_script.py`` does what docs/laptop.md says works there.
+These tests have not run on a Mac or on Windows. ``tests/desk_script.py`` uses all that docs/laptop.md promises there.
 """
 
 from __future__ import annotations

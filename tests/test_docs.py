@@ -1,20 +1,22 @@
-"""What the documentation shows works: every block of code in every Markdown file runs, on packets that are fed to it.
+"""The code in the documentation works: every block in every Markdown file runs, on packets that are fed to it.
 
-A page's Python blocks run one after the other in one namespace, as they stand. What a block needs beside that is in an
-HTML comment, which no reader sees:
+The Python blocks of a page run unchanged, one after the other, in one namespace. An HTML comment, which readers do not
+see, prepares or checks a block:
 
     <!-- test
     feed(udp(b"a secret"), udp(b"hello", mark=7))      # packets for the next queue or log that is opened
     -->
 
-is Python too, in the same namespace, before or behind a block; `Stage` has what it can say. Queues and logs get what
-was fed instead of the kernel, rules are checked and not installed, and every line of every block must have been
-executed by the end of the page. Functions named ``test_...`` are called with the fixtures of pytest that they ask for.
+The comment contains Python, executed in the same namespace, before or after a block; `Stage` has the functions that it
+can call. Queues and logs get the packets that were fed instead of the kernel's, and rules are checked but not installed.
+At the end of the page every line of every block must have been executed. Functions named ``test_...`` are called with
+the pytest fixtures that they have as parameters.
 
-In blocks of shell the real parser must accept each ``nfnet ...``; ``nfnet decode``, ``nfnet replay`` and Python scripts
-that the page shows (``<!-- file: NAME -->`` before the block) run, and print what the block says, if it says anything.
+In shell blocks, the parser of the command must accept each ``nfnet ...``. ``nfnet decode``, ``nfnet replay`` and Python
+scripts that the page shows (``<!-- file: NAME -->`` before the block) run. If the block contains output, they must
+print it.
 
-``<!-- not run: REASON -->`` before a block says that it is only to be compiled or parsed; `NOT_RUN` counts them.
+A block after ``<!-- not run: REASON -->`` is only compiled or parsed; `NOT_RUN` contains their number by page.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the command's bad line does to packets, by a clock that the test sets."""
+"""The emulated bad line of ``nfnet queue``, with a clock that the tests set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What examples and their pages say to systemd and docker; the programs run in live/test_examples.py."""
+"""Units and Dockerfiles of the examples. The programs run in live/test_examples.py."""
 
 from __future__ import annotations
 

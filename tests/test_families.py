@@ -1,4 +1,4 @@
-"""What is an IP packet in a message, and what only looks like one: in properties, lines, JSON, decode, scapy."""
+"""Which messages contain an IP packet, and which only seem to: in properties, lines, JSON, decode, scapy."""
 
 from __future__ import annotations
 

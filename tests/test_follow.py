@@ -1,4 +1,4 @@
-"""``nfnet query --follow``: what is stored, as it comes."""
+"""``nfnet query --follow`` shows rows as they are stored."""
 
 from __future__ import annotations
 

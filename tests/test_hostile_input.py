@@ -1,4 +1,4 @@
-"""Hostile neighbours: names that command a terminal, links in /tmp, captures that want to be large or code."""
+"""Hostile input: names with control characters, links in /tmp, captures that claim to be large or contain code."""
 
 from __future__ import annotations
 

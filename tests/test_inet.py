@@ -1,4 +1,4 @@
-"""Rewriting packets: checksums by a second, plainer implementation."""
+"""Rewriting packets; a second, simpler implementation checks the checksums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading and rewriting, with scapy as the second opinion, on packets generated at random."""
+"""Reading and rewriting random packets, compared with scapy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment, and threads at any moment: no packet is lost, none gets a verdict that was not given."""
+"""Ctrl-C and other threads at any moment: no packet is lost or gets a verdict that the program did not give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entries in the native protocol of the systemd journal, read by a parser of their own. The real one: tests/live."""
+"""Entries in the native protocol of the systemd journal, read by a separate parser. tests/live has a real journald."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of the house: imports point down, and importing it is cheap."""
+"""The structure of the package: imports have one direction, and importing it is cheap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captures of link layers: which packets a queue or log gets, with what said of them."""
+"""Captures with link-layer headers: the packets that a queue or log gets, and their attributes."""
 
 from __future__ import annotations
 

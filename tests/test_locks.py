@@ -1,4 +1,4 @@
-"""An exception from a signal handler, wherever it comes, leaves nothing taken that others wait for."""
+"""An exception from a signal handler, at any place, leaves no lock locked."""
 
 from __future__ import annotations
 

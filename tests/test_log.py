@@ -1,4 +1,4 @@
-"""The log against recorded and built datagrams."""
+"""`Log` with recorded and built datagrams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Warnings about loss: when they come, and that they add up."""
+"""Warnings about loss: when they are logged, and that their counts add up."""
 
 from __future__ import annotations
 

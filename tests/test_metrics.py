@@ -1,4 +1,4 @@
-"""The metrics over HTTP: on this machine alone, and no client can do harm by being slow."""
+"""Metrics over HTTP: only for this machine by default, and undisturbed by slow clients."""
 
 from __future__ import annotations
 

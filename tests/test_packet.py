@@ -1,4 +1,4 @@
-"""What a packet says of itself."""
+"""Attributes of packets."""
 
 from __future__ import annotations
 

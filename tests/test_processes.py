@@ -1,4 +1,4 @@
-"""Which process is behind a packet: what is read, what is remembered, and what tests and recordings say."""
+"""The process behind a packet: how it is found and remembered, and in tests and recordings."""
 
 from __future__ import annotations
 

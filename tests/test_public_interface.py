@@ -1,4 +1,4 @@
-"""What users see of the package: every name has a docstring, and types that a checker understands."""
+"""The public interface: every name has a docstring, and type annotations that checkers accept."""
 
 from __future__ import annotations
 

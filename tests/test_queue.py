@@ -1,4 +1,4 @@
-"""The queue and its verdicts against a model of the kernel."""
+"""`Queue` and verdicts, on a model of the kernel."""
 
 from __future__ import annotations
 

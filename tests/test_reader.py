@@ -1,4 +1,4 @@
-"""What queues and logs share: opening, being refused, closing, and what a loop does when things go wrong."""
+"""What queues and logs share: opening, refusals, closing, and errors in the loop."""
 
 from __future__ import annotations
 

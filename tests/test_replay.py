@@ -1,4 +1,4 @@
-"""Replays of files that are not as they should be: of several kinds, damaged, cut short; from pipes; times."""
+"""Replays of unusual files: with several kinds of records, damaged, cut short, from pipes; and their times."""
 
 from __future__ import annotations
 

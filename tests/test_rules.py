@@ -1,4 +1,4 @@
-"""What can be asked of a rule, and how it is described."""
+"""Arguments of rules, and descriptions of rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets: their elements, and what the kernel is told of changes; a model of it does not know how they came about."""
+"""Sets: elements, and messages about changes, executed by a model of the kernel that knows only these."""
 
 from __future__ import annotations
 

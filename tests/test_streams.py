@@ -1,4 +1,4 @@
-"""The beginnings of TCP streams and the names in them; hellos are OpenSSL's, and tshark reads them beside us."""
+"""Beginnings of TCP streams, and the server names in them; OpenSSL writes the messages, and tshark reads them, too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Syslog messages, read by a grammar of their own, and servers that take them badly. Real servers: tests/live."""
+"""Syslog messages, read by a separate parser, and servers that fail. tests/live has real servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `nfnet.testing` and the plugin offer to other people's tests."""
+"""`nfnet.testing` and the pytest plugin, as used by tests of programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wireshark's reading of the recordings, beside ours; where tshark is not installed this is skipped, in CI required."""
+"""Recordings as tshark and nfnet read them. Skipped if tshark is not installed, except in CI."""
 
 from __future__ import annotations
 

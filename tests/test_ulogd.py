@@ -1,4 +1,4 @@
-"""Configurations of ulogd2 in the collector's terms."""
+"""Configurations of ulogd2, converted to those of the collector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Workers do without a kernel; the rest is in live/test_workers.py."""
+"""`Workers` without a kernel; other tests are in live/test_workers.py."""
 
 from __future__ import annotations
 

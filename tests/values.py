@@ -1,10 +1,10 @@
-"""Prints everything that is read from a directory of recordings, and what is built: `python values.py ORDER DIRECTORY`.
+"""Print all values that nfnet reads from recordings, and messages that it builds: `python values.py ORDER DIRECTORY`.
 
-ORDER is what Python is made to believe of this machine before the package is imported. What is in the order of the host
-is printed as a little-endian machine has it, so that the output must not depend on ORDER, except for ``text``.
+ORDER is the value of `sys.byteorder` while the package is imported. Values in the byte order of the host are printed as
+on a little-endian machine, so the output must not depend on ORDER, except for ``text``.
 """
 
-# ruff: noqa: E402 - sys.byteorder comes before all that reads it
+# ruff: noqa: E402 - sys.byteorder is set before the imports that read it
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PostgreSQL and NATS servers of a test's own: on loopback ports, as an ordinary user, stopped when it is over."""
+"""PostgreSQL and NATS servers that tests start on loopback ports, as an ordinary user, and stop."""
 
 from __future__ import annotations
 

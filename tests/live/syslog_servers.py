@@ -1,4 +1,4 @@
-"""rsyslogd and systemd-journald, started by tests, on sockets of their own, and certificates for them."""
+"""rsyslogd and systemd-journald, started by tests on separate sockets, and certificates for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What rules do with packets without any program: dropped, refused, accepted, marked. And several rules in an order."""
+"""Rules that drop, reject, accept or mark packets without a program, and the order of several rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers, resets and refusals on the kernel: what both ends see, in each hook, and that nothing is answered twice."""
+"""Answers, resets and rejections on the kernel: what both ends receive, at each hook, and exactly once."""
 
 from __future__ import annotations
 

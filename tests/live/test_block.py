@@ -1,4 +1,4 @@
-"""``nfnet block`` on the kernel: what it stops, what it lets pass, and what it says."""
+"""``nfnet block`` on the kernel: which packets it blocks, which pass, and its output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bridge family on the real kernel: its hooks, and what it alone has, VLAN tags and link-layer headers."""
+"""The bridge family on the real kernel: its hooks, VLAN tags and link-layer headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The collector on real groups: bursts, logrotate, outputs that are away, and being killed."""
+"""The collector on real log groups: bursts, logrotate, unavailable outputs, and SIGKILL."""
 
 from __future__ import annotations
 

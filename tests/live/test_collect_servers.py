@@ -1,4 +1,4 @@
-"""The collector with real servers: PostgreSQL and NATS, which stop, start, refuse, and fill up; and being killed."""
+"""The collector with real servers, PostgreSQL and NATS: they stop, start, refuse, and fill up; and SIGKILL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The APIs of NetfilterQueue and nflogr on the real kernel, and beside the real packages where those are installed."""
+"""The APIs of NetfilterQueue and nflogr on the real kernel, compared with the original packages if installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verdicts on whole connections, carried out by the kernel: what becomes of the rest, in every hook."""
+"""Verdicts on whole connections, carried out by the kernel: what happens to the later packets, at every hook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections: what the kernel says of them with a packet, and what a verdict changes. Not every kernel has that."""
+"""Connection tracking: entries sent with packets, and their changes by verdicts. Some kernels lack both."""
 
 from __future__ import annotations
 

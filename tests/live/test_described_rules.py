@@ -1,4 +1,4 @@
-"""What `rules.describe` says, given to nft and iptables: they read in it what nfnet installs."""
+"""The commands of `rules.describe`, executed by nft and iptables: they install the same rules as nfnet."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The programs of the documentation's pages, unchanged, on the kernel: they do there what the pages say.
+"""The programs of the documentation, unchanged, on the kernel: they do what the pages say.
 
-tests/test_docs.py runs all code of all pages without the kernel; here are those that install rules, or that need one.
+tests/test_docs.py runs all code of all pages without the kernel; these programs install rules, or need a rule.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The examples as processes, unchanged, with packets of the kinds that they are for."""
+"""The examples as processes, unchanged, with packets that they are made for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is an IP packet in the families bridge, netdev and ARP, on the real kernel: frames that only look like one."""
+"""Frames that contain, or only seem to contain, IP packets: families bridge, netdev and ARP, on the real kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong in earnest, on the real kernel: each row of docs/faults.md that no other file provokes."""
+"""Faults on the real kernel: each row of docs/faults.md that no other file tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs that run on gevent or eventlet, which replace what blocks in the standard library."""
+"""Programs on gevent or eventlet, which replace blocking functions of the standard library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The systemd journal: what a real journald stores of what the collector sends, and what happens when it is away."""
+"""The systemd journal: what a real journald stores of the collector's messages, and what happens while it is down."""
 
 from __future__ import annotations
 

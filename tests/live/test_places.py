@@ -1,4 +1,4 @@
-"""What may be asked of packets at which hook: what is refused is what the kernel, as nft counts, never matches."""
+"""Criteria by hook: nfnet refuses exactly those that never match there, according to counters of nft."""
 
 from __future__ import annotations
 

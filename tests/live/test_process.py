@@ -1,4 +1,4 @@
-"""Threads, signals, forks, privileges, neighbours: on the real kernel."""
+"""Threads, signals, forks, privileges and other processes, on the real kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who sends and who receives, on the real kernel: programs whose pid is known, and what ss says of them."""
+"""The processes that send and receive packets, on the real kernel, compared with known pids and with ss."""
 
 from __future__ import annotations
 

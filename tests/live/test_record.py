@@ -1,4 +1,4 @@
-"""What is recorded here replays with the same result, and Wireshark understands it."""
+"""Recordings made on the kernel replay with the same result, and Wireshark reads them."""
 
 from __future__ import annotations
 

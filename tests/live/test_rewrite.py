@@ -1,4 +1,4 @@
-"""Packets that were rewritten: the receiving socket takes them."""
+"""Rewritten packets: the receiving socket accepts them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules on the real kernel: what they do to packets, what nft reads in them, and what is left of them."""
+"""Rules on the real kernel: which packets they match, how nft lists them, and that they are removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocking by server name on the kernel: TLS clients and servers of Python's, and the hello cut where one likes."""
+"""Blocking by server name on the kernel: Python's TLS clients and servers, and a ClientHello split at any place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets on the real kernel: what they do to packets, and what nft reads in them."""
+"""Sets on the real kernel: which packets they match, and how nft lists them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the sockets are like: timeouts, whether they block, how much they hold."""
+"""Sockets: timeouts, blocking, and buffer sizes."""
 
 from __future__ import annotations
 

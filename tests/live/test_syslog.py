@@ -1,4 +1,4 @@
-"""Syslog: what a real rsyslogd understands of what the collector sends, and what happens when it is away."""
+"""Syslog: how a real rsyslogd reads the collector's messages, and what happens while it is stopped."""
 
 from __future__ import annotations
 
