@@ -141,7 +141,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -
     delivery.close()
 
 
-# What happens to a database, and what SQLite says then.
+# Damage to a database, and SQLite's message for it.
 TROUBLE = {
     "full": ("PRAGMA max_page_count = 2", "database or disk is full"),
     "read-only": ("PRAGMA query_only = 1", "attempt to write a readonly database"),
@@ -298,7 +298,7 @@ def test_a_file_is_rotated_by_size(compress: bool, lines: Callable[..., collect.
     assert numbers(*rotated, tmp_path / "log.jsonl") == list(range(20))
     assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in rotated)
     if compress:
-        lines(compress=True).close()  # what was rotated while the thread was at work
+        lines(compress=True).close()  # rotated files that the thread had not compressed yet
         assert all(file.suffix == ".gz" for file in tmp_path.glob("log.jsonl.*"))
 
 
@@ -353,7 +353,7 @@ def test_what_came_while_the_process_was_paused_at_its_end_is_stored(monkeypatch
     now, looks = 100.0, 0
 
     class Paused:
-        """A log to which something comes behind the last look before the end, and then the process is paused."""
+        """A log that gets a message after the last read before the end; then the process pauses."""
 
         group = 5
         counters = SimpleNamespace(lost=0)
@@ -426,7 +426,7 @@ def test_a_slow_output_holds_nobody_up_and_gets_all(tmp_path: Path, said: list[s
     for number in range(10):
         delivery.put(batch(number))
         delivery.flush()
-    assert len(delivery.store) == 10  # that which is under way, too: it may never be through
+    assert len(delivery.store) == 10  # also the batch that is being written: that can take forever
     slow.go.set()
     assert wait_for(lambda: delivery.flush() or not len(delivery.store))
     assert delivery.finish(lambda: False)
@@ -529,7 +529,7 @@ ASKED = {
 
 @pytest.fixture
 def collected(tmp_path: Path) -> str:
-    """Fifteen messages to as many ports, and two more of somebody else, all of the same second; three lost before."""
+    """Fifteen messages to as many ports, two more from another host, all of the same second; three lost before."""
     packets = [testing.udp(b"", source="10.0.0.1", destination_port=port) for port in range(100, 115)]
     packets += [testing.udp(b"", source="10.0.0.2", destination_port=53)] * 2
     messages = [message(n, packet, prefix="drop: ", IFINDEX_INDEV=2, UID=NOBODY) for n, packet in enumerate(packets, 3)]

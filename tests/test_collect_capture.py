@@ -59,7 +59,7 @@ def rotated(file: Path) -> list[Path]:
 
 
 def fields(tshark: str, file: Path, *names: str) -> list[list[str]]:
-    """What tshark reads, which must have nothing to say against the file."""
+    """Return the fields that tshark reads in a file; it must not report errors."""
     options = [option for name in names for option in ("-e", name)]
     done = subprocess.run([tshark, "-r", str(file), "-T", "fields", *options], capture_output=True, text=True)
     complaints = [line for line in done.stderr.splitlines() if "Running as user" not in line]
@@ -73,7 +73,7 @@ def test_each_rotated_file_is_a_capture_by_itself(make: Make, file: Path, compre
     for number in range(20):
         output.write(batch(number, lost=int(number == 7)))
     output.close()
-    make(compress=True).close() if compress else None  # what was rotated while the thread was at work
+    make(compress=True).close() if compress else None  # rotated files that the thread had not compressed yet
     files = rotated(file)
     assert len(files) > 2
     assert all(stat.S_IMODE(each.stat().st_mode) == 0o600 for each in files)
@@ -92,7 +92,7 @@ def test_a_file_of_another_process_is_renamed_and_kept(make: Make, file: Path) -
         output = make()
         output.write(batch(number))
         output.close()
-    make().close()  # nothing comes: the next one finds only a header, and renames that, too
+    make().close()  # no messages: the next output finds only a header, and renames that file, too
     found = [records(each) for each in rotated(file)]
     assert found == [[0], [1], [2]]
     assert records(file) == []
@@ -107,7 +107,7 @@ def test_a_file_that_is_moved_away_is_followed_by_a_new_one(make: Make, file: Pa
     file.touch(0o600)  # as logrotate does with "create"
     output.reopen()
     output.write(batch(3))
-    output.reopen()  # nothing has happened to the file: it goes on
+    output.reopen()  # the file is unchanged: the output continues it
     output.write(batch(4))
     with file.open("r+b") as truncated:
         truncated.truncate(0)  # as logrotate does with "copytruncate"
@@ -191,7 +191,7 @@ def test_standard_output_is_a_capture(tshark: str) -> None:
 @pytest.mark.parametrize(
     ("left", "kept"),
     [
-        (b'{"@timestamp": "2026-11-27T', b""),  # ours: it goes
+        (b'{"@timestamp": "2026-11-27T', b""),  # a part of a line of nfnet's: removed
         (b"somebody's own words", b"somebody's own words\n"),
         (b"", b""),
     ],

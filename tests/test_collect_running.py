@@ -123,7 +123,7 @@ def test_a_line_of_json_says_all(
 
 
 def test_lines_that_differ_in_flags_types_or_processes_alone() -> None:
-    """Most of a line is remembered; these parts belong to what it is remembered for."""
+    """Most of a line is remembered; these parts are in the key."""
     packets = [testing.tcp(flags=flags) for flags in (2, 16, 2)] + [icmp(8, 0), icmp(0, 0), icmp(3, 1)]
     messages = [message(number, packet) for number, packet in enumerate(packets)]
     for note in ({"process": PROCESS}, {"process": PROCESS._replace(pid=8)}, {"suppressed": 2}):
@@ -394,7 +394,7 @@ def test_there_are_only_so_many_series(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class LogKernel(testing.FakeKernel):
-    """Gives the messages that it was fed, and takes any request."""
+    """Delivers the messages that were fed, and accepts any request."""
 
     def send(self, datagram: bytes) -> None:
         self.sent.append(datagram)

@@ -8,9 +8,9 @@ see, prepares or checks a block:
     -->
 
 The comment contains Python, executed in the same namespace, before or after a block; `Stage` has the functions that it
-can call. Queues and logs get the packets that were fed instead of the kernel's, and rules are checked but not installed.
-At the end of the page every line of every block must have been executed. Functions named ``test_...`` are called with
-the pytest fixtures that they have as parameters.
+can call. Queues and logs get the packets that were fed instead of the kernel's; rules are checked but not installed. At
+the end of the page every line of every block must have been executed. Functions named ``test_...`` are called with the
+pytest fixtures that they have as parameters.
 
 In shell blocks, the parser of the command must accept each ``nfnet ...``. ``nfnet decode``, ``nfnet replay`` and Python
 scripts that the page shows (``<!-- file: NAME -->`` before the block) run. If the block contains output, they must

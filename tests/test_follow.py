@@ -184,7 +184,7 @@ def following(database: Database, *arguments: str) -> Iterator[subprocess.Popen[
 
 
 def shown(process: subprocess.Popen[str], database: Database, first: int) -> str:
-    """The first line that is shown; what was stored before it began to follow is not."""
+    """Return the first line that is shown: not one that was stored before following began."""
     assert process.stdout is not None
     numbers = iter(range(first, 1 << 30))
     lines: list[str] = []
@@ -211,7 +211,7 @@ def test_it_ends_quietly_when_it_is_told_to(number: signal.Signals, database: Da
 
 
 def test_it_ends_quietly_when_nobody_reads_any_more(database: Database) -> None:
-    """Also while nothing comes."""
+    """Also while no row is stored."""
     with following(database, "--json", "destination_port = 53") as process:
         assert json.loads(shown(process, database, 0))["destination_port"] == 53
         assert process.stdout is not None

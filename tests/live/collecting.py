@@ -47,7 +47,7 @@ def lines_of(*files: Path) -> list[dict[str, Any]]:
 
 
 def whole_lines(data: bytes) -> Iterator[dict[str, Any]]:
-    """Of a file that killed processes wrote: each may have left half a line, and the one that runs another one."""
+    """Yield the whole lines of a file that killed processes wrote. Each can have left a part of a line."""
     for line in data.split(b"\n")[:-1]:
         with contextlib.suppress(ValueError):
             yield json.loads(line)

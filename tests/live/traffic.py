@@ -49,7 +49,7 @@ class Way:
         def bind() -> NetfilterQueue:
             queue = NetfilterQueue()
             with warnings.catch_warnings():
-                # Ordinary users cannot have the buffer that it asks for.
+                # An ordinary user does not get the requested receive buffer.
                 warnings.simplefilter("ignore", RuntimeWarning)
                 queue.bind(1, callback, **options)
             return queue
@@ -76,7 +76,7 @@ def logging(net: Net, host: str = "router", hook: str = "forward") -> Iterator[N
 
 @contextmanager
 def handling(queue: nfnet.Queue, handler: Callable[[nfnet.Packet], object]) -> Iterator[None]:
-    """Run a handler in another thread while the block is executed; what it raises is raised at the end."""
+    """Run a handler in another thread while the block is executed; an exception that it raises is raised at the end."""
     raised: list[BaseException] = []
 
     def run() -> None:
