@@ -1,4 +1,4 @@
-"""Log a burst with `nfnet collect` and with ulogd2, to a file or database: the cost of a line, and how many are stored."""
+"""Log a burst with `nfnet collect` and with ulogd2, to a file or database: cost of a line, and lines stored."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_drop(net: Net, hook: str, family: str, version: int) -> None:
 
 @pytest.mark.parametrize(("hook", "family", "version"), REJECTING)
 def test_reject(net: Net, hook: str, family: str, version: int) -> None:
-    """The sender is told at once: of a connection by a reset, of a datagram by ICMP."""
+    """The sender gets a notice at once: a reset for a connection, an ICMP error for a datagram."""
     host = HOSTS[hook]
     receiver = net.receiver("server", version, PORT)
     rule = rules.reject(
@@ -136,7 +136,7 @@ def test_reject(net: Net, hook: str, family: str, version: int) -> None:
 )
 @pytest.mark.parametrize("family", ["inet", "own"])
 def test_errors_of_reject(net: Net, error: Any, numbers: tuple[int, int], version: int, family: str) -> None:
-    """What the program that sent a datagram is told."""
+    """Return the error that the sender of a datagram gets."""
     own = {V4: "ip", V6: "ip6"}[version] if family == "own" else family
     rule = rules.reject(hook="forward", family=own, protocol="udp", error=error, netns=net.hosts["router"])
     with rule, pytest.raises(OSError, match=r"\[Errno") as caught:
@@ -173,7 +173,7 @@ def test_accept_spares_packets_the_rules_after_it(net: Net, hook: str, family: s
 
 @pytest.mark.parametrize(("hook", "family", "version"), PLACES)
 def test_mark(net: Net, hook: str, family: str, version: int) -> None:
-    """Of the mark only what the mask has is changed, and the next rule sees it."""
+    """Only the bits of the mask are changed in the mark, and the next rule sees the new mark."""
     host = HOSTS[hook]
     here: dict[str, Any] = {"hook": hook, "family": family, "protocol": "udp", "netns": net.hosts[host]}
     sender = net.open_socket("client", version)

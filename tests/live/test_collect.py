@@ -64,7 +64,7 @@ def test_what_the_kernel_lost_is_a_record_in_each_output(way: Way, tmp_path: Pat
             burst(way, 3000)
 
         def told() -> bool:
-            way.send(b"x")  # only a later message tells of a gap
+            way.send(b"x")  # a gap is noticed only at a later message
             return file.exists() and b"messages-lost" in file.read_bytes()
 
         assert wait_for(told)
@@ -110,7 +110,7 @@ def test_logrotate_neither_loses_a_line_nor_repeats_one(way: Way, how: str, tmp_
 
 
 def test_a_file_that_was_copied_and_cut_goes_on_at_its_beginning(way: Way, tmp_path: Path) -> None:
-    """logrotate's copytruncate, which itself loses what anybody writes between its two steps; nothing else is lost."""
+    """logrotate's copytruncate loses messages that are written between its two steps, but no others."""
     file, copy = tmp_path / "log.jsonl", tmp_path / "copy"
     with logging(way.net), collecting(way, "--to", file) as process:
         burst(way, 10)
@@ -140,7 +140,7 @@ def test_a_locked_database_holds_nobody_up_and_gets_all_from_the_spool(way: Way,
                 for number in range(2, 8):
                     burst(way, 10)
                     assert wait_for(lambda number=number: lines_in(file) == 10 * number)
-                # The batch that was read last may be in no spool yet: if the process is killed, the database lacks it.
+                # The last batch can be in no spool yet: if the process is killed, the database lacks it.
                 (kept,) = spool.glob("sqlite*.spool")
                 assert wait_for(lambda: rows(kept, "SELECT total(count) FROM batches") == [60])
                 process.kill()
@@ -155,7 +155,7 @@ def test_a_locked_database_holds_nobody_up_and_gets_all_from_the_spool(way: Way,
 
 
 def test_being_killed_loses_nothing_that_was_stored_and_repeats_nothing(way: Way, tmp_path: Path) -> None:
-    """Each time the file and the database have every message up to some moment, but for what was being written."""
+    """Each time the file and the database contain every message up to some moment, except the batch being written."""
     file, database, spool = tmp_path / "log.jsonl", tmp_path / "log.db", tmp_path / "spool"
     chance = random.Random(7)
 
@@ -169,7 +169,7 @@ def test_being_killed_loses_nothing_that_was_stored_and_repeats_nothing(way: Way
         for turn in range(11):
             known, place = (sessions(), file.stat().st_size) if turn else (set(), 0)
             with collecting(way, "--to", file, "--to", database, "--spool", spool) as process:
-                # What the one before left in its spool is stored first.
+                # The previous process's spool is stored first.
                 assert wait_for(lambda known=known, place=place: file.exists() and bool(sessions(place) - known))
                 if turn == 10:
                     finish(process)
@@ -189,7 +189,7 @@ def test_being_killed_loses_nothing_that_was_stored_and_repeats_nothing(way: Way
 
 
 def test_a_reader_that_is_slow_holds_nobody_up(way: Way, tmp_path: Path) -> None:
-    """Standard output is a pipe of 64 KiB that nobody reads."""
+    """Standard output is a pipe of 64 KiB that no process reads."""
     file = tmp_path / "log.jsonl"
     with logging(way.net), collecting(way, "--to", "jsonl:-", "--to", file, "--spool", tmp_path / "spool") as process:
         burst(way, 500)

@@ -100,7 +100,7 @@ class Systemd:
         self.all: list[str] = []
 
     def wait(self, line: str) -> None:
-        """Until it is told that."""
+        """Wait for this line."""
         deadline = time.monotonic() + TIMEOUT
         while line not in self.all:
             assert time.monotonic() < deadline, self.all
@@ -179,7 +179,7 @@ def allowed_calls() -> list[str]:
     return sorted(found)
 
 
-# Applies the filter and becomes the command. What is not allowed ends the process, where the unit has it fail.
+# Apply the filter and execute the command. A forbidden system call ends the process; in the unit it fails.
 FILTER = """
 import ctypes, json, os, sys
 library = ctypes.CDLL(sys.argv[1])
@@ -205,7 +205,7 @@ def test_under_the_filter_of_the_unit(way: Way, denied: bool, tmp_path: Path) ->
     assert "mount" not in calls
     if UID == 0:
         calls.append("fchown")  # which SQLite uses for root alone; the unit is an ordinary user's
-    if denied:  # what shows that the filter is there
+    if denied:  # shows that the filter is active
         calls.remove("fchmod")
     file, database = tmp_path / "log.jsonl", tmp_path / "log.db"
     command: list[Any] = [sys.executable, "-m", "nfnet", "collect", "--group", "5", "--to", f"jsonl:{file}"]

@@ -88,7 +88,7 @@ def count(url: str) -> int:
     return int(rows(url, "SELECT count(*) FROM nfnet.messages")[0])
 
 
-# On a host with a name of its own.
+# With another host name.
 NAMED = "import socket, sys; socket.sethostname(sys.argv.pop(1)); from nfnet.cli import main; sys.exit(main())"
 
 
@@ -116,7 +116,7 @@ def collecting(way: Way, *arguments: object, at: str = "router", host: str = "")
 
 
 def told(process: subprocess.Popen[str], text: str) -> str:
-    """What the collector says, up to the line with a text."""
+    """Return the collector's standard error, up to the line with a text."""
     assert process.stderr is not None
     lines: list[str] = []
     while not lines or text not in lines[-1]:
@@ -165,7 +165,7 @@ def test_a_server_that_is_away_holds_nobody_up_and_gets_all_from_the_spool(
         sending(way),
     ):
         assert wait_for(lambda: count(database) > 100)
-        for how in (signal.SIGINT, signal.SIGQUIT):  # at once, and as if the machine had gone
+        for how in (signal.SIGINT, signal.SIGQUIT):  # at once, and as if the machine had failed
             with cluster.stopped(how):
                 assert QUOTED not in told(process, "messages are kept, to be stored later")
                 before = lines_in(file)
@@ -425,7 +425,7 @@ def test_tables_that_vanish_are_an_error_that_says_what_to_do(output: collect.Ou
 
 
 def stored_in(server: NatsServer, url: str = "") -> list[Batch]:
-    """What is in the stream, which is empty then."""
+    """Return and remove the messages in the stream."""
     source = collect.source(url or server.url())
     source.begin()
     found = []
@@ -541,7 +541,7 @@ def test_what_is_no_batch_is_thrown_away_and_a_newer_one_left(
     assert len(caplog.messages) == 3
     assert source.receive(1, 1.0) == []
     assert "version 2; known is 1" in caplog.messages[-1]
-    assert len(caplog.messages) == 4  # it came again, and the others did not
+    assert len(caplog.messages) == 4  # it was delivered again, and the others were not
     source.close()
 
 
@@ -607,7 +607,7 @@ def test_connections_are_encrypted_and_both_sides_known(tmp_path: Path) -> None:
         for settings, text in (
             ({"ca": files["other.pem"], **mine}, "TLS: "),
             ({"tls": "yes"}, "TLS: "),
-            ({"ca": files["server.pem"]}, "."),  # the server says no; when it does is up to it
+            ({"ca": files["server.pem"]}, "."),  # the server refuses, at a time of its choice
         ):
             wrong = collect.output(server.url(), settings)
             with pytest.raises(NfnetError, match=text):
@@ -656,7 +656,7 @@ def left_in(server: NatsServer) -> int:
 
 
 def impatient(server: NatsServer) -> None:
-    """Make the consumer of the workers: what one of them does not acknowledge another one gets soon."""
+    """Create the workers' consumer, which soon passes unacknowledged messages to another worker."""
     client = _nats_client.Client(server.url())
     client.create()
 

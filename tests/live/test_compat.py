@@ -169,7 +169,7 @@ def test_signal_interrupts_a_blocked_run(way: Way) -> None:
     before = signal.signal(signal.SIGALRM, ring)
     try:
         with pytest.raises(KeyboardInterrupt, match="it rings"):
-            run()  # in it, if this machine is slow, the signal comes before the loop waits
+            run()  # on a slow machine the signal arrives before the loop waits
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -294,7 +294,7 @@ def test_verdicts_in_children_forked_by_the_callback(way: Way) -> None:
 
 
 def test_parent_and_child_read_the_same_queue(way: Way) -> None:
-    """The verdicts of one do not decide what the other has at hand, with lower ids."""
+    """The verdicts of one do not decide the other's packets, which have lower ids."""
     held, released = socket.socketpair()
     for sock in (held, released):
         sock.settimeout(TIMEOUT)
@@ -603,7 +603,7 @@ def peers(module: str) -> list[str]:
 
 
 def output_of(net: Net, command: list[str], kind: str) -> str:
-    """What a script prints, given the same traffic."""
+    """Return a script's output for this traffic."""
     way = Way(net)
     rule, numbers = (queueing, {"queue": 1}) if kind == "queue" else (logging, {"group": 5})
     with rule(net), running(net, command, stdin=subprocess.DEVNULL) as process:

@@ -25,7 +25,7 @@ LABELS = bytes([0x05]) + bytes(15)
 
 @contextmanager
 def tracked(net: Net) -> Iterator[Queue]:
-    """A queue on the router, where connections are tracked because a rule asks for their state."""
+    """A queue on the router, where connections are tracked because a rule tests their state."""
     here = net.hosts["router"]
     rule = rules.queue(1, hook="forward", protocol="udp", state=["new", "established"], netns=here)
     queue = Queue(1, conntrack=True, netns=here)
