@@ -218,5 +218,5 @@ def test_an_event_loop_that_watches_no_descriptors_says_so() -> None:
 
 def test_the_simulation_is_of_another_system() -> None:
     """It refuses to come too late."""
-    with pytest.raises(AssertionError, match="nfnet has looked already"):
+    with pytest.raises(AssertionError, match="nfnet was imported already"):
         other_systems.pretend("darwin")

@@ -226,7 +226,7 @@ def test_fates(net: Net, hook: str) -> None:
                 queue.decide = lambda packet: packet.drop(connection=True)
                 assert flow is not None
                 assert queue.queue.forget(flow), what
-                # The sender gets an error for packets that the kernel drops at output, not for those that a program drops.
+                # The sender gets an error if the kernel drops a packet at output, but not if a program does.
                 later = "refused (EPERM)" if hook in ("output", "postrouting") and kind != "tcp" else "timeout"
                 assert talk.again(QUIET) == "timeout", what
                 queue.wait_for_verdicts()
