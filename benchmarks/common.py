@@ -123,7 +123,7 @@ def options(description: str | None, packets: list[int]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", metavar="FILE", help="write all figures")
     found = parser.parse_args()
-    warnings.simplefilter("ignore", RuntimeWarning)  # NetfilterQueue warns about the rounded size of the buffer
+    warnings.simplefilter("ignore", RuntimeWarning)  # NetfilterQueue complains of what the buffer was rounded to
     try:
         netns.unshare(netns.CLONE_NEWNET)
     except nfnet.KernelError:

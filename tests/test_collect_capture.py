@@ -191,7 +191,7 @@ def test_standard_output_is_a_capture(tshark: str) -> None:
 @pytest.mark.parametrize(
     ("left", "kept"),
     [
-        (b'{"@timestamp": "2026-11-27T', b""),  # a part of a line of nfnet's: removed
+        (b'{"@timestamp": "2026-11-27T', b""),  # ours: it goes
         (b"somebody's own words", b"somebody's own words\n"),
         (b"", b""),
     ],
