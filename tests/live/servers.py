@@ -28,7 +28,7 @@ def as_somebody(command: list[str]) -> list[str]:
         return command
     if Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]:
         return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *command]
-    # Root in a user namespace, which has no other users: another one, in which we are nobody.
+    # Root of a user namespace, which has no other users: create another one, in which this process is nobody.
     return ["unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}", *command]
 
 
@@ -45,7 +45,7 @@ def _free_port() -> int:
 
 
 class Server:
-    """A process that listens on a port, and may be stopped and started again."""
+    """A process that listens on a port, and can be stopped and started again."""
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="nfnet-test-", dir="/var/tmp"))
@@ -71,7 +71,7 @@ class Server:
         if self.process is not None and self.process.poll() is None:
             return
         for _ in range(10):
-            # Not of those that the kernel chooses from for connections, which one may have when a server comes back.
+            # Not an ephemeral port: a connection could have it when the server is started again.
             self.port = self.port or _free_port()
             with (self.directory / "output").open("ab") as output:
                 self.process = subprocess.Popen(self.command(), stdout=output, stderr=output, cwd=self.directory)
@@ -79,7 +79,7 @@ class Server:
             assert wait_for(lambda process=process: process.poll() is not None or self.answers())  # type: ignore[misc]
             if self.process.poll() is None:
                 return
-            self.port = 0  # somebody has it
+            self.port = 0  # another program has it
         raise AssertionError((self.directory / "output").read_text())
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
@@ -101,7 +101,7 @@ class Server:
 class Postgres(Server):
     """A cluster with the user ``nfnet``; `database` makes databases in it.
 
-    small: the size in bytes of a file system of its own, in which `small_database` makes one.
+    small: the size in bytes of a separate file system, in which `small_database` makes one.
     """
 
     def __init__(self, small: int = 0) -> None:

@@ -23,7 +23,7 @@ _MODULES = "/usr/lib/*/rsyslog"
 
 @contextlib.contextmanager
 def directory() -> Iterator[Path]:
-    """One that the ordinary user as whom servers run may write to; paths of sockets have to be short."""
+    """Create a directory that the servers' ordinary user can write to, with a short path, as sockets need."""
     path = Path(tempfile.mkdtemp(prefix="nfnet"))
     try:
         if UID == 0:
@@ -85,16 +85,16 @@ def make_certificates(where: Path) -> None:
             *("-set_serial", "7", "-extfile", extensions, "-out", where / f"{name}.pem"),
         )
     for file in where.iterdir():
-        file.chmod(0o644)  # they are made for the test, and read by the ordinary user as whom the server runs
+        file.chmod(0o644)  # made for the test only, and read by the server's ordinary user
 
 
 class Rsyslogd:
-    """Writes what it understood of each message as JSON."""
+    """rsyslogd, which writes the parts of each message as JSON."""
 
     def __init__(self, where: Path, at: Callable[[Callable[[], Any]], Any], *, tls: str = "") -> None:
         self.where, self._at, self._tls = where, at, tls
         self.path = where / "log"  # a socket
-        self.local = where / "local"  # one that takes messages as the C library writes them
+        self.local = where / "local"  # a socket for messages in the C library's format
         self.output = where / "messages.json"
         self._program = program("rsyslogd")
         self._process: subprocess.Popen[bytes] | None = None
@@ -165,7 +165,7 @@ class Rsyslogd:
             path.unlink(missing_ok=True)
 
     def messages(self) -> list[dict[str, Any]]:
-        """What it has written so far, as far as the lines are whole."""
+        """Return the whole lines that it has written so far."""
         if not self.output.exists():
             return []
         return [json.loads(line) for line in self.output.read_bytes().splitlines(True) if line.endswith(b"\n")]
@@ -188,7 +188,7 @@ exec "$0"
 
 
 class Journald:
-    """systemd-journald in a mount namespace of its own, where all that it uses is in an empty /run."""
+    """systemd-journald in a new mount namespace, where all its files are in an empty /run."""
 
     def __init__(self, where: Path) -> None:
         self.path, self.local = where / "socket", where / "local"  # links to its sockets
@@ -226,7 +226,7 @@ class Journald:
             link.unlink(missing_ok=True)
 
     def entries(self, *matches: str) -> list[dict[str, Any]]:
-        """What journalctl shows of it."""
+        """Return the entries that journalctl shows."""
         files = [f"--file={path}" for path in self._files()]
         command = [self._journalctl, *files, "--output=json", "--all", "--quiet", "SYSLOG_IDENTIFIER=nfnet", *matches]
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)

@@ -175,7 +175,7 @@ def program(net: Net, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen
 
 
 def check(way: Way, process: subprocess.Popen[str]) -> None:
-    """Others run while it waits, and then what was sent comes."""
+    """Other greenlets run while it waits, and then it gets the packet that was sent."""
     assert process.stdout is not None
     assert process.stderr is not None
     assert readable(process.stdout, TIMEOUT), "nothing else runs while it waits"

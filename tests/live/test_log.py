@@ -58,7 +58,7 @@ def family(request: pytest.FixtureRequest) -> int:
 
 
 def ours(messages: list[LogMessage]) -> list[LogMessage]:
-    """Without what IPv6 does of its own accord."""
+    """Turn IPv6 off, and so the packets that it sends by itself."""
     return [message for message in messages if inet.get_data(message.payload) is not None]
 
 
@@ -103,7 +103,7 @@ def test_attributes(net: Net, rule: Any, hook: str, family: int) -> None:
     if hook == "output":
         assert (message.hwaddr, message.hwtype, message.hwheader) == (None, None, None)
     assert message.mark == (0xABCD if hook == "output" else 0)
-    # In the user namespace of the listener: root of a namespace of its own sees 0.
+    # In the listener's user namespace, whose root sees 0.
     assert (message.uid, message.gid) == ((os.geteuid(), os.getegid()) if hook == "output" else (None, None))
     assert message.seq is not None
     assert message.seq_global == message.seq + 1
@@ -123,7 +123,7 @@ def test_timestamps_that_nobody_asked_for(net: Net) -> None:
         (message,) = collect(log, 1)
         return packet.timestamp, message.timestamp
 
-    gc.collect()  # what other tests left may have a socket that makes the kernel stamp packets
+    gc.collect()  # a socket left by another test can make the kernel timestamp packets
     with (
         nfnet.Queue(1, netns=here) as queue,
         Log(5, threshold=1, netns=here) as log,
@@ -169,7 +169,7 @@ def test_names_of_interfaces_that_are_gone(net: Net) -> None:
 
 @contextmanager
 def logged(net: Net, group: int = 5, *, rule_options: dict[str, Any] | None = None, **options: Any) -> Iterator[Any]:
-    """A log of what the client sends by UDP, and a function that sends so many datagrams."""
+    """Yield a log of the client's UDP datagrams, and a function that sends so many of them."""
     here = net.hosts["client"]
     sock = net.open_socket("client")
     rule = rules.log(group, hook="output", protocol="udp", netns=here, **(rule_options or {}))
@@ -216,7 +216,7 @@ def test_messages_wait_no_longer_than_the_timeout(net: Net) -> None:
 
 
 def test_a_large_buffer_comes_whole(net: Net) -> None:
-    """The kernel rounds it up: one datagram exceeds the size asked for by nearly as much again."""
+    """The kernel rounds it up: one datagram can exceed the requested size by nearly that size."""
     with logged(net, threshold=3000, timeout=60, buffer_size=131072, sequence=True) as (log, send):
         for _ in range(60):
             if readable(log, 0):
@@ -232,7 +232,7 @@ def test_a_large_buffer_comes_whole(net: Net) -> None:
             return more
 
         transport.receive = receive
-        messages = collect(log, 1)  # and those that came with it
+        messages = collect(log, 1)  # and those that arrived with it
         assert [message.seq for message in messages] == list(range(len(messages)))
         assert max(sizes) > 131072
         assert log.counters.lost == 0
@@ -414,7 +414,7 @@ def test_stats_of_a_log_and_of_all(net: Net) -> None:
 
 @pytest.mark.parametrize("fail_open", [False, True])
 def test_everybody_may_know_what_did_not_fit_into_the_receive_buffer(net: Net, fail_open: bool) -> None:
-    """The kernel counts it for the socket, too, and there also where it let packets pass; /proc/net/netlink says so."""
+    """The kernel also counts drops for the socket, in /proc/net/netlink, including packets that fail-open let pass."""
     here = net.hosts["client"]
     options: dict[str, Any] = {"rcvbuf": 8192, "fail_open": fail_open, "on_overrun": "ignore", "netns": here}
     with nfnet.Queue(3, **options) as queue, rules.queue(3, hook="output", protocol="udp", netns=here):

@@ -37,7 +37,7 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Counters:
-    """Chains of nft on a host that count what matches in them."""
+    """Chains of nft on a host that count matching packets."""
 
     def __init__(self, net: Net, host: str, family: str, hooks: dict[tuple[str, int], str], asked: list[str]) -> None:
         self._net, self._host, self._family = net, host, family
@@ -96,7 +96,7 @@ def check(found: dict[tuple[str, int], dict[str, int]], asked: list[str], **opti
         for name in asked:
             refused = is_refused(hook=hook, priority=priority, **{**options, **ASKED[name][1]})
             if (hook, name) == ("input", "uid") and counts[name]:
-                # The kernel may know the receiver's socket by then (early demultiplexing): its user is matched, who
+                # The kernel can know the receiver's socket by then (early demultiplexing), and match its user, who
                 # is not the sender.
                 assert refused
             else:
@@ -106,7 +106,7 @@ def check(found: dict[tuple[str, int], dict[str, int]], asked: list[str], **opti
 @pytest.mark.feature("criteria, at each hook as nft has them")
 def test_what_is_refused_never_matches(net: Net) -> None:
     asked = list(ASKED)
-    if kernel_version() < (5, 7):  # from then on the IP layer says at postrouting where a packet came in
+    if kernel_version() < (5, 7):  # since then the IP layer has the incoming interface at postrouting
         asked.remove("in_interface")
     places = {(hook, priority): "" for hook in IP_HOOKS for priority in (0, -199, -201)}
     counters = Counters(net, "router", "inet", places, asked)
@@ -139,7 +139,7 @@ def test_in_a_bridge(net: Net) -> None:
     addresses = {"client": "10.83.0.1", "router": "10.83.0.2", "server": "10.83.0.3"}
     for host, address in addresses.items():
         net.at(host, lambda host=host, address=address: add_address(host, address))
-    # A bridge forwards once its ports are up, which takes a moment.
+    # It takes some time until the ports of a bridge forward.
     frame = b"\xff" * 6 + bytes.fromhex("02000000aa01 0800") + testing.udp(b"data")
     send_through_bridge(net, frame, lambda: counters.read()["forward", -10]["any"] > 0)
     for here, there in (("client", "server"), ("client", "router"), ("router", "client")):
@@ -229,7 +229,7 @@ def ping(net: Net, here: str, there: str, family: int) -> None:
             pass
 
 
-# What nft would refuse to be asked in tables of one version, where no packet has it.
+# Conditions that nft refuses in tables of one IP version, in which no packet meets them.
 OF_THE_OTHER = {
     "inet": (),
     "ip": ("ip6 ", "icmpv6 ", "meta nfproto ipv6"),
@@ -240,9 +240,9 @@ OF_THE_OTHER = {
 @pytest.mark.feature("criteria, at each hook as nft has them")
 @pytest.mark.parametrize("family", OF_THE_OTHER)
 def test_what_matches_is_what_nft_says_that_it_means(net: Net, family: str) -> None:
-    """Each criterion, and its negation, is counted at each hook by a rule of ours, and by nft's of its own words."""
+    """At each hook, count each criterion and its negation by nfnet's rule, and by a rule in nft's words."""
     names = {name for options, _ in MEANING for name in options}
-    without = {"cgroup", "not_cgroup", "not_limit"}  # see test_cgroup; a limit is not about what a packet is
+    without = {"cgroup", "not_cgroup", "not_limit"}  # see test_cgroup; a limit is not a property of the packet
     assert {*CRITERIA, *(f"not_{name}" for name in CRITERIA)} - names <= without
     here, made = net.hosts["router"], []
     counted: dict[str, dict[str, Any]] = {}
@@ -255,7 +255,7 @@ def test_what_matches_is_what_nft_says_that_it_means(net: Net, family: str) -> N
                 made.append(rules.log(9, netns=here, **where))
                 counted[f"{hook} {number}"] = where
                 known = [one for one in words if not one.startswith(OF_THE_OTHER[family])]
-                if family != "inet":  # where all packets are of one version nft does not want to be asked which
+                if family != "inet":  # nft refuses a condition on the IP version in tables of one version
                     known = [re.sub("^meta nfproto ipv[46]$", "", one) for one in known]
                 text += "".join(f'{one} counter comment "{hook} {number}"\n' for one in known)
         text += "}\n"

@@ -38,7 +38,7 @@ def handler(packet: Packet) -> None:
 
 
 def record_session(net: Net, path: Path, family: int) -> None:
-    """Packets with all sorts of verdicts, one of which comes too late."""
+    """Packets with all kinds of verdicts, one of which is too late."""
     with Way(net, "output", family, record=path) as way:
         for start in (0, 10):
             for number in range(start, start + 10):
@@ -192,7 +192,7 @@ def test_a_file_of_dumpcap_of_two_interfaces_replays(net: Net, tmp_path: Path) -
         return subprocess.Popen(command, stderr=subprocess.PIPE, pass_fds=[here.fileno()])
 
     def recorded(link_type: int) -> int:
-        with path.open("rb") as file:  # the last record may be there in part
+        with path.open("rb") as file:  # the last record can be incomplete
             return sum(isinstance(item, Record) and item.link_type == link_type for item in scan(file))
 
     process = net.at("client", start)

@@ -50,7 +50,7 @@ def test_udp(net: Net, family: int, hook: str, gso: bool) -> None:
 
 @FAMILIES
 def test_another_destination_and_the_way_back(net: Net, family: int) -> None:
-    """What an answer passes is rewritten, too: the client never knows."""
+    """Answers are rewritten, too, so the client does not notice."""
     here = net.hosts["router"]
     server = net.receiver("server", family, PORT)
     client = net.open_socket("client", family)
@@ -145,7 +145,7 @@ def test_fragments_get_another_destination(net: Net) -> None:
                 packet.rewrite(data=b"x")
         packet.accept(payload=packet.rewrite(destination=ADDRESS["server", V4]))
 
-    # Behind postrouting packets are in fragments, but a new destination would come too late: the router's prerouting.
+    # After postrouting packets are fragmented, but a new destination would be too late: use the router's prerouting.
     here = net.hosts["router"]
     rule = rules.queue(1, hook="prerouting", family="ip", protocol="udp", priority=-500, netns=here)
     with rule, Queue(1, netns=here) as queue:

@@ -46,7 +46,7 @@ V4, V6 = socket.AF_INET, socket.AF_INET6
 SO_MARK = 36
 PORT = 7000
 
-# What a rule asks for; how the packet is that it is for, and how those are that it is not for.
+# Conditions of a rule; a packet that matches, and packets that do not match.
 # A packet: IP version, and where it differs from UDP from port 5000 to port 7000 of the server.
 Sent = tuple[int, dict[str, Any]]
 MATCHES: dict[str, tuple[dict[str, Any], Sent, list[Sent]]] = {
@@ -110,7 +110,7 @@ class Traffic:
 
     @staticmethod
     def _socket_of(family: int, uid: int) -> socket.socket:
-        """A socket that belongs to a user, for whom its maker has to pass."""
+        """Return a socket of a user; the process has this user's id while it creates the socket."""
         if uid == UID:
             return socket.socket(family, socket.SOCK_DGRAM)
         os.seteuid(uid)
@@ -220,7 +220,7 @@ def test_ingress(net: Net, family: str) -> None:
 
 
 def installable(way: str, rule: rules.Rule) -> rules.Rule:
-    """A rule that goes one way only, if the kernel has that."""
+    """Restrict a rule to one kind of expression, if the kernel has it."""
     if lacking(only(way, rule)):
         assert way == "nft", "this one should be everywhere"
         kernel_lacks(**NFT_QUEUE)
@@ -235,7 +235,7 @@ def installable(way: str, rule: rules.Rule) -> rules.Rule:
     ],
 )
 def test_ways_into_a_queue(net: Net, way: str, family: str) -> None:
-    """What is queued by nft's expression, and what by the target of iptables."""
+    """Queueing by nft's expression, and by the target of iptables."""
     here = net.hosts["router"]
     rule = installable(way, rules.queue(1, hook="forward", family=family, protocol="udp", netns=here))
     with rule, Queue(1, netns=here) as queue:
@@ -397,7 +397,7 @@ sys.stdin.read()
 
 
 def test_a_rule_lives_until_it_is_removed(net: Net) -> None:
-    """Whether or not anybody keeps the object."""
+    """Whether or not the object is still referenced."""
     receiver = net.receiver("server", V4, PORT)
     with running(net, [sys.executable, "-c", HELD], stdin=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -487,7 +487,7 @@ def test_a_forked_child_has_no_part_in_a_rule(net: Net) -> None:
             assert "not installed" in repr(rule)
             rule.remove()
             assert len(tables(net, "router")) == 1
-            with rule:  # one of its own
+            with rule:  # a separate one
                 assert len(tables(net, "router")) == 2
             assert len(tables(net, "router")) == 1
 
@@ -498,7 +498,7 @@ def test_a_forked_child_has_no_part_in_a_rule(net: Net) -> None:
 
 @pytest.mark.parametrize("owned", [True, False])
 def test_a_rule_that_may_not_be_removed_any_more(net: Net, owned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table with an owner goes all the same, with its socket. Others, as before Linux 5.12, do not."""
+    """The kernel removes a table with an owner, with its socket, but not other tables, as before Linux 5.12."""
     if not owned:
         monkeypatch.setattr(_installation, "_OWNER", 0)
     here = net.hosts["router"]
@@ -547,7 +547,7 @@ def test_as_many_queues_as_the_kernel_can_count(net: Net) -> None:
 
 
 def test_an_int_is_a_descriptor(net: Net) -> None:
-    """As for os.setns, open and pyroute2; the number may be that of some process, too."""
+    """As for os.setns, open and pyroute2; the number can also be the id of a process."""
     number = net.hosts["router"].fileno()
     with rules.queue(1, hook="forward", protocol="udp", netns=number), Queue(1, netns=number) as queue:
         assert len(tables(net, "router")) == 1

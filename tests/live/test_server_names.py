@@ -56,7 +56,7 @@ def echo_once(door: socket.socket) -> None:
 
 
 def ask(net: Net, family: socket.AddressFamily, name: str, door: socket.socket) -> bytes:
-    """What a TLS server answers who is asked for by that name."""
+    """Return a TLS server's answer to a client that requests this name."""
     server = threading.Thread(target=echo_once, args=(door,))
     server.start()
     try:
@@ -106,7 +106,7 @@ def test_the_example(net: Net, family: socket.AddressFamily) -> None:
                 sender.recv(100)
         assert ask(net, family, "www.example.com", door) == b"hello"
 
-        # Of an allowed connection nothing comes to Python behind the hello.
+        # Packets of an allowed connection after the ClientHello are not queued.
         with connect(net, family) as client, door.accept()[0] as server:
             client.settimeout(TIMEOUT)
             server.settimeout(TIMEOUT)

@@ -49,7 +49,7 @@ class Way:
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sender.bind(("", source_port))
         sender.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
-        with contextlib.suppress(PermissionError):  # what a sender is told whose packet is dropped at output
+        with contextlib.suppress(PermissionError):  # the sender's error if its packet is dropped at output
             sender.sendto(data, (ADDRESS["server", family], port))
         sender.close()
         end = self.net.open_socket("client", family)
@@ -83,7 +83,7 @@ def drop(way: Way, **where: Any) -> rules.Rule:
 
 
 def nft_elements(host: Any, family: str = "inet") -> dict[str, list[Any]]:
-    """What nft reads in the sets of a host, by their names."""
+    """Return the elements of a host's sets, by name, as nft lists them."""
     command = [program("nft"), "-j", "list", "sets", family]
     done = netns.call_in(host, lambda: subprocess.run(command, capture_output=True, text=True, check=True))
     sets = [item["set"] for item in json.loads(done.stdout)["nftables"] if "set" in item]
@@ -249,7 +249,7 @@ def test_two_rules_in_tables_of_two_families(way: Way) -> None:
 
 
 def first_and_last(element: Any) -> tuple[Any, Any]:
-    """Of an element as nft says it in JSON."""
+    """Read an element of nft's JSON."""
     if isinstance(element, dict) and "elem" in element:
         element = element["elem"]["val"]
     if isinstance(element, dict) and "prefix" in element:
@@ -357,7 +357,7 @@ def test_more_than_a_user_namespace_may_send_at_once(privileges: str | None) -> 
         with netns.create() as host:
             blocked = Set("network", counters=True)
             with open("/proc/sys/net/core/wmem_max") as file:
-                too_many = many("network", 2 * int(file.read()) // 60)  # bytes, of which each takes more
+                too_many = many("network", 2 * int(file.read()) // 60)  # bytes; each packet has more
             with rules.drop(hook="input", source=blocked, netns=host):
                 with pytest.raises(nfnet.KernelError, match="net.core.wmem_max") as caught:
                     blocked.update(too_many)
@@ -425,7 +425,7 @@ def test_a_rule_that_cannot_be_installed_leaves_the_set_alone(way: Way) -> None:
 
 
 def test_nft_installs_the_same_set(way: Way) -> None:
-    """What `describe` says: elements, how long they stay, and that they are counted."""
+    """Descriptions contain elements, their timeouts, and counters."""
     networks = Set("network", ["10.0.0.0/8", "192.0.2.1-192.0.2.9"], counters=True)
     networks.add("10.81.0.0/16", timeout=500)
     networks.add("fd81::/16", timeout=400.5)
@@ -443,7 +443,7 @@ def test_nft_installs_the_same_set(way: Way) -> None:
         for element in elements:
             if isinstance(element, dict) and "elem" in element:
                 element["elem"].pop("expires", None)
-                if "timeout" in element["elem"]:  # what is described is what is left of it
+                if "timeout" in element["elem"]:  # the description contains the remaining time
                     element["elem"]["timeout"] = round(element["elem"]["timeout"], -2)
         return elements
 
