@@ -170,7 +170,7 @@ def what_takes_linux() -> None:
     ):
         try:
             use()
-        except OSError as error:  # that of NetfilterQueue says little, and the cause is in the traceback
+        except OSError as error:  # NetfilterQueue's error is short; the cause is in the traceback
             found = error if isinstance(error, nfnet.NfnetError) else error.__cause__
             assert isinstance(found, nfnet.NotSupportedError), found
             text = str(found)

@@ -555,7 +555,7 @@ def test_a_number_is_a_process_for_the_command() -> None:
 
 
 def test_the_shell_completes(tmp_path: Path) -> None:
-    """What argcomplete makes of a line; it talks through descriptor 8."""
+    """Return argcomplete's completions of a line; it writes them to descriptor 8."""
     pytest.importorskip("argcomplete")
     line = "nfnet rec"
     script = f"exec 8>{tmp_path / 'said'}; {sys.executable} -m nfnet"

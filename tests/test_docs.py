@@ -66,7 +66,7 @@ NOT_RUN = {"docs/tutorial.md": 1, "docs/pydivert.md": 1}
 
 SHELL = ("console", "sh")
 LANGUAGES = ("python", "pycon", *SHELL, "text", "ini", "dockerfile", "json", "toml")
-# What MyST makes of a block, which holds no code.
+# MyST's directives, which are blocks without code.
 DIRECTIVES = (
     "toctree",
     "eval-rst",
@@ -127,7 +127,7 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
 class Stage:
-    """What the blocks of a page see, and what their comments can say."""
+    """The namespace of a page's blocks, with the functions for its comments."""
 
     def __init__(self, page: Path, request: pytest.FixtureRequest, patches: pytest.MonkeyPatch) -> None:
         self.page = page
@@ -165,7 +165,7 @@ class Stage:
         return [given.verdict.name.lower() + " connection" * given.connection for _, given in sorted(found.items())]
 
     def judged(self) -> list[dict[str, Any]]:
-        """What the verdicts change, in the order of the packets: "MARK", "PAYLOAD" and so on."""
+        """The changes of the verdicts, in the order of the packets: "MARK", "PAYLOAD" and so on."""
         changes = {item: changed for item, _, changed in self._judged()}
         return [{key.name: value for key, value in as_named(changes[item]).items()} for item in sorted(changes)]
 
@@ -174,20 +174,20 @@ class Stage:
         return self.kernel.judged
 
     def sent(self) -> list[bytes]:
-        """What was to be sent since the last time."""
+        """Return the packets injected since the last call."""
         packets = self.double.injected.copy()
         self.double.injected.clear()
         return packets
 
     def printed(self) -> str:
-        """What was printed since the last time."""
+        """Return the output since the last call."""
         text = self.output.getvalue()
         self.output.seek(0)
         self.output.truncate()
         return text
 
     def connect(self, **_: Any) -> Kernel:
-        """Stands in for NetlinkSocket."""
+        """Replace NetlinkSocket."""
         self.kernel = Kernel(self)
         return self.kernel
 
@@ -249,7 +249,7 @@ def given(build: Callable[..., bytes]) -> Callable[..., tuple[bytes, dict[str, A
 
 
 class Kernel(FakeKernel):
-    """Gives what was fed to the queue or log that is opened on it, and ends."""
+    """Delivers the packets that were fed to the queue or log that is opened on it, and ends."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(ends=True)
@@ -372,7 +372,7 @@ def test_a_page_runs(page: Path, stage: Stage, capsys: pytest.CaptureFixture[str
 
 
 def session(block: Block, stage: Stage) -> None:
-    """Python's prompt, and what it answers; ``...`` stands for anything."""
+    """Run a session at Python's prompt, and compare its output; ``...`` matches anything."""
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     parsed = doctest.DocTestParser().get_doctest(block.text, stage.namespace, name_of(stage.page), None, block.line)
     told: list[str] = []
@@ -385,7 +385,7 @@ def session(block: Block, stage: Stage) -> None:
 
 
 def commands(block: Block) -> Iterator[tuple[str, str]]:
-    """The commands of a block, each with what it prints, if the block has that."""
+    """Yield the commands of a block, each with its output, if the block contains that."""
     text = re.sub(r"\\\n\s*", "", block.text)
     if block.kind == "sh":
         yield from ((line.strip(), "") for line in text.splitlines())
@@ -477,7 +477,7 @@ def test_every_block_has_a_language(page: Path) -> None:
 
 @every_page
 def test_code_is_fenced(page: Path) -> None:
-    """Indented blocks have no language, and nobody runs them."""
+    """Indented blocks have no language, so no test would run them."""
     fenced = re.sub(r"^( *)(`{3,}).*?^\1\2$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     fenced = re.sub(r"<!--.*?-->", "", fenced, flags=re.DOTALL)
     assert not re.findall(r"(?<=\n\n)    \S.*", fenced)

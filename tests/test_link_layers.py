@@ -69,7 +69,7 @@ def test_what_follows_the_packet_in_the_frame_is_cut_off(name: str, packet: byte
 
 @EACH
 def test_frames_that_were_cut_short(name: str, packet: bytes, tmp_path: Path) -> None:
-    """Those in which not even the packet begins are errors, or no packets, as they are too short to tell."""
+    """Records too short for the beginning of a packet are errors, or contain no packet."""
     sample = SAMPLES[name]
     record = record_of(sample, packet)
     before = len(record) - len(packet)
