@@ -216,7 +216,7 @@ def test_bare_packets_replay_as_a_queue(tmp_path: Path) -> None:
     path = recording(tmp_path / "raw.pcap", ipv4(17, b"four"), ipv6(17, b"six"), link_type=101)
     with nfnet.Queue(9, transport=nfnet.replay(path)) as queue:
         found = [(packet.id, packet.family, inet.get_data(packet.payload), packet.truncated) for packet in queue]
-    # The padding that the record reports is no part of the packet.
+    # The original lengths in these records are larger; the difference is no part of the packet.
     assert found == [(1, 2, b"four", False), (2, 10, b"six", False)]
 
 

@@ -149,7 +149,7 @@ def test_ports_behind_the_end_of_the_packet_are_none() -> None:
 
 
 def test_a_length_of_zero_in_ipv6() -> None:
-    """After any hop-by-hop header, with or without a jumbogram option, the kernel takes it as the length of all data."""
+    """Before a hop-by-hop header, with a jumbogram option or not, the kernel takes it as the length of all data."""
     padding, jumbo = bytes([17, 0, 1, 4, 0, 0, 0, 0]), bytes([17, 0, 0xC2, 4, 0, 0, 0, 9])
     for extension, first in ((b"", None), (padding, 0), (jumbo, 0)):  # a jumbogram has more than 65,535 bytes
         packet = ipv6(17, b"data", extension, first)
