@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .conftest import TIMEOUT, said, wait_for
-from .programs import is_bound, running
+from .programs import is_bound, program, running
 from .traffic import Way
 
 
@@ -92,3 +92,21 @@ def sending(way: Way) -> Iterator[None]:
     finally:
         done = True
         thread.join()
+
+
+def rotate(file: Path, how: str, times: int) -> None:
+    """Let logrotate rotate a file several times, each time after the collector has written 5000 bytes."""
+    config = file.parent.with_name("logrotate.conf")
+    config.write_text(f"{file} {{\nrotate 50\n{how}\n}}\n")
+    config.chmod(0o600)
+    command = [program("logrotate"), "--force", "--state", str(config.with_name("state")), str(config)]
+    for turn in range(times):
+        assert wait_for(lambda: file.exists() and file.stat().st_size > 5000)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        assert (done.returncode, done.stderr) == (0, ""), turn
+
+
+def rotated(file: Path) -> list[Path]:
+    """Return the files that logrotate made of a file, oldest first, and the file itself."""
+    found = file.parent.iterdir()
+    return sorted(found, key=lambda path: -int(path.suffix[1:]) if path.suffix[1:].isdecimal() else 0)

@@ -19,9 +19,21 @@ from typing import Any
 
 import pytest
 
-from .collecting import burst, collecting, finish, lines_in, lines_of, numbers, rows, sending, whole_lines
+from .collecting import (
+    burst,
+    collecting,
+    finish,
+    lines_in,
+    lines_of,
+    numbers,
+    rotate,
+    rotated,
+    rows,
+    sending,
+    whole_lines,
+)
 from .conftest import TIMEOUT, UID, stopped, wait_for
-from .programs import is_bound, program
+from .programs import is_bound
 from .traffic import Way, logging
 
 BURST = 50_000 if UID == 0 else 500  # the receive buffer of ordinary users is small
@@ -86,23 +98,15 @@ ROTATE = {
 
 @pytest.mark.parametrize("how", ROTATE)
 def test_logrotate_neither_loses_a_line_nor_repeats_one(way: Way, how: str, tmp_path: Path) -> None:
-    logrotate = program("logrotate")
     directory = tmp_path / "logs"
     directory.mkdir(mode=0o700)
     file = directory / "log.jsonl"
     with logging(way.net), collecting(way, "--to", file) as process, sending(way):
         signaled = "" if "no signal" in how else f"postrotate\nkill -HUP {process.pid}\nendscript"
-        config = tmp_path / "logrotate.conf"
-        config.write_text(f"{file} {{\nrotate 50\n{ROTATE[how]}\n{signaled}\n}}\n")
-        config.chmod(0o600)
-        for turn in range(8):
-            assert wait_for(lambda: file.exists() and file.stat().st_size > 5000)
-            command = [logrotate, "--force", "--state", str(tmp_path / "state"), str(config)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
-            assert (done.returncode, done.stderr) == (0, ""), turn
+        rotate(file, f"{ROTATE[how]}\n{signaled}", 8)
         assert wait_for(file.exists)
         finish(process)
-    files = sorted(directory.iterdir(), key=lambda path: -int(path.suffix[1:]) if path.suffix[1:].isdecimal() else 0)
+    files = rotated(file)
     assert len(files) == 9
     found = numbers(*files)
     assert found == list(range(len(found)))
