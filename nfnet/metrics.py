@@ -160,8 +160,12 @@ class _Server:
     def __init__(self, address: str, port: int, content: Callable[[], bytes]) -> None:
         self._content = content
         self._clients: dict[asyncio.Task[None], None] = {}  # oldest first
-        family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
-        self._listener = socket.create_server((address, port), family=family, backlog=_BACKLOG)
+        try:
+            family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
+            self._listener = socket.create_server((address, port), family=family, backlog=_BACKLOG)
+        except OSError as error:
+            text = f"metrics cannot be served at {address} port {port}: {error.strerror or error}"
+            raise type(error)(error.errno, text) from None
         self._listener.setblocking(False)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="nfnet-metrics", daemon=True)

@@ -72,7 +72,7 @@ def add_to(commands: Any) -> None:
         description=_REPLAY,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    replay.add_argument("file", metavar="FILE")
+    replay.add_argument("file", metavar="FILE", help="pcap or pcapng; - is standard input")
     which = replay.add_mutually_exclusive_group()
     which.add_argument(
         "--queue",

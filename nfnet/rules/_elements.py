@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .._arguments import check, wrong_type
+from .._arguments import check, network_error, wrong_type
 from ..errors import ArgumentError
 from ..protocol import netlink
 from ._expressions import Datatype
@@ -127,7 +127,7 @@ def _read_network(value: Any) -> bytes:
         if isinstance(value, _Network):
             return value.network_address.packed + value.broadcast_address.packed
     except ValueError as error:
-        raise ArgumentError(f"no network: {error}") from None
+        raise ArgumentError(f"no network: {network_error(value, error)}") from None
     raise wrong_type("an element", value, _NETWORK)
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from .._arguments import check, check_choice, wrong_type
+from .._arguments import check, check_choice, network_error, wrong_type
 from .._io.system import group_number, user_number
 from ..errors import ArgumentError
 
@@ -142,7 +142,7 @@ def read_addresses(name: str, value: Any) -> Iterator[Span]:
             return
         first, last = ipaddress.ip_address(start.strip()), ipaddress.ip_address(end.strip())
     except ValueError as error:
-        raise ArgumentError(f"{what}: {error}") from None
+        raise ArgumentError(f"{what}: {str(error) if dash else network_error(value, error)}") from None
     if first.version != last.version or int(first) > int(last):
         raise ArgumentError(f"{name} is {value!r}, which ends before it begins")
     yield Span(int(first), int(last), first.version)
