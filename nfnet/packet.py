@@ -35,6 +35,7 @@ from .protocol.nfqnl import (
     Verdict,
 )
 
+_CAP_LEN, _PAYLOAD, _SKB_INFO = int(NFQA.CAP_LEN), int(NFQA.PAYLOAD), int(NFQA.SKB_INFO)
 _LABELS_SIZE = 16
 _MARK_SIZE = 8  # NFQA_MARK, with its header
 _OUTGOING = (Hook.FORWARD, Hook.OUTPUT, Hook.POSTROUTING)  # after these the kernel segments super-packets
@@ -169,7 +170,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             self._accept(**changes)
 
     def _accept(self, *, connection: bool = False, **changes: Any) -> None:
-        fate = Fate.ACCEPT if check_flag("connection", connection) else None
+        fate = Fate.ACCEPT if connection is not False and check_flag("connection", connection) else None
         self._change(Verdict.ACCEPT, fate=fate, **changes)
 
     @_exclusive
@@ -456,7 +457,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         payload, packet = self.payload, self._ip_packet()
         if not packet:
             raise ArgumentError(f"not an IP packet (EtherType {self.hw_protocol:#06x}, {len(payload)} bytes)")
-        if skbinfo := self._number(NFQA.SKB_INFO) or 0:
+        if skbinfo := self._number(_SKB_INFO) or 0:
             self._check_segments()
         new = inet.rewrite(
             packet,
@@ -487,7 +488,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         packet. On the way in a UDP socket with UDP_GRO gets the whole packet and other sockets its segments: no
         checksum is correct for both. The checksum of a packet in a tunnel cannot be found.
         """
-        if not self._number(NFQA.SKB_INFO) or SkbInfo.GSO not in self.skbinfo:
+        if self._find(_SKB_INFO) is None or SkbInfo.GSO not in self.skbinfo:
             return
         protocol = inet.protocol(self._ip_packet())
         outgoing, perhaps_udp = self.hook in _OUTGOING, protocol in (socket.IPPROTO_UDP, None)
@@ -498,33 +499,34 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     def _check_payload(self, payload: Any) -> bytes:
         self._check_segments()
+        data = payload if type(payload) is bytes else self._bytes_of(payload)
+        version = IP_VERSION_OF.get(self.raw[FAMILY])
+        size = len(data)
+        least = _MIN_IPV6_PAYLOAD if version == 6 else MIN_PAYLOAD
+        if not least <= size <= MAX_PAYLOAD:
+            raise ArgumentError(
+                f"payload has {size} bytes and must have {least} to {MAX_PAYLOAD:,}, from the network header on"
+            )
+        if version is None:
+            return data
+        # The kernel would just drop what is not an IP packet of the family.
+        if data[0] >> 4 != version:
+            text = f"payload begins with {data[:4].hex(' ')}, and must be an IPv{version} packet"
+            raise ArgumentError(f"{text}, from the network header on, without a link-layer header")
+        if version == 4 and not 20 <= (data[0] & 15) * 4 <= size:
+            raise ArgumentError(f"payload says that its IP header has {(data[0] & 15) * 4} of its {size} bytes")
+        return data
+
+    def _bytes_of(self, payload: Any) -> bytes:
         if _scapy.is_scapy(payload):
             if not _scapy.may_begin(payload, ip=self.family in (Family.IPV4, Family.IPV6)):
                 text = f"payload begins with {payload.name}, and must begin with the network header"
                 raise ArgumentError(f"{text}: of a scapy frame, pass frame.payload")
-            payload = self._build(payload)
+            return self._build(payload)
         try:
-            data = payload if type(payload) is bytes else bytes(memoryview(payload))
+            return bytes(memoryview(payload))
         except TypeError:
             raise TypeError(f"payload must be bytes, not {type(payload).__name__}") from None
-        least = _MIN_IPV6_PAYLOAD if self.raw[FAMILY] == Family.IPV6 else MIN_PAYLOAD
-        if not least <= len(data) <= MAX_PAYLOAD:
-            raise ArgumentError(
-                f"payload has {len(data)} bytes and must have {least} to {MAX_PAYLOAD:,}, from the network header on"
-            )
-        self._check_beginning(data)
-        return data
-
-    def _check_beginning(self, data: bytes) -> None:
-        """Raise ArgumentError if the payload must be an IP packet and is not: the kernel would just drop it."""
-        version = IP_VERSION_OF.get(self.raw[FAMILY])
-        if version is None:
-            return
-        if data[0] >> 4 != version:
-            text = f"payload begins with {data[:4].hex(' ')}, and must be an IPv{version} packet"
-            raise ArgumentError(f"{text}, from the network header on, without a link-layer header")
-        if version == 4 and not 20 <= (data[0] & 15) * 4 <= len(data):
-            raise ArgumentError(f"payload says that its IP header has {(data[0] & 15) * 4} of its {len(data)} bytes")
 
     def _build(self, theirs: Any) -> bytes:
         """Return the bytes of a scapy packet, with the lengths and checksums that the kernel expects."""
@@ -596,7 +598,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     @property
     def truncated(self) -> bool:
         """True if the payload is only the beginning of the packet, or missing (META)."""
-        return self._find(NFQA.CAP_LEN) is not None or self._find(NFQA.PAYLOAD) is None
+        return self._find(_CAP_LEN) is not None or self._find(_PAYLOAD) is None
 
     @property
     def hook(self) -> Hook:
