@@ -167,11 +167,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             on_decided = self._on_decided  # Python 3.11 reads a slot faster if the value is not called at once
             on_decided(self)
         else:
-            self._accept(**changes)
-
-    def _accept(self, *, connection: bool = False, **changes: Any) -> None:
-        fate = Fate.ACCEPT if connection is not False and check_flag("connection", connection) else None
-        self._change(Verdict.ACCEPT, fate=fate, **changes)
+            self._change(Verdict.ACCEPT, Fate.ACCEPT, **changes)
 
     @_exclusive
     def drop(self, *, connection: bool = False) -> None:
@@ -188,15 +184,14 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             on_decided = self._on_decided
             on_decided(self)
         else:
-            fate = Fate.DROP if check_flag("connection", connection) else None
-            self._change(Verdict.DROP, fate=fate)
+            self._change(Verdict.DROP, Fate.DROP, connection=connection)
 
     def repeat(self, *, mark: int | None = None, payload: Payload | None = None, priority: int | None = None) -> None:
         """Send the packet through its chain again, from the first rule (NF_REPEAT). Arguments are those of `accept`.
 
         The rule that queued the packet queues it again, with a new id, unless the rule tests the mark, for instance.
         """
-        self._change(Verdict.REPEAT, mark, payload, priority)
+        self._change(Verdict.REPEAT, None, mark, payload, priority)
 
     def requeue(
         self,
@@ -213,7 +208,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         """
         num = check("queue number", num, 0, 0xFFFF)
         flags = QUEUE_BYPASS if check_flag("bypass", bypass) else 0
-        self._change(num << 16 | flags | Verdict.QUEUE, mark, payload, priority)
+        self._change(num << 16 | flags | Verdict.QUEUE, None, mark, payload, priority)
 
     def verdict(
         self,
@@ -237,7 +232,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             raise ArgumentError(f"verdict {word:#x}: the low byte must be 0, 1, 3, 4 or 5")
         if word != kind and (kind != Verdict.QUEUE or word & 0x7F00):
             raise ArgumentError(f"verdict {word:#x}: only QUEUE (3) may have bits above the lowest 8 (queue, bypass)")
-        self._change(word, mark, payload, priority, vlan, l2header, ct_mark, ct_labels)
+        self._change(word, None, mark, payload, priority, vlan, l2header, ct_mark, ct_labels)
 
     @property
     def decided(self) -> Verdict | None:
@@ -315,7 +310,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             self._refuse()
         fate = Fate.REJECT if check_flag("connection", connection) else Fate.REJECT_PACKET
         if fate == Fate.REJECT or self._carries_out(fate):
-            self._change(Verdict.DROP, None, None, None, fate=fate)
+            self._change(Verdict.DROP, fate, connection=True)
         else:
             self._inject_and_drop(_answers.refusals)
 
@@ -350,6 +345,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     def _change(
         self,
         word: int,
+        fate: Fate | None,
+        /,
         mark: int | None = None,
         payload: Payload | None = None,
         priority: int | None = None,
@@ -357,14 +354,15 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         l2header: bytes | None = None,
         ct_mark: int | None = None,
         ct_labels: bytes | None = None,
-        fate: Fate | None = None,
+        connection: bool = False,
     ) -> None:
+        """Give a verdict. With ``connection``, ``fate`` is what happens to the rest of the packet's connection."""
         if self._decision is not None:
             self._refuse()
         if mark is not None:
             mark = check("mark", mark, 0, 0xFFFFFFFF)
         kind = None
-        if fate is not None:
+        if connection is not False and check_flag("connection", connection) and fate is not None:
             word, mark, kind = Verdict.REPEAT, self._marked(fate, mark), word
         if priority is not None:
             priority = check("priority", priority, 0, 0xFFFFFFFF)
