@@ -8,6 +8,7 @@ import json
 import os
 import sqlite3
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -723,6 +724,18 @@ def test_a_good_configuration_passes_the_check(tmp_path: Path, capsys: pytest.Ca
     path.write_text(GOOD)
     assert cli.main(["collect", "--config", str(path), "--check"]) == 0
     assert capsys.readouterr().out == "groups 5 to jsonl:log.jsonl, sqlite:log.db\n"
+
+
+def test_the_check_reports_that_the_metrics_cannot_be_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "collect.toml"
+    path.write_text('metrics = "127.0.0.1:9464"\n' + GOOD)
+    assert cli.main(["collect", "--config", str(path), "--check"]) == 0
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    assert cli.main(["collect", "--config", str(path), "--check"]) == 1
+    assert capsys.readouterr().err.startswith("nfnet collect: metrics need prometheus-client: pip install")
 
 
 # --- third parties

@@ -157,7 +157,7 @@ def test_without_a_script() -> None:
     assert run([sys.executable, "-m", "nfnet.compat", "--help"]).stdout.startswith("usage:")
     done = run([sys.executable, "-m", "nfnet", "run"])
     assert done.returncode == 2
-    assert "which script?" in done.stderr
+    assert "a script, -m MODULE or -c CODE is missing" in done.stderr
 
 
 def test_script_that_is_not_there(way: list[str]) -> None:

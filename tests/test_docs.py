@@ -397,6 +397,7 @@ def shell(command: str, says: str, capsys: pytest.CaptureFixture[str], *, may_ru
     words = shlex.split(command, comments=True)
     if len(words) > 1 and words[0] == "sudo":
         words, may_run = words[1:], False
+        assert not {"nfnet", "python"} & set(words), f"sudo does not find this in a virtual environment: {command}"
     if not words:
         return
     program = os.path.basename(words[0])
@@ -408,6 +409,8 @@ def shell(command: str, says: str, capsys: pytest.CaptureFixture[str], *, may_ru
             capsys.readouterr()
             assert cli.main(words[1:]) == 0, command
             compare(says, capsys.readouterr().out, command)
+    elif program == "python" and words[1].startswith("examples/"):
+        assert (ROOT / words[1]).exists(), command
     elif program == "python" and may_run and Path(words[1]).exists():
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, timeout=60, env=environment)
@@ -455,7 +458,8 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @every_page
 def test_commands_in_the_text_are_accepted(page: Path) -> None:
     text = re.sub(r"^( *)(`{3,}).*?^\1\2$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    for command in re.findall(r"`(nfnet [a-z][^`]*)`", text):
+    assert not re.findall(r"`sudo (?:nfnet|python)\b[^`]*`", text), "sudo does not find these in a virtual environment"
+    for command in re.findall(r"`(?:sudo )?(?:/?[.\w/]+/bin/)?(nfnet [a-z][^`]*)`", text):
         if "..." not in command and " " in command.removeprefix("nfnet "):
             parse(shlex.split(command)[1:], command)
 

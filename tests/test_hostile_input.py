@@ -473,7 +473,7 @@ def test_a_database_beside_which_others_may_put_files_is_refused(trap: Path, pla
     if place == "like /tmp":  # there they cannot put another directory in its place
         assert private_files.create_database(here / "ours" / "log.db") == str(here / "ours" / "log.db")
     else:
-        with pytest.raises(PermissionError, match="in the place of the one in"):
+        with pytest.raises(PermissionError, match="may replace the directory in"):
             private_files.create_database(here / "ours" / "log.db")
 
 

@@ -171,6 +171,7 @@ ORDER = [
     "compat.drop_in.nflogr",
     "",
     "cli.tables",
+    "cli.colours",
     "cli.demo_command",
     "cli.packet_text",
     "cli.command_line",

@@ -87,6 +87,23 @@ def test_docstrings_of_classes_name_all_arguments(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", PUBLIC)
+def test_docstrings_describe_each_argument_on_a_line_of_its_own(module: str) -> None:
+    """As docs/conf.py expects: ``name: text`` in the middle of a line would not be shown as an argument."""
+    wrong = []
+    for name, item in public(importlib.import_module(module)):
+        methods = [getattr(item, member) for member in members(item)] if inspect.isclass(item) else []
+        for subject in (item, *methods):
+            settings = getattr(subject, "settings", {})
+            try:
+                arguments = {*inspect.signature(subject).parameters, *(settings if isinstance(settings, dict) else ())}
+            except (TypeError, ValueError):
+                continue
+            found = re.findall(r"[.;] (?:\w+, )*(\w+): ", inspect.getdoc(subject) or "")
+            wrong += [f"{name}: {argument}" for argument in found if argument in arguments]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", PUBLIC)
 def test_everything_public_has_a_docstring(module: str) -> None:
     lacking = []
     for name, item in public(importlib.import_module(module)):

@@ -155,7 +155,7 @@ SENSELESS: dict[str, tuple[dict[str, Any], str]] = {
     "ports of others": ({"not_protocol": "udp", "source_port": 5}, "source_port needs protocol"),
     "flags of others": ({"protocol": ["tcp", "udp"], "tcp_flags": "syn"}, "tcp_flags needs protocol to be 'tcp'$"),
     "no flag": ({"protocol": "tcp", "tcp_flags": "syn,fun"}, "a flag in tcp_flags is 'fun' and must be one of 'fin'"),
-    "a flag twice": ({"protocol": "tcp", "tcp_flags": "syn,!syn"}, "says syn twice"),
+    "a flag twice": ({"protocol": "tcp", "tcp_flags": "syn,!syn"}, "contains syn twice"),
     "a type of others": (
         {"protocol": "udp", "icmp_type": 8},
         "icmp_type needs protocol to be 'icmp' or 'icmpv6', or sev",
@@ -503,7 +503,7 @@ def test_unknown_option() -> None:
 
 def test_unknown_keywords_are_named() -> None:
     with pytest.raises(
-        TypeError, match="a rule knows no 'dport'; there are cgroup, connection_mark, destination, destination_port"
+        TypeError, match="a rule has no argument 'dport'; there are cgroup, connection_mark, destination"
     ):
         rules.queue(1, hook="output", dport=53)  # type: ignore[call-arg]
 

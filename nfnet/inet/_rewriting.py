@@ -40,7 +40,7 @@ Address = str | IPv4Address | IPv6Address
 _MAX_PACKET = 0xFFFF
 _CSUM_NOT_READY, _GSO = int(SkbInfo.CSUM_NOT_READY), int(SkbInfo.GSO)
 _NO_TRANSPORT = "not a packet that begins with a whole TCP, UDP or ICMP header"
-_REROUTED = "a packet that is routed by its own header cannot be given a checksum"
+_REROUTED = "a packet that is source-routed, or has a home address option, cannot be given a checksum"
 _put = struct.Struct(">H").pack_into  # a number of 16 bits, at an offset
 # Protocols whose packets can get other addresses, because their checksums do not cover addresses.
 _WITHOUT_ADDRESSES = frozenset((2, 4, 41, 47, 50, 132))  # IGMP, IPv4, IPv6, GRE, ESP, SCTP
@@ -51,8 +51,8 @@ def checksum(data: bytes | bytearray) -> int:
     return _complement(_number(data))
 
 
-# The bytes are read as one long number: 2^16 is 1 modulo 2^16-1, so its remainder is the one's complement sum of its
-# words, and the remainder of a sum of such numbers is the sum of all their words.
+# The bytes are read as one long number. Because 2^16 is 1 modulo 2^16-1, the remainder of that number is the one's
+# complement sum of its words, and the remainder of a sum of such numbers is the sum of all their words.
 
 
 def _number(data: bytes | bytearray) -> int:
@@ -87,14 +87,15 @@ def rewrite(
     window: int | None = None,
     skbinfo: SkbInfo | int = 0,
 ) -> bytes:
-    """Return the IP packet with changed fields, and with correct lengths and checksums, whatever they were before.
+    """Return the IP packet with changed fields, and with correct lengths and checksums, even if they were wrong before.
 
     data: the data after the TCP, UDP or ICMP header.
     source, destination: addresses, of the packet's family.
-    source_port, destination_port: of TCP and UDP. seq, ack, flags, window: of TCP.
-    ttl, tos: of IP; hop limit and traffic class of IPv6.
+    source_port, destination_port: the ports of TCP or UDP.
+    seq, ack, flags, window: fields of the TCP header.
+    ttl, tos: fields of the IP header; with IPv6 the hop limit and the traffic class.
     skbinfo: the state of a packet of a queue with ``gso=True`` (`Packet.skbinfo`); `Packet.rewrite` passes it. With
-        CSUM_NOT_READY the checksum is finished, whatever is changed: the kernel does not do that after a packet's
+        CSUM_NOT_READY the checksum is finished for every change, because the kernel does not do that after a packet's
         bytes were replaced. With GSO the checksum of UDP becomes the sum of the pseudo-header, from which the kernel
         computes the checksums of the segments.
 
@@ -136,7 +137,7 @@ def rewrite(
                 _set_address(new, name, address, low)
         changed = _addresses(new) != _addresses(packet)
         if rerouted:
-            raise ArgumentError("addresses of a packet that is routed by its own header cannot be changed")
+            raise ArgumentError("a packet that is source-routed, or has a home address option, must keep its addresses")
         if number not in CHECKSUM[packet[0] >> 4] and number not in _WITHOUT_ADDRESSES:
             raise ArgumentError(
                 f"addresses cannot be changed in packets of protocol {number}, whose checksum is unknown"
@@ -160,7 +161,8 @@ def rewrite(
         if fragment:
             raise ArgumentError("the data of a fragment cannot be replaced: its checksum covers all fragments")
         if segments and begin + len(data) < len(new):
-            # The kernel drops one that is not longer than a segment, without an error, and does not report that size.
+            # The kernel drops a super-packet that is not longer than a segment, without an error, and does not report
+            # the size of segments.
             raise ArgumentError("the data of a super-packet cannot become shorter")
         new[begin:] = data
         changed = True
@@ -176,7 +178,7 @@ def rewrite(
         if unfinished and not segments:
             _finish_checksum(new, number, header)
     elif segments and number != TCP:
-        if number == UDP and packet[header + 6 : header + 8] != b"\0\0":  # in tunnels it can be missing
+        if number == UDP and packet[header + 6 : header + 8] != b"\0\0":  # tunnels can leave the checksum out
             set_checksum(new, number, header, data is not None, begun=True)
     elif (changed or unfinished) and number in CHECKSUM[packet[0] >> 4] and len(new) >= header + SIZES[number]:
         set_checksum(new, number, header, data is not None)
@@ -195,7 +197,7 @@ def _check_unfinished(packet: bytes, upper: Upper, segments: bool) -> None:
         raise ArgumentError(_REROUTED)
     known = number in CHECKSUM[packet[0] >> 4] and len(packet) >= header + SIZES[number]
     if not known or (number == UDP and not upper.rerouted and not _is_begun(packet, header)):
-        # SCTP's, or one in a tunnelled packet.
+        # The checksum of SCTP, or one in a tunnelled packet.
         raise ArgumentError(
             f"an unfinished checksum in a packet of protocol {number} that is not that of TCP, UDP or ICMP cannot be"
             " finished: leave the packet as it is, or open the queue without gso"
@@ -245,7 +247,7 @@ def set_checksum(packet: bytearray, number: int, header: int, resized: bool, beg
     size = len(packet) - header
     if number == UDP:
         if not resized and SIZES[UDP] <= (said := packet[header + 4] << 8 | packet[header + 5]) < size:
-            size = said  # bytes after it are not UDP's, and stay
+            size = said  # bytes after the UDP datagram stay unchanged
         _put(packet, header + 4, size)
     place = header + CHECKSUM[packet[0] >> 4][number]
     _put(packet, place, 0)
@@ -261,7 +263,7 @@ def _pseudo_header(packet: bytes | bytearray, size: int, number: int) -> int:
 
 
 def _is_begun(packet: bytes, header: int) -> bool:
-    """Return whether a UDP checksum is only the sum of the pseudo-header, which the kernel leaves to be finished."""
+    """Return whether a UDP checksum is unfinished: only the sum of the pseudo-header."""
     length, there = packet[header + 4 : header + 6], packet[header + 6 : header + 8]
     size = int.from_bytes(length, "big") or end_of(packet) - header
     begun = ~_complement(_pseudo_header(packet, size, UDP)) & 0xFFFF
@@ -269,7 +271,7 @@ def _is_begun(packet: bytes, header: int) -> bool:
 
 
 def _finish_checksum(packet: bytearray, number: int, header: int) -> None:
-    """Finish a checksum like the kernel: the field contains the sum of the pseudo-header, whatever that was."""
+    """Finish a checksum like the kernel, which takes the field for the sum of the pseudo-header without a check."""
     _put_checksum(packet, number, header + CHECKSUM[packet[0] >> 4][number], checksum(packet[header:]))
 
 
@@ -282,15 +284,15 @@ def _adjust_checksum(packet: bytearray, number: int, header: int, before: bytes)
     if old == new:
         return
     if len(packet) < header + SIZES[number]:
-        raise ArgumentError("the fragment has not the whole header that holds the checksum")
+        raise ArgumentError("the fragment does not contain the complete header with the checksum")
     place = header + CHECKSUM[packet[0] >> 4][number]
     was = int.from_bytes(packet[place : place + 2], "big")
     if number == UDP and not was:
         return  # the packet has no checksum
-    if number == ICMP:  # does not cover addresses
+    if number == ICMP:  # its checksum does not cover addresses
         skip = len(_addresses(packet))
         old, new = old[skip:], new[skip:]
-    # ~(~was + ~old + new), where `checksum` is the complement of a sum.
+    # RFC 1624: ~(~was + ~old + new). `checksum` returns the complement of a sum.
     _put_checksum(packet, number, place, _complement((~was & 0xFFFF) + checksum(old) + _number(new)))
 
 

@@ -85,7 +85,7 @@ FEATURES: dict[str, list[str]] = {
         "processes",
         "processes behind translated addresses",
     ],
-    "What rules ask and do": [
+    "Criteria and actions of rules": [
         "criteria, at each hook as nft has them",
         "cgroup in a rule",
         "reject: prerouting",
@@ -95,7 +95,7 @@ FEATURES: dict[str, list[str]] = {
         "sets: time-outs",
         "sets: counters",
     ],
-    "Rules, and the rest": [
+    "Other features": [
         "state (connection tracking)",
         "rules that end with a killed process",
         "the kernel's words in errors",
@@ -137,8 +137,8 @@ def store(path: Path, kernel: str, features: dict[str, str]) -> None:
 HEAD = """\
 # Which kernel can do what
 
-These tables are the results of the tests in `tests/live` on these kernels. Those marked Debian are Debian's builds; the
-other one is that of a small virtual machine, built with fewer options. If a kernel lacks a feature that a queue, log or
+These tables are the results of the tests in `tests/live` on these kernels. Those marked Debian were built by Debian;
+the other one was built with fewer options, for small virtual machines. If a kernel lacks a feature that a queue, log or
 rule needs, opening or installing it raises `NotSupportedError`; attributes that a kernel lacks are None or 0.
 `nfnet doctor` reports the features of the running kernel.
 
@@ -160,9 +160,9 @@ see [contributing](contributing.md). The fan-out by CPU needs two CPUs. For the 
 ```
 
 `@pytest.mark.feature("...")` names the feature of a test. "yes" means that all tests of the feature passed, "no" that
-one was skipped because the kernel lacks it, "not tried" that the tests are newer than the run. Before a test is skipped
-it checks that the kernel really lacks the feature: it fails if the kernel's configuration, where it can be read, has
-the option, or if the kernel is new enough to have the feature.
+a test was skipped because the kernel lacks the feature, and "not tried" that the tests are newer than the run. Before a
+test is skipped, it checks that the kernel really lacks the feature: the test fails if the option is in the kernel's
+configuration (where this can be read), or if the kernel is new enough to have the feature.
 """
 
 

@@ -284,7 +284,7 @@ def test_one_rule_that_the_kernel_refuses_leaves_none(net: Net, monkeypatch: pyt
 def test_sets_that_make_no_sense() -> None:
     with pytest.raises(ArgumentError, match="at least one rule"):
         rules.install()
-    with pytest.raises(ArgumentError, match="a rule must be what a function of nfnet.rules returns, not str"):
+    with pytest.raises(ArgumentError, match="a rule must be a result of a function of nfnet.rules, not str"):
         rules.install("drop")  # type: ignore[arg-type]
     first, second = rules.log(5, hook="input", netns="blue"), rules.log(5, hook="input")
     with pytest.raises(ArgumentError, match="one network namespace: netns differs"):

@@ -576,7 +576,7 @@ def test_an_injected_packet_is_cut_up(net: Net, family: int) -> None:
     nfnet.inject(packet, netns=net.hosts["client"])
     assert len(receiver.recv(9000)) == 4000
     if family == V4:
-        with pytest.raises(ArgumentError, match=r"4028 bytes, and 1500 is the most .* must not be cut up"):
+        with pytest.raises(ArgumentError, match=r"4028 bytes, and 1500 is the most .* forbids fragmentation"):
             nfnet.inject(packet[:6] + b"\x40" + packet[7:], netns=net.hosts["client"])
 
 

@@ -613,6 +613,16 @@ def test_doctor_without_privilege(way: Way) -> None:
     assert in_child(child) == 0
 
 
+def test_doctor_of_a_namespace_without_interfaces(net: Net) -> None:
+    """A new namespace has only lo, which is down."""
+    with nfnet.netns.create() as place:
+        found = [finding for finding in doctor.examine(place) if "no packets pass here" in finding.what]
+        assert [finding.level for finding in found] == ["warning"]
+        up = ["ip", "link", "set", "lo", "up"]
+        nfnet.netns.call_in(place, lambda: subprocess.run(up, check=True, timeout=TIMEOUT))
+        assert not [finding for finding in doctor.examine(place) if "no packets pass here" in finding.what]
+
+
 def test_doctor_as_a_command(way: Way) -> None:
     command = [sys.executable, "-m", "nfnet", "doctor"]
     done = way.net.at("router", lambda: subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT))

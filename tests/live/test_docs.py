@@ -170,7 +170,7 @@ def test_emulating_a_bad_line(net: Net) -> None:
     with contextlib.ExitStack() as stack:
         processes = []
         for number, line in enumerate(lines, 1):
-            words = shlex.split(line.removeprefix("$ sudo nfnet "))
+            words = shlex.split(line.removeprefix("$ sudo .venv/bin/nfnet "))
             command = [sys.executable, "-m", "nfnet", *words, "--seed", "5"]
             process = stack.enter_context(running(net, command, "client"))
             assert wait_for(functools.partial(is_bound, net, queue=number, host="client"))
