@@ -1,4 +1,4 @@
-"""The command, and what the documentation promises of it."""
+"""The command ``nfnet`` does what its documentation says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands as processes, on recordings, and what they say about wrong arguments."""
+"""The commands as processes: on recordings, and with wrong arguments."""
 
 from __future__ import annotations
 
@@ -673,7 +673,7 @@ def test_a_number_is_a_process_for_the_command() -> None:
 
 
 def test_the_shell_completes(tmp_path: Path) -> None:
-    """What argcomplete makes of a line; it talks through descriptor 8."""
+    """Return argcomplete's completions of a line; it writes them to descriptor 8."""
     pytest.importorskip("argcomplete")
     line = "nfnet rec"
     script = f"exec 8>{tmp_path / 'said'}; {sys.executable} -m nfnet"

@@ -1,4 +1,4 @@
-"""Rewriting packets: checksums by a second, plainer implementation."""
+"""Rewriting packets; a second, simpler implementation checks the checksums."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def ipv6(protocol: int, data: bytes, extensions: bytes = b"", first: int | None 
 
 
 def assert_valid(packet: bytes) -> None:
-    """What a receiver checks."""
+    """Check a packet as its receiver does."""
     if packet[0] >> 4 == 4:
         header = (packet[0] & 15) * 4
         assert plain_sum(packet[:header]) == 0xFFFF
@@ -185,7 +185,7 @@ def test_flow_of_a_packet_that_ends_behind_its_ports() -> None:
 
 
 def test_ports_behind_the_end_of_the_packet_are_none() -> None:
-    """Ethernet pads what is short, with whatever the sender likes."""
+    """Short Ethernet frames are padded, with bytes that the sender chooses."""
     short4 = ipv4(17, b"")[:2] + (20).to_bytes(2, "big") + ipv4(17, b"")[4:]
     short6 = ipv6(17, b"")[:4] + (3).to_bytes(2, "big") + ipv6(17, b"")[6:]
     for packet, length in ((short4, 20), (short6, 43)):
@@ -197,7 +197,7 @@ def test_ports_behind_the_end_of_the_packet_are_none() -> None:
 
 
 def test_a_length_of_zero_in_ipv6() -> None:
-    """The kernel takes it for that of the whole packet behind any hop-by-hop header, with a jumbogram option or not."""
+    """Before a hop-by-hop header, with a jumbogram option or not, the kernel takes it as the length of all data."""
     padding, jumbo = bytes([17, 0, 1, 4, 0, 0, 0, 0]), bytes([17, 0, 0xC2, 4, 0, 0, 0, 9])
     for extension, first in ((b"", None), (padding, 0), (jumbo, 0)):  # a jumbogram has more than 65,535 bytes
         packet = ipv6(17, b"data", extension, first)
@@ -283,7 +283,7 @@ def test_more_extension_headers_than_anybody_needs_are_not_read() -> None:
 
 
 def test_options_are_not_read_where_they_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A header of 2,048 bytes of them takes as long to read as a hundred packets, and the sender chooses it."""
+    """Reading a header with 2,048 bytes of them would take as long as a hundred packets; the sender chooses it."""
     monkeypatch.setattr(headers, "_has_home_address", None)
     monkeypatch.setattr(headers, "_is_source_routed", None)
     udp = bytes.fromhex("1092 0035 0009 0000 41")

@@ -1,4 +1,4 @@
-"""Configurations of ulogd2 in the collector's terms."""
+"""Configurations of ulogd2, converted to those of the collector."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEBIAN = Path("/etc/ulogd.conf")
 
 
 def translated(tmp_path: Path, text: str) -> tuple[str, dict[str, Any]]:
-    """The configuration, and what of it counts: groups, and outputs with the groups that they get."""
+    """Return the configuration, and its contents: groups, and outputs with their groups."""
     source, target = tmp_path / "ulogd.conf", tmp_path / "collect.toml"
     source.write_text(text)
     toml = _ulogd.translate(source)
@@ -121,7 +121,7 @@ def _written(tmp_path: Path, stack: str) -> Path:
     ],
 )
 def test_outputs_that_may_be_there(stack: str, section: str, scheme: str, part: str, tmp_path: Path) -> None:
-    """What is not there is a comment; what is there is a target that the output takes."""
+    """Unsupported parts become comments; others become targets that the outputs accept."""
     name = stack.partition(":")[0]
     toml, found = translated(tmp_path, f"[global]\nstack=log1:NFLOG,base1:BASE,{stack}\n[{name}]\n{section}")
     if scheme in collect.known():

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from .. import rules
 from .._arguments import network_error
+from .._queue_binding import QueueBinding
 from ..captures import Replay
 from ..errors import ArgumentError
 from ..packet import Packet
-from ..queue import Queue, QueueBinding
+from ..queue import Queue
 from . import handlers, packet_text
 from .command_line import add_capture_options, add_options, capture_file, capture_options, whole_number
 from .deciding import Decider

@@ -24,9 +24,10 @@ from .. import packet as nfnet_packet
 from .._arguments import check_handler, check_result
 from .._io.netlink_socket import MAX_QUEUE_DATAGRAM, NetlinkSocket
 from .._io.transport import Transport
+from .._queue_binding import QueueBinding
 from ..errors import AlreadyDecidedError, ClosedError, NfnetError
 from ..protocol import nfqnl
-from ..queue import Queue, QueueBinding
+from ..queue import Queue
 from ._assigned_numbers import PROTOCOLS
 from ._borrowed import BorrowedTransport
 from ._c_numbers import INT, U8, U16, U32, truncated

@@ -1,4 +1,4 @@
-"""What runs of the live tests found on several kernels, as a page: docs/kernels/*.json to docs/kernels.md.
+"""Make a page of the results of live tests on several kernels: docs/kernels/*.json to docs/kernels.md.
 
     python -m tests.live.matrix
 
@@ -17,7 +17,7 @@ PAGE = DOCS / "kernels.md"
 
 WORKS = "works"
 
-# What tests may be marked with (pytest.mark.feature), in the order of the page.
+# The features with which tests can be marked (pytest.mark.feature), in the order of the page.
 FEATURES: dict[str, list[str]] = {
     "Rules that queue": [
         "queue: nft, family ip",
@@ -105,13 +105,13 @@ FEATURES: dict[str, list[str]] = {
 
 
 class Run(NamedTuple):
-    """What one kernel can do."""
+    """The features of a kernel."""
 
     version: tuple[int, ...]
     kernel: str
-    """As people call it."""
+    """Its version, for the page."""
     features: dict[str, str]
-    """`WORKS`, or why not."""
+    """By feature: `WORKS`, or why it does not work."""
 
 
 def names() -> list[str]:
@@ -124,9 +124,9 @@ def load(path: Path) -> Run:
 
 
 def store(path: Path, kernel: str, features: dict[str, str]) -> None:
-    """In the order of the page, so that two runs with the same result give the same file.
+    """Store the results in the order of the page, so that two runs with the same results write the same file.
 
-    What an earlier run on the same kernel found stays, unless this one tried it.
+    Results of earlier runs on the same kernel are kept, unless this run has a result for the feature.
     """
     if path.exists() and (earlier := load(path)).kernel == kernel:
         features = {**earlier.features, **features}
@@ -167,7 +167,7 @@ configuration (where this can be read), or if the kernel is new enough to have t
 
 
 def page(runs: list[Run]) -> str:
-    """The page as Markdown."""
+    """Return the page as Markdown."""
     runs = sorted(runs)
     reasons: dict[str, int] = {}  # in the order in which they appear, with the number of their note
 
