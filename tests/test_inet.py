@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from nfnet import inet
 from nfnet.errors import ArgumentError
 from nfnet.inet import _headers as headers
+from nfnet.inet import _rewriting as rewriting
 
 
 def plain_sum(data: bytes) -> int:
@@ -85,6 +87,52 @@ def test_replaced_data_is_valid(protocol: int, old: bytes, new: bytes, kind: str
     changed = inet.replace_data(packet, new)
     assert inet.get_data(changed) == new
     assert_valid(changed)
+
+
+def outcome(packet: bytes, change: dict[str, Any]) -> bytes | str:
+    try:
+        return inet.rewrite(packet, **change)
+    except ArgumentError as error:
+        return str(error)
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"data": b"other"},
+    {"data": bytes(70_000)},
+    {"ttl": 3},
+    {"destination_port": 53},
+    {"window": 9},
+    {"source": "192.0.2.1"},
+    {"destination": "2001:db8::1", "data": b"odd"},
+]
+
+
+@given(
+    st.sampled_from(
+        [
+            *(ipv4(protocol, b"data") for protocol in (1, 6, 17)),
+            *(ipv4(17, b"data", fragment=field) for field in (0x2000, 0x2001, 0x4000)),
+            ipv4(6, b"data", options=bytes(4)),
+            *(ipv4(6, b"data")[:32] + bytes((offset << 4,)) + ipv4(6, b"data")[33:] for offset in (4, 6, 15)),
+            *(ipv6(protocol, b"data") for protocol in (6, 17)),
+        ]
+    ),
+    st.dictionaries(st.integers(0, 59), st.integers(0, 255), max_size=2),
+    st.integers(0, 12),
+    st.binary(max_size=3),
+    st.sampled_from(CHANGES),
+)
+def test_usual_packets_are_rewritten_as_all_others(
+    packet: bytes, damage: dict[int, int], cut: int, padding: bytes, change: dict[str, Any]
+) -> None:
+    damaged = bytearray(packet)
+    for place, value in damage.items():
+        damaged[place % len(damaged)] = value
+    raw = bytes(damaged[: len(damaged) - cut] + padding)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rewriting, "usual_transport", lambda packet: None)
+        expected = outcome(raw, change)
+    assert outcome(raw, change) == expected
 
 
 def test_udp_checksum_zero_is_sent_as_ones() -> None:

@@ -328,6 +328,29 @@ def where_in(packet: bytes, upper: Upper | None, protocols: Container[int]) -> T
     return TransportHeader(upper.protocol, header, data) if data <= end else None
 
 
+def usual_transport(packet: bytes) -> tuple[int, int, int, int] | None:
+    """Return the protocol of a whole TCP or UDP packet, and the offsets of its header, its data and its end.
+
+    None for packets that take longer to read: with IPv4 options, IPv6 extension headers, fragments, no length, and all
+    that are not whole.
+    """
+    size = len(packet)
+    first = packet[0] if size >= 28 else 0
+    if first == 0x45 and not (packet[6] << 8 | packet[7]) & _IPV4_FRAGMENT:
+        number, header, end = packet[9], 20, packet[2] << 8 | packet[3]
+    elif first >> 4 == 6 and size >= 48:
+        number, header, end = packet[6], 40, 40 + (packet[4] << 8 | packet[5])
+    else:
+        return None
+    if number == UDP:
+        data = header + 8
+    elif number == TCP and size >= header + 20:
+        data = header + max(packet[header + 12] >> 4, 5) * 4
+    else:
+        return None
+    return (number, header, data, end) if data <= end <= size else None
+
+
 @lru_cache(256)
 def _names_of(flags: int) -> str:
     return ".".join(flag.name or "" for flag in TcpFlag if flag in TcpFlag(flags))

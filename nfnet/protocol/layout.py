@@ -68,12 +68,14 @@ def fixed_size(schema: Any) -> int:
 
 
 attribute_header = struct.Struct(netlink.PREFIX + "HH")  # struct nlattr, the only layout here in host order
+_pack_header = attribute_header.pack
+_PADDING = tuple(bytes(-length % 4) for length in range(4))
 
 
 def build_attribute(number: int, data: bytes) -> bytes:
     """Return one attribute, padded to a multiple of 4 bytes."""
     length = netlink.ATTRIBUTE_HEADER_SIZE + len(data)
-    return attribute_header.pack(length, number) + data + bytes(-length % 4)
+    return _pack_header(length, number) + data + _PADDING[length % 4]
 
 
 def walk(
