@@ -216,7 +216,7 @@ def test_a_reader_that_is_slow_holds_nobody_up(way: Way, tmp_path: Path) -> None
         (("--to", "/nowhere/log.jsonl"), "/nowhere/log.jsonl"),
         (("--to", "sqlite:/nowhere/log.db"), "/nowhere/log.db"),
         (("--to", "log.xyz"), "names no output"),
-        (("--to", "log.jsonl", "often"), "'often' is not name=value"),
+        (("--to", "log.jsonl", "often"), "'often' is not a setting"),
         ((), "no output"),
     ],
 )
