@@ -149,12 +149,8 @@ def run(interrupts: int = INTERRUPTS) -> Outcome:
     return Outcome(counters.received, counters.accepted + counters.dropped, counters.pending)
 
 
-def main() -> int:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    if count == 1:
-        outcome = run()
-        print(outcome)
-        return outcome.received != outcome.decided
+def repeat(count: int) -> Iterator[tuple[int, int]]:
+    """Run programs, and after every tenth yield how many ended, with every packet decided, and how many were run."""
     hung = wrong = 0
     for number in range(1, count + 1):
         try:
@@ -169,7 +165,17 @@ def main() -> int:
         if number % 10 == 0 or number == count:
             ended = number - hung - wrong
             print(f"{ended} of {number} ended; {hung} hung, {wrong} failed ({sys.version.split()[0]})", flush=True)
-    return bool(hung or wrong)
+            yield ended, number
+
+
+def main() -> int:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    if count == 1:
+        outcome = run()
+        print(outcome)
+        return outcome.received != outcome.decided
+    *_, (ended, _) = repeat(count)
+    return ended < count
 
 
 if __name__ == "__main__":
