@@ -21,6 +21,7 @@ import pytest
 
 import nfnet
 from nfnet import Packet, Queue
+from nfnet._core.batching import ACCEPT
 from nfnet.protocol import nfqnl
 from nfnet.queue import QueueBinding
 
@@ -348,3 +349,32 @@ def test_signals_faster_than_packets_can_be_made_ready(monkeypatch: pytest.Monke
         assert len(kernel._waiting) == 4000 - QueueBinding.drain
         queue.run(Packet.accept)
         assert (queue.counters.accepted, kernel.queued) == (4000, {})
+
+
+@cpython
+@pytest.mark.parametrize("pending", [False, True])
+def test_interrupt_while_another_thread_has_set_its_verdict_and_not_handed_it_over(pending: bool) -> None:
+    """The loop sends that verdict; the other thread, when it continues, must not send it again."""
+    moment = 1
+    while True:
+        kernel = FakeKernel()
+        with Queue(1, transport=kernel) as queue:
+            kernel.feed(1)
+            packets: list[Packet] = []
+            queue.process(packets.append)
+            (packet,) = packets
+            binding = queue._binding
+            assert isinstance(binding, QueueBinding)
+            if not pending:
+                binding.ledger.at_hand[:], binding.ledger.pending = list(binding.ledger.pending), {}
+            hand_over = packet._on_decided
+            packet._decision = ACCEPT  # here the other thread stops for a while
+            interrupt = Interrupt(moment)
+            interrupt.arrives(binding.settle)
+            binding.ledger.settle(final=True)
+            hand_over(packet)
+            assert (kernel.judged, queue.counters.received) == ([(1, nfnet.Verdict.ACCEPT, {})], 1), moment
+            if interrupt.seen < moment:
+                break
+        moment += 1
+    assert moment > 20

@@ -150,8 +150,7 @@ class Ledger:
                 text = f"packet {packet.id}: queue {self._number} was closed, which dropped the packet"
                 raise ClosedError(text)
             if packet._on_decided is not _handed_over:  # otherwise `settle` saw the decision first
-                self.decided.append(packet)
-                packet._on_decided = _handed_over
+                self.decided[END:], packet._on_decided = (packet,), _handed_over  # one statement
             if not self.may_wait():
                 self._send_decided()
 
@@ -220,8 +219,7 @@ class Ledger:
             there = set(self.decided)
             for packet in late:
                 if packet not in there:
-                    self.decided.append(packet)
-                    packet._on_decided = _handed_over
+                    self.decided[END:], packet._on_decided = (packet,), _handed_over  # one statement
 
     def defer(self, packet: Entry, behind: int) -> None:
         """Make a packet pending whose handler has returned without a verdict.
