@@ -107,8 +107,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     # The first verdict counts, whichever thread gives it. Each method below checks that `_decision` is None and then
     # sets it, without a lock: CPython lets another thread run, and calls signal handlers, only at the beginning of a
     # function, after a call and at a jump (3.11 and later: at a jump backwards), and none of these is between the last
-    # check and the assignment. Keep it so: the assignment comes first in the body of the `if`, since the way around
-    # that body is the jump. A free-threaded build gives no such guarantee: there these methods are `_exclusive`.
+    # check and the assignment. Keep it so: the assignment comes first where the condition holds, since the jump is
+    # the way around that. A free-threaded build gives no such guarantee: there these methods are `_exclusive`.
     _decision: Decision | None
     _on_decided: Callable[[Packet], None]
     """Called with the packet once it has a `_decision`: see the docstring of `ledger`."""

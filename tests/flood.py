@@ -132,7 +132,7 @@ def run(interrupts: int = INTERRUPTS) -> Outcome:
         rules.queue(1, hook="output", protocol="udp", destination_port=PORT, bypass=False, netns=place),
         Queue(1, netns=place, on_overrun="ignore") as queue,
     ):
-        other = threading.Thread(target=decide_given, args=(given,))
+        other = threading.Thread(target=decide_given, args=(given,), daemon=True)
         with flood(place):
             other.start()  # after the fork
             with Interrupts(interrupts) as signals:

@@ -46,7 +46,7 @@ from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Any, Protocol
 
-from .._io.locks import RLock
+from .._io.locks import RLock, executes_none_of, release
 from .._io.moves import END
 from .._io.transport import Transport
 from ..errors import ClosedError, NfnetError
@@ -112,6 +112,14 @@ class Ledger:
     def begin(self) -> None:
         """Note that this thread reads from now on, and choose how to send the verdicts of lone packets."""
         self.reader, self._outgoing = get_ident(), self._transport.outgoing
+        self._recover()
+
+    def _recover(self) -> None:
+        """Undo what exceptions in this thread left behind that ended a method before its cleanup: see `locks`."""
+        if executes_none_of(__file__):
+            with self.lock:
+                self._sending = False
+            release(self.lock)
 
     # --- giving verdicts
 
@@ -259,6 +267,7 @@ class Ledger:
 
     def close(self) -> None:
         """Send the collected verdicts; later verdicts raise ClosedError."""
+        self._recover()
         with self.lock:
             try:
                 self.settle(final=True)

@@ -20,6 +20,9 @@ What fails, therefore:
 - A loop within a ``with`` or ``try`` block, if a condition is the last thing in it, in CPython 3.13 and 3.14: the jump
   back from there lies outside of the block (gh-130279, mended in 3.15). That is the case with ``while condition``, too,
   which the compiler tests at the end of the loop.
+- The cleanup of any ``with`` or ``try`` block that an exception leaves, in CPython 3.10: there is a look before its
+  first instruction, unless that begins a ``try`` or ``with`` block. In this way the second of two signals can prevent
+  the cleanup.
 - `threading.Condition` and what is made of it (Event, Semaphore, Timer, `Thread.start`, `queue.Queue`), in every
   version: they have locks, and acquire them in functions written in Python.
 
@@ -33,12 +36,16 @@ The solution.
 - Loops under ``with`` and ``try`` are ``while True`` with a ``break``, and end with a statement that is no condition;
   or they are in a function of their own.
 - Attributes, and `queue.SimpleQueue`, which is written in C, are used where others have an Event.
+- Where the cleanup in a ``finally`` must not be prevented in 3.10, it is in the ``finally`` of another ``try``, which
+  is empty. `Ledger` releases its lock, if it was left locked, when the thread reads again or closes the queue. Other
+  locks can stay locked in 3.10 if signal handlers raise twice within microseconds.
 - What an object holds that has an ``__exit__`` in Python is let go of when the object is collected.
 
 ``tests/test_layers.py`` and ``tests/test_locks.py`` look for what fails in all the code. What is done in threads other
 than the main thread is never interrupted.
 
-PyPy looks for signals before every instruction, also before that which calls ``__exit__``, so that there nothing helps.
+PyPy looks for signals before every instruction, also before that which calls ``__exit__``. There `Ledger` recovers, and
+nothing else helps.
 A signal handler that calls `Queue.stop` instead of raising is always safe.
 """
 
@@ -48,11 +55,13 @@ import _thread
 import sys
 from collections.abc import Callable, Iterator
 from threading import RLock
+from types import FrameType
 from typing import TypeVar
 
-__all__ = ["RLock", "uninterrupted"]
+__all__ = ["RLock", "executes_none_of", "release", "uninterrupted"]
 
 T = TypeVar("T")
+_CLEANS_UP = sys.implementation.name == "cpython" and sys.version_info >= (3, 11)
 
 if sys.implementation.name == "cpython" and sys.version_info[:2] == (3, 14):
 
@@ -79,3 +88,23 @@ def uninterrupted(function: Callable[..., T], *arguments: object) -> Iterator[T]
     A ``for`` statement takes the item without a call, so nothing comes between what the function did and the ``try``.
     """
     return map(function, *((argument,) for argument in arguments))
+
+
+def executes_none_of(file: str) -> bool:
+    """Return whether this thread executes no function of a file, except for the caller and the caller's caller.
+
+    If so, what functions of the file have left behind can be undone. Returns False in interpreters where they leave
+    nothing behind.
+    """
+    if _CLEANS_UP:
+        return False
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None and frame.f_code.co_filename != file:
+        frame = frame.f_back
+    return frame is None
+
+
+def release(lock: RLock) -> None:
+    """Release a lock as often as this thread has acquired it."""
+    while lock._is_owned():  # type: ignore[attr-defined]
+        lock.release()
