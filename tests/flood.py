@@ -18,7 +18,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from types import FrameType
 from typing import NamedTuple
@@ -36,11 +36,12 @@ class Interrupt(BaseException):
 
 
 class Interrupts:
-    """Signals at random moments, which raise in `read`."""
+    """Signals at random moments, which raise in one function and those that it calls."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, function: Callable[..., object], most: int, pause: float = 2e-3) -> None:
         self.count = 0
-        self._most = most
+        self._code = function.__code__
+        self._most, self._pause = most, pause
 
     def __enter__(self) -> Interrupts:
         signal.signal(signal.SIGALRM, self._interrupt)
@@ -55,12 +56,12 @@ class Interrupts:
         return self.count >= self._most
 
     def _set_timer(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-3))
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, self._pause))
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._set_timer()
         while frame is not None:
-            if frame.f_code is read.__code__:
+            if frame.f_code is self._code:
                 self.count += 1
                 raise Interrupt
             frame = frame.f_back
@@ -135,7 +136,7 @@ def run(interrupts: int = INTERRUPTS) -> Outcome:
         other = threading.Thread(target=decide_given, args=(given,), daemon=True)
         with flood(place):
             other.start()  # after the fork
-            with Interrupts(interrupts) as signals:
+            with Interrupts(read, interrupts) as signals:
                 while not signals.over:
                     with contextlib.suppress(Interrupt):
                         read(queue, given)

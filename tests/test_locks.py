@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import itertools
 import os
@@ -25,6 +26,7 @@ from nfnet._io.locks import RLock, uninterrupted
 from nfnet.captures import LinkType, Writer
 from nfnet.compat import nflogr
 
+from .flood import Interrupt, Interrupts
 from .kernel import FakeKernel
 
 ROUNDS = 1000
@@ -209,6 +211,37 @@ def test_an_interrupted_call_in_a_namespace_has_ended(signals: Signals) -> None:
     while set(os.listdir("/proc/self/task")) - threads and time.monotonic() < deadline:
         time.sleep(0.001)  # its threads are on their way out
     assert not set(os.listdir("/proc/self/task")) - threads
+
+
+def process(queue: Queue) -> None:
+    queue.process(nfnet.Packet.accept)
+
+
+def fetch(queue: Queue) -> None:
+    queue.fetch()
+    queue.process(nfnet.Packet.accept)
+
+
+@pytest.mark.parametrize("use", [process, fetch])
+def test_signals_that_arrive_while_an_interrupt_ends_blocks(
+    use: Callable[[Queue], None], other: ThreadPoolExecutor
+) -> None:
+    """CPython 3.10 omits the cleanup of the blocks then."""
+    kernel = FakeKernel()
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        with Queue(1, transport=kernel) as queue:
+            with Interrupts(use, ROUNDS, pause=1e-4) as signals:
+                while not signals.over:
+                    kernel.feed(3)
+                    with contextlib.suppress(Interrupt):
+                        use(queue)
+            while queue.process(nfnet.Packet.accept) or queue.pending:
+                other.submit(lambda: [packet.accept() for packet in queue.pending]).result(BOUND)
+            assert not kernel.queued
+            assert queue.counters.received == queue.counters.accepted
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def run(code: str) -> None:
