@@ -224,9 +224,10 @@ def fetch(queue: Queue) -> None:
 
 @pytest.mark.parametrize("use", [process, fetch])
 def test_signals_that_arrive_while_an_interrupt_ends_blocks(
-    use: Callable[[Queue], None], other: ThreadPoolExecutor
+    use: Callable[[Queue], None], other: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CPython 3.10 omits the cleanup of the blocks then."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # that of pytest would be interrupted as well
     kernel = FakeKernel()
     before = signal.getsignal(signal.SIGALRM)
     try:
