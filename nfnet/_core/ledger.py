@@ -46,7 +46,7 @@ from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Any, Protocol
 
-from .._io.locks import RLock, executes_none_of, release
+from .._io.locks import CLEANS_UP, RLock, interrupted_another, release
 from .._io.moves import END
 from .._io.transport import Transport
 from ..errors import ClosedError, NfnetError
@@ -112,11 +112,12 @@ class Ledger:
     def begin(self) -> None:
         """Note that this thread reads from now on, and choose how to send the verdicts of lone packets."""
         self.reader, self._outgoing = get_ident(), self._transport.outgoing
-        self._recover()
+        if not CLEANS_UP:
+            self._recover()
 
     def _recover(self) -> None:
         """Undo what exceptions in this thread left behind that ended a method before its cleanup: see `locks`."""
-        if executes_none_of(__file__):
+        if not interrupted_another():
             with self.lock:
                 self._sending = False
             release(self.lock)
@@ -267,7 +268,8 @@ class Ledger:
 
     def close(self) -> None:
         """Send the collected verdicts; later verdicts raise ClosedError."""
-        self._recover()
+        if not CLEANS_UP:
+            self._recover()
         with self.lock:
             try:
                 self.settle(final=True)

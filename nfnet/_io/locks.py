@@ -58,10 +58,11 @@ from threading import RLock
 from types import FrameType
 from typing import TypeVar
 
-__all__ = ["RLock", "executes_none_of", "release", "uninterrupted"]
+__all__ = ["CLEANS_UP", "RLock", "interrupted_another", "release", "uninterrupted"]
 
 T = TypeVar("T")
-_CLEANS_UP = sys.implementation.name == "cpython" and sys.version_info >= (3, 11)
+CLEANS_UP = sys.implementation.name == "cpython" and sys.version_info >= (3, 11)
+"""False if an exception from a signal handler can prevent the cleanup of a block."""
 
 if sys.implementation.name == "cpython" and sys.version_info[:2] == (3, 14):
 
@@ -90,18 +91,18 @@ def uninterrupted(function: Callable[..., T], *arguments: object) -> Iterator[T]
     return map(function, *((argument,) for argument in arguments))
 
 
-def executes_none_of(file: str) -> bool:
-    """Return whether this thread executes no function of a file, except for the caller and the caller's caller.
+def interrupted_another() -> bool:
+    """Return whether the caller's caller interrupted a function of the same file, in this thread.
 
-    If so, what functions of the file have left behind can be undone. Returns False in interpreters where they leave
-    nothing behind.
+    A signal handler called it then. If not, what functions of the file have left behind can be undone.
     """
-    if _CLEANS_UP:
-        return False
+    file = sys._getframe(1).f_code.co_filename
     frame: FrameType | None = sys._getframe(3)
-    while frame is not None and frame.f_code.co_filename != file:
+    while frame is not None:
+        if frame.f_code.co_filename == file:
+            return True
         frame = frame.f_back
-    return frame is None
+    return False
 
 
 def release(lock: RLock) -> None:
