@@ -131,7 +131,7 @@ class Ledger:
             self.send_now(packet)
             return
         # No lock: another thread empties the slot only if it decided the packet, and then this call does not happen.
-        # (In a free-threaded build `Packet.accept` and its like have acquired it.)
+        # (In free-threaded builds and PyPy `Packet.accept` and its like have acquired it.)
         if what is ACCEPT:
             datagram = self._accept + packet.raw[PACKET_ID]
         elif what is not None and what.batchable:

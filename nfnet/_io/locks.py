@@ -44,8 +44,7 @@ The solution.
 ``tests/test_layers.py`` and ``tests/test_locks.py`` look for what fails in all the code. What is done in threads other
 than the main thread is never interrupted.
 
-PyPy looks for signals before every instruction, also before that which calls ``__exit__``. There `Ledger` recovers, and
-nothing else helps.
+PyPy looks for signals before every instruction, also before that which calls ``__exit__``, so that there nothing helps.
 A signal handler that calls `Queue.stop` instead of raising is always safe.
 """
 
@@ -61,8 +60,8 @@ from typing import TypeVar
 __all__ = ["CLEANS_UP", "RLock", "interrupted_another", "release", "uninterrupted"]
 
 T = TypeVar("T")
-CLEANS_UP = sys.implementation.name == "cpython" and sys.version_info >= (3, 11)
-"""False if an exception from a signal handler can prevent the cleanup of a block."""
+CLEANS_UP = sys.implementation.name != "cpython" or sys.version_info >= (3, 11)
+"""Whether there is nothing to undo that blocks without their cleanup have left behind."""
 
 if sys.implementation.name == "cpython" and sys.version_info[:2] == (3, 14):
 
