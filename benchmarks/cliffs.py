@@ -1,8 +1,8 @@
-"""What an unusual packet costs, as a multiple of the usual one's processor time: nfnet beside its peers.
+"""Measure unusual packets: their processor time as a multiple of a usual packet's, for nfnet and its peers.
 
 For each case the same program is measured with the usual packet and with the unusual one, in turns; the multiple is the
 median over the rounds. It is compared with the goal, and with the figure in docs/figures/cliffs.json, which `make
-bench-report` writes: a cliff that comes back is named at the end, and the exit status is 1.
+bench-report` writes: a case that got worse is named at the end, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nfnet import rules
 STORED = Path(__file__).resolve().parent.parent / "docs" / "figures" / "cliffs.json"
 WORSE = 4 / 3  # times the stored figure: more than noise
 HEADERS = 180  # IPv6 extension headers
-SOURCE = "2001:db8::1"  # nobody: no ICMP message goes back there
+SOURCE = "2001:db8::1"  # no host has it: no ICMP message is sent to it
 
 MakeHandler = Callable[[], Handler]
 
@@ -113,7 +113,7 @@ def flow(packet: Any) -> None:
 
 
 def late(every: int) -> MakeHandler:
-    """One of so many packets is decided when the next of them comes."""
+    """One of so many packets is decided when the next of these arrives."""
 
     def make(count: int = 0) -> Handler:
         held: list[Any] = []
@@ -211,7 +211,7 @@ def queue_cases(count: int) -> list[Case]:
         Case(
             f"{many:,} held packets accepted in one step of asyncio",
             {"nfnet": Side(asynchronous, holding(many), holding(many // 16))},
-            1.5,  # it grows with their number, and no faster; the usual ones are a sixteenth of them, held as well
+            1.5,  # linear in their number; the usual case holds a sixteenth of them
             packets=many,
             usual_packets=many // 16,
         ),
@@ -259,7 +259,7 @@ def run(case: Case, count: int, rounds: int, peers: set[str]) -> dict[str, Any]:
 
 
 def worse(rows: list[dict[str, Any]], stored: dict[str, float]) -> list[str]:
-    """What to say of the cases that are over their goal, or over what is stored by more than noise."""
+    """Return lines about the cases above their goal, or above the stored figure by more than noise."""
     found = []
     for row in rows:
         before = stored.get(row["case"])

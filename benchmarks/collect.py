@@ -1,4 +1,4 @@
-"""Log a burst to a file or database with `nfnet collect` and with ulogd2: what a line costs, and how many there are."""
+"""Log a burst with `nfnet collect` and with ulogd2, to a file or database: cost of a line, and lines stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a namespace, traffic, measuring in turns, and the table."""
+"""A namespace, traffic, measurements in turns, and the table, for all benchmarks."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Draining(nfnet.NetlinkSocket):
 
 @dataclass(frozen=True)
 class Traffic:
-    """What `fill` sends: UDP packets of these sizes and with these marks in turn, or one IPv6 packet as it is.
+    """The packets that `fill` sends: UDP of these sizes and with these marks in turn, or one given IPv6 packet.
 
-    ``ports`` is from how many source ports they come, as equal as that may be.
+    ``ports`` is the number of source ports, which are used equally often.
     """
 
     sizes: Sequence[int] = (SIZE,)
@@ -83,9 +83,9 @@ for start in range(0, count, share):
 
 
 def fill(count: int, traffic: Traffic = USUAL) -> None:
-    """Send packets that the rule queues, from a process of its own, so that its time is not counted.
+    """Send packets that the rule queues, from another process, so that its time is not counted.
 
-    It is no fork of this one, which may share a queue with its children, and then decides otherwise.
+    That process is not a fork of this one: after a fork a queue is shared with the child, and takes a slower path.
     """
     force = SO_SNDBUFFORCE if _may_have_large_buffers() else 0
     share = 20_000 if force else 100  # packets, of each socket
@@ -146,7 +146,7 @@ def options(description: str | None, packets: list[int], *flags: str) -> argpars
 def run_case(
     case: str, programs: dict[str, tuple[Program, Handler]], count: int, rounds: int, goals: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """Measure the programs, of which the first is ours, in turns, and print and return what came out."""
+    """Measure the programs in turns, the first of which is nfnet's, and print and return the results."""
     subject = next(iter(programs))
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
     for _ in range(rounds):

@@ -1,8 +1,8 @@
-"""How fast a TCP connection is once its first packet was decided for the whole of it: `accept(connection=True)`.
+"""Measure the throughput of a TCP connection that was accepted as a whole: `accept(connection=True)`.
 
-Data go from one process to another on this machine, all of whose TCP packets meet the rule, at the usual 1500 bytes a
-packet. Beside it, in turns: the same with connection tracking and no queue, which is what to compare with, and with all
-packets decided in Python.
+One process sends data to another on this machine, in packets of 1500 bytes, all of which match the rule. In turns, the
+same is measured with connection tracking and without a queue, which is the reference, and with all packets decided in
+Python.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def tracked() -> Iterator[list[int]]:
 
 
 def queued(decide: Callable[[nfnet.Packet], None], **arguments: Any) -> Way:
-    """A queue whose handler decides each packet that comes."""
+    """A queue whose handler decides each packet."""
 
     @contextlib.contextmanager
     def way() -> Iterator[list[int]]:

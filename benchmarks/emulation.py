@@ -1,9 +1,9 @@
-"""Whether the bad line of `nfnet queue` does what it is asked for: rate, delay and order, seen by the receiver.
+"""Measure the emulated bad line of `nfnet queue` at the receiver: rate, delay and order.
 
-A sender, a router with the command and a receiver, each in a process and a network namespace of its own. The sender
-sends UDP packets at an even pace. Each says when it was sent, and the kernel stamps it as it comes to the receiver.
+Sender, router (with the command) and receiver are separate processes in separate network namespaces. The sender sends
+UDP packets at a constant rate. Each contains the time of sending, and the kernel timestamps it as it arrives.
 
-The machine should have nothing else to do, or these processes a higher priority:
+The machine should be idle, or these processes need a higher priority:
 
     nice -n -20 make bench ARGS="emulation --seconds 3"
 """
@@ -96,7 +96,7 @@ def _is_bound() -> bool:
 
 
 def arrivals(rate: int, count: int, size: int) -> list[tuple[int, int, int]]:
-    """Send packets; of each that comes its number, and when it was sent and received, in nanoseconds."""
+    """Send packets, and return the number and times of sending and receiving (ns) of each that arrives."""
     found = []
     with netns.call_in(SERVER, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as receiver:
         receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _MEMORY)
@@ -130,11 +130,11 @@ def order(found: list[tuple[int, int, int]]) -> float:
 
 
 def measure_rate(text: str, offered: int, size: int, seconds: float) -> dict[str, object]:
-    """Offer more than the rate, and see what arrives: between the first packet and the last before the end."""
+    """Send more than the rate, and measure the rate of arrival between the first packet and the last before the end."""
     with line("--rate", text):
         found = arrivals(offered, int(offered * seconds), size)
     times = [received for _, _, received in found]
-    end = times[0] + int(seconds * 1e9)  # what is left in front of the line leaves afterwards, as fast
+    end = times[0] + int(seconds * 1e9)  # packets that still wait leave afterwards, at the same rate
     times = [moment for moment in times if moment <= end]
     packets = (len(times) - 1) / (times[-1] - times[0]) * 1e9
     got = packets if text.endswith("pps") else packets * size * 8
@@ -146,7 +146,7 @@ def measure_rate(text: str, offered: int, size: int, seconds: float) -> dict[str
 
 
 def measure_delay(text: str, pace: int, size: int, seconds: float, *options: str) -> dict[str, object]:
-    """How much longer than asked for packets take."""
+    """Return how much longer than requested packets take."""
     with line("--delay", text, *options):
         found = arrivals(pace, int(pace * seconds), size)
     errors = sorted((received - sent) / 1e6 - float(text) for _, sent, received in found)
@@ -173,7 +173,7 @@ def measure_chance(option: str, text: str, pace: int, count: int) -> dict[str, o
 
 
 def main() -> None:
-    """Measure all, or what is named."""
+    """Measure everything, or only the named parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--only", choices=("rate", "delay", "chance"))

@@ -1,8 +1,8 @@
-"""A sender that never pauses: how many of its packets get a verdict, and what they cost; nfnet beside NetfilterQueue.
+"""Measure a flood from a sender that never pauses: how many packets get a verdict, and their cost; and NetfilterQueue.
 
-The queue and the receive buffer have the sizes that a program gets which asks for none. Then 1, 2 and 4 queues, whose
-packets two processes decide (`nfnet.Workers`; one with one queue); what arrives behind the queues is counted by the
-kernel. The sender takes a core of its own as long as there is one: with two cores two processes share it.
+The queue and the receive buffer have their default sizes. Then 1, 2 and 4 queues are measured, whose packets two
+processes decide (`nfnet.Workers`; one process for one queue). The kernel counts the packets after the queues. The
+sender occupies one core; with two cores two processes share it.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def accept(packet: nfnet.Packet) -> None:
 
 
 def arrived() -> int:
-    """How many UDP datagrams have come to where a socket is, by the kernel's count, whether it had room or not."""
+    """Return the kernel's count of UDP datagrams that arrived for sockets, including those that found a full buffer."""
     with open("/proc/thread-self/net/snmp") as file:
         names, values = (line.split()[1:] for line in file if line.startswith("Udp:"))
     counts = dict(zip(names, map(int, values)))

@@ -1,8 +1,8 @@
-"""How the cost of a packet grows with its size, the packets that are held, the queues of a process and the flows.
+"""Measure how a packet's cost grows with its size, the held packets, the queues of a process, and the flows.
 
-For each series the processor time a packet, as a multiple of that of its first point: one that grows with the number is
-a cost that is not linear. nfnet and NetfilterQueue take turns. Of packets of more than 4,096 bytes NetfilterQueue reads
-only the beginning.
+For each series it prints the processor time a packet as a multiple of that at the first point: if it grows with the
+number, the total cost is not linear. nfnet and NetfilterQueue are measured in turns. NetfilterQueue reads only the
+first 4,096 bytes of a packet.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nfnet._io.netlink_socket import MAX_QUEUE_DATAGRAM
 
 
 def run_queues(number: int) -> Program:
-    """So many queues are open in the process; the packets come to the first."""
+    """So many queues are open in the process; the first gets all packets."""
 
     def run(handler: Handler, count: int, fill: Callable[[], None]) -> tuple[Drain, Callable[[], Any]]:
         stack = ExitStack()

@@ -1,4 +1,4 @@
-"""Let many logged packets wait, read them, and say what a message cost: nfnet beside nflogr."""
+"""Let many logged packets wait, read them, and print the cost of a message: nfnet and nflogr."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nfnet._io.netlink_socket import SO_RCVBUFFORCE
 
 GROUP = 5
 THRESHOLD = 64
-BUFFER_SIZE = 16384  # 64 messages fit; nflogr loses what is larger
+BUFFER_SIZE = 16384  # 64 messages fit; nflogr loses larger datagrams
 
 
 def read(message: Any) -> None:

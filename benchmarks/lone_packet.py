@@ -1,8 +1,8 @@
-"""One packet at a time: how long it takes through the queue and back, nfnet beside its peers.
+"""Measure the round trip of one packet at a time through a queue, for nfnet and its peers.
 
-A sender in a process of its own sends a packet, waits until it has arrived, and sends the next one. Both processes run
-on one core, then on two. Packets that are logged do not wait for the program; there the handler tells the sender that
-it has got the message.
+A sender in another process sends a packet, waits until it has arrived, and sends the next one. Both processes run on
+one core, then on two. The kernel does not delay logged packets, so for a log the handler notifies the sender that it
+has received the message.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _bare_socket() -> socket.socket:
 
 
 def run_bare(count: int, begin: Callable[[], None]) -> float:
-    """What Python itself takes: a blocking recv, the id, and a sendto."""
+    """Measure Python's own part: a blocking recv, the id, and a sendto."""
     sock = _bare_socket()
     verdict = nfqnl.verdict(1, 0, nfqnl.Verdict.ACCEPT)[:-4]
     begin()
@@ -174,7 +174,7 @@ def run_bare(count: int, begin: Callable[[], None]) -> float:
 
 
 def run_bare_async(count: int, begin: Callable[[], None]) -> float:
-    """What asyncio itself takes: the same when the event loop says that the socket is readable."""
+    """Measure asyncio's own part: the same, after the event loop reports that the socket is readable."""
 
     async def work() -> float:
         sock = _bare_socket()
@@ -296,7 +296,7 @@ LOG_PROGRAMS: dict[str, Run] = {
     "log, asyncio: iteration": run_async_log_iteration,
     "log, bare Python": run_bare_log,
 }
-# Of the peer's round trip and processor time, or of those of what the language itself takes.
+# Shares of the peer's round trip and processor time, or of those of Python's own part.
 GOALS = {
     "nfnet": (1.05, 1.15),
     "iteration": (1.05, 1.15),

@@ -1,9 +1,9 @@
-"""How long it takes to find the process behind a packet: `packet.process`, among many processes.
+"""Measure how long `packet.process` takes to find the process behind a packet, among many processes.
 
-A program sends packets from UDP sockets, each of its own; what is measured is wall time, in microseconds: of asking
-for the first time, when nothing is known of the machine; for a new connection of a program that was found before; and
-again for a connection that was seen. The other processes wait for something: with no more files than the standard ones,
-or with several. The program was started before all of them, or after.
+A program sends packets from several UDP sockets. The times are wall times in microseconds: of the first look-up, when
+nothing is known; for a new connection of a program that was found before; and for a known connection. The other
+processes are idle, with only the standard files open or with several more. The program was started before all of
+them, or after.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ for line in sys.stdin:
     sock.send(b"x")
     kept.append(sock)
 """
-# Other processes are copies of one, each with as many files as it is told.
+# Other processes are copies of one, each with the requested number of open files.
 _IDLE = """
 import os, signal, sys
 count, files = int(sys.argv[1]), int(sys.argv[2])

@@ -1,4 +1,4 @@
-"""Fill a queue, drain it, and say what a packet cost: nfnet beside its peers."""
+"""Fill a queue, drain it, and print the cost of a packet: nfnet and its peers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def run_nfnet(handler: Handler, count: int, fill: Callable[[], None]) -> tuple[D
 
 
 class Ending(nfnet.NetlinkSocket):
-    """Tells when all that was sent has been received."""
+    """Reports when all packets that were sent have been received."""
 
     expected: int
     on_end: Callable[[], object]
@@ -78,7 +78,7 @@ def run_async(iterate: bool, handler: Handler, count: int, fill: Callable[[], No
     queue = nfnet.AsyncQueue(1, max_len=BUFFER, transport=transport)
     loop = asyncio.new_event_loop()
     transport.expected = count
-    # When what was received has been handed out: an iteration goes on in the loop's next turn.
+    # When the received packets have been handed out: an iteration continues in the loop's next turn.
     transport.on_end = lambda: loop.call_soon(loop.call_soon, queue.stop)
     loop.run_until_complete(queue.open())
     fill()
@@ -120,7 +120,7 @@ def run_their_api(
 COMPAT_GOAL = 1.15
 ASYNC_GOAL = 1.3
 
-# What is measured, with the goal for the ratio.
+# The cases, with the goal for the ratio of each.
 CASES: dict[str, tuple[float, Handler, Handler]] = {
     "accept": (0.9, accept, accept),
     "read the payload, accept": (1.0, attribute_payload, method_payload),

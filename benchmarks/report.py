@@ -1,8 +1,8 @@
-"""Measures, and writes what came out to docs/figures: `make bench-report`, `make bench-report ARGS=log`.
+"""Measure, and write the results to docs/figures: `make bench-report`, `make bench-report ARGS=log`.
 
-For each benchmark a table with the machine and the date, and for some a drawing of the same figures; and a table of the
-goals, from these and from those that were measured another time. All of it takes about seven minutes; more rounds can
-be asked for (``--rounds``). Standard library only.
+It writes a table with the machine and the date for each benchmark, a drawing of the same figures for some, and a table
+of the goals, from these and from stored results. This takes about seven minutes; ``--rounds`` sets the number of
+rounds. Standard library only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from run import ROOT, SCRIPTS, prepare
 FIGURES = ROOT / "docs" / "figures"
 PEERS = ("NetfilterQueue", "nflogr")
 NAMES = {"queue": "Verdicts on queued packets", "log": "Logged packets"}
-# What is asked for unless the command line says otherwise: enough rounds for a median, within some minutes.
+# The default arguments: enough rounds for a median, within some minutes.
 ARGUMENTS = {
     "lone": ["--rounds", "7", "--packets", "3000"],
     "queue": ["--rounds", "7", "--packets", "1000", "20000"],
@@ -49,7 +49,7 @@ rect { stroke: none } .line { fill: none; stroke-width: 2 }
 
 
 class Row(NamedTuple):
-    """What one program took in one case: processor time a packet in µs, and the subject's as a share of it."""
+    """One program in one case: processor time a packet in µs, and the subject's time as a share of it."""
 
     case: str
     packets: int
@@ -69,7 +69,7 @@ def run(what: str, arguments: list[str]) -> list[dict[str, Any]]:
 
 
 def store(what: str, figures: dict[str, Any]) -> None:
-    """What the table of goals needs, and `cliffs.py` to compare with."""
+    """Store the figures for the table of goals, and for comparisons by `cliffs.py`."""
     (FIGURES / f"{what}.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
@@ -92,7 +92,7 @@ def machine() -> str:
 
 
 def table(rows: list[Row], where: str) -> str:
-    """Each subject beside what it is compared with."""
+    """Return each subject with the program that it is compared with."""
     lines = [
         "| work | waiting | program | µs | beside | µs | share |",
         "| --- | ---: | --- | ---: | --- | ---: | ---: |",
@@ -210,7 +210,7 @@ def report_growth(arguments: list[str]) -> None:
 
 
 def growth_drawing(figures: list[dict[str, Any]], where: str) -> str:
-    """A small diagram for each series: both axes are logarithmic, so what is proportional to the number has slope 1."""
+    """A small diagram for each series: both axes are logarithmic, so a proportional cost has slope 1."""
     parts, panel, height = [], 0, 150
     for series in dict.fromkeys(row["series"] for row in figures):
         rows = [row for row in figures if row["series"] == series]
@@ -274,7 +274,7 @@ def report_cliffs(arguments: list[str]) -> None:
     store("cliffs", {row["case"]: row["multiple"] for row in rows})
 
 
-# What was aimed at in November 2026: where it comes from, key, what it was before, the goal.
+# The goals of November 2026: file, key, value before, goal.
 GOALS: list[tuple[str, str, str, str, str]] = [
     ("lone", "nfnet, on one core", "a packet alone, one core", "1.68", "1.05"),
     ("lone", "nfnet, on two cores", "a packet alone, two cores", "", "1.05"),
@@ -321,7 +321,7 @@ GOALS: list[tuple[str, str, str, str, str]] = [
 
 
 def report_goals() -> None:
-    """Before, goal, now: from what is stored."""
+    """Return the table of goals (before, goal, now) from the stored figures."""
     figures = {what: stored(what) for what in ("lone", "queue", "cliffs")}
     of = {
         "lone": "round trip, and processor time, beside C or bare Python",

@@ -1,6 +1,6 @@
-"""Prepares an environment with the peers that can be built here, and runs the benchmarks in it.
+"""Prepare an environment with the peers that can be built here, and run the benchmarks in it.
 
-Standard library only: it runs in whatever interpreter is to be measured.
+Standard library only, so that any interpreter can be measured.
 """
 
 from __future__ import annotations

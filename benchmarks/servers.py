@@ -1,7 +1,7 @@
-"""Store records in a PostgreSQL database, send them to NATS, and bring them from there to the database.
+"""Measure storing records in PostgreSQL, sending them to NATS, and moving them from NATS to PostgreSQL.
 
-The servers are yours: --postgresql URL and --nats URL. Tables and a stream called nfnet-bench are made; the records are
-added to what is in the tables.
+It uses running servers: --postgresql URL and --nats URL. It creates tables and a stream named nfnet-bench, and adds its
+records to those in the tables.
 """
 
 from __future__ import annotations

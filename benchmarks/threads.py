@@ -1,9 +1,9 @@
-"""Two queues in two threads, and the same work in one: how much more they do in the same time.
+"""Measure two queues in two threads against the same work in one thread.
 
     python -m benchmarks.threads
 
-In a free-threaded build of CPython (3.13t, 3.14t) threads execute Python code at the same time; in others one does.
-The queues are models of the kernel (`nfnet.testing`), so that it measures Python alone, without privileges.
+In a free-threaded build of CPython (3.13t, 3.14t) threads execute Python code at the same time, in other builds one at
+a time. The queues are models of the kernel (`nfnet.testing`), so it measures only Python, without privileges.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def work(count: int) -> None:
 
 
 def seconds(threads: int, count: int) -> float:
-    """Return how long so many threads take, each of which decides ``count`` packets."""
+    """Return how long so many threads take if each decides ``count`` packets."""
     several = [threading.Thread(target=work, args=(count,)) for _ in range(threads)]
     began = time.perf_counter()
     for thread in several:

@@ -1,4 +1,4 @@
-"""How much sooner two processes are through with the packets of two queues than one with all of them."""
+"""Measure how much faster two processes decide the packets of two queues than one process decides all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROUNDS_OF_WORK = 200  # about 20 microseconds a packet
 
 
 def work(packet: nfnet.Packet) -> None:
-    """What a handler may do: look at each byte of a packet, again and again."""
+    """A slow handler: it reads each byte of a packet several times."""
     payload = packet.payload
     for _ in range(ROUNDS_OF_WORK):
         sum(payload[:8])
@@ -28,7 +28,7 @@ def work(packet: nfnet.Packet) -> None:
 
 
 def fill(count: int) -> None:
-    """From as many addresses as it takes for the kernel to share them evenly."""
+    """Send from so many addresses that the kernel distributes the packets evenly."""
     data = bytes(72)
     for last in range(2, 52):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

@@ -12,6 +12,7 @@ from typing import Any
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 
@@ -111,8 +112,17 @@ def name_aliases(
     )
 
 
+def give_fields_their_text(app: Sphinx, what: str, name: str, subject: Any, options: object, lines: object) -> None:
+    """Replace the docstring "Alias for field number 0" of a named tuple's field by the string below the field."""
+    if what == "class" and hasattr(subject, "_fields"):
+        texts = ModuleAnalyzer.for_module(subject.__module__).find_attr_docs()
+        for field in subject._fields:
+            if text := texts.get((subject.__qualname__, field)):
+                getattr(subject, field).__doc__ = " ".join(text).strip()
+
+
 def skip_bare_field(app: Sphinx, what: str, name: str, subject: Any, skip: bool, options: object) -> bool | None:
-    """Fields of named tuples that have no text of their own; their class says what they are."""
+    """Skip fields of named tuples that have no text of their own; the docstring of the class describes them."""
     return True if (getattr(subject, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
@@ -168,7 +178,7 @@ class CriteriaTable(SphinxDirective):
     """``{nfnet-criteria}``: what rules may ask of packets, from the rows of `nfnet.rules`."""
 
     def run(self) -> list[nodes.Node]:
-        lines = ["| argument | is about | and is |", "| --- | --- | --- |"]
+        lines = ["| argument | selects packets by | value |", "| --- | --- | --- |"]
         for name, row in CRITERIA.items():
             lines.append(f"| `{name}` | {row.description} | {row.syntax.replace('``', '`')} |")
         return nested(self, lines)
@@ -212,6 +222,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("nfnet-criteria", CriteriaTable)
     app.add_directive("nfnet-hooks", HooksTable)
     app.connect("autodoc-process-docstring", convert_docstring)
+    app.connect("autodoc-process-docstring", give_fields_their_text)
     app.connect("autodoc-process-signature", name_aliases)
     app.connect("autodoc-skip-member", skip_bare_field)
     app.connect("missing-reference", find_object)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.terminal_theme import DIMMED_MONOKAI, TerminalTheme
+from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 DOCS = Path(__file__).parent
@@ -93,6 +93,20 @@ LIGHT = TerminalTheme(
         (95, 107, 122),
     ],
 )
+DARK = TerminalTheme(
+    (29, 33, 38),
+    (230, 233, 238),
+    [
+        (29, 33, 38),
+        (240, 153, 127),
+        (124, 201, 138),
+        (224, 192, 104),
+        (132, 174, 240),
+        (195, 160, 230),
+        (110, 200, 208),
+        (154, 165, 180),
+    ],
+)
 _SVG = """\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">
 <title>nfnet demo</title>
@@ -115,7 +129,9 @@ _SVG = """\
 def run(*command: str) -> str:
     """Return what a command prints on a terminal, colours included."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, close_fds=True)
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    environment["TERM"] = "xterm"
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, close_fds=True, env=environment)
     os.close(theirs)
     printed = b""
     try:
@@ -136,7 +152,7 @@ def picture_demo() -> None:
     lines = printed.split("\n")
     first, end = (next(number for number, line in enumerate(lines) if word in line) for word in ("UDP ", "TCP "))
     text = Text.from_ansi("\n".join(["$ nfnet demo", *lines[first:end]]).rstrip())
-    for name, theme in (("light", LIGHT), ("dark", DIMMED_MONOKAI)):
+    for name, theme in (("light", LIGHT), ("dark", DARK)):
         with open(os.devnull, "w") as nowhere:
             width = max(map(len, text.plain.split("\n"))) + 1
             console = Console(record=True, file=nowhere, width=width, color_system="truecolor", force_terminal=True)

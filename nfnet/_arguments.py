@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from functools import partial
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
 from types import CoroutineType, FunctionType
@@ -34,6 +35,17 @@ def check(name: str, value: int, least: int, most: int, *, what: str = "an integ
 def shown(number: float) -> str:
     """Return a number as text for an error message; Python does not convert ints of more than 4,300 digits."""
     return str(number) if isinstance(number, float) or number.bit_length() <= 64 else "a number beyond 64 bits"
+
+
+def network_error(text: object, error: ValueError) -> str:
+    """Return the message of `ipaddress.ip_network` about a network, and the right network if there is one."""
+    from ipaddress import ip_network  # the import takes milliseconds
+
+    try:
+        return f"{error}; the network is {ip_network(text, strict=False)}"  # type: ignore[arg-type]
+    except ValueError:
+        is_name = isinstance(text, str) and re.fullmatch(r"[\w-]+(\.[\w-]+)*\.[a-z]+", text) is not None
+        return f"{error}; names are not looked up" if is_name else str(error)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -216,7 +216,8 @@ def fields(
 ) -> dict[str, Any]:
     """Return the contents of a line of JSON; ``moment``, nanoseconds since 1970, is for a message without a time.
 
-    more: further fields under nfnet. top: further fields beside it.
+    more: further fields under nfnet.
+    top: further fields beside it.
     """
     raw = message.raw
     process = raw.process if isinstance(raw, Annotated) else None
@@ -250,7 +251,8 @@ _FORGET = 1.0  # seconds; as long as names of interfaces are cached
 class JsonLines:
     """Writes log messages as lines of JSON.
 
-    top: further fields, the same in each line. more: further fields under nfnet, the same in each line.
+    top: further fields, the same in each line.
+    more: further fields under nfnet, the same in each line.
     """
 
     def __init__(self, top: Mapping[str, Any] | None = None, **more: Any) -> None:

@@ -1,4 +1,4 @@
-"""Which process on this machine sends or receives a packet.
+"""Find the process on this machine that sends or receives a packet.
 
 This takes two steps. First, sock_diag reports the socket of a connection or port: its inode, and its user. The kernel
 finds that socket in the same way as the receiver of a packet, so listening sockets, wildcards, IPv6 sockets that accept
@@ -38,7 +38,7 @@ _log = logging.getLogger("nfnet")
 
 _T = TypeVar("_T")
 
-_MOST_SOCKETS = 16384  # that are cached with their processes, before the cache is cleared
+_MOST_SOCKETS = 16384  # cached sockets with their processes, before the cache is cleared
 _MOST_CLOSED = 4096  # closed connections whose process is still cached
 _MOST_MISSING = 1024
 # After a search that found nothing, the same socket is not searched for during this many times its duration.
@@ -78,7 +78,7 @@ class Process(NamedTuple):
     """The owner of the socket: the effective user id of the process when it created the socket, in the user
     namespace of this program. ``meta skuid`` compares this id."""
     cgroup: str | None = None
-    """The path of its control group in the unified hierarchy, or in systemd's own if it is in the root of that."""
+    """The path of its control group in the unified hierarchy; in systemd's hierarchy if that path is the root."""
 
     def __str__(self) -> str:
         where = "" if self.executable is None else f", {self.executable}"
@@ -103,7 +103,7 @@ class Process(NamedTuple):
 
 
 def process_of(flow: Flow, *, netns: Netns | None = None) -> Process | None:
-    """Return the process on this machine that sends the packets of a flow, or else receives them; or None.
+    """Return the process on this machine that sends the packets of a flow, or else the one that receives them, or None.
 
     flow: a result of `Packet.flow` or `nfnet.inet.flow`, or a tuple of protocol, source, source port, destination,
         destination port.
@@ -144,7 +144,7 @@ def _packed(address: str) -> bytes:
 
 
 class Processes(at_fork.AtFork):
-    """The processes behind the packets of one queue or log. Finds what it can, and raises nothing.
+    """The processes behind the packets of one queue or log. Its methods raise no errors: see `find`.
 
     ``open_netns`` opens the network namespace of the packets, and returns None if they do not come from a kernel.
     """
@@ -199,7 +199,7 @@ class Sockets:
     """The sockets of a network namespace, in which ``call`` calls a function.
 
     Several threads, or a signal handler and the interrupted code, can use this at the same time: each takes an unused
-    netlink socket, or opens one. If an exception comes before the answer was read, the socket is not put back.
+    netlink socket, or opens one. If an exception is raised before the answer was read, the socket is not reused.
     """
 
     def __init__(self, call: Callable[[Callable[[], Any]], Any]) -> None:
@@ -413,7 +413,7 @@ def process_with_socket(inode: int) -> Process | None:
 
 
 def process_with_id(pid: int) -> Process | None:
-    """Return the process with that id, None if there is none. The user of a socket is not looked up."""
+    """Return the process with that id, or None if it does not exist. The user of a socket is not looked up."""
     return _read(pid, 0)
 
 

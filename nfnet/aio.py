@@ -20,12 +20,13 @@ from typing import Any, TypeGuard
 from . import inet
 from ._arguments import check
 from ._core.async_reader import AsyncReader, Session
+from ._queue_binding import QueueBinding
 from ._typing import Unpack
 from .errors import AlreadyDecidedError, ClosedError
 from .log import Handler as LogHandler
 from .log import Log, LogMessage, LogOptions
 from .packet import Packet
-from .queue import Handler, Queue, QueueBinding, QueueOptions, apply_policy
+from .queue import Handler, Queue, QueueOptions, apply_policy
 from .stats import LogCounters, LogStats, QueueCounters, QueueStats
 
 _log = logging.getLogger("nfnet")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import platform
+import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -15,7 +18,7 @@ from . import rules, stats
 from ._core.flags import request_for
 from ._io.native import new_socket
 from ._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
-from ._io.system import LINUX, linux_only
+from ._io.system import LINUX, fcntl, linux_only
 from ._processes import Sockets
 from .errors import KernelError, NfnetError, NotPermittedError, NotSupportedError
 from .inet import Flow
@@ -33,6 +36,8 @@ from .stats import QueueStatus, process
 _CAP_NET_ADMIN = 12
 _CAPS_TO_SEE = (2, 19)  # CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE: other users' processes
 _CAP_NEEDED = "CAP_NET_ADMIN is needed, see above"
+_SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
+_ifreq = struct.Struct("16sH22x")  # struct ifreq with flags
 _FREE = 65535  # a number that hardly any program uses; requests about it change nothing
 
 
@@ -65,6 +70,7 @@ def examine(netns: Netns | None = None) -> Iterator[Finding]:
         yield _buffer(sock)
     finally:
         sock.close()
+    yield from _interfaces(netns)
     yield from _process_support(netns)
     yield from _rule_support()
     yield from _queues(netns)
@@ -146,6 +152,25 @@ def _buffer(sock: NetlinkSocket) -> Finding:
     limit = most.read_text().strip() if most.exists() else "?"
     remedy = f"sysctl net.core.rmem_max={DEFAULT_RCVBUF} (it is {limit}), or root of the machine"
     return Finding("warning", f"receive buffers have {sock.rcvbuf:,} bytes at most, and overflow early", remedy)
+
+
+def _interfaces(netns: Netns | None) -> Iterator[Finding]:
+    """Report a namespace in which no packets pass, as is a new one."""
+    try:
+        if not call_in(netns, _one_is_up):
+            remedy = "ip link set lo up; or give the namespace that has the packets: nfnet doctor --netns NAME"
+            yield Finding("warning", "no network interface of this namespace is up: no packets pass here", remedy)
+    except OSError as error:
+        yield Finding("warning", f"the network interfaces cannot be listed: {error}")
+
+
+def _one_is_up() -> bool:
+    with closing(new_socket(AF_INET, SOCK_DGRAM)) as sock:
+        for _, name in socket.if_nameindex():
+            answer = fcntl.ioctl(sock.fileno(), _SIOCGIFFLAGS, _ifreq.pack(os.fsencode(name), 0))
+            if _ifreq.unpack(answer)[1] & _IFF_UP:
+                return True
+    return False
 
 
 def _process_support(netns: Netns | None) -> Iterator[Finding]:

@@ -130,6 +130,14 @@ class Collector:
                     messages.add_metric([str(reader.group), name], value)
 
 
+def check_installed() -> None:
+    """Raise NfnetError if prometheus-client cannot be imported."""
+    try:
+        import prometheus_client  # noqa: F401
+    except ImportError as error:
+        raise NfnetError(f"metrics need prometheus-client: pip install 'nfnet[prometheus]' ({error})") from error
+
+
 def serve(port: int, *readers: Reader, address: str = "127.0.0.1") -> Callable[[], None]:
     """Serve the metrics over HTTP, from a thread; return a function that stops the server.
 
@@ -138,10 +146,8 @@ def serve(port: int, *readers: Reader, address: str = "127.0.0.1") -> Callable[[
     disconnects the oldest. A client has five seconds to send its request and to read the answer. Raises NfnetError,
     OSError.
     """
-    try:
-        from prometheus_client import CollectorRegistry, generate_latest
-    except ImportError as error:
-        raise NfnetError(f"metrics need prometheus-client: pip install 'nfnet[prometheus]' ({error})") from error
+    check_installed()
+    from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry()
     registry.register(Collector(*readers))
@@ -160,8 +166,12 @@ class _Server:
     def __init__(self, address: str, port: int, content: Callable[[], bytes]) -> None:
         self._content = content
         self._clients: dict[asyncio.Task[None], None] = {}  # oldest first
-        family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
-        self._listener = socket.create_server((address, port), family=family, backlog=_BACKLOG)
+        try:
+            family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
+            self._listener = socket.create_server((address, port), family=family, backlog=_BACKLOG)
+        except OSError as error:
+            text = f"metrics cannot be served at {address} port {port}: {error.strerror or error}"
+            raise type(error)(error.errno, text) from None
         self._listener.setblocking(False)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="nfnet-metrics", daemon=True)

@@ -81,6 +81,9 @@ def enter(netns: Netns) -> None:
         if isinstance(netns, int):
             hint = f"The namespace of process {netns} is netns='/proc/{netns}/ns/net'"
             raise KernelError(operation, error.errno or errno.EIO, hint=hint) from None
+        if isinstance(error, FileNotFoundError):
+            hint = "The command ip netns lists names; the namespace of a process is /proc/PID/ns/net"
+            raise KernelError(operation, errno.ENOENT, hint=hint) from None
         raise kernel_error(operation, error.errno or errno.EIO) from None
 
 

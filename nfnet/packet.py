@@ -35,6 +35,7 @@ from .protocol.nfqnl import (
     Verdict,
 )
 
+_CAP_LEN, _PAYLOAD, _SKB_INFO = int(NFQA.CAP_LEN), int(NFQA.PAYLOAD), int(NFQA.SKB_INFO)
 _LABELS_SIZE = 16
 _MARK_SIZE = 8  # NFQA_MARK, with its header
 _OUTGOING = (Hook.FORWARD, Hook.OUTPUT, Hook.POSTROUTING)  # after these the kernel segments super-packets
@@ -107,8 +108,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     # The first verdict counts, whichever thread gives it. Each method below checks that `_decision` is None and then
     # sets it, without a lock: CPython lets another thread run, and calls signal handlers, only at the beginning of a
     # function, after a call and at a jump (3.11 and later: at a jump backwards), and none of these is between the last
-    # check and the assignment. Keep it so: the assignment comes first where the condition holds, since the jump is
-    # the way around that. Free-threaded builds and PyPy give no such guarantee: there these methods are `_exclusive`.
+    # check and the assignment. Keep it so: the assignment comes first in the body of the ``if``, since the way around
+    # that body is the jump. Free-threaded builds and PyPy give no such guarantee: there these methods are `_exclusive`.
     _decision: Decision | None
     _on_decided: Callable[[Packet], None]
     """Called with the packet once it has a `_decision`: see the docstring of `ledger`."""
@@ -166,11 +167,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             on_decided = self._on_decided  # Python 3.11 reads a slot faster if the value is not called at once
             on_decided(self)
         else:
-            self._accept(**changes)
-
-    def _accept(self, *, connection: bool = False, **changes: Any) -> None:
-        fate = Fate.ACCEPT if check_flag("connection", connection) else None
-        self._change(Verdict.ACCEPT, fate=fate, **changes)
+            self._change(Verdict.ACCEPT, Fate.ACCEPT, **changes)
 
     @_exclusive
     def drop(self, *, connection: bool = False) -> None:
@@ -187,15 +184,14 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             on_decided = self._on_decided
             on_decided(self)
         else:
-            fate = Fate.DROP if check_flag("connection", connection) else None
-            self._change(Verdict.DROP, fate=fate)
+            self._change(Verdict.DROP, Fate.DROP, connection=connection)
 
     def repeat(self, *, mark: int | None = None, payload: Payload | None = None, priority: int | None = None) -> None:
         """Send the packet through its chain again, from the first rule (NF_REPEAT). Arguments are those of `accept`.
 
         The rule that queued the packet queues it again, with a new id, unless the rule tests the mark, for instance.
         """
-        self._change(Verdict.REPEAT, mark, payload, priority)
+        self._change(Verdict.REPEAT, None, mark, payload, priority)
 
     def requeue(
         self,
@@ -212,7 +208,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         """
         num = check("queue number", num, 0, 0xFFFF)
         flags = QUEUE_BYPASS if check_flag("bypass", bypass) else 0
-        self._change(num << 16 | flags | Verdict.QUEUE, mark, payload, priority)
+        self._change(num << 16 | flags | Verdict.QUEUE, None, mark, payload, priority)
 
     def verdict(
         self,
@@ -236,7 +232,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             raise ArgumentError(f"verdict {word:#x}: the low byte must be 0, 1, 3, 4 or 5")
         if word != kind and (kind != Verdict.QUEUE or word & 0x7F00):
             raise ArgumentError(f"verdict {word:#x}: only QUEUE (3) may have bits above the lowest 8 (queue, bypass)")
-        self._change(word, mark, payload, priority, vlan, l2header, ct_mark, ct_labels)
+        self._change(word, None, mark, payload, priority, vlan, l2header, ct_mark, ct_labels)
 
     @property
     def decided(self) -> Verdict | None:
@@ -314,7 +310,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             self._refuse()
         fate = Fate.REJECT if check_flag("connection", connection) else Fate.REJECT_PACKET
         if fate == Fate.REJECT or self._carries_out(fate):
-            self._change(Verdict.DROP, None, None, None, fate=fate)
+            self._change(Verdict.DROP, fate, connection=True)
         else:
             self._inject_and_drop(_answers.refusals)
 
@@ -349,6 +345,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     def _change(
         self,
         word: int,
+        fate: Fate | None,
+        /,
         mark: int | None = None,
         payload: Payload | None = None,
         priority: int | None = None,
@@ -356,14 +354,15 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         l2header: bytes | None = None,
         ct_mark: int | None = None,
         ct_labels: bytes | None = None,
-        fate: Fate | None = None,
+        connection: bool = False,
     ) -> None:
+        """Give a verdict. With ``connection``, ``fate`` is what happens to the rest of the packet's connection."""
         if self._decision is not None:
             self._refuse()
         if mark is not None:
             mark = check("mark", mark, 0, 0xFFFFFFFF)
         kind = None
-        if fate is not None:
+        if connection is not False and check_flag("connection", connection) and fate is not None:
             word, mark, kind = Verdict.REPEAT, self._marked(fate, mark), word
         if priority is not None:
             priority = check("priority", priority, 0, 0xFFFFFFFF)
@@ -456,7 +455,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         payload, packet = self.payload, self._ip_packet()
         if not packet:
             raise ArgumentError(f"not an IP packet (EtherType {self.hw_protocol:#06x}, {len(payload)} bytes)")
-        if skbinfo := self._number(NFQA.SKB_INFO) or 0:
+        if skbinfo := self._number(_SKB_INFO) or 0:
             self._check_segments()
         new = inet.rewrite(
             packet,
@@ -487,7 +486,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         packet. On the way in a UDP socket with UDP_GRO gets the whole packet and other sockets its segments: no
         checksum is correct for both. The checksum of a packet in a tunnel cannot be found.
         """
-        if not self._number(NFQA.SKB_INFO) or SkbInfo.GSO not in self.skbinfo:
+        if self._find(_SKB_INFO) is None or SkbInfo.GSO not in self.skbinfo:
             return
         protocol = inet.protocol(self._ip_packet())
         outgoing, perhaps_udp = self.hook in _OUTGOING, protocol in (socket.IPPROTO_UDP, None)
@@ -498,33 +497,34 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
 
     def _check_payload(self, payload: Any) -> bytes:
         self._check_segments()
+        data = payload if type(payload) is bytes else self._bytes_of(payload)
+        version = IP_VERSION_OF.get(self.raw[FAMILY])
+        size = len(data)
+        least = _MIN_IPV6_PAYLOAD if version == 6 else MIN_PAYLOAD
+        if not least <= size <= MAX_PAYLOAD:
+            raise ArgumentError(
+                f"payload has {size} bytes and must have {least} to {MAX_PAYLOAD:,}, from the network header on"
+            )
+        if version is None:
+            return data
+        # The kernel would just drop what is not an IP packet of the family.
+        if data[0] >> 4 != version:
+            text = f"payload begins with {data[:4].hex(' ')}, and must be an IPv{version} packet"
+            raise ArgumentError(f"{text}, from the network header on, without a link-layer header")
+        if version == 4 and not 20 <= (data[0] & 15) * 4 <= size:
+            raise ArgumentError(f"payload says that its IP header has {(data[0] & 15) * 4} of its {size} bytes")
+        return data
+
+    def _bytes_of(self, payload: Any) -> bytes:
         if _scapy.is_scapy(payload):
             if not _scapy.may_begin(payload, ip=self.family in (Family.IPV4, Family.IPV6)):
                 text = f"payload begins with {payload.name}, and must begin with the network header"
                 raise ArgumentError(f"{text}: of a scapy frame, pass frame.payload")
-            payload = self._build(payload)
+            return self._build(payload)
         try:
-            data = payload if type(payload) is bytes else bytes(memoryview(payload))
+            return bytes(memoryview(payload))
         except TypeError:
             raise TypeError(f"payload must be bytes, not {type(payload).__name__}") from None
-        least = _MIN_IPV6_PAYLOAD if self.raw[FAMILY] == Family.IPV6 else MIN_PAYLOAD
-        if not least <= len(data) <= MAX_PAYLOAD:
-            raise ArgumentError(
-                f"payload has {len(data)} bytes and must have {least} to {MAX_PAYLOAD:,}, from the network header on"
-            )
-        self._check_beginning(data)
-        return data
-
-    def _check_beginning(self, data: bytes) -> None:
-        """Raise ArgumentError if the payload must be an IP packet and is not: the kernel would just drop it."""
-        version = IP_VERSION_OF.get(self.raw[FAMILY])
-        if version is None:
-            return
-        if data[0] >> 4 != version:
-            text = f"payload begins with {data[:4].hex(' ')}, and must be an IPv{version} packet"
-            raise ArgumentError(f"{text}, from the network header on, without a link-layer header")
-        if version == 4 and not 20 <= (data[0] & 15) * 4 <= len(data):
-            raise ArgumentError(f"payload says that its IP header has {(data[0] & 15) * 4} of its {len(data)} bytes")
 
     def _build(self, theirs: Any) -> bytes:
         """Return the bytes of a scapy packet, with the lengths and checksums that the kernel expects."""
@@ -596,7 +596,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     @property
     def truncated(self) -> bool:
         """True if the payload is only the beginning of the packet, or missing (META)."""
-        return self._find(NFQA.CAP_LEN) is not None or self._find(NFQA.PAYLOAD) is None
+        return self._find(_CAP_LEN) is not None or self._find(_PAYLOAD) is None
 
     @property
     def hook(self) -> Hook:

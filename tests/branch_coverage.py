@@ -27,7 +27,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEAST = 95  # of the package
 LEAST_OF_A_FILE = 90  # some lines are reached only if threads happen to meet
-# What has to do with queues and logs; not the tests that trace the interpreter themselves.
+# Tests of queues and logs, except those that trace the interpreter themselves.
 UNIT = (
     "aio",
     "connections",
@@ -59,7 +59,7 @@ def trace_all_threads() -> None:
 
 
 class Tracing:
-    """A plugin of pytest: a test that traces for itself leaves no tracer, and those after it would not be counted."""
+    """A plugin of pytest that sets the tracer again, which a test that traces for itself has removed."""
 
     def __init__(self) -> None:
         self._tracer = sys.gettrace()

@@ -1,8 +1,8 @@
-"""Compares what nfnet and tshark read in capture files: python -m tests.compare_captures DIRECTORY...
+"""Compare what nfnet and tshark read in capture files: python -m tests.compare_captures DIRECTORY...
 
-Each file in the directories that is a capture is read by both: addresses, lengths, protocols, ports, TCP flags, sizes
-of what TCP carries, link-layer addresses, times, and where the file says them directions and names of interfaces. It
-prints each difference, with the number of the frame, and in the end how many files agree in all frames.
+Both read each capture in the directories: addresses, lengths, protocols, ports, TCP flags, sizes of TCP data,
+link-layer addresses, times, and if the file contains them directions and names of interfaces. The program prints each
+difference, with the number of the frame, and at the end how many files have no difference.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FIELDS = (
     "udp.dstport",
     "udp.length",
 )
-# Each packet for itself, and ports as numbers; headers that are wrong are dissected, too.
+# tshark dissects each packet by itself, also wrong headers, and shows ports as numbers.
 SETTINGS = (
     "ip.defragment:FALSE",
     "ipv6.defragment:FALSE",
@@ -61,7 +61,7 @@ POINT_TO_POINT = {"0": Hook.OUTPUT, "1": Hook.INPUT}
 
 
 class Outcome(NamedTuple):
-    """What came of a file: frames that agree, packets among them, and differences: kind, frame, tshark's, ours."""
+    """The result for a file: equal frames, packets among them, and differences (kind, frame, tshark's, ours)."""
 
     path: Path
     frames: int
@@ -71,7 +71,7 @@ class Outcome(NamedTuple):
 
 
 def tshark_frames(path: Path) -> tuple[dict[int, dict[str, str]], str]:
-    """The fields of each frame, by its number, and what tshark complains of."""
+    """Return the fields of each frame, by its number, and tshark's error messages."""
     command = ["tshark", "-n", "-r", str(path), "-T", "fields", "-E", "occurrence=f", "-E", "separator=/t"]
     command += [word for setting in SETTINGS for word in ("-o", setting)]
     command += [word for field in FIELDS for word in ("-e", field)]
@@ -88,7 +88,7 @@ def tshark_frames(path: Path) -> tuple[dict[int, dict[str, str]], str]:
 
 
 def our_frames(path: Path) -> Iterator[tuple[Record | nfnet.CaptureError, nfnet.Packet | None]]:
-    """Each record, and the packet in it."""
+    """Yield each record, and the packet in it."""
     frames = Frames(None, (), "inet")
     with path.open("rb") as file:
         for item in scan(file):
@@ -107,7 +107,7 @@ def our_frames(path: Path) -> Iterator[tuple[Record | nfnet.CaptureError, nfnet.
 
 
 def differences(record: Record, packet: nfnet.Packet | None, theirs: dict[str, str]) -> Iterator[tuple[str, Any, Any]]:
-    """What differs in a frame: what, as tshark has it, as we have it."""
+    """Yield the differences in a frame: the field, tshark's value, nfnet's value."""
     seconds, nanoseconds = divmod(record.time_ns or 0, 10**9)
     time = f"{seconds}.{nanoseconds:09}"
     if theirs["frame.time_epoch"] not in (time, ""):
@@ -165,7 +165,7 @@ def differences(record: Record, packet: nfnet.Packet | None, theirs: dict[str, s
 
 
 def compare(path: Path) -> Outcome:
-    """What both read in a file."""
+    """Compare what both read in a file."""
     theirs, complaint = tshark_frames(path)
     found: list[tuple[str, int, Any, Any]] = []
     frames = packets = 0
@@ -190,7 +190,7 @@ def compare(path: Path) -> Outcome:
 
 
 def captures(places: list[Path]) -> Iterator[Path]:
-    """The files in directories that begin as captures do."""
+    """Yield the files in these directories that begin like a capture."""
     for place in places:
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if path.is_file() and is_capture(path.open("rb").read(4)):

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Settings and fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from .swap import turn
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
-# What a shell starts in the background ignores Ctrl-C, and so would the programs that the tests start and interrupt.
+# A shell starts background processes with SIGINT ignored. Programs that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Debian has nft, iptables and tcpdump where an ordinary user does not look for programs.
+# Debian installs nft, iptables and tcpdump in directories that are not in an ordinary user's PATH.
 os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
-# What counts is what is found, not how long this machine took for it.
+# A slow machine is no failure.
 settings.register_profile("nfnet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nfnet")
 
 
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What leaves together does so on a machine that is busy with other things, too: it has all the time there is."""
+    """Let verdicts that are sent together be sent together on a busy machine, too: none is sent because time is up."""
     monkeypatch.setattr("nfnet._core.reader._MAX_DELAY", 3600.0)
     monkeypatch.setattr("nfnet._core.flusher.Flusher.watch", lambda flusher: True)
 

@@ -1,4 +1,4 @@
-"""What tests need of each criterion of rules, in one table: every criterion has a row, and all tests use it."""
+"""Samples of each criterion of rules. Every criterion has a row, and all tests of criteria use this table."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 
 
 class Sample(NamedTuple):
-    """What tests need of a criterion."""
+    """Values of a criterion, for tests."""
 
     wrong: tuple[Any, str]
-    """A value of a type that it cannot have, and a pattern of what the error says that it must be."""
+    """A value of a wrong type, and a pattern for the part of the error message that says what is expected."""
     meaning: Sequence[tuple[dict[str, Any], list[str]]] = ()
-    """Arguments of rules, and the same by hand in words of nft: rules of which each packet meets one."""
+    """Arguments of rules, and hand-written nft rules: together they match the same packets."""
     values: Sequence[Any] = ()
-    """Values for which nft and iptables have words, each alone; all of them make a list."""
+    """Values that nft and iptables can express. Tests use each alone, and all as a list."""
     protocol: Any = None
-    """The protocol that a rule must ask for, too."""
+    """The protocol that the rule must also specify."""
     hook: str = "output"
-    """A hook at which it can match."""
+    """A hook at which the criterion can match."""
 
 
 SAMPLES: dict[str, Sample] = {
@@ -171,7 +171,7 @@ SAMPLES: dict[str, Sample] = {
     "uid": Sample(
         wrong=([0.5], "the number of a user, or the name, a range of them, .*, or a list of such, not float"),
         meaning=[
-            ({"uid": [0, 77]}, ["meta skuid 0"]),  # the test is root, in a user namespace if need be
+            ({"uid": [0, 77]}, ["meta skuid 0"]),  # the test runs as root, if necessary of a user namespace
             ({"not_uid": range(70, 80)}, ["meta skuid < 70", "meta skuid >= 80"]),
         ],
         values=[0],

@@ -1,4 +1,4 @@
-"""What a laptop with another system can do, tried by ``tests/test_desks.py`` in an interpreter that simulates one."""
+"""Use all that works without Linux. ``tests/test_desks.py`` runs this while it simulates another system."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def a_fed_queue() -> None:
 
 
 def a_model_of_the_kernel() -> None:
-    """A loop in a thread waits for what is fed, and for `stop`."""
+    """A loop in a thread waits for packets that are fed, and for `stop`."""
     kernel = FakeKernel(num=3)
     queue = nfnet.Queue(3, transport=kernel)
     decided = threading.Semaphore(0)
@@ -170,7 +170,7 @@ def what_takes_linux() -> None:
     ):
         try:
             use()
-        except OSError as error:  # that of NetfilterQueue says little, and the cause is in the traceback
+        except OSError as error:  # NetfilterQueue's error is short; the cause is in the traceback
             found = error if isinstance(error, nfnet.NfnetError) else error.__cause__
             assert isinstance(found, nfnet.NotSupportedError), found
             text = str(found)

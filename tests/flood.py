@@ -1,8 +1,8 @@
-"""Interrupts, under a flood of packets, of a loop whose packets another thread decides as well.
+"""Interrupt a loop under a flood of packets, while another thread decides some of its packets.
 
-    python -m tests.flood 200        how many of 200 programs end, and with every packet decided
+    python -m tests.flood 200        count the programs, of 200, that end with every packet decided
 
-A program that an interrupt left with something locked waits for it in one thread or the other, and never ends.
+If an interrupt leaves a lock locked, one of the threads waits for it forever, and the program does not end.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
 
 class Interrupt(BaseException):
-    """What the signal handler raises."""
+    """Raised by the signal handler."""
 
 
 class Interrupts:
-    """Signals at random moments, which raise in one function and those that it calls."""
+    """Signals at random moments, whose handler raises in one function and those that it calls."""
 
     def __init__(self, function: Callable[..., object], most: int, pause: float = 2e-3) -> None:
         self.count = 0
@@ -68,7 +68,7 @@ class Interrupts:
 
 
 def read(queue: Queue, given: SimpleQueue[Packet | None]) -> None:
-    """Decide two packets of three, and give the third away."""
+    """Decide two of three packets, and pass the third to the other thread."""
 
     def handler(packet: Packet) -> None:
         if packet.id % 3 == 0:
@@ -99,13 +99,13 @@ def start_loopback() -> None:
 
 @contextlib.contextmanager
 def flood(place: netns.Netns) -> Iterator[None]:
-    """A process that sends as much as it can."""
+    """Send packets from another process, as fast as it can, while the block is executed."""
     sock = netns.call_in(place, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     sock.connect(("127.0.0.1", PORT))
     child = os.fork()
     if child == 0:
         while os.getppid() != 1:
-            with contextlib.suppress(OSError):  # dropped, or nobody listens
+            with contextlib.suppress(OSError):  # dropped, or no socket receives them
                 sock.send(b"flood")
         os._exit(0)
     try:
@@ -117,7 +117,7 @@ def flood(place: netns.Netns) -> Iterator[None]:
 
 
 class Outcome(NamedTuple):
-    """What became of the packets."""
+    """The number of packets, by what became of them."""
 
     received: int
     decided: int
@@ -125,7 +125,7 @@ class Outcome(NamedTuple):
 
 
 def run(interrupts: int = INTERRUPTS) -> Outcome:
-    """One program."""
+    """Run the loop, and interrupt it so many times."""
     place = netns.create()
     netns.call_in(place, start_loopback)
     given: SimpleQueue[Packet | None] = SimpleQueue()
@@ -140,7 +140,7 @@ def run(interrupts: int = INTERRUPTS) -> Outcome:
                 while not signals.over:
                     with contextlib.suppress(Interrupt):
                         read(queue, given)
-        # What was interrupted, and what the flood left.
+        # Decide the packets whose handler was interrupted, and those that still wait.
         while queue.process(decide) or queue.pending or select.select([queue], [], [], 0)[0]:
             for packet in queue.pending:
                 decide(packet)

@@ -1,4 +1,4 @@
-"""Link-layer headers of each kind, made by hand, as samples for several tests; tshark says what it makes of them."""
+"""Hand-made samples of all link-layer headers, for several tests, which also compare them with tshark's reading."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ETHERNET = TARGET + SOURCE
 
 
 class Sample(NamedTuple):
-    """What stands before an IPv4 packet, and before an IPv6 packet, and what is said of them."""
+    """The header before an IPv4 packet and before an IPv6 packet, and the attributes that nfnet reads from them."""
 
     link_type: int
     before: bytes
@@ -33,7 +33,7 @@ def tagged(*tags: tuple[int, int]) -> bytes:
 
 
 def ending(link_type: int, before: bytes, **said: object) -> Sample:
-    """A header that ends in the EtherType."""
+    """Return a header that ends in the EtherType."""
     return Sample(link_type, before + IPV4, before + IPV6, **said)  # type: ignore[arg-type]
 
 
@@ -46,7 +46,7 @@ def cooked2(kind: int, interface: int, ethertype: bytes, after: bytes = b"") -> 
 
 
 def wireless(first: int, second: int, *, more: bytes = b"", fourth: bytes = b"") -> bytes:
-    """A header of 802.11 with the source address where the bits say, and LLC and SNAP headers."""
+    """Return 802.11, LLC and SNAP headers. The first two bytes determine the position of the source address."""
     other = bytes.fromhex("06ffffffffff")
     if second & 3 == 3:
         addresses, fourth = (other, other, TARGET), SOURCE
@@ -138,7 +138,7 @@ SAMPLES: dict[str, Sample] = {
     "ENC": Sample(LinkType.ENC, b"\x02\0\0\0" + bytes(8), b"\x18\0\0\0" + bytes(8)),
 }
 
-# What holds no packet for a queue of IP: its link type, the record, the EtherType by which it is counted.
+# Records without an IP packet: the link type, the record, the EtherType by which nfnet counts it.
 NOT_IP: dict[str, tuple[int, bytes, int]] = {
     "ARP": (LinkType.ETHERNET, ETHERNET + b"\x08\x06" + bytes(28), 0x0806),
     "ARP with a tag": (LinkType.ETHERNET, ETHERNET + tagged((0x8100, 5)) + b"\x08\x06" + bytes(28), 0x0806),
@@ -168,7 +168,7 @@ NOT_IP: dict[str, tuple[int, bytes, int]] = {
 
 
 def write_pcap(path: Path, link_type: int, *records: bytes, cuts: Sequence[int] = ()) -> Path:
-    """A pcap file with these records, a second apart; ``cuts`` is how many bytes of each were captured."""
+    """Return a pcap file with these records, a second apart; ``cuts`` contains how many bytes of each were captured."""
     data = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 1 << 18, link_type)
     for number, (record, cut) in enumerate(zip_longest(records, cuts)):
         kept = record[:cut]

@@ -1,15 +1,15 @@
-"""Damaged input for everything that reads any, and odd arguments for everything that takes some.
+"""Fuzzing: damaged input for every reader, and unusual arguments for every call.
 
     make fuzz                                   # 300,000 inputs
-    make fuzz ARGS="10000000 --seed 7"          # others, the same again with the same seed
+    make fuzz ARGS="10000000 --seed 7"          # other inputs, the same ones for the same seed
     make fuzz ARGS="1000000 --only pcapng"
     make fuzz ARGS="--repeat pcapng 0a0d0d0a..."
 
-Each input, a byte string, goes to one of `TARGETS`. It is a seed, made from the recordings in tests/fixtures as a rule,
-that was damaged: cut, overwritten, with pieces of others in it; one in twenty is a seed of another target. It must be
-read, or refused with a NfnetError, within `LIMIT` of processor time and in memory bounded by its size. Anything else is
-printed so that it can be repeated. What is read is compared, for a sample, with what the construct schemas make of it,
-or with a second reading that shares no code with the first.
+Each input, a byte string, is passed to one of `TARGETS`. It is a damaged seed: cut, overwritten, or with parts of other
+seeds. Most seeds are from the recordings in tests/fixtures; one in twenty is of another target. The target must accept
+the input, or refuse it with a NfnetError, within `LIMIT` of processor time and in memory bounded by the input's size.
+Any other result is printed so that it can be repeated. For a sample of the inputs, the values read are compared with
+those of the construct schemas, or of a second reader that shares no code with the first.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ WORDS = tuple(
 
 
 def damaged(choose: random.Random, seeds: Sequence[bytes], tokens: Sequence[bytes]) -> bytes:
-    """One of the seeds, more or less."""
+    """Return one of the seeds, usually damaged."""
     chance = choose.random
     data = bytearray(seeds[int(chance() * len(seeds))])
     for _ in range(int(chance() * 5)):
@@ -181,7 +181,7 @@ EXPECTED_MESSAGE = {
 
 
 def by_schema(data: bytes) -> dict[int, bytes]:
-    """Number to data of attributes, by construct alone."""
+    """Return the data of attributes by number, read by construct alone."""
     return {item.type & netlink.TYPE_MASK: item.data for item in netlink.attributes.parse(data)}
 
 
@@ -200,7 +200,7 @@ def touch(item: Any, names: Sequence[str]) -> None:
 
 
 def compare(item: Any, table: Table, kind: type[IntEnum], expected: dict[str, Callable[..., Any]]) -> None:
-    """What a message says, against the schemas."""
+    """Compare the attributes of a message with those that the schemas read."""
     length = netlink.header.parse(item.raw).length
     found = by_schema(item.raw[BODY:length])
     spans = item._layouts.find(item.raw).spans
@@ -269,7 +269,7 @@ def read_messages(data: bytes, look: bool) -> None:
 
 
 def turn_messages(data: bytes, look: bool) -> None:
-    """To the other byte order and back, in effect: what can be turned can be turned again, and is what it was."""
+    """Convert to the other byte order twice: a message that can be converted must be the same after the second time."""
     other: netlink.ByteOrder = "big" if netlink.HOST == "little" else "little"
     byteorder.order_of(data, other)
     turned = byteorder.to_host(data, other)
@@ -296,7 +296,7 @@ def read_socket(data: bytes, look: bool) -> None:
 
 
 class _Socket:
-    """Gives a datagram, and then the end of a dump."""
+    """A socket that delivers a datagram, and then the end of a dump."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -305,7 +305,7 @@ class _Socket:
         self._request = datagram
 
     def receive(self, into: list[bytes], limit: int) -> None:
-        # Answers have the sequence number of their request: others are passed over.
+        # The reader ignores answers whose sequence number is not that of its request.
         number, data = self._request[8:12], self._data
         done = netlink.build_message(netlink.NLMSG_DONE, 0, 1, bytes(4))
         into += [data[:8] + number + data[12:], done[:8] + number + done[12:]]
@@ -324,7 +324,7 @@ def read_dump(data: bytes, look: bool) -> None:
 
 
 class _Requests(Transport):
-    """A transport that gives one datagram and takes everything."""
+    """A transport that delivers one datagram and accepts everything."""
 
     def __init__(self, data: bytes) -> None:
         self._data = [data]
@@ -398,7 +398,7 @@ class _NoRequests(Transport):
 
 
 def reference(packet: bytes) -> tuple[Any, ...] | None:
-    """Source, destination, protocol, where its header is, ttl, tos, length, whether a fragment, and a later one."""
+    """Read what `inet` reads: addresses, protocol, position of its header, and so on, by code of its own."""
     if len(packet) >= 20 and packet[0] >> 4 == 4:
         size = packet[0] % 16 * 4
         if not 20 <= size <= len(packet):
@@ -428,7 +428,7 @@ def reference(packet: bytes) -> tuple[Any, ...] | None:
 
 
 def jumbo(packet: bytes) -> int:
-    """The length of what follows the header, if that says 0 and a hop-by-hop header is next (RFC 2675)."""
+    """Return the length of a jumbogram after the IPv6 header: that is 0, and a hop-by-hop header follows (RFC 2675)."""
     options = list(packet[42 : 48 + packet[41] * 8]) if len(packet) >= 48 else []
     while options:
         kind = options.pop(0)
@@ -474,7 +474,7 @@ def read_inet(data: bytes, look: bool) -> None:
 
 
 def total(data: bytes) -> int:
-    """The one's complement sum."""
+    """Return the one's complement sum."""
     data += bytes(len(data) % 2)
     result = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while result >> 16:
@@ -497,7 +497,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
 
 
 def answer_inet(data: bytes, look: bool) -> None:
-    """Packets that answer have right lengths and checksums, whatever they answer."""
+    """Answers must have correct lengths and checksums, whatever the packet is."""
     builds = (_answers.resets, _answers.refusals, lambda packet, size: _answers.answer(packet, b"data", size))
     for build, size in product(builds, (None, len(data) + 1000)):
         try:
@@ -552,7 +552,7 @@ def change_inet(data: bytes, look: bool) -> None:
 
 
 def read_streams(data: bytes, look: bool) -> None:
-    """Packets one behind the other; compared with a dictionary for each stream, of places and bytes."""
+    """Read packets in a row, and compare each stream with a dictionary of its bytes by position."""
     beginnings = inet.Beginnings(max_bytes=STREAM)
     streams: dict[inet.Flow, tuple[int, dict[int, int]]] = {}
     while data:
@@ -590,7 +590,7 @@ def add_to_streams(streams: dict[inet.Flow, tuple[int, dict[int, int]]], packet:
 
 
 def read_name(data: bytes, look: bool) -> None:
-    """The answer for a beginning of the data stands, or is that there must be more."""
+    """For the beginning of data the answer must be the same as for all data, or that more data is needed."""
     name = inet.server_name(data)
     assert not name or name.isprintable()
     if look:
@@ -622,7 +622,7 @@ def read_capture(data: bytes, look: bool) -> None:
 
 
 def compare_record(file: bytes, record: Record, is_pcap: bool) -> None:
-    """A record against the bytes at its place in the file."""
+    """Compare a record with the bytes at its position in the file."""
     order, at = LITTLE if record.byteorder == "little" else BIG, record.offset
     if is_pcap:
         seconds, fraction, size, original = struct.unpack_from(f"{order}IIII", file, at)
@@ -651,7 +651,7 @@ def read_compressed(data: bytes, look: bool) -> None:
 
 
 def read_link_layer(data: bytes, look: bool) -> None:
-    """A record, of the link type and with the options that its first two bytes choose."""
+    """Read a record, with the link type and options that its first two bytes choose."""
     which, choice, frame = (data[:1] or b"\0")[0], (data[1:2] or b"\0")[0], data[2:]
     link_type, frames = LINK_TYPES[which % len(LINK_TYPES)], VIEWS[choice % len(VIEWS)]
     record = Record(5, link_type, frame, len(frame) + choice % 5, "big" if choice & 64 else "little", 0, 0, 1)
@@ -710,7 +710,7 @@ PARSER = cli.build()
 
 @contextlib.contextmanager
 def on_screen() -> Iterator[io.StringIO]:
-    """What the block writes; nothing in it may be what a terminal obeys."""
+    """Capture the output of the block, which must contain no control characters of a terminal."""
     screen = io.StringIO()
     with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
         yield screen
@@ -719,7 +719,7 @@ def on_screen() -> Iterator[io.StringIO]:
 
 
 def command(*arguments: str) -> tuple[int, str]:
-    """Run a command; its status, and what a terminal would get."""
+    """Run a command, and return its exit status and output."""
     with on_screen() as screen:
         status = cli.execute(PARSER.parse_args(arguments))
     assert status in (0, 1)
@@ -752,7 +752,7 @@ def show_fields(data: bytes, look: bool) -> None:
 
 
 def text_of(data: bytes) -> str:
-    """As Python has arguments of programs, and names of files."""
+    """Return text like Python's arguments of programs and names of files, with surrogate escapes."""
     return data.decode("utf-8", "surrogateescape")
 
 
@@ -782,7 +782,7 @@ def parse_words(data: bytes, look: bool) -> None:
 
 
 def encode_rule(rule: rules.Rule) -> None:
-    """All that would be sent to install it."""
+    """Build all messages that would install a rule."""
     for step in rule.kernel_rules():
         _nftables.rule(1, "t", "c", [*step.match, *step.choices[0]], b"", itertools.count(1))
 
@@ -812,7 +812,7 @@ def make_log(**options: Any) -> None:
 
 def make_rule(make: Callable[..., rules.Rule]) -> Callable[..., None]:
     def run(**options: Any) -> None:
-        # Most values fit nothing: with one argument at a time, and what it needs, some do.
+        # Most random values are refused. With one argument at a time, and those that it needs, some are not.
         if "hook" not in options:
             options = {"hook": "output", **dict([*options.items()][:2])}
         rule = make(options.pop("number", 1), **options)
@@ -875,7 +875,7 @@ CALLS: tuple[tuple[Callable[..., object], Sequence[str]], ...] = (
 
 
 def call(data: bytes, look: bool) -> None:
-    """The first byte says what, the others in pairs which argument and which value."""
+    """Make a rule: the first byte chooses its function, each following pair an argument and a value."""
     function, names = CALLS[data[0] % len(CALLS)] if data else CALLS[0]
     options = {names[key % len(names)]: ODD[value % len(ODD)] for key, value in zip(data[1:9:2], data[2:10:2])}
     try:
@@ -926,7 +926,7 @@ def is_logged(record: Record) -> bool:
 
 
 def captures(make: Callable[[Sequence[Record], str, int, int], bytes]) -> list[bytes]:
-    """Small files in both byte orders: of netlink, of tcpdump's NFLOG, and of bare packets."""
+    """Return small files in both byte orders: of netlink, of tcpdump's NFLOG, and of packets alone."""
     found = []
     for order in (LITTLE, BIG):
         for records in FILES:
@@ -946,7 +946,7 @@ def old_pcap(records: Sequence[Record], order: str, link_type: int, skip: int = 
 
 
 def cut_pcap(records: Sequence[Record], order: str, link_type: int, skip: int = 0) -> bytes:
-    """As after ``editcap -s 90``."""
+    """Return a capture as after ``editcap -s 90``."""
     data = pcap(byteorder=order, link_type=link_type)
     for record in records:
         whole = record.data[skip:]
@@ -994,7 +994,7 @@ LINK_RECORDS = [bytes((LINK_TYPES.index(kind), number % 256)) + data for number,
 
 
 def mixed_pcapng(order: str) -> bytes:
-    """Interfaces of several link types, with names; blocks of each kind, with directions."""
+    """Return pcapng data: named interfaces of several link types, and blocks of each kind, with directions."""
     some = [RECORDS[number] for number in range(0, len(RECORDS), 9)]
     data = section(order) + b"".join(interface(order, kind, (2, b"eth\x1b0")) for kind, _ in some)
     for number, (_, frame) in enumerate(some):
@@ -1059,9 +1059,9 @@ READABLE.set()
 
 
 class Target(NamedTuple):
-    """What inputs go to: how many of a thousand, what they are made from, and the function that reads one.
+    """A target of inputs: its share of a thousand inputs, its seeds, and the function that reads an input.
 
-    That is told whether to compare, and raises NfnetError for what it refuses.
+    Its second argument is whether to compare the result. It raises NfnetError if it refuses the input.
     """
 
     name: str
@@ -1081,7 +1081,7 @@ SETS = [
 
 
 def read_set(data: bytes, look: bool) -> None:
-    """Lines of a file; the first byte chooses the kind of elements."""
+    """Read a file of elements; the first byte chooses the kind of elements."""
     kinds: tuple[Any, ...] = ("address", "network", "port", "mark", "interface")
     kind = kinds[(data or b"\0")[0] % len(kinds)]
     found = rules.Set(kind, io.StringIO(data[1:].decode("utf-8", "surrogateescape")))
@@ -1103,7 +1103,7 @@ ULOGD = [
 
 
 def translate_ulogd(data: bytes, compare: bool = True) -> None:
-    """What comes out, if anything does, is TOML with nothing else in it than there should be."""
+    """The result, if there is one, must be TOML with only the expected keys."""
     found = _ulogd.translate_text(data.decode("utf-8", "replace"), "ulogd.conf")
     assert _settings._load(found).keys() <= {"group", "output"}, found
 
@@ -1146,11 +1146,11 @@ TARGETS = (
 
 
 class Failure(Exception):
-    """An input that did what none may do; says how to repeat it."""
+    """An input whose reader failed, with the line that repeats it."""
 
 
 class _Watch:
-    """Ends an input that does not end by itself."""
+    """Stops the reader of an input after a time."""
 
     def __init__(self) -> None:
         self.number = self._seen = -1
@@ -1162,7 +1162,7 @@ class _Watch:
 
 
 def peak_of(function: Callable[[], None]) -> int:
-    """How many bytes it took at most."""
+    """Return how much memory the reader used at most, in bytes."""
     import tracemalloc  # which PyPy does not have
 
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""What runs of the tests found on several interpreters, as a page: docs/interpreters/*.json to docs/interpreters.md.
+"""Make a page of the results of tests on several interpreters: docs/interpreters/*.json to docs/interpreters.md.
 
     python -m tests.interpreters                    write the page
     python -m tests.interpreters run [FILE...]      run test files (default: all) with this interpreter
@@ -78,7 +78,7 @@ class Run(NamedTuple):
 
 
 def interpreter() -> tuple[str, str]:
-    """Return the name of this interpreter's file, and what it is called on the page."""
+    """Return the name of this interpreter's file, and its name on the page."""
     free = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
     short = f"{sys.version_info[0]}.{sys.version_info[1]}" + "t" * free
     if sys.implementation.name != "cpython":

@@ -1,11 +1,11 @@
 """Ctrl-C before any bytecode instruction of the package: `Interrupt`.
 
-The interpreter itself raises KeyboardInterrupt, where it looks for signals next; see `nfnet._io.locks`. If the function
-that observes the instructions raised, the exception would come between the instructions of one statement, too, where
+The interpreter itself raises KeyboardInterrupt, at the next place where it checks for signals; see `nfnet._io.locks`.
+If the observing function raised it, the exception would also occur between the instructions of one statement, where
 CPython never raises one.
 
-Until Python 3.11 `sys.settrace` observes them. Since 3.12 tracing disturbs what it observes (an exception may leave a
-generator without running its finally clause), and `sys.monitoring` does not.
+Up to Python 3.11, `sys.settrace` observes the instructions. Since 3.12 tracing changes the traced code's behaviour (an
+exception can leave a generator without running its finally clause), so `sys.monitoring` is used.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import Any
 import nfnet
 
 ROOT = str(Path(nfnet.__file__).parent)
-KERNEL = str(Path(ROOT) / "testing.py")  # its calls happen or do not, as system calls do
+KERNEL = str(Path(ROOT) / "testing")  # the model: its calls happen completely or not at all, as system calls do
 
 
 class _Signal:
-    """``~signal`` does what Ctrl-C does, and looks for no signals: a call would, and raise in the function that
-    observes.
+    """``~signal`` has the effect of Ctrl-C without a check for signals.
+
+    A call would check for signals, and raise the exception in the observing function.
     """
 
     __invert__ = staticmethod(_thread.interrupt_main)
@@ -36,18 +37,18 @@ _signal = _Signal()
 
 
 def _observed(code: CodeType) -> bool:
-    return code.co_filename.startswith(ROOT) and code.co_filename != KERNEL
+    return code.co_filename.startswith(ROOT) and not code.co_filename.startswith(KERNEL)
 
 
 def _untouched(code: CodeType) -> frozenset[int]:
     """Return the offsets of instructions that must not be observed.
 
-    Since 3.15 there is no look for signals behind the call of ``__enter__``, which is a call right behind the
-    instruction LOAD_SPECIAL. An observed instruction is another one.
+    Since 3.15 CPython does not check for signals after the call of ``__enter__``, which directly follows the
+    instruction LOAD_SPECIAL. Observing replaces that instruction by another one.
     """
     if sys.version_info < (3, 15):
         return frozenset()
-    key = id(code)  # code objects of modules stay; to hash one takes long
+    key = id(code)  # code objects of modules are never freed; hashing one is slow
     if key not in _offsets:
         _offsets[key] = frozenset(each.offset for each in dis.get_instructions(code) if each.opname == "LOAD_SPECIAL")
     return _offsets[key]
@@ -71,11 +72,11 @@ class _Interrupt:
         self.stop()
 
     def arrives(self, function: Callable[[], object]) -> bool:
-        """Call a function; whether Ctrl-C came out of it, or right behind it."""
+        """Call a function, and return whether KeyboardInterrupt was raised in it or directly after it."""
         try:
             with self:
                 function()
-            for _ in range(100):  # a signal that came at the very end is noticed here
+            for _ in range(100):  # a signal that arrived at the very end is noticed here
                 pass
         except KeyboardInterrupt:
             self.stop()
@@ -86,7 +87,7 @@ class _Interrupt:
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Observe no more. May be called twice."""
+        """Stop observing. Can be called twice."""
         raise NotImplementedError
 
 
@@ -112,15 +113,17 @@ class _Traced(_Interrupt):
                 while caller is not None:
                     caller.f_trace, caller.f_trace_opcodes = None, False
                     caller = caller.f_back
-                sys.settrace(None)  # first: raised in a tracing function it would end a generator without its finally
+                sys.settrace(
+                    None
+                )  # first: an exception in a tracing function ends a generator without its finally clause
                 _ = ~_signal  # type: ignore[operator]
                 return None
         return self._instruction
 
 
 class _Monitored(_Interrupt):
-    _TOOL = 3  # none of those that debuggers, profilers and coverage use
-    _main = _thread.get_ident()  # of the thread that imports
+    _TOOL = 3  # not one of the ids that debuggers, profilers and coverage use
+    _main = _thread.get_ident()  # the importing thread
 
     def _start(self) -> None:
         monitoring = sys.monitoring
@@ -141,7 +144,7 @@ class _Monitored(_Interrupt):
         if _thread.get_ident() == self._main:
             self.seen += 1
             if self.seen == self.moment:
-                # First: the next call of this function would look for signals where it begins.
+                # First, because the next call of this function would check for signals at its beginning.
                 sys.monitoring.register_callback(self._TOOL, sys.monitoring.events.INSTRUCTION, None)
                 _ = ~_signal  # type: ignore[operator]
         return None

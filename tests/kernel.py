@@ -1,4 +1,4 @@
-"""What the tests here use of `nfnet.testing`."""
+"""The model of the kernel and the builders of messages, which these tests take from `nfnet.testing`."""
 
 from nfnet.testing import FakeKernel, error_message, packet_message
 

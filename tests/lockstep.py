@@ -1,8 +1,8 @@
-"""Two threads that decide the same packet at the same moment: one verdict stands, and the other thread is told so.
+"""Two threads decide the same packet at the same moment: one verdict counts, and the other thread gets an error.
 
-    python -m tests.lockstep 30000       how many of 30,000 packets had other than one verdict that stands
+    python -m tests.lockstep 30000       count the packets, of 30,000, that did not get exactly one verdict
 
-In a free-threaded build of CPython this is a matter of luck unless something sees to it.
+In a free-threaded build of CPython both verdicts can be accepted unless a lock prevents it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VERDICTS: list[tuple[Verdict, Callable[[Packet], None]]] = [
 
 
 class Step:
-    """Lets two threads go on at the same moment: each waits actively, since to be woken takes longer than a verdict."""
+    """Lets two threads continue at the same moment. They spin, since waking a thread takes longer than a verdict."""
 
     def __init__(self) -> None:
         self._arrived = [0, 0]
@@ -36,11 +36,11 @@ class Step:
         while self._arrived[not thread] < mine:
             if self.over:
                 raise RuntimeError("the other thread has ended")
-            os.sched_yield()  # there may be but one processor
+            os.sched_yield()  # there can be a single processor
 
 
 def run(count: int, together: int = 50) -> list[str]:
-    """Return what went wrong."""
+    """Let two threads decide ``count`` packets, and return a line for each error."""
     kernel = FakeKernel()
     packets: list[Packet] = []
     stood: list[dict[int, Verdict]] = [{}, {}]
@@ -62,7 +62,7 @@ def run(count: int, together: int = 50) -> list[str]:
             wrong.append(repr(error))
 
     before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)  # with one thread at a time, let them take turns in the midst of a verdict
+    sys.setswitchinterval(1e-5)  # where one thread runs at a time, switch between them in the middle of a verdict
     with Queue(1, transport=kernel) as queue:
         for done in range(0, count, together):
             packets.clear()

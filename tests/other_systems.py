@@ -1,14 +1,14 @@
-"""A simulation of macOS and Windows, for tests: nfnet finds of the system what it would find there.
+"""A simulation of macOS and Windows: nfnet sees only those parts of the system that exist there.
 
     python -m tests.other_systems win32 script.py
     NFNET_SYSTEM=darwin python -m pytest -p tests.other_systems tests/test_testing.py
 
-It is no macOS and no Windows. The modules of nfnet, and only these, get other modules when they import `os`, `socket`,
-`sys` and so on: without the names that those systems lack, and with another `sys.platform`; modules that those systems
-lack cannot be imported; there is no /proc; `select` takes sockets alone for Windows, and descriptors of directories are
-refused. What is lacking is not our opinion: it is what typeshed, which comes with mypy and is compared with the real
-interpreters of each system, says behind ``sys.platform``. Not simulated are what the names do where they are there
-(other errnos, `os.name`, the file system of Windows, kqueue), and the standard library itself.
+When modules of nfnet, and only these, import `os`, `socket`, `sys` and so on, they get replacements: these have another
+`sys.platform`, and lack the names that the other system lacks. Modules that it lacks cannot be imported, and there is
+no /proc. For Windows, `select` accepts only sockets, and functions of `os` refuse descriptors of directories. The
+missing names are those that typeshed puts behind conditions on ``sys.platform``; typeshed comes with mypy, and is
+compared with the real interpreters of each system. Not simulated: different behaviour of functions that exist there
+(other errnos, `os.name`, the file system of Windows, kqueue), and the rest of the standard library.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from types import ModuleType
 from typing import Any
 
 SYSTEMS = ("darwin", "win32")
-# Modules whose names depend on the system. Their stubs take names from each other.
+# Modules whose names depend on the system. Their stubs import names from each other.
 MODULES = ("os", "select", "signal", "socket", "_socket", "sys", "time", "errno", "platform")
-_SIMULATED = ("nfnet", "pytest_nfnet")  # what is taken in
+_SIMULATED = ("nfnet", "pytest_nfnet")  # the modules that see the simulation
 _HIDDEN_PATHS = ("/proc", "/sys", "/run")
 
 
@@ -47,7 +47,7 @@ def _stub(name: str) -> Path:
 
 
 def _holds(condition: ast.expr, system: str) -> bool:
-    """Evaluate what stubs ask: ``sys.platform`` and ``sys.version_info``."""
+    """Evaluate a condition of a stub on ``sys.platform`` and ``sys.version_info``."""
 
     class FakeSys:
         platform = system
@@ -68,19 +68,19 @@ def _statements(body: list[ast.stmt], system: str) -> Iterator[ast.stmt]:
 
 @functools.cache
 def names(module: str, system: str) -> frozenset[str]:
-    """The names that a module of the standard library has on a system, with this version of Python."""
+    """Return the names of a module of the standard library on a system, with this version of Python."""
     return frozenset(_defined(ast.parse(_stub(module).read_text()).body, system, taken=True))
 
 
 def _defined(body: list[ast.stmt], system: str, *, taken: bool = False) -> Iterator[str]:
-    """The names that a stub defines, and, if wanted, those that it takes from other stubs."""
+    """Yield the names that a stub defines; with ``taken`` also those that it imports from other stubs."""
     for statement in _statements(body, system):
         if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield statement.name
         elif isinstance(statement, ast.ClassDef):
             yield statement.name
             if any(ast.unparse(base) in ("IntEnum", "IntFlag") for base in statement.bases):
-                yield from _defined(statement.body, system)  # its members are names of the module, too
+                yield from _defined(statement.body, system)  # its members are also names of the module
         elif isinstance(statement, ast.ImportFrom):
             for alias in statement.names if taken else ():
                 if alias.name == "*":
@@ -100,13 +100,13 @@ def _targets(statement: ast.stmt) -> Iterator[ast.Name]:
 
 
 def lacking(module: str, system: str) -> frozenset[str]:
-    """The names that a module has on Linux, and not on the other system."""
+    """Return the names that a module has on Linux but not on the other system."""
     return names(module, "linux") - names(module, system)
 
 
 @functools.cache
 def missing_module(module: str, system: str) -> bool:
-    """Whether a module of the standard library is there on Linux, and empty or not there on the other system."""
+    """Return whether a module of the standard library exists on Linux, but is missing or empty on the other system."""
     if module.split(".")[0] not in sys.stdlib_module_names or not _stub(module).exists():
         return False
     return _has_content(module, "linux") and not _has_content(module, system)
@@ -120,7 +120,7 @@ def _has_content(module: str, system: str) -> bool:
 
 
 class _Simulated(ModuleType):
-    """A module of the standard library, as the other system has it."""
+    """A module of the standard library as on the other system."""
 
     def __init__(self, real: ModuleType, system: str, **others: Any) -> None:
         super().__init__(real.__name__, real.__doc__)
@@ -136,7 +136,7 @@ class _Simulated(ModuleType):
 
 
 def _of_windows(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of `os` that takes no descriptors of directories."""
+    """Return a function of `os` that refuses descriptors of directories."""
 
     @functools.wraps(function)
     def refuse(*arguments: Any, **options: Any) -> Any:
@@ -158,7 +158,7 @@ def _select_of_windows(reading: list[Any], writing: list[Any], others: list[Any]
 
 
 def _hide_paths(event: str, arguments: tuple[Any, ...]) -> None:
-    """There is no /proc for the modules of nfnet."""
+    """Hide /proc from the modules of nfnet."""
     if event in ("open", "os.listdir", "os.scandir") and str(arguments[0]).startswith(_HIDDEN_PATHS):
         caller = sys._getframe(1).f_globals.get("__name__", "")
         if caller.split(".")[0] in _SIMULATED:
@@ -166,9 +166,9 @@ def _hide_paths(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def pretend(system: str) -> None:
-    """Let nfnet take this process for one of another system. To be called before nfnet is imported."""
+    """Simulate another system for nfnet. Must be called before nfnet is imported."""
     assert system in SYSTEMS
-    assert "nfnet" not in sys.modules, "nfnet has looked already"
+    assert "nfnet" not in sys.modules, "nfnet was imported already"
     others: dict[str, dict[str, Any]] = {name: {} for name in MODULES}
     others["sys"] = {"platform": system}
     if system == "win32":
@@ -194,7 +194,7 @@ def pretend(system: str) -> None:
 
     builtins.__import__ = import_there
     sys.addaudithook(_hide_paths)
-    # nfnet makes copies of these two without the import statement.
+    # nfnet copies this module without an import statement.
     native = importlib.import_module("nfnet._io.native")
     native.select = simulated["select"]  # type: ignore[attr-defined]
 
@@ -203,7 +203,7 @@ def pytest_report_header() -> str:
     return f"a simulation of {os.environ.get('NFNET_SYSTEM')}, see tests/other_systems.py"
 
 
-if os.environ.get("NFNET_SYSTEM") and __name__ != "__main__":  # this is a plugin of pytest
+if os.environ.get("NFNET_SYSTEM") and __name__ != "__main__":  # imported as a plugin of pytest
     pretend(os.environ["NFNET_SYSTEM"])
 
 if __name__ == "__main__":

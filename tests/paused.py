@@ -1,8 +1,8 @@
-"""Tests on a machine that pauses: pytest, or a process that a test started, is stopped for a second, again and again.
+"""Run tests as on a machine that pauses: stop pytest, or a process that a test started, for a second, repeatedly.
 
     python -m tests.paused tests/live/test_queue.py
 
-Whatever fails then depends on the time that something takes, and would fail on a busy machine some day.
+A test that fails in this way depends on the time that something takes, and can fail on a busy machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PAUSE = 1.0
 
 
 def family(pid: int) -> Iterator[int]:
-    """A process and those that it started."""
+    """Yield the ids of a process and of its descendants."""
     yield pid
     with contextlib.suppress(OSError):  # it has ended
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -31,7 +31,7 @@ def family(pid: int) -> Iterator[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether it can be paused: nobody else stops it, and it has not ended."""
+    """Return whether a process can be paused: it has not ended, and is not stopped by another program."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("R", "S", "D")
     return False

@@ -1,9 +1,9 @@
-"""More packets than can be handled, for minutes, and the books balance: `make soak`, for so many seconds.
+"""Flood a queue with more packets than it can handle, and account for every packet: `make soak`.
 
-A sender of its own process floods a router, whose queue hands its packets to every kind of verdict there is; another
-process receives, and a third one reads a log of the same packets. Meanwhile another queue is opened and closed. After
-each phase the flood pauses, and every packet that was sent must be accounted for: by the receiving socket, by a
-verdict, or by a counter of the kernel. Nothing here is timed: a slow machine handles fewer packets.
+One process floods a router, whose handler gives verdicts of every kind; another process receives the packets, and a
+third reads a log of them. Meanwhile another queue is opened and closed. After each phase the flood pauses, and
+every sent packet must be accounted for: by the receiving socket, by a verdict, or by a counter of the kernel. No
+result depends on time: a slow machine handles fewer packets.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from nfnet.stats import QueueCounters, QueueStatus
 from .live.conftest import ADDRESS, TIMEOUT, Net, wait_for
 
 FLOOD, DOOR = 7000, 7001  # destination ports
-DOOR_PACKETS = 64 + 16  # to the other queue each time, while it is open and after
+DOOR_PACKETS = 64 + 16  # to the other queue each time, while it is open and afterwards
 MARK = 99
 DATA = b" of the flood: accept, drop, or what else?"
 NEW = b" was rewritten, and got longer on the way by some bytes more than it had"
-# What a process may have more than it had after the first round. How much memory Python keeps of what was free again
-# depends on the most that it ever had, and so on luck: that is looked at in long runs only.
+# How much a process may grow after the first round. How much freed memory Python keeps depends on its highest use, and
+# so on chance: memory is checked only in long runs.
 GROWTH = 4 << 20  # bytes
-OBJECTS = 5_000  # pieces of memory in use
+OBJECTS = 5_000  # allocated blocks of memory
 LONG = 4  # rounds
 
 
 class Phase(NamedTuple):
-    """How the queue is opened, and how it is read."""
+    """How a queue is opened and read."""
 
     name: str
     read: Callable[[Queue, Callable[[Packet], None]], None] | None  # None: with asyncio
@@ -82,7 +82,7 @@ PHASES = (
 _over = threading.Event()
 
 
-# --- what becomes of packet number n
+# --- the verdict on packet number n
 
 ACCEPT, MARKED, REPEATED, DROP, REWRITE, LATE, LATE_DROP, LATE_REWRITE, FAIL = range(9)
 FATES = (*[ACCEPT] * 7, MARKED, REPEATED, DROP, DROP, REWRITE, LATE, LATE_DROP, LATE_REWRITE)
@@ -97,15 +97,15 @@ def number_of(packet: Packet) -> int:
 
 
 class Failure(Exception):
-    """What the handler raises now and then."""
+    """Raised by the handler for some packets."""
 
 
 class Interrupt(BaseException):
-    """What a signal handler raises, at any moment."""
+    """Raised by a signal handler, at any moment."""
 
 
 def decide(packet: Packet) -> None:
-    """Give a packet the verdict that it is to get, unless another thread, or the end of the phase, was quicker."""
+    """Give a packet its intended verdict, unless another thread has decided it, or the queue was closed."""
     number = number_of(packet)
     what = fate(number)
     with contextlib.suppress(AlreadyDecidedError, ClosedError):
@@ -122,7 +122,7 @@ def decide(packet: Packet) -> None:
 
 
 class Deciders:
-    """Threads that decide packets some time after the handler returned, in any order."""
+    """Threads that decide packets some time after the handler has returned, in any order."""
 
     def __init__(self) -> None:
         self.packets: queues.SimpleQueue[Packet | None] = queues.SimpleQueue()
@@ -166,11 +166,11 @@ class Deciders:
             thread.join()
 
 
-# --- the other processes: each answers commands
+# --- the other processes, each of which answers commands
 
 
 class Helper:
-    """A process that does what it is told."""
+    """A process that executes commands."""
 
     def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
         context = multiprocessing.get_context("fork")
@@ -181,7 +181,7 @@ class Helper:
 
     @staticmethod
     def _work(work: Callable[..., None], *arguments: Any) -> None:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: whatever becomes of the one that started it
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the parent, however that ends
         work(*arguments)
 
     def tell(self, command: str, *arguments: Any) -> None:
@@ -197,14 +197,14 @@ class Helper:
         return self.answer()
 
     def close(self) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it failed, and said so
+        with contextlib.suppress(BrokenPipeError):  # it has failed, and printed why
             self.tell("end")
         self._process.join(10)
         self._process.kill()
 
 
 def send(commands: Connection, sock: socket.socket) -> None:
-    """ "go" sends until "stop", "one" sends one packet more; both answer how many that were since "go"."""
+    """ "go" sends until "stop", "one" sends one more packet; both answer with the number of packets since "go"."""
     number, first = 1, 1
     going = False
     while True:
@@ -227,7 +227,7 @@ def send(commands: Connection, sock: socket.socket) -> None:
 
 
 class Received(NamedTuple):
-    """What arrived since the last phase: the packets, of them those that were to be dropped, and what is not right."""
+    """How many packets were received since the last phase: all, those with a drop verdict, and faulty ones."""
 
     count: int = 0
     against_verdict: int = 0
@@ -236,7 +236,7 @@ class Received(NamedTuple):
 
 
 def receive(commands: Connection, sock: socket.socket) -> None:
-    """ "report" answers what was `Received`, "next" starts anew."""
+    """ "report" answers with `Received`, "next" sets it back."""
     seen: set[int] = set()
     total = Received()
     sock.setblocking(False)
@@ -268,7 +268,7 @@ def receive(commands: Connection, sock: socket.socket) -> None:
 
 
 def read_log(commands: Connection, where: Any) -> None:
-    """ "expect" reads until so many messages are received or known to be lost; answers the counters."""
+    """ "expect" reads until so many messages were received or are known to be lost, and answers with the counters."""
     log = Log(5, sequence=True, rcvbuf=1 << 20, timeout=0.05, netns=where, on_overrun="ignore")
     expected: int | None = None
     until = 0.0
@@ -293,7 +293,7 @@ def read_log(commands: Connection, where: Any) -> None:
 
 
 class Size(NamedTuple):
-    """What this process has."""
+    """How much of the system's resources this process uses."""
 
     memory: int  # bytes
     objects: int
@@ -307,28 +307,28 @@ class Size(NamedTuple):
 
 
 def udp_overflow(net: Net) -> int:
-    """Datagrams that reached the server and did not fit into the receiver's buffer."""
+    """Return how many datagrams reached the server and did not fit into the receiver's buffer."""
     text = net.at("server", Path("/proc/thread-self/net/snmp").read_text)
     names, values = (line.split() for line in text.splitlines() if line.startswith("Udp:"))
     return int(dict(zip(names, values))["RcvbufErrors"])
 
 
 def device_drops(net: Net) -> int:
-    """Packets that an interface dropped, on any host: there may be too many in a processor's backlog."""
+    """Return how many packets the interfaces of all hosts dropped: a processor's backlog can be full."""
     total = 0
     for host in net.hosts:
         for line in net.at(host, Path("/proc/thread-self/net/dev").read_text).splitlines()[2:]:
             columns = line.split(":")[1].split()
-            total += int(columns[3])  # the same packet may be counted as sent and dropped by the other end
+            total += int(columns[3])  # a packet can be counted as sent at one end and as dropped at the other
     return total
 
 
 class Unbalanced(Exception):
-    """A packet is missing, or there twice."""
+    """A packet is missing, or was counted twice."""
 
 
 class Soak:
-    """The network, the processes, and the books."""
+    """The network, the processes, and the accounts of all packets."""
 
     def __init__(self, net: Net) -> None:
         self.net = net
@@ -339,14 +339,14 @@ class Soak:
         receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
         self.door_sender, self.door_receiver = net.open_socket("client"), net.receiver(port=DOOR)
         self.door_receiver.setblocking(False)
-        self.sender = Helper(send, sender)  # processes first, threads after
+        self.sender = Helper(send, sender)  # processes first: forking after a thread has started is unsafe
         self.receiver = Helper(receive, receiver)
         self.log = Helper(read_log, self.router)
         self.log.answer()
         self.deciders = Deciders()
         self.end_of_flood = threading.Event()
-        self.logged = 0  # so far, as are the log's own counters
-        self.sizes: list[tuple[Size, Size]] = []  # of this process, and of that which reads the log
+        self.logged = 0  # since the beginning, as the log's own counters
+        self.sizes: list[tuple[Size, Size]] = []  # of this process, and of the one that reads the log
         self.sent = self.packets = self.handled = self.doors = 0
 
     def close(self) -> None:
@@ -408,7 +408,7 @@ class Soak:
 
         problems = [] if wait_for(balanced) else ["packets sent are not packets delivered and dropped"]
         fail_open = bool(phase.options.get("fail_open"))
-        arrived = self.sent - books["devices"]  # if they were dropped on the way to the router
+        arrived = self.sent - books["devices"]  # assuming that they were dropped before the router
         checks = {
             "the kernel's queue is not empty": row.waiting == 0,
             "packets are pending": counters.pending == 0,
@@ -441,7 +441,7 @@ class Soak:
             raise Unbalanced(f"{phase.name}: {'; '.join(problems)}: {self.sent=} {books} {counters} {row} {logged}")
 
     def flood(self, phase: Phase, seconds: float) -> tuple[QueueStatus, QueueCounters]:
-        """Read a queue until the referee ends it; what the kernel and it say then."""
+        """Read a queue until the referee stops it, and return the kernel's status and the queue's counters."""
         with Queue(1, netns=self.router, **phase.options) as queue, self.refereed(queue, seconds, queue.stop):
             with interrupts(phase.interrupted):
                 while not _over.is_set():
@@ -451,7 +451,7 @@ class Soak:
             return self.row(1), queue.counters
 
     async def flood_async(self, phase: Phase, seconds: float) -> tuple[QueueStatus, QueueCounters]:
-        """The same with asyncio; every other packet is decided by a task."""
+        """Do the same with asyncio; about half of the loops decide packets in tasks."""
 
         async def decide_later(packet: Packet) -> None:
             await asyncio.sleep(0)
@@ -484,7 +484,7 @@ class Soak:
         stop: Callable[[], object],
         trouble: list[BaseException],
     ) -> None:
-        """Let the flood go for so long, see the queue empty, and end the loop that reads it."""
+        """Let the flood run for so many seconds, wait until the queue is empty, and stop the loop that reads it."""
         try:
             self.sender.tell("go")
             until = time.monotonic() + seconds
@@ -492,7 +492,7 @@ class Soak:
                 self.door()
             self.sender.ask("stop")
             self.drain(queue)
-            self.sent = self.sender.ask("one")  # shows whether the last ones before it were lost
+            self.sent = self.sender.ask("one")  # its id shows whether packets before it were lost
             self.drain(queue)
         except BaseException as error:
             trouble.append(error)
@@ -505,7 +505,7 @@ class Soak:
         def drained() -> bool:
             if not self.row(1).waiting:
                 return True
-            for packet in queue.pending:  # what was interrupted, or failed; the deciders may be quicker
+            for packet in queue.pending:  # packets whose handler was interrupted or failed; a decider can be faster
                 decide(packet)
             return False
 
@@ -513,7 +513,7 @@ class Soak:
             raise Unbalanced(f"{self.row(1).waiting} packets stay in the queue: {queue.counters}")
 
     def door(self) -> None:
-        """Open the other queue, decide some packets, close it with others in it; packets pass when it is closed."""
+        """Open the other queue, decide some packets, and close it with others in it. Closed, it lets packets pass."""
         policy: Any = random.choice(("pending", "accept", "drop"))
         to = (ADDRESS["server", socket.AF_INET], DOOR)
         with Queue(2, netns=self.router, undecided=policy) as queue:
@@ -555,11 +555,11 @@ def read_until_interrupted(phase: Phase, queue: Queue, deciders: Deciders) -> No
 
 @contextlib.contextmanager
 def interrupts(wanted: bool) -> Iterator[None]:
-    """A signal a hundred times a second, which raises wherever it finds the loop."""
+    """Send a signal a hundred times a second, whose handler raises if the loop is running."""
 
     def interrupt(number: int, frame: Any) -> None:
         if frame.f_code.co_name == "_remove":
-            return  # of a weak set: the interpreter would print the exception, and forget it
+            return  # of a weak set: the interpreter would print the exception, and not raise it
         while frame is not None:
             if frame.f_code is read_until_interrupted.__code__:
                 raise Interrupt
@@ -578,9 +578,9 @@ def interrupts(wanted: bool) -> Iterator[None]:
 
 
 def soak(seconds: float, say: Callable[[str], None] = print) -> None:
-    """Raises `Unbalanced` if it does not come out right."""
+    """Run all phases. Raises `Unbalanced` if a packet is not accounted for."""
     logger = logging.getLogger("nfnet")
-    quiet, logger.disabled = logger.disabled, True  # failures of the handler, and packets lost, by the thousand
+    quiet, logger.disabled = logger.disabled, True  # thousands of failed handlers and lost packets
     net = Net()
     try:
         books = Soak(net)
@@ -599,7 +599,7 @@ def main() -> int:
     try:
         nfnet.stats.queues()
     except nfnet.NfnetError as error:
-        print(f"only root of the machine may read the kernel's counters: {error}", file=sys.stderr)
+        print(f"only root of the machine can read the kernel's counters: {error}", file=sys.stderr)
         return 1
     began = time.monotonic()
     try:

@@ -1,6 +1,6 @@
-"""Turns netlink datagrams of one byte order into those of the other.
+"""Convert netlink datagrams of one byte order to the other.
 
-Shares nothing with the package, whose own way of doing it this judges: numbers and layouts are written out again.
+It shares no code with the package, whose own conversion it tests: numbers and layouts are written out again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nfnet.captures import read
 HERE = {"little": "<", "big": ">"}[sys.byteorder]
 THERE = {"little": ">", "big": "<"}[sys.byteorder]
 
-# Attributes that hold attributes, from the outside in.
+# Attributes that contain attributes, from the outside to the inside.
 _TUPLE: Any = {1: {}, 2: {}}
 _CT: Any = {
     1: _TUPLE,
@@ -35,7 +35,7 @@ _CAPPED, _TLVS = 0x100, 0x200
 
 
 def turn(datagram: bytes, order: str) -> bytes:
-    """A datagram of byte order ``order``, "<" or ">", in the other one."""
+    """Convert a datagram of byte order ``order``, "<" or ">", to the other one."""
     done = b""
     while datagram:
         (length,) = struct.unpack_from(order + "I", datagram)
@@ -52,12 +52,12 @@ def _message(data: bytes, order: str) -> bytes:
     head, body = data[:16], data[16:]
     _, kind, flags, _, _ = struct.unpack(order + "IHHII", head)
     head = _numbers(head, order, "IHHII")
-    if kind == 2:  # the errno, the request, and what there is to say
+    if kind == 2:  # the errno, the request, and attributes about the error
         length = 16 if flags & _CAPPED else struct.unpack_from(order + "I", body, 4)[0]
         echo, rest = body[4 : 4 + length], body[4 + (length + 3) // 4 * 4 :]
         new = head + _numbers(body[:4], order, "i") + _message(echo, order)
         return new + bytes(-len(new) % 4) + _said(rest, order) if rest and flags & _TLVS else new
-    if kind < 16 or not body:  # the end of a bundle of log messages; an echo without its body
+    if kind < 16 or not body:  # the end of several log messages; a request without its body
         return head + body
     return head + body[:4] + _attributes(body[4:], order, _NESTED[kind])
 
@@ -68,7 +68,7 @@ def _said(data: bytes, order: str) -> bytes:
         kind = number & 0x3FFF
         if kind in (2, 5, 6):
             value = _numbers(value, order, "I")
-        elif kind == 4:  # the policy that was violated: attributes that are numbers
+        elif kind == 4:  # the violated policy: attributes with numbers
             value = b"".join(
                 _numbers(struct.pack(order + "HH", 4 + len(v), n), order, "HH") + v[::-1] + p
                 for n, v, p in _each(value, order)
@@ -98,7 +98,7 @@ def _each(data: bytes, order: str) -> list[tuple[int, bytes, bytes]]:
 
 
 def turn_file(source: Path, target: Path, *, framing: str = ">") -> None:
-    """A little-endian recording of netlink as a big-endian one; ``framing`` is the order of the file around it."""
+    """Convert a little-endian recording of netlink to a big-endian one; ``framing`` is the byte order of the file."""
     out = struct.pack(framing + "IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 0x100000, 253)
     for record in read(source):
         seconds, fraction = divmod(record.time_ns, 10**9)

@@ -167,7 +167,7 @@ def test_one_timer_is_set_while_a_loss_is_untold(kind: str) -> None:
 
         def feed(batches: int) -> None:
             nonlocal last
-            if batches in (5, 10):  # the first loss is told at once, the second one is not
+            if batches in (5, 10):  # nfnet warns about the first loss at once, about the second one later
                 kernel.skip(1)
             last = kernel.feed(4)[-1]
 
@@ -304,7 +304,7 @@ def test_deciding_many_held_packets_in_one_step_searches_no_lists(monkeypatch: p
 @pytest.mark.parametrize("closed", [True, False])
 @pytest.mark.parametrize("waiting", [True, False])
 def test_a_loop_that_a_task_ended_leaves_nothing_behind(waiting: bool, closed: bool) -> None:
-    """SystemExit ends a loop at once: what it was to do next, it never does; its coroutines stay where they are."""
+    """SystemExit ends a loop at once: it does not run its next callbacks, and its coroutines stay suspended."""
     first, second = FakeKernel(), FakeKernel()
     queue = AsyncQueue(1, transport=first)
 
@@ -352,7 +352,7 @@ def test_a_loop_that_a_task_ended_leaves_nothing_behind(waiting: bool, closed: b
     if closed:
         left[0].close()
     asyncio.run(asyncio.wait_for(goes_on(), TIMEOUT))
-    gc.collect()  # asyncio logs what became of its tasks: not in the midst of another test
+    gc.collect()  # asyncio logs errors of its tasks: here, and not during another test
 
 
 def test_an_open_queue_goes_on_in_another_loop_after_one_that_a_task_ended() -> None:
@@ -678,7 +678,7 @@ def test_a_signal_handler_may_stop_an_iteration_at_work() -> None:
 
 
 def test_an_iteration_that_is_left_holds_nothing() -> None:
-    """Who forgets an open queue behind one gets a closed socket, although the loop goes on."""
+    """The socket of an open queue that is no longer referenced is closed, although the loop continues."""
 
     async def main() -> None:
         kernel = FakeKernel()
@@ -929,7 +929,7 @@ def test_arguments() -> None:
 
 
 def test_trio() -> None:
-    """As the docs say: any loop that can wait for a descriptor."""
+    """Any loop that can wait for a descriptor can read a queue, as the documentation says."""
     trio = pytest.importorskip("trio")
     kernel = FakeKernel()
     kernel.feed(3)

@@ -1,4 +1,4 @@
-"""Answers, resets, refusals and injected packets: what is built, and what queues do with it. Nothing here is sent."""
+"""Answers, resets, rejections and injected packets: their bytes, and what queues do with them. No packet is sent."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def with_options(packet: bytes, options: bytes) -> bytes:
 
 # Flags and data of a segment with seq 1000 and ack 5000; seq, ack and flags of the resets to sender and receiver.
 RESETS: dict[str, tuple[TcpFlag, bytes, list[tuple[int, int, TcpFlag]], list[tuple[int, int, TcpFlag]]]] = {
-    # Whoever waits for the answer to a SYN believes a reset that acknowledges that, and nothing else (RFC 9293).
+    # The sender of a SYN accepts only a reset that acknowledges the SYN (RFC 9293).
     "SYN": (SYN, b"", [(0, 1001, RST | ACK)], [(1000, 0, RST), (1001, 0, RST)]),
     "SYN with data": (SYN, b"four", [(0, 1005, RST | ACK)], [(1000, 0, RST), (1005, 0, RST)]),
     "SYN/ACK": (SYN | ACK, b"", [(5000, 0, RST)], [(1000, 5000, RST | ACK), (1001, 5000, RST | ACK)]),
@@ -214,7 +214,7 @@ def test_an_empty_answer_of_tcp_is_the_end() -> None:
 
 
 def test_timestamps_of_tcp_are_answered() -> None:
-    """The option of the sender's says 7, and that it last saw 9."""
+    """The sender's timestamp option contains 7, and the echo 9."""
     packet = with_options(tcp(b"", seq=10, ack=20), bytes.fromhex("0101080a 00000007 00000009")) + b"GET"
     answer = inet.tcp(_answers.answer(_answers.mend(packet), b"x")[0])
     assert answer is not None
@@ -252,7 +252,7 @@ def fragment(first: bool) -> bytes:
     return pieces[0 if first else 1]
 
 
-# What there is no answer to; whether `reset` and `reject` tell anybody.
+# Packets without an answer, and whether `reset` and `reject` send anything.
 UNANSWERABLE: dict[str, tuple[bytes, str, int | None, int]] = {
     "RST": (tcp(b"data", flags=RST | ACK), "carries data", 2, 0),
     "SYN": (tcp(b"", flags=SYN), "carries data", 3, 1),
@@ -348,8 +348,8 @@ NO_PACKETS = {
     "half": (udp(b"")[:19], "not an IPv4 or IPv6 packet"),
     "half of IPv6": (udp(b"", **V6)[:39], "not an IPv4 or IPv6 packet"),
     "a frame": (bytes(14) + udp(b""), "not an IPv4 or IPv6 packet"),
-    "long header": (b"\x4f" + udp(b"")[1:], "60 of its 28 bytes"),
-    "short header": (b"\x44" + udp(b"")[1:], "16 of its 28 bytes"),
+    "long header": (b"\x4f" + udp(b"")[1:], "60 of 28 bytes"),
+    "short header": (b"\x44" + udp(b"")[1:], "16 of 28 bytes"),
     "too long": (udp(b"") + bytes(65_536), "65564 bytes and may have 65535"),
     "jumbogram": (b"\x60" + bytes(39) + bytes.fromhex("3b00c20400020000"), "jumbogram"),
 }
@@ -401,7 +401,7 @@ def test_fragments_are_put_together_by_scapy(ends: dict[str, str]) -> None:
 
 
 def test_what_must_not_be_cut_up() -> None:
-    with pytest.raises(ArgumentError, match="must not be cut up"):
+    with pytest.raises(ArgumentError, match="forbids fragmentation"):
         _answers.fragments(tcp(b"x" * 2000)[:6] + b"\x40" + tcp(b"x" * 2000)[7:], 1500)
     with pytest.raises(ArgumentError, match="fragment"):
         _answers.fragments(fragment(True), 30)
@@ -525,7 +525,7 @@ def test_answers_in_tasks() -> None:
 
 
 class Plain(FakeKernel):
-    """Of somebody who knows of no injections."""
+    """A program's transport that does not implement `inject`."""
 
     inject = nfnet.Transport.inject
 

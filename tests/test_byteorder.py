@@ -1,4 +1,4 @@
-"""Machines of the other byte order: what they record, and what this package does on one."""
+"""Byte order: recordings of machines with the other one, and nfnet on such a machine."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def values(order: str, directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_recordings_of_either_kind_say_the_same_on_machines_of_either_kind(tmp_path: Path) -> None:
-    """What is read: packets, log messages, answers; what is built: requests, verdicts. By fast readers and schemas."""
+    """Reading packets, log messages and answers, and building requests and verdicts, by fast readers and schemas."""
     places = recordings(tmp_path)
     for order in ("little", "big"):
         expected = values(order, places["little"])
@@ -169,7 +169,7 @@ def test_recordings_of_either_kind_say_the_same_on_machines_of_either_kind(tmp_p
 
 
 def test_the_other_tests_hold_on_a_machine_of_the_other_kind() -> None:
-    """Those of the modules that know of bytes, in a Python that is told that this is one."""
+    """Run the tests of modules that handle bytes, in a Python that simulates the other byte order."""
     names = ["protocol", "fixtures", "packet", "log", "queue", "captures", "replay"]
     files = [str(Path(__file__).parent / f"test_{name}.py") for name in names]
     arguments = ["-q", "-p", "no:cacheprovider", *files]

@@ -1,4 +1,4 @@
-"""Capture files: written and read back, in every form, and damaged."""
+"""Capture files: written and read back, in all formats, and damaged."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_bare_packets_replay_as_a_queue(tmp_path: Path) -> None:
     path = recording(tmp_path / "raw.pcap", ipv4(17, b"four"), ipv6(17, b"six"), link_type=101)
     with nfnet.Queue(9, transport=nfnet.replay(path)) as queue:
         found = [(packet.id, packet.family, inet.get_data(packet.payload), packet.truncated) for packet in queue]
-    # What the record is longer by, as it says, is no part of the packet.
+    # The original lengths in these records are larger; the difference is no part of the packet.
     assert found == [(1, 2, b"four", False), (2, 10, b"six", False)]
 
 
@@ -374,7 +374,7 @@ def test_a_closed_replay_leaves_its_descriptors_alone(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         files = [
             stack.enter_context(open(tmp_path / f"{n}", "wb", buffering=0)) for n in range(50)
-        ]  # take their numbers
+        ]  # use their numbers
         wake()  # as the thread of a timer does that has just passed its wait
         assert [file.tell() for file in files] == [0] * 50
 
@@ -444,7 +444,7 @@ def test_a_refused_open_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         sent = queue._bound().transport.sent[:]  # type: ignore[attr-defined]
     recorded = [record.data[16:] for record in read(path)]
     assert sent
-    assert recorded[: len(sent)] == sent  # what made it open is there, too
+    assert recorded[: len(sent)] == sent  # the requests that opened the queue are recorded, too
     assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -455,7 +455,7 @@ def test_two_cannot_record_to_one_file(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="another recorder is writing") as caught:
             second.open()
         assert caught.value.errno == errno.EBUSY
-        child = os.fork()  # it inherits the lock, and what is in the buffer
+        child = os.fork()  # it inherits the lock and the buffered data
         if not child:
             try:
                 with pytest.raises(OSError, match="another recorder is writing"):
@@ -557,7 +557,7 @@ def test_a_signal_handler_records_while_its_thread_is_writing(tmp_path: Path, cl
 
     before = signal.signal(signal.SIGALRM, handler)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)  # by then the pipe is full, and nobody reads it
+        signal.setitimer(signal.ITIMER_REAL, 0.1)  # by then the pipe is full, and is not read
         for number in range(6):
             recorder.tap(False, packet_message(number, bytes(60_000)))
     finally:

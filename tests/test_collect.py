@@ -1,13 +1,13 @@
-"""The collector without a kernel: outputs, what is kept for them, and their faults."""
+"""The collector without a kernel: outputs, their spools, and failures."""
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
 import os
 import sqlite3
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,30 +22,16 @@ from hypothesis import strategies as st
 import nfnet
 from nfnet import ArgumentError, LogMessage, NfnetError, _ecs, cli, collect, testing
 from nfnet._annotated import Annotated
-from nfnet.collect import Batch, OutputError, Session, _collector, _delivery, _outputs, _queries, _settings, sqlite
+from nfnet.collect import Batch, OutputError, _collector, _delivery, _outputs, _queries, _settings, sqlite
 from nfnet.collect._batch import split_at_losses
 from nfnet.collect._delivery import Delivery
 from nfnet.collect._spool import Memory, Spool, Store
 
+from .collector import MOMENTS, PACKETS, SESSION, batch, message, numbers, outputs, refusal
 from .live.conftest import wait_for
-
-SESSION = Session("host", "boot", 5, 1)
-NAMES = {1: "lo", 2: "eth0"}.get
-
-
-def message(number: int, payload: bytes | None = None, **attributes: Any) -> LogMessage:
-    values: dict[str, Any] = {"prefix": str(number), **attributes, "SEQ": number}  # in the kernel's order
-    return LogMessage.from_bytes(testing.log_message(payload or testing.udp(bytes(10)), **values), NAMES)
-
-
-def batch(*numbers: int, lost: int = 0, session: Session = SESSION) -> Batch:
-    return Batch(session, [message(number) for number in numbers], lost)
-
 
 # --- JSON
 
-UDP = testing.udp(b"data")
-IPV6 = testing.udp(bytes(24), source="2001:db8::1", destination="2001:db8::2")
 LINK = {
     "IFINDEX_INDEV": 1,
     "IFINDEX_PHYSINDEV": 2,
@@ -55,24 +41,6 @@ LINK = {
     "HWHEADER": b"\2\0\0\0\0\2\2\0\0\0\0\1\x08\0",
 }
 PROCESS = nfnet.Process(7, "curl", "/usr/bin/curl", ("curl", "100%s"), 0, "/system.slice/a.service")
-MOMENTS = st.integers(0, 253_402_300_799)
-PACKETS = st.one_of(
-    st.builds(testing.udp, st.binary(max_size=9)),
-    st.builds(testing.tcp, st.binary(max_size=9), flags=st.integers(0, 255)),
-    st.builds(lambda data, cut: testing.tcp(data)[:cut], st.binary(max_size=9), st.integers(20, 45)),
-    st.builds(  # ICMP, and ICMPv6 in a packet of IPv4
-        lambda kind, data, protocol: UDP[:9] + bytes([protocol]) + UDP[10:20] + bytes([kind, 3]) + data,
-        st.integers(0, 255),
-        st.binary(max_size=12),
-        st.sampled_from([1, 58]),
-    ),
-    st.integers(0, 255).map(lambda kind: IPV6[:6] + b"\x3a" + IPV6[7:40] + bytes([kind, 1]) + bytes(30)),
-    st.builds(testing.udp, st.just(b"6"), source=st.just("2001:db8::1"), destination=st.just("2001:db8::2")),
-    st.integers(0, 0xFFFF).map(lambda field: UDP[:6] + field.to_bytes(2, "big") + UDP[8:]),  # fragments
-    st.binary(min_size=1, max_size=80),
-    st.binary(min_size=20, max_size=80).map(lambda data: b"\x45\x00\x00" + data),
-    st.binary(min_size=40, max_size=80).map(lambda data: b"\x60\x00\x00\x00\x00" + data),
-)
 
 
 @given(
@@ -174,7 +142,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -
     delivery.close()
 
 
-# What happens to a database, and what SQLite says then.
+# Damage to a database, and SQLite's message for it.
 TROUBLE = {
     "full": ("PRAGMA max_page_count = 2", "database or disk is full"),
     "read-only": ("PRAGMA query_only = 1", "attempt to write a readonly database"),
@@ -295,25 +263,8 @@ def test_old_rows_and_too_many_are_removed(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def lines(tmp_path: Path) -> Iterator[Callable[..., collect.Output]]:
-    opened = []
-
-    def make(**settings: Any) -> collect.Output:
-        opened.append(collect.output(str(tmp_path / "log.jsonl"), settings))
-        opened[-1].begin()
-        return opened[-1]
-
-    yield make
-    for output in opened:
-        output.close()
-
-
-def numbers(*files: Path) -> list[int]:
-    found = []
-    for file in files:
-        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        assert data.endswith(b"\n") or not data
-        found += [json.loads(line)["event"]["sequence"] for line in data.splitlines()]
-    return found
+    with outputs(tmp_path / "log.jsonl") as make:
+        yield make
 
 
 def test_a_renamed_file_is_made_anew(lines: Callable[..., collect.Output], tmp_path: Path) -> None:
@@ -348,7 +299,7 @@ def test_a_file_is_rotated_by_size(compress: bool, lines: Callable[..., collect.
     assert numbers(*rotated, tmp_path / "log.jsonl") == list(range(20))
     assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in rotated)
     if compress:
-        lines(compress=True).close()  # what was rotated while the thread was at work
+        lines(compress=True).close()  # rotated files that the thread had not compressed yet
         assert all(file.suffix == ".gz" for file in tmp_path.glob("log.jsonl.*"))
 
 
@@ -403,7 +354,7 @@ def test_what_came_while_the_process_was_paused_at_its_end_is_stored(monkeypatch
     now, looks = 100.0, 0
 
     class Paused:
-        """A log to which something comes behind the last look before the end, and then the process is paused."""
+        """A log that gets a message after the last read before the end; then the process pauses."""
 
         group = 5
         counters = SimpleNamespace(lost=0)
@@ -476,7 +427,7 @@ def test_a_slow_output_holds_nobody_up_and_gets_all(tmp_path: Path, said: list[s
     for number in range(10):
         delivery.put(batch(number))
         delivery.flush()
-    assert len(delivery.store) == 10  # that which is under way, too: it may never be through
+    assert len(delivery.store) == 10  # also the batch that is being written: that can take forever
     slow.go.set()
     assert wait_for(lambda: delivery.flush() or not len(delivery.store))
     assert delivery.finish(lambda: False)
@@ -579,7 +530,7 @@ ASKED = {
 
 @pytest.fixture
 def collected(tmp_path: Path) -> str:
-    """Fifteen messages to as many ports, and two more of somebody else, all of the same second; three lost before."""
+    """Fifteen messages to as many ports, two more from another host, all of the same second; three lost before."""
     packets = [testing.udp(b"", source="10.0.0.1", destination_port=port) for port in range(100, 115)]
     packets += [testing.udp(b"", source="10.0.0.2", destination_port=53)] * 2
     messages = [message(n, packet, prefix="drop: ", IFINDEX_INDEV=2, UID=NOBODY) for n, packet in enumerate(packets, 3)]
@@ -710,11 +661,7 @@ def test_what_is_wrong_with_a_configuration_is_said_with_its_line(
     path = tmp_path / "collect.toml"
     assert GOOD.count(old) == 1
     path.write_text(GOOD.replace(old, new))
-    assert cli.main(["collect", "--config", str(path), "--check"]) == 2
-    errors = capsys.readouterr().err
-    assert errors.startswith(f"nfnet collect: {path}:{line}: ")
-    assert text in errors
-    assert errors.count("\n") == 1
+    assert text in refusal(path, line, capsys)
     assert [file.name for file in tmp_path.iterdir()] == ["collect.toml"]
 
 
@@ -723,6 +670,18 @@ def test_a_good_configuration_passes_the_check(tmp_path: Path, capsys: pytest.Ca
     path.write_text(GOOD)
     assert cli.main(["collect", "--config", str(path), "--check"]) == 0
     assert capsys.readouterr().out == "groups 5 to jsonl:log.jsonl, sqlite:log.db\n"
+
+
+def test_the_check_reports_that_the_metrics_cannot_be_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "collect.toml"
+    path.write_text('metrics = "127.0.0.1:9464"\n' + GOOD)
+    assert cli.main(["collect", "--config", str(path), "--check"]) == 0
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    assert cli.main(["collect", "--config", str(path), "--check"]) == 1
+    assert capsys.readouterr().err.startswith("nfnet collect: metrics need prometheus-client: pip install")
 
 
 # --- third parties

@@ -1,4 +1,4 @@
-"""Capture files of the collector: rotated, moved away, begun by others; tshark reads each of them by itself."""
+"""Capture files of the collector: rotated, moved, begun by other programs. tshark reads each of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nfnet import captures, collect
 from nfnet.collect import OutputError
 from nfnet.collect.capture import Capture
 
-from .test_collect import batch, numbers
+from .collector import batch, numbers, outputs
 from .test_tshark import tshark as tshark  # the fixture
 
 Make = Callable[..., collect.Output]
@@ -31,16 +31,8 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(file: Path) -> Iterator[Make]:
-    opened = []
-
-    def make(**settings: Any) -> collect.Output:
-        opened.append(collect.output(str(file), settings))
-        opened[-1].begin()
-        return opened[-1]
-
-    yield make
-    for output in opened:
-        output.close()
+    with outputs(file) as make:
+        yield make
 
 
 def records(*files: Path) -> list[int]:
@@ -67,7 +59,7 @@ def rotated(file: Path) -> list[Path]:
 
 
 def fields(tshark: str, file: Path, *names: str) -> list[list[str]]:
-    """What tshark reads, which must have nothing to say against the file."""
+    """Return the fields that tshark reads in a file; it must not report errors."""
     options = [option for name in names for option in ("-e", name)]
     done = subprocess.run([tshark, "-r", str(file), "-T", "fields", *options], capture_output=True, text=True)
     complaints = [line for line in done.stderr.splitlines() if "Running as user" not in line]
@@ -81,7 +73,7 @@ def test_each_rotated_file_is_a_capture_by_itself(make: Make, file: Path, compre
     for number in range(20):
         output.write(batch(number, lost=int(number == 7)))
     output.close()
-    make(compress=True).close() if compress else None  # what was rotated while the thread was at work
+    make(compress=True).close() if compress else None  # rotated files that the thread had not compressed yet
     files = rotated(file)
     assert len(files) > 2
     assert all(stat.S_IMODE(each.stat().st_mode) == 0o600 for each in files)
@@ -100,7 +92,7 @@ def test_a_file_of_another_process_is_renamed_and_kept(make: Make, file: Path) -
         output = make()
         output.write(batch(number))
         output.close()
-    make().close()  # nothing comes: the next one finds only a header, and renames that, too
+    make().close()  # no messages: the next output finds only a header, and renames that file, too
     found = [records(each) for each in rotated(file)]
     assert found == [[0], [1], [2]]
     assert records(file) == []
@@ -115,7 +107,7 @@ def test_a_file_that_is_moved_away_is_followed_by_a_new_one(make: Make, file: Pa
     file.touch(0o600)  # as logrotate does with "create"
     output.reopen()
     output.write(batch(3))
-    output.reopen()  # nothing has happened to the file: it goes on
+    output.reopen()  # the file is unchanged: the output continues it
     output.write(batch(4))
     with file.open("r+b") as truncated:
         truncated.truncate(0)  # as logrotate does with "copytruncate"
@@ -168,7 +160,7 @@ def test_a_write_that_fails_leaves_no_half_record(make: Make, file: Path, monkey
 
 
 def test_prefixes_of_any_bytes_are_comments(tmp_path: Path, tshark: str) -> None:
-    from .test_collect import SESSION, message
+    from .collector import SESSION, message
 
     file = tmp_path / "log.pcapng"
     output = collect.output(str(file))

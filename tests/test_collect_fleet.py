@@ -1,4 +1,4 @@
-"""Rows of PostgreSQL, batches as bytes, URLs and settings: what needs no server."""
+"""Rows of PostgreSQL, batches as bytes, URLs and settings, without servers."""
 
 from __future__ import annotations
 
@@ -13,25 +13,18 @@ from hypothesis import strategies as st
 from nfnet import ArgumentError, DecodeError, LogMessage, _accounts, _ecs, cli, collect, testing
 from nfnet._annotated import Annotated
 from nfnet._processes import Process
-from nfnet.collect import Batch, Session, _copy_rows, _outputs, _packed, _settings
+from nfnet.collect import Batch, _copy_rows, _outputs, _packed, _settings
 from nfnet.collect._nats_client import subject
 from nfnet.collect._output import without_password
 
 from . import swap
-from .test_collect import MOMENTS, PACKETS, batch, message
+from .collector import MOMENTS, PACKETS, SESSION, batch, icmp, message
 
 pytest.importorskip("psycopg", reason="the extra postgresql is not installed")
 pytest.importorskip("nats", reason="the extra nats is not installed")
 
-SESSION = Session("host", "boot", 5, 1)
-
 
 # --- rows
-
-
-def icmp(kind: int, code: int, size: int) -> bytes:
-    packet = testing.udp(bytes(30))
-    return (packet[:9] + b"\1" + packet[10:20] + bytes([kind, code]) + packet[22:])[:size]
 
 
 @given(

@@ -1,8 +1,9 @@
-"""What a record says, limits, metrics, states and the service's signs of life, without a kernel."""
+"""The collector without a kernel: stored fields, limits, metrics, its state, and messages to systemd."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -24,7 +25,6 @@ from nfnet.collect import (
     Batch,
     Group,
     OutputError,
-    Session,
     _collector,
     _counts,
     _delivery,
@@ -40,19 +40,12 @@ from nfnet.packet import Packet
 from nfnet.protocol.nfnetlink import Family
 from nfnet.protocol.nfqnl import NFQA_VLAN
 
-SESSION = Session("host", "boot", 5, 1)
-NAMES = {1: "lo", 2: "eth0", 3: "br0"}.get
+from . import collector
+from .collector import SESSION, icmp, refusal
+
+message = functools.partial(collector.message, prefix="drop: ")
+
 PROCESS = nfnet.Process(7, "curl", "/usr/bin/curl", ("curl", "-s"), 0, "/system.slice/a.service")
-
-
-def message(number: int, payload: bytes | None = None, *, prefix: str = "drop: ", **attributes: Any) -> LogMessage:
-    raw = testing.log_message(payload or testing.udp(bytes(10)), prefix=prefix, **attributes, SEQ=number)
-    return LogMessage.from_bytes(raw, NAMES)
-
-
-def icmp(kind: int, code: int) -> bytes:
-    packet = testing.udp(bytes(8))
-    return packet[:9] + b"\1" + packet[10:20] + bytes([kind, code]) + packet[22:]
 
 
 @pytest.fixture
@@ -130,7 +123,7 @@ def test_a_line_of_json_says_all(
 
 
 def test_lines_that_differ_in_flags_types_or_processes_alone() -> None:
-    """Most of a line is remembered; these parts belong to what it is remembered for."""
+    """Most of a line is remembered; these parts are in the key."""
     packets = [testing.tcp(flags=flags) for flags in (2, 16, 2)] + [icmp(8, 0), icmp(0, 0), icmp(3, 1)]
     messages = [message(number, packet) for number, packet in enumerate(packets)]
     for note in ({"process": PROCESS}, {"process": PROCESS._replace(pid=8)}, {"suppressed": 2}):
@@ -401,7 +394,7 @@ def test_there_are_only_so_many_series(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class LogKernel(testing.FakeKernel):
-    """Gives the messages that it was fed, and takes any request."""
+    """Delivers the messages that were fed, and accepts any request."""
 
     def send(self, datagram: bytes) -> None:
         self.sent.append(datagram)
@@ -691,11 +684,7 @@ def test_what_is_wrong_with_it_is_said_with_its_line(
     path = tmp_path / "collect.toml"
     assert CONFIGURATION.count(old) == 1
     path.write_text(CONFIGURATION.replace(old, new))
-    assert cli.main(["collect", "--config", str(path), "--check"]) == 2
-    errors = capsys.readouterr().err
-    assert errors.startswith(f"nfnet collect: {path}:{line}: ")
-    assert text in errors
-    assert errors.count("\n") == 1
+    assert text in refusal(path, line, capsys)
 
 
 @pytest.mark.parametrize(("cut", "text"), [("[[group]]", "no log group"), ("[[output]]", "no output")])

@@ -1,4 +1,4 @@
-"""Comments and docstrings name nothing that is gone."""
+"""Names in comments and docstrings exist."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ELSEWHERE |= {"typing"}
 
 
 def names(path: Path) -> set[str]:
-    """Whatever has a name in a module: what it defines, uses, assigns or takes as an argument."""
+    """Return all names in a module: defined, used, assigned, and arguments."""
     found = {path.stem, path.parent.name}
     for node in ast.walk(ast.parse(path.read_text())):
         for field in ("name", "attr", "id", "arg"):

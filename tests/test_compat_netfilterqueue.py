@@ -49,7 +49,7 @@ def run(callback: Callable[[Packet], object], *payloads: bytes | None, **attribu
 
 
 def test_an_async_callback_is_refused_at_once() -> None:
-    """The original calls it and does not await what it returns: no packet is ever decided."""
+    """The original calls it and does not await the result: no packet is ever decided."""
     from .test_queue import NOT_RUN
 
     for callback, words in NOT_RUN.values():
@@ -406,7 +406,7 @@ def test_unbind_twice_and_bind_again() -> None:
     for _ in range(2):
         queue.bind(1, lambda p: seen.append(p.id))
         kernel.feed()
-        queue.unbind()  # what was for this binding must not reach the next one
+        queue.unbind()  # data for this binding must not reach the next one
         queue.unbind()
     queue.bind(1, lambda p: seen.append(p.id))
     kernel.feed()
@@ -548,7 +548,7 @@ def test_packets_keep_their_queue_bound() -> None:
 
 
 class Canned:
-    """What a script may give to run_socket."""
+    """Objects that a script can pass to run_socket."""
 
     def __init__(self, *items: bytes | BaseException) -> None:
         self.items = list(items)
@@ -568,7 +568,7 @@ def messages(*ids: int) -> list[bytes]:
 def test_run_socket_takes_any_object_with_recv() -> None:
     kernel = FakeKernel()
     kernel.queued = dict.fromkeys((1, 2, 3))
-    kernel.deliver(messages(9)[0])  # is not read: it was to come from the object
+    kernel.deliver(messages(9)[0])  # is not read: the object should have provided it
     seen: list[int] = []
     queue = bound(kernel, lambda p: (seen.append(p.id), p.accept()))
     lost = OSError(errno.ENOBUFS, "lost some")
@@ -693,7 +693,7 @@ def test_a_recording_replays_to_the_same_verdicts() -> None:
 
 
 def test_unbinding_wakes_a_waiting_thread_after_it_has_read_what_is_left() -> None:
-    """Another order leaves the thread waiting: the socket has no time-out, and the answer that wakes it may be read."""
+    """In another order the thread waits forever: the socket has no timeout, and the waking answer can be read first."""
     events: list[str] = []
 
     class Lender(FakeKernel):

@@ -1,4 +1,4 @@
-"""The API of nflogr, on canned messages and on recordings."""
+"""The API of nflogr, on built messages and on recordings."""
 
 from __future__ import annotations
 

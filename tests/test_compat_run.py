@@ -1,4 +1,4 @@
-"""Scripts with the names of the other packages in them, as processes."""
+"""Scripts written for NetfilterQueue and nflogr, as processes."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_without_a_script() -> None:
     assert run([sys.executable, "-m", "nfnet.compat", "--help"]).stdout.startswith("usage:")
     done = run([sys.executable, "-m", "nfnet", "run"])
     assert done.returncode == 2
-    assert "which script?" in done.stderr
+    assert "a script, -m MODULE or -c CODE is missing" in done.stderr
 
 
 def test_script_that_is_not_there(way: list[str]) -> None:
@@ -200,7 +200,7 @@ OURS_NEED = {
 @pytest.mark.parametrize("first", [False, True], ids=["imported later", "imported before"])
 @pytest.mark.parametrize("name", sorted(OURS_NEED))
 def test_a_scripts_modules_may_have_any_name(way: list[str], tmp_path: Path, name: str, first: bool) -> None:
-    """Ours get what they need, and the script its own; one that is imported by its own name, too."""
+    """nfnet's modules import what they need, and the script its own modules, also if imported by name."""
     (tmp_path / f"{name}.py").write_text("owner = 'the script'")
     script = tmp_path / "script.py"
     imports = [f"import {name}", "from netfilterqueue import NetfilterQueue; import nflogr"]
@@ -224,7 +224,7 @@ def test_the_current_directory_is_not_where_we_look_for_modules(way: list[str], 
 
 
 def test_modules_of_the_standard_library_are_there_once(way: list[str], tmp_path: Path) -> None:
-    """Those that the script has no module of its own by the name of."""
+    """Modules of which the script's directory has none with the same name."""
     script = tmp_path / "script.py"
     script.write_text("import netfilterqueue, logging, nfnet.queue\nprint(nfnet.queue.logging is logging)")
     assert run([*way, script]).stdout == "True\n"

@@ -109,7 +109,7 @@ def test_a_large_file_in_a_small_one_takes_little_memory(name: str) -> None:
 
 
 def test_a_dictionary_of_xz_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file may ask for 4 GiB. Here the limit is low, rather than the dictionary large."""
+    """A file can request 4 GiB. The test lowers the limit instead of using a large dictionary."""
     monkeypatch.setattr(_compression, "_MEMORY", 1 << 16)
     (error,) = records(lzma.compress(b"x" * 100))
     assert isinstance(error, nfnet.CaptureError)
@@ -128,7 +128,7 @@ def test_what_this_python_cannot_read_is_named_with_the_way_out(name: str) -> No
 
 
 def test_a_python_without_a_module_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python may be built without bz2 and lzma."""
+    """Python can be built without bz2 and lzma."""
     monkeypatch.setitem(sys.modules, "bz2", None)
     (error,) = records(bz2.compress(b"x"))
     assert "compressed with bzip2, which this Python cannot read" in str(error)
@@ -136,7 +136,7 @@ def test_a_python_without_a_module_says_so(monkeypatch: pytest.MonkeyPatch) -> N
 
 @EACH
 def test_a_pipe_gives_packets_as_they_come(name: str, tmp_path: Path) -> None:
-    """Each piece is a member of its own, as if it was flushed."""
+    """Each piece is a separate member, as after a flush."""
     data, half = plain(tmp_path / "file.pcap"), 24 + 16 + len(PACKETS[0])
     reading, writing = os.pipe()
     os.write(writing, COMPRESS[name](data[:half]))
@@ -144,7 +144,7 @@ def test_a_pipe_gives_packets_as_they_come(name: str, tmp_path: Path) -> None:
 
     def handler(packet: nfnet.Packet) -> None:
         seen.append(packet.payload)
-        if len(seen) == 1:  # and only then comes the rest
+        if len(seen) == 1:  # and only then the rest arrives
             os.write(writing, COMPRESS[name](data[half:]))
             os.close(writing)
 

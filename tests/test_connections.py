@@ -1,4 +1,4 @@
-"""Verdicts on whole connections: what they are sent as, and what they need."""
+"""Verdicts on whole connections: the messages for them, and their requirements."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_rules_of_one_chain_have_the_same_bits() -> None:
 
 
 def test_what_comes_first_in_a_chain() -> None:
-    """What Python decided before everything else, what the kernel remembers right before what would be queued."""
+    """Rules for Python's verdicts come first, those for remembered verdicts directly before the rule that queues."""
     drop = rules.drop(hook="output", destination="192.0.2.1")
     words = rules.describe(drop, rules.queue(1, hook="output", remember=True)).splitlines()
     chain = [line for line in words if line.startswith("nft add rule inet nfnet output ")]
@@ -244,7 +244,7 @@ def test_what_comes_first_in_a_chain() -> None:
 
 
 def test_requests_to_connection_tracking() -> None:
-    """What is sent is read back by the schemas: what the kernel makes of it is seen in the live tests."""
+    """The schemas read the messages that were sent; live tests show their effect in the kernel."""
     there = Endpoints("2001:db8::1", "2001:db8::2", 6, 1234, 80)
     request = ctnetlink.create(there, 0x0C000000, 120)
     header = netlink.header.parse(request)
@@ -302,7 +302,7 @@ def entry(original: Endpoints, reply: Endpoints) -> bytes:
 @pytest.mark.parametrize(
     ("flow", "found"),
     [
-        (inet.Flow(17, "10.0.0.1", 1000, "10.0.0.9", 53), True),  # as it came
+        (inet.Flow(17, "10.0.0.1", 1000, "10.0.0.9", 53), True),  # unchanged
         (inet.Flow(17, "10.0.0.1", 1000, "192.0.2.5", 5353), True),  # its destination translated
         (inet.Flow(17, "192.0.2.1", 2000, "192.0.2.5", 5353), True),  # its source, too
         (inet.Flow(17, "192.0.2.5", 5353, "192.0.2.1", 2000), True),  # the answer

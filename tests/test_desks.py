@@ -1,6 +1,6 @@
-"""macOS and Windows, by the simulation of ``tests/other_systems.py``, which says what it is not.
+"""macOS and Windows, simulated by ``tests/other_systems.py``, which lists what is not simulated.
 
-No Mac and no Windows machine has run this. ``tests/desk_script.py`` does what docs/laptop.md says works there.
+These tests have not run on a Mac or on Windows. ``tests/desk_script.py`` uses all that docs/laptop.md promises there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .other_systems import SYSTEMS, lacking, missing_module
 ROOT = Path(__file__).parent.parent
 RECORDING = Path(nfnet.__file__).parent / "cli" / "demo.pcapng"
 
-# Of these files, but for what is about pipes, which are read in another way, and about forks and /proc.
+# The tests of these files, except those of pipes, which are read differently, of forks, and of /proc.
 UNIT_TESTS = ["test_testing.py", "test_packet.py", "test_inet.py", "test_log.py", "test_replay.py", "test_system.py"]
 NOT_THERE = "not pipe and not fifo and not byte_by_byte and not fork and not signal"
 
@@ -54,7 +54,7 @@ def test_the_unit_tests_pass_there(name: str) -> None:
 
 
 def test_the_simulation_knows_what_they_lack() -> None:
-    """Against what Python's documentation says of the availability of some names."""
+    """Compare with the availability of some names in Python's documentation."""
     both = {"os": {"eventfd", "O_PATH", "memfd_create"}, "select": {"epoll"}, "socket": {"AF_NETLINK", "SO_MARK"}}
     for module, names in both.items():
         for name in SYSTEMS:
@@ -79,7 +79,7 @@ def test_the_simulation_knows_what_they_lack() -> None:
 
 
 def test_one_place_knows_what_the_system_has() -> None:
-    """Nobody else asks which system this is, or imports what Windows lacks; `os.name` stays in the simulation."""
+    """No other module tests which system this is, or imports modules that Windows lacks; `os.name` is not simulated."""
     for path in (ROOT / "nfnet").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute):
@@ -219,6 +219,6 @@ def test_an_event_loop_that_watches_no_descriptors_says_so() -> None:
 
 
 def test_the_simulation_is_of_another_system() -> None:
-    """It refuses to come too late."""
-    with pytest.raises(AssertionError, match="nfnet has looked already"):
+    """It refuses to start after nfnet was imported."""
+    with pytest.raises(AssertionError, match="nfnet was imported already"):
         other_systems.pretend("darwin")

@@ -1,20 +1,22 @@
-"""What the documentation shows works: every block of code in every Markdown file runs, on packets that are fed to it.
+"""The code in the documentation works: every block in every Markdown file runs, on packets that are fed to it.
 
-A page's Python blocks run one after the other in one namespace, as they stand. What a block needs beside that is in an
-HTML comment, which no reader sees:
+The Python blocks of a page run unchanged, one after the other, in one namespace. An HTML comment, which readers do not
+see, prepares or checks a block:
 
     <!-- test
     feed(udp(b"a secret"), udp(b"hello", mark=7))      # packets for the next queue or log that is opened
     -->
 
-is Python too, in the same namespace, before or behind a block; `Stage` has what it can say. Queues and logs get what
-was fed instead of the kernel, rules are checked and not installed, and every line of every block must have been
-executed by the end of the page. Functions named ``test_...`` are called with the fixtures of pytest that they ask for.
+The comment contains Python, executed in the same namespace, before or after a block; `Stage` has the functions that it
+can call. Queues and logs get the packets that were fed instead of the kernel's; rules are checked but not installed. At
+the end of the page every line of every block must have been executed. Functions named ``test_...`` are called with the
+pytest fixtures that they have as parameters.
 
-In blocks of shell the real parser must accept each ``nfnet ...``; ``nfnet decode``, ``nfnet replay`` and Python scripts
-that the page shows (``<!-- file: NAME -->`` before the block) run, and print what the block says, if it says anything.
+In shell blocks, the parser of the command must accept each ``nfnet ...``. ``nfnet decode``, ``nfnet replay`` and Python
+scripts that the page shows (``<!-- file: NAME -->`` before the block) run. If the block contains output, they must
+print it.
 
-``<!-- not run: REASON -->`` before a block says that it is only to be compiled or parsed; `NOT_RUN` counts them.
+A block after ``<!-- not run: REASON -->`` is only compiled or parsed; `NOT_RUN` contains their number by page.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ from nfnet.collect._settings import read_settings
 from nfnet.protocol import netlink
 from nfnet.protocol.markbits import MarkBits
 from nfnet.protocol.nfnetlink import Subsystem
+from nfnet.protocol.nfqnl import NFQA
 from nfnet.testing import FakeKernel
+from nfnet.testing._messages import NAMES
 
 ROOT = Path(__file__).parent.parent
 PLACES = ("*.md", "docs/**/*.md", "examples/**/*.md", "benchmarks/**/*.md")
@@ -62,7 +66,7 @@ NOT_RUN = {"docs/tutorial.md": 1, "docs/pydivert.md": 1}
 
 SHELL = ("console", "sh")
 LANGUAGES = ("python", "pycon", *SHELL, "text", "ini", "dockerfile", "json", "toml")
-# What MyST makes of a block, which holds no code.
+# MyST's directives, which are blocks without code.
 DIRECTIVES = (
     "toctree",
     "eval-rst",
@@ -123,7 +127,7 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
 class Stage:
-    """What the blocks of a page see, and what their comments can say."""
+    """The namespace of a page's blocks, with the functions for its comments."""
 
     def __init__(self, page: Path, request: pytest.FixtureRequest, patches: pytest.MonkeyPatch) -> None:
         self.page = page
@@ -161,7 +165,7 @@ class Stage:
         return [given.verdict.name.lower() + " connection" * given.connection for _, given in sorted(found.items())]
 
     def judged(self) -> list[dict[str, Any]]:
-        """What the verdicts change, in the order of the packets: "MARK", "PAYLOAD" and so on."""
+        """The changes of the verdicts, in the order of the packets: "MARK", "PAYLOAD" and so on."""
         changes = {item: changed for item, _, changed in self._judged()}
         return [{key.name: value for key, value in as_named(changes[item]).items()} for item in sorted(changes)]
 
@@ -170,20 +174,20 @@ class Stage:
         return self.kernel.judged
 
     def sent(self) -> list[bytes]:
-        """What was to be sent since the last time."""
+        """Return the packets injected since the last call."""
         packets = self.double.injected.copy()
         self.double.injected.clear()
         return packets
 
     def printed(self) -> str:
-        """What was printed since the last time."""
+        """Return the output since the last call."""
         text = self.output.getvalue()
         self.output.seek(0)
         self.output.truncate()
         return text
 
     def connect(self, **_: Any) -> Kernel:
-        """Stands in for NetlinkSocket."""
+        """Replace NetlinkSocket."""
         self.kernel = Kernel(self)
         return self.kernel
 
@@ -230,7 +234,7 @@ def lines_of(code: CodeType) -> Iterator[int]:
 
 
 def as_named(changes: dict[int, Any]) -> dict[Any, Any]:
-    return {testing.NFQA(number): value for number, value in changes.items()}
+    return {NFQA(number): value for number, value in changes.items()}
 
 
 def given(build: Callable[..., bytes]) -> Callable[..., tuple[bytes, dict[str, Any]]]:
@@ -245,7 +249,7 @@ def given(build: Callable[..., bytes]) -> Callable[..., tuple[bytes, dict[str, A
 
 
 class Kernel(FakeKernel):
-    """Gives what was fed to the queue or log that is opened on it, and ends."""
+    """Delivers the packets that were fed to the queue or log that is opened on it, and ends."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(ends=True)
@@ -260,7 +264,7 @@ class Kernel(FakeKernel):
         self._num = int.from_bytes(message[18:20], "big")
         assert self._stage.waiting, "nothing was fed to this queue or log: say what, in a comment before the block"
         for seq, (payload, attributes) in enumerate(self._stage.waiting):
-            values = {testing._NAMES.get(name, name): self._index(name, value) for name, value in attributes.items()}
+            values = {NAMES.get(name, name): self._index(name, value) for name, value in attributes.items()}
             if self._is_log:
                 values.setdefault("SEQ", seq)
                 self.deliver(testing.log_message(payload, group=self._num, **{"prefix": "test", **values}))
@@ -368,7 +372,7 @@ def test_a_page_runs(page: Path, stage: Stage, capsys: pytest.CaptureFixture[str
 
 
 def session(block: Block, stage: Stage) -> None:
-    """Python's prompt, and what it answers; ``...`` stands for anything."""
+    """Run a session at Python's prompt, and compare its output; ``...`` matches anything."""
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     parsed = doctest.DocTestParser().get_doctest(block.text, stage.namespace, name_of(stage.page), None, block.line)
     told: list[str] = []
@@ -381,7 +385,7 @@ def session(block: Block, stage: Stage) -> None:
 
 
 def commands(block: Block) -> Iterator[tuple[str, str]]:
-    """The commands of a block, each with what it prints, if the block has that."""
+    """Yield the commands of a block, each with its output, if the block contains that."""
     text = re.sub(r"\\\n\s*", "", block.text)
     if block.kind == "sh":
         yield from ((line.strip(), "") for line in text.splitlines())
@@ -397,6 +401,7 @@ def shell(command: str, says: str, capsys: pytest.CaptureFixture[str], *, may_ru
     words = shlex.split(command, comments=True)
     if len(words) > 1 and words[0] == "sudo":
         words, may_run = words[1:], False
+        assert not {"nfnet", "python"} & set(words), f"sudo does not find this in a virtual environment: {command}"
     if not words:
         return
     program = os.path.basename(words[0])
@@ -408,6 +413,8 @@ def shell(command: str, says: str, capsys: pytest.CaptureFixture[str], *, may_ru
             capsys.readouterr()
             assert cli.main(words[1:]) == 0, command
             compare(says, capsys.readouterr().out, command)
+    elif program == "python" and words[1].startswith("examples/"):
+        assert (ROOT / words[1]).exists(), command
     elif program == "python" and may_run and Path(words[1]).exists():
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, timeout=60, env=environment)
@@ -455,7 +462,8 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @every_page
 def test_commands_in_the_text_are_accepted(page: Path) -> None:
     text = re.sub(r"^( *)(`{3,}).*?^\1\2$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    for command in re.findall(r"`(nfnet [a-z][^`]*)`", text):
+    assert not re.findall(r"`sudo (?:nfnet|python)\b[^`]*`", text), "sudo does not find these in a virtual environment"
+    for command in re.findall(r"`(?:sudo )?(?:/?[.\w/]+/bin/)?(nfnet [a-z][^`]*)`", text):
         if "..." not in command and " " in command.removeprefix("nfnet "):
             parse(shlex.split(command)[1:], command)
 
@@ -473,7 +481,7 @@ def test_every_block_has_a_language(page: Path) -> None:
 
 @every_page
 def test_code_is_fenced(page: Path) -> None:
-    """Indented blocks have no language, and nobody runs them."""
+    """Indented blocks have no language, so no test would run them."""
     fenced = re.sub(r"^( *)(`{3,}).*?^\1\2$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     fenced = re.sub(r"<!--.*?-->", "", fenced, flags=re.DOTALL)
     assert not re.findall(r"(?<=\n\n)    \S.*", fenced)

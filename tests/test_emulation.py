@@ -1,4 +1,4 @@
-"""What the command's bad line does to packets, by a clock that the test sets."""
+"""The emulated bad line of ``nfnet queue``, with a clock that the tests set."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from nfnet.cli.emulation import PATIENCE, Conditions, Line, Passage, Rate, Stamp
 
 
 def travel(arrivals: Iterable[tuple[float, int]], **conditions: Any) -> tuple[list[tuple[float, int]], dict[int, str]]:
-    """Send packets, of which each is its number, at these times and of these sizes along a line.
+    """Send packets, which are numbers, at these times and with these sizes through a line.
 
-    Gives when which of them left, copies as negative numbers, and what became of those that did not.
+    Return when each left, copies as negative numbers, and the outcomes of the others.
     """
     line: Line[int] = Line(Conditions(**conditions))
     left: list[tuple[float, int]] = []
@@ -71,7 +71,7 @@ def test_rates_of_packets() -> None:
     "text", ["", "1", "mbit", "1kb", "1mb", "1MBps", "1 parsec", "-1mbit", "1e3bit", "nanbit", "1mbit/m"]
 )
 def test_what_is_no_rate(text: str) -> None:
-    with pytest.raises(ValueError, match="is no rate, which is a number with a unit"):
+    with pytest.raises(ValueError, match="is no rate, such as 1mbit, 500kB or 200pps"):
         Rate.read(text)
 
 
@@ -209,7 +209,7 @@ def test_what_nothing_overtakes_leaves_all_the_same() -> None:
 
 
 def test_a_clock_that_was_not_looked_at_for_long_changes_no_order() -> None:
-    """What is late and has waited for long enough leaves before what came only then."""
+    """A late packet that has waited for long enough leaves before one that arrives only then."""
     line: Line[int] = Line(Conditions(reorder=0.5, seed=1))
     flags = []
     for number in range(100):
@@ -228,7 +228,7 @@ def test_what_waits_leaves_in_its_order_at_the_end() -> None:
 
 
 def fates(**conditions: Any) -> list[Any]:
-    """What becomes of packets, as far as it has nothing to do with time."""
+    """Outcomes of packets that do not depend on time."""
     line: Line[int] = Line(Conditions(**conditions))
     lost = [line.arrive(number, 100, number * 1.0) for number in range(300)]
     left = [(each.item, each.is_copy, each.damage, each.is_late) for each in line.leave(math.inf)]
@@ -276,12 +276,12 @@ def test_the_clock_of_the_stamps_may_be_set() -> None:
     stamps.compare(2.0, 1002.0, 2.0)
     stamps.compare(4.0, 5004.0, 4.0)
     assert stamps.arrival(5004.5, 5.0) == 4.5
-    stamps.compare(6.0, 9999.0, 6.5)  # stopped in between, who knows when that was
+    stamps.compare(6.0, 9999.0, 6.5)  # stopped in between, at an unknown time
     assert stamps.arrival(5006.5, 7.0) == 6.5
 
 
 def test_stamps_out_of_order_do_not_let_packets_overtake() -> None:
-    """Packets that came in by several queues of an interface."""
+    """Packets that arrived on several queues of an interface."""
     left, _ = travel([(5.0, 100), (4.9, 100), (5.1, 100)], delay=1.0)
     assert left == [(6.0, 1), (6.0, 2), (6.1, 3)]
 

@@ -1,4 +1,4 @@
-"""Numbers of the kernel's that are not known here: members all the same, and kept nowhere."""
+"""Unknown numbers from the kernel become members of enumerations, and are not stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors say what was done, what the kernel said, and what to do."""
+"""Error messages contain the operation, the kernel's message, and a remedy."""
 
 from __future__ import annotations
 

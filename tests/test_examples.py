@@ -1,4 +1,4 @@
-"""What examples and their pages say to systemd and docker; the programs run in live/test_examples.py."""
+"""Units and Dockerfiles of the examples. The programs run in live/test_examples.py."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def unit() -> configparser.ConfigParser:
 
 
 def exec_start() -> list[str]:
-    """What systemd starts: an interpreter, the script, its arguments."""
+    """Return the command that systemd starts: an interpreter, the script, its arguments."""
     return unit()["Service"]["ExecStart"].split()
 
 
 def entrypoint() -> list[str]:
-    """What a container starts."""
+    """Return the command that a container starts."""
     found = dict(re.findall(r"^(ENTRYPOINT|CMD) (.*)$", DOCKERFILE.read_text(), flags=re.MULTILINE))
     return [*json.loads(found["ENTRYPOINT"]), *json.loads(found["CMD"])]
 
 
 def copied() -> dict[str, Path]:
-    """The files of the image, and what they are copies of."""
+    """Return the files of the image, and their sources."""
     found = {}
     for line in re.findall(r"^COPY (.*)$", DOCKERFILE.read_text(), flags=re.MULTILINE):
         *sources, target = line.split()
@@ -52,7 +52,7 @@ def directives(text: str) -> list[str]:
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    """And all that it names: what systemd does not know it ignores, with a warning."""
+    """It knows all names in the unit: systemd ignores unknown ones with a warning."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd is not installed")
     copy = tmp_path / UNIT.name
@@ -92,7 +92,7 @@ SHOWN = {
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_a_page_shows_the_whole_example(name: str) -> None:
-    """So what is tested of the file, live too, holds for the page, and the other way round."""
+    """So tests of the file, including live tests, also hold for the page, and vice versa."""
     first = next(block for block in blocks(ROOT / "docs" / f"{SHOWN[name]}.md") if block.kind == "python")
     assert first.text + "\n" == (ROOT / "examples" / f"{name}.py").read_text()
 

@@ -1,4 +1,4 @@
-"""What is an IP packet in a message, and what only looks like one: in properties, lines, JSON, decode, scapy."""
+"""Which messages contain an IP packet, and which only seem to: in properties, lines, JSON, decode, scapy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ETHERNET = bytes.fromhex("450000000002 450000000001")  # addresses that look lik
 
 
 class Case(NamedTuple):
-    """A payload, and how the kernel calls it; ``ip`` is what of it is an IP packet."""
+    """A payload and its EtherType in the message; ``ip`` is the IP packet in it."""
 
     family: int
     hw_protocol: int
@@ -144,7 +144,7 @@ def test_rewriting(case: Case) -> None:
 
 
 def test_a_message_that_does_not_say_what_it_has() -> None:
-    """It is damaged: the kernel always says. Packets of IPv4 and IPv6 need no EtherType."""
+    """Such a message is damaged: the kernel always sends the EtherType. IPv4 and IPv6 packets do not need it."""
     whole = testing.log_message(V4, family=BRIDGE)
     header = whole[20:28]
     cut = (len(whole) - 8).to_bytes(4, sys.byteorder) + whole[4:20] + whole[28:]

@@ -1,4 +1,4 @@
-"""The recordings in tests/fixtures hold what their sidecars say; made by tests/fixtures/make.py."""
+"""The recordings in tests/fixtures contain what their JSON files say; tests/fixtures/make.py makes both."""
 
 from __future__ import annotations
 

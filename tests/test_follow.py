@@ -1,4 +1,4 @@
-"""``nfnet query --follow``: what is stored, as it comes."""
+"""``nfnet query --follow`` shows rows as they are stored."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ import pytest
 
 from nfnet import ArgumentError, LogMessage, NfnetError, collect, testing
 from nfnet._annotated import Annotated
-from nfnet.collect import Batch, Session
+from nfnet.collect import Batch
 from nfnet.collect._follow import Follower
 from nfnet.collect._queries import QUESTIONS
 
+from . import collector
+from .collector import SESSION
 from .live.conftest import TIMEOUT, wait_for
-
-SESSION = Session("host", "boot", 5, 1)
 
 
 def message(number: int, *, port: int = 53) -> LogMessage:
-    packet = testing.udp(b"", destination_port=port)
-    return LogMessage.from_bytes(testing.log_message(packet, prefix="drop: ", SEQ=number), {2: "eth0"}.get)
+    return collector.message(number, testing.udp(b"", destination_port=port), prefix="drop: ")
 
 
 class Database:
@@ -185,7 +184,7 @@ def following(database: Database, *arguments: str) -> Iterator[subprocess.Popen[
 
 
 def shown(process: subprocess.Popen[str], database: Database, first: int) -> str:
-    """The first line that is shown; what was stored before it began to follow is not."""
+    """Return the first line that is shown: not one that was stored before following began."""
     assert process.stdout is not None
     numbers = iter(range(first, 1 << 30))
     lines: list[str] = []
@@ -212,7 +211,7 @@ def test_it_ends_quietly_when_it_is_told_to(number: signal.Signals, database: Da
 
 
 def test_it_ends_quietly_when_nobody_reads_any_more(database: Database) -> None:
-    """Also while nothing comes."""
+    """Also while no row is stored."""
     with following(database, "--json", "destination_port = 53") as process:
         assert json.loads(shown(process, database, 0))["destination_port"] == 53
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""A short run of `make fuzz`, and what longer ones have found."""
+"""A short run of `make fuzz`, and the failures that longer runs found."""
 
 from __future__ import annotations
 

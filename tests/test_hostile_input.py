@@ -1,4 +1,4 @@
-"""Hostile neighbours: names that command a terminal, links in /tmp, captures that want to be large or code."""
+"""Hostile input: names with control characters, links in /tmp, captures that claim to be large or contain code."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def hostile_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 def screen(*arguments: str) -> tuple[int, str]:
-    """What a command writes to either."""
+    """Return a command's output to either."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
         try:
@@ -293,7 +293,7 @@ def test_links_of_ours_that_others_may_have_renamed_are_refused(everybodys: Path
 
 
 def test_files_of_ours_under_another_name_are_refused(everybodys: Path, tmp_path: Path) -> None:
-    """Others may make that, where fs.protected_hardlinks is 0."""
+    """Other users can make one if fs.protected_hardlinks is 0."""
     precious = tmp_path / "precious"
     precious.write_bytes(b"precious")
     os.link(precious, everybodys / "x.pcap")
@@ -303,7 +303,7 @@ def test_files_of_ours_under_another_name_are_refused(everybodys: Path, tmp_path
 
 
 OTHER = 12345
-# Asked now: later this may be root of a user namespace, in which nobody else is.
+# Determined now: later the process can be root of a user namespace without other users.
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else, too")
 
 
@@ -321,7 +321,7 @@ def by_another_user(work: Callable[[], object]) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-# Mode, owner and group of directories into which others may write.
+# Mode, owner and group of directories that other users can write to.
 PLACES = {
     "everybody's": (0o777, 0, 0),
     "like /tmp": (0o1777, 0, 0),
@@ -367,7 +367,7 @@ def test_what_others_put_there_is_refused(trap: Path, place: str) -> None:
     assert precious.read_bytes() == b"precious"
     assert (here / "file.pcap").read_bytes() == b"theirs"
     assert sorted(path.name for path in trap.iterdir()) == ["here", "precious"]
-    for name in ("new.pcap", "their/new.pcap"):  # which nobody can have prepared
+    for name in ("new.pcap", "their/new.pcap"):  # which no other user can have prepared
         make(here / name)
         status = (here / name).stat()
         assert (status.st_uid, stat.S_IMODE(status.st_mode), status.st_size) == (0, 0o600, 24)
@@ -450,7 +450,7 @@ def test_descriptors_by_name_are_written_to(tmp_path: Path) -> None:
         assert len(done.stdout) == 24 or done.stdout.startswith(b"\n\r\r\n")
     before = len(os.listdir("/proc/self/fd"))
     os.close(private_files.create("/dev/null"))
-    assert len(os.listdir("/proc/self/fd")) <= before  # what other tests left may be closed meanwhile
+    assert len(os.listdir("/proc/self/fd")) <= before  # objects left by other tests can be closed meanwhile
 
 
 @as_root
@@ -473,7 +473,7 @@ def test_a_database_beside_which_others_may_put_files_is_refused(trap: Path, pla
     if place == "like /tmp":  # there they cannot put another directory in its place
         assert private_files.create_database(here / "ours" / "log.db") == str(here / "ours" / "log.db")
     else:
-        with pytest.raises(PermissionError, match="in the place of the one in"):
+        with pytest.raises(PermissionError, match="may replace the directory in"):
             private_files.create_database(here / "ours" / "log.db")
 
 

@@ -1,8 +1,9 @@
-"""Rewriting packets: checksums by a second, plainer implementation."""
+"""Rewriting packets; a second, simpler implementation checks the checksums."""
 
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from nfnet import inet
 from nfnet.errors import ArgumentError
 from nfnet.inet import _headers as headers
+from nfnet.inet import _rewriting as rewriting
 
 
 def plain_sum(data: bytes) -> int:
@@ -45,7 +47,7 @@ def ipv6(protocol: int, data: bytes, extensions: bytes = b"", first: int | None 
 
 
 def assert_valid(packet: bytes) -> None:
-    """What a receiver checks."""
+    """Check a packet as its receiver does."""
     if packet[0] >> 4 == 4:
         header = (packet[0] & 15) * 4
         assert plain_sum(packet[:header]) == 0xFFFF
@@ -87,6 +89,52 @@ def test_replaced_data_is_valid(protocol: int, old: bytes, new: bytes, kind: str
     assert_valid(changed)
 
 
+def outcome(packet: bytes, change: dict[str, Any]) -> bytes | str:
+    try:
+        return inet.rewrite(packet, **change)
+    except ArgumentError as error:
+        return str(error)
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"data": b"other"},
+    {"data": bytes(70_000)},
+    {"ttl": 3},
+    {"destination_port": 53},
+    {"window": 9},
+    {"source": "192.0.2.1"},
+    {"destination": "2001:db8::1", "data": b"odd"},
+]
+
+
+@given(
+    st.sampled_from(
+        [
+            *(ipv4(protocol, b"data") for protocol in (1, 6, 17)),
+            *(ipv4(17, b"data", fragment=field) for field in (0x2000, 0x2001, 0x4000)),
+            ipv4(6, b"data", options=bytes(4)),
+            *(ipv4(6, b"data")[:32] + bytes((offset << 4,)) + ipv4(6, b"data")[33:] for offset in (4, 6, 15)),
+            *(ipv6(protocol, b"data") for protocol in (6, 17)),
+        ]
+    ),
+    st.dictionaries(st.integers(0, 59), st.integers(0, 255), max_size=2),
+    st.integers(0, 12),
+    st.binary(max_size=3),
+    st.sampled_from(CHANGES),
+)
+def test_usual_packets_are_rewritten_as_all_others(
+    packet: bytes, damage: dict[int, int], cut: int, padding: bytes, change: dict[str, Any]
+) -> None:
+    damaged = bytearray(packet)
+    for place, value in damage.items():
+        damaged[place % len(damaged)] = value
+    raw = bytes(damaged[: len(damaged) - cut] + padding)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rewriting, "usual_transport", lambda packet: None)
+        expected = outcome(raw, change)
+    assert outcome(raw, change) == expected
+
+
 def test_udp_checksum_zero_is_sent_as_ones() -> None:
     for number in range(0x10000):
         packet = inet.replace_data(ipv4(17, b""), number.to_bytes(2, "big"))
@@ -120,7 +168,7 @@ NOT_FOR_US = {
 
 @pytest.mark.parametrize("name", NOT_FOR_US)
 def test_what_cannot_be_right_is_refused(name: str) -> None:
-    with pytest.raises(ArgumentError, match="not a whole|that begins with a whole|of a fragment|routed by its own"):
+    with pytest.raises(ArgumentError, match="not a whole|that begins with a whole|of a fragment|source-routed"):
         inet.replace_data(NOT_FOR_US[name], b"new")
 
 
@@ -137,7 +185,7 @@ def test_flow_of_a_packet_that_ends_behind_its_ports() -> None:
 
 
 def test_ports_behind_the_end_of_the_packet_are_none() -> None:
-    """Ethernet pads what is short, with whatever the sender likes."""
+    """Short Ethernet frames are padded, with bytes that the sender chooses."""
     short4 = ipv4(17, b"")[:2] + (20).to_bytes(2, "big") + ipv4(17, b"")[4:]
     short6 = ipv6(17, b"")[:4] + (3).to_bytes(2, "big") + ipv6(17, b"")[6:]
     for packet, length in ((short4, 20), (short6, 43)):
@@ -149,7 +197,7 @@ def test_ports_behind_the_end_of_the_packet_are_none() -> None:
 
 
 def test_a_length_of_zero_in_ipv6() -> None:
-    """The kernel takes it for that of the whole packet behind any hop-by-hop header, with a jumbogram option or not."""
+    """Before a hop-by-hop header, with a jumbogram option or not, the kernel takes it as the length of all data."""
     padding, jumbo = bytes([17, 0, 1, 4, 0, 0, 0, 0]), bytes([17, 0, 0xC2, 4, 0, 0, 0, 9])
     for extension, first in ((b"", None), (padding, 0), (jumbo, 0)):  # a jumbogram has more than 65,535 bytes
         packet = ipv6(17, b"data", extension, first)
@@ -176,7 +224,7 @@ def test_tiny_first_fragments_keep_their_size() -> None:
             else (packet[:4] + (16).to_bytes(2, "big") + packet[6:])
         )
         assert len(inet.rewrite(packet, ttl=9)) == len(packet)
-        with pytest.raises(ArgumentError, match="whole header"):
+        with pytest.raises(ArgumentError, match="complete header"):
             inet.rewrite(packet, source="10.0.0.9" if packet[0] >> 4 == 4 else "fd00::9")
 
 
@@ -194,7 +242,7 @@ def test_what_follows_a_udp_datagram_is_not_its() -> None:
 def test_home_addresses_are_in_checksums() -> None:
     option = bytes([17, 2, 1, 2, 0, 0, 201, 16]) + bytes(16)
     packet = ipv6(17, b"abc", option, first=60)
-    with pytest.raises(ArgumentError, match="routed by its own header"):
+    with pytest.raises(ArgumentError, match="source-routed"):
         inet.rewrite(packet, data=b"x")
 
 
@@ -235,7 +283,7 @@ def test_more_extension_headers_than_anybody_needs_are_not_read() -> None:
 
 
 def test_options_are_not_read_where_they_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A header of 2,048 bytes of them takes as long to read as a hundred packets, and the sender chooses it."""
+    """Reading a header with 2,048 bytes of them would take as long as a hundred packets; the sender chooses it."""
     monkeypatch.setattr(headers, "_has_home_address", None)
     monkeypatch.setattr(headers, "_is_source_routed", None)
     udp = bytes.fromhex("1092 0035 0009 0000 41")

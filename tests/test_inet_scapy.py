@@ -1,4 +1,4 @@
-"""Reading and rewriting, with scapy as the second opinion, on packets generated at random."""
+"""Reading and rewriting random packets, compared with scapy."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def generate() -> tuple[Any, bytes]:
 
 
 def checksums_are_right(raw: bytes) -> bool:
-    """Whether scapy, left to compute lengths and checksums, comes to the same bytes."""
+    """Return whether scapy computes the same lengths and checksums."""
     return from_scapy(raw) == raw
 
 
@@ -242,7 +242,7 @@ def test_tcp_super_packets_get_a_whole_checksum() -> None:
 
 
 def segments(packet: bytes, size: int) -> list[bytes]:
-    """What __udp_gso_segment makes of a super-packet whose bytes were replaced (CHECKSUM_NONE)."""
+    """Segment a super-packet whose bytes were replaced (CHECKSUM_NONE) as __udp_gso_segment does."""
     ip = inet.ip(packet)
     assert ip is not None
     start = ip.header + 8
@@ -312,10 +312,10 @@ def test_a_routed_packet_is_finished_from_what_the_kernel_began() -> None:
         begun = whole[:64] + begin(end)[40:]
         new = inet.rewrite(begun, ttl=9, skbinfo=SkbInfo.CSUM_NOT_READY)
         assert new[64:] == end[40:]
-        with pytest.raises(ArgumentError, match="routed by its own header"):
+        with pytest.raises(ArgumentError, match="source-routed"):
             inet.rewrite(begun, source_port=9, skbinfo=SkbInfo.CSUM_NOT_READY)
         assert number in inet.flow(new)  # type: ignore[operator]
-    with pytest.raises(ArgumentError, match="routed by its own header"):
+    with pytest.raises(ArgumentError, match="source-routed"):
         inet.rewrite(bytes(routed / scapy.TCP()), ttl=9, skbinfo=SkbInfo.GSO)
 
 

@@ -1,4 +1,4 @@
-"""docs/interpreters.md says what the runs found."""
+"""docs/interpreters.md contains the results of the runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment, and threads at any moment: no packet is lost, none gets a verdict that was not given."""
+"""Ctrl-C and other threads at any moment: no packet is lost or gets a verdict that the program did not give."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ import pytest
 import nfnet
 from nfnet import Packet, Queue
 from nfnet._core.batching import ACCEPT
+from nfnet._queue_binding import QueueBinding
 from nfnet.protocol import nfqnl
-from nfnet.queue import QueueBinding
 
 from .interrupting import Interrupt
 from .kernel import FakeKernel, packet_message

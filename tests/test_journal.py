@@ -1,4 +1,4 @@
-"""Entries in the native protocol of the systemd journal, read by a parser of their own. The real one: tests/live."""
+"""Entries in the native protocol of the systemd journal, read by a separate parser. tests/live has a real journald."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from nfnet import collect
 from nfnet.collect import Batch, Session
 from nfnet.collect.journal import Journal, field_name
 
-from .test_collect import SESSION, batch, message
+from .collector import SESSION, batch, message
 from .test_syslog import NASTY, PREFIXES
 
 
 def parse(data: bytes) -> list[tuple[str, bytes]]:
-    """As systemd's documentation of the protocol says (JOURNAL_NATIVE_PROTOCOL)."""
+    """Parse an entry, according to systemd's documentation (JOURNAL_NATIVE_PROTOCOL)."""
     found = []
     while data:
         line, _, rest = data.partition(b"\n")
@@ -29,7 +29,7 @@ def parse(data: bytes) -> list[tuple[str, bytes]]:
             size = int.from_bytes(rest[:8], "little")
             value, end, rest = rest[8 : 8 + size], rest[8 + size : 9 + size], rest[9 + size :]
             assert (len(value), end) == (size, b"\n")
-        # What journald takes: anything else is left out without a word.
+        # The names that journald accepts; it ignores other fields without an error.
         assert re.fullmatch(rb"[A-Z][A-Z0-9_]{0,63}", name), name
         found.append((name.decode(), value))
         data = rest
@@ -40,7 +40,7 @@ def parse(data: bytes) -> list[tuple[str, bytes]]:
 def test_every_entry_can_be_read(prefix: str, labels: dict[str, str], lost: int) -> None:
     try:
         one = message(3, prefix=prefix)
-    except UnicodeEncodeError:  # a surrogate that stands for no byte is in no prefix
+    except UnicodeEncodeError:  # no prefix contains a surrogate that represents no byte
         return
     entries = [parse(data) for data in Journal().encode(Batch(SESSION, [one], lost, labels=labels))]
     assert len(entries) == 1 + bool(lost)

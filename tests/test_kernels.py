@@ -1,4 +1,4 @@
-"""docs/kernels.md says what the runs found, and how runs are written down."""
+"""docs/kernels.md contains the results of the runs, and the results are stored correctly."""
 
 from __future__ import annotations
 

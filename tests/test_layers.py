@@ -1,4 +1,4 @@
-"""The shape of the house: imports point down, and importing it is cheap."""
+"""The structure of the package: imports have one direction, and importing it is cheap."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ ORDER = [
     "rules._description",
     "rules._rule",
     "rules",
-    # what queues and logs are made of
+    # the parts of queues and logs
     "_core.connections",
     "_core.origin",
     "_core.text",
@@ -115,6 +115,7 @@ ORDER = [
     "_core.async_reader",
     "_core",
     "packet",
+    "_queue_binding",
     "queue",
     "log",
     "aio",
@@ -155,6 +156,10 @@ ORDER = [
     "doctor",
     "metrics",
     "workers",
+    "testing._messages",
+    "testing._kernel",
+    "testing._fed_queue",
+    "testing._files",
     "testing",
     "compat._c_numbers",
     "compat._assigned_numbers",
@@ -171,6 +176,7 @@ ORDER = [
     "compat.drop_in.nflogr",
     "",
     "cli.tables",
+    "cli.colours",
     "cli.demo_command",
     "cli.packet_text",
     "cli.command_line",
@@ -254,7 +260,7 @@ def test_importing_the_package_loads_nothing_but_itself() -> None:
     assert loaded_by("import nfnet") == {"nfnet"}
 
 
-# What takes long to load, and who needs it imports it: parts of nfnet, and modules of the standard library.
+# Parts of nfnet and modules of the standard library that take long to load: only code that needs them imports them.
 DEAR_PARTS = ("_ecs", "aio", "cli", "collect", "compat", "doctor", "metrics", "rules", "workers")
 DEAR_MODULES = (
     *("argparse", "asyncio", "concurrent.futures", "email", "http", "json", "multiprocessing", "shlex", "shutil"),
@@ -284,7 +290,7 @@ def test_exported_names_exist_and_are_documented() -> None:
         assert getattr(nfnet, name).__doc__, name
 
 
-# What has a lock inside that it takes in a function written in Python: see the head of nfnet/_io/locks.py.
+# Classes that lock an internal lock in Python code: see the beginning of nfnet/_io/locks.py.
 WITH_LOCKS = {"Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "Queue", "RLock", "Semaphore", "Timer"}
 THEIR_MODULES = {"multiprocessing", "queue", "threading"}
 
@@ -315,7 +321,7 @@ def private_names_of_others(tree: ast.AST) -> int:
 
 
 def test_private_names_stay_private() -> None:
-    """Outside of the core, whose modules share the state of packets, at most two in a thousand lines."""
+    """Outside of the core, whose modules share the state of packets: at most two uses in a thousand lines."""
     uses = {name: private_names_of_others(ast.parse(path.read_text())) for name, path in modules().items()}
     outside = {name: count for name, count in uses.items() if not name.startswith("_core") and count}
     lines = sum(len(path.read_text().splitlines()) for path in modules().values())
@@ -324,14 +330,14 @@ def test_private_names_stay_private() -> None:
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_what_a_subclass_must_define_is_abstract(name: str) -> None:
-    """So that Python, and a type checker, say what is missing when an object is made, and not when it is called."""
+    """So Python and type checkers report a missing method when an object is created, not when the method is called."""
     for node in ast.walk(ast.parse(modules()[name].read_text())):
         if isinstance(node, ast.Raise) and node.exc is not None:
             assert "NotImplementedError" not in ast.unparse(node.exc), f"line {node.lineno}"
 
 
 def test_transports_are_not_probed() -> None:
-    """`Transport` has every member, with a default for the optional ones: nothing asks whether one is there."""
+    """`Transport` has every member, with a default for the optional ones: no code tests for one."""
     for name, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text())):
             if (

@@ -1,4 +1,4 @@
-"""Captures of link layers: which packets a queue or log gets, with what said of them."""
+"""Captures with link-layer headers: the packets that a queue or log gets, and their attributes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_what_follows_the_packet_in_the_frame_is_cut_off(name: str, packet: byte
 
 @EACH
 def test_frames_that_were_cut_short(name: str, packet: bytes, tmp_path: Path) -> None:
-    """Those in which not even the packet begins are errors, or no packets, as they are too short to tell."""
+    """Records too short for the beginning of a packet are errors, or contain no packet."""
     sample = SAMPLES[name]
     record = record_of(sample, packet)
     before = len(record) - len(packet)

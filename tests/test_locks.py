@@ -1,4 +1,4 @@
-"""An exception from a signal handler, wherever it comes, leaves nothing taken that others wait for."""
+"""An exception from a signal handler, at any place, leaves no lock locked."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from .kernel import FakeKernel
 
 ROUNDS = 1000
 ROOT = Path(nfnet.__file__).parent
-BOUND = 60  # seconds, for what must not hang
+BOUND = 60  # seconds, for calls that must not hang
 
 pytestmark = [
     # PyPy looks for signals before every instruction: see the head of nfnet/locks.py.
     pytest.mark.skipif(sys.implementation.name != "cpython", reason="needs CPython"),
-    # What was interrupted before it could be closed is closed as it is collected.
+    # An object whose closing was interrupted is closed by the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
@@ -48,9 +48,9 @@ class Signals:
         self._random = random.Random()
 
     def interrupt(self, function: Callable[[], object], within: float = 6e-5, times: int = 1000) -> bool:
-        """Call a function many times; whether KeyboardInterrupt came out of it, or right behind it.
+        """Call a function many times, and return whether KeyboardInterrupt was raised in it or directly after it.
 
-        It may also come in a finalizer, which forgets it.
+        It can also be raised in a finalizer, where the interpreter ignores it.
         """
         try:
             try:
@@ -147,7 +147,7 @@ def test_a_lock_is_for_one_thread_that_may_take_it_twice(other: ThreadPoolExecut
 # --- what else holds something
 
 
-# What `nflogr._from_iter` takes: names of interfaces, and values of attributes in the order of their numbers.
+# The arguments of `nflogr._from_iter`: names of interfaces, and attribute values in the order of their numbers.
 LOGGED = ({}, (b"\x08\x00\x03\x00", *[None] * 8, b"E" + bytes(19), b"\0"))
 
 
@@ -170,7 +170,7 @@ def test_an_interrupt_leaves_nothing_recording(signals: Signals, tmp_path: Path)
             pass
 
     for number in range(ROUNDS):
-        interrupted += signals.interrupt(record, 2e-4, times=10)  # and nobody else is recording to that file
+        interrupted += signals.interrupt(record, 2e-4, times=10)  # and no other recorder writes to that file
         assert _recording.current() is None, f"after {number} times"
     assert interrupted > ROUNDS / 2
 
@@ -178,7 +178,7 @@ def test_an_interrupt_leaves_nothing_recording(signals: Signals, tmp_path: Path)
 def test_an_interrupted_close_can_be_called_again(signals: Signals) -> None:
     interrupted = 0
     for number in itertools.count():
-        if number >= ROUNDS and interrupted > ROUNDS / 10:  # on a quick machine most signals come too late
+        if number >= ROUNDS and interrupted > ROUNDS / 10:  # on a fast machine most signals arrive too late
             break
         assert number < 20 * ROUNDS
         kernel = FakeKernel()
@@ -195,7 +195,7 @@ def test_an_interrupted_close_can_be_called_again(signals: Signals) -> None:
 
 def test_an_interrupted_call_in_a_namespace_has_ended(signals: Signals) -> None:
     begun = ended = interrupted = 0
-    threads = set(os.listdir("/proc/self/task"))  # others may have left some
+    threads = set(os.listdir("/proc/self/task"))  # other tests can have left some
 
     def work() -> None:
         nonlocal begun, ended
@@ -282,7 +282,7 @@ def test_a_signal_handler_reads_while_a_verdict_is_being_sent(other: ThreadPoolE
 
 
 def run(code: str) -> None:
-    """Run code in a process of its own: if it hangs, it cannot be ended here."""
+    """Run code in another process: if it hangs, it cannot be ended here."""
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=BOUND, check=True)
 
 
@@ -388,7 +388,7 @@ class Blocks:
 
 # In asyncio Ctrl-C cancels a task, and metrics are served by another thread. In commands signal handlers do not raise.
 NOT_INTERRUPTED = {"aio", "metrics"}
-# Their blocks do nothing but close what is closed as well when it is collected.
+# Their blocks only close objects that the garbage collector would also close.
 CLOSE_ONLY = {"Replay.first", "clean", "installed"}
 
 

@@ -1,4 +1,4 @@
-"""The log against recorded and built datagrams."""
+"""`Log` with recorded and built datagrams."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DONE = netlink.build_message(netlink.NLMSG_DONE, 0, 0, b"\0\0\0\x05")
 
 
 class LogKernel(FakeKernel):
-    """A transport for a log: datagrams come in, requests are kept."""
+    """A transport for a log: it delivers datagrams, and stores requests."""
 
     def send(self, datagram: bytes) -> None:
         for _, message in netlink.split_messages(datagram):

@@ -1,4 +1,4 @@
-"""Warnings about loss: when they come, and that they add up."""
+"""Warnings about loss: when they are logged, and that their counts add up."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def told(clock: Clock, events: dict[float, int], until: float) -> dict[float, int]:
-    """The warnings by time, if so many are lost at these times, and somebody looks every tenth of a second."""
+    """Return the warnings by time, for losses at these times, checked every tenth of a second."""
     counter, start, warnings = Loss(warn=True), clock.now, {}
     for step in range(round(until * 10) + 1):
         time = step / 10
@@ -84,14 +84,14 @@ def test_bursts_get_two_warnings_in_ten_seconds_at_most(clock: Clock) -> None:
 
 
 class Kernel(FakeKernel):
-    """One with a socket of which /proc says what it is told to say."""
+    """A transport whose socket has the given counters in /proc."""
 
     rcvbuf = 425984
     port_id = 4242
 
     def __init__(self, *, num: int = 1, ends: bool = False) -> None:
         super().__init__(num=num, ends=ends)
-        self.drops: tuple[int, int] | None = None  # of the queue and of the receive buffer; None if nobody may read it
+        self.drops: tuple[int, int] | None = None  # of the queue and of the receive buffer; None if not readable
         self.owner = self.port_id
 
     def rows(self, _: object) -> list[QueueStatus]:
@@ -100,7 +100,7 @@ class Kernel(FakeKernel):
         return [QueueStatus(1, self.owner, 0, CopyMode.PACKET, 65531, *self.drops, 0)]
 
     def taken(self) -> list[bytes]:
-        """What somebody else received."""
+        """Packets that another process received."""
         datagrams: list[bytes] = []
         self.receive(datagrams, 1000)
         return datagrams
@@ -227,7 +227,7 @@ def stop_when(queue: Queue, condition: Callable[[], bool]) -> None:
 
 
 def test_a_loop_that_waits_tells_when_it_is_over(kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
-    """In a program that runs, and has nothing to do: nobody closes anything, and no packet comes."""
+    """In an idle program: nothing is closed, and no packet arrives."""
     with Queue(1, transport=kernel) as queue:
         lose(kernel, queue, 7)
         lose(kernel, queue, 100)
@@ -268,7 +268,7 @@ def test_a_log_says_that_its_receive_buffer_was_full(caplog: pytest.LogCaptureFi
 
 @pytest.mark.parametrize("kind", ["queue", "log"])
 def test_a_recording_had_no_receive_buffer(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
-    """Somebody took packets out."""
+    """Another process took packets out."""
     writer = Writer(tmp_path / "part.pcapng", LinkType.NETLINK)
     for number in (5, 6, 9, 20):
         message = testing.packet_message(number) if kind == "queue" else testing.log_message(SEQ=number)

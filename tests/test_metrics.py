@@ -1,4 +1,4 @@
-"""The metrics over HTTP: on this machine alone, and no client can do harm by being slow."""
+"""Metrics over HTTP: only for this machine by default, and undisturbed by slow clients."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_nothing_but_this_machine_by_default() -> None:
 
 
 def test_what_did_not_fit_into_the_receive_buffer_without_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only root may know what the queue dropped; of its own socket everybody is told."""
+    """Only root can read the drops of the queue; every process can read those of its own socket."""
     status = nfnet.SocketStatus(rcvbuf=425984, unread=0, dropped=7)
     monkeypatch.setattr(FakeKernel, "socket_status", lambda self: status)
     with served() as port:

@@ -1,4 +1,4 @@
-"""What a packet says of itself."""
+"""Attributes of packets."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def test_super_packets_that_the_kernel_would_lose_are_not_changed(
     protocol: str | None,
     refusal: str | None,
 ) -> None:
-    """Not by `rewrite`, and not by other bytes; what is not copied (None) may be anything."""
+    """Neither by `rewrite` nor by other bytes. The unknown rest of a packet (None) can be anything."""
     monkeypatch.setattr("nfnet.packet._kernel", kernel)
     udp = testing.udp(bytes(3000))
     payload = {"tcp": testing.tcp(bytes(3000)), "udp": udp, "gre": udp[:9] + b"\x2f" + udp[10:], None: None}[protocol]

@@ -1,4 +1,4 @@
-"""Which process is behind a packet: what is read, what is remembered, and what tests and recordings say."""
+"""The process behind a packet: how it is found and remembered, and in tests and recordings."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_a_process_without_arguments() -> None:
 
 
 def test_a_process_is_shown_with_nothing_that_a_terminal_obeys(tmp_path: Path) -> None:
-    """It may call itself anything, and so may whoever names its program."""
+    """A process can choose its name, and so can the owner of the program file."""
     assert str(CURL) == "curl (process 4711, /usr/bin/curl)"
     assert str(Process(80, "cron")) == "cron (process 80)"
     path = os.fsencode(tmp_path) + b"/\x1b[2J\xff"
@@ -237,7 +237,7 @@ def test_search_that_found_nothing_is_not_repeated_at_once(monkeypatch: pytest.M
 
     def clock() -> float:
         nonlocal now
-        now += 0.25  # each search takes as long
+        now += 0.25  # each search takes the same time
         return now
 
     monkeypatch.setattr(time, "monotonic", clock)
@@ -257,7 +257,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         for sock in kept:
             assert holders.process(inode(sock), 0)
             assert len(holders._found) <= 4
-        # What a search comes by is the sockets of one process more at most.
+        # A search reads the sockets of at most one more process.
         assert len(holders._seen) <= 4 + len(os.listdir("/proc/self/fd"))
     finally:
         for sock in kept:
@@ -336,7 +336,7 @@ REPLY = ("198.51.100.7", "203.0.113.9", 8080, 2000)
     ],
 )
 def test_connection_as_the_socket_knows_it(hook: nfnet.Hook, info: nfnet.CtInfo, expected: tuple[Any, ...]) -> None:
-    """What NAT has changed is looked for once more as it was, or as the answer has it."""
+    """Addresses changed by NAT are looked up again as they were before, or as in the answer."""
 
     def ends(source: str, destination: str, source_port: int, destination_port: int) -> dict[int, Any]:
         addresses = {1: socket.inet_aton(source), 2: socket.inet_aton(destination)}

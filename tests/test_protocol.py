@@ -92,13 +92,13 @@ def test_answers_are_read_as_their_schemas_read_them(datagrams: dict[str, bytes]
             with pytest.raises(DecodeError, match="cut short"):
                 netlink.parse_answer(message[:length])
     short = bytearray(message)
-    short[:4] = (35).to_bytes(4, netlink.HOST)  # its own length counts, not that of what is there
+    short[:4] = (35).to_bytes(4, netlink.HOST)  # its own length counts, not that of the data
     with pytest.raises(DecodeError, match="cut short"):
         netlink.parse_answer(bytes(short))
 
 
 def test_reading_a_refusal_is_cheap(datagrams: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    """There may be one for every packet; the schemas take a hundred times as long."""
+    """There can be one for every packet; the schemas take a hundred times as long."""
     monkeypatch.setattr(construct.Construct, "_parsereport", None)
     assert netlink.parse_answer(datagrams["RX NLMSG_ERROR ENOENT for it"]).errno == 2
 
@@ -163,7 +163,7 @@ def test_a_payload_cannot_pass_for_a_header(noise: bytes, mark: int) -> None:
 
 
 def found_by(layouts: layout.Layouts, message: bytes) -> Any:
-    """What is found in a message, or the error."""
+    """Return the attributes found in a message, or the error."""
     try:
         found = layouts.find(message)
     except DecodeError as error:
@@ -177,7 +177,7 @@ def new_layouts() -> layout.Layouts:
 
 @given(st.lists(st.tuples(packets(), st.binary(max_size=9), st.integers(0, 255), st.booleans()), max_size=6))
 def test_what_was_learned_before_changes_nothing(items: list[tuple[bytes, bytes, int, bool]]) -> None:
-    """Messages that differ in their end alone, right and damaged, are read as by one who has seen no other."""
+    """Messages that differ only at their end, valid and damaged, are read as by a reader that has seen no other."""
     learned = new_layouts()
     for message, more, place, announced in items:
         longer = bytearray(message + more)
@@ -193,7 +193,7 @@ def test_what_was_learned_before_changes_nothing(items: list[tuple[bytes, bytes,
 
 
 def test_only_new_shapes_are_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither new lengths of the payload nor several shapes of one length cost what a new shape does."""
+    """Neither new payload lengths nor several layouts of one length cost as much as a new layout."""
     learned = new_layouts()
     mixed = [packet_message(1, bytes(size), **marks) for marks in ({}, {"MARK": 1}) for size in range(20, 9000, 3)]
     for message in (mixed[0], mixed[-1]):
@@ -215,7 +215,7 @@ def test_any_bytes_are_a_message_or_a_decode_error(noise: bytes) -> None:
     ("attributes", "offset"),
     [
         (struct.pack(HERE + "HH", 3, 3), 20),  # shorter than its own header
-        (struct.pack(HERE + "HHI", 12, 3, 1), 20),  # longer than what is left
+        (struct.pack(HERE + "HHI", 12, 3, 1), 20),  # longer than the rest
         (struct.pack(HERE + "HHHH", 6, 3, 1, 0), 24),  # a mark of two bytes
         (struct.pack(HERE + "HHIH", 8, 3, 1, 8), 28),  # half a header behind
     ],

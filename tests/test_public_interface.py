@@ -1,4 +1,4 @@
-"""What users see of the package: every name has a docstring, and types that a checker understands."""
+"""The public interface: every name has a docstring, and type annotations that checkers accept."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def members(kind: type) -> Iterator[str]:
 
 
 # Programs do not make these: functions and other classes do.
-MADE_FOR_THEM = {"Rule", "Nflog", "NflogData", "QueueBinding", "LogBinding"}
+MADE_FOR_THEM = {"Rule", "Nflog", "NflogData", "LogBinding"}
 
 
 @pytest.mark.parametrize("module", PUBLIC)
@@ -84,6 +84,23 @@ def test_docstrings_of_classes_name_all_arguments(module: str) -> None:
             if argument not in fields and not re.search(rf"(^ *|, ){argument}[:,]|``{argument}``", text, re.MULTILINE):
                 lacking.append(f"{name}({argument})")
     assert lacking == []
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_docstrings_describe_each_argument_on_a_line_of_its_own(module: str) -> None:
+    """As docs/conf.py expects: ``name: text`` in the middle of a line would not be shown as an argument."""
+    wrong = []
+    for name, item in public(importlib.import_module(module)):
+        methods = [getattr(item, member) for member in members(item)] if inspect.isclass(item) else []
+        for subject in (item, *methods):
+            settings = getattr(subject, "settings", {})
+            try:
+                arguments = {*inspect.signature(subject).parameters, *(settings if isinstance(settings, dict) else ())}
+            except (TypeError, ValueError):
+                continue
+            found = re.findall(r"[.;] (?:\w+, )*(\w+): ", inspect.getdoc(subject) or "")
+            wrong += [f"{name}: {argument}" for argument in found if argument in arguments]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("module", PUBLIC)
@@ -120,7 +137,7 @@ def test_names_that_are_not_there(name: str) -> None:
 
 @pytest.mark.parametrize("name", nfnet.__all__)
 def test_exported_names_are_imported_when_they_are_asked_for(name: str) -> None:
-    """Each from a module of its own, whatever was imported before, and the same object for ever."""
+    """Each can be imported by itself, and always is the same object."""
     code = f"import nfnet; first = nfnet.{name}; from nfnet import {name}; assert first is {name} is nfnet.{name}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -159,7 +176,7 @@ def test_dir_shows_what_is_public() -> None:
 
 
 def test_help_shows_what_is_public() -> None:
-    """In a few words at the beginning, and with its own docstring below, what is imported late, too."""
+    """help() shows each name in the overview, and below with its docstring, also names that are imported late."""
     overview = set(re.findall(r"\w+", nfnet.__doc__ or ""))
     assert set(nfnet.__all__) - overview == set()
     text = pydoc.plain(pydoc.render_doc(nfnet))
@@ -171,7 +188,7 @@ def test_help_shows_what_is_public() -> None:
 
 
 def test_a_typed_script_of_a_user_has_no_errors(tmp_path: Path) -> None:
-    """Strictly, with nothing but what is exported."""
+    """In strict mode, with exported names only."""
     done = check_types(Path(__file__).parent / "typed_script.py", tmp_path)
     assert done.stdout.startswith("Success"), done.stdout + done.stderr
 
@@ -184,7 +201,7 @@ def wrong_lines() -> set[int]:
 
 
 def test_mypy_refuses_wrong_names_and_arguments(tmp_path: Path) -> None:
-    """Also behind what is imported late."""
+    """Also for names that are imported late."""
     done = check_types(WRONG, tmp_path)
     assert {int(number) for number in re.findall(r"wrong_script.py:(\d+): error", done.stdout)} == wrong_lines()
 
@@ -206,7 +223,7 @@ def check_types(script: Path, directory: Path) -> subprocess.CompletedProcess[st
 
 
 def callables() -> Iterator[tuple[str, Any]]:
-    """All public functions, classes and methods, also of what is imported late."""
+    """Yield all public functions, classes and methods, also those that are imported late."""
     for name in PUBLIC:
         for short, item in public(importlib.import_module(name)):
             yield f"{name}.{short}", item
@@ -217,7 +234,7 @@ def callables() -> Iterator[tuple[str, Any]]:
 
 
 def test_signatures_and_types_can_be_asked_for_at_run_time() -> None:
-    """As pydantic, IDEs and documentation do: no name may be there for type checkers alone."""
+    """As pydantic, IDEs and documentation do: every name in annotations must exist at run time."""
     problems = []
     for name, item in callables():
         looks = [partial(get_type_hints, item)]
@@ -237,7 +254,7 @@ def test_signatures_and_types_can_be_asked_for_at_run_time() -> None:
     ("kind", "options"), [(nfnet.Queue, nfnet.QueueOptions), (nfnet.Log, nfnet.LogOptions)], ids=["Queue", "Log"]
 )
 def test_options_are_the_arguments(kind: Any, options: Any) -> None:
-    """The list for those who hand them on is the list of the class itself: names, types, and none that must be."""
+    """The options are the keyword arguments of the class: same names and types, all optional."""
     hints = get_type_hints(kind.__init__)
     arguments = [p for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY]
     assert get_type_hints(options) == {argument.name: hints[argument.name] for argument in arguments}

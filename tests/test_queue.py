@@ -1,4 +1,4 @@
-"""The queue and its verdicts against a model of the kernel."""
+"""`Queue` and verdicts, on a model of the kernel."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from nfnet.protocol.nfqnl import NFQA, NFQA_CFG, QueueFlag, Verdict
 
 from .kernel import FakeKernel, error_message, packet_message
 
-SOON = 60.0  # seconds, for what another thread does at once
+SOON = 60.0  # seconds, to wait for an action that another thread does at once
 pytestmark = pytest.mark.usefixtures("unhurried")
 
 
@@ -320,7 +320,7 @@ def test_large_payloads_are_spread_over_datagrams() -> None:
 
 
 def test_an_unchanged_payload_is_not_sent_back() -> None:
-    """The kernel may have sent only its beginning, or with an unfinished checksum."""
+    """The kernel can have sent only the beginning of the packet, or an unfinished checksum."""
     kernel = FakeKernel()
     with Queue(1, transport=kernel) as queue:
         kernel.feed(1, CAP_LEN=1500)
@@ -462,7 +462,7 @@ def test_a_failing_send_loses_no_verdict() -> None:
 
 
 class QuickKernel(FakeKernel):
-    """Offers C code, so to speak, that sends faster; it fails if it is told to."""
+    """A transport with a faster way to send, as the socket has. It can be made to fail."""
 
     failure = 0
 
@@ -537,7 +537,7 @@ def test_leaving_an_iteration_sends_its_verdicts() -> None:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_an_iteration_that_the_collector_ends(monkeypatch: pytest.MonkeyPatch, again: bool) -> None:
-    """As in PyPy: nobody has it any more, and its finally clause has not run."""
+    """As in PyPy: it is no longer referenced, and its finally clause has not run."""
     monkeypatch.setattr(system, "_COUNTS_REFERENCES", False)
     kernel = FakeKernel()
     circle: list[object] = []
@@ -603,7 +603,7 @@ def test_close_from_another_thread_ends_a_waiting_run() -> None:
 
 
 def test_the_second_thread_that_closes_waits_for_the_first() -> None:
-    """It must not take the socket away before the packets that are to be accepted have been."""
+    """The second call must not close the socket before the first has accepted the packets."""
 
     class Kernel(FakeKernel):
         entered, go = threading.Event(), threading.Event()
@@ -734,7 +734,7 @@ class Methods:
         packet.accept()
 
 
-# What a call does not run, and what is said of it.
+# Callables that a call does not run, and the error for each.
 NOT_RUN: dict[str, tuple[Any, str]] = {
     "async function": (coroutine, "the handler coroutine is an async function, which nobody would await: "),
     "generator": (generator, "the handler generator has a yield in it"),
@@ -763,7 +763,7 @@ def test_a_handler_that_a_call_does_not_run_is_refused_before_anything_is_taken(
 
 
 def test_a_handler_that_returns_a_coroutine_stops_the_loop() -> None:
-    """As a lambda around an async function does: what no policy may do is accept a packet that nobody looked at."""
+    """As a lambda around an async function does. The policy must not accept a packet that no handler has examined."""
     kernel = FakeKernel()
     with Queue(1, transport=kernel, undecided="accept", on_error="accept") as queue:
         kernel.feed(3)
@@ -793,7 +793,7 @@ def test_plain_handlers_of_any_kind_are_taken() -> None:
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_packets_cannot_be_copied(duplicate: Any) -> None:
-    """A copy of one could be accepted without anybody's being told, and the packet went on waiting."""
+    """A copy could be accepted without an error, while the packet still waited."""
     kernel = FakeKernel()
     with Queue(1, transport=kernel) as queue:
         kernel.feed(2)
@@ -859,7 +859,7 @@ def test_an_exception_may_decide(policy: Any, word: int, caplog: pytest.LogCaptu
 
 @pytest.mark.parametrize("policy", ["accept", "drop"])
 def test_an_iteration_cannot_treat_errors(policy: Any) -> None:
-    """What its body raises never comes to the queue, so that a policy would not be carried out."""
+    """The queue does not see exceptions raised in the body, so the policy would have no effect."""
     kernel = FakeKernel()
     with Queue(1, transport=kernel, on_error=policy) as queue:
         kernel.feed(2)
@@ -1006,7 +1006,7 @@ def test_ids_wrap_around() -> None:
         assert (queue.counters.lost, queue.counters.received) == (0, 9)
 
 
-# How far ids may be apart; the kernel compares them modulo 2^32.
+# Distances between ids; the kernel compares ids modulo 2^32.
 DISTANCES = [0x7FFFFFFE, 0x7FFFFFFF, 0x80000000, 0x80000001, 0xC0000000, 0xFFFFFFF0]
 
 
@@ -1049,7 +1049,7 @@ def test_packets_that_are_read_together_may_be_far_apart(distance: int) -> None:
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_ids_from_the_kernel_never_go_back(distance: int) -> None:
-    """However large a gap is, the packets in it are lost: nobody read for long, and all ids have 32 bits."""
+    """The packets in a gap are lost, however large it is: the program did not read for long, and ids have 32 bits."""
     kernel = FakeKernel()
     with Queue(1, transport=kernel, on_overrun="ignore") as queue:
         for times in range(3):
@@ -1062,7 +1062,7 @@ def test_ids_from_the_kernel_never_go_back(distance: int) -> None:
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_closing_accepts_unread_packets_however_far_apart(distance: int) -> None:
     kernel = FakeKernel()
-    kernel.queued[0] = None  # in the hands of nobody: a forked child that died had read it
+    kernel.queued[0] = None  # never handed out: a forked child that has died had read it
     with Queue(1, transport=kernel, undecided="accept") as queue:
         kernel.feed(1)
         queue.process(lambda packet: packet.accept())
@@ -1078,7 +1078,7 @@ def test_refused_verdicts_are_counted() -> None:
     kernel = FakeKernel()
     with Queue(1, transport=kernel) as queue:
         kernel.feed(4)
-        kernel.queued.clear()  # somebody changed the rules
+        kernel.queued.clear()  # another program changed the rules
         queue.process(lambda packet: packet.accept(mark=packet.id))
         queue.process(lambda packet: packet.accept())
         assert queue.counters.refused == {errno.ENOENT: 4}
@@ -1147,7 +1147,7 @@ def test_no_recording_raises_anything_but_our_errors(noise: bytes, place: int) -
 
 @st.composite
 def programs(draw: st.DrawFn) -> list[tuple[int, list[tuple[str, int]]]]:
-    """Rounds: how many packets come, and what the handler does with each, or later with those that it kept."""
+    """Rounds: how many packets arrive, and what the handler does with each, or later with those that it kept."""
     action = st.tuples(
         st.sampled_from(["accept", "accept", "accept", "drop", "drop", "mark", "payload", "keep", "late", "requeue"]),
         st.integers(0, 5),
@@ -1202,7 +1202,7 @@ def test_each_packet_gets_just_the_verdict_that_was_given(program: list[tuple[in
         assert queue.counters.refused == {}
 
     assert sorted(kernel.judged, key=lambda row: row[0]) == sorted(given_verdicts, key=lambda row: row[0])
-    # Whatever goes on does so in the order in which it was decided; drops may go first.
+    # Accepted packets leave in the order of the decisions; drops can be sent before them.
     went_on = [row for row in given_verdicts if row[1] != 0]
     assert [row for row in kernel.judged if row[1] != 0] == went_on
 
@@ -1302,7 +1302,7 @@ def test_a_forked_child_wakes_nobody_but_itself() -> None:
 
 
 def test_an_interrupted_verdict_is_not_lost_behind_pending_packets() -> None:
-    """The decision is made, and the signal comes before it is on its way."""
+    """The signal arrives after the decision and before it is sent."""
     kernel = FakeKernel()
     kernel.feed(12)
     queue = opened(kernel)
@@ -1320,7 +1320,7 @@ def test_an_interrupted_verdict_is_not_lost_behind_pending_packets() -> None:
     with pytest.raises(KeyboardInterrupt):
         queue.process(handler)
     assert 11 not in kernel.queued
-    kept[0]._decision = nfnet.packet.ACCEPT  # likewise, while no loop runs
+    kept[0]._decision = nfnet.packet.ACCEPT  # the same while no loop runs
     queue.close()
     assert sorted(verdicts(kernel)) == [(1, 1), (11, 1)]
 
@@ -1355,7 +1355,7 @@ def test_repr_says_how_many_wait() -> None:
         packets = list(itertools.islice(queue, 2))
         packets[0].accept()
         queue.flush()
-        assert repr(queue) == "<Queue 1: open, 2 waiting>"  # one with the program, and one that nobody has seen
+        assert repr(queue) == "<Queue 1: open, 2 waiting>"  # one that the program has, and one that was not handed out
     assert repr(queue) == "<Queue 1: closed>"
 
 

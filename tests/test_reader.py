@@ -1,4 +1,4 @@
-"""What queues and logs share: opening, being refused, closing, and what a loop does when things go wrong."""
+"""What queues and logs share: opening, refusals, closing, and errors in the loop."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_transport_must_be_one() -> None:
 
 @pytest.mark.parametrize("second", [None, KernelError("asking", errno.EBUSY)])
 def test_a_queue_that_somebody_else_has(second: KernelError | None) -> None:
-    """The kernel says EPERM to that, too. What a second request is answered tells which of the two it was."""
+    """The kernel answers EPERM to that, too. The answer to a second request distinguishes the two causes."""
     with pytest.raises(nfnet.BusyError, match="binding queue 1: another socket has it"):
         Queue(1, transport=Refusing(NOT_PERMITTED, second)).open()
 
@@ -113,7 +113,7 @@ def test_a_transport_that_ends_because_the_queue_was_closed_meanwhile_ends_the_l
 
 
 class Blocking(FakeKernel):
-    """Its packets come while the loop waits for them, and to an end."""
+    """Delivers packets while the loop waits for them, and ends."""
 
     def __init__(self, *coming: bytes) -> None:
         super().__init__(ends=True)
@@ -128,7 +128,7 @@ class Blocking(FakeKernel):
 
 
 def test_a_refused_verdict_that_comes_while_the_loop_waits_is_raised() -> None:
-    """KernelError is an OSError, too, as what the transport's iterator raises."""
+    """KernelError is an OSError, as are the errors of the transport's iterator."""
     with (
         Queue(1, transport=Blocking(error_message(errno.EINVAL, nfqnl.verdict(1, 1, 1)))) as queue,
         pytest.raises(KernelError) as caught,
@@ -174,7 +174,7 @@ def test_without_threads_verdicts_leave_at_once(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_verdicts_leave_while_the_handler_waits() -> None:
-    """For what the packet itself causes, for instance."""
+    """For example because of an error that the packet causes."""
     kernel = FakeKernel()
 
     def handler(packet: Packet) -> None:
@@ -201,7 +201,7 @@ def test_the_thread_ends_when_there_are_no_verdicts_and_begins_anew(monkeypatch:
 
 
 class Ledger:
-    """Says one after the other which verdict has been there for the longest time."""
+    """Returns one after the other the verdict that has waited for the longest time."""
 
     closed = False
 
@@ -219,7 +219,7 @@ class Ledger:
 
 def test_what_is_collected_while_the_thread_ends_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flusher, "_LINGER", 2)
-    # Two looks at nothing, one more before it ends, and what came since is there twice; then nothing.
+    # Two checks find nothing, one more precedes the end; a new verdict is found twice; then nothing.
     ledger = Ledger(None, None, "first", "first", "first", "second", None, None, None)
     thread = threading.Thread(target=flusher.Flusher(ledger)._run)  # type: ignore[arg-type]
     thread.start()
@@ -292,7 +292,7 @@ def test_asyncio_stop_before_anything_came(how: str) -> None:
 
 
 def test_asyncio_an_exit_in_a_handler_ends_the_program() -> None:
-    """Not an Exception: it comes out of the event loop itself."""
+    """It is not an Exception, so the event loop itself raises it."""
 
     def leave(packet: Packet) -> None:
         packet.accept()
@@ -309,7 +309,7 @@ def test_asyncio_an_exit_in_a_handler_ends_the_program() -> None:
 
 
 class Keeps(FakeKernel):
-    """Says some times that it has what its descriptor does not tell of."""
+    """Reports several times that it has datagrams for which its descriptor is not readable."""
 
     looks = 5
 

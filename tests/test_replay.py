@@ -1,4 +1,4 @@
-"""Replays of files that are not as they should be: of several kinds, damaged, cut short; from pipes; times."""
+"""Replays of unusual files: with several kinds of records, damaged, cut short, from pipes; and their times."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def drain(reader: Any) -> tuple[list[Any], list[nfnet.CaptureError]]:
 
 
 def mixed(path: Path) -> Path:
-    """What dumpcap records of two interfaces, or mergecap makes of two files."""
+    """As dumpcap records two interfaces, or mergecap merges two files."""
     data = section("<") + interface("<", 1) + interface("<", 253) + interface("<", 239) + interface("<", 276)
     data += enhanced(b"Ethernet")
     for number in (1, 2):
@@ -148,7 +148,7 @@ def test_good_good_bad_good(tmp_path: Path) -> None:
         seen: list[int] = []
         with pytest.raises(nfnet.CaptureError) as caught:
             queue.run(lambda packet: seen.append(packet.id))
-        assert seen == [1, 2]  # what was before it comes before it
+        assert seen == [1, 2]  # records before it are delivered before it
         assert (caught.value.record, caught.value.offset) == (3, path.read_bytes().index(bad) + 20)
         assert str(caught.value).startswith("record 3: attribute 1 of 32767 bytes where only ")
         queue.run(lambda packet: seen.append(packet.id))
@@ -285,7 +285,7 @@ def test_first_says_what_is_damaged_and_goes_on(tmp_path: Path) -> None:
 
 
 def cut_file(path: Path, source: Path, size: int, order: str) -> Path:
-    """What ``editcap -s`` makes of a recording, on a machine of that byte order."""
+    """Cut the records of a recording as ``editcap -s`` does, on a machine of that byte order."""
     data = struct.pack(f"{order}IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, size, 253)
     for record in read(source):
         whole = record.data if order == "<" else HEAD + turn(record.data[16:], "<")
@@ -301,7 +301,7 @@ TIMES = ("timestamp", "timestamp_ns")  # those of the records, where the kernel'
 
 
 def same_or_missing(cut: Any, whole: Any) -> None:
-    """All that is said of a cut packet was said of the whole one, too."""
+    """All attributes of a cut packet are those of the whole one."""
     for name in dir(type(whole)):
         if isinstance(getattr(type(whole), name), property) and name not in (*PAYLOAD, *TIMES, "metadata"):
             said = getattr(cut, name)
@@ -406,7 +406,7 @@ def test_decode_of_cut_datagrams_shows_what_is_there(name: str) -> None:
 
 @pytest.mark.parametrize("order", "<>")
 def test_log_messages_in_a_file_of_the_other_byte_order(tmp_path: Path, order: str) -> None:
-    """mergecap writes a file of its own machine's order, and leaves the records as they were."""
+    """mergecap writes a file in its own machine's byte order, with unchanged records."""
     message = log_message(testing.udp(b"x" * 40), MARK=77)
     message = message if order == HERE else turn(message, HERE)
     for framing in "<>":
@@ -448,7 +448,7 @@ def test_bare_packets_and_those_of_tcpdump_have_the_time_of_their_record(tmp_pat
 
 
 def test_a_simple_packet_has_no_time(tmp_path: Path) -> None:
-    """Not 1970, which its record does not say."""
+    """Not 1970, which is not in the record."""
     path = tmp_path / "simple.pcapng"
     data = testing.udp()
     simple = block("<", 3, struct.pack("<I", len(data)) + data)
@@ -485,7 +485,7 @@ def test_times_that_no_calendar_has(tmp_path: Path, zone: str, moment: int, monk
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[str, Callable[[bytes], Any], Callable[[], None]]]:
-    """A pipe: its name, what writes to it, and what ends it."""
+    """A pipe: its name, a function that writes to it, and one that ends it."""
     reading, writing = os.pipe()
     ended = False
 
@@ -521,7 +521,7 @@ def test_a_file_that_comes_byte_by_byte(suffix: str, tmp_path: Path, pipe: Any) 
 
 
 def test_an_empty_pipe_keeps_nobody_busy(pipe: Any) -> None:
-    """What waits for it sleeps until there is something to do."""
+    """A waiting program sleeps until there is something to do."""
     import select
 
     name, write, end = pipe
@@ -645,7 +645,7 @@ def test_a_pipe_in_real_time(pipe: Any, tmp_path: Path) -> None:
 
 
 def test_a_signal_while_a_pipe_is_empty(pipe: Any) -> None:
-    """Ctrl-C comes out, and the loop goes on with the next packet."""
+    """KeyboardInterrupt is raised, and the loop can continue with the next packet."""
     name, write, end = pipe
     data = pcap(HEAD + packet(1), HEAD + packet(2), link_type=253)
     half = 24 + (len(data) - 24) // 2

@@ -1,4 +1,4 @@
-"""What can be asked of a rule, and how it is described."""
+"""Arguments of rules, and descriptions of rules."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ WRONG = {
     "a negative descriptor": ({"num": 1, "netns": -1}, "netns .a file descriptor. is -1"),
 }
 
-# What no packet can match.
+# Conditions that no packet can match.
 NEVER: dict[str, tuple[dict[str, Any], str]] = {
     "out at input": ({"hook": "input", "out_interface": "lo"}, "at the hook 'input', where no outgoing interface"),
     "out at prerouting": ({"hook": "prerouting", "out_interface": "lo"}, "it is for the hooks forward, output, postr"),
@@ -128,7 +128,7 @@ def test_what_is_nearly_never_is_allowed() -> None:
 
 WHERE = [name for kind in rules.Where.__mro__ for name in getattr(kind, "__annotations__", ())]
 
-# What nothing can match, of lists and negations, and what to do.
+# Lists and negations that no packet can match, and the remedy.
 SENSELESS: dict[str, tuple[dict[str, Any], str]] = {
     "an empty list": ({"source": []}, "source is empty, and must have at least one value; or leave it out"),
     "an empty negation": ({"not_protocol": ()}, "not_protocol is empty"),
@@ -155,7 +155,7 @@ SENSELESS: dict[str, tuple[dict[str, Any], str]] = {
     "ports of others": ({"not_protocol": "udp", "source_port": 5}, "source_port needs protocol"),
     "flags of others": ({"protocol": ["tcp", "udp"], "tcp_flags": "syn"}, "tcp_flags needs protocol to be 'tcp'$"),
     "no flag": ({"protocol": "tcp", "tcp_flags": "syn,fun"}, "a flag in tcp_flags is 'fun' and must be one of 'fin'"),
-    "a flag twice": ({"protocol": "tcp", "tcp_flags": "syn,!syn"}, "says syn twice"),
+    "a flag twice": ({"protocol": "tcp", "tcp_flags": "syn,!syn"}, "contains syn twice"),
     "a type of others": (
         {"protocol": "udp", "icmp_type": 8},
         "icmp_type needs protocol to be 'icmp' or 'icmpv6', or sev",
@@ -220,14 +220,14 @@ def test_arguments_of_actions() -> None:
 
 
 def test_each_criterion_has_its_arguments() -> None:
-    """Type checkers know only what is written out, beside the rows."""
+    """Type checkers see only explicit arguments, which must agree with the rows."""
     arguments = {name for name in WHERE if name not in ("hook", "family", "priority", "netns")}
     assert arguments == {*CRITERIA, *(f"not_{name}" for name in CRITERIA)} - {"not_cgroup"}
     for name, row in CRITERIA.items():
         assert f"\n{name}: {row.description}: {row.syntax}." in (inspect.getdoc(rules.queue) or ""), name
 
 
-# Words of the command line, of which a rule is made that says the same again.
+# Words of the command line; the rule made of them is described by the same words.
 WORDS = [
     "hook=forward protocol=tcp,udp not_source=10.0.0.0/8,192.0.2.1-192.0.2.9 destination_port=80,443,8000-8099",
     "hook=input protocol=icmp,icmpv6 source=192.0.2.7 not_icmp_type=redirect,echo-request 'limit=10/minute burst 20'",
@@ -265,7 +265,7 @@ def test_words_that_do_not_fit_are_counted() -> None:
     assert text.count("192.0.2.") + int(text.rpartition("(")[2].split()[0]) == 100
 
 
-# A value of a type that it cannot be, and what the error says that it must be; see also `SAMPLES`.
+# A value of a wrong type, and the part of the error message that says what is expected; see also `SAMPLES`.
 TYPES: dict[str, tuple[Any, str]] = {
     "num": ("1", "a number, or a range of them, not str"),
     "group": (None, "an integer, not NoneType"),
@@ -503,7 +503,7 @@ def test_unknown_option() -> None:
 
 def test_unknown_keywords_are_named() -> None:
     with pytest.raises(
-        TypeError, match="a rule knows no 'dport'; there are cgroup, connection_mark, destination, destination_port"
+        TypeError, match="a rule has no argument 'dport'; there are cgroup, connection_mark, destination"
     ):
         rules.queue(1, hook="output", dport=53)  # type: ignore[call-arg]
 

@@ -1,4 +1,4 @@
-"""Sets: their elements, and what the kernel is told of changes; a model of it does not know how they came about."""
+"""Sets: elements, and messages about changes, executed by a model of the kernel that knows only these."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_network_is_there_if_all_of_it_is() -> None:
         assert there in one, there
     for not_there in ("10.0.0.0/7", "9.255.255.255-10.0.0.1", "11.0.0.0", "fd00::/63", "::", "255.255.255.255"):
         assert not_there not in one, not_there
-    with pytest.raises(KeyError, match=r"10.1.0.0/16 is not in the set itself, but is part of what is: that must be"):
+    with pytest.raises(KeyError, match=r"10.1.0.0/16 is not in the set itself, but is part of other elements"):
         one.remove("10.1.0.0/16")
 
 
@@ -273,7 +273,7 @@ def test_size(clock: Clock) -> None:
 
 
 class Kernel:
-    """Sets in tables, as messages make them: it refuses what nf_tables refuses, and a batch as a whole."""
+    """Sets in tables, made by messages. It refuses what nf_tables refuses, and then the whole batch."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -324,7 +324,7 @@ class Kernel:
 
     @staticmethod
     def _elements(data: bytes) -> Iterator[tuple[bytes, bytes | None, float]]:
-        """Key, what is behind the interval or None, and seconds."""
+        """Return key, end of the interval or None, and seconds."""
         found: list[tuple[bytes, bytes | None, float]] = []
         for _, start, end in walk(data, 0, len(data)):
             parts = {number: data[first:last] for number, first, last in walk(data, start, end)}
@@ -347,7 +347,7 @@ class Kernel:
         self.sets = {place: elements for place, elements in self.sets.items() if place[0] is not sock}
 
     def found(self, sock: object) -> dict[bytes, float]:
-        """What a socket's sets have, and how long that stays; intervals of ports by port."""
+        """Return the elements of a socket's sets, with their timeouts; intervals of ports as single ports."""
         found = {}
         for (owner, _, _), elements in self.sets.items():
             if owner is sock:
@@ -383,7 +383,7 @@ def put_in(kernel: Kernel, one: Set, *families: int) -> Any:
 
 
 def contents(one: Set, clock: Clock) -> dict[bytes, float]:
-    """What the kernel should have, worked out anew, element by element."""
+    """Compute the elements that the kernel should have, one by one."""
     expected: dict[bytes, float] = {}
     for element in one:
         at = clock.now + one.expires_in(element)
@@ -406,7 +406,7 @@ def same(found: dict[bytes, float], expected: dict[bytes, float]) -> bool:
 @pytest.mark.parametrize("kind", ["address", "port"])
 @pytest.mark.parametrize("seed", range(8))
 def test_the_kernel_has_what_is_in_the_set(kind: Any, seed: int, clock: Clock, kernel: Kernel) -> None:
-    """Elements come, go, overlap and expire, and changes fail; ports stand for all that has intervals."""
+    """Elements are added and removed, overlap and expire; changes fail. Ports represent all kinds with intervals."""
     chance = random.Random(seed)
     one = Set(kind)
     sockets: list[Any] = []
@@ -437,7 +437,7 @@ def test_the_kernel_has_what_is_in_the_set(kind: Any, seed: int, clock: Clock, k
             one.detach(sockets[-1])
             kernel.forget(sockets.pop())
         for content in one._contents:
-            content._crowded = chance.choice([0, 64])  # whether what has expired is forgotten
+            content._crowded = chance.choice([0, 64])  # whether expired elements are forgotten
         before = contents(one, clock)
         failure = None
         if chance.random() < 0.25 and sockets:
@@ -506,7 +506,7 @@ def test_what_could_not_be_brought_back_is_with_the_next_change(clock: Clock, ke
 
 
 def test_elements_that_live_on_in_the_kernel_for_a_moment(clock: Clock, kernel: Kernel) -> None:
-    """Its clock has ticks, and it gets elements a little later: it may have what has just expired here."""
+    """Its clock has ticks, and it gets elements a little later: it can still have elements that have just expired."""
     for kind, element in (("address", "192.0.2.1"), ("network", "192.0.2.0/24"), ("network", "192.0.2.0/25")):
         one: Any = Set(kind)  # type: ignore[arg-type]
         sock = put_in(kernel, one)
@@ -537,7 +537,7 @@ def test_a_table_that_somebody_removed(clock: Clock, kernel: Kernel) -> None:
 
 
 def test_a_table_whose_socket_is_closed(clock: Clock, kernel: Kernel) -> None:
-    """As when the removal of a rule was interrupted: the table is gone, and the set is there."""
+    """As after an interrupted removal of a rule: the table was removed, and the set still exists."""
     one = Set("address", ["192.0.2.1"])
     put_in(kernel, one)
     kernel.failures = [nfnet.ClosedError("")]

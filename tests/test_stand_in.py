@@ -111,7 +111,7 @@ def test_refused_in_a_python_of_the_system(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment that has nfnet and what it needs, by a .pth file."""
+    """A virtual environment that has nfnet and its dependencies, by a .pth file."""
     place = tmp_path_factory.mktemp("environment")
     venv.create(place, symlinks=True)
     packages = next(place.glob("lib/python*/site-packages"))

@@ -1,4 +1,4 @@
-"""The beginnings of TCP streams and the names in them; hellos are OpenSSL's, and tshark reads them beside us."""
+"""Beginnings of TCP streams, and the server names in them; OpenSSL writes the messages, and tshark reads them, too."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def syn(seq: int = 999, **more: Any) -> bytes:
 
 
 def began(**limits: int) -> Beginnings:
-    """With a stream whose first byte has number 1000."""
+    """Collect a stream whose first byte has number 1000."""
     beginnings = Beginnings(**limits)
     assert beginnings.add(syn()) == b""
     return beginnings
@@ -102,7 +102,7 @@ def test_what_a_handler_sees() -> None:
 
 
 def test_data_in_the_syn() -> None:
-    """TCP Fast Open; a server that did not take them gets them again."""
+    """TCP Fast Open; a server that did not accept the data gets them again."""
     beginnings = Beginnings()
     first = tcp(b"hello", flags=SYN, seq=0xFFFFFFFF)
     assert beginnings.add(first) == b"hello"
@@ -179,7 +179,7 @@ def test_an_unknown_beginning(name: str) -> None:
 
 
 def test_only_what_is_missing_of_the_beginning_matters() -> None:
-    """Of a super-packet, say, with a small copy_range."""
+    """For instance a super-packet with a small copy_range."""
     beginnings = began(max_bytes=5)
     packet = tcp(b"0123456789", seq=1000)
     assert beginnings.add(packet[:-6]) is None
@@ -197,7 +197,7 @@ def test_a_new_connection_between_the_same_ports() -> None:
 
 @pytest.mark.parametrize("flags", [FIN | ACK, RST])
 def test_an_ended_stream(flags: int) -> None:
-    """What is sent once more is known; after that it is the first to be forgotten."""
+    """Retransmitted data are recognized; afterwards the stream is the first to be forgotten."""
     beginnings = began(max_streams=2)
     assert beginnings.add(tcp(b"hello", seq=1000)) == b"hello"
     assert beginnings.add(syn(source_port=40001)) == b""
@@ -256,7 +256,7 @@ HOSTILE: dict[str, Callable[[int], list[bytes]]] = {
 
 
 def lines(function: Callable[[], object], within: tuple[str, ...]) -> int:
-    """How many lines of functions of these names are executed: their time, but for what runs at the speed of C."""
+    """Count the executed lines of these functions: a measure of their time without C code."""
     count = 0
 
     def trace(frame: Any, event: str, argument: object) -> Any:
@@ -283,7 +283,7 @@ def test_a_segment_costs_the_same_however_the_sender_cuts(name: str) -> None:
 
 
 def test_memory_is_bounded_as_documented() -> None:
-    """By what senders could choose: all but the first byte of each stream."""
+    """Memory that senders could use: all but the first byte of each stream."""
     packets = [tcp(bytes(1400), seq=1001 + place) for place in range(0, 16_384, 1400)]
     tracemalloc = pytest.importorskip("tracemalloc")  # PyPy has none
     tracemalloc.start()
@@ -305,7 +305,7 @@ def test_memory_is_bounded_as_documented() -> None:
 
 
 def client_hello(name: str | None = NAME, **settings: Any) -> bytes:
-    """What Python's ssl sends first."""
+    """Return the first message that Python's ssl sends."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     for key, value in settings.items():
@@ -468,7 +468,7 @@ def test_names_of_hellos_in_segments() -> None:
 
 @pytest.mark.parametrize("name", HELLOS)
 def test_a_hello_takes_as_long_as_a_hello(name: str) -> None:
-    """Nothing that a sender can write takes many times as long to read."""
+    """No data that a sender can choose takes many times as long to read."""
     inside = ("server_name", "_first_message", "_host_name", "_fields", "_number", "printable", "<genexpr>")
     usual = lines(lambda: server_name(made(*[GREASE] * 6, sni(NAME.encode()))), inside)
     assert usual > 50

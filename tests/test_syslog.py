@@ -1,4 +1,4 @@
-"""Syslog messages, read by a grammar of their own, and servers that take them badly. Real servers: tests/live."""
+"""Syslog messages, read by a separate parser, and servers that fail. tests/live has real servers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from nfnet.collect._sending import StreamSender
 from nfnet.collect._spool import Memory
 from nfnet.collect.syslog import Syslog, SyslogUdp
 
+from .collector import SESSION, batch, message
 from .live.conftest import readable, wait_for
-from .test_collect import SESSION, batch, message
 
 # --- the grammar of RFC 5424, section 6
 
@@ -69,7 +69,7 @@ def test_every_message_is_one_of_the_grammar(
     session = Session(host, "boot", 5, 1)
     try:
         one = message(3, prefix=prefix)
-    except UnicodeEncodeError:  # a surrogate that stands for no byte is in no prefix
+    except UnicodeEncodeError:  # no prefix contains a surrogate that represents no byte
         return
     found = output.encode(Batch(session, [one], lost, labels=labels))
     assert len(found) == 1 + bool(lost)
@@ -233,7 +233,7 @@ def tcp_output(listener: socket.socket) -> collect.Output:
 
 
 def queued(sock: socket.socket) -> int:
-    """Bytes that have come and were not read."""
+    """Return the number of bytes that a socket has received and the program has not read."""
     return int(struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0])
 
 
@@ -247,7 +247,7 @@ def test_octet_counting(listener: socket.socket) -> None:
 
 
 def test_what_the_server_did_not_get_is_sent_again(listener: socket.socket) -> None:
-    """It takes a part of a batch, which is in the buffers of both kernels by then, and is gone."""
+    """The server's socket accepts a part of a batch, which is in the buffers of both sockets when it is closed."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     output, many = tcp_output(listener), batch(*range(200))
     outcome: list[Any] = []
@@ -310,7 +310,7 @@ def test_udp_notices_that_nobody_listens() -> None:
     output = collect.output(f"syslog+udp://127.0.0.1:{port}")
     output.begin()
 
-    def is_refused() -> bool:  # what the other side says may come a moment after the last datagram was sent
+    def is_refused() -> bool:  # the other side's error can arrive some time after the last datagram was sent
         try:
             output.write(batch(1, 2, 3))
         except OutputError as error:
@@ -329,7 +329,7 @@ def test_udp_notices_that_nobody_listens() -> None:
 
 
 def test_udp_tries_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``localhost`` is ::1 first, and the server may listen on 127.0.0.1 alone."""
+    """``localhost`` is ::1 first, and the server can listen only on 127.0.0.1."""
     real = socket.getaddrinfo
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.2", 0))

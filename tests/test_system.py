@@ -1,4 +1,4 @@
-"""What stands in where the system or the interpreter lacks something: the same tests with and without it."""
+"""Replacements for what the system or the interpreter lacks: the same tests with and without them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `nfnet.testing` and the plugin offer to other people's tests."""
+"""`nfnet.testing` and the pytest plugin, as used by tests of programs."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_recording_is_opened(nfnet_replay: Callable[..., Any], tmp_path: Path)
 
 @pytest.fixture
 def web(tmp_path: Path) -> Path:
-    """A capture of a device on which VLANs, IPv6 and ARP come by."""
+    """A capture of a device with VLANs, IPv6 and ARP."""
     frames = [sample.before + WEB[0] for sample in (SAMPLES["Ethernet"], SAMPLES["VLAN"])]
     frames += [NOT_IP["ARP"][1], SAMPLES["Ethernet"].before_ipv6 + WEB[1]]
     return write_pcap(tmp_path / "web.pcap", LinkType.ETHERNET, *frames)

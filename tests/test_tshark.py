@@ -1,4 +1,4 @@
-"""Wireshark's reading of the recordings, beside ours; where tshark is not installed this is skipped, in CI required."""
+"""Recordings as tshark and nfnet read them. Skipped if tshark is not installed, except in CI."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_what_mergecap_makes_of_two_files(tshark: str, tmp_path: Path) -> None:
 
 # --- link layers
 
-NOT_TSHARK = (LinkType.PPP_PPPD, LinkType.C_HDLC_WITH_DIR, LinkType.FRELAY_WITH_DIR)  # 4.0 takes these for mere data
+NOT_TSHARK = (LinkType.PPP_PPPD, LinkType.C_HDLC_WITH_DIR, LinkType.FRELAY_WITH_DIR)  # 4.0 does not dissect these
 
 
 @pytest.mark.usefixtures("tshark")

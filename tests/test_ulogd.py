@@ -1,4 +1,4 @@
-"""Configurations of ulogd2 in the collector's terms."""
+"""Configurations of ulogd2, converted to those of the collector."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEBIAN = Path("/etc/ulogd.conf")
 
 
 def translated(tmp_path: Path, text: str) -> tuple[str, dict[str, Any]]:
-    """The configuration, and what of it counts: groups, and outputs with the groups that they get."""
+    """Return the configuration, and its contents: groups, and outputs with their groups."""
     source, target = tmp_path / "ulogd.conf", tmp_path / "collect.toml"
     source.write_text(text)
     toml = _ulogd.translate(source)
@@ -80,12 +80,12 @@ def test_what_has_a_counterpart(tmp_path: Path) -> None:
         ("acct1:NFACCT,graphite1:GRAPHITE", "connections and counters (NFACCT) are not collected"),
         ("ulog1:ULOG,base1:BASE,emu1:LOGEMU", "the kernel has no ULOG any more"),
         ("nuauth1:UNIXSOCK,base1:BASE,emu1:LOGEMU", "UNIXSOCK is no source"),
-        ("log1:NFLOG,base1:BASE,xml1:XML", "there is no output like XML"),
-        ("log1:NFLOG,base1:BASE,mysql1:MYSQL", "there is no output like MYSQL"),
+        ("log1:NFLOG,base1:BASE,xml1:XML", "there is no output for XML"),
+        ("log1:NFLOG,base1:BASE,mysql1:MYSQL", "there is no output for MYSQL"),
         ("log1:NFLOG,mark1:MARK,emu1:LOGEMU", "MARK lets only mark 5 pass"),
         ("log1:NFLOG,base1:BASE,pwsniff1:PWSNIFF,emu1:LOGEMU", "there is no PWSNIFF"),
         ("log1:NFLOG,base1:BASE,json1:JSON", "mode=udp, to 192.0.2.10"),
-        ("log1:NFLOG", "there is no output like none"),
+        ("log1:NFLOG", "the stack has no output"),
         ("bad:NFLOG,base1:BASE,emu1:LOGEMU", "group 'x' of [bad] is no log group"),
     ],
 )
@@ -121,7 +121,7 @@ def _written(tmp_path: Path, stack: str) -> Path:
     ],
 )
 def test_outputs_that_may_be_there(stack: str, section: str, scheme: str, part: str, tmp_path: Path) -> None:
-    """What is not there is a comment; what is there is a target that the output takes."""
+    """Unsupported parts become comments; others become targets that the outputs accept."""
     name = stack.partition(":")[0]
     toml, found = translated(tmp_path, f"[global]\nstack=log1:NFLOG,base1:BASE,{stack}\n[{name}]\n{section}")
     if scheme in collect.known():

@@ -1,4 +1,4 @@
-"""What Workers do without a kernel; the rest is in live/test_workers.py."""
+"""`Workers` without a kernel; other tests are in live/test_workers.py."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_stop_at_any_moment_of_close(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stop_in_a_signal_handler_wherever_close_is() -> None:
-    """Every line that `close` executes, in whatever file, is one at which a handler may run."""
+    """A signal handler can run at every line that `close` executes, in any file."""
     several = Workers(print, [1])
     several.start()
     lines = 0
@@ -161,7 +161,7 @@ def test_an_interrupt_while_they_end_leaves_none_behind(monkeypatch: pytest.Monk
         with pytest.raises(KeyboardInterrupt):
             several.close()
     assert [worker.sentinel for worker in several._workers] == [-1, -1]
-    with several:  # may be started again
+    with several:  # can be started again
         pass
 
 

@@ -1,10 +1,10 @@
-"""Prints everything that is read from a directory of recordings, and what is built: `python values.py ORDER DIRECTORY`.
+"""Print all values that nfnet reads from recordings, and messages that it builds: `python values.py ORDER DIRECTORY`.
 
-ORDER is what Python is made to believe of this machine before the package is imported. What is in the order of the host
-is printed as a little-endian machine has it, so that the output must not depend on ORDER, except for ``text``.
+ORDER is the value of `sys.byteorder` while the package is imported. Values in the byte order of the host are printed as
+on a little-endian machine, so the output must not depend on ORDER, except for ``text``.
 """
 
-# ruff: noqa: E402 - sys.byteorder comes before all that reads it
+# ruff: noqa: E402 - sys.byteorder is set before the imports that read it
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def recording(path: Path) -> dict[str, Any]:
     replay = nfnet.replay(path)
     with Queue(1, transport=replay) as queue:
         packets = list(queue)
-        assert all(packet.raw[nfqnl.SUBSYSTEM_BYTE] == 3 for packet in packets)  # else each takes the slow way
+        assert all(packet.raw[nfqnl.SUBSYSTEM_BYTE] == 3 for packet in packets)  # otherwise all take the slow path
         found["packets"] = [item(packet, nfqnl.layouts) for packet in packets]
         found["counters"] = repr(queue.counters)
         for packet in queue.pending:
             handler(packet)
     found["verdicts"], found["recorded"] = repr(replay.verdicts), repr(replay.recorded)
     with Queue(1, transport=kernel) as queue:
-        for packet in packets:  # one by one: how many leave together depends on the time that it takes
+        for packet in packets:  # one by one, because the number sent together depends on time
             kernel.queued[packet.id] = None
             kernel.deliver(packet.raw)
             queue.run(handler)
@@ -86,7 +86,7 @@ def built() -> dict[str, Any]:
 
 
 def written(directory: Path) -> dict[str, Any]:
-    """What was written here reads back, and the file says whose order it is in."""
+    """Written files can be read back, and contain their byte order."""
     path = directory / f"written-{sys.argv[1]}.pcap"
     writer = Writer(path, LinkType.NFLOG)
     writer.write(0, testing.log_message(testing.udp(b"logged"), group=5, VLAN={1: 0x8100, 2: 5})[16:])

@@ -10,7 +10,7 @@ from nfnet import rules
 
 
 def decide(packet: nfnet.Packet) -> None:
-    packet.accept(7)  # wrong: what a verdict changes is named
+    packet.accept(7)  # wrong: changes of a verdict are keyword arguments
     packet.accept(payload=42)  # wrong
     packet.accept(marks=7)  # wrong
     packet.accept(payload="text")  # wrong
@@ -49,7 +49,7 @@ nfnet.Queue(1).run(lambda packet: packet.drop() if packet.mark else packet.accep
 nfnet.Queue(1).run(functools.partial(print, "packet"))
 nfnet.Queue(1).run(decide_later)  # wrong
 nfnet.Queue(1).run(read)  # wrong
-nfnet.Queue(1).run(count)  # wrong: what would become of the result?
+nfnet.Queue(1).run(count)  # wrong: the result would be lost
 nfnet.Queue(1).process(decide_later)  # wrong
 nfnet.Queue(1).process()  # wrong
 nfnet.Log(1).run(read)

@@ -1,8 +1,8 @@
-"""A service that decides packets: tells systemd when it is ready, and ends when it is told to.
+"""A service that decides packets. It reports to systemd when it is ready, and ends on SIGTERM or Ctrl-C.
 
 python guard.py [QUEUE [HOOK]]
 
-HOOK is "input" for packets to this machine or container (if not given), "forward" for those that it forwards.
+HOOK is "input" (default) for packets to this machine or container, "forward" for packets that it forwards.
 """
 
 import os
@@ -14,7 +14,7 @@ import nfnet
 
 
 def notify(state):
-    """Tell systemd (sd_notify); nobody listens where it does not run this."""
+    """Send the state to systemd (sd_notify), if systemd has started this program."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -31,7 +31,7 @@ def handle(packet):
 number = int(sys.argv[1]) if len(sys.argv) > 1 else 1
 hook = sys.argv[2] if len(sys.argv) > 2 else "input"
 rule = nfnet.rules.queue(number, hook=hook, protocol="udp")
-# If a handler fails, let the packet pass and go on; if all are slow, let packets pass, too.
+# Fail open: packets pass if the handler raises an exception, if the queue is full, and when the queue is closed.
 queue = nfnet.Queue(number, on_error="accept", fail_open=True, undecided="accept")
 try:
     with rule, queue:
@@ -40,5 +40,5 @@ try:
         notify("READY=1\nSTATUS=deciding packets")
         queue.run(handle)
         notify("STOPPING=1")
-except nfnet.NfnetError as error:  # another program has the queue, say: one line for the journal, and status 1
-    sys.exit(f"{error}")
+except nfnet.NfnetError as error:  # another program has the queue, for instance
+    sys.exit(f"{error}")  # one line in the journal, and exit status 1

@@ -63,7 +63,7 @@ def changing_decision(
     changes = _changes(mark, priority)
     for number, data in attributes:
         changes += layout.build_attribute(number, data)
-    return Decision(word, changes, batchable=False, kind=kind)
+    return Decision(word, changes, False, kind)
 
 
 _MARK_HEADER, _PRIORITY_HEADER = (

@@ -1,9 +1,9 @@
 """A registry of objects that have to do something when the process forks.
 
-A child has copies of all objects, but only the thread that forked. So a lock that another thread held stays locked for
-ever there; descriptors that two processes share would wake the wrong one; and a socket that the child keeps open keeps
-its queue alive when the parent has ended. Objects that have such things call `register`. The registry holds weak
-references.
+A child has copies of all objects, but only the thread that forked. A lock that another thread held therefore stays
+locked in the child; an event that both processes share would wake the wrong one; and a socket that the child keeps open
+keeps its queue alive after the parent has ended. Objects with locks, events or sockets call `register`. The registry
+holds weak references.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .system import at_forks
 
 
 class AtFork:
-    """An object whose methods are called at every fork, once it was registered."""
+    """An object whose methods are called at every fork after `register`."""
 
     __slots__ = ()
 

@@ -19,7 +19,7 @@ _ifreq = struct.Struct(f"{PREFIX}{_IFNAMSIZ}si20x")  # struct ifreq with an inde
 class InterfaceNames:
     """The names of the interfaces in the network namespace of a socket.
 
-    They are cached for a second; once the socket is closed, for ever.
+    They are cached for a second. After the socket has been closed, cached names do not expire.
     """
 
     def __init__(self, sock: _socket.socket) -> None:
@@ -27,7 +27,7 @@ class InterfaceNames:
         self._names: dict[int, tuple[str | None, float]] = {}
 
     def get(self, index: int) -> str | None:
-        """Return the name of the interface with that index, None if there is none."""
+        """Return the name of the interface with that index, or None if no interface has it."""
         name, until = self._names.get(index, (None, 0.0))
         now = time.monotonic()
         if now >= until and self._socket.fileno() >= 0:

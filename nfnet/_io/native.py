@@ -1,9 +1,9 @@
-"""Python's own `select` and `_thread`, whatever stands in their place.
+"""Python's own `select` and `_thread`, even if gevent or eventlet has replaced them.
 
-``gevent.monkey.patch_all()`` and ``eventlet.monkey_patch()`` put functions of their own into the modules of the
-standard library, so that what would block lets other greenlets run. What they have no replacement for they remove, such
-as `select.epoll`; and their threads are greenlets, which share the network namespace of the thread in which they run.
-nfnet needs the original `select` and `_thread`. `_socket`, on which `socket` is built, is not replaced.
+``gevent.monkey.patch_all()`` and ``eventlet.monkey_patch()`` replace functions in the modules of the standard library,
+so that a function that would block lets other greenlets run. They remove functions for which they have no replacement,
+such as `select.epoll`; and their threads are greenlets, which share the network namespace of the thread in which they
+run. nfnet needs the original `select` and `_thread`. `_socket`, on which `socket` is built, is not replaced.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["among_greenlets", "new_socket", "select", "thread"]
 
 
 def _original(name: str) -> ModuleType:
-    """Return a new copy of a module that is written in C, without the changes that were made to the old one."""
+    """Return a new copy of a module that is written in C, without the changes made to the imported one."""
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.loader is not None
@@ -42,9 +42,9 @@ def among_greenlets() -> bool:
 
 # Not `socket.socket`: gevent and eventlet replace it by a class whose `recv` waits in spite of MSG_DONTWAIT.
 def new_socket(family: int, kind: int, protocol: int = 0) -> _socket.socket:
-    """Return a new socket, not inheritable, whose methods do just what the system calls do.
+    """Return a new socket, not inheritable, whose methods do exactly what the system calls do.
 
-    With `socket.setdefaulttimeout` new sockets have a timeout, so that Python waits before each system call, even with
+    After `socket.setdefaulttimeout` new sockets have a timeout, and Python waits before each system call, even with
     MSG_DONTWAIT. This socket has none.
     """
     sock = _socket.socket(family, kind, protocol)

@@ -67,20 +67,20 @@ MAX_DATAGRAM = 0x40000
 DEFAULT_RCVBUF = 8 << 20  # the kernel's default, 208 KiB, holds 92 full-size packets
 _SNDBUF = 1 << 18  # room for a datagram of verdicts with a 64 KiB packet in it
 _SNDBUF_OVERHEAD = 32  # bytes that netlink_sendmsg keeps for itself
-# A signal that arrives between Python's last look for signals and the system call does not end ``recv``: its handler
+# A signal that arrives between Python's last check for signals and the system call does not end ``recv``: its handler
 # would have to wait for the next packet. So no wait is longer than a second.
 _RECEIVE_TIMEOUT = struct.pack("@ll", 1, 0)  # struct timeval: one second
 _ACK_TIMEOUT = 5.0  # seconds; the kernel answers at once, unless the receive buffer had no room for the answer
 
 
 def _duplicate(fd: int) -> _socket.socket:
-    """Return the socket under another descriptor. Raises OSError also if it is no netfilter netlink socket."""
+    """Return the socket under another descriptor. Raises OSError, also if it is not a netfilter netlink socket."""
     number = os.dup(fd)
     try:
-        # Blocking is a property that both descriptors share, and the caller decides about it. If there is a default
-        # timeout Python makes the socket non-blocking here, and blocking when the timeout is removed.
+        # Both descriptors share the blocking mode, and the caller decides about it. If there is a default timeout
+        # Python makes the socket non-blocking here, and blocking when the timeout is removed.
         blocking = os.get_blocking(number)
-        copy = _socket.socket(fileno=number)  # asks the kernel what it is
+        copy = _socket.socket(fileno=number)  # reads family, type and protocol from the kernel
     except OSError:
         os.close(number)
         raise
@@ -119,9 +119,9 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     datagram: size in bytes of the largest datagram that can be received.
     fd: descriptor of a socket to use instead of a new one, made in another network namespace, for instance. It is
         duplicated: the caller keeps its own.
-    inherit: whether forked children have the socket, too. They share it: one process at a time may read.
+    inherit: whether forked children also have the socket. They share it: only one process at a time may read.
 
-    Raises NotSupportedError where the kernel has no nfnetlink, or is not Linux, KernelError otherwise.
+    Raises NotSupportedError if the kernel has no nfnetlink or is not Linux, and KernelError for other failures.
     """
 
     trusted = True
@@ -143,7 +143,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             )
         except OSError as error:
             raise _system_error("opening a netfilter netlink socket", error) from None
-        self._reading = RLock()  # `close` may come in a signal handler
+        self._reading = RLock()  # reentrant, because a signal handler can call `close`
         self._raw = RawSocket(INJECTED_MARK, partial(_call_beside, self._socket))  # no method of self: see `Processes`
         self._names = InterfaceNames(self._socket)
         self.inherit = inherit
@@ -154,7 +154,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         self._incoming = map(self._socket.recv, repeat(datagram))
         self._arrived = map(self._socket.recv, repeat(datagram), repeat(socket.MSG_DONTWAIT))
         self._closed = False
-        self.tap = None  # in the instance, where it is found faster than in the class
+        self.tap = None  # in the instance, where Python finds it faster than in the class
         self._sendto = self._socket.sendto
         try:
             self._configure(DEFAULT_RCVBUF if rcvbuf is None else rcvbuf, overruns)
@@ -165,20 +165,20 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     def _configure(self, rcvbuf: int, overruns: bool) -> None:
         sock = self._socket
         # A netlink socket connected to the kernel refuses datagrams from other processes, and the kernel assigns its
-        # port id. Datagrams received before are discarded; only a process with privileges can have sent them.
+        # port id. Earlier datagrams are discarded; only a process with privileges can have sent them.
         sock.connect(KERNEL)
-        # This leaves multicast groups, which a socket that was made elsewhere may have joined.
+        # This leaves the multicast groups that a socket made by other code may have joined.
         sock.bind(sock.getsockname()[:1] + KERNEL[1:])
         with contextlib.suppress(BlockingIOError):
             while True:
                 sock.recv(1, socket.MSG_DONTWAIT)
-        # NO_ENOBUFS does more than its name says. Without it, once a message did not fit, the kernel drops *all*
-        # further ones, acknowledgements included, until the program has read everything.
+        # NO_ENOBUFS has an effect that its name does not tell. Without it, after one message that did not fit, the
+        # kernel drops *all* further ones, acknowledgements included, until the program has read everything.
         sock.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, not overruns)
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK):
             with contextlib.suppress(OSError):  # before Linux 4.3 and 4.12: longer answers, and no error texts
                 sock.setsockopt(SOL_NETLINK, option, 1)
-        if not self.inherit:  # other users of the socket would get the timeout, too
+        if not self.inherit:  # the timeout would apply to the other processes that share the socket, too
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _RECEIVE_TIMEOUT)
         self._set_buffer(_SNDBUF, SO_SNDBUFFORCE, socket.SO_SNDBUF)
         if rcvbuf:
@@ -187,7 +187,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         self.port_id = sock.getsockname()[0]
 
     def _set_buffer(self, size: int, forced: int, option: int) -> None:
-        # The kernel doubles what it is asked for, to allow for its own overhead.
+        # The kernel doubles the requested size, to allow for its own overhead.
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, forced, size // 2)
         except PermissionError:  # outside the initial user namespace, where net.core.[rw]mem_max is the limit
@@ -197,7 +197,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     def rcvbuf(self) -> int:
         """The size of the receive buffer, in bytes as the kernel counts: twice what SO_RCVBUF was set to.
 
-        It may be changed; outside the initial user namespace net.core.rmem_max limits it. Raises KernelError.
+        It can be changed; outside the initial user namespace net.core.rmem_max limits it. Raises KernelError.
         """
         return self._rcvbuf
 
@@ -213,7 +213,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     def socket_status(self) -> SocketStatus | None:
         try:
             data = self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _meminfo.size)
-        except OSError:  # before Linux 4.12, or it is closed
+        except OSError:  # before Linux 4.12, or the socket is closed
             return None
         if len(data) < _meminfo.size:
             return None
@@ -224,7 +224,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     def patience(self) -> float | None:
         """How long a plain ``recv`` on the socket would wait, in seconds; None for no limit.
 
-        Other code that has the socket may have made it non-blocking, or set SO_RCVTIMEO. Raises ClosedError.
+        Other code that shares the socket may have made it non-blocking, or set SO_RCVTIMEO. Raises ClosedError.
         """
         if not os.get_blocking(self.fileno()):
             return 0.0
@@ -234,8 +234,8 @@ class NetlinkSocket(Transport, at_fork.AtFork):
 
     def send(self, datagram: bytes) -> None:
         try:
-            # With an address the kernel checks the privileges of this process only; without, also those that the
-            # process which opened the socket had then.
+            # With an address the kernel checks only the privileges of this process; without one, also those of the
+            # process that opened the socket, at that time.
             self._sendto(datagram, KERNEL)
         except OSError as error:
             self._check_open()
@@ -243,14 +243,14 @@ class NetlinkSocket(Transport, at_fork.AtFork):
                 self.send(datagram)
                 return
             raise _system_error(f"sending {len(datagram)} bytes to the kernel", error) from None
-        tap = self.tap  # which `close` in another thread may take away
+        tap = self.tap  # read once: `close` in another thread can reset it
         if tap is not None:
             tap(True, datagram)
 
     @property
     def outgoing(self) -> Callable[[bytes], object]:
-        # Without an address: the kernel also checks the privileges that the process which opened the socket had then.
-        # Usually that is this one; else the kernel refuses, and `send` sends the datagram.
+        # Without an address the kernel also checks the privileges that the process that opened the socket had then.
+        # Usually that is this process; if the kernel refuses, the caller sends the datagram with `send`.
         return self._socket.send if self.tap is None else self.send
 
     def send_untapped(self, datagram: bytes) -> None:
@@ -261,7 +261,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             raise _system_error(f"sending {len(datagram)} bytes to the kernel", error) from None
 
     def _make_room(self, size: int) -> bool:
-        """Enlarge the send buffer for a datagram of that size, and return whether it is large enough now."""
+        """Enlarge the send buffer for a datagram of that size, and return whether that made it large enough."""
         before = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         self._set_buffer(size + _SNDBUF, SO_SNDBUFFORCE, socket.SO_SNDBUF)
         return before < size < self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _SNDBUF_OVERHEAD
@@ -270,7 +270,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         if self._kept:
             limit -= move(self._kept, into, limit)
         start = len(into)
-        with self._reading:  # `close` in another thread waits: else the descriptor could be another file's
+        with self._reading:  # `close` in another thread waits; otherwise the number could be another file's by now
             self._check_open()
             try:
                 # One loop in C: no signal handler can raise between taking a packet from the kernel and storing it.
@@ -301,13 +301,13 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             self._socket.close()
 
     def explain(self, error: OSError) -> None:
-        if isinstance(error, BlockingIOError):  # the timeout of a second is over, or nothing has arrived
+        if isinstance(error, BlockingIOError):  # the timeout of a second has passed, or nothing has arrived
             return
         self._check_open()
         raise _system_error("receiving from the kernel", error) from None
 
     def request(self, build: Callable[[int], bytes], operation: str) -> None:
-        self._sequence = self._sequence % 0xFFFFFFFF + 1  # never 0: that is what verdicts carry
+        self._sequence = self._sequence % 0xFFFFFFFF + 1  # never 0, the sequence number of verdicts
         seq = self._sequence
         try:
             self.send(build(seq))
@@ -326,7 +326,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
                 return
             left = deadline - time.monotonic()
             if left <= 0:
-                hint = "The answer may have been lost to a full receive buffer: ask for a larger one (rcvbuf=)."
+                hint = "The receive buffer may have been full, and the answer lost: request a larger one (rcvbuf=)."
                 raise AckTimeoutError(operation, errno.ETIMEDOUT, hint=hint)
             if not arrived:
                 poll = select.poll()
@@ -368,7 +368,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             pass
         except OSError as error:
             self._check_open()
-            if error.errno != errno.ENOBUFS:  # some packets were lost; the answer may still come
+            if error.errno != errno.ENOBUFS:  # some packets were lost; the answer can still arrive
                 raise _system_error("receiving from the kernel", error) from None
 
     def _sift(self, arrived: list[bytes], seq: int) -> netlink.Answer | None:
@@ -381,7 +381,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
 
     @property
     def kept(self) -> bool:
-        """Whether `receive` has datagrams that came before an answer, for which the socket is not readable."""
+        """Whether `receive` has datagrams that arrived before an answer, for which the socket is not readable."""
         return bool(self._kept)
 
     def fileno(self) -> int:
@@ -406,14 +406,14 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     def close(self) -> None:
         self._closed = True
         self._raw.close()
-        if not self.blocked:  # else the loop closes it: until then no other file may get the descriptor
+        if not self.blocked:  # otherwise the loop closes it, so that no other file gets the descriptor before that
             with self._reading:
                 self._socket.close()
 
     def after_fork(self) -> None:
-        # The thread that held the lock is not in the child. The child closes its copy of the socket unless it is
+        # A thread that held the lock does not exist in the child. The child closes its copy of the socket unless it is
         # inherited: a queue lives as long as any copy is open, so a child would keep it, full and unread, after its
-        # parent has ended. With exec the socket is closed (close-on-exec).
+        # parent has ended. With exec the kernel closes the socket (close-on-exec).
         self._reading = RLock()
         self._raw.after_fork()
         if not self.inherit:

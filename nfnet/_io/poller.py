@@ -1,4 +1,4 @@
-"""`Poller`: one descriptor for event loops, readable when a transport has something, or after `Poller.wake`."""
+"""`Poller`: one descriptor for event loops, readable when a transport has data, or after `Poller.wake`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _LONGEST_WAIT = 1.0  # seconds; see `netlink_socket`
 
 
 class Poller(at_fork.AtFork):
-    """An epoll descriptor that holds an event, for `wake`, and the descriptor of a transport.
+    """An epoll descriptor that watches an event, for `wake`, and the descriptor of a transport.
 
-    Where there is no epoll `Select` stands in for it.
+    On systems without epoll, `Select` takes its place.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Poller(at_fork.AtFork):
         return self._epoll.fileno()
 
     def watch(self, fd: int, *, inherit: bool = False) -> None:
-        """Wait for descriptor ``fd``, too, until it is closed; in forked children only if they ``inherit`` it."""
+        """Also wait for descriptor ``fd``, until it is closed; in forked children only if they ``inherit`` it."""
         self._epoll.register(fd, _READABLE)
         self._inherited = fd if inherit else None
 
@@ -54,8 +54,8 @@ class Poller(at_fork.AtFork):
             self._event.clear()
 
     def wait(self, timeout: float = _LONGEST_WAIT) -> bool:
-        """Wait until the descriptor is readable, at most a second; return False if the time is over."""
-        # A signal that arrives between Python's last look for signals and the system call does not end the wait:
+        """Wait until the descriptor is readable, at most a second; return False after a timeout."""
+        # A signal that arrives between Python's last check for signals and the system call does not end the wait:
         # without a limit its handler would have to wait for the next packet.
         timeout = min(timeout, _LONGEST_WAIT)
         if self._among_greenlets:  # gevent's or eventlet's: other greenlets run meanwhile
@@ -68,8 +68,8 @@ class Poller(at_fork.AtFork):
         return bool(events)
 
     def after_fork(self) -> None:
-        # Parent and child would share the event, and wake each other. The child gets new ones under the same
-        # descriptors.
+        # Parent and child would share the event, and wake each other. The child gets a new event and a new epoll,
+        # under the same descriptor numbers.
         if self._event.closed:
             return
         self._event.renew()

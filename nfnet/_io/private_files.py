@@ -4,11 +4,11 @@ A file is written only if no other user can have prepared it. "Others" are all u
 process. In a directory to which others can write, their links, FIFOs and files are refused: a link could point
 anywhere, and others could keep reading a FIFO or file. A new file can be created in such a directory, because O_EXCL
 guarantees that it is new. The kernel can be configured to refuse some of this (fs.protected_symlinks, protected_fifos,
-protected_regular and protected_hardlinks), only in directories with the sticky bit, and often is not.
+protected_regular and protected_hardlinks), but only in directories with the sticky bit, and often it is not.
 
-A path is followed name by name, each opened relative to the directory before it, so what is checked is what is used.
-Other systems than Linux cannot open a name just to look at it. There a file is new, or a regular file that has one name
-and belongs to this user: see `_create_elsewhere`.
+A path is followed name by name. Each name is opened relative to the directory before it, so that the entry that was
+checked is the one that is used. Systems other than Linux cannot open an entry just to inspect it (O_PATH). There a file
+must be new, or a regular file that has one name and belongs to this user: see `_create_elsewhere`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from .._printable import printable
 from .system import LINUX, WINDOWS, fcntl
 
 _PATH = getattr(os, "O_PATH", 0o10000000)  # PyPy has no name for it; the number is that of the machines it runs on
-# `os.open` itself makes descriptors that are not inherited. What Windows lacks is 0, and what others lack, O_BINARY.
+# `os.open` makes descriptors that are not inherited. Flags that a system lacks are 0: O_NOFOLLOW on Windows, O_BINARY
+# on all others.
 _NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
 _LOOK = _PATH | _NO_LINK
 _WRITE = os.O_WRONLY | _NO_LINK | getattr(os, "O_BINARY", 0)
@@ -37,9 +38,9 @@ _KINDS = {stat.S_IFLNK: "link", stat.S_IFREG: "file", stat.S_IFIFO: "FIFO"}
 def create(path: str | os.PathLike[str]) -> int:
     """Open a file for writing, and return its descriptor. A new file is created with mode 0600.
 
-    The file keeps its contents until ``empty``.
+    The file keeps its contents until `empty` is called.
 
-    Raises OSError; PermissionError with EACCES for a file that others have created, or can have created; see above.
+    Raises OSError; PermissionError with EACCES for a file that others have created, or could have created; see above.
     /dev/stdout and other names of this process's own descriptors are not checked.
     """
     with _naming(path), ExitStack() as stack:
@@ -50,8 +51,8 @@ def create_database(path: str | os.PathLike[str]) -> str:
     """Create a file for SQLite with mode 0600, if it does not exist, and return the path by which to open it.
 
     SQLite opens the file by name at any time, and other files beside it: it applies a journal that it finds there to
-    the database, and writes contents of the database to a journal, whoever owns it. So others must not be able to write
-    to the directory, nor to replace it. Raises OSError; PermissionError with EACCES if they can.
+    the database, and writes contents of the database to a journal, regardless of its owner. So others must not be able
+    to write to the directory, nor to replace it. Raises OSError; PermissionError with EACCES if they can.
     """
     if not LINUX:
         with _naming(path):
@@ -75,7 +76,7 @@ def empty(fd: int) -> None:
 
 
 def lock(fd: int, path: str | os.PathLike[str]) -> None:
-    """Lock a regular file: until `unlock`, the next writer, in any process, gets an OSError with EBUSY.
+    """Lock a regular file: until `unlock`, another call of `lock`, in any process, raises OSError with EBUSY.
 
     On Windows nothing is locked: a lock there would exclude readers, too.
     """
@@ -85,12 +86,12 @@ def lock(fd: int, path: str | os.PathLike[str]) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise OSError(errno.EBUSY, "another recorder is writing to it", os.fspath(path)) from None
-    except OSError:  # some file systems have no locks: then write without one
+    except OSError:  # some file systems have no locks: the file is then written without one
         pass
 
 
 def unlock(fd: int) -> None:
-    """Release the lock, also if a child that is just being started has inherited the descriptor."""
+    """Release the lock, even if a child process that is being started has a copy of the descriptor."""
     if WINDOWS:
         return
     with suppress(OSError):  # the file could not be locked
@@ -111,16 +112,16 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 class _Found(NamedTuple):
-    """A directory, a name in it and the file there; directory and file as descriptors without access (O_PATH)."""
+    """A directory, a name in it, and the entry of that name. Directory and entry are O_PATH descriptors."""
 
     directory: int
     name: str
     entry: int | None
-    given: bool  # what is there is an open file of some process, which /proc names
+    given: bool  # the entry is an open file of a process, named by /proc
 
 
 def _find(path: str | os.PathLike[str], stack: ExitStack) -> _Found:
-    """Follow a path, except links that others can have created; the stack closes the descriptors."""
+    """Follow a path, except links that others could have created; the stack closes the descriptors."""
 
     def look(name: str, flags: int = _LOOK, directory: int | None = None) -> int:
         fd = os.open(name, flags, dir_fd=directory)
@@ -153,7 +154,7 @@ def _find(path: str | os.PathLike[str], stack: ExitStack) -> _Found:
                 if target.startswith("/"):
                     directory = look("/")
                 continue
-            # Its target is not a path ("pipe:[1234]"); only the kernel can follow it.
+            # The target of a link in /proc can be no path ("pipe:[1234]"); only the kernel can follow it.
             entry, given = look(name, _PATH, directory), True
         if not rest:
             return _Found(directory, name, entry, given)
@@ -180,7 +181,7 @@ def _open(found: _Found) -> int:
         return os.open(found.name, _WRITE | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=found.directory)
     if found.given:
         return os.open(found.name, _WRITE & ~_NO_LINK, dir_fd=found.directory)
-    # Check once before opening, which would wait for the reader of a FIFO, and once after, because the file can have
+    # Check once before opening, which would wait for the reader of a FIFO, and once after, because the file could have
     # been replaced in between.
     _refuse_others(directory, found.name, os.fstat(found.entry))
     fd = os.open(found.name, _WRITE, dir_fd=found.directory)
@@ -217,7 +218,7 @@ def _create_elsewhere(path: str | os.PathLike[str]) -> int:
 
 
 def _is_others(owner: int) -> bool:
-    # If root of the machine has no id in this user namespace, "/" shows the id with which its files appear.
+    # If root of the machine has no id in this user namespace, the owner of "/" is the id that stands for it.
     return owner not in (0, os.geteuid(), os.stat("/").st_uid)
 
 
@@ -234,7 +235,7 @@ def _others_may_rename(directory: os.stat_result) -> bool:
 
 
 def _refuse_others(directory: os.stat_result, name: str, entry: os.stat_result) -> None:
-    """Raise PermissionError if others have created, or can have created, an entry of a directory."""
+    """Raise PermissionError if others have created, or could have created, an entry of a directory."""
     if stat.S_ISDIR(entry.st_mode) or not _others_may_write(directory):
         return
     kind = _KINDS.get(stat.S_IFMT(entry.st_mode), "device or socket")
@@ -263,11 +264,11 @@ def _refuse_unsafe(directory: int) -> None:
                 return
             if _others_may_rename(status):
                 raise _unsafe_parent(os.readlink(f"/proc/self/fd/{parent}"))
-            directory = parent  # no condition at the end of a loop: see `locks`
+            directory = parent  # a loop within ``with`` must not end with a condition: see `locks`
 
 
 def _create_database_elsewhere(path: str | os.PathLike[str]) -> str:
-    """As `create_database`, not on Linux."""
+    """Do what `create_database` does, on systems other than Linux."""
     directory = os.path.realpath(os.path.dirname(os.path.abspath(path)))
     if not WINDOWS:
         if _others_may_write(os.stat(directory)):
@@ -283,11 +284,11 @@ def _create_database_elsewhere(path: str | os.PathLike[str]) -> str:
 def _unsafe_directory() -> PermissionError:
     return PermissionError(
         errno.EACCES,
-        "others may write to the directory, and SQLite would obey files that they put beside the database; choose"
-        " one that belongs to this user or root, and that nobody else may write to",
+        "others may write to the directory, and SQLite would use files that they put beside the database; choose"
+        " a directory that belongs to this user or root, and to which no other user may write",
     )
 
 
 def _unsafe_parent(parent: str) -> PermissionError:
-    text = f"others may put another directory in the place of the one in {printable(parent)}"
+    text = f"others may replace the directory in {printable(parent)} by another one"
     return PermissionError(errno.EACCES, f"{text}, and SQLite would use that")

@@ -22,22 +22,22 @@ that matches them would queue them again.
 """
 
 _IP_MTU, _IPV6_MTU = 14, 24
-# Injected packets that wait, in somebody's queue, say, count against it; net.core.wmem_max limits it. The default, 208
-# KiB, holds 256 small ones.
+# Injected packets count against the send buffer until they have left, also while they wait in a queue.
+# net.core.wmem_max limits it. The kernel's default, 208 KiB, holds 256 small packets.
 _SNDBUF = 1 << 20
 
 _Open = Callable[[Callable[[], _socket.socket]], _socket.socket]
 
 
 class RawSocket:
-    """Sends IP packets as they are, IPv4 and IPv6, into one network namespace.
+    """Sends IPv4 and IPv6 packets unchanged in one network namespace.
 
-    mark: what packets are marked with (SO_MARK).
-    broadcast: whether packets may go to broadcast addresses (SO_BROADCAST).
-    open_in: calls a function in the namespace.
+    mark: the mark of the packets (SO_MARK).
+    broadcast: whether packets may be sent to broadcast addresses (SO_BROADCAST).
+    open_in: calls a function in the network namespace.
 
-    The sockets of the kernel are opened when they are first needed, one for each family, and one that is never used to
-    send: to `connect` it asks the kernel where an address is.
+    The sockets are opened when they are first needed: one for each family, and one that never sends, on which
+    `is_broadcast` calls ``connect`` to learn whether the kernel takes an address for a broadcast address.
     """
 
     def __init__(self, mark: int, open_in: _Open, *, broadcast: bool = False) -> None:
@@ -47,15 +47,15 @@ class RawSocket:
         self._sockets: dict[int, _socket.socket] = {}
         self._asking: _socket.socket | None = None
         self._closed = False
-        self._lock = RLock()  # `close` may come in another thread, or in a signal handler
+        self._lock = RLock()  # another thread, or a signal handler, can call `close`
 
     def send(self, packet: bytes, interface: int | None = None) -> None:
-        """Send a packet whose lengths and checksums are right, in fragments if it is too large for the way.
+        """Send a packet whose lengths and checksums are right, in fragments if it exceeds the MTU of the path.
 
-        interface: index of the one whose link an IPv6 destination of link scope is on.
+        interface: index of the interface to whose link an IPv6 destination of link scope belongs.
 
         Never waits. Raises NotPermittedError without CAP_NET_RAW, KernelError if it cannot be sent, and ArgumentError
-        if it is too large and must not be cut up.
+        if it is too large and must not be fragmented.
         """
         check_linux("injecting a packet")
         family, destination = _where_to(packet, interface)
@@ -90,13 +90,13 @@ class RawSocket:
             raise ArgumentError(f"{text}: {error}") from None
 
     def is_broadcast(self, address: str) -> bool:
-        """Whether an IPv4 address is the broadcast address of a network that the machine is in."""
+        """Return whether an IPv4 address is the broadcast address of a network to which the machine is connected."""
         with self._lock:
             self._check_open()
             sock = self._asking
             if sock is None:
                 sock = self._asking = self._open_in(_open_asking)
-            # A route may prohibit the address, too; but not only to those who do not want to broadcast.
+            # A route can also prohibit the address (EACCES), but then it does so with SO_BROADCAST, too.
             return _refused(sock, address, broadcast=False) and not _refused(sock, address, broadcast=True)
 
     def _check_open(self) -> None:
@@ -116,14 +116,14 @@ class RawSocket:
             self._asking.close()
 
     def after_fork(self) -> None:
-        """In a forked child, which opens its own if it needs any: who held the lock is not there."""
+        """Close the sockets in a forked child, which opens its own and lacks the thread that may have held the lock."""
         self._lock = RLock()
         self._close_all()
         self._sockets, self._asking = {}, None
 
 
 def _where_to(packet: bytes, interface: int | None) -> tuple[int, tuple[object, ...]]:
-    """The family, and the address as the socket wants it."""
+    """Return the address family of a packet, and its destination in the form that the socket takes."""
     if packet[0] >> 4 == 4:
         return socket.AF_INET, (socket.inet_ntop(socket.AF_INET, packet[16:20]), 0)
     address = packet[24:40]
@@ -133,9 +133,9 @@ def _where_to(packet: bytes, interface: int | None) -> tuple[int, tuple[object, 
 
 
 def _open(family: int, mark: int, broadcast: bool) -> _socket.socket:
-    """A socket in the namespace of the calling thread."""
+    """Open a raw socket in the network namespace of the calling thread."""
     try:
-        # IPPROTO_RAW: whoever sends gives the IP header, too; and nothing is ever received.
+        # IPPROTO_RAW: the program supplies the IP header, too; and the socket never receives anything.
         sock = new_socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
     except PermissionError as error:
         hint = "CAP_NET_RAW over this network namespace is needed: run as root, or give the process that capability"
@@ -162,7 +162,7 @@ def _set_mark(sock: _socket.socket, mark: int) -> None:
 
 
 def _connected(family: int, mark: int, destination: tuple[object, ...]) -> _socket.socket:
-    """A socket that is never used to send; the kernel knows the MTU of its way."""
+    """Return a connected socket that never sends; the kernel reports the MTU of the path to its destination."""
     sock: _socket.socket | None = None
     try:
         sock = new_socket(family, socket.SOCK_DGRAM)
@@ -184,7 +184,7 @@ def _open_asking() -> _socket.socket:
 
 
 def _refused(sock: _socket.socket, address: str, *, broadcast: bool) -> bool:
-    """Whether the kernel refuses to connect a socket to an address (EACCES)."""
+    """Return whether the kernel refuses to connect a socket to an address (EACCES)."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, broadcast)
         sock.connect((address, 9))
@@ -197,7 +197,7 @@ def _explained(error: OSError, packet: bytes, destination: object) -> KernelErro
     number = error.errno or errno.EIO
     operation = f"injecting a packet of {len(packet)} bytes for {destination}"
     hints = {
-        errno.EPERM: "A rule of a firewall drops it, at the hook output or behind it",
+        errno.EPERM: "A rule of a firewall drops it, at the hook output or a later one",
         errno.EACCES: "It is a broadcast address, or a route of this machine prohibits it",
         errno.ENETUNREACH: "This machine has no route to there",
         errno.EHOSTUNREACH: "This machine has no route to there",

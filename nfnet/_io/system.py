@@ -1,6 +1,6 @@
-"""What the system and the interpreter have, and what stands in where something is missing.
+"""Differences between operating systems and interpreters, and replacements for functions that some of them lack.
 
-Other modules take it from here and do not ask themselves.
+Other modules import these, and do not inspect the system themselves.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ __all__ = [
 ]
 
 LINUX: bool = sys.platform in ("linux", "android")
-"""Whether there are queues, log groups, rules and network namespaces. Elsewhere handlers can be tested, and recordings
-be read: macOS and Windows, of which the tests know by simulation (``tests/other_systems.py``)."""
+"""Whether there are queues, log groups, rules and network namespaces. On macOS and Windows handlers can be tested, and
+recordings read; the tests simulate these systems (``tests/other_systems.py``)."""
 
 WINDOWS: bool = sys.platform == "win32"
-"""Whether nothing of POSIX is there: no fork, no file descriptors of sockets, no users with numbers."""
+"""Whether the system lacks POSIX: it has no fork, no file descriptors of sockets, and no numbers of users."""
 
 MACHINE: str = os.uname().machine if LINUX else ""
-"""As ``uname -m`` says; only Linux needs it."""
+"""The machine, as in ``uname -m``; "" if the system is not Linux."""
 
 KERNEL: str = os.uname().release if LINUX else ""
-"""The release of the kernel, as ``uname -r`` says; "" if it is not Linux."""
+"""The release of the kernel, as in ``uname -r``; "" if the system is not Linux."""
 
 if sys.platform != "win32":
     import fcntl
@@ -60,7 +60,7 @@ else:
 
 
 def linux_only(operation: str) -> NotSupportedError:
-    """Return the error for what takes a Linux kernel."""
+    """Return the error for an operation that requires a Linux kernel."""
     return NotSupportedError(
         operation,
         errno.EOPNOTSUPP,
@@ -74,19 +74,19 @@ _NAMES = {"darwin": "macOS", "win32": "Windows"}
 
 
 def check_linux(operation: str) -> None:
-    """Raises NotSupportedError on any other system."""
+    """Raise NotSupportedError if the system is not Linux."""
     if not LINUX:
         raise linux_only(operation)
 
 
 def append_only(fd: int) -> None:
-    """Let all that is written to a file come to its end, wherever that is by then."""
+    """Make every write to a file append to its end, also after another process has written to it (O_APPEND)."""
     check_linux("writing to the end of a file")
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_APPEND)
 
 
 def user_number(name: str) -> int:
-    """Return the number of a user. Raises KeyError if there is none of that name."""
+    """Return the number of a user. Raises KeyError if no user has that name."""
     check_linux(f"looking for the user {name!r}")
     import pwd
 
@@ -94,7 +94,7 @@ def user_number(name: str) -> int:
 
 
 def group_number(name: str) -> int:
-    """Return the number of a group of users. Raises KeyError if there is none of that name."""
+    """Return the number of a group of users. Raises KeyError if no group has that name."""
     check_linux(f"looking for the group {name!r}")
     import grp
 
@@ -102,7 +102,7 @@ def group_number(name: str) -> int:
 
 
 def at_forks(*, before: Callable[[], object] | None = None, after_in_child: Callable[[], object] | None = None) -> None:
-    """Call functions at every fork, as `os.register_at_fork` does. On Windows no process forks."""
+    """Call functions at every fork, as `os.register_at_fork` does. Does nothing on Windows, where no process forks."""
     if not WINDOWS:
         if before is not None:
             os.register_at_fork(before=before)
@@ -111,7 +111,7 @@ def at_forks(*, before: Callable[[], object] | None = None, after_in_child: Call
 
 
 def block_signals() -> None:
-    """Let no signal come to the calling thread. On Windows signals come to the main thread alone, as it is."""
+    """Block all signals in the calling thread. Does nothing on Windows, where only the main thread gets signals."""
     if not WINDOWS:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
@@ -124,10 +124,10 @@ _COUNTS_REFERENCES = sys.implementation.name == "cpython"
 
 
 def collect_forgotten() -> bool:
-    """Let what the program has forgotten end now: iterations that were left by ``break``, and open queues.
+    """Finalize now the objects that the program no longer refers to: iterations left by ``break``, and open queues.
 
-    CPython ends them when the last reference is gone. PyPy does so some time later, and here. Returns whether there may
-    have been any; always False in CPython, where nothing is done.
+    CPython finalizes an object when its last reference disappears, so this does nothing there and returns False. PyPy
+    does so some time later; this makes it do so now, and returns True.
     """
     if _COUNTS_REFERENCES:
         return False
@@ -135,14 +135,14 @@ def collect_forgotten() -> bool:
     return True
 
 
-_ONE = (1).to_bytes(8, sys.byteorder)  # what an eventfd adds to its counter; in a pipe it is just eight bytes
-_ALL = 1 << 16  # bytes: as many as a pipe holds
+_ONE = (1).to_bytes(8, sys.byteorder)  # an eventfd adds this number to its counter; a pipe holds the eight bytes
+_ALL = 1 << 16  # bytes: the capacity of a pipe
 
 
 def _open_event() -> tuple[int, int]:
-    """Return the descriptors to read from and to write to: of an eventfd, or of a pipe where there is none.
+    """Return the descriptors to read from and to write to: of an eventfd, or of a pipe if Python has no eventfd.
 
-    PyPy and macOS have none.
+    Python has none on PyPy and on macOS.
     """
     if hasattr(os, "eventfd"):
         descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -154,7 +154,7 @@ def _open_event() -> tuple[int, int]:
 
 
 def _open_sockets() -> tuple[socket.socket, socket.socket]:
-    """Return what is read from and what is written to, on Windows, where `select` knows sockets alone."""
+    """Return the sockets to read from and to write to. For Windows, where `select.select` accepts only sockets."""
     reading, writing = socket.socketpair()
     reading.setblocking(False)
     writing.setblocking(False)
@@ -172,13 +172,13 @@ def _close_sockets(*sockets: socket.socket) -> None:
 
 
 def _read_all(sock: socket.socket, size: int) -> None:
-    """Read until nothing is there, of which BlockingIOError tells: sockets hold more than a pipe."""
+    """Read until BlockingIOError, which means that the socket is empty; it can hold more than a pipe."""
     while sock.recv(size):
         continue
 
 
 class Event:
-    """A descriptor that polls readable from `set` to `clear`. The methods may be called in signal handlers."""
+    """A descriptor that polls readable from `set` to `clear`. Signal handlers can call the methods."""
 
     def __init__(self) -> None:
         self._finalizer: weakref.finalize[Any, Event]
@@ -192,7 +192,7 @@ class Event:
             self._reading, self._writing = descriptors = _open_event()
             self._read, self._write = partial(os.read, self._reading), partial(os.write, self._writing)
             self._finalizer = weakref.finalize(self, _close, *descriptors)
-        self._finalizer.atexit = False  # then `__del__` of an owner may still close a queue
+        self._finalizer.atexit = False  # because `__del__` of an owner can close a queue later at exit
         self.is_set = False
         self.watchers: weakref.WeakSet[Select] = weakref.WeakSet()
         if not LINUX:
@@ -204,21 +204,21 @@ class Event:
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether the event was closed."""
         return not self._finalizer.alive
 
     def set(self) -> None:
-        """Make it readable. After `close` nothing happens."""
-        # The garbage collector runs finalizers of a cycle before `__del__` of an owner, which may close a queue.
+        """Make the descriptor readable. Does nothing after `close`."""
+        # The garbage collector runs finalizers of a cycle before `__del__` of an owner, which can close a queue.
         if self._finalizer.alive:
             self.is_set = True  # before a watcher looks at it
-            with suppress(BlockingIOError):  # a full pipe is readable
+            with suppress(BlockingIOError):  # the pipe is full, and therefore readable
                 self._write(_ONE)
             for watcher in list(self.watchers):
                 watcher.event.set()
 
     def clear(self) -> None:
-        """Make it not readable. After `close` nothing happens."""
+        """Make the descriptor unreadable. Does nothing after `close`."""
         if self._finalizer.alive:
             self.is_set = False
             with suppress(BlockingIOError):
@@ -226,7 +226,7 @@ class Event:
             self._tell()
 
     def close(self) -> None:
-        """Close the descriptors. May be called twice."""
+        """Close the descriptors. Can be called twice."""
         self.is_set = False
         if self._finalizer.alive and not LINUX:
             _events.pop(self._reading, None)
@@ -234,7 +234,7 @@ class Event:
         self._tell()
 
     def renew(self) -> None:
-        """Begin anew, not set, with the same descriptors: in a forked child, which would share it with its parent."""
+        """Replace the event by a new one, not set, under the same descriptors, so that a forked child has its own."""
         self.is_set = False
         new = _open_event()
         for descriptor, own in dict(zip(new, (self._reading, self._writing))).items():
@@ -247,14 +247,14 @@ class Event:
 
 
 _events: weakref.WeakValueDictionary[int, Event] = weakref.WeakValueDictionary()
-"""By descriptor, where `Select` has to find them."""
+"""Events by descriptor, for `Select`."""
 
 
 class Select:
-    """What `Poller` needs of `select.epoll`, where there is none, for events of this process.
+    """The methods of `select.epoll` that `Poller` needs, for systems without epoll and for events of this process.
 
-    Its descriptor is that of another event, which is set while one of those watched is. As with epoll, what is closed
-    is watched no longer.
+    Its descriptor is that of another event, which is set while a watched event is set. As with epoll, a closed event is
+    no longer watched.
     """
 
     def __init__(self) -> None:
@@ -264,8 +264,8 @@ class Select:
     def register(self, file: Event | int, what: int = 0) -> None:
         """Watch an event, or the descriptor of one.
 
-        Raises FileExistsError if it is watched already, NotSupportedError for a descriptor that is not of an event: a
-        transport of the program's own.
+        Raises FileExistsError if it is watched already, and NotSupportedError for the descriptor of anything else, such
+        as a transport that the program defines.
         """
         number = file if isinstance(file, int) else file.fileno()
         event = _events.get(number)
@@ -278,7 +278,7 @@ class Select:
         self.look()
 
     def unregister(self, number: int) -> None:
-        """Watch it no longer. Raises FileNotFoundError if it is not watched."""
+        """Stop watching a descriptor. Raises FileNotFoundError if it is not watched."""
         event = self._watched.pop(number, None)
         if event is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -286,18 +286,19 @@ class Select:
         self.look()
 
     def look(self) -> None:
-        """Set or clear the event. Another thread, or a signal handler, may set one of those watched meanwhile."""
-        self.event.clear()  # first: then an event that is set before the look at it is seen, and later sets it itself
+        """Set or clear the event. Another thread, or a signal handler, can set a watched event meanwhile."""
+        # Clear first: an event that is set before it is checked is seen, and one that is set later sets `event` itself.
+        self.event.clear()
         if any(event.is_set for event in list(self._watched.values())):
             self.event.set()
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
-        """Wait until one of them is set, so many seconds at most, and return the descriptors of those that are."""
+        """Wait until a watched event is set, at most ``timeout`` seconds, and return the descriptors of set events."""
         select.select([self.event], [], [], timeout)
         return [(number, 0) for number, event in list(self._watched.items()) if event.is_set]
 
     def renew(self) -> None:
-        """Begin anew with the same descriptor: in a forked child."""
+        """Replace the event by a new one under the same descriptor, so that a forked child has its own."""
         self.event.renew()
         self.look()
 

@@ -21,9 +21,9 @@ Tap = Callable[[bool, bytes], None]
 class SocketStatus(NamedTuple):
     """The kernel's status of the socket of a queue or log. No privilege is needed to read it.
 
-    ``rcvbuf`` is the size of the receive buffer in bytes, as the kernel counts; ``unread`` is how many of these are
-    used by datagrams that were not read yet; ``dropped`` is how many datagrams did not fit since the socket was opened:
-    packets or log messages, and the kernel's answers to verdicts that it refuses.
+    ``rcvbuf`` is the size of the receive buffer in bytes, as the kernel counts; ``unread`` is how many of these bytes
+    unread datagrams use; ``dropped`` is how many datagrams did not fit since the socket was opened: packets or log
+    messages, and the kernel's answers to verdicts that it refuses.
     """
 
     rcvbuf: int
@@ -40,10 +40,10 @@ class Transport(ABC):
     """
 
     trusted: bool = False
-    """Whether datagrams come from the kernel itself. Others are checked in every respect."""
+    """Whether datagrams come from the kernel itself. Other datagrams are checked completely."""
 
     inherit: bool = False
-    """Whether forked children have the transport, too. They share it: one process at a time may read."""
+    """Whether forked children also have the transport. They share it: only one process at a time may read."""
 
     port_id: int | None = None
     """The netlink port of the socket; None without a socket."""
@@ -65,7 +65,7 @@ class Transport(ABC):
 
     @abstractmethod
     def send(self, datagram: bytes) -> None:
-        """Send one datagram, of one or more messages, to the kernel, which has executed it when this returns."""
+        """Send one datagram, of one or more messages, to the kernel. When `send` returns the kernel has executed it."""
 
     @property
     def outgoing(self) -> Callable[[bytes], object]:
@@ -92,7 +92,7 @@ class Transport(ABC):
         """An iterator that waits for each datagram and returns it. It is C code, in which no datagram is lost.
 
         None if the transport cannot wait: then queues and logs wait until `fileno` is readable, and call `receive`. Set
-        `blocked` before waiting, and call `stop_waiting` in the end. Pass an OSError raised by it to `explain`.
+        `blocked` before waiting, and call `stop_waiting` afterwards. Pass an OSError that it raises to `explain`.
         """
         return None
 
@@ -103,7 +103,7 @@ class Transport(ABC):
 
     def nudge(self) -> None:
         """Send a message without effect, so that its answer can be received."""
-        with suppress(NfnetError):  # a refusal, because the process gave up its privilege, is an answer, too
+        with suppress(NfnetError):  # if the process gave up its privilege: the kernel's refusal is also an answer
             self.send(_NOOP)
 
     def wake(self) -> None:
@@ -124,7 +124,7 @@ class Transport(ABC):
         """Send the request that ``build`` returns for a sequence number, and wait for the kernel's acknowledgement.
 
         Packets that arrive in between are kept for `receive`. Raises the `KernelError` for the errno of a refusal,
-        `AckTimeoutError` if no answer came.
+        `AckTimeoutError` if no answer arrives.
         """
 
     @property
@@ -138,7 +138,7 @@ class Transport(ABC):
         return None
 
     def socket_status(self) -> SocketStatus | None:
-        """Return how full the receive buffer is; None without a socket, and before Linux 4.12."""
+        """Return the status of the receive buffer; None without a socket, and before Linux 4.12."""
         return None
 
     @property
@@ -147,11 +147,11 @@ class Transport(ABC):
         return None
 
     def interface_name(self, index: int) -> str | None:
-        """Return the name of the interface with that index, None if it is gone or not known."""
+        """Return the name of the interface with that index, or None if it no longer exists or is not known."""
         return None
 
     def inject(self, packet: bytes, interface: int | None = None) -> None:
-        """Send an IP packet, from its header on, in the network of the packets. Test doubles only store it.
+        """Send an IP packet, header included, in the network namespace of the packets. Test doubles only store it.
 
         ``interface`` is the index of the interface for addresses of link scope (fe80::/10). Raises KernelError if
         sending fails, NotSupportedError if the transport cannot send packets.
@@ -160,7 +160,7 @@ class Transport(ABC):
         raise NotSupportedError("injecting a packet", errno.EOPNOTSUPP, hint=hint)
 
     def is_broadcast(self, address: str) -> bool:
-        """Return whether an IPv4 address is the broadcast address of a network that the machine is in."""
+        """Return whether an IPv4 address is the broadcast address of a network to which the machine is connected."""
         return False
 
     def open_netns(self) -> BinaryIO | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from .._arguments import check_choice, wrong_type
+from .._arguments import check_choice, network_error, wrong_type
 from ..errors import ArgumentError, DecodeError
 from ..protocol import netlink, nfqnl, nfulnl
 from ..protocol.layout import build_attribute, compile_struct
@@ -232,6 +232,6 @@ def _parse_networks(local: str | Iterable[str]) -> Sequence[tuple[int, int, int]
         try:
             network = ip_network(text)
         except ValueError as error:
-            raise ArgumentError(f"local: {error}") from None
+            raise ArgumentError(f"local: {network_error(text, error)}") from None
         networks.append((network.max_prefixlen // 8, int(network.netmask), int(network.network_address)))
     return networks

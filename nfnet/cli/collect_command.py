@@ -28,26 +28,51 @@ _DESCRIPTION = """\
 Stores the packets that firewall rules log in files and databases, until Ctrl-C
 or SIGTERM.
 
-    nfnet collect --group 5 --to log.jsonl --to sqlite:firewall.db
-    nfnet collect --group 5 --to log.jsonl rotate_size=100M keep=9 compress=yes
+    nfnet collect --group 5 --to firewall.db
+    nfnet collect --group 5 --to log.jsonl --to postgresql:///firewall
     nfnet collect --config /etc/nfnet/collect.toml
-    nfnet collect --group 5 --to nats://nats.example:4222
-    nfnet collect --from nats://nats.example:4222 --to postgresql:///firewall
 
 An output is a URL, or a file: the end of its name (.jsonl, .log, .db, .pcapng)
 or the word before it (sqlite:FILE, jsonl:-) selects the kind. While an output
 fails, its messages are kept in memory, up to 64 MiB, or on disk with --spool;
 the other outputs continue. With --limit only so many messages of each prefix
-are stored, and now and then one that says how many were left out.
+are stored, and regularly one that contains how many were left out.
 
 SIGHUP reopens the files; a file that was renamed or removed is created again
-even without it.
-SIGUSR1 prints the state on standard error. As a service of systemd (Type=notify)
-it reports when it is ready, its state, and that it is alive (WatchdogSec=).
+also without it. SIGUSR1 prints the state on standard error. As a service of
+systemd (Type=notify) the command reports when it is ready, its state, and that
+it is alive (WatchdogSec=).
 
 exit status: 0 after Ctrl-C or SIGTERM, or after --count messages; 1 if the
 kernel refuses, an output cannot be opened, or messages could not be stored; 2
 for wrong arguments or an error in the configuration
+"""
+
+_INPUT = """\
+Install a rule that logs packets, or receive messages of other hosts:
+
+    nfnet collect --install-rule "hook=input state=new" --group 5 --to in.log
+    nfnet collect --from nats://nats.example:4222 --to postgresql:///firewall
+"""
+
+_OUTPUTS = """\
+Files that are rotated, or another host that stores the messages:
+
+    nfnet collect --group 5 --to log.jsonl rotate_size=1G keep=9 compress=yes
+    nfnet collect --group 5 --to nats://nats.example:4222 --spool /var/spool
+"""
+
+_CONTENTS = """\
+Store the program of each packet, and few messages during a port scan:
+
+    nfnet collect --group 5 --to firewall.db --process --limit 100/s
+"""
+
+_RUNNING = """\
+Check a configuration, or convert one of ulogd2:
+
+    nfnet collect --config collect.toml --check
+    nfnet collect --import-ulogd /etc/ulogd.conf
 """
 
 
@@ -55,11 +80,12 @@ def add_to(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "collect",
+        usage="nfnet collect [OPTION ...]",
         help="store logged packets in files and databases",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    reading = parser.add_argument_group("input")
+    reading = parser.add_argument_group("input", _INPUT)
     reading.add_argument(
         "--group",
         type=whole_number(0, 65535),
@@ -85,7 +111,7 @@ def add_to(commands: Any) -> None:
         "--netns", type=netns, metavar="NAME", help="work in this network namespace: a name, path or process id"
     )
     reading.add_argument("-c", "--count", type=whole_number(1), metavar="N", help="stop after N messages")
-    writing = parser.add_argument_group("outputs")
+    writing = parser.add_argument_group("outputs", _OUTPUTS)
     writing.add_argument(
         "--to",
         nargs="+",
@@ -99,7 +125,7 @@ def add_to(commands: Any) -> None:
     writing.add_argument(
         "--spool-size", metavar="SIZE", type=_size, help="keep at most so much for each output (default: 1G)"
     )
-    contents = parser.add_argument_group("stored messages")
+    contents = parser.add_argument_group("stored messages", _CONTENTS)
     contents.add_argument(
         "--limit", metavar="RATE", type=_rate, help="store at most so many of each prefix, e.g. 100/s, 20/minute"
     )
@@ -115,7 +141,7 @@ def add_to(commands: Any) -> None:
         "--process", action="store_true", help="store which local process sends or receives the packet"
     )
     contents.add_argument("--conntrack", action="store_true", help="store the state of the packet's connection")
-    running = parser.add_argument_group("configuration and monitoring")
+    running = parser.add_argument_group("configuration and monitoring", _RUNNING)
     running.add_argument("--config", metavar="FILE", help="read this TOML file; options add to it or override it")
     running.add_argument(
         "--check", action="store_true", help="check the configuration, print what is wrong with it, and exit"
@@ -132,7 +158,7 @@ def add_to(commands: Any) -> None:
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
+        raise argparse.ArgumentTypeError(f"{text!r} is not name=value, such as site=berlin")
     return name, value
 
 
@@ -155,7 +181,7 @@ def _described(option: str, words: list[str], describe: Callable[[str, dict[str,
     shown = f"{option} {without_password(to)}"
     wrong = [word for word in settings if "=" not in word]
     if wrong:
-        raise ArgumentError(f"{shown}: {wrong[0]!r} is not name=value")
+        raise ArgumentError(f"{shown}: {wrong[0]!r} is not a setting, such as rotate_size=100M")
     try:
         return describe(to, dict(word.split("=", 1) for word in settings))
     except ArgumentError as error:
@@ -182,9 +208,13 @@ def _settings(options: argparse.Namespace) -> Settings:
     if found.source is not None and (found.groups or options.install_rule):
         raise ArgumentError("messages come from a source or from log groups, not from both")
     if found.source is None and not found.groups:
-        raise ArgumentError(f"no log group: --group N, or [[group]] in {options.config or 'a configuration'}")
+        raise ArgumentError(
+            f"no log group is given: add --group N, or [[group]] in {options.config or 'a configuration'}"
+        )
     if not found.outputs:
-        raise ArgumentError(f"no output: --to OUTPUT, or [[output]] in {options.config or 'a configuration'}")
+        raise ArgumentError(
+            f"no output is given: add --to OUTPUT, or [[output]] in {options.config or 'a configuration'}"
+        )
     if options.install_rule is not None:
         if len(found.groups) > 1:
             raise ArgumentError("--install-rule is for one group; the configuration has rules for several")
@@ -198,6 +228,10 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     settings = _settings(options)
     if options.check:
+        if settings.metrics is not None:
+            from ..metrics import check_installed
+
+            check_installed()
         groups = ", ".join(str(group.number) for group in settings.groups)
         begin = f"groups {groups}" if settings.source is None else settings.source.name
         print(f"{begin} to {', '.join(each.name for each in settings.outputs)}")

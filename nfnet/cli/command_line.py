@@ -11,22 +11,22 @@ from typing import Any
 from .. import rules
 from ..captures import ReplayOptions
 from ..captures._frames import FAMILIES
+from ..collect._outputs import nearest
 from ..errors import ArgumentError
 from ..protocol.nfnetlink import Hook
 from ..rules._criteria import CRITERIA
 from ..rules._values import number
 
 
-def add_options(parser: argparse.ArgumentParser, rule: Callable[..., rules.Rule]) -> None:
-    """Add the options of all commands that read from the kernel; ``rule`` makes the rule of --install-rule."""
+def add_options(parser: argparse.ArgumentParser, rule: Callable[..., rules.Rule]) -> Any:
+    """Add the options of all commands that read from the kernel; ``rule`` makes the rule of --install-rule.
+
+    Returns the group of the options about output.
+    """
     parser.add_argument(
         "--netns", type=netns, metavar="NAME", help="work in this network namespace: a name, path or process id"
     )
     parser.add_argument("-c", "--count", type=whole_number(1), metavar="N", help="stop after N packets")
-    parser.add_argument(
-        "--json", action="store_true", help="print JSON Lines, fields named as in the Elastic Common Schema"
-    )
-    parser.add_argument("-q", "--quiet", action="store_true", help="print no line for each packet")
     parser.add_argument(
         "--install-rule",
         metavar="WORDS",
@@ -34,7 +34,13 @@ def add_options(parser: argparse.ArgumentParser, rule: Callable[..., rules.Rule]
         help='install this rule while the command runs, e.g. "hook=forward protocol=udp destination_port=53%s"'
         % (" bypass=no" if rule is rules.queue else ""),
     )
-    add_metrics(parser)
+    output = parser.add_argument_group("output and metrics")
+    output.add_argument(
+        "--json", action="store_true", help="print JSON Lines, fields named as in the Elastic Common Schema"
+    )
+    output.add_argument("-q", "--quiet", action="store_true", help="print no line for each packet")
+    add_metrics(output)
+    return output
 
 
 def add_metrics(parser: Any) -> None:
@@ -98,15 +104,15 @@ def endpoint(text: str) -> tuple[str, int]:
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     """Return a parser of an argument that is a whole number within bounds."""
 
+    bounds = f"at least {least}" if most is None else f"in {least}..{most}"
+
     def parse(text: str) -> int:
         try:
             value = int(text, 0)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is no number; it must be {bounds}") from None
         if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(
-                f"{value} must be {f'at least {least}' if most is None else f'in {least}..{most}'}"
-            )
+            raise argparse.ArgumentTypeError(f"{value} must be {bounds}")
         return value
 
     return parse
@@ -144,6 +150,21 @@ _WORDS_OF_ONE: dict[Callable[..., rules.Rule], dict[str, Callable[[str], Any]]] 
     rules.reject: {"error": str},
     rules.mark: {"mask": whole_number(1)},
 }
+# Names that nft and iptables have for some of these.
+_OTHER_NAMES = {
+    "saddr": "source",
+    "daddr": "destination",
+    "sport": "source_port",
+    "dport": "destination_port",
+    "port": "destination_port",
+    "iif": "in_interface",
+    "iifname": "in_interface",
+    "oif": "out_interface",
+    "oifname": "out_interface",
+    "proto": "protocol",
+    "chain": "hook",
+    "table": "family",
+}
 _WITHOUT_NUMBER = (rules.drop, rules.accept, rules.reject)
 
 
@@ -160,8 +181,12 @@ def rule_words(text: str, rule: Callable[..., rules.Rule] = rules.queue) -> dict
     found: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
-        if not equals or name not in known:
-            raise argparse.ArgumentTypeError(f"{word!r} is not name=value with one of the names {', '.join(known)}")
+        if not equals:
+            raise argparse.ArgumentTypeError(f"{word!r} is not name=value, such as protocol=udp")
+        if name not in known:
+            name = _OTHER_NAMES.get(name, name)
+            names = [each for each in known if not each.startswith("not_")]
+            raise argparse.ArgumentTypeError(f"{word!r}: there is no such name{nearest(name, names)}")
         if name in found:
             raise argparse.ArgumentTypeError(f"{name} is given twice")
         try:

@@ -12,7 +12,7 @@ from .. import inet
 from .._printable import printable
 from ..captures import LinkType, Record, _records, is_capture, scan
 from ..captures._format import MAGIC_SIZE, MAX_RECORD
-from ..errors import CaptureError, DecodeError, strerror
+from ..errors import CaptureError, DecodeError, NfnetError, strerror
 from ..log import LogMessage
 from ..packet import Packet
 from ..protocol import byteorder, netlink, nfqnl, nfulnl
@@ -68,7 +68,7 @@ def _run(options: argparse.Namespace) -> int:
         try:
             datagram = bytes.fromhex(digits)
         except ValueError:
-            raise DecodeError(f"{what[:40]!r} is neither a file nor hexadecimal digits", 0) from None
+            raise NfnetError(f"{what[:40]!r} is neither a file nor an even number of hexadecimal digits") from None
         return _show_bytes(datagram)
     with open(what, "rb") as file:  # once: it may be a pipe
         head = file.read(MAGIC_SIZE)

@@ -23,6 +23,7 @@ from nfnet._printable import printable
 from nfnet.collect._queries import ask
 from nfnet.stats import find_log
 
+from .colours import paint
 from .tables import table
 
 _SENDER_MAC, _RECEIVER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
@@ -35,6 +36,7 @@ _START = 10.0  # seconds, for another program to begin
 _ARRIVED = "arrived: "
 _COLLECTED = 6  # the group that is collected
 _QUESTIONS = ("top ports", "SELECT prefix, indev, source FROM messages WHERE tcp_flags = 2")
+_COLOURS = {"accept": "green", "drop": "red", "accept, rewritten": "yellow", "mark 1, repeat": "magenta"}
 RECORDING = Path(__file__).with_name("demo.pcapng")
 
 
@@ -70,6 +72,10 @@ shows what a short handler does with them. Changes nothing outside of these
 namespaces, and needs no privileges if users are permitted to make namespaces.
 If they are not, it prints what is missing and replays a recording.
 
+    nfnet demo
+
+In a terminal it uses colours, unless the variable NO_COLOR is set.
+
 exit status: 0 if all packets were handled as expected, else 1
 """
 
@@ -101,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _not_possible(error: KernelError, what: str) -> int:
     print(f"nfnet demo needs {what}, and this machine refuses:\n  {error}\n", file=sys.stderr)
-    print("This is a recording of the demonstration instead, which the same handler decides again.\n")
+    _print_heading("This is a recording of the demonstration instead, which the same handler decides again.\n")
     return _replay()
 
 
@@ -112,7 +118,7 @@ def _replay() -> int:
         for packet in queue:
             _handle_and_show(packet)
         counters = queue.counters
-    print("\nWhat the rule at the other end logged:")
+    _print_heading("\nWhat the rule at the other end logged:")
     with nfnet.Log(5, transport=nfnet.replay(RECORDING)) as log:
         for message in log:
             _show_message(message)
@@ -122,7 +128,7 @@ def _replay() -> int:
         with nfnet.Log(5, transport=nfnet.replay(RECORDING)) as log:
             output.write(collect.Batch(collect.Session.begin(5), [*log]))
         output.close()
-        print("\nThe same in a database of nfnet collect:")
+        _print_heading("\nThe same in a database of nfnet collect:")
         _show_answers(output.target)
     same = replay.verdicts == replay.recorded
     print(f"\n{counters.received} packets; the verdicts are {'those' if same else 'NOT those'} of the recording")
@@ -168,7 +174,9 @@ class _Demo:
         self._stack.close()
 
     def show(self) -> None:
-        print("Two network namespaces with a cable between them, and two rules, put there without iptables or nft:")
+        _print_heading(
+            "Two network namespaces with a cable between them, and two rules, put there without iptables or nft:"
+        )
         print("    in the first     output: mark != 1 -> queue 1")
         print(f'    in the second    input: log "{_ARRIVED}" -> group 5\n')
         for family in (socket.AF_INET, socket.AF_INET6):
@@ -183,20 +191,24 @@ class _Demo:
         """Print the counters and the script; return whether all results are as expected."""
         counters = self._queue.counters
         verdicts = counters.accepted + counters.dropped + counters.repeated + counters.requeued
-        print(f"\nreceived {counters.received} = {counters.accepted} accepted + {counters.dropped} dropped", end="")
-        print(f" + {counters.repeated} repeated + {counters.pending} pending; lost {counters.lost}")
+        verdicts_of = f"{counters.accepted} accepted + {counters.dropped} dropped + {counters.repeated} repeated"
+        _print_heading(
+            f"\nreceived {counters.received} = {verdicts_of} + {counters.pending} pending; lost {counters.lost}"
+        )
         if self._housekeeping:
             print(f"(among the accepted, and not shown above: {self._housekeeping} packets that IPv6 itself sent)")
         balanced = counters.received == verdicts + counters.pending and counters.pending == counters.lost == 0
         self._collecting.terminate()
         complete = self._collecting.wait(_START) == 0
-        print(f"\nMeanwhile the rule in the second logged to group {_COLLECTED}, too. Collected in a database:")
+        _print_heading(
+            f"\nMeanwhile the rule in the second logged to group {_COLLECTED}, too. Collected in a database:"
+        )
         print(f"\n    $ nfnet collect --group {_COLLECTED} --to firewall.db")
         _show_answers(self._database)
         if not balanced or not self._right or not complete:
             print("\nThat is not what should have happened. Please report it.", file=sys.stderr)
             return False
-        print("\nThe handler that did it, in a script that you can copy and run as root:\n")
+        _print_heading("\nThe handler that did it, in a script that you can copy and run as root:\n")
         print(textwrap.indent(script(), "    "), end="")
         return True
 
@@ -232,7 +244,7 @@ class _Demo:
 
     def _report(self, what: str, right: bool) -> None:
         self._right &= right
-        print(f"       {what}" + ("" if right else "   <- WRONG"))
+        print(f"       {what}" + ("" if right else paint("   <- WRONG", "red")))
 
     def _udp(self, family: int, data: bytes, expected: bytes | None) -> None:
         with (
@@ -293,6 +305,10 @@ class _Demo:
             self._show_log(True)
 
 
+def _print_heading(text: str) -> None:
+    print(paint(text, "bold"))
+
+
 def _handle_and_show(packet: nfnet.Packet) -> bool:
     """Let the handler decide, and print its verdict, unless the packet is not one of the demonstration."""
     handle(packet)
@@ -300,7 +316,7 @@ def _handle_and_show(packet: nfnet.Packet) -> bool:
         return False
     accepted = "accept, rewritten" if packet.changed else "accept"
     verdict = {Verdict.ACCEPT: accepted, Verdict.DROP: "drop", None: "?"}.get(packet.decided, "mark 1, repeat")
-    print(f"{packet.id:3}  {_describe(packet.payload):<58}  {verdict}")
+    print(f"{packet.id:3}  {_describe(packet.payload):<58}  {paint(verdict, _COLOURS.get(verdict, 'red'))}")
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import textwrap
 from collections import Counter
 from typing import Any
@@ -41,29 +42,37 @@ def add_to(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     levels: Counter[str] = Counter()
+    failure = None
     for finding in doctor.examine(options.netns):
         levels[finding.level] += 1
+        if finding.level == "failure" and failure is None:
+            failure = finding
         if options.json:
             print(json.dumps(finding._asdict()), flush=True)
-            continue
-        text = printable(finding.what)
-        print(textwrap.fill(f"{finding.level:<8} {text}", 100, subsequent_indent=" " * 9), flush=True)
-        if finding.remedy:
-            print(
-                textwrap.fill(
-                    printable(finding.remedy), 100, initial_indent=" " * 9 + "-> ", subsequent_indent=" " * 12
-                )
-            )
+        else:
+            _show(finding)
     if not options.json:
-        print(f"\n{_next(levels)}")
-    return 1 if levels["failure"] else 0
+        _show_next(levels, failure, options.netns)
+    return 0 if failure is None else 1
 
 
-def _next(levels: Counter[str]) -> str:
-    """Return the advice that follows findings of these levels."""
-    if levels["failure"]:
-        return (
-            f"{counted(levels['failure'], 'failure')}. Do what stands behind the first ->, and run nfnet doctor again."
-        )
-    works = "nfnet works here" + ("; each warning names what it affects." if levels["warning"] else ".")
-    return f'{works} Next:\n\n    nfnet demo\n    nfnet queue 1 --install-rule "hook=input protocol=icmp"'
+def _show(finding: doctor.Finding) -> None:
+    text = printable(finding.what)
+    print(textwrap.fill(f"{finding.level:<8} {text}", 100, subsequent_indent=" " * 9), flush=True)
+    if finding.remedy:
+        before, after = " " * 9 + "-> ", " " * 12
+        print(textwrap.fill(printable(finding.remedy), 100, initial_indent=before, subsequent_indent=after))
+
+
+def _show_next(levels: Counter[str], failure: doctor.Finding | None, netns: str | None) -> None:
+    """Print what to do next. ``failure`` is the first failure, which others often follow from."""
+    if failure is not None:
+        first = "the first one" if levels["failure"] > 1 else "it"
+        print(f"\n{counted(levels['failure'], 'failure')}. Do what {first} says, and run nfnet doctor again:\n")
+        _show(failure)
+        print("\nThese work nevertheless: nfnet demo, nfnet replay FILE, nfnet query DATABASE.")
+        return
+    where = "" if netns is None else f" --netns {shlex.quote(netns)}"
+    print("\nnfnet works here" + ("; each warning names what it affects." if levels["warning"] else ".") + " Next:\n")
+    print("    nfnet demo")
+    print(printable(f'    nfnet queue 1{where} --install-rule "hook=input protocol=icmp"'))

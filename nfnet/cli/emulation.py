@@ -49,8 +49,7 @@ class Rate(NamedTuple):
         unit = "" if found is None else found[2]
         known = _UNITS.get(unit) or _UNITS.get(unit.lower() if unit[-3:].lower() in ("bit", "pps") else "")
         if found is None or known is None:
-            text = f"{text!r} is no rate, which is a number with a unit, a second: 1mbit (of bits), 500kB (of bytes)"
-            raise ValueError(f"{text} or 200pps (packets); units are {', '.join(_UNITS)}")
+            raise ValueError(f"{text!r} is no rate, such as 1mbit, 500kB or 200pps; units are {', '.join(_UNITS)}")
         factor, of_bytes = known
         amount = float(found[1]) * factor
         if not amount:

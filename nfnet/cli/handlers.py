@@ -18,8 +18,10 @@ from ..packet import Packet
 def handler_name(text: str) -> tuple[str, str]:
     """Check an argument like ``module:function``."""
     module, colon, function = text.partition(":")
-    if not colon or not module or not function:
-        raise argparse.ArgumentTypeError(f"{text!r} is not MODULE:FUNCTION")
+    name = module.removesuffix(".py")
+    if not colon or not module or not function or name != module:
+        example = f"{name or 'my_module'}:{function or 'decide'}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not MODULE:FUNCTION, such as {example}")
     return module, function
 
 

@@ -43,23 +43,25 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "group", type=whole_number(0, 65535), metavar="GROUP", help="number of the log group (0 to 65535)"
     )
+    output = add_options(parser, rules.log)
     parser.add_argument("--prefix", default="", help="prefix of the rule of --install-rule")
-    add_options(parser, rules.log)
-    parser.add_argument(
+    output.add_argument(
         "-w",
         dest="capture",
         metavar="FILE",
         help="also write a capture (replaced if it exists): pcapng with the prefixes as comments, or pcap if its name"
         " ends in .pcap",
     )
-    parser.add_argument("--sqlite", metavar="FILE", help=f"add {Sqlite.help}")
+    output.add_argument("--sqlite", metavar="FILE", help=f"add {Sqlite.help}")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     netns = options.netns
-    if options.prefix and (options.install_rule is None or "prefix" in options.install_rule):
-        raise ArgumentError("--prefix is what the rule of --install-rule says, and may be given once")
+    if options.prefix and options.install_rule is None:
+        raise ArgumentError("--prefix is for the rule of --install-rule, which is missing")
+    if options.prefix and "prefix" in options.install_rule:
+        raise ArgumentError("the prefix is given twice: as --prefix, and in the words of --install-rule")
     collector = Collector(
         [options.group], netns=netns, count=options.count, report=lambda text: say(f"nfnet log: {text}")
     )

@@ -15,63 +15,78 @@ from .._io.system import check_linux
 from .._printable import counted, printable
 from ..collect._follow import Follower, Row
 from ..collect._queries import QUESTIONS, ask
-from ..errors import ArgumentError
 from ..inet import TcpFlag
 from .signals import until_told
 from .tables import plain, table
 
 _DESCRIPTION = """\
 Answers questions about the packets that "nfnet collect" stored in an SQLite or
-PostgreSQL database.
+PostgreSQL database. Changes nothing in the database.
 
+    nfnet query firewall.db
     nfnet query firewall.db "top sources last 24h"
-    nfnet query postgresql://db.example/firewall "latest limit 20"
-    nfnet query firewall.db "scans last 7d limit 50"
-    nfnet query firewall.db --json "SELECT prefix, count(*) FROM messages GROUP BY 1"
-    nfnet query firewall.db --follow latest
-    nfnet query firewall.db --follow "destination_port = 22 AND prefix LIKE 'drop%%'"
+    nfnet query postgresql://db.example/firewall "scans last 7d limit 50"
 
-A question is one of those below. It can be followed by "last" and a time (15m,
-24h, 30d; default: all times), and by "limit" and a number of rows (default:
-10). It can also be an SQL query of the tables messages, losses and sessions.
-Times are UTC. The command changes nothing in the database.
-
-With --follow, messages are shown as they are stored, until Ctrl-C: all of them
-if the question is "latest", else those for which the question, an SQL condition
-on the columns of the table messages, is true.
-
+exit status: 0 on success; 1 if the database cannot be read; 2 for wrong
+arguments, or without a question
 """
 
-_EPILOG = "exit status: 0; 1 if the database cannot be read; 2 for wrong arguments"
+_QUESTIONS = "".join(f"    {name:<18}{question.help}\n" for name, question in QUESTIONS.items())
+_QUESTIONS += """
+"last 24h" after a question selects packets of that time (15m, 24h, 30d;
+default: all packets); "limit 20" sets the number of rows (default: 10).
+Times are UTC.
+
+    nfnet query firewall.db "latest last 15m limit 100"
+"""
+
+_SQL = """\
+A QUESTION that begins with SELECT or WITH is SQL. The tables are messages,
+losses and sessions. Columns of messages are time, prefix, indev, outdev,
+protocol, source, source_port, destination, destination_port, length, ...
+
+    nfnet query firewall.db "SELECT prefix, count(*) FROM messages GROUP BY 1"
+    nfnet query firewall.db --json "SELECT * FROM messages LIMIT 1"
+"""
+
+_FOLLOW = """\
+With --follow, messages are shown as they are stored in an SQLite database,
+until Ctrl-C: all of them if QUESTION is "latest", else those that match an
+SQL condition on the columns of messages.
+
+    nfnet query firewall.db --follow latest
+    nfnet query firewall.db --follow "destination_port = 22"
+"""
+
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 _LOOK_AGAIN = 0.3  # seconds
 
 
 def add_to(commands: Any) -> None:
     """Add the subcommand."""
-    questions = "\n".join(f"    {name:<18}{question.help}" for name, question in QUESTIONS.items())
     parser = commands.add_parser(
         "query",
+        usage="nfnet query [-h] [--json] [-f] DATABASE [QUESTION]",
         help="answer questions about collected packets",
-        description=f"{_DESCRIPTION}{questions}\n\n{_EPILOG}\n",
+        description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("database", metavar="DATABASE", help="file of SQLite, or URL of PostgreSQL")
-    parser.add_argument("question", nargs="+", metavar="QUESTION", help="one of the above, or SQL")
-    parser.add_argument(
-        "-f",
-        "--follow",
-        action="store_true",
-        help="show messages as they are stored; QUESTION is latest, or an SQL condition",
-    )
+    question = parser.add_argument("question", nargs="+", metavar="QUESTION", help="a question, or SQL: see below")
+    question.required = False  # nargs="*" would not find it after an option (Python 3.10 to 3.12)
     parser.add_argument("--json", action="store_true", help="print JSON Lines, an object for each row")
+    parser.add_argument_group("questions", _QUESTIONS)
+    parser.add_argument_group("SQL", _SQL)
+    following = parser.add_argument_group("new messages", _FOLLOW)
+    following.add_argument("-f", "--follow", action="store_true", help="show messages as they are stored")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    question = " ".join(options.question)
+    question = " ".join(options.question or ())
     if not question.strip():
-        raise ArgumentError("the question is empty")
+        print(f"nfnet query: a question is missing. Questions are:\n\n{_QUESTIONS}\n{_SQL}", end="", file=sys.stderr)
+        return 2
     if options.follow:
         condition = "" if question.strip().lower() == "latest" else question
         return _follow(options.database, condition, as_json=options.json)

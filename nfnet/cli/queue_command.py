@@ -9,10 +9,12 @@ import ipaddress
 from typing import Any, Literal
 
 from .. import rules
+from .._arguments import network_error
+from .._queue_binding import QueueBinding
 from ..captures import Replay
 from ..errors import ArgumentError
 from ..packet import Packet
-from ..queue import Queue, QueueBinding
+from ..queue import Queue
 from . import handlers, packet_text
 from .command_line import add_capture_options, add_options, capture_file, capture_options, whole_number
 from .deciding import Decider
@@ -100,6 +102,7 @@ def add_to(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "queue",
+        usage="nfnet queue [OPTION ...] NUM",
         help="show and decide packets (NFQUEUE)",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -178,8 +181,7 @@ def add_to(commands: Any) -> None:
     capture = parser.add_argument_group("capture", _CAPTURE)
     capture.add_argument("--read", metavar="FILE", help="read packets from this capture")
     add_capture_options(capture)
-    add_options(parser, rules.queue)
-    parser.add_argument(
+    add_options(parser, rules.queue).add_argument(
         "-w",
         dest="write",
         metavar="FILE",
@@ -320,7 +322,7 @@ def _network(text: str) -> Any:
     try:
         return ipaddress.ip_network(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise argparse.ArgumentTypeError(network_error(text, error)) from None
 
 
 def _rate(text: str) -> Rate:
@@ -331,21 +333,22 @@ def _rate(text: str) -> Rate:
 
 
 def _milliseconds(text: str) -> float:
-    return _at_least_0(text) / 1000
+    return _at_least_0(text, "ms") / 1000
 
 
 def _percent(text: str) -> float:
-    value = _at_least_0(text) / 100
+    value = _at_least_0(text, "%") / 100
     if value > 1:
         raise argparse.ArgumentTypeError(f"{text} must be in 0..100")
     return value
 
 
-def _at_least_0(text: str) -> float:
+def _at_least_0(text: str, unit: str) -> float:
+    """Parse a number, with or without its unit."""
     try:
-        value = float(text)
+        value = float(text.removesuffix(unit))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, such as 5 or 0.5{unit}") from None
     if not 0 <= value < 1e9:
         raise argparse.ArgumentTypeError(f"{text} must be at least 0")
     return value

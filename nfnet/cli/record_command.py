@@ -72,7 +72,7 @@ def add_to(commands: Any) -> None:
         description=_REPLAY,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    replay.add_argument("file", metavar="FILE")
+    replay.add_argument("file", metavar="FILE", help="pcap or pcapng; - is standard input")
     which = replay.add_mutually_exclusive_group()
     which.add_argument(
         "--queue",
@@ -160,9 +160,9 @@ def _replay(options: argparse.Namespace) -> int:
                 except CaptureError as error:
                     report(error)
     if not shown and not damaged:
-        what = "a queue or log" if queue is None else f"queue {queue}"
-        what = what if group is None else f"log group {group}"
-        say(f"nfnet replay: nothing of {what} in {options.file}")
+        what = "packets of a queue and no log messages" if queue is None else f"packets of queue {queue}"
+        what = what if group is None else f"messages of log group {group}"
+        say(f"nfnet replay: no {what} in {options.file}")
     if left_out := replay.left_out():
         say(f"nfnet replay: skipped: {left_out}")
     return 0 if shown and not damaged else 1

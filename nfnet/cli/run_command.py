@@ -45,7 +45,9 @@ def add_to(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     if not options.program:
-        options.parser.error("which script?")
+        options.parser.error("a script, -m MODULE or -c CODE is missing")
+    if options.program in (["-m"], ["-c"]):
+        options.parser.error(f"nothing follows {options.program[0]}")
     if options.program[0] in ("-h", "--help"):
         options.parser.print_help()
         return 0

@@ -32,8 +32,10 @@ def add_to(commands: Any) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("action", choices=("install", "remove"), help="install or remove the modules")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="netfilterqueue or nflogr (default: both)")
+    parser.add_argument(
+        "action", choices=("install", "remove"), metavar="install|remove", help="install or remove the modules"
+    )
+    parser.add_argument("names", nargs="*", default=[], metavar="NAME", help="netfilterqueue or nflogr (default: both)")
     parser.set_defaults(run=_run)
 
 

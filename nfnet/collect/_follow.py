@@ -81,7 +81,9 @@ class Follower:
             try:
                 connection.execute(f"SELECT 1 FROM messages WHERE (\n{condition}\n) LIMIT 0")
             except (sqlite3.Error, sqlite3.Warning) as error:
-                raise ArgumentError(f"{condition!r} is no condition about messages: {error}") from error
+                raise ArgumentError(
+                    f"{condition!r} is no condition about messages, such as destination_port = 22: {error}"
+                ) from error
         except BaseException:
             connection.close()
             raise

@@ -99,10 +99,11 @@ class Client:
     """A connection, made when it is needed, and again after it broke.
 
     url: ``nats://user:password@host:4222``; with a token in place of user and password; or several hosts with commas.
-    stream: the stream's name. keep, max_size: the stream that `create` makes keeps messages for so many seconds, and
-        so many bytes of them.
-    tls: whether to encrypt. ca: a file of certificates, one of which must have signed the server's. certificate, key:
-        files of the client's certificate and its key.
+    stream: the stream's name.
+    keep, max_size: the stream that `create` makes keeps messages for so many seconds, and so many bytes of them.
+    tls: whether to encrypt.
+    ca: a file of certificates, one of which must have signed the server's.
+    certificate, key: files of the client's certificate and its key.
     credentials, nkey: files of NATS by which the client authenticates itself.
 
     Raises ArgumentError or OSError for wrong settings.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import time
@@ -91,9 +92,9 @@ QUESTIONS: dict[str, Question] = {
         ),
     ),
     "top prefixes": Question(
-        "prefixes of the most packets, those over a limit included", lambda d: d.weighed("prefix", "messages DESC, 1")
+        "prefixes of the most packets, also those over a limit", lambda d: d.weighed("prefix", "messages DESC, 1")
     ),
-    "top protocols": Question("which protocol", lambda d: d.top(f"{_PROTOCOL} AS protocol")),
+    "top protocols": Question("protocols of the most packets", lambda d: d.top(f"{_PROTOCOL} AS protocol")),
     "top interfaces": Question("incoming interfaces of the most packets", lambda d: d.top("indev")),
     "top users": Question(
         "local users that send the most packets",
@@ -162,7 +163,8 @@ def statement(question: str, now: float | None = None, dialect: _Dialect = _SQLI
     words = _WORDS.fullmatch(" ".join(question.split()))
     name = words["name"].lower() if words else question
     if words is None or name not in QUESTIONS:
-        raise ArgumentError(f"no question is called {name!r}{nearest(name, QUESTIONS)}")
+        text = f"no question is called {name!r}{nearest(name, QUESTIONS)}"
+        raise ArgumentError(f"{text} (an SQL query begins with SELECT or WITH)" if not text.endswith("?") else text)
     try:
         since = now - _units.seconds(words["last"]) if words["last"] else 0.0
         most = _units.count(words["limit"]) if words["limit"] else _MOST
@@ -200,7 +202,21 @@ def _ask_sqlite(path: str, question: str) -> Iterator[Answer]:
             cursor = connection.execute(sql, values)
             yield Answer(tuple(column[0] for column in cursor.description or ()), _rows(path, cursor))
     except (sqlite3.Error, sqlite3.Warning) as error:
-        raise NfnetError(f"{path}: {error}") from error
+        raise NfnetError(f"{path}: {error}{_advice(path, str(error))}") from error
+
+
+def _advice(path: str, error: str) -> str:
+    """Return the end of an error of SQLite: what is probably wrong with the file or the query."""
+    if error.startswith("no such table: "):
+        return "; nfnet collect makes databases with the tables messages, losses and sessions"
+    if error.startswith("no such column: "):
+        try:
+            with closing(connect(path)) as connection:
+                columns = [row[0] for row in connection.execute("SELECT * FROM messages LIMIT 0").description]
+        except sqlite3.Error:  # the query was about other tables
+            return ""
+        return nearest(error.partition(": ")[2], columns)
+    return "" if os.path.exists(path) else ": there is no such file"
 
 
 def connect(path: str) -> sqlite3.Connection:

@@ -160,7 +160,8 @@ class _Translation:
                 self._left.append(f"{where} there is no {plugin}; it is left out")
         make: Callable[[_Section, str], Iterator[str]] | None = _OUTPUTS.get(output)
         if make is None:
-            self._left.append(f"{where} there is no output like {output or 'none'}")
+            reason = f"there is no output for {output}" if output else "the stack has no output"
+            self._left.append(f"{where} {reason}")
             return
         settings = self._sections.get(sink, {})
         lines = list(make(settings, sink))
@@ -197,7 +198,7 @@ class _Translation:
         size = settings.get("netlink_socket_buffer_size", "")
         remarks = [f"{key}: {why}" for key, why in _NO_NEED.items() if key in settings]
         if number == 0:
-            remarks.append("to group 0 the kernel also logs what connection tracking finds invalid")
+            remarks.append("the kernel also logs packets that connection tracking finds invalid to group 0")
         self._inputs[number] = _Input(remarks, labels, verdict, int(size) if size.isdecimal() else None)
         return number
 
@@ -210,7 +211,7 @@ def _to(target: str) -> str:
 
 
 def _logemu(settings: _Section, name: str) -> Iterator[str]:
-    yield from _comment("LOGEMU; lines are in another format, their times local")
+    yield from _comment("LOGEMU; the lines have another format, and local times")
     yield "[[output]]"
     yield _to(f"text:{settings.get('file', '/var/log/ulogd.syslogemu')}")
 
@@ -246,7 +247,7 @@ def _sqlite(settings: _Section, name: str) -> Iterator[str]:
 
 def _pcap(settings: _Section, name: str) -> Iterator[str]:
     file = settings.get("file", "/var/log/ulogd.pcap")
-    yield from _comment(f"PCAP; the file of before, {file}, stays as it is")
+    yield from _comment(f"PCAP; the existing file {file} is not changed")
     yield "[[output]]"
     yield _to(f"pcapng:{file.removesuffix('.pcap').removesuffix('.pcapng')}.pcapng")
 
@@ -267,7 +268,7 @@ def _pgsql(settings: _Section, name: str) -> Iterator[str]:
         settings = {**settings, **words, "db": words.get("dbname", ""), "pass": words.get("password", "")}
     if settings.get("pass"):
         yield from _comment("there is a password in the next table: nobody else should be able to read this file")
-    yield from _comment("PGSQL; the tables are other ones, which nfnet collect --create makes")
+    yield from _comment("PGSQL; the tables are different, and nfnet collect --create creates them")
     user = quote(settings.get("user", ""), safe="")
     if settings.get("pass"):
         user += f":{quote(settings['pass'], safe='')}"

@@ -124,10 +124,14 @@ class _SyslogOutput(Sender):
 class Syslog(_SyslogOutput, UnixSender):
     """Syslog messages, to the program that listens at a Unix socket.
 
-    facility, severity: by name; default: daemon, info. app_name: default: nfnet. sd_id: the name of the structured
-    data; default: nfnet@32473. max_size: bytes of a message, at most; default: 8192. format: "rfc5424", or "local":
-    text alone, as ``syslog()`` of the C library writes it; default: local for /dev/log, where programs that read it
-    expect that, and rfc5424 for other sockets.
+    target: the path of the socket. Default: /dev/log.
+    facility: by name. Default: daemon.
+    severity: by name. Default: info.
+    app_name: the name of the application in each message. Default: nfnet.
+    sd_id: the name of the structured data. Default: ``nfnet@32473``.
+    max_size: the maximum length of a message, in bytes. Default: 8192.
+    format: "rfc5424", or "local": text alone, as ``syslog()`` of the C library writes it. Default: "local" for
+        /dev/log, because the programs that read it expect that; "rfc5424" for other sockets.
     """
 
     scheme = "syslog"
@@ -222,7 +226,7 @@ class _RemoteOutput(_SyslogOutput):
 class SyslogUdp(_RemoteOutput, UdpSender):
     """Syslog messages over UDP (RFC 5426), which does not report lost datagrams.
 
-    Settings as those of `Syslog`. max_size: default: 2048, which each receiver should accept.
+    The settings are those of `Syslog`. The default of ``max_size`` is 2048, which every receiver should accept.
     """
 
     scheme = "syslog+udp"
@@ -232,7 +236,7 @@ class SyslogUdp(_RemoteOutput, UdpSender):
 
 
 class SyslogTcp(_RemoteOutput, StreamSender):
-    """Syslog messages over TCP with octet counting (RFC 6587). Settings as those of `Syslog`."""
+    """Syslog messages over TCP with octet counting (RFC 6587). The settings are those of `Syslog`."""
 
     scheme = "syslog+tcp"
     help = "the same, over TCP, syslog+tcp://HOST:601"
@@ -254,10 +258,13 @@ def _text(value: object) -> str:
 class SyslogTls(SyslogTcp):
     """Syslog messages over TLS (RFC 5425), version 1.2 or newer.
 
-    ca: a file of certificates (PEM), one of which must have signed the server's; default: those that the system
-    trusts. cert, key: files of this client's certificate and its key, without a password; the certificate can be
-    followed by others, and by the key. server_name: the name in the server's certificate; default: the host. verify:
-    "no" accepts any certificate. The others as those of `Syslog`.
+    ca: a file of certificates (PEM), one of which must have signed the server's. Default: those that the system trusts.
+    cert: the file of this client's certificate, which can be followed by other certificates, and by the key.
+    key: the file of the key of ``cert``, without a password.
+    server_name: the name in the server's certificate. Default: the host.
+    verify: "no" accepts any certificate. Default: "yes".
+
+    The other settings are those of `Syslog`.
 
     Raises NfnetError if a file cannot be used. The files are read again for each connection.
     """

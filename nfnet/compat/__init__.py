@@ -1,4 +1,4 @@
-"""Stands in for the packages NetfilterQueue and nflogr, so that scripts written for them run unchanged.
+"""Replacements of the packages NetfilterQueue and nflogr, with which scripts written for them run unchanged.
 
     python -m nfnet.compat script.py arguments ...
 
@@ -22,7 +22,7 @@ MODULES = ("netfilterqueue", "nflogr")
 
 
 def __getattr__(name: str) -> ModuleType:
-    """The modules, imported when somebody asks for them."""
+    """Import a module when it is first used."""
     if name in MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -33,9 +33,9 @@ def __dir__() -> list[str]:
 
 
 def install() -> None:
-    """Let ``import netfilterqueue`` and ``import nflogr`` import this package's modules, from now on, in this process.
+    """Make ``import netfilterqueue`` and ``import nflogr`` import this package's modules from now on in this process.
 
-    Installed packages of these names are not changed. A module that has imported one of them before keeps it.
+    Installed packages of these names are not changed. Modules that have already imported one of them keep it.
     """
     for name in MODULES:
         sys.modules[name] = importlib.import_module(f"{__name__}.{name}")

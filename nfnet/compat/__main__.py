@@ -13,18 +13,18 @@ usage: python -m nfnet.compat SCRIPT [ARGUMENT ...]
        python -m nfnet.compat -m MODULE [ARGUMENT ...]
        python -m nfnet.compat -c CODE [ARGUMENT ...]
 
-Runs a Python program in which "import netfilterqueue" and "import nflogr" give
+Runs a Python program in which "import netfilterqueue" and "import nflogr" import
 nfnet's modules of these names. Everything else is as if Python had run it.
 """
 
 
 def main() -> int:
-    """Become the script, or say how to use this."""
+    """Replace this process by the script, or print the usage."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
-    # Python's own options stand before our "-m nfnet.compat".
+    # Python's own options come before our "-m nfnet.compat".
     options = sys.orig_argv[1 : len(sys.orig_argv) - len(arguments)]
     if options and options[-1] == __package__:
         options.pop()

@@ -1,8 +1,8 @@
-"""Numbers with standard names that both packages publish."""
+"""Numbers with standard names, which NetfilterQueue and nflogr export."""
 
 from __future__ import annotations
 
-# IANA's protocol numbers 0 to 140, in order; where a name has spaces there is "_" here.
+# IANA's protocol numbers 0 to 140, in order, with "_" for a space in a name.
 _PROTOCOLS = """
 HOPOPT ICMP IGMP GGP IP ST TCP CBT EGP IGP BBN-RCC-MON NVP-II PUP ARGUS EMCON XNET CHAOS UDP MUX DCN-MEAS HMP PRM
 XNS-IDP TRUNK-1 TRUNK-2 LEAF-1 LEAF-2 RDP IRTP ISO-TP4 NETBLT MFE-NSP MERIT-INP DCCP 3PC IDPR XTP DDP IDPR-CMTP TP++

@@ -16,7 +16,7 @@ from ..errors import ClosedError, NfnetError
 class BorrowedTransport(Transport, at_fork.AtFork):
     """The transport of one binding. Closing it does not close the socket.
 
-    It can also be given datagrams that the script itself received; then it reads no others.
+    It can also read datagrams that the script itself has received, instead of those of the socket.
     """
 
     given: list[bytes] | None
@@ -29,13 +29,13 @@ class BorrowedTransport(Transport, at_fork.AtFork):
         self.port_id = lender.port_id
         self.read_from(None)
         self.on_would_block: Callable[[], None] | None = None
-        """Called when waiting ends because the script made the socket non-blocking, or gave it a time-out."""
-        self._receiving = RLock()  # `close` may come in a signal handler
+        """Called when waiting ends because the script made the socket non-blocking, or set a timeout."""
+        self._receiving = RLock()  # reentrant, because a signal handler can call `close`
         self._closed = False
         at_fork.register(self)
 
     def read_from(self, given: list[bytes] | None) -> None:
-        """Read only these datagrams from now on; None: read those of the socket."""
+        """Read only the datagrams in ``given`` from now on; with None, those of the socket."""
         self.given = given
         self.trusted = given is None and self._lender.trusted
 
@@ -114,11 +114,11 @@ class BorrowedTransport(Transport, at_fork.AtFork):
             # Packets of this binding must not reach the next one, in which the same ids belong to other packets.
             left: list[bytes] = []
             with suppress(NfnetError):
-                while True:  # and no condition at its end: see `locks`
+                while True:  # a loop within ``try`` must not end with a condition: see `locks`
                     if not (self._lender.receive(left, 64) and left):
                         break
                     left.clear()
-        # A loop of another thread that waits in recv: the answer that was to end its wait may be among those just read.
+        # A loop of another thread may still wait in recv, because the message that was to end its wait was just read.
         self.wake()
 
     def after_fork(self) -> None:

@@ -1,4 +1,4 @@
-"""Converts numbers as the original packages do, to integers of C."""
+"""Conversion of numbers to C's integer types, as in the original packages."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def truncated(value: Any, ctype: CType) -> int:
     Raises OverflowError, TypeError; ValueError for NaN.
     """
     if not hasattr(type(value), "__int__") and not hasattr(type(value), "__index__"):
-        raise TypeError("an integer is required")  # `int` takes strings
+        raise TypeError("an integer is required")  # `int` would accept strings
     return ctype.hold(int(value))
 
 
@@ -53,7 +53,7 @@ def real(value: Any) -> float:
     """Convert a float as PyArg_ParseTuple does; strings are refused. Raises OverflowError, TypeError."""
     try:
         return math.ldexp(value, 0)
-    except TypeError:  # PyPy does not ask for __index__
+    except TypeError:  # PyPy does not use __index__ here
         if isinstance(value, (str, bytes)) or not hasattr(value, "__index__"):
             raise
         return float(operator.index(value))

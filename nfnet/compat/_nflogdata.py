@@ -13,13 +13,13 @@ from ..protocol import nfnetlink, nfulnl
 from ..protocol.layout import build_attribute
 from ..protocol.nfulnl import MSG_PACKET, NFULA
 
-_PAYLOAD_PADDING = 4  # that the original's raw payloads have
+_PAYLOAD_PADDING = 4  # bytes that the original appends to raw payloads
 
 
 class NflogData:
     """A packet that a rule logged. Iteration yields pairs, so that ``dict(data)`` contains all attributes.
 
-    It is made from the result of ``_get_raw``: names of interfaces by index, and the bytes of each attribute in the
+    Its arguments are the result of ``_get_raw``: names of interfaces by index, and the bytes of each attribute in the
     order of their numbers, NFULA_PACKET_HDR first, None for missing ones.
     """
 
@@ -85,32 +85,32 @@ class NflogData:
 
     @property
     def timestamp(self) -> float:
-        """When the packet arrived, in seconds since 1970; 0.0 without a kernel timestamp, as for sent packets."""
+        """Arrival time in seconds since 1970; 0.0 if the kernel sent none, for example for packets of this machine."""
         return self._message.timestamp or 0.0
 
     @property
     def timestamp_us(self) -> int:
-        """When the packet arrived, in microseconds since 1970; see `timestamp`."""
+        """Arrival time in microseconds since 1970; see `timestamp`."""
         return (self._message.timestamp_ns or 0) // 1000
 
     @property
     def indev(self) -> str | None:
-        """Name of the interface it came in by; "unkn/N" for one that has none."""
+        """Name of the incoming interface; "unkn/N" for an interface N without a name."""
         return self._name(self._message.indev)
 
     @property
     def physindev(self) -> str | None:
-        """Name of the bridge port it came in by."""
+        """Name of the incoming bridge port."""
         return self._name(self._message.physindev)
 
     @property
     def outdev(self) -> str | None:
-        """Name of the interface it leaves by."""
+        """Name of the outgoing interface."""
         return self._name(self._message.outdev)
 
     @property
     def physoutdev(self) -> str | None:
-        """Name of the bridge port it leaves by."""
+        """Name of the outgoing bridge port."""
         return self._name(self._message.physoutdev)
 
     @property

@@ -17,7 +17,7 @@ _ROOT = Path(__file__).parents[2]
 def environment(now: Mapping[str, str], path: Sequence[str]) -> dict[str, str]:
     """Return environment variables with which Python finds our modules before installed ones.
 
-    Programs that the script starts inherit them. ``path`` is where this process finds modules.
+    Programs that the script starts inherit them. ``path`` is the module search path of this process.
     """
     places = [str(_DROP_IN)]
     if now.get("PYTHONPATH"):  # an empty item would be the current directory
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str], options: Sequence[str] = ()) -> NoReturn:
     Raises NfnetError if Python was started with an option that ignores the environment (``-E``, ``-I``).
     """
     if sys.flags.ignore_environment:
-        raise NfnetError("python -E and -I hide from the script where the modules are: leave the option out")
+        raise NfnetError("with -E or -I Python ignores PYTHONPATH, by which it finds nfnet: leave the option out")
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     command = [sys.executable, *options, *arguments]

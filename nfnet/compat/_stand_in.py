@@ -1,7 +1,7 @@
-"""Installs modules with the names of NetfilterQueue and nflogr in an environment, and metadata that pip reads.
+"""Installation of modules with the names of NetfilterQueue and nflogr in an environment, with metadata that pip reads.
 
-This is for environments whose requirements cannot be changed. In others install the distributions nfnet-netfilterqueue
-and nfnet-nflogr.
+This is for environments whose requirements cannot be changed. In other environments install the distributions
+nfnet-netfilterqueue and nfnet-nflogr.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _METADATA = """\
 Metadata-Version: 2.1
 Name: {distribution}
 Version: {version}
-Summary: Stands in for {distribution}: put here by "nfnet stand-in install", taken away by "nfnet stand-in remove".
+Summary: Replaces {distribution}. Installed by "nfnet stand-in install", removed by "nfnet stand-in remove".
 Requires-Dist: nfnet
 """
 _WHEEL = """\
@@ -62,7 +62,7 @@ class StandIn(NamedTuple):
     distribution: str
     module: str
     version: str
-    """That of the package whose API this is."""
+    """The version of the package whose API this is."""
     source: str
     """The text of the module."""
 
@@ -81,7 +81,7 @@ STAND_INS = {
 def place() -> Path:
     """Return the directory of this environment's packages.
 
-    Raises NfnetError if a distribution's package manager keeps this environment (PEP 668).
+    Raises NfnetError if the system's package manager owns this environment (PEP 668).
     """
     marker = Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED"
     if sys.prefix == sys.base_prefix and marker.exists():
@@ -90,7 +90,7 @@ def place() -> Path:
 
 
 def chosen(names: Iterable[str]) -> list[StandIn]:
-    """Return the stand-ins of these names, all if there are none. Raises ArgumentError for unknown names."""
+    """Return the stand-ins of these names, or all if no name is given. Raises ArgumentError for unknown names."""
     keys = [name.lower() for name in names] or list(STAND_INS)
     unknown = [name for name in keys if name not in STAND_INS]
     if unknown:
@@ -99,9 +99,9 @@ def chosen(names: Iterable[str]) -> list[StandIn]:
 
 
 def install(stand_ins: Iterable[StandIn], where: Path) -> None:
-    """Put the modules and their metadata into a directory of packages.
+    """Install the modules and their metadata in a directory of packages.
 
-    Raises NfnetError if the package itself is installed, before anything is written, and OSError.
+    Raises NfnetError, before anything is written, if the original package is installed, and OSError.
     """
     stand_ins = list(stand_ins)
     for stand_in in stand_ins:
@@ -134,7 +134,7 @@ def _is_ours(distribution: Distribution | None) -> bool:
 
 
 def _refuse_if_other(stand_in: StandIn, where: Path) -> None:
-    # Not only in this directory: a package elsewhere in the path would count, too.
+    # Python could also import the package from another directory in the path.
     for directory in dict.fromkeys([str(where), *sys.path]):
         found = _installed(stand_in, Path(directory))
         if found is not None and not _is_ours(found):
@@ -167,7 +167,7 @@ def _write(stand_in: StandIn, where: Path) -> None:
 
 
 def _remove(stand_in: StandIn, where: Path) -> None:
-    # The metadata last: while they are there, whatever else is left is known to be ours.
+    # The metadata is removed last: while it exists, the remaining files are known to be ours.
     for path in (where / stand_in.module, where / stand_in.info):
         if os.path.lexists(path):
             shutil.rmtree(path)

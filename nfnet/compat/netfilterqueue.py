@@ -24,9 +24,10 @@ from .. import packet as nfnet_packet
 from .._arguments import check_handler, check_result
 from .._io.netlink_socket import MAX_QUEUE_DATAGRAM, NetlinkSocket
 from .._io.transport import Transport
+from .._queue_binding import QueueBinding
 from ..errors import AlreadyDecidedError, ClosedError, NfnetError
 from ..protocol import nfqnl
-from ..queue import Queue, QueueBinding
+from ..queue import Queue
 from ._assigned_numbers import PROTOCOLS
 from ._borrowed import BorrowedTransport
 from ._c_numbers import INT, U8, U16, U32, truncated
@@ -51,30 +52,30 @@ COPY_META = 1
 COPY_PACKET = 2
 
 _MAX_COPY = 0xFFFF
-_SOCK_LEN = 1024 * (4096 - 80 + 780) // 2  # so many bytes per packet are what the original expects
-_MAX_SOCK_LEN = 0x3FFFFFFF  # setsockopt(2) takes no more, before it doubles it
-# Called like this they cost less than with super().
+_SOCK_LEN = 1024 * (4096 - 80 + 780) // 2  # the default of the original, for 1024 packets
+_MAX_SOCK_LEN = 0x3FFFFFFF  # setsockopt(2) accepts no larger size, because it doubles it
+# Calling these directly is faster than super().
 _accept, _drop, _repeat = nfnet_packet.Packet.accept, nfnet_packet.Packet.drop, nfnet_packet.Packet.repeat
 
 # The original calls an async callback and does not await it, so that it never decides a packet.
 _REMEDY = "for those there is nfnet.AsyncQueue"
 
-_HW_SIZE = 8  # of the field in the kernel's struct; the rest is zero
+_HW_SIZE = 8  # bytes of the field in the kernel's struct; those after the address are zero
 
 
 class Packet(nfnet_packet.Packet):
-    """A packet that waits for a verdict. Interfaces are indexes; 0: none.
+    """A packet that waits for a verdict. Interfaces are indexes; 0 means none.
 
-    It is a `nfnet.Packet`, too, and has all its attributes.
+    It is also a `nfnet.Packet`, with all its attributes.
     """
 
     __slots__ = ("__weakref__", "_changes", "_kept", "_live", "_queue")
 
-    # Filled in by `_Queue._hand_out`: a call to __init__ for each packet would cost too much.
+    # Set by `_Queue._hand_out`, because a call of __init__ for each packet would be too slow.
     _changes: dict[str, Any] | None  # arguments for the verdict
-    _kept: bytes | None  # by `retain`
-    _live: bool  # in its callback
-    _queue: NetfilterQueue  # which is bound as long as there are packets that may be decided
+    _kept: bytes | None  # the payload after `retain`
+    _live: bool  # whether the callback is being executed
+    _queue: NetfilterQueue  # a reference that keeps the queue bound while one of its packets can be decided
 
     def __repr__(self) -> str:
         return f"<netfilterqueue.Packet object at {id(self):#x}>"
@@ -95,31 +96,31 @@ class Packet(nfnet_packet.Packet):
 
     @property
     def indev(self) -> int:
-        """The interface it came in by."""
+        """The incoming interface."""
         return super().indev or 0
 
     @property
     def outdev(self) -> int:
-        """The interface it leaves by."""
+        """The outgoing interface."""
         return super().outdev or 0
 
     @property
     def physindev(self) -> int:
-        """The bridge port it came in by."""
+        """The incoming bridge port."""
         return super().physindev or 0
 
     @property
     def physoutdev(self) -> int:
-        """The bridge port it leaves by."""
+        """The outgoing bridge port."""
         return super().physoutdev or 0
 
     def get_hw(self) -> bytes | None:
-        """Source MAC address and two zero bytes, None for what this machine sends."""
+        """Return the source MAC address and two zero bytes, or None for packets of this machine."""
         address = self.hwaddr
         return None if address is None else address.ljust(_HW_SIZE, b"\0")
 
     def get_payload(self) -> bytes:
-        """The packet from its network header on, or what `set_payload` was given.
+        """Return the packet from its network header on, or the argument of `set_payload`.
 
         Raises RuntimeError if it was not copied (COPY_META), or after the callback without `retain`.
         """
@@ -142,15 +143,15 @@ class Packet(nfnet_packet.Packet):
         return payload
 
     def get_payload_len(self) -> int:
-        """The length of the received payload, in bytes."""
+        """Return the length of the received payload in bytes."""
         return len(self.payload)
 
     def get_timestamp(self) -> float:
-        """When the packet arrived, in seconds since 1970; 0.0 for OUTPUT and POSTROUTING."""
+        """Return the arrival time in seconds since 1970; 0.0 for OUTPUT and POSTROUTING."""
         return self.timestamp or 0.0
 
     def get_mark(self) -> int:
-        """The mark that was set; if none was set, the mark with which the packet was queued."""
+        """Return the mark that was set, or the mark with which the packet was queued."""
         mark: int = (self._changes or {}).get("mark", self.mark)
         return mark
 
@@ -165,7 +166,7 @@ class Packet(nfnet_packet.Packet):
         self._changes = {**(self._changes or {}), "mark": truncated(mark, U32)}
 
     def _check_beginning(self, data: bytes) -> None:
-        """The original sends out whatever it is given: programs that send malformed packets need that."""
+        """Accept any payload, like the original, because some programs send malformed packets on purpose."""
 
     def retain(self) -> None:
         """Keep the payload after the callback has returned."""
@@ -185,14 +186,14 @@ class Packet(nfnet_packet.Packet):
             raise _in_their_words(error) from None
 
     def drop(self) -> None:  # type: ignore[override]
-        """Drop the packet. Raises as `accept`."""
+        """Drop the packet. Raises the errors of `accept`."""
         try:
             _drop(self)
         except (AlreadyDecidedError, ClosedError) as error:
             raise _in_their_words(error) from None
 
     def repeat(self) -> None:  # type: ignore[override]
-        """Let the packet pass its hook again from the first rule. Raises as `accept`."""
+        """Let the packet traverse its hook again from the first rule. Raises the errors of `accept`."""
         try:
             _repeat(self, **(self._changes or {}))
         except (AlreadyDecidedError, ClosedError) as error:
@@ -212,11 +213,11 @@ class _Queue(Queue):
     packet_type = Packet
 
     owner: weakref.ref[NetfilterQueue]
-    """Whose packets these are."""
+    """The object whose packets these are."""
 
     def _hand_out(self, binding: QueueBinding, portion: Iterator[Any], callback: Callable[[Any], Any]) -> None:
-        # As that of `Queue`, and what a packet of the original has besides: a function around the callback would cost
-        # more.
+        # Like the method of `Queue`, but it also sets the attributes of `Packet`. A function around the callback would
+        # be slower.
         owner = self.owner()
         for packet in portion:
             packet._queue = owner
@@ -233,7 +234,7 @@ class _Queue(Queue):
                 return
 
     def _wait(self, binding: QueueBinding) -> None:
-        """As the original, whose loop ends if the script made the socket non-blocking, or gave it a time-out."""
+        """Like the original, stop if nothing arrives and the script made the socket non-blocking, or set a timeout."""
         patience = binding.transport.patience
         if patience is None:
             super()._wait(binding)
@@ -250,7 +251,7 @@ def _call(callback: Any, packet: Packet) -> Any:
 
 
 def _process_all(bound: _Bound) -> None:
-    """Hand out what waits; a function of its own because of its loop: see `locks`."""
+    """Hand out the waiting packets. The loop is in a function of its own, as `locks` requires."""
     while bound.queue.process(bound.callback):
         pass
 
@@ -269,8 +270,8 @@ class NetfilterQueue:
     """A handle with which one queue at a time can be bound.
 
     af: the address family; without effect since Linux 3.8.
-    sockfd: a socket of the family NETLINK_NETFILTER that was made in another network namespace, to work there. It is
-        duplicated; the caller keeps the original.
+    sockfd: the descriptor of a NETLINK_NETFILTER socket, to use instead of a new one; for instance one made in another
+        network namespace. It is duplicated; the caller keeps the original.
     transport: a source of packets in place of the kernel, see `nfnet.replay`; the original has no such argument.
 
     Floats are truncated to integers, here and in `bind`.
@@ -282,7 +283,7 @@ class NetfilterQueue:
     _bound: _Bound | None
     _process: int
 
-    # Not __init__: as with the original, a subclass that has one of its own need not call this.
+    # Not __init__: as in the original, a subclass with its own __init__ does not need to call that of this class.
     def __new__(cls, *, af: int = 2, sockfd: int = -1, transport: Transport | None = None) -> NetfilterQueue:
         self = super().__new__(cls)
         self._bound = None
@@ -298,11 +299,11 @@ class NetfilterQueue:
         return self
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # At the interpreter's end the modules are empty, and the process's end unbinds.
+        # When the interpreter ends the modules are empty, and the end of the process unbinds the queue.
         if _is_finalizing() or getattr(self, "_transport", None) is None:
             return
         try:
-            if self._process == os.getpid():  # else a child would take the queue away from its parent
+            if self._process == os.getpid():  # a forked child must not unbind its parent's queue
                 self.unbind()
         finally:
             self._transport.close()
@@ -318,8 +319,10 @@ class NetfilterQueue:
     ) -> None:
         """Bind to a queue; `run` then calls ``user_callback`` with each packet.
 
-        max_len: how many packets can wait. mode, range: which part of each packet to copy. sock_len: size of the
-            receive buffer in bytes.
+        max_len: how many packets can wait.
+        mode: COPY_NONE, COPY_META (without the payload) or COPY_PACKET.
+        range: how many bytes of each packet to copy.
+        sock_len: the size of the receive buffer, in bytes.
 
         Raises RuntimeError if a queue is bound, OSError "Failed to create queue N." or "Failed to set packet copy
         mode.", OverflowError for numbers that do not fit into 32 bits (mode: 8), ArgumentError for other queue
@@ -332,7 +335,7 @@ class NetfilterQueue:
         self._bind(queue_num, user_callback, max_len, mode, range)
         try:
             self._ask_for_buffer(sock_len)
-        except BaseException:  # warnings may be errors
+        except BaseException:  # a filter can turn the warning into an exception
             self.unbind()
             raise
 
@@ -343,7 +346,7 @@ class NetfilterQueue:
             raise RuntimeError("A queue is already bound; use unbind() first")
         if mode not in (COPY_NONE, COPY_META, COPY_PACKET):
             raise OSError("Failed to set packet copy mode.")
-        if not callable(user_callback):  # that is said at the first packet, as the original does
+        if not callable(user_callback):  # like the original, raise TypeError at the first packet
             user_callback = partial(_call, user_callback)
         lent = BorrowedTransport(self._transport)
         queue = _Queue(
@@ -379,11 +382,11 @@ class NetfilterQueue:
             bound.queue.close()
 
     def get_fd(self) -> int:
-        """The socket. When it is readable, call ``run(block=False)``."""
+        """Return the descriptor of the socket. When it is readable, call ``run(block=False)``."""
         return self._transport.fileno()
 
     def run(self, block: bool = True) -> None:
-        """Call the callback for each packet; without ``block`` until none waits, otherwise until `unbind`.
+        """Call the callback for each packet, until `unbind`; without ``block``, until no packet waits.
 
         Exceptions of the callback are raised here; `run` can be called again, and continues with the next packet.
         Raises nfnet's errors if the kernel refuses a request.
@@ -398,13 +401,13 @@ class NetfilterQueue:
                     _process_all(bound)
             if self._bound is bound:
                 return
-            # Else the callback has bound another queue, or the same one anew: that one now.
+            # Otherwise the callback has bound another queue, or the same one again: continue with that.
 
     def run_socket(self, s: _Receives) -> None:
-        """Call the callback for each packet that ``s.recv`` returns: ``s`` is a copy of the socket, as a rule.
+        """Call the callback for each packet that ``s.recv`` returns. ``s`` is usually a copy of the socket.
 
-        Returns when that would block, or returns no bytes; goes on when packets were lost (ENOBUFS); lets other
-        exceptions out, ``socket.timeout`` among them.
+        Returns when ``s.recv`` would block, or returns no bytes. Continues when packets were lost (ENOBUFS). Other
+        exceptions of ``s.recv`` are raised here, ``socket.timeout`` among them.
         """
         datagrams: list[bytes] = []
         while True:
@@ -415,7 +418,7 @@ class NetfilterQueue:
             try:
                 datagram = s.recv(MAX_QUEUE_DATAGRAM)
             except OSError as error:
-                number = error.args[0] if error.args else None  # `errno` is None if that is all there is
+                number = error.args[0] if error.args else None  # `errno` is None if there are no other arguments
                 if number in (errno.EAGAIN, errno.EWOULDBLOCK):
                     return
                 if number != errno.ENOBUFS:
@@ -427,19 +430,19 @@ class NetfilterQueue:
 
     @contextmanager
     def _staying_readable(self, bound: _Bound) -> Iterator[None]:
-        """A loop: if an exception ends it, packets may be left that were received and not handed out."""
+        """Keep the socket readable if an exception ends the loop, since received packets may not be handed out yet."""
         try:
             yield
         except BaseException as error:
             if self._bound is bound:
                 self._transport.nudge()
             elif isinstance(error, ClosedError):
-                return  # `unbind` in another thread: that ends the loop
+                return  # `unbind` in another thread has ended the loop
             raise
 
 
 def _pf_bind(seq: int, number: int = 0) -> bytes:
-    """A request that has no effect, but needs the privilege."""
+    """Return a request that has no effect, but needs the privilege."""
     return nfqnl.config(number, command=nfqnl.Command.PF_BIND, seq=seq, ack=True)
 
 
@@ -453,14 +456,14 @@ def _open(sockfd: int) -> NetlinkSocket:
 
 
 def _os_error(text: str, cause: NfnetError) -> OSError:
-    """What the original would raise, and the errno."""
+    """Return the error that the original would raise, with the errno."""
     error = OSError(text)
     error.errno = getattr(cause, "errno", None)
     return error
 
 
 class QueueHandler:
-    """The API of version 0.2: subclass it, and override `handle`."""
+    """The API of version 0.2. Subclass it, and override `handle`."""
 
     _queue: NetfilterQueue
 
@@ -483,5 +486,5 @@ class QueueHandler:
         self._queue.run()
 
     def handle(self, packet: Packet) -> None:
-        """Decide one packet; this one accepts it."""
+        """Decide one packet. This method accepts it."""
         packet.accept()

@@ -66,7 +66,7 @@ __all__ = [
     *(f"HWTYPE_{name}" for name in HWTYPES),
 ]
 
-_TIMEOUT_RANGE = 42949672.951  # what the original takes; beyond MAX_TIMEOUT the kernel's timer would wrap around
+_TIMEOUT_RANGE = 42949672.951  # the maximum of the original; beyond MAX_TIMEOUT the kernel's timer would wrap around
 _MAX_RCVBUF = 0x3FFFFFFF
 
 
@@ -75,7 +75,7 @@ class NflogError(Exception):
 
 
 class NflogRetryError(NflogError):
-    """Reading in a signal handler, while the thread that it interrupted does; nothing was lost."""
+    """A signal handler tried to read while the thread that it interrupted reads. Nothing was lost."""
 
 
 class NflogDroppedError(NflogError):
@@ -87,7 +87,7 @@ class NflogClosedError(NflogError):
 
 
 class Nflog(at_fork.AtFork):
-    """A log group, made by `open`. Several threads can read it."""
+    """A log group, opened by `open`. Several threads can read it."""
 
     def __init__(self, log: Log | None, socket: NetlinkSocket | None, enobufs: int, batches: Iterator[Any]) -> None:
         self._log = log
@@ -106,7 +106,7 @@ class Nflog(at_fork.AtFork):
         at_fork.register(self)
 
     def _open_poll(self) -> None:
-        """What is readable when there is something to read, from the socket or the buffer."""
+        """Open the descriptor that is readable when the socket or the buffer has messages."""
         self._buffered = Event()
         self._shown = bool(self._buffer)
         if self._shown:
@@ -121,16 +121,16 @@ class Nflog(at_fork.AtFork):
         self._buffered.close()
 
     def after_fork(self) -> None:
-        self._showing, self._filling = RLock(), RLock()  # who held the others is not in the child
+        self._showing, self._filling = RLock(), RLock()  # threads that held the others do not exist in the child
         self._close_poll()
         self._open_poll()
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # At the interpreter's end the modules are empty, and the process's end unbinds.
+        # When the interpreter ends the modules are empty, and the end of the process unbinds the group.
         if _is_finalizing() or "_shown" not in self.__dict__:  # or __init__ failed
             return
         try:
-            if self._process == os.getpid():  # else a child would take the group away from its parent
+            if self._process == os.getpid():  # a forked child must not unbind its parent's group
                 self.close()
         finally:
             self._close_poll()
@@ -138,7 +138,7 @@ class Nflog(at_fork.AtFork):
     # --- reading
 
     def queue(self, wait: bool = True) -> int:
-        """Read messages into the buffer and return how many; waits for one only if none is there already.
+        """Read messages into the buffer and return how many. Waits for a message only if the buffer is empty.
 
         Raises NflogDroppedError (ENOBUFS_RAISE).
         """
@@ -147,9 +147,9 @@ class Nflog(at_fork.AtFork):
         return added
 
     def next(self, wait: bool = True) -> NflogData | None:
-        """Return the next message; None if there is none and ``wait`` is false.
+        """Return the next message, or None if no message is available and ``wait`` is false.
 
-        Raises NflogDroppedError (ENOBUFS_RAISE), NflogClosedError when it is closed and all has been read.
+        Raises NflogDroppedError (ENOBUFS_RAISE), and NflogClosedError if the log is closed and all messages were read.
         """
         try:
             while True:
@@ -166,7 +166,10 @@ class Nflog(at_fork.AtFork):
             self._show_buffered()
 
     def loop(self, fn: Callable[[NflogData], object], count: int = -1) -> None:
-        """Call ``fn`` with each message, or with a number of them, until closed. Its exceptions are raised here."""
+        """Call ``fn`` with each message until the log is closed, at most ``count`` times if that is not negative.
+
+        Exceptions of ``fn`` are raised here.
+        """
         if not callable(fn):
             raise TypeError("argument must be callable")
         check_handler(fn, "for those there is nfnet.AsyncLog")
@@ -194,7 +197,7 @@ class Nflog(at_fork.AtFork):
     def _fill(self, wait: bool) -> int:
         for acquired in uninterrupted(self._filling.acquire, wait):
             if not acquired:
-                break  # another thread is waiting for messages already
+                break  # another thread is already waiting for messages
             try:
                 return self._fill_alone(wait)
             finally:
@@ -267,7 +270,7 @@ class Nflog(at_fork.AtFork):
         self.close()
 
     def __len__(self) -> int:
-        """How many messages are buffered."""
+        """Return how many messages are buffered."""
         return len(self._buffer)
 
     def __bool__(self) -> bool:
@@ -279,23 +282,23 @@ class Nflog(at_fork.AtFork):
         return len(self._buffer)
 
     def getfd(self) -> int | None:
-        """A file descriptor that is readable when there is something to read; None if closed."""
+        """Return a file descriptor that is readable when messages are available, or None if the log is closed."""
         return None if self._closed or self._log is None else self._poll.fileno()
 
     def fileno(self) -> int:
-        """As `getfd`; raises ValueError if closed."""
+        """Return what `getfd` returns. Raises ValueError if the log is closed."""
         fd = self.getfd()
         if fd is None:
             raise ValueError("I/O operation on closed handle")
         return fd
 
     def getgroup(self) -> int | None:
-        """The number of the group."""
+        """Return the number of the group."""
         return self._group
 
     @property
     def rcvbuf(self) -> int | None:
-        """Size of the receive buffer in bytes, as one asks for it: the kernel counts twice that; None if closed."""
+        """Size of the receive buffer in bytes, half of the kernel's number (SO_RCVBUF); None if the log is closed."""
         return None if self._closed or self._socket is None else self._socket.rcvbuf // 2
 
     @rcvbuf.setter
@@ -343,12 +346,13 @@ def open(  # noqa: A001 (the name is the original's)
 ) -> Nflog:
     """Bind to a log group.
 
-    timeout: how long the kernel collects messages, in seconds, with a resolution of 0.01. qthresh: how many it
-        collects.
-    rcvbuf: size of the receive buffer in bytes, 0 for the system's default. nlbuf: size of the kernel's buffer for
-        collected messages; a value that the kernel refuses is replaced by the nearest valid one.
-    enobufs: what to do when messages are lost: raise NflogDroppedError, count, or disable the report.
-    copymode: how much of each packet to copy.
+    timeout: how long the kernel collects messages before it sends them, in seconds, with a resolution of 0.01.
+    qthresh: how many messages it collects.
+    rcvbuf: the size of the receive buffer, in bytes; 0 for the system's default.
+    nlbuf: the size of the kernel's buffer for collected messages, in bytes. A value that the kernel refuses is replaced
+        by the nearest valid one.
+    enobufs: the reaction to lost messages: raise NflogDroppedError, count them, or disable the kernel's report.
+    copymode: COPY_NONE, COPY_META (without the payload) or COPY_PACKET.
     transport: a source of messages in place of the kernel, see `nfnet.replay`; the original has no such argument.
 
     Raises ValueError, OverflowError for numbers that do not fit into C's integers, PermissionError if another process
@@ -393,7 +397,7 @@ def open(  # noqa: A001 (the name is the original's)
 
 
 def _from_iter(iterable: Iterable[Sequence[Any]]) -> Nflog:
-    """What reads batches of the arguments of `NflogData` instead of a log, for tests."""
+    """Return an object that reads batches of arguments of `NflogData` instead of a log, for tests."""
     return Nflog(None, None, ENOBUFS_RAISE, iter(iterable))
 
 
@@ -410,7 +414,7 @@ def _in_range(name: str, value: int, most: int) -> int:
 
 
 def _os_error(group: int, cause: KernelError) -> OSError:
-    """What the original would raise, and the errno."""
+    """Return the error that the original would raise, with the errno."""
     error: OSError
     if isinstance(cause, BusyError):
         text = f"could not bind nflog group {group}, it may be in use, see /proc/net/netfilter/nfnetlink_log"

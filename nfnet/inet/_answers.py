@@ -73,7 +73,9 @@ class _Packet(NamedTuple):
             return "a packet to or from a multicast, broadcast or unspecified address has no answer"
         if self.upper.fragment:
             return "a fragment has no answer: connection tracking puts packets together"
-        return "a packet that is routed by its own header has no answer" if self.upper.rerouted else ""
+        return (
+            "a packet that is source-routed, or has a home address option, has no answer" if self.upper.rerouted else ""
+        )
 
 
 class _Segment(NamedTuple):
@@ -94,8 +96,8 @@ class _Segment(NamedTuple):
 def answer(packet: bytes, data: bytes, length: int | None = None, broadcast: bool = False) -> list[bytes]:
     """Return the packets with which the receiver would have answered ``data``.
 
-    UDP: a datagram. ICMP and ICMPv6: the reply to an echo request. TCP: ``data`` in as many segments as are needed, the
-    last one with FIN, for which the packet must carry data, and a reset to the receiver, which knows nothing of them.
+    UDP: a datagram. ICMP and ICMPv6: the reply to an echo request. TCP: ``data`` in as many segments as needed, the
+    last one with FIN, and a reset to the receiver, because it did not send them. For that the packet must contain data.
     """
     asked = _read(packet, length, broadcast)
     if asked.no_answer:
@@ -154,7 +156,7 @@ def mend(packet: bytes) -> bytes:
     if len(new) > _MAX_LENGTH + (40 if version == 6 else 0):
         raise ArgumentError(f"the packet has {len(new)} bytes and may have {_MAX_LENGTH}")
     if version == 4 and not 20 <= (new[0] & 15) * 4 <= len(new):
-        raise ArgumentError(f"the packet says that its IP header has {(new[0] & 15) * 4} of its {len(new)} bytes")
+        raise ArgumentError(f"the packet has an impossible IP header length: {(new[0] & 15) * 4} of {len(new)} bytes")
     finish_ip(new)
     upper = upper_of(bytes(new), routing=True)
     if upper is None or not upper.whole or upper.fragment or upper.rerouted:
@@ -173,10 +175,10 @@ def fragments(packet: bytes, mtu: int) -> list[bytes]:
     """
     upper = upper_of(packet)
     if upper is None or upper.fragment or (packet[0] >> 4 == 6 and upper.header != 40):
-        raise ArgumentError("a fragment, or a packet with extension headers, cannot be cut up")
+        raise ArgumentError("a fragment, or a packet with extension headers, cannot be fragmented")
     if packet[0] >> 4 == 4:
         if packet[6] & 0x40:
-            raise ArgumentError("it says that it must not be cut up (DF)")
+            raise ArgumentError("its header forbids fragmentation (DF)")
         header, extra = bytearray(packet[: upper.header]), b""
         if not header[4:6].strip(b"\0"):  # an id that identifies the fragments; 0 means none
             header[4:6] = (int.from_bytes(os.urandom(2), "big") or 1).to_bytes(2, "big")
@@ -296,7 +298,7 @@ def _tcp_answer(asked: _Packet, data: bytes) -> list[bytes]:
     segment = _read_segment(asked)
     if segment.flags & (TcpFlag.ACK | TcpFlag.SYN | TcpFlag.RST) != TcpFlag.ACK or not segment.size:
         raise ArgumentError(
-            "of TCP only a segment that carries data can be answered, of an open connection: see reset()"
+            "of TCP only a segment that carries data, of an open connection, can be answered: see reset()"
         )
     if any(kind in _SIGNATURES for kind, _ in _options(segment.options)):
         raise ArgumentError("the segment is signed (TCP-MD5 or TCP-AO): its sender would ignore an answer")
@@ -322,7 +324,7 @@ def _tcp_answer(asked: _Packet, data: bytes) -> list[bytes]:
 
 
 def _reset_to_sender(asked: _Packet, segment: _Segment) -> list[bytes]:
-    """Return the reset for a segment that belongs to no connection (RFC 9293, 3.10.7.1); none for a reset."""
+    """Return the reset for a segment that belongs to no connection (RFC 9293, 3.10.7.1); nothing for a reset."""
     ports = (segment.destination_port, segment.source_port)
     if TcpFlag.RST in segment.flags:
         return []

@@ -20,9 +20,9 @@ _EXTENSIONS = frozenset((_HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION))
 # dissector has the same limit (MAX_FLOW_DISSECT_HDRS).
 _MAX_EXTENSIONS = 15
 _IPV4_FRAGMENT = 0x3FFF  # "more fragments" and the fragment offset
-_HOME_ADDRESS = 201  # a destination option, under which it covers another source
+_HOME_ADDRESS = 201  # a destination option; with it the checksum covers another source than the header's
 _JUMBO_PAYLOAD = 0xC2  # a hop-by-hop option, the length of an IPv6 packet of more than 65,575 bytes (RFC 2675)
-_SOURCE_ROUTES = (131, 137)  # IPv4 options under which the checksum covers another destination than the header's
+_SOURCE_ROUTES = (131, 137)  # IPv4 options; with them the checksum covers another destination than the header's
 IP_VERSIONS = {0x0800: 4, 0x86DD: 6}  # by EtherType
 _VLANS = frozenset((0x8100, 0x88A8))
 _VLAN_DEPTH = 8  # VLAN_MAX_DEPTH
@@ -30,7 +30,7 @@ _VLAN_DEPTH = 8  # VLAN_MAX_DEPTH
 CHECKSUM = {4: {ICMP: 2, TCP: 16, UDP: 6}, 6: {ICMPV6: 2, TCP: 16, UDP: 6}}
 
 _ipv4 = Struct(
-    "version" / Int8ub,  # and the header's length, in 4 bytes
+    "version" / Int8ub,  # and the header's length, in units of 4 bytes
     "tos" / Int8ub,
     "length" / Int16ub,
     "id" / Int16ub,
@@ -91,7 +91,7 @@ class TcpFlag(IntFlag):
 
 
 class Ip(NamedTuple):
-    """An IPv4 or IPv6 header. ``protocol`` is that after IPv6's extension headers, and ``header`` its offset."""
+    """An IPv4 or IPv6 header. ``protocol`` is the one after IPv6's extension headers, and ``header`` its offset."""
 
     version: int
     source: str
@@ -130,7 +130,7 @@ class Udp(NamedTuple):
 
 
 class Icmp(NamedTuple):
-    """An ICMP or ICMPv6 header: ``rest`` are its last four bytes, identifier and sequence number of an echo."""
+    """An ICMP or ICMPv6 header. ``rest`` is its last four bytes: identifier and sequence number of an echo."""
 
     type: int
     code: int
@@ -156,7 +156,7 @@ class Flow(NamedTuple):
 
 
 class TransportHeader(NamedTuple):
-    """Where the transport layer of a packet is: ``protocol`` (6 TCP, 17 UDP), offsets of its header and its data."""
+    """The transport layer of a packet: ``protocol`` (6 TCP, 17 UDP), and the offsets of its header and its data."""
 
     protocol: int
     header: int
@@ -168,10 +168,10 @@ class Upper(NamedTuple):
 
     protocol: int
     header: int
-    fragment: int  # 0 for none, else the field: whether more follow, and the offset
-    beginning: bool  # whether the transport header is here: not in a later fragment
+    fragment: int  # 0 if not a fragment; otherwise the field with "more fragments" and the offset
+    beginning: bool  # whether the packet has the transport header; False for later fragments
     rerouted: bool  # whether the checksum covers another address than the header's; False without ``routing``
-    whole: bool  # whether all headers before it were copied
+    whole: bool  # whether all headers before this layer were copied
 
 
 def upper_of(packet: bytes, routing: bool = False) -> Upper | None:
@@ -222,7 +222,7 @@ def _has_home_address(options: bytes) -> bool:
 
 
 def _options(options: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield type and data of the options in an IPv6 extension header; no data for one longer than the header."""
+    """Yield type and data of the options in an IPv6 extension header; empty data for one longer than the header."""
     place = 0
     while place < len(options):
         size = 1 if options[place] == 0 else 2 + (options[place + 1] if place + 1 < len(options) else 0)
@@ -241,9 +241,9 @@ def jumbo_length(packet: bytes) -> int | None:
 
 
 def ip_in(frame: bytes, ethertype: int, header: int = 0) -> bytes:
-    """Return the IP packet in a frame, also after VLAN tags; b"" if there is none, whatever the bytes look like.
+    """Return the IP packet in a frame, also after VLAN tags; b"" if the EtherType is not that of IP.
 
-    ``header`` is the size of the link-layer header, and ``ethertype`` the kernel's EtherType for the rest.
+    ``header`` is the size of the link-layer header in bytes, and ``ethertype`` the kernel's EtherType for the rest.
     """
     if header and ethertype in _VLANS:
         ethertype = int.from_bytes(frame[header - 2 : header], "big")  # the tag can be in the header
@@ -326,6 +326,29 @@ def where_in(packet: bytes, upper: Upper | None, protocols: Container[int]) -> T
     if upper.protocol == TCP and data <= end:
         data = header + max(packet[header + 12] >> 4, 5) * 4
     return TransportHeader(upper.protocol, header, data) if data <= end else None
+
+
+def usual_transport(packet: bytes) -> tuple[int, int, int, int] | None:
+    """Return the protocol of a whole TCP or UDP packet, and the offsets of its header, its data and its end.
+
+    None for packets that take longer to read: with IPv4 options, IPv6 extension headers, fragments, no length, and all
+    that are not whole.
+    """
+    size = len(packet)
+    first = packet[0] if size >= 28 else 0
+    if first == 0x45 and not (packet[6] << 8 | packet[7]) & _IPV4_FRAGMENT:
+        number, header, end = packet[9], 20, packet[2] << 8 | packet[3]
+    elif first >> 4 == 6 and size >= 48:
+        number, header, end = packet[6], 40, 40 + (packet[4] << 8 | packet[5])
+    else:
+        return None
+    if number == UDP:
+        data = header + 8
+    elif number == TCP and size >= header + 20:
+        data = header + max(packet[header + 12] >> 4, 5) * 4
+    else:
+        return None
+    return (number, header, data, end) if data <= end <= size else None
 
 
 @lru_cache(256)

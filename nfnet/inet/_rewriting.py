@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import socket
+import struct
 from ipaddress import IPv4Address, IPv6Address
 
 from .._arguments import check
 from ..errors import ArgumentError
 from ..protocol.nfqnl import SkbInfo
-from ._headers import CHECKSUM, ICMP, SIZES, TCP, UDP, TcpFlag, Upper, end_of, jumbo_length, upper_of, where_in
+from ._headers import (
+    CHECKSUM,
+    ICMP,
+    SIZES,
+    TCP,
+    UDP,
+    TcpFlag,
+    Upper,
+    end_of,
+    jumbo_length,
+    upper_of,
+    usual_transport,
+    where_in,
+)
 
 # Fields of the transport header: offset, size, and the protocols that have the field.
 _FIELDS = (
@@ -25,7 +39,9 @@ Address = str | IPv4Address | IPv6Address
 
 _MAX_PACKET = 0xFFFF
 _CSUM_NOT_READY, _GSO = int(SkbInfo.CSUM_NOT_READY), int(SkbInfo.GSO)
-_REROUTED = "a packet that is routed by its own header cannot be given a checksum"
+_NO_TRANSPORT = "not a packet that begins with a whole TCP, UDP or ICMP header"
+_REROUTED = "a packet that is source-routed, or has a home address option, cannot be given a checksum"
+_put = struct.Struct(">H").pack_into  # a number of 16 bits, at an offset
 # Protocols whose packets can get other addresses, because their checksums do not cover addresses.
 _WITHOUT_ADDRESSES = frozenset((2, 4, 41, 47, 50, 132))  # IGMP, IPv4, IPv6, GRE, ESP, SCTP
 
@@ -35,8 +51,8 @@ def checksum(data: bytes | bytearray) -> int:
     return _complement(_number(data))
 
 
-# The bytes are read as one long number: 2^16 is 1 modulo 2^16-1, so its remainder is the one's complement sum of its
-# words, and the remainder of a sum of such numbers is the sum of all their words.
+# The bytes are read as one long number. Because 2^16 is 1 modulo 2^16-1, the remainder of that number is the one's
+# complement sum of its words, and the remainder of a sum of such numbers is the sum of all their words.
 
 
 def _number(data: bytes | bytearray) -> int:
@@ -46,7 +62,8 @@ def _number(data: bytes | bytearray) -> int:
 
 
 def _complement(total: int) -> int:
-    return ~(total % 0xFFFF or (0xFFFF if total else 0)) & 0xFFFF
+    """Return the complement of the one's complement sum, 16 bits; only if all words are 0 is that sum 0."""
+    return -total % 0xFFFF if total else 0xFFFF
 
 
 def replace_data(packet: bytes, data: bytes) -> bytes:
@@ -70,14 +87,15 @@ def rewrite(
     window: int | None = None,
     skbinfo: SkbInfo | int = 0,
 ) -> bytes:
-    """Return the IP packet with changed fields, and with correct lengths and checksums, whatever they were before.
+    """Return the IP packet with changed fields, and with correct lengths and checksums, even if they were wrong before.
 
     data: the data after the TCP, UDP or ICMP header.
     source, destination: addresses, of the packet's family.
-    source_port, destination_port: of TCP and UDP. seq, ack, flags, window: of TCP.
-    ttl, tos: of IP; hop limit and traffic class of IPv6.
+    source_port, destination_port: the ports of TCP or UDP.
+    seq, ack, flags, window: fields of the TCP header.
+    ttl, tos: fields of the IP header; with IPv6 the hop limit and the traffic class.
     skbinfo: the state of a packet of a queue with ``gso=True`` (`Packet.skbinfo`); `Packet.rewrite` passes it. With
-        CSUM_NOT_READY the checksum is finished, whatever is changed: the kernel does not do that after a packet's
+        CSUM_NOT_READY the checksum is finished for every change, because the kernel does not do that after a packet's
         bytes were replaced. With GSO the checksum of UDP becomes the sum of the pseudo-header, from which the kernel
         computes the checksums of the segments.
 
@@ -90,17 +108,25 @@ def rewrite(
     """
     state = check("skbinfo", skbinfo, 0, 0xFFFFFFFF) if skbinfo != 0 else 0
     segments, unfinished = bool(state & _GSO), bool(state & (_GSO | _CSUM_NOT_READY))
-    upper = upper_of(packet, routing=True)
-    end = 0 if upper is None else end_of(packet)
-    if upper is None or not upper.whole or end > len(packet) or end < upper.header:
-        raise ArgumentError("not a whole IPv4 or IPv6 packet")
-    if packet[0] >> 4 == 6 and packet[4:6] == b"\0\0" and jumbo_length(packet) is not None:
-        raise ArgumentError("a jumbogram cannot be rewritten")
+    usual = None if unfinished else usual_transport(packet)
+    begin: int | None  # of the data
+    if usual is not None:
+        number, header, begin, end = usual
+        fragment, beginning, rerouted = 0, True, False
+    else:
+        upper = upper_of(packet, routing=True)
+        end = 0 if upper is None else end_of(packet)
+        if upper is None or not upper.whole or end > len(packet) or end < upper.header:
+            raise ArgumentError("not a whole IPv4 or IPv6 packet")
+        if packet[0] >> 4 == 6 and packet[4:6] == b"\0\0" and jumbo_length(packet) is not None:
+            raise ArgumentError("a jumbogram cannot be rewritten")
+        if unfinished:
+            _check_unfinished(packet, upper, segments)
+        where = where_in(packet, upper, CHECKSUM[packet[0] >> 4])
+        begin = None if where is None else where.data
+        number, header, fragment, beginning, rerouted, _ = upper
     if data is not None and type(data) is not bytes:
         data = bytes(memoryview(data))
-    if unfinished:
-        _check_unfinished(packet, upper, segments)
-    number, header, checksums = upper.protocol, upper.header, CHECKSUM[packet[0] >> 4]
     new = bytearray(packet[:end])
     if ttl is not None or tos is not None:
         _set_ip(new, ttl, tos)
@@ -110,49 +136,51 @@ def rewrite(
             if address is not None:
                 _set_address(new, name, address, low)
         changed = _addresses(new) != _addresses(packet)
-        if upper.rerouted:
-            raise ArgumentError("addresses of a packet that is routed by its own header cannot be changed")
-        if number not in checksums and number not in _WITHOUT_ADDRESSES:
+        if rerouted:
+            raise ArgumentError("a packet that is source-routed, or has a home address option, must keep its addresses")
+        if number not in CHECKSUM[packet[0] >> 4] and number not in _WITHOUT_ADDRESSES:
             raise ArgumentError(
                 f"addresses cannot be changed in packets of protocol {number}, whose checksum is unknown"
             )
 
     fields = source_port, destination_port, seq, ack, flags, window
-    where = None
-    if data is not None or fields != _NO_FIELDS:
-        where = where_in(packet, upper, checksums)
-        if where is None:
-            raise ArgumentError("not a packet that begins with a whole TCP, UDP or ICMP header")
+    if fields != _NO_FIELDS:
+        if begin is None:
+            raise ArgumentError(_NO_TRANSPORT)
+        for (name, place, size, protocols), value in zip(_FIELDS, fields):
+            if value is None:
+                continue
+            if number not in protocols:
+                raise ArgumentError(f"{name} cannot be changed in packets of protocol {number}")
+            limit = (1 << 8 * size) - 1
+            new[header + place : header + place + size] = check(name, value, 0, limit).to_bytes(size, "big")
         changed = True
-    for (name, place, size, protocols), value in zip(_FIELDS, fields) if fields != _NO_FIELDS else ():
-        if value is None:
-            continue
-        if number not in protocols:
-            raise ArgumentError(f"{name} cannot be changed in packets of protocol {number}")
-        limit = (1 << 8 * size) - 1
-        new[header + place : header + place + size] = check(name, value, 0, limit).to_bytes(size, "big")
-    if data is not None and where is not None:
-        if upper.fragment:
+    if data is not None:
+        if begin is None:
+            raise ArgumentError(_NO_TRANSPORT)
+        if fragment:
             raise ArgumentError("the data of a fragment cannot be replaced: its checksum covers all fragments")
-        if segments and where.data + len(data) < len(new):
-            # The kernel drops one that is not longer than a segment, without an error, and does not report that size.
+        if segments and begin + len(data) < len(new):
+            # The kernel drops a super-packet that is not longer than a segment, without an error, and does not report
+            # the size of segments.
             raise ArgumentError("the data of a super-packet cannot become shorter")
-        new[where.data :] = data
+        new[begin:] = data
+        changed = True
     if len(new) > _MAX_PACKET + (40 if new[0] >> 4 == 6 else 0):
         raise ArgumentError(f"the packet would have {len(new)} bytes and may have {_MAX_PACKET}")
 
-    if upper.fragment:
-        if upper.beginning:
+    if fragment:
+        if beginning:
             _adjust_checksum(new, number, header, packet[:end])
-    elif upper.rerouted:
+    elif rerouted:
         if changed:
             raise ArgumentError(_REROUTED)
         if unfinished and not segments:
             _finish_checksum(new, number, header)
     elif segments and number != TCP:
-        if number == UDP and packet[header + 6 : header + 8] != b"\0\0":  # in tunnels it can be missing
+        if number == UDP and packet[header + 6 : header + 8] != b"\0\0":  # tunnels can leave the checksum out
             set_checksum(new, number, header, data is not None, begun=True)
-    elif (changed or unfinished) and number in checksums and len(new) >= header + SIZES[number]:
+    elif (changed or unfinished) and number in CHECKSUM[packet[0] >> 4] and len(new) >= header + SIZES[number]:
         set_checksum(new, number, header, data is not None)
     finish_ip(new)
     return bytes(new)
@@ -169,7 +197,7 @@ def _check_unfinished(packet: bytes, upper: Upper, segments: bool) -> None:
         raise ArgumentError(_REROUTED)
     known = number in CHECKSUM[packet[0] >> 4] and len(packet) >= header + SIZES[number]
     if not known or (number == UDP and not upper.rerouted and not _is_begun(packet, header)):
-        # SCTP's, or one in a tunnelled packet.
+        # The checksum of SCTP, or one in a tunnelled packet.
         raise ArgumentError(
             f"an unfinished checksum in a packet of protocol {number} that is not that of TCP, UDP or ICMP cannot be"
             " finished: leave the packet as it is, or open the queue without gso"
@@ -207,35 +235,35 @@ def _addresses(packet: bytes | bytearray) -> bytes | bytearray:
 def finish_ip(packet: bytearray) -> None:
     """Set the length, and IPv4's header checksum."""
     if packet[0] >> 4 == 4:
-        packet[2:4] = len(packet).to_bytes(2, "big")
-        packet[10:12] = b"\0\0"
-        packet[10:12] = checksum(packet[: (packet[0] & 0xF) * 4]).to_bytes(2, "big")
+        _put(packet, 2, len(packet))
+        _put(packet, 10, 0)
+        _put(packet, 10, _complement(int.from_bytes(packet[: (packet[0] & 0xF) * 4], "big")))
     else:
-        packet[4:6] = (len(packet) - 40).to_bytes(2, "big")
+        _put(packet, 4, len(packet) - 40)
 
 
 def set_checksum(packet: bytearray, number: int, header: int, resized: bool, begun: bool = False) -> None:
     """Set the checksum of the transport layer, or a partial one if ``begun``, and UDP's length."""
     size = len(packet) - header
     if number == UDP:
-        if not resized and SIZES[UDP] <= (said := int.from_bytes(packet[header + 4 : header + 6], "big")) < size:
-            size = said  # bytes after it are not UDP's, and stay
-        packet[header + 4 : header + 6] = size.to_bytes(2, "big")
+        if not resized and SIZES[UDP] <= (said := packet[header + 4] << 8 | packet[header + 5]) < size:
+            size = said  # bytes after the UDP datagram stay unchanged
+        _put(packet, header + 4, size)
     place = header + CHECKSUM[packet[0] >> 4][number]
-    packet[place : place + 2] = b"\0\0"
+    _put(packet, place, 0)
     total = 0 if number == ICMP else _pseudo_header(packet, size, number)
     if begun:
-        packet[place : place + 2] = (~_complement(total) & 0xFFFF).to_bytes(2, "big")
+        _put(packet, place, ~_complement(total) & 0xFFFF)
     else:
         _put_checksum(packet, number, place, _complement(total + _number(packet[header : header + size])))
 
 
 def _pseudo_header(packet: bytes | bytearray, size: int, number: int) -> int:
-    return _number(_addresses(packet)) + size + number
+    return int.from_bytes(_addresses(packet), "big") + size + number
 
 
 def _is_begun(packet: bytes, header: int) -> bool:
-    """Return whether a UDP checksum is only the sum of the pseudo-header, which the kernel leaves to be finished."""
+    """Return whether a UDP checksum is unfinished: only the sum of the pseudo-header."""
     length, there = packet[header + 4 : header + 6], packet[header + 6 : header + 8]
     size = int.from_bytes(length, "big") or end_of(packet) - header
     begun = ~_complement(_pseudo_header(packet, size, UDP)) & 0xFFFF
@@ -243,7 +271,7 @@ def _is_begun(packet: bytes, header: int) -> bool:
 
 
 def _finish_checksum(packet: bytearray, number: int, header: int) -> None:
-    """Finish a checksum like the kernel: the field contains the sum of the pseudo-header, whatever that was."""
+    """Finish a checksum like the kernel, which takes the field for the sum of the pseudo-header without a check."""
     _put_checksum(packet, number, header + CHECKSUM[packet[0] >> 4][number], checksum(packet[header:]))
 
 
@@ -256,19 +284,19 @@ def _adjust_checksum(packet: bytearray, number: int, header: int, before: bytes)
     if old == new:
         return
     if len(packet) < header + SIZES[number]:
-        raise ArgumentError("the fragment has not the whole header that holds the checksum")
+        raise ArgumentError("the fragment does not contain the complete header with the checksum")
     place = header + CHECKSUM[packet[0] >> 4][number]
     was = int.from_bytes(packet[place : place + 2], "big")
     if number == UDP and not was:
         return  # the packet has no checksum
-    if number == ICMP:  # does not cover addresses
+    if number == ICMP:  # its checksum does not cover addresses
         skip = len(_addresses(packet))
         old, new = old[skip:], new[skip:]
-    # ~(~was + ~old + new), where `checksum` is the complement of a sum.
+    # RFC 1624: ~(~was + ~old + new). `checksum` returns the complement of a sum.
     _put_checksum(packet, number, place, _complement((~was & 0xFFFF) + checksum(old) + _number(new)))
 
 
 def _put_checksum(packet: bytearray, number: int, place: int, value: int) -> None:
     if number == UDP and not value:
         value = 0xFFFF  # 0 means "no checksum"
-    packet[place : place + 2] = value.to_bytes(2, "big")
+    _put(packet, place, value)

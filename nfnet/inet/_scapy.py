@@ -1,4 +1,4 @@
-"""To scapy and back, where it is installed; loading it takes about a second, so only who asks for it pays."""
+"""Conversion to scapy's packets and back. Loading scapy takes about a second, so it is loaded when first used."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ _COMPUTED = ("len", "plen", "ihl", "dataofs", "chksum", "cksum")
 
 
 class ScapyPacket(Protocol):
-    """What type checkers know of a packet of scapy's, whether or not scapy is installed."""
+    """The type of scapy's packets for type checkers, also if scapy is not installed."""
 
     def build(self) -> bytes:
-        """The packet as bytes."""
+        """Return the packet as bytes."""
 
     def __bytes__(self) -> bytes:
-        """The packet as bytes."""
+        """Return the packet as bytes."""
 
 
 def is_scapy(value: object) -> bool:
-    """Whether a value is a packet of scapy's, without loading it."""
-    if type(value) is bytes:  # what nearly all are
+    """Return whether a value is a packet of scapy, without loading scapy."""
+    if type(value) is bytes:  # the usual case
         return False
     return any(kind.__module__ == "scapy.packet" for kind in type(value).__mro__)
 
 
 def parse(packet: bytes, ethertype: int) -> Any:
-    """What is behind a link-layer header with that EtherType, as scapy sees it.
+    """Return the bytes after a link-layer header with that EtherType as a packet of scapy.
 
-    ``IP``, ``IPv6``, ``ARP``, ``Dot1Q`` or ``Dot1AD``; ``Raw`` for anything else, for what is no IP packet although it
-    is said to be one, and for what scapy cannot read. `FRAME` stands for a frame that begins with its Ethernet header.
+    Its class is ``IP``, ``IPv6``, ``ARP``, ``Dot1Q`` or ``Dot1AD``; ``Raw`` for other EtherTypes, for bytes that are
+    not an IP packet despite the EtherType, and for bytes that scapy cannot read. `FRAME` is the EtherType for a frame
+    that begins with its Ethernet header.
 
     Raises NfnetError if scapy is not installed.
     """
@@ -49,20 +50,21 @@ def parse(packet: bytes, ethertype: int) -> Any:
         layer = Raw
     try:
         return layer(packet)
-    except Exception:  # a cut header, for instance; scapy itself does the same in the layers behind the first
+    except Exception:  # a truncated header, for instance; scapy itself does the same in the layers after the first
         return Raw(packet)
 
 
 def may_begin(packet: Any, *, ip: bool) -> bool:
-    """Whether its first layer may stand where a network header does; with ``ip``, where an IP header does."""
+    """Return whether the first layer can take the place of a network header; with ``ip``, that of an IP header."""
     return packet.name in ("IP", "IPv6", "Raw") if ip else packet.name not in ("Ethernet", "802.3")
 
 
 def build(packet: Any) -> bytes:
-    """The bytes of a packet of scapy's, with lengths and checksums computed anew, whatever they were."""
+    """Return the bytes of a packet of scapy, with lengths and checksums computed anew."""
     copy = packet.copy()
     layer = copy
-    # What an error of ICMP quotes is not ours to mend, nor what is in a fragment: its checksum covers all of them.
+    # The packet that an ICMP error quotes stays unchanged, and so does the content of a fragment, because its checksum
+    # covers all fragments.
     while layer and not layer.name.endswith("in ICMP") and not layer.name.endswith("in ICMPv6"):
         for name in _COMPUTED:
             if layer.fields.get(name) is not None and _is_computed(layer, name):
@@ -78,5 +80,5 @@ def _is_fragment(layer: Any) -> bool:
 
 
 def _is_computed(layer: Any, name: str) -> bool:
-    """Whether scapy fills the field in where it is missing: its default is None."""
+    """Return whether scapy computes the field if it is missing: then its default is None."""
     return bool(layer.default_fields.get(name, 0) is None)

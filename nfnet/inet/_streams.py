@@ -1,4 +1,4 @@
-"""The beginnings of TCP streams, put together from segments."""
+"""The beginnings of TCP streams, assembled from segments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SYN, _RST, _ENDS = int(TcpFlag.SYN), int(TcpFlag.RST), int(TcpFlag.FIN | TcpFla
 
 
 class Beginnings:
-    """Collects the beginnings of TCP streams from packets, in whatever order their segments come.
+    """Collects the beginnings of TCP streams from packets, whose segments can arrive in any order.
 
         beginnings = inet.Beginnings()
 
@@ -19,50 +19,51 @@ class Beginnings:
             name = inet.server_name(beginnings.add(packet.payload))
             ...
 
-    A stream is what one end of a connection sends: the two directions of a connection are two streams, told apart by
-    addresses and ports. A stream begins with its SYN, so the SYN must be among the packets that are added: the rule
-    must not leave it out, as ``state="established"`` would.
+    A stream is the data that one end of a connection sends: the two directions of a connection are two streams,
+    distinguished by addresses and ports. A stream begins with its SYN, so the SYN must be among the packets that are
+    added. A rule with ``state="established"``, for instance, does not queue the SYN.
 
-    max_bytes: how many bytes of each stream are kept; what follows them is passed over. Default: 16 KiB, as many as
+    max_bytes: how many bytes of each stream are kept; later bytes are ignored. Default: 16 KiB, as many as
         `server_name` reads.
-    max_streams: how many streams are kept. When one more begins, another is forgotten: the one that ended the longest
-        ago, or if none has ended, the one whose last packet was the longest ago. Default: 4096.
+    max_streams: how many streams are kept. When one more begins, another is discarded: the one that ended first, or, if
+        none has ended, the one that has been without a packet for the longest time. Default: 4096.
 
-    A stream takes some 300 bytes of memory, and twice the bytes that are kept of it. With the defaults all of them take
-    at most 150 MiB, if every sender sends that much, and about 17 MiB for 4096 TLS hellos of 2 KB. The time for a
+    A stream takes about 300 bytes of memory, and twice the bytes that are kept of it. With the defaults all streams
+    take at most 150 MiB, if every sender sends 16 KiB, and about 17 MiB for 4096 TLS hellos of 2 KB. The time for a
     packet depends neither on the number of streams nor, on average, on how a sender cuts, orders or repeats segments.
 
-    One thread at a time may use an object. ``len()`` is the number of streams.
+    Only one thread at a time may use an object. ``len()`` is the number of streams.
 
     Raises ArgumentError for limits outside of 1 to 16,777,216.
     """
 
     def __init__(self, *, max_bytes: int = 16_384, max_streams: int = 4_096) -> None:
-        # Sequence numbers tell places apart that are less than 2 GiB away from each other.
+        # Sequence numbers distinguish places that are less than 2 GiB away from each other.
         self._max_bytes = check("max_bytes", max_bytes, 1, 1 << 24)
         self._max_streams = check("max_streams", max_streams, 1, 1 << 24)
-        # Both in the order in which they are forgotten.
+        # Both in the order in which streams are discarded.
         self._open: OrderedDict[bytes, _Stream] = OrderedDict()
         self._ended: OrderedDict[bytes, _Stream] = OrderedDict()
         self.forgotten = 0
-        """How many streams were forgotten before they ended: if that grows, ``max_streams`` is too small."""
+        """How many streams were discarded before they ended. If this grows, ``max_streams`` is too small."""
 
     def __len__(self) -> int:
         return len(self._open) + len(self._ended)
 
     def add(self, packet: bytes) -> bytes | None:
-        """Add an IP packet; returns the beginning of the stream that it is part of, as far as it is known now.
+        """Add an IP packet, and return the known beginning of the stream to which it belongs.
 
-        That is everything from the first byte on, this packet's data included, up to the first byte that is missing, or
-        to ``max_bytes``; b"" after a SYN alone. Later packets of the stream get it, too. Where segments overlap, the
-        bytes that came first count, if the others differ.
+        That is all data from the first byte on, this packet's data included, up to the first missing byte or to
+        ``max_bytes``; b"" after only a SYN. Later packets of the stream also return it. If segments overlap and differ,
+        the bytes that arrived first count.
 
-        None if that beginning is not known: the SYN was not among the packets, or the stream has been forgotten; the
-        packet is not TCP, or a fragment; or not the whole packet was copied (``copy_range``), and data are missing.
+        Returns None if the beginning is not known: the SYN was not among the packets, or the stream was discarded; the
+        packet is not TCP, or is a fragment; or data is missing because only a part of the packet was copied
+        (``copy_range``).
 
-        A SYN with another sequence number begins the stream anew, as a new connection between the same ports does. A
-        FIN or RST ends it: it is kept while there is room, since segments may be sent once more, and forgotten before
-        those that have not ended.
+        A SYN with another sequence number begins a new stream, because it begins a new connection between the same
+        ports. A FIN or RST ends the stream. An ended stream is kept while there is room, because its segments can be
+        retransmitted, and is discarded before streams that have not ended.
         """
         where = transport(packet)
         if where is None or where.protocol != TCP:
@@ -73,7 +74,7 @@ class Beginnings:
         seq, flags = int.from_bytes(packet[header + 4 : header + 8], "big"), packet[header + 13]
         stream = self._open.get(key) or self._ended.get(key)
         if flags & _SYN and not flags & _RST:
-            seq += 1  # the SYN has a number itself, the one before the first byte's
+            seq += 1  # the SYN takes a sequence number, the one before that of the first byte
             if stream is None or stream.start != seq:
                 stream = self._begin(key, seq)
         if stream is None:
@@ -104,10 +105,10 @@ class Beginnings:
 
 
 class _Stream:
-    """What is known of the beginning of a stream.
+    """The known data of the beginning of a stream.
 
-    An exception may interrupt its methods anywhere, a signal handler's for instance, and nothing is wrong afterwards:
-    bytes count as known only once they are in their places.
+    An exception of a signal handler can interrupt its methods anywhere without damage: bytes count as known only after
+    they have been stored.
     """
 
     __slots__ = ("_data", "_known", "_length", "start")
@@ -115,17 +116,17 @@ class _Stream:
     def __init__(self, start: int) -> None:
         self.start = start  # the sequence number of the first byte
         self._data = bytearray()
-        self._known = bytearray()  # for each byte of the data 1 if it has come, else 0
-        self._length = 0  # without a gap
+        self._known = bytearray()  # for each byte of the data 1 if it has arrived, else 0
+        self._length = 0  # of the data before the first gap
 
     def beginning(self) -> bytes:
         return bytes(self._data[: self._length])
 
     def put(self, place: int, data: bytes) -> None:
-        """Fill with the data, whose first byte is at ``place``, what is not known yet.
+        """Fill gaps with the data, whose first byte is at ``place``. Known bytes stay.
 
-        Each turn of the loop fills a gap, or a part of one at an end of the data. A segment leaves at most one gap more
-        than there were, so the turns are at most three times as many as segments, however these overlap.
+        Each iteration of the loop fills a gap, or a part of one at an end of the data. A segment adds at most one gap,
+        so all iterations are at most three times as many as segments, however these overlap.
         """
         end = place + len(data)
         if not data or end <= self._length:

@@ -1,4 +1,4 @@
-"""The name of the server that a TLS client asks for."""
+"""The server name in the hello of a TLS client (SNI)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from construct import Int8ub, Int16ub, Struct
 from .._printable import printable
 from ..protocol.layout import compile_struct
 
-MAX_HELLO = 16_384  # bytes of a stream, after which nothing is incomplete any more
-# So many records, extensions or names are read. Real hellos have one or two records, some twenty extensions and one
-# name; thousands would take as long to read as a hundred hellos, and for each segment anew.
+MAX_HELLO = 16_384  # bytes of a stream; with so many the answer is final
+# The maximum number of records, extensions or names that are read. Real hellos have one or two records, about twenty
+# extensions and one name. A hello with thousands would take as long as a hundred hellos, again for each segment.
 _MOST = 64
 
-_HANDSHAKE_RECORD = b"\x16\x03"  # its type, and the first byte of the version, which never became another
+_HANDSHAKE_RECORD = b"\x16\x03"  # its type, and the first byte of the version, which is the same in all versions
 _RECORD_HEADER = 5
 _CLIENT_HELLO = 1  # of handshake messages
 _MESSAGE_HEADER = 4
-_SESSION_ID = 38  # where it is in a hello: behind the message's header, a version and 32 random bytes
+_SESSION_ID = 38  # its offset in a hello: after the message's header, a version and 32 random bytes
 _SERVER_NAME = 0  # of extensions
 _HOST_NAME = 0  # of server names
 
@@ -30,7 +30,7 @@ _NAME = compile_struct(Struct("type" / Int8ub, "length" / Int16ub))
 
 
 class Incomplete(Enum):
-    """The answer while more of the stream is needed: `INCOMPLETE`, the only member. It is false, as None is."""
+    """The result while more of the stream is needed: `INCOMPLETE`, the only member. It is false, like None."""
 
     INCOMPLETE = "incomplete"
 
@@ -42,27 +42,28 @@ INCOMPLETE: Final = Incomplete.INCOMPLETE
 
 
 class _Ended(Exception):  # noqa: N818 - not an error
-    """The bytes end before what is to be read."""
+    """The bytes end before the field that is needed."""
 
 
 def server_name(data: bytes | None) -> str | Incomplete | None:
-    """The host name in the ClientHello with which a TLS stream begins (SNI), in lower case, without a dot at its end.
+    """Return the host name in the ClientHello at the beginning of a TLS stream (SNI).
 
-    ``data`` is the beginning of the stream, as `Beginnings.add` returns it. There are three answers:
+    The name is in lower case, without a dot at its end. ``data`` is the beginning of the stream, as `Beginnings.add`
+    returns it. There are three results:
 
-    - the name, as soon as it is among the bytes. It is printable ASCII: any other byte is shown as ``[c3]``. That it is
-      the name of a host, or no IP address, is not checked.
-    - None: there is none, and more data would not change that. Also if the stream is no TLS; if it is TLS without the
-      extension, such as an SSL 2.0 hello; if the hello is malformed; if the name is not in the first 16 KiB of the
-      stream, or behind 64 records or extensions, which no ordinary client sends; and for None.
+    - the name, as soon as ``data`` contains it. It is printable ASCII: any other byte is shown as ``[c3]``. It is not
+      checked to be the name of a host, or not an IP address.
+    - None: the stream has no name, and more data will not change that. The stream is not TLS; or it is TLS without the
+      extension, such as an SSL 2.0 hello; or the hello is malformed; or the name is not in the first 16 KiB of the
+      stream, or comes after 64 records or extensions, which no ordinary client sends; or ``data`` is None.
     - `INCOMPLETE`: more of the stream is needed; never for 16 KiB or more.
 
-    A handler has to accept packets while the hello is incomplete, since some senders send the rest only then. Nothing
-    is lost by that: it decides about the packet that completes the hello, without which no server can answer.
+    A handler must accept packets while the hello is incomplete, because some clients send the rest only then. This is
+    safe: the handler decides about the packet that completes the hello, without which no server can answer.
 
-    With Encrypted ClientHello (ECH) it is the name in the outer hello, that of the operator and not of the site.
+    With Encrypted ClientHello (ECH) it is the name in the outer hello, which is the operator's and not the site's.
 
-    Raises TypeError if ``data`` are no bytes.
+    Raises TypeError if ``data`` is not bytes.
     """
     if data is None:
         return None
@@ -76,7 +77,7 @@ def server_name(data: bytes | None) -> str | Incomplete | None:
 
 
 def _first_message(data: bytes) -> tuple[bytes, bool]:
-    """The first handshake message in the records, as far as it goes, and whether more data would not add to it."""
+    """Return the known part of the first handshake message in the records, and whether more data cannot extend it."""
     message, place = b"", 0
     for _ in range(_MOST):
         header = data[place : place + _RECORD_HEADER]
@@ -96,7 +97,7 @@ def _first_message(data: bytes) -> tuple[bytes, bool]:
 
 
 def _host_name(hello: bytes) -> bytes:
-    """The first host name in a hello, b"" for none. Raises _Ended if the message ends before that can be said."""
+    """Return the first host name in a hello, or b"" for none. Raises _Ended if the message ends too early to tell."""
     if _number(hello, 0, 1) != _CLIENT_HELLO:
         return b""
     place = _SESSION_ID
@@ -115,9 +116,9 @@ def _host_name(hello: bytes) -> bytes:
 
 
 def _fields(data: bytes, place: int, end: int, head: struct.Struct) -> Iterator[tuple[int, int, int]]:
-    """Of each field in a list its type, and where its content begins and ends; the head has the type and the length.
+    """Yield type, start and end of the content of each field in a list. ``head`` reads type and length of a field.
 
-    Ends before a field that is longer than the list.
+    Stops at a field that extends beyond the list.
     """
     for _ in range(_MOST):
         if place >= end:

@@ -1,6 +1,6 @@
-"""The IP headers of most packets, with the first four bytes that follow: read in one step, for writers of many records.
+"""Readers of the usual IP headers and of the four bytes after them in one step, for writers of many records.
 
-Their readers must check that the packet is a usual one: no options, no extension headers, no later fragment.
+The caller must check that the packet is a usual one: no options, no extension headers, no later fragment.
 """
 
 from __future__ import annotations
@@ -39,4 +39,4 @@ read_ipv6 = compile_struct(
 ).unpack_from
 
 LEAST_IPV4, LEAST_IPV6 = 24, 44
-"""The sizes that they need, in bytes."""
+"""The minimum sizes of packets for `read_ipv4` and `read_ipv6`, in bytes."""

@@ -1,4 +1,4 @@
-"""The wire format: bytes in, values out, and back. No sockets, no clocks, no files.
+"""The wire format: bytes to values, and back. No sockets, no clocks, no files.
 
 Every layout is a construct schema and every attribute a row of a table; `layout` derives the fast readers from them.
 """
@@ -12,7 +12,7 @@ _MODULES = ("conntrack", "enumerations", "nfnetlink", "nfqnl", "nfulnl")
 
 
 def __getattr__(name: str) -> ModuleType:
-    """The public modules, imported when somebody asks for them."""
+    """Import a public module when it is first used."""
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""Datagrams from a machine of the other byte order, which a recording may hold, turned into those of this one.
+"""Conversion of datagrams in a recording from a machine of the other byte order into that of this machine.
 
-Only what `netlink` describes is in the order of a machine: the headers of messages and attributes, at all depths, and
-what the kernel says of an error. What NFQUEUE and NFLOG put into attributes is big-endian anyway.
+Only the structures in `netlink` are in the byte order of a machine: the headers of messages and attributes, at all
+depths, and the kernel's reports of errors. The data of NFQUEUE and NFLOG attributes is big-endian on all machines.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _other_attribute_header = struct.Struct(_OTHER_PREFIX + layout.attribute_header.
 
 
 def order_of(datagram: bytes, expected: ByteOrder, size: int | None = None) -> ByteOrder:
-    """The byte order of a datagram: ``expected``, unless the length in its first header makes sense in the other alone.
+    """Return a datagram's byte order: ``expected``, unless the length in its first header is valid only in the other.
 
-    ``size`` is that of the whole datagram, if this is only its beginning.
+    ``size`` is the size of the whole datagram in bytes, if ``datagram`` is only its beginning.
     """
     size = len(datagram) if size is None else size
     other: ByteOrder = "big" if expected == "little" else "little"
@@ -36,7 +36,10 @@ def order_of(datagram: bytes, expected: ByteOrder, size: int | None = None) -> B
 
 
 def order_of_attributes(data: bytes, start: int, expected: ByteOrder, size: int) -> ByteOrder:
-    """Likewise for attributes that begin at ``start``; ``size`` is that of the whole data."""
+    """Return the byte order of attributes that begin at ``start``, by the length in the header of the first one.
+
+    ``size`` is the size of the whole data in bytes.
+    """
     other: ByteOrder = "big" if expected == "little" else "little"
     for order in (expected, other):
         if netlink.ATTRIBUTE_HEADER_SIZE <= int.from_bytes(data[start : start + 2], order) <= size - start:
@@ -45,10 +48,10 @@ def order_of_attributes(data: bytes, start: int, expected: ByteOrder, size: int)
 
 
 def to_host(datagram: bytes, order: ByteOrder, size: int | None = None) -> bytes:
-    """A datagram of that byte order, as this machine would have it. Raises DecodeError if it is damaged.
+    """Return a datagram of byte order ``order`` in the byte order of this machine. Raises DecodeError if it is damaged.
 
-    Its messages may be those of any netfilter subsystem: our tables say which attributes hold attributes, and
-    NLA_F_NESTED does where they know nothing. ``size`` is that of the whole datagram, if this is only its beginning.
+    The messages can be those of any netfilter subsystem. Which attributes contain attributes is known from our tables,
+    or from NLA_F_NESTED for attributes that are not in a table. ``size`` is as for `order_of`.
     """
     if order == HOST:
         return datagram
@@ -64,7 +67,10 @@ def to_host(datagram: bytes, order: ByteOrder, size: int | None = None) -> bytes
 
 
 def attributes_to_host(data: bytes, start: int, order: ByteOrder, table: Table, size: int | None = None) -> bytes:
-    """The same for attributes that begin at ``start`` and which ``table`` describes; what is before them stays."""
+    """Return data whose attributes, from ``start`` on, are converted like those of a datagram; see `to_host`.
+
+    ``table`` describes the attributes. The bytes before ``start`` stay unchanged.
+    """
     if order == HOST:
         return data
     turned = bytearray(data)
@@ -73,7 +79,7 @@ def attributes_to_host(data: bytes, start: int, order: ByteOrder, table: Table, 
 
 
 def _turner(format: str) -> Callable[[bytearray, int], tuple[int, ...]]:
-    """What turns the numbers of a structure, at an offset, and returns them."""
+    """Return a function that converts the numbers of a structure at an offset, and returns them."""
     theirs, ours = struct.Struct(_OTHER_PREFIX + format), struct.Struct(PREFIX + format)
 
     def turn(data: bytearray, offset: int) -> tuple[int, ...]:
@@ -90,7 +96,7 @@ _turn_attribute_header = _turner(layout.attribute_header.format[1:])
 
 
 def _turn_body(data: bytearray, start: int, end: int, kind: int) -> None:
-    """What is behind the header of a message; control messages have nothing there."""
+    """Convert the attributes of a message. Control messages have none."""
     if kind >= netlink.NLMSG_MIN_TYPE:
         _turn_attributes(data, start + BODY, end, _TABLES.get(kind, {}))
 
@@ -104,7 +110,7 @@ def _turn_answer(data: bytearray, start: int, end: int, flags: int) -> None:
     _, length, kind, *_ = _turn_nlmsgerr(data, place)
     place += 4
     echoed = netlink.HEADER_SIZE if flags & netlink.Flag.CAPPED else length
-    if echoed <= end - place:  # old kernels echo the header alone of what they acknowledge, and do not say so
+    if echoed <= end - place:  # old kernels echo only the header of an acknowledged request, without setting CAPPED
         _turn_body(data, place, place + echoed, kind)
     if flags & netlink.Flag.ACK_TLVS:
         _turn_error_attributes(data, place + (echoed + 3 & ~3), end)
@@ -115,7 +121,7 @@ def _turn_error_attributes(data: bytearray, start: int, end: int) -> None:
         if number in _ERROR_NUMBERS:
             _turn_number(data, first, last)
         elif number == ErrorAttribute.POLICY:
-            for _, _, low, high in _turning(data, first, last):  # NL_POLICY_TYPE_ATTR_*: all are one number
+            for _, _, low, high in _turning(data, first, last):  # NL_POLICY_TYPE_ATTR_*: each is one number
                 _turn_number(data, low, high)
 
 
@@ -131,7 +137,7 @@ def _turn_attributes(data: bytearray, start: int, end: int, table: Table, depth:
 
 
 def _turning(data: bytearray, start: int, end: int) -> Iterator[tuple[int, bool, int, int]]:
-    """The attributes, each with its header turned: number, whether NLA_F_NESTED is set, and where its data are."""
+    """Convert the headers of attributes. Yield number, whether NLA_F_NESTED is set, start and end of data for each."""
     for number, first, last in layout.walk(data, start, end, header=_other_attribute_header):
         _, kind = _turn_attribute_header(data, first - netlink.ATTRIBUTE_HEADER_SIZE)
         yield number, bool(kind & NESTED), first, last

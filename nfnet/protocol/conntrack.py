@@ -1,7 +1,7 @@
-"""The connection tracking entry that rides along with a packet: NFQA_CT and NFULA_CT.
+"""The connection tracking entry that the kernel sends with a packet: NFQA_CT and NFULA_CT.
 
-Facts: ``linux/netfilter/nfnetlink_conntrack.h``. Numbers are big-endian, except the id, which the kernel puts there
-without swapping: it is an opaque hash, to be compared and nothing else.
+Facts: ``linux/netfilter/nfnetlink_conntrack.h``. Numbers are big-endian, except the id, which the kernel stores in host
+byte order. The id is an opaque hash, useful only for comparison.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .nfnetlink import Attribute, nested, parse_attributes, table
 
 
 class CtInfo(OpenEnum):
-    """How a packet relates to its connection (``enum ip_conntrack_info``); from 3 on it goes in reply direction."""
+    """The relation of a packet to its connection (``enum ip_conntrack_info``); from 3 on, in reply direction."""
 
     ESTABLISHED = 0
     RELATED = 1
@@ -27,7 +27,7 @@ class CtInfo(OpenEnum):
 
 
 class Status(OpenFlag):
-    """``IPS_*``: what connection tracking knows of the connection."""
+    """``IPS_*``: the status bits of a connection."""
 
     EXPECTED = 0x1
     SEEN_REPLY = 0x2
@@ -95,7 +95,7 @@ _TIMES = table(
 _SEQ_ADJ = table(
     Attribute(1, "CTA_SEQADJ_CORRECTION_POS", Int32ub, "sequence number from which the shift holds"),
     Attribute(2, "CTA_SEQADJ_OFFSET_BEFORE", Int32ub, "shift before it"),
-    Attribute(3, "CTA_SEQADJ_OFFSET_AFTER", Int32ub, "shift behind it"),
+    Attribute(3, "CTA_SEQADJ_OFFSET_AFTER", Int32ub, "shift after it"),
 )
 _SYNPROXY = table(
     Attribute(1, "CTA_SYNPROXY_ISN", Int32ub, "initial sequence number"),
@@ -134,16 +134,16 @@ class CTA(IntEnum):
 
 
 CTA_TABLE = table(
-    nested(CTA.TUPLE_ORIG, "CTA_TUPLE_ORIG", _TUPLE, "the connection as its first packet saw it"),
-    nested(CTA.TUPLE_REPLY, "CTA_TUPLE_REPLY", _TUPLE, "what an answer looks like"),
+    nested(CTA.TUPLE_ORIG, "CTA_TUPLE_ORIG", _TUPLE, "addresses and ports of the first packet, before NAT"),
+    nested(CTA.TUPLE_REPLY, "CTA_TUPLE_REPLY", _TUPLE, "addresses and ports of packets in reply direction"),
     Attribute(CTA.ZONE, "CTA_ZONE", Int16ub, "zone of both directions"),
     Attribute(CTA.ID, "CTA_ID", Bytes(4), "opaque id"),
     Attribute(CTA.STATUS, "CTA_STATUS", Int32ub, "IPS_* bits"),
-    Attribute(CTA.TIMEOUT, "CTA_TIMEOUT", Int32ub, "seconds until it is forgotten"),
+    Attribute(CTA.TIMEOUT, "CTA_TIMEOUT", Int32ub, "seconds until the entry expires"),
     nested(CTA.PROTOINFO, "CTA_PROTOINFO", _PROTOINFO, "state of the protocol"),
     nested(CTA.COUNTERS_ORIG, "CTA_COUNTERS_ORIG", _COUNTERS, "traffic"),
     nested(CTA.COUNTERS_REPLY, "CTA_COUNTERS_REPLY", _COUNTERS, "traffic in reply direction"),
-    nested(CTA.TIMESTAMP, "CTA_TIMESTAMP", _TIMES, "when it began and ended"),
+    nested(CTA.TIMESTAMP, "CTA_TIMESTAMP", _TIMES, "start and end of the connection"),
     nested(CTA.HELP, "CTA_HELP", table(Attribute(1, "CTA_HELP_NAME", _text, "name")), "helper module"),
     nested(CTA.SECCTX, "CTA_SECCTX", table(Attribute(1, "CTA_SECCTX_NAME", _text, "name")), "security context"),
     nested(CTA.TUPLE_MASTER, "CTA_TUPLE_MASTER", _TUPLE, "the connection that announced this one"),
@@ -159,7 +159,7 @@ CTA_TABLE = table(
 
 
 class Endpoints(NamedTuple):
-    """One direction of a connection: addresses and ports; what its protocol does not have is None."""
+    """One direction of a connection: addresses and ports. Fields that its protocol does not have are None."""
 
     source: str | None
     destination: str | None
@@ -169,9 +169,9 @@ class Endpoints(NamedTuple):
 
 
 class Conntrack(NamedTuple):
-    """A connection tracking entry; what the kernel did not send is None.
+    """A connection tracking entry. Fields that the kernel did not send are None.
 
-    ``timeout`` is in seconds, ``id`` opaque, ``values`` everything that came, by CTA number.
+    ``timeout`` is in seconds, ``id`` is opaque, and ``values`` has all received attributes, by CTA number.
     """
 
     original: Endpoints | None
@@ -187,7 +187,7 @@ class Conntrack(NamedTuple):
 
 
 def parse(data: bytes, offset: int = 0) -> Conntrack:
-    """The entry in the data of NFQA_CT or NFULA_CT, at ``offset`` of its message. Raises DecodeError."""
+    """Return the entry in the data of NFQA_CT or NFULA_CT, at ``offset`` of its message. Raises DecodeError."""
     values = parse_attributes(data, CTA_TABLE, offset)
     helper = values.get(CTA.HELP, {}).get(1)
     return Conntrack(
@@ -218,7 +218,7 @@ def _endpoints(values: dict[int, Any] | None) -> Endpoints | None:
 
 
 def tuple_of(endpoints: Endpoints) -> dict[int, Any]:
-    """The value of CTA_TUPLE_ORIG or CTA_TUPLE_REPLY for a connection with ports."""
+    """Return the value of CTA_TUPLE_ORIG or CTA_TUPLE_REPLY for a connection with ports."""
     version6 = ":" in str(endpoints.source)
     source, destination = (
         socket.inet_pton(socket.AF_INET6 if version6 else socket.AF_INET, address or "")

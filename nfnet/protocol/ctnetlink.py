@@ -1,4 +1,4 @@
-"""Requests to the connection tracking table (ctnetlink); the layout of what they carry is that of `conntrack`."""
+"""Requests to the connection tracking table (ctnetlink). `conntrack` has the layout of their attributes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _build(operation: Operation, attributes: bytes, *, family: int = 0, flags: i
 
 
 def build_attributes(values: Mapping[int, Any], rows: Table = CTA_TABLE) -> bytes:
-    """Attributes of an entry, by CTA number; the value of a nested one is a dict again."""
+    """Return the attributes of an entry, from values by CTA number; the value of a nested one is another dict."""
     parts = []
     for number, value in values.items():
         row = rows[number]
@@ -39,14 +39,15 @@ def build_attributes(values: Mapping[int, Any], rows: Table = CTA_TABLE) -> byte
 
 
 def dump_marked(mark: int, mask: int) -> bytes:
-    """Ask for all entries whose mark, of the bits of ``mask``, is ``mark``."""
+    """Return a request for all entries whose mark, in the bits of ``mask``, is ``mark``."""
     return _build(Operation.GET, build_attributes({CTA.MARK: mark, CTA.MARK_MASK: mask}), flags=_DUMP, seq=1)
 
 
 def create(there: Endpoints, mark: int, timeout: int) -> bytes:
-    """Make an entry for a connection of which no packet has got through, for so many seconds from its last packet on.
+    """Return a request to create the entry of a connection none of whose packets was accepted.
 
-    Of UDP or TCP, untranslated, in zone 0. Answered with EEXIST if there is one.
+    The entry expires ``timeout`` seconds after the last packet. The connection is one of UDP or TCP, without NAT, in
+    zone 0. The kernel answers with EEXIST if the entry exists.
     """
     back = Endpoints(there.destination, there.source, there.protocol, there.destination_port, there.source_port)
     values: dict[int, Any] = {
@@ -60,9 +61,9 @@ def create(there: Endpoints, mark: int, timeout: int) -> bytes:
 
 
 def set_marks(entries: Iterable[bytes], mark: int, mask: int) -> bytes:
-    """Change the bits of ``mask`` of the marks of entries, messages of a dump; a message for each.
+    """Return requests, one for each entry, that change the bits of ``mask`` in its mark.
 
-    Those that are gone are answered with ENOENT.
+    ``entries`` are messages of a dump. The kernel answers with ENOENT for an entry that no longer exists.
     """
     change = build_attributes({CTA.MARK: mark, CTA.MARK_MASK: mask})
     frame = _build(Operation.NEW, change)
@@ -77,7 +78,7 @@ def set_marks(entries: Iterable[bytes], mark: int, mask: int) -> bytes:
 
 
 def _identity(entry: bytes) -> bytes:
-    """The attributes by which the kernel finds the entry again, as they came."""
+    """Return the attributes by which the kernel finds the entry again, unchanged."""
     found = b""
     for number, start, end in walk(entry, BODY, len(entry)):
         if number in (CTA.TUPLE_ORIG, CTA.ZONE):

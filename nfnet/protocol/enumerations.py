@@ -1,11 +1,11 @@
-"""Enumerations of the kernel's, to which newer kernels add: a value that is not known here is a member all the same.
+"""Enumerations of the kernel, to which newer kernels can add values: a value that is not known here is also a member.
 
     >>> Hook(7)
     <Hook.UNKNOWN_7: 7>
 
-So whatever is said to be a `Hook` is one, with a name and a value. Members for unknown values are made anew each time,
-and kept nowhere: whoever sends packets, or wrote a recording, could have any number of them made. Compare them by
-``==``, not by ``is``.
+So every value of type `Hook` is a member with a name. A member for an unknown value is created each time it is needed,
+and never stored, because the sender of packets, or the author of a recording, could cause any number of them. Compare
+members by ``==``, not by ``is``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _Number = TypeVar("_Number", bound="OpenEnum")
 
 
 class OpenEnum(IntEnum):
-    """An enumeration of numbers that may have other members elsewhere."""
+    """An enumeration of numbers, in which values without a name are members, too."""
 
     @classmethod
     def _missing_(cls: type[_Number], value: object) -> _Number | None:
         if not isinstance(value, int):
-            return None  # a ValueError
+            return None  # then Enum raises ValueError
         member = int.__new__(cls, value)
         member._name_ = f"UNKNOWN_{int(value)}"
         member._value_ = int(value)
@@ -30,13 +30,13 @@ class OpenEnum(IntEnum):
 
 
 class OpenFlag(IntFlag):
-    """Flags that may have other bits elsewhere; unknown ones are kept in the value."""
+    """Flags, in which bits without a name are kept in the value."""
 
     @classmethod
     def _missing_(cls, value: object) -> object:
         member = super()._missing_(value)
         if isinstance(value, int) and value & ~_known_bits(cls):
-            cls._value2member_map_.pop(value, None)  # where IntFlag has kept it
+            cls._value2member_map_.pop(value, None)  # IntFlag has stored it there
         return member
 
 

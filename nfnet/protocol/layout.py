@@ -1,14 +1,14 @@
 """The fast readers, derived from the schemas when they are imported.
 
-construct takes 64-79 µs for one packet message; a queue has about two. Three things make up the difference:
+construct takes 64-79 µs for one packet message; a queue has about two. Three things make the readers fast enough:
 
-- `compile_struct` turns a schema of fixed size into the `struct.Struct` of the same layout.
+- `compile_struct` converts a schema of fixed size into the `struct.Struct` of the same layout.
 - `walk` steps over attributes without building objects for them.
-- `Layouts` remembers where the attributes stood. The messages that one rule causes have the same attributes at the
-  same places, so one ``unpack`` of all attribute headers, compared with those of the remembered message, proves that
-  a walk would end up in the same places. Nothing less than *all* headers is proof: what lies at a remembered offset
-  may be chosen by whoever sent the packet. Where only the length of the payload is new, a walk from header to header
-  finds what else was learned of such messages.
+- `Layouts` remembers the offsets of the attributes. The messages that one rule causes have the same attributes at the
+  same offsets. If all attribute headers, read by one ``unpack``, are equal to those of the remembered message, a walk
+  would find the same offsets. The comparison needs *all* headers, because the sender of the packet can choose the bytes
+  at a remembered offset. If only the length of the payload is new, a walk from header to header finds the remembered
+  `Shape` of such messages.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ import construct
 from ..errors import DecodeError
 from . import netlink
 
-# So many layouts and shapes `Layouts` remembers before it starts afresh, and of one length so many.
+# The numbers of layouts and shapes that `Layouts` remembers before it discards all of them, and of layouts of messages
+# of one length.
 _MAX_LAYOUTS = 4096
 _MAX_SHAPES = 1024
 _MAX_OTHERS = 8
 
 
 def compile_struct(schema: Any, *pick: str) -> struct.Struct:
-    """The `struct.Struct` that reads what ``schema`` does, big-endian.
+    """Return the `struct.Struct` that reads the fields of ``schema``, as big-endian numbers.
 
-    With names in ``pick`` (dotted for inner structures) only these are read and the rest is skipped. Fields in host
-    order are read big-endian too: good for comparing with what the same reader makes of another message, no more.
-    Raises TypeError for a schema without a fixed size.
+    With names in ``pick`` (dotted for inner structures) it reads only these and skips the rest. It also reads fields in
+    host order as big-endian; their values can only be compared with those that the same reader returns for another
+    message. Raises TypeError for a schema without a fixed size.
     """
     return struct.Struct(">" + "".join(_format(schema, "", pick)))
 
@@ -59,32 +60,34 @@ def _format(schema: Any, name: str, pick: tuple[str, ...]) -> Iterator[str]:
 
 
 def fixed_size(schema: Any) -> int:
-    """How many bytes ``schema`` takes, 0 if that depends on the data."""
+    """Return the size of ``schema`` in bytes, or 0 if it depends on the data."""
     try:
         return compile_struct(schema).size
     except TypeError:
         return 0
 
 
-attribute_header = struct.Struct(netlink.PREFIX + "HH")  # struct nlattr, the one thing here in host order
+attribute_header = struct.Struct(netlink.PREFIX + "HH")  # struct nlattr, the only layout here in host order
+_pack_header = attribute_header.pack
+_PADDING = tuple(bytes(-length % 4) for length in range(4))
 
 
 def build_attribute(number: int, data: bytes) -> bytes:
-    """One attribute, padded to a multiple of 4 bytes."""
+    """Return one attribute, padded to a multiple of 4 bytes."""
     length = netlink.ATTRIBUTE_HEADER_SIZE + len(data)
-    return attribute_header.pack(length, number) + data + bytes(-length % 4)
+    return _pack_header(length, number) + data + _PADDING[length % 4]
 
 
 def walk(
     data: bytes | bytearray, start: int, end: int, base: int = 0, header: struct.Struct = attribute_header
 ) -> Iterator[tuple[int, int, int]]:
-    """The attributes of ``data[start:end]``: number without flags, and where the data of each begins and ends.
+    """Yield the attributes of ``data[start:end]``: number without flags, start and end of the data.
 
-    The padding of the last one may be missing. Raises DecodeError for one that is too short or overlaps the end,
-    with an offset counted from ``base`` bytes before ``data``.
+    The padding of the last one can be missing. Raises DecodeError for an attribute that is too short or extends beyond
+    ``end``, with an offset counted from ``base`` bytes before ``data``.
 
-    ``end`` may be beyond the end of ``data``, if that is only the beginning of what it was. Then the end of the last
-    attribute may be, too; without a whole header it is left out.
+    If ``data`` is only the beginning of the message, ``end`` can be beyond its end. Then the end of the last attribute
+    can be, too; an attribute without a complete header is left out.
     """
     while start < end:
         left = end - start
@@ -92,7 +95,7 @@ def walk(
             raise DecodeError(f"{left} bytes are too few for an attribute", base + start)
         try:
             length, number = header.unpack_from(data, start)
-        except struct.error:  # where `data` end
+        except struct.error:  # the end of `data`
             return
         number &= netlink.TYPE_MASK
         if length < netlink.ATTRIBUTE_HEADER_SIZE:
@@ -104,7 +107,7 @@ def walk(
 
 
 class Layout:
-    """Where the attributes of a message stand, and what proves that those of another stand there too."""
+    """The offsets of the attributes in a message, and the headers by which other messages with them are recognized."""
 
     __slots__ = ("expected", "headers", "number", "other", "payload", "spans")
 
@@ -112,29 +115,29 @@ class Layout:
         self.headers: Callable[[bytes], tuple[int, ...]] = shape.headers
         """Reads nlmsg_len and the headers of all attributes."""
         self.expected = expected
-        """What it reads in each message that has this layout."""
+        """The numbers that ``headers`` reads in each message that has this layout."""
         self.spans = spans
-        """Attribute number to the slice of the message that is its data. The last one may count from the end."""
+        """Attribute number to the slice of the message with its data. The end of the last one can be negative."""
         self.payload: slice = spans.get(shape.payload, _NOTHING)
-        """The slice that is the payload, an empty one where there is none."""
+        """The slice with the payload; an empty one if there is no payload."""
         self.other = other
         """Another layout of messages of the same length."""
         self.number: int = 1 if other is None else other.number + 1
-        """How many of that length there are with it."""
+        """The number of layouts in the chain from this one on."""
 
 
 _NOTHING = slice(0, 0)
 
 
 class Shape:
-    """What messages have in common that differ in the length of their last attribute alone, which is the payload."""
+    """The common part of messages that differ only in the length of their last attribute, usually the payload."""
 
     __slots__ = ("_least", "_padded", "_spans", "headers", "last", "payload", "start")
 
     def __init__(self, spans: dict[int, slice], payload: int, least: int) -> None:
-        """``payload`` is the number of the attribute that is asked for most, ``least`` the least size of the last."""
-        # nlmsg_len and every attribute header, as one number each; the data between them are skipped. They are compared
-        # and nothing else, so that any byte order would do.
+        """``payload`` is the number of the attribute read most often, ``least`` the minimum size of the last one."""
+        # nlmsg_len and every attribute header, as one number each; the data between them is skipped. The numbers are
+        # only compared, so their byte order does not matter.
         places = [0, *(span.start - netlink.ATTRIBUTE_HEADER_SIZE for span in spans.values())]
         gaps = (f"{later - earlier - 4}xI" for earlier, later in pairwise(places))
         self.headers: Callable[[bytes], tuple[int, ...]] = struct.Struct("=I" + "".join(gaps)).unpack_from
@@ -146,11 +149,11 @@ class Shape:
         self._padded: dict[int, dict[int, slice]] = {}
 
     def fits(self, length: int, padding: int) -> bool:
-        """Whether the last attribute may have so much data, and so many bytes behind them."""
+        """Return whether the last attribute can have ``length`` bytes of data, followed by ``padding`` bytes."""
         return length >= self._least and 0 <= padding <= -length % 4
 
     def spans(self, padding: int) -> dict[int, slice]:
-        """The attributes of a message that has so many bytes behind the data of the last one."""
+        """Return the slices of the attributes if ``padding`` bytes follow the data of the last one."""
         spans = self._padded.get(padding)
         if spans is None:
             spans = {**self._spans, self.last: slice(self.start, -padding or None)}
@@ -159,17 +162,17 @@ class Shape:
 
 
 class _Branch:
-    """Where a walk is after certain attributes, and how it goes on: a node of the tree of all shapes."""
+    """The state of a walk after certain attributes: a node of the tree of all shapes."""
 
     __slots__ = ("ends", "place", "then")
 
     def __init__(self, place: int) -> None:
         self.place = place
-        """Where the next attribute begins."""
+        """The offset of the next attribute."""
         self.then: dict[int, _Branch] = {}
-        """By its header, if it is not the last one."""
+        """The next branch by the header of the next attribute, if that is not the last one."""
         self.ends: dict[int, Shape] = {}
-        """By its number with flags, if it is."""
+        """The shape by the number, flags included, of the next attribute, if that is the last one."""
 
 
 _read_header = struct.Struct("=I").unpack_from
@@ -179,11 +182,11 @@ _read_length = struct.Struct(netlink.PREFIX + "I").unpack_from
 class Layouts:
     """Finds the attributes of messages of one kind.
 
-    ``sizes`` are the least sizes of the attributes' data: shorter ones are refused, so that a reader may rely on
-    them. ``start`` is where the attributes begin, and ``payload`` the number of the one that is asked for most.
+    ``sizes`` are the minimum sizes of the attributes' data: shorter ones are refused, so that readers can rely on them.
+    ``start`` is the offset of the first attribute, and ``payload`` the number of the attribute read most often.
 
-    A message is looked for in three steps, from the quickest to the slowest: among the layouts of its length; in the
-    tree of shapes, which takes a walk over the headers but compiles nothing; and by taking it apart.
+    `find` tries three ways, the quickest first: the layouts of the message's length; the tree of shapes, which takes a
+    walk over the headers but compiles nothing; and a complete check of all attributes.
     """
 
     def __init__(self, sizes: Mapping[int, int], start: int, payload: int) -> None:
@@ -192,13 +195,13 @@ class Layouts:
         self._payload = payload
         self._known: dict[int, Layout] = {}
         self._tree = _Branch(start)
-        # How many there are, or some fewer: threads may count at the same time.
+        # The numbers of layouts and shapes, or slightly less, because threads can increment them at the same time.
         self._layouts = self._shapes = 0
         self.known: Callable[[int], Layout | None] = self._known.get
 
     def find(self, data: bytes) -> Layout:
-        """The layout of the one message that ``data`` is. Raises DecodeError."""
-        # By length, so that the header of the payload, too, is one that was seen before.
+        """Return the layout of ``data``, which must be one message. Raises DecodeError."""
+        # Layouts are found by length, so that the header of the payload is also one that was checked before.
         first = layout = self._known.get(len(data))
         while layout is not None:
             if layout.headers(data) == layout.expected:
@@ -207,7 +210,7 @@ class Layouts:
         return self._descend(data, first) or self._learn(data, first)
 
     def _descend(self, data: bytes, other: Layout | None) -> Layout | None:
-        """The layout of a message whose shape is known, None if it is not."""
+        """Return the layout of a message, or None if its shape is not known."""
         size = len(data)
         if size < self._start or _read_length(data)[0] != size:
             return None
@@ -252,14 +255,14 @@ class Layouts:
             repeated |= spans.pop(number, None) is not None  # the last one counts, as in the kernel
             spans[number] = slice(first, last)
         shape = Shape(spans, self._payload, self._sizes.get(next(reversed(spans), 0), 0))
-        if spans and not repeated:  # else `spans` has not every header, and proves nothing
+        if spans and not repeated:  # with a repeated attribute `spans` lacks a header
             self._plant(data, shape, spans)
-            if layout := self._descend(data, other):  # None if there is padding behind the message itself
+            if layout := self._descend(data, other):  # None if padding follows the message itself
                 return layout
         return Layout(shape, spans, (), None)
 
     def _plant(self, data: bytes, shape: Shape, spans: dict[int, slice]) -> None:
-        """Put a shape into the tree."""
+        """Insert a shape into the tree."""
         if self._shapes >= _MAX_SHAPES:
             self._tree = _Branch(self._start)
             self._shapes = 0

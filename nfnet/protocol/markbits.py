@@ -26,7 +26,7 @@ class Fate(IntEnum):
 REST = 0b100
 """The bit that is set in verdicts for the rest of the connection."""
 REJECTS = 0b011
-"""The bits that are both set if, and only if, a packet is to be rejected."""
+"""The bits that are both set if, and only if, the rules reject the packet."""
 
 DEFAULT_BITS = 0x0E000000
 _COUNT = 3

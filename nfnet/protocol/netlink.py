@@ -1,7 +1,8 @@
 """Netlink framing: message header, attributes, and the kernel's answer to a request.
 
-Everything at this level is in the byte order of the host, which is said here, once. What the netfilter subsystems put
-inside attributes is big-endian; see `nfqnl`. The schemas are the reference and are slow; `layout` reads packets.
+Everything at this level is in the byte order of the host, which only this module defines. The data that the netfilter
+subsystems put into attributes is big-endian; see `nfqnl`. The schemas are the reference and are slow; `layout` reads
+packets.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from ..errors import DecodeError
 ByteOrder = Literal["little", "big"]
 
 HOST: ByteOrder = sys.byteorder
-"""The byte order of this machine; whatever is not big-endian on all machines derives from this."""
-PREFIX = "<" if HOST == "little" else ">"  # of a struct format: that order, and sizes that are the same everywhere
+"""The byte order of this machine. All code that reads host byte order uses this."""
+PREFIX = "<" if HOST == "little" else ">"  # for struct formats: host byte order with standard sizes, no alignment
 
 HEADER_SIZE = 16  # sizeof(struct nlmsghdr)
 ATTRIBUTE_HEADER_SIZE = 4  # sizeof(struct nlattr)
@@ -44,7 +45,7 @@ TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: without NLA_F_NESTED and NLA_F_NET_BYTEORDE
 NLMSG_NOOP = 1
 NLMSG_ERROR = 2
 NLMSG_DONE = 3
-NLMSG_MIN_TYPE = 0x10  # types below are control messages, the same in all subsystems
+NLMSG_MIN_TYPE = 0x10  # types below this are control messages, the same in all subsystems
 
 
 class Flag(IntFlag):
@@ -59,7 +60,7 @@ class Flag(IntFlag):
 
 
 class ErrorAttribute(IntEnum):
-    """``NLMSGERR_ATTR_*``: what an extended acknowledgement can say."""
+    """``NLMSGERR_ATTR_*``: the attributes of an extended acknowledgement."""
 
     MSG = 1
     OFFS = 2
@@ -71,7 +72,7 @@ class ErrorAttribute(IntEnum):
 
 _uint16, _uint32, _int32 = (FormatField(PREFIX, code) for code in "HLl")
 
-# struct nlmsghdr. `length` counts the header and, unlike the space a message takes, no padding.
+# struct nlmsghdr. `length` includes the header but not the padding after the message.
 header = Struct(
     "length" / _uint32,
     "type" / _uint16,
@@ -84,7 +85,7 @@ header = Struct(
 read_length_and_type = struct.Struct(PREFIX + "IH").unpack_from
 read_length_type_and_seq = struct.Struct(PREFIX + "IH2xI").unpack_from
 
-# struct nlattr and its data. The padding may be missing behind the last one: NFQUEUE never sends it there.
+# struct nlattr and its data. The padding can be missing after the last attribute: NFQUEUE never sends it there.
 attribute = Struct(
     "length" / Rebuild(_uint16, lambda this: ATTRIBUTE_HEADER_SIZE + len(this.data)),
     "type" / _uint16,
@@ -94,11 +95,12 @@ attribute = Struct(
 
 attributes = GreedyRange(attribute)
 
-# struct nlmsgerr, up to the header of the request that it echoes. The rest of the request follows unless
-# Flag.CAPPED is set, then attributes if Flag.ACK_TLVS is.
+# struct nlmsgerr, up to the header of the request that it echoes. The rest of the request follows unless Flag.CAPPED is
+# set; then attributes follow if Flag.ACK_TLVS is set.
 nlmsgerr = Struct("error" / _int32, "request" / header)
 
-# Of a whole answer, `header` and `nlmsgerr`: its length and flags, the error, and length, type and seq of the request.
+# The fields of `header` and `nlmsgerr` that are used: length and flags of the answer, the error, and length, type and
+# seq of the request.
 _read_answer = struct.Struct(PREFIX + "I2xH8xiIH2xI4x").unpack_from
 ANSWER_SIZE = 36
 
@@ -115,8 +117,8 @@ error_attributes: dict[int, Construct[Any, Any]] = {
 class Answer(NamedTuple):
     """The kernel's answer to a request (``NLMSG_ERROR``).
 
-    ``errno`` is 0 for success, ``seq`` and ``type`` are those of the request, ``message`` the kernel's own words
-    and ``offset`` the byte of the request that it complains about, both None when it does not say.
+    ``errno`` is 0 for success, ``seq`` and ``type`` are those of the request, ``message`` is the kernel's error text
+    and ``offset`` the offset in the request to which the error refers; both are None if the kernel does not send them.
     """
 
     errno: int
@@ -127,21 +129,21 @@ class Answer(NamedTuple):
 
 
 def build_message(type: int, flags: int, seq: int, body: bytes) -> bytes:
-    """One netlink message; the length of the body must be a multiple of 4 for another one to follow."""
+    """Return one netlink message. If another message will follow, the body's length must be a multiple of 4."""
     fields = {"length": HEADER_SIZE + len(body), "type": type, "flags": flags, "seq": seq, "pid": 0}
     return bytes(header.build(fields)) + body
 
 
 def build_attributes(items: Iterable[tuple[int, bytes]]) -> bytes:
-    """The attributes, each padded to a multiple of 4 bytes."""
+    """Return the attributes, each padded to a multiple of 4 bytes."""
     return bytes(attributes.build([{"type": number, "data": data} for number, data in items]))
 
 
 def split_messages(datagram: bytes, order: ByteOrder = HOST, size: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """The messages of a datagram, each as its offset and its ``nlmsg_len`` bytes. Raises DecodeError.
+    """Yield the messages of a datagram, each as its offset and its ``nlmsg_len`` bytes. Raises DecodeError.
 
-    ``size`` is that of the whole datagram, if this is only its beginning. Then the last message may have fewer bytes
-    than its ``nlmsg_len`` says; without a whole header it is left out.
+    ``size`` is the size of the whole datagram in bytes, if ``datagram`` is only its beginning. Then the last message
+    can have fewer bytes than its ``nlmsg_len``; a message without a complete header is left out.
     """
     offset, size = 0, len(datagram) if size is None else size
     while offset < len(datagram):
@@ -160,14 +162,14 @@ def split_messages(datagram: bytes, order: ByteOrder = HOST, size: int | None = 
 
 
 def is_answer(message: bytes) -> bool:
-    """Whether this is an NLMSG_ERROR, which acknowledges too."""
+    """Return whether this is an NLMSG_ERROR, which is also the type of acknowledgements."""
     return int.from_bytes(message[4:6], HOST) == NLMSG_ERROR
 
 
 def parse_answer(message: bytes) -> Answer:
     """Read one message of type NLMSG_ERROR. Raises DecodeError."""
-    # Not by the schemas: when somebody changes rules the kernel drops what is queued, and there may be as many
-    # refusals as there were packets.
+    # Not with the schemas, which are slow: when a program changes rules the kernel drops queued packets, and then
+    # refuses as many verdicts.
     try:
         length, flags, error, request_length, request_type, request_seq = _read_answer(message)
     except struct.error:
@@ -177,7 +179,7 @@ def parse_answer(message: bytes) -> Answer:
     text: str | None = None
     offset: int | None = None
     if flags & Flag.ACK_TLVS:
-        # The echo is the request's header alone if capped, the whole request, padded, if not.
+        # If capped, the echo is only the request's header; otherwise the whole request, padded.
         echoed = HEADER_SIZE if flags & Flag.CAPPED else (request_length + 3) & ~3
         for item in attributes.parse(message[HEADER_SIZE + 4 + echoed : length]):
             schema = error_attributes.get(item.type & TYPE_MASK)

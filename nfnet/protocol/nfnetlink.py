@@ -1,4 +1,4 @@
-"""What all netfilter subsystems share: struct nfgenmsg, subsystem numbers, attribute tables and requests."""
+"""The common parts of all netfilter subsystems: struct nfgenmsg, subsystem numbers, attribute tables and requests."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..errors import DecodeError
 from . import layout, netlink
 from .enumerations import OpenEnum
 
-NETLINK_NETFILTER = 12  # not socket.NETLINK_NFLOG, which is the dead ULOG protocol
-BODY = netlink.HEADER_SIZE + 4  # where the attributes of a message begin: behind nlmsghdr and nfgenmsg
+NETLINK_NETFILTER = 12  # not socket.NETLINK_NFLOG, which is the removed ULOG protocol
+BODY = netlink.HEADER_SIZE + 4  # the offset of a message's attributes: after nlmsghdr and nfgenmsg
 
 
 class Subsystem(IntEnum):
@@ -27,7 +27,7 @@ class Subsystem(IntEnum):
 
 
 class Family(OpenEnum):
-    """``nfgen_family`` (``NFPROTO_*``): whose hooks the packet passes."""
+    """``nfgen_family`` (``NFPROTO_*``): the family whose hooks the packet traverses."""
 
     UNSPEC = 0
     IPV4 = 2
@@ -47,7 +47,7 @@ def family_of(packet: bytes) -> Family:
 
 
 class Hook(OpenEnum):
-    """The point in the packet's way through the kernel, for the IPv4, IPv6 and bridge families (``NF_INET_*``)."""
+    """The point on the packet's path through the kernel, for the IPv4, IPv6 and bridge families (``NF_INET_*``)."""
 
     PREROUTING = 0
     INPUT = 1
@@ -58,7 +58,7 @@ class Hook(OpenEnum):
 
 
 class ArpHook(OpenEnum):
-    """The point in the way of an ARP packet (``NF_ARP_*``)."""
+    """The point on the path of an ARP packet (``NF_ARP_*``)."""
 
     IN = 0
     OUT = 1
@@ -66,7 +66,7 @@ class ArpHook(OpenEnum):
 
 
 class NetdevHook(OpenEnum):
-    """The point in the way of a packet of the netdev family (``NF_NETDEV_*``)."""
+    """The point on the path of a packet of the netdev family (``NF_NETDEV_*``)."""
 
     INGRESS = 0
     EGRESS = 1
@@ -77,19 +77,19 @@ nfgenmsg = Struct("family" / Int8ub, "version" / Default(Int8ub, 0), "resource" 
 
 
 class Attribute(NamedTuple):
-    """One row of an attribute table: the kernel's number and name, the layout of its data, and what it means.
+    """One row of an attribute table: the kernel's number and name, the layout of its data, and its meaning.
 
-    The data of a nested attribute are attributes again, described by the table ``nested``; its value is a dict.
+    The data of a nested attribute consists of attributes, described by the table ``nested``; its value is a dict.
     """
 
     number: int
     name: str
-    schema: Construct  # which is generic for type checkers alone
+    schema: Construct  # a generic class only for type checkers
     meaning: str
     nested: Table | None = None
 
     def parse(self, data: bytes, offset: int = 0) -> Any:
-        """The value in ``data``, which stands at ``offset`` of its message. Raises DecodeError."""
+        """Return the value in ``data``, which is at ``offset`` of its message. Raises DecodeError."""
         if self.nested is not None:
             return parse_attributes(data, self.nested, offset)
         try:
@@ -98,7 +98,7 @@ class Attribute(NamedTuple):
             raise DecodeError(f"{self.name} of {len(data)} bytes is too short", offset) from None
 
     def build(self, value: Any) -> bytes:
-        """The data for a value; that of a nested attribute is a dict from number to value."""
+        """Return the data for a value. The value of a nested attribute is a dict from number to value."""
         if self.nested is not None:
             return build_attributes((self.nested[number], item) for number, item in value.items())
         return bytes(self.schema.build(value))
@@ -108,20 +108,20 @@ Table = Mapping[int, Attribute]
 
 
 def table(*rows: Attribute) -> dict[int, Attribute]:
-    """An attribute table, by number."""
+    """Return an attribute table: the rows by number."""
     return {row.number: row for row in rows}
 
 
 def nested(number: int, name: str, rows: Table, meaning: str) -> Attribute:
-    """A row whose data are attributes again."""
+    """Return a row for an attribute whose data consists of attributes."""
     return Attribute(number, name, netlink.attributes, meaning, rows)
 
 
 def parse_attributes(data: bytes, rows: Table, offset: int = 0) -> dict[int, Any]:
-    """Number to value of all attributes in ``data``, which stands at ``offset`` of its message.
+    """Return the values, by number, of all attributes in ``data``, which is at ``offset`` of its message.
 
-    Where a number comes twice the last one counts, as in the kernel. What the table does not know keeps its bytes.
-    Raises DecodeError.
+    If a number occurs twice, the last attribute counts, as in the kernel. The value of an attribute that is not in the
+    table is its bytes. Raises DecodeError.
     """
     values: dict[int, Any] = {}
     for number, start, end in layout.walk(data, 0, len(data), offset):
@@ -131,15 +131,15 @@ def parse_attributes(data: bytes, rows: Table, offset: int = 0) -> dict[int, Any
 
 
 def build_attributes(items: Iterable[tuple[Attribute, Any]]) -> bytes:
-    """Attributes from rows and their values, each padded to a multiple of 4 bytes."""
+    """Return attributes for rows and their values, each padded to a multiple of 4 bytes."""
     return netlink.build_attributes((row.number, row.build(value)) for row, value in items)
 
 
 class FlagOption(NamedTuple):
-    """A flag that a queue or a log group can be asked for, by the argument ``name`` of `nfnet.Queue` or `nfnet.Log`.
+    """A flag of a queue or a log group, set by the argument ``name`` of `nfnet.Queue` or `nfnet.Log`.
 
-    ``optional``: whether there are kernels in use that lack it, and refuse it (EOPNOTSUPP); ``remedy`` says what to do
-    about that.
+    ``optional``: whether some kernels in use lack the flag and refuse it (EOPNOTSUPP). ``remedy``: what the user can do
+    about a refusal.
     """
 
     name: str
@@ -149,25 +149,25 @@ class FlagOption(NamedTuple):
 
 
 def message_type(subsystem: int, operation: int) -> int:
-    """``nlmsg_type`` of an operation of a subsystem."""
+    """Return the ``nlmsg_type`` of an operation of a subsystem."""
     return subsystem << 8 | operation
 
 
 def resource(message: bytes) -> int:
-    """The number of the queue or group that a message is about."""
+    """Return the number of the queue or group in a message."""
     return int.from_bytes(message[BODY - 2 : BODY], "big")
 
 
 def build_config(
     type: int, resource: int, rows: Table, values: Mapping[int, Any], *, seq: int = 0, ack: bool = False
 ) -> bytes:
-    """A configuration request: attributes by their number, in that order; those that are None are left out."""
+    """Return a configuration request with the attributes in ``values``, in their order, except those that are None."""
     data = build_attributes((rows[number], value) for number, value in values.items() if value is not None)
     flags = netlink.Flag.REQUEST | (netlink.Flag.ACK if ack else 0)
     return build_message(type, resource, data, flags=flags, seq=seq)
 
 
-# By the schemas it takes 25 µs to build one, and a change of a set has four (`nfnet.rules.Set`).
+# Building a message with the schemas takes 25 µs, and a change of a set (`nfnet.rules.Set`) takes four messages.
 _pack = struct.Struct(netlink.PREFIX + layout.compile_struct(netlink.header).format[1:]).pack
 _pack_body = layout.compile_struct(nfgenmsg).pack
 
@@ -175,7 +175,7 @@ _pack_body = layout.compile_struct(nfgenmsg).pack
 def build_message(
     type: int, resource: int, attributes: bytes = b"", *, family: int = 0, flags: int = 0, seq: int = 0
 ) -> bytes:
-    """A message of a subsystem about the queue or group ``resource``."""
+    """Return a message of a subsystem about the queue or group ``resource``."""
     return (
         _pack(netlink.HEADER_SIZE + 4 + len(attributes), type, flags, seq, 0)
         + _pack_body(family, 0, resource)

@@ -1,7 +1,7 @@
 """NFQUEUE (``linux/netfilter/nfnetlink_queue.h``): packets, verdicts, configuration.
 
-Attribute data is big-endian, whatever the host. The schemas here are what everything else is derived from and
-tested against; `layout` holds the readers and writers for the hot path.
+Attribute data is big-endian on all machines. All readers and writers are derived from the schemas here and tested
+against them; `layout` has the readers and writers for the hot path.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .nfnetlink import (
     table,
 )
 
-MSG_PACKET = message_type(Subsystem.QUEUE, 0)  # kernel to program; the others go the other way
+MSG_PACKET = message_type(Subsystem.QUEUE, 0)  # from the kernel to the program; the others are sent to the kernel
 MSG_VERDICT = message_type(Subsystem.QUEUE, 1)
 MSG_CONFIG = message_type(Subsystem.QUEUE, 2)
 MSG_VERDICT_BATCH = message_type(Subsystem.QUEUE, 3)
@@ -111,8 +111,9 @@ FLAG_OPTIONS = (
 class SkbInfo(OpenFlag):
     """``NFQA_SKB_*``: the state of a packet's checksum and segmentation.
 
-    CSUM_NOT_READY: the transport checksum is a partial sum, to be finished on the way out. GSO: a super-packet, to
-    be cut into segments. CSUM_NOT_VERIFIED: the transport checksum has not been checked yet.
+    CSUM_NOT_READY: the transport checksum is a partial sum, which the kernel or the network card finishes when it sends
+    the packet. GSO: a super-packet, which is later divided into segments. CSUM_NOT_VERIFIED: the transport checksum has
+    not been checked yet.
     """
 
     CSUM_NOT_READY = 0x1
@@ -206,7 +207,7 @@ NFQA_CFG_TABLE = table(
     Attribute(NFQA_CFG.CMD, "NFQA_CFG_CMD", config_cmd, "bind or unbind the queue"),
     Attribute(NFQA_CFG.PARAMS, "NFQA_CFG_PARAMS", config_params, "copy range and mode; a bare BIND copies nothing"),
     Attribute(NFQA_CFG.QUEUE_MAXLEN, "NFQA_CFG_QUEUE_MAXLEN", Int32ub, "maximum of waiting packets (default: 1024)"),
-    Attribute(NFQA_CFG.MASK, "NFQA_CFG_MASK", Int32ub, "which flags to change"),
+    Attribute(NFQA_CFG.MASK, "NFQA_CFG_MASK", Int32ub, "flags to change"),
     Attribute(NFQA_CFG.FLAGS, "NFQA_CFG_FLAGS", Int32ub, "their new values"),
 )
 
@@ -276,8 +277,8 @@ def covered_by_batch(queued: Iterable[int], packet_id: int) -> list[int]:
 # The position of a packet's id: the kernel puts NFQA_PACKET_HDR first, and `normalized` does so for other messages.
 PACKET_ID = slice(BODY + netlink.ATTRIBUTE_HEADER_SIZE, BODY + netlink.ATTRIBUTE_HEADER_SIZE + 4)
 
-# The byte of the header with the subsystem: of the kernel's messages to a queue's socket only packets have its number
-# there; answers have 0.
+# The offset of the byte with the subsystem in the message header. Of the kernel's messages to a queue's socket only
+# packets have Subsystem.QUEUE there; answers have 0.
 SUBSYSTEM_BYTE = 5 if netlink.HOST == "little" else 4
 
 layouts: Layouts = Layouts({number: fixed_size(row.schema) for number, row in NFQA_TABLE.items()}, BODY, NFQA.PAYLOAD)

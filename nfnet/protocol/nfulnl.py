@@ -1,7 +1,7 @@
-"""NFLOG (``linux/netfilter/nfnetlink_log.h``): logged packets and configuration. The kernel calls it ULOG too.
+"""NFLOG (``linux/netfilter/nfnetlink_log.h``): logged packets and configuration. The kernel also calls it ULOG.
 
-Attribute data is big-endian, whatever the host. The numbers differ from those of NFQUEUE, and so do some layouts:
-the packet header, the copy mode, the flags.
+Attribute data is big-endian on all machines. The numbers differ from those of NFQUEUE, and so do some layouts: the
+packet header, the copy mode, the flags.
 """
 
 from __future__ import annotations
@@ -108,16 +108,16 @@ NFULA_TABLE = table(
     Attribute(NFULA.CT_INFO, "NFULA_CT_INFO", Int32ub, "relation to the connection (enum ip_conntrack_info)"),
     nested(NFULA.VLAN, "NFULA_VLAN", nfqnl.VLAN_TABLE, "VLAN tag; bridge and netdev families only"),
     Attribute(NFULA.L2HDR, "NFULA_L2HDR", GreedyBytes, "link-layer header; bridge and netdev families only"),
-    Attribute(NFULA.PAYLOAD, "NFULA_PAYLOAD", GreedyBytes, "the packet, from its network header as a rule"),
+    Attribute(NFULA.PAYLOAD, "NFULA_PAYLOAD", GreedyBytes, "the packet, usually from its network header"),
 )
 
 NFULA_CFG_TABLE = table(
     Attribute(NFULA_CFG.CMD, "NFULA_CFG_CMD", Int8ub, "bind or unbind the group"),
     Attribute(NFULA_CFG.MODE, "NFULA_CFG_MODE", config_mode, "copy range and mode; whole packets if never set"),
-    Attribute(NFULA_CFG.NLBUFSIZ, "NFULA_CFG_NLBUFSIZ", Int32ub, "size of the buffer in which messages collect"),
-    Attribute(NFULA_CFG.TIMEOUT, "NFULA_CFG_TIMEOUT", Int32ub, "how long they collect, in 10 ms (default: 100)"),
-    Attribute(NFULA_CFG.QTHRESH, "NFULA_CFG_QTHRESH", Int32ub, "how many messages collect (default: 100); 0 is 1"),
-    Attribute(NFULA_CFG.FLAGS, "NFULA_CFG_FLAGS", Int16ub, "flags, 16 bits; unlike NFQUEUE's these are all replaced"),
+    Attribute(NFULA_CFG.NLBUFSIZ, "NFULA_CFG_NLBUFSIZ", Int32ub, "size of the kernel's buffer for messages, in bytes"),
+    Attribute(NFULA_CFG.TIMEOUT, "NFULA_CFG_TIMEOUT", Int32ub, "maximum delay of a message, in 10 ms (default: 100)"),
+    Attribute(NFULA_CFG.QTHRESH, "NFULA_CFG_QTHRESH", Int32ub, "messages sent together (default: 100); 0 means 1"),
+    Attribute(NFULA_CFG.FLAGS, "NFULA_CFG_FLAGS", Int16ub, "flags, 16 bits; replace all flags, unlike NFQUEUE's"),
 )
 
 TABLES = {MSG_PACKET: NFULA_TABLE, MSG_CONFIG: NFULA_CFG_TABLE}
@@ -157,7 +157,7 @@ layouts: Layouts = Layouts({number: fixed_size(row.schema) for number, row in NF
 
 
 def check_packet(message: bytes) -> None:
-    """Raise DecodeError if this is not a log message as the kernel sends it."""
+    """Raise DecodeError if this is not a log message in the form that the kernel sends."""
     if len(message) < BODY or netlink.read_length_and_type(message)[1] != MSG_PACKET:
         raise DecodeError("not a log message", 4)
     if NFULA.PACKET_HDR not in layouts.find(message).spans:

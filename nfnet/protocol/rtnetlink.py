@@ -1,4 +1,4 @@
-"""NETLINK_ROUTE, as far as it says whether an address is one of this machine's own. Facts: ``linux/rtnetlink.h``."""
+"""NETLINK_ROUTE requests that find out whether an address belongs to this machine. Facts: ``linux/rtnetlink.h``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RTA_DST = 1
 
 
 class RouteType(IntEnum):
-    """``RTN_*``: what becomes of packets that take a route; those listed are delivered here."""
+    """``RTN_*``: the types of routes whose packets the kernel delivers on this machine."""
 
     LOCAL = 2
     BROADCAST = 3
@@ -27,7 +27,7 @@ class RouteType(IntEnum):
 
 _zero = Default(Int8ub, 0)
 
-# struct rtmsg, which has no numbers of more than a byte but the flags; attributes follow.
+# struct rtmsg, in which only the flags have more than one byte; attributes follow.
 rtmsg = Struct(
     "family" / Int8ub,
     "destination_length" / _zero,
@@ -43,7 +43,7 @@ rtmsg = Struct(
 
 
 def build_request(address: bytes) -> bytes:
-    """Ask for the route of packets to an address of 4 or 16 bytes."""
+    """Return a request for the route of packets to an address of 4 or 16 bytes."""
     family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
     attributes = netlink.build_attributes([(RTA_DST, address)])
     body = rtmsg.build({"family": family, "destination_length": len(address) * 8, "attributes": attributes})
@@ -51,10 +51,10 @@ def build_request(address: bytes) -> bytes:
 
 
 def is_local(datagram: bytes) -> bool:
-    """Whether the kernel's answer says that packets on that route are delivered here. Raises DecodeError."""
+    """Return whether the route in the kernel's answer delivers packets on this machine. Raises DecodeError."""
     if netlink.is_answer(datagram):
         netlink.parse_answer(datagram)
-        return False  # no route at all
+        return False  # there is no route
     if len(datagram) < HEADER_SIZE + 12:
         raise DecodeError("answer of rtnetlink cut short", len(datagram))
     return rtmsg.parse(datagram[HEADER_SIZE:]).type in list(RouteType)

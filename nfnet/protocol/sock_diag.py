@@ -1,7 +1,7 @@
-"""NETLINK_SOCK_DIAG: which socket has a connection or a port, and whose it is.
+"""NETLINK_SOCK_DIAG: the socket that has a connection or a port, and its owner.
 
-Facts: ``linux/inet_diag.h`` and ``linux/sock_diag.h``. Addresses and ports are big-endian; an IPv4 address stands in
-the first four of sixteen bytes. All else is in the byte order of the host.
+Facts: ``linux/inet_diag.h`` and ``linux/sock_diag.h``. Addresses and ports are big-endian; an IPv4 address is in the
+first four of sixteen bytes. Everything else is in the byte order of the host.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .netlink import HEADER_SIZE, PREFIX
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
-ANY_COOKIE = b"\xff" * 8  # INET_DIAG_NOCOOKIE: whichever socket it is
+ANY_COOKIE = b"\xff" * 8  # INET_DIAG_NOCOOKIE: matches every socket
 ANY_STATE = 0xFFFFFFFF
 
 
 class TcpState(IntEnum):
-    """``TCP_*`` (``net/tcp_states.h``): the state of a socket; one of UDP is ESTABLISHED if connected, else CLOSE."""
+    """``TCP_*`` (``net/tcp_states.h``): the state of a socket. A UDP socket is ESTABLISHED if connected, else CLOSE."""
 
     ESTABLISHED = 1
     SYN_SENT = 2
@@ -52,7 +52,7 @@ sockid = Struct(
     "cookie" / Default(Bytes(8), ANY_COOKIE),
 )
 
-# struct inet_diag_req_v2. The states count only where all sockets are asked for.
+# struct inet_diag_req_v2. The kernel uses the states only in a request for all sockets.
 request = Struct(
     "family" / Int8ub,
     "protocol" / Int8ub,
@@ -81,9 +81,9 @@ message = Struct(
 class Socket(NamedTuple):
     """A socket of this machine, as the kernel describes it.
 
-    ``source`` is its own address, 4 or 16 bytes, all zero if it takes packets to any; ``cookie`` tells it from every
-    other socket there has been since the machine started. ``inode`` is 0 if no file leads to it: the connection was not
-    accepted yet, or its program has closed it.
+    ``source`` is its own address, 4 or 16 bytes, all zero if it receives packets to any address. ``cookie`` is unique
+    among all sockets since the machine started. ``inode`` is 0 if no file refers to the socket: the program has not yet
+    accepted the connection, or has closed it.
     """
 
     state: int
@@ -93,8 +93,8 @@ class Socket(NamedTuple):
     inode: int
 
 
-# The whole request, and what `Socket` has of a message. Their schemas are in two byte orders, so that these are written
-# out; tests/test_processes.py compares them with the schemas.
+# The whole request, and the fields of a message that `Socket` contains. Their schemas mix two byte orders, so these
+# formats are written by hand; tests/test_processes.py compares them with the schemas.
 _request = struct.Struct(f"{PREFIX}IHHII BBBxI 2s2s16s16sI8s")
 _socket = struct.Struct(f"{PREFIX}{HEADER_SIZE}x BB2x 4x16s16x4x8s 12xII")
 
@@ -102,14 +102,15 @@ _socket = struct.Struct(f"{PREFIX}{HEADER_SIZE}x BB2x 4x16s16x4x8s 12xII")
 def build_request(
     protocol: int, local: bytes, local_port: int, remote: bytes, remote_port: int, interface: int = 0
 ) -> bytes:
-    """Ask for the socket to which the kernel would give a packet from ``remote`` to ``local``.
+    """Return a request for the socket to which the kernel would deliver a packet from ``remote`` to ``local``.
 
-    Addresses have 4 or 16 bytes, both the same. A socket that is bound to an interface is found only with its index.
+    Both addresses have 4 bytes, or both have 16. A socket that is bound to an interface is found only with the
+    interface's index.
     """
     family = socket.AF_INET if len(local) == 4 else socket.AF_INET6
     ends = local_port.to_bytes(2, "big"), remote_port.to_bytes(2, "big"), local, remote
     if protocol in (socket.IPPROTO_UDP, _UDPLITE):
-        # Of these the kernel looks for the socket that gets a packet with this source and destination
+        # For UDP the kernel looks for the socket that receives a packet with this source and destination
         # ("src and dst are swapped for historical reasons", net/ipv4/udp_diag.c).
         ends = ends[1], ends[0], remote, local
     return _request.pack(
@@ -129,7 +130,7 @@ def build_request(
 
 
 def parse_socket(datagram: bytes) -> Socket | None:
-    """The socket in the kernel's answer; None if it is a refusal: there is no such socket. Raises DecodeError."""
+    """Return the socket in the kernel's answer, or None if the kernel found no such socket. Raises DecodeError."""
     if netlink.is_answer(datagram):
         netlink.parse_answer(datagram)
         return None

@@ -6,8 +6,8 @@
 or `install` and `remove` without a block. Several rules are installed in an order: ``install(first, second)``.
 
 Rules are in tables of their own; other programs' tables are not changed. The tables belong to a socket that this module
-keeps open until the rules are removed, so the kernel removes them however the process ends (since Linux 5.12; for older
-kernels see `clean`). When the kernel removes a base chain, it drops the packets that wait in *every* queue of the
+keeps open until the rules are removed, so the kernel also removes them if the process is killed (since Linux 5.12; for
+older kernels see `clean`). When the kernel removes a base chain, it drops the packets that wait in *every* queue of the
 network namespace: end the block of the rule after that of the queue, as above.
 
 Rules can use a `Set` of addresses, networks, ports, marks or interfaces, which can be changed while they are installed.

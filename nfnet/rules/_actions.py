@@ -1,4 +1,4 @@
-"""The actions of rules: a class for each, with its expressions and its words."""
+"""The actions of rules: a class for each, with its expressions and its words in nft, iptables and the command line."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _xt_nfq_info = struct.Struct(netlink.PREFIX + "HHHxx")  # struct xt_NFQ_info_v3,
 
 
 class Case(NamedTuple):
-    """A further condition of an action, in expressions and in words of nft and iptables."""
+    """An additional condition of an action, in expressions and in words of nft and iptables."""
 
     steps: list[Expression]
     nft: str
@@ -66,13 +66,13 @@ class Case(NamedTuple):
 
 
 class KernelAction(ABC):
-    """What one rule of the kernel does with a packet that matches."""
+    """The action of one rule of the kernel."""
 
     only_tcp: ClassVar[bool] = False
-    """Whether it is for TCP segments only."""
+    """Whether the action applies only to TCP segments."""
 
     def cases(self) -> list[Case]:
-        """Return alternative conditions, each with a rule of the kernel."""
+        """Return alternative conditions. The kernel gets a rule for each of them."""
         return [Case([], "", "")]
 
     @abstractmethod
@@ -89,16 +89,16 @@ class KernelAction(ABC):
 
 
 class Action(ABC):
-    """What a rule does with a packet that matches."""
+    """The action of a rule, for which the kernel can need several rules."""
 
     name: ClassVar[str] = ""
     """The function of `nfnet.rules` that makes the rule."""
     reroutes: ClassVar[bool] = False
-    """Whether the kernel must route a packet that leaves again, as its mark may have changed."""
+    """Whether the kernel must route an outgoing packet again, because the action can change its mark."""
 
     @abstractmethod
     def __str__(self) -> str:
-        """Return what it does, for errors: "queueing packets"."""
+        """Return a description for errors: "queueing packets"."""
 
     def hooks(self, family: str) -> tuple[str, ...]:
         """Return the hooks at which the kernel can carry out the action in tables of a family."""
@@ -106,7 +106,7 @@ class Action(ABC):
 
     @abstractmethod
     def parts(self) -> tuple[KernelAction, ...]:
-        """Return what the kernel's rules do, each in a rule of its own; a packet gets the first that is for it."""
+        """Return the kernel's actions, each for a rule of its own. The first one that applies to a packet decides."""
 
     def words(self) -> list[str]:
         """Return the words of the command line."""
@@ -114,7 +114,7 @@ class Action(ABC):
 
 
 class SimpleAction(Action, KernelAction):
-    """An action that one rule of the kernel carries out."""
+    """An action for which the kernel needs one rule."""
 
     def parts(self) -> tuple[KernelAction, ...]:
         return (self,)
@@ -130,9 +130,9 @@ class QueueAction(SimpleAction):
     balance: Balance
     first: int | None
     bits: MarkBits | None
-    """The bits of marks in which connections are remembered; None: they are not."""
+    """The bits of marks in which decisions on connections are stored; None: they are not stored."""
     passes_over: int | None = None
-    """The mark of packets that are not queued."""
+    """The mark of packets that are not queued; None: all packets are queued."""
 
     @classmethod
     def of(
@@ -198,7 +198,7 @@ class QueueAction(SimpleAction):
             by_hash = {_QUEUE_SREG: be32(REGISTER), _QUEUE_FLAGS: be16(flags)}
             return [[("hash", {**values, _HASH_TYPE: be32(_SYMMETRIC)}), ("queue", by_hash)]]
         native = {_QUEUE_NUM: be16(first), _QUEUE_TOTAL: be16(total), _QUEUE_FLAGS: be16(flags)}
-        # A kernel without nft's own queue expression may still have the target of iptables.
+        # A kernel without nft's own queue expression can still have the target of iptables.
         info = _xt_nfq_info.pack(first, total, flags)
         target = ("target", {_TARGET_NAME: b"NFQUEUE\0", _TARGET_REV: be32(3), _TARGET_INFO: info})
         return [[("queue", native)], [target]]
@@ -230,14 +230,14 @@ class QueueAction(SimpleAction):
 
 
 def _first(packets: int) -> list[Case]:
-    """Return the conditions for the first packets of each direction of a connection, and for packets without one.
+    """Return conditions for the first packets of each direction of a connection, and for packets without a connection.
 
-    A packet without a connection matches no condition on directions, and would not be queued without its own.
+    A packet without a connection matches no condition on directions, so it would not be queued without a third one.
     """
     cases = []
     for number, direction in enumerate(("original", "reply")):
         steps = [ct(CT_DIRECTION), compare(bytes([number]))]
-        # The kernel compares bytes.
+        # In network order, because the kernel compares bytes.
         steps += [ct(CT_PACKETS, number), network_order(8), compare(be64(packets), LESS_OR_EQUAL)]
         nft = f"ct direction {direction} ct {direction} packets <= {packets}"
         iptables = f"-m conntrack --ctdir {direction.upper()}"
@@ -249,7 +249,7 @@ def _first(packets: int) -> list[Case]:
 
 @dataclass(frozen=True)
 class LogAction(SimpleAction):
-    """Hands copies of packets to a program; the packets go on to the next rule."""
+    """Hands copies of packets to a program. The packets continue with the next rule."""
 
     name = "log"
     group: int
@@ -289,7 +289,7 @@ class LogAction(SimpleAction):
         return [[("log", values)]]
 
     def nft(self, family: str) -> str:
-        check_words("a prefix", self.prefix, '"$')  # the latter begins the name of a variable
+        check_words("a prefix", self.prefix, '"$')  # in nft, $ begins the name of a variable
         words = ["log", *([f'prefix "{self.prefix}"'] if self.prefix else []), f"group {self.group}"]
         words += [] if self.snaplen is None else [f"snaplen {self.snaplen}"]
         words += [] if self.threshold is None else [f"queue-threshold {self.threshold}"]
@@ -330,7 +330,7 @@ class DropAction(SimpleAction):
 
 
 class AcceptAction(SimpleAction):
-    """Lets packets pass the rules that follow in the chain."""
+    """Lets packets skip the rules that follow in the chain."""
 
     name = "accept"
 
@@ -349,7 +349,7 @@ class AcceptAction(SimpleAction):
 
 @dataclass(frozen=True)
 class MarkAction(SimpleAction):
-    """Sets the mark of packets, which go on to the next rule."""
+    """Sets the mark of packets. They continue with the next rule."""
 
     name = "mark"
     reroutes = True
@@ -392,7 +392,7 @@ class MarkAction(SimpleAction):
 
 @dataclass(frozen=True)
 class RejectAction(Action):
-    """Drops packets and tells their senders."""
+    """Drops packets and notifies their senders."""
 
     name = "reject"
     error: Refusal
@@ -482,7 +482,7 @@ def queues_of(name: str, values: dict[int, bytes]) -> tuple[range, int]:
         return range(first, first + total), int.from_bytes(values.get(_QUEUE_FLAGS, b""), "big")
     info = values.get(_TARGET_INFO, b"")
     if name == "target" and values.get(_TARGET_NAME, b"").rstrip(b"\0") == b"NFQUEUE" and len(info) >= 2:
-        # Revision 0 has the number only, revisions 1 and 2 no flag except bypass.
+        # Revision 0 has only the number; revisions 1 and 2 have no flag except bypass.
         first, total, flags = _xt_nfq_info.unpack(info[:8].ljust(8, b"\0"))
         revision = int.from_bytes(values.get(_TARGET_REV, b""), "big")
         return range(first, first + (total if revision and total else 1)), flags

@@ -1,4 +1,4 @@
-"""Control groups (version 2) of systemd units, containers and others, as rules name them."""
+"""Control groups (version 2) of systemd units, containers and other programs, by the names that rules use."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def find(name: str, value: str) -> Group:
 
 
 def _root() -> str | None:
-    """Return the directory at which the hierarchy is mounted; None if it is not."""
+    """Return the directory at which the hierarchy is mounted; None if it is not mounted."""
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             lines = file.readlines()

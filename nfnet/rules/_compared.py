@@ -26,16 +26,16 @@ from ._values import NoWordsError, Span, Spans, are_covered, joined, read_list, 
 
 
 class Field(NamedTuple):
-    """Where a value of the packet is, and how it is stored."""
+    """A value of the packet: the expression that loads it, and its form in the register."""
 
     load: Expression
     size: int
-    """Bytes in the register."""
+    """Its size in the register, in bytes."""
     datatype: Datatype
     host_order: bool = False
     """Whether the value is a number in the host's byte order."""
     mask: int | None = None
-    """The bits that belong to the value; None: all of them."""
+    """The bits that belong to the value; None: all bits."""
     shift: int = 0
     """The number of bits below the value."""
 
@@ -46,11 +46,11 @@ class Field(NamedTuple):
 
     @property
     def is_host_ordered(self) -> bool:
-        """Whether nft takes the values in a set for numbers in the host's byte order, as it does with text."""
+        """Whether nft shows the values in a set as numbers in the host's byte order, as it does with text."""
         return self.host_order or self.datatype == Datatype.IFNAME
 
     def pack(self, value: int, swapped: bool = False) -> bytes:
-        """Return a value as the register has it; swapped: after `network_order`."""
+        """Return a value in the form of the register; ``swapped``: after the expression `network_order`."""
         order = netlink.HOST if self.host_order and not swapped else "big"
         return (value << self.shift).to_bytes(self.size, order)
 
@@ -61,7 +61,7 @@ class Compared(Criterion):
     merge_adjacent = True
     """Whether adjacent values are merged into one range."""
     set_kinds: tuple[str, ...] = ()
-    """The kinds of `Set` that the argument takes; see `_in_set`."""
+    """The kinds of `Set` that the argument accepts; see `_in_set`."""
 
     @abstractmethod
     def field(self, version: int | None) -> Field:
@@ -137,7 +137,7 @@ class Listed(Compared):
     """A compared criterion whose argument is a value or a list of values, which iptables matches one by one."""
 
     iptables_repeats = False
-    """Whether iptables takes the option more than once in a rule."""
+    """Whether iptables accepts the option more than once in a rule."""
 
     @abstractmethod
     def read_value(self, name: str, value: Any) -> Iterable[Span]:

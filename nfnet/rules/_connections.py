@@ -1,27 +1,27 @@
 """The rules before a rule that queues, by which the kernel carries out verdicts on whole connections.
 
-A verdict on a connection is NF_REPEAT with a `Fate` in three bits of the packet's mark, so the packet passes its chain
-again, and meets these rules (``bits`` are all three, the fates are written as what they do):
+A verdict on a connection is NF_REPEAT with a `Fate` in three bits of the packet's mark, so the packet traverses its
+chain again, and reaches these rules ("the bits" are all three; a fate is written as its verdict):
 
     chain of the hook:
-        packet's mark has any of them: jump to `decided`
+        packet's mark has any of the bits: jump to ``decided``
         ... rules that come before the one that queues
-        connection's mark says accept: accept                   (where all later packets go)
+        connection's mark is "accept": accept                   (the path of all later packets)
         connection's mark has any of the bits: jump to ``remembered``
         the rule that queues
     decided:
-        write the fate into the connection's mark, take the bits out of the packet's mark; accept, drop or reject
+        write the fate into the connection's mark, clear the bits of the packet's mark; accept, drop or reject
     remembered:
-        drop or reject; but what the kernel itself sends to reject packets passes
+        drop or reject; but accept the packets that the kernel itself sends to reject others
 
 The reasons for this order:
 
-- The packet's mark goes first: when two packets of a connection are decided differently, each gets its own verdict.
-- Setting the connection's mark is a rule of its own: where a packet has no connection (untracked, invalid) that rule
-  ends at once, and the one with the verdict is still to come. Otherwise it would be queued again, without an end.
-- No bit is left in the mark of a packet that goes on, nor when the kernel makes a reset or an ICMP error of it, which
-  with net.ipv4.fwmark_reflect gets that mark.
-- The reset or ICMP error that rejects a packet passes the hook output itself, "related" to the same connection
+- The packet's mark is checked first: if two packets of a connection get different verdicts, each gets its own.
+- Setting the connection's mark is a rule of its own: for a packet without a connection (untracked, invalid) that rule
+  ends at once, and the next rule carries out the verdict. In one rule the packet would be queued again, without end.
+- The bits are cleared in the mark of a packet that continues, and before the kernel answers it with a reset or an ICMP
+  error, which gets the same mark with net.ipv4.fwmark_reflect.
+- The reset or ICMP error that rejects a packet traverses the hook output itself, "related" to the same connection
   (nf_conntrack_attach). It is accepted, so that it is not queued to the program that rejected the packet.
 """
 
@@ -80,7 +80,7 @@ FATES = {"accept": (Fate.ACCEPT,), "drop": (Fate.DROP,), "reject": (Fate.REJECT_
 class Line(NamedTuple):
     """A rule of the kernel.
 
-    branch: its chain: "" for that of the hook, otherwise one to which rules of that jump.
+    branch: its chain: "" for the chain of the hook, otherwise a chain to which rules of that chain jump.
     expressions, words: the rule in expressions, and in words of nft.
     comment: the comment by which a queue finds the rule.
     """
@@ -143,7 +143,7 @@ def _remembered(bits: MarkBits, hook: str, family: str, chain: str) -> Iterator[
 
 
 def _answers(family: str) -> list[tuple[Part, Part]]:
-    """Return conditions on the protocol, and what senders of rejected packets get if they are met."""
+    """Return conditions on the protocol, each with the answer to the senders of packets that match it."""
     no_port, prohibited = _error(_NO_PORT[family]), _error(_PROHIBITED[family])
     return [(_is(_TCP, "tcp"), _RESET), (_is(_UDP, "udp"), no_port), (_ANY, prohibited)]
 
@@ -164,7 +164,7 @@ class _Marks:
         return f"{COMMENT} {self._bits.mask:#x} {name}"
 
     def packet_has(self, number: int, *, mask: int | None = None, differs: bool = False) -> Part:
-        """Continue if the packet's mark has a number in the bits, or in those of ``mask``; or if it differs."""
+        """Continue if the packet's mark has a number in the bits, or in those of ``mask``; with ``differs``, if not."""
         return self._has(meta(META_MARK), "meta", number, mask, differs)
 
     def connection_has(self, number: int, *, mask: int | None = None, differs: bool = False) -> Part:

@@ -1,4 +1,4 @@
-"""The elements of a set, and the segments that the kernel gets for networks and ports that overlap."""
+"""The elements of a set, and the segments that are sent to the kernel for networks and ports that overlap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._elements import NEVER
 
 
 class Change(NamedTuple):
-    """A change of elements, as the kernel is told of it. It is made here when ``make`` is called."""
+    """A change of elements, as it is sent to the kernel. Calling ``make`` applies it here."""
 
     gone: list[bytes]
     come: list[tuple[bytes, float]]
@@ -23,7 +23,7 @@ class Change(NamedTuple):
 
 
 class Content(ABC):
-    """The elements of a part of a set, and when they expire. Methods pass over what has expired at ``now``."""
+    """The elements of a part of a set, and their deadlines. Methods ignore elements that have expired at ``now``."""
 
     def __init__(self) -> None:
         self.deadlines: dict[bytes, float] = {}
@@ -35,11 +35,11 @@ class Content(ABC):
 
     @abstractmethod
     def segments(self, now: float) -> dict[bytes, bytes]:
-        """Return the segments that the kernel has, each with the element that it belongs to."""
+        """Return the segments in the kernel, each with the element to which it belongs."""
 
     @abstractmethod
     def covers(self, data: bytes, now: float) -> bool:
-        """Return True if all that an element stands for is in the set, in one element or several."""
+        """Return True if all values of an element are in the set, in one element or in several."""
 
     def alive(self, now: float) -> list[bytes]:
         """Return the elements."""
@@ -50,7 +50,7 @@ class Content(ABC):
         return self.deadlines.get(data, -NEVER) > now
 
     def tidy(self, now: float) -> None:
-        """Forget expired elements, each time that the number of elements has doubled since the last time."""
+        """Remove expired elements, each time that the number of elements has doubled since the last time."""
         if len(self.deadlines) >= self._crowded:
             left = {data: deadline for data, deadline in self.deadlines.items() if deadline > now}
             self._crowded = max(64, len(left) * 2)
@@ -89,11 +89,11 @@ class Points(Content):
 
 
 class Intervals(Content):
-    """Elements with a first and a last value, which may overlap.
+    """Elements with a first and a last value, which can overlap.
 
-    The kernel's intervals must not overlap. For elements that do, the kernel gets segments instead. Each segment
-    belongs to the element that expires last (of several the one that begins first), and expires with it. So nothing
-    has to be done when another of the elements expires.
+    The kernel's intervals must not overlap. For overlapping elements the kernel gets segments instead. Each segment
+    belongs to the element that expires last (of several, the one that begins first), and expires with it. So nothing
+    changes in the kernel when another of the elements expires.
     """
 
     def __init__(self) -> None:
@@ -126,12 +126,12 @@ class Intervals(Content):
         return self._change(self.segments(now), after, changed, partial(self._replace, changed))
 
     def _plan_few(self, drop: list[bytes], add: Mapping[bytes, float], now: float) -> Change:
-        """Plan a small change: look only at the region in which segments can change."""
+        """Plan a small change: compute only the region in which segments can change."""
         known = self._known(now)
         changed = [*drop, *add]
         size = len(changed[0]) // 2
         first, last = min(data[:size] for data in changed), max(data[size:] for data in changed)
-        # The segments that these overlap, and their neighbours, which may merge with what remains.
+        # The segments that the changed elements overlap, and their neighbours, which can merge with the rest.
         begin, end = bisect_left(known, first), bisect_left(known, _behind(last))
         if begin and known[begin - 1][size:] >= first:
             begin -= 1

@@ -1,7 +1,7 @@
 """The copies of a set in the tables of the rules that use it.
 
 If a change fails in one of several tables it is undone. A copy that may differ from the set (`Table.is_stale`) is
-written anew, in one transaction like any other change.
+rewritten, in one transaction like any other change.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ._contents import Change, Content
 from ._nftables import Message
 from ._set_messages import KernelSet
 
-# The kernel's errors if it has not, or has already, removed elements that expire just now: two clocks read the time.
+# The kernel's errors for elements that expire at this moment, which the kernel removes slightly earlier or later.
 _OTHER_MOMENT = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)
 _GONE = "Another program removed the table of the rule: remove the rule, and install it again"
 
@@ -68,11 +68,11 @@ class Copies:
             begun.append(table)
             try:
                 self._send_to(table, plans, now, was_stale)
-            except ClosedError:  # of the socket, with which the table went
+            except ClosedError:  # the socket was closed, and the kernel has removed the table with it
                 self.detach(table.sock)
             except AckTimeoutError:
                 raise
-            except KernelError:  # which refused the whole transaction
+            except KernelError:  # the kernel refused the whole transaction
                 table.is_stale = was_stale
                 raise
 
@@ -87,13 +87,13 @@ class Copies:
         self._rewrite(table, plans, now)
 
     def restore(self, begun: list[Table], now: float) -> None:
-        """Write the copies anew that a failed or interrupted change may have changed."""
+        """Rewrite the copies that a failed or interrupted change may have changed."""
         for table in begun:
             if table.is_stale:
                 try:
                     self._rewrite(table, (), now)
                 except (KernelError, ClosedError):
-                    continue  # the next change will
+                    continue  # the next change rewrites it
                 table.is_stale = False
 
     def _messages(self, table: Table, plans: Sequence[Change], now: float) -> Iterator[Message]:
@@ -103,7 +103,7 @@ class Copies:
                 yield from kernel_set.addition(family, table.name, plan.come, now)
 
     def _rewrite(self, table: Table, plans: Sequence[Change], now: float) -> None:
-        """Replace the contents of a copy by the elements as they are here, or will be after some changes."""
+        """Replace the contents of a copy by the elements that are stored here, with the changes of ``plans``."""
         messages: list[Message] = []
         for family in table.families:
             for kernel_set, segments in zip(self._kernel_sets, self.segments(now, plans)):
@@ -117,7 +117,7 @@ class Copies:
             raise
 
     def segments(self, now: float, plans: Sequence[Change] = ()) -> Iterator[dict[bytes, float]]:
-        """Yield the segments of each of the kernel's sets and when they expire, also after changes not made yet."""
+        """Yield the segments of each of the kernel's sets with their deadlines, after the changes of ``plans``."""
         for place, content in enumerate(self._contents):
             there = {segment: content.deadlines[element] for segment, element in content.segments(now).items()}
             for plan in plans[place : place + 1]:

@@ -1,7 +1,7 @@
-"""The criteria by which rules choose packets: a row of `CRITERIA` for each, and its arguments in `Where`.
+"""The criteria by which rules select packets: a row of `CRITERIA` for each, and its arguments in `Where`.
 
 A row checks the argument, and translates it into expressions of nf_tables and into words of nft, of iptables and of the
-command line; the documentation describes it.
+command line. The documentation is made from it, too.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from ._packet_criteria import AddressOf, IcmpType, Number, Port, Protocol, TcpFl
 from ._sets import Set
 from ._values import Address, read_group, read_user
 
-# Exceptions from `Criterion.hooks`. At postrouting the IP layer still knows (since Linux 5.7) by which interface a
-# packet came in; a bridge does not.
+# Exceptions from `Criterion.hooks`. At postrouting the IP layer still knows the incoming interface of a packet (since
+# Linux 5.7); a bridge does not.
 NEVER = {("bridge", "postrouting", "in_interface")}
 
 # Names of Differentiated Services codepoints (RFC 2474, 2597 and 3246).
@@ -53,7 +53,7 @@ CRITERIA: dict[str, Criterion] = {
     "tcp_flags": TcpFlags(),
     "icmp_type": IcmpType(),
     "in_interface": Interface(
-        "the interface that it came in by",
+        "the incoming interface",
         META_IIFNAME,
         "iifname",
         "-i",
@@ -64,14 +64,14 @@ CRITERIA: dict[str, Criterion] = {
         ),
     ),
     "out_interface": Interface(
-        "the interface that it goes out by",
+        "the outgoing interface",
         META_OIFNAME,
         "oifname",
         "-o",
         Hooks(("forward", "output", "postrouting"), "outgoing interface"),
     ),
     "length": Number(
-        "how long the packet is, from its IP header on, as the kernel has it: what it has not split yet counts as one",
+        "the length of the packet from its IP header on; a super-packet that is not split yet counts as one",
         "a number of bytes",
         Field(meta(META_LENGTH), 4, Datatype.INTEGER, host_order=True),
         "meta length",
@@ -94,8 +94,8 @@ CRITERIA: dict[str, Criterion] = {
     "connection_mark": ConnectionMark("the connection's mark", ct(CT_MARK), "ct mark", "connmark"),
     "uid": Account("the user of the local sender", Datatype.UID, META_SKUID, read_user, "skuid", "uid-owner"),
     "gid": Account("the group of the local sender", Datatype.GID, META_SKGID, read_group, "skgid", "gid-owner"),
-    "source_type": AddressType("what the sender's address is to this machine", 1, "saddr", "src"),
-    "destination_type": AddressType("what the receiver's address is to this machine", 2, "daddr", "dst"),
+    "source_type": AddressType("the type of the sender's address for this machine", 1, "saddr", "src"),
+    "destination_type": AddressType("the type of the receiver's address for this machine", 2, "daddr", "dst"),
     "cgroup": Cgroup(),
     "limit": Limit(),
 }
@@ -112,7 +112,7 @@ class _Place(TypedDict):
 
 
 class Where(_Place, total=False):
-    """Arguments that say where a rule is and for which packets; see `queue`.
+    """Arguments for the place of a rule, and for the packets to which it applies; see `queue`.
 
     Each row of `CRITERIA` has an argument, and another one for its negation.
     """

@@ -1,4 +1,4 @@
-"""The interface of a criterion: what every row of `_criteria.CRITERIA` can do."""
+"""The interface of a criterion, which every row of `_criteria.CRITERIA` implements."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Condition(NamedTuple):
 
     spans: Spans
     mask: int | None = None
-    """The bits of the value that are compared; None: all of them."""
+    """The bits of the value that are compared; None: all bits."""
     negated: bool = False
 
     def of(self, version: int | None) -> list[Span]:
-        """Return the spans that packets of an IP version can have; None: of either version."""
+        """Return the spans that packets of an IP version can have; with None, those of both versions."""
         return of_version(self.spans, version)
 
     @property
@@ -51,20 +51,20 @@ EVERYWHERE = Hooks((*HOOKS, "ingress"), "")
 
 
 class Criterion(ABC):
-    """A property of packets that a rule can ask for, and its negation.
+    """A property of packets that a rule can require, and its negation.
 
-    What `read` returns for an argument is passed to the other methods as ``condition``.
+    `read` converts an argument into the ``condition`` that the other methods take.
     """
 
     description: str
     """The property, for the documentation."""
     syntax: str
-    """The values that the argument takes, for the documentation."""
+    """The values that the argument accepts, for the documentation."""
     hooks: Hooks = EVERYWHERE
     families: tuple[str, ...] = _FAMILIES
     """The families of tables in which the criterion can match."""
     protocols: tuple[str, ...] = ()
-    """The protocols that have the property; the rule must ask for one of them, or for several."""
+    """The protocols that have the property. The rule must require one or several of them."""
     is_tracked = False
     """Whether the property comes from connection tracking."""
     is_last = False
@@ -72,7 +72,7 @@ class Criterion(ABC):
     names_version = False
     """Whether the words of nft imply the IP version."""
     needs = ""
-    """What the kernel must have for it, if not every kernel has that."""
+    """The kernel option or version that the criterion needs, if not every kernel has it."""
 
     @abstractmethod
     def read(self, name: str, value: Any, negated: bool) -> Any:
@@ -87,7 +87,10 @@ class Criterion(ABC):
         return False
 
     def check_protocols(self, name: str, condition: Any, protocols: Sequence[str]) -> None:
-        """Raise ArgumentError if packets of the protocols that the rule asks for (none: of any) lack the property."""
+        """Raise ArgumentError if packets of the protocols that the rule requires lack the property.
+
+        Without protocols the rule is for packets of any protocol.
+        """
         needed = self.protocols
         if needed and not (protocols and set(protocols) <= set(needed)):
             choices = ", ".join(map(repr, needed[:-1])) + (" or " if needed[1:] else "") + repr(needed[-1])
@@ -100,11 +103,11 @@ class Criterion(ABC):
 
     @abstractmethod
     def steps(self, condition: Any, version: int | None) -> Iterator[Step]:
-        """Yield the expressions that packets of an IP version must pass; None: of either version."""
+        """Yield the expressions that packets of an IP version must satisfy; with None, packets of either version."""
 
     @abstractmethod
     def nft(self, condition: Any, version: int | None, protocol: str) -> str:
-        """Return the words of nft for packets of a protocol ("": of several). Raises NoWordsError."""
+        """Return the words of nft for packets of a protocol, or of several protocols (""). Raises NoWordsError."""
 
     @abstractmethod
     def iptables(self, condition: Any, version: int, protocol: str) -> list[str]:
@@ -112,7 +115,7 @@ class Criterion(ABC):
 
     @abstractmethod
     def command_values(self, condition: Any) -> list[str]:
-        """Return the values as the command line takes them."""
+        """Return the values in the syntax of the command line."""
 
     def parse(self, text: str) -> Any:
         """Return the argument for a word of the command line. Raises ArgumentError."""

@@ -1,4 +1,4 @@
-"""Describes rules: the commands of nft and iptables that install the same."""
+"""Descriptions of rules: the commands of nft and iptables that install the same rules."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ._plan import Plan
 from ._statement import Statement
 from ._values import HOOKS, NoWordsError, nft_interface
 
-# The tables of iptables that have a chain at a hook with a priority. Not that called security: it is at 50 with
-# iptables-legacy, and at 150 with iptables-nft.
+# The tables of iptables by the hook and the priority of their chains. The table security is not among them, because its
+# priority is 50 with iptables-legacy, and 150 with iptables-nft.
 _TABLES = {
     **dict.fromkeys([(hook, -150) for hook in HOOKS], "mangle"),
     **dict.fromkeys([("prerouting", -300), ("output", -300)], "raw"),
@@ -22,15 +22,15 @@ _PROGRAMS = {4: "iptables", 6: "ip6tables"}
 
 
 def describe(plan: Plan) -> str:
-    """Return the commands, one a line; for a program that has no words for a rule a comment that says so."""
+    """Return the commands, one in each line. If nft or iptables cannot express a rule, a comment takes their place."""
     of_iptables = [line for statement, before in plan.before() for line in _iptables(statement, before)]
-    # Without one of the rules the others would do something else.
+    # If one rule is missing the others have another effect, so all of them are left out.
     excuses = list(dict.fromkeys(line for line in of_iptables if line.startswith("#")))
     return "\n".join([*nft_commands(plan), *(excuses or of_iptables)])
 
 
 def nft_rules(plan: Plan) -> list[str]:
-    """Return the commands of nft that add the rules, or the comment that it has no words for one."""
+    """Return the commands of nft that add the rules, or a comment if nft has no words for a rule."""
     try:
         return list(_nft_rules(plan))
     except NoWordsError as error:
@@ -38,7 +38,7 @@ def nft_rules(plan: Plan) -> list[str]:
 
 
 def nft_commands(plan: Plan) -> list[str]:
-    """Return the commands of nft, or the comment that it has no words for a rule."""
+    """Return the commands of nft, or a comment if nft has no words for a rule."""
     try:
         return [*_nft_chains(plan), *_nft_sets(plan), *_nft_rules(plan)]
     except NoWordsError as error:
@@ -78,7 +78,7 @@ def _nft_rules(plan: Plan) -> Iterator[str]:
 
 
 def _iptables(statement: Statement, before: Sequence[Before]) -> list[str]:
-    """Return the commands of iptables and ip6tables for a rule and for what comes before it, or a comment."""
+    """Return the commands of iptables and ip6tables for a rule and for the rules before it, or a comment."""
     try:
         return list(_iptables_commands(statement, before))
     except NoWordsError as error:

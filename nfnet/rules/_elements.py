@@ -1,7 +1,7 @@
-"""The kinds of sets and their elements: how they are read, stored and shown.
+"""The kinds of sets, and functions that read and show their elements.
 
-An element is stored as the kernel has it, as bytes: an address has 4 or 16; a network has the first address and the
-last, 8 or 32. So elements of one length sort by their bytes, and the length tells the IP version.
+An element is stored in the kernel's form, as bytes: an address has 4 or 16 bytes; a network has its first and its last
+address, 8 or 32 bytes. So elements of one length sort by their bytes, and the length determines the IP version.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .._arguments import check, wrong_type
+from .._arguments import check, network_error, wrong_type
 from ..errors import ArgumentError
 from ..protocol import netlink
 from ._expressions import Datatype
 from ._values import IFNAMSIZ, NoWordsError, Span, interface_text, nft_interface, read_interface
 
 Element = str | int
-"""An element as a set returns it: a port or a mark is an int, all others are text."""
+"""An element that a set returns: an int for a port or a mark, text for all others."""
 
 NEVER = math.inf
-"""The time at which an element without a time-out expires."""
+"""The deadline of an element without a timeout."""
 
 
 class Part(NamedTuple):
@@ -34,11 +34,11 @@ class Part(NamedTuple):
     name: str
     """nft's name of the type."""
     size: int
-    """Bytes of an address, a port or a mark."""
+    """The size of an address, a port or a mark in bytes."""
     version: int | None = None
     """4 or 6 if only packets of that IP version have such elements."""
     order: int = 2
-    """nft's number of the byte order: 2 for that of the network, 1 for that of this machine."""
+    """nft's number of the byte order: 2 for network order, 1 for host order."""
 
 
 class Kind(NamedTuple):
@@ -46,11 +46,11 @@ class Kind(NamedTuple):
 
     parts: tuple[Part, ...]
     intervals: bool
-    """Whether an element has a first and a last."""
+    """Whether an element has a first and a last value."""
     read: Callable[[Any], bytes]
     """Converts an argument to bytes. Raises ArgumentError."""
     show: Callable[[bytes], Element]
-    """Converts bytes to what the program gets."""
+    """Converts bytes to the element that the program gets."""
     nft: Callable[[bytes], str]
     """Converts bytes to words of nft. Raises NoWordsError."""
 
@@ -80,7 +80,7 @@ def _pack(text: str) -> bytes:
     except OSError:
         pass
     _check_zone(text)
-    return ipaddress.ip_address(text).packed  # raises an error that says what is wrong
+    return ipaddress.ip_address(text).packed  # raises a precise error
 
 
 def _check_zone(text: str) -> None:
@@ -127,7 +127,7 @@ def _read_network(value: Any) -> bytes:
         if isinstance(value, _Network):
             return value.network_address.packed + value.broadcast_address.packed
     except ValueError as error:
-        raise ArgumentError(f"no network: {error}") from None
+        raise ArgumentError(f"no network: {network_error(value, error)}") from None
     raise wrong_type("an element", value, _NETWORK)
 
 
@@ -140,7 +140,7 @@ def _network(address: str, length: str, text: str) -> bytes:
         hosts = number = 1
     if number & hosts:
         _check_zone(text)
-        network = ipaddress.ip_network(text)  # raises such an error, or accepts a mask like 255.255.255.0
+        network = ipaddress.ip_network(text)  # raises a precise error, or accepts a mask like 255.255.255.0
         return network.network_address.packed + network.broadcast_address.packed
     return first + (number | hosts).to_bytes(size, "big")
 
@@ -212,7 +212,7 @@ def _show_mark(data: bytes) -> int:
 
 
 def _read_interface(value: Any) -> bytes:
-    span = next(read_interface("an element", value))  # PyPy replaces a TypeError that is raised in an unpacking
+    span = next(read_interface("an element", value))  # no unpacking, in which PyPy would replace a TypeError
     return b"".join(number.to_bytes(IFNAMSIZ, "big") for number in span[:2])
 
 
@@ -223,7 +223,7 @@ def _show_interface(data: bytes) -> str:
 def _nft_interface(data: bytes) -> str:
     name = _show_interface(data)
     if _read_interface(name) != data:
-        raise NoWordsError("names of interfaces that begin like others, which stay longer")
+        raise NoWordsError("names of interfaces that overlap and expire at different times")
     return nft_interface(name)
 
 

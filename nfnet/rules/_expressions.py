@@ -1,6 +1,6 @@
-"""Expressions of nf_tables, of which the kernel's rules consist (linux/netfilter/nf_tables.h).
+"""Expressions of nf_tables, the parts of the kernel's rules (linux/netfilter/nf_tables.h).
 
-Expressions load a value into a register, change it, and compare it; a comparison that fails ends the rule.
+Expressions load a value into a register, change it, and compare it. A comparison that fails ends the rule.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def be64(number: int) -> bytes:
 
 
 def host32(number: int) -> bytes:
-    """Pack a 32-bit number as the kernel has it in registers unless it comes from a packet."""
+    """Pack a 32-bit number in host order, which numbers in registers have unless they come from a packet."""
     return number.to_bytes(4, netlink.HOST)
 
 
@@ -104,7 +104,7 @@ def meta(key: int) -> Expression:
 
 
 def ct(key: int, direction: int | None = None) -> Expression:
-    """Load a property of the packet's connection, CT_*, or of one direction of it."""
+    """Load a property of the packet's connection, CT_*, or of one direction of the connection."""
     of = {} if direction is None else {_CT_DIRECTION: bytes([direction])}
     return "ct", {_CT_DREG: be32(REGISTER), _CT_KEY: be32(key), **of}
 
@@ -122,7 +122,7 @@ def fib_type(flag: int) -> Expression:
 
 
 def socket_cgroup(level: int) -> Expression:
-    """Load the id of the ancestor at ``level`` of the control group of the packet's socket."""
+    """Load the id of a control group: the ancestor, at ``level``, of the group of the packet's socket."""
     key = {_SOCKET_KEY: be32(_SOCKET_CGROUPV2)}
     return "socket", {**key, _SOCKET_DREG: be32(REGISTER), _SOCKET_LEVEL: be32(level)}
 
@@ -152,7 +152,7 @@ def network_order(size: int) -> Expression:
 
 
 def compare(value: bytes, operator: int = EQUAL) -> Expression:
-    """Continue if the register compares to ``value`` by ``operator``."""
+    """Continue if the comparison of the register with ``value`` by ``operator`` is true."""
     return "cmp", {_CMP_SREG: be32(REGISTER), _CMP_OP: be32(operator), _CMP_DATA: data(value)}
 
 
@@ -163,14 +163,14 @@ def outside(first: bytes, last: bytes) -> Expression:
 
 
 class Lookup(NamedTuple):
-    """Continue if the register is, or if negated is not, in a set of these elements; see `lookup`."""
+    """Continue if the register is in a set of these elements; if negated, if it is not. See `lookup`."""
 
     elements: tuple[tuple[bytes, bytes], ...]
     """First and last key of each element, sorted, without overlaps."""
     datatype: Datatype
     """The type of the keys."""
     host_order: bool
-    """Whether nft takes keys for numbers in the host's byte order, except in intervals."""
+    """Whether nft shows keys as numbers in the host's byte order, except in intervals."""
     negated: bool
 
     @property
@@ -183,13 +183,13 @@ Step = Expression | Lookup
 
 
 def lookup(name: bytes, number: int, negated: bool) -> Expression:
-    """Continue if the register is, or if negated is not, in the set with this name and number."""
+    """Continue if the register is in the set with this name and number; if negated, if it is not."""
     flags = {_LOOKUP_FLAGS: be32(_INVERTED)} if negated else {}
     return "lookup", {_LOOKUP_SET: name + b"\0", _LOOKUP_SREG: be32(REGISTER), _LOOKUP_SET_ID: be32(number), **flags}
 
 
 def limit(packets: int, seconds: int, burst: int, over: bool) -> Expression:
-    """Continue for ``packets`` in ``seconds``, and a burst; or, if ``over``, for the packets beyond."""
+    """Continue for ``packets`` in ``seconds``, and a burst; if ``over``, continue for packets beyond the limit."""
     rate = {_LIMIT_RATE: be64(packets), _LIMIT_UNIT: be64(seconds), _LIMIT_BURST: be32(burst)}
     return "limit", {**rate, _LIMIT_TYPE: be32(_LIMIT_PACKETS), _LIMIT_FLAGS: be32(_INVERTED if over else 0)}
 
@@ -219,7 +219,7 @@ def reject(kind: int, code: int | None = None) -> Expression:
 
 
 def jump(chain: str) -> Expression:
-    """Continue in another chain, and after it, unless that decides on the packet, behind this rule."""
+    """Continue in another chain; then, unless that chain decides on the packet, after this rule."""
     return _verdict(_JUMP, build_attribute(VERDICT_CHAIN, chain.encode() + b"\0"))
 
 

@@ -1,4 +1,4 @@
-"""Finds the installed rules, of any program, that carry out verdicts on connections."""
+"""Search for the installed rules, of any program, that carry out verdicts on connections."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _Rules = dict[tuple[int, str, str], list[FoundRule]]
 
 
 def find(sock: NetlinkSocket, number: int) -> dict[tuple[int, int], Support | None]:
-    """Return which verdicts are carried out, by the family and the number of each hook that feeds the queue.
+    """Return the supported verdicts, by the family and the number of each hook at which packets get into the queue.
 
-    None: a chain of the hook feeds the queue without such rules before, and a packet does not tell which chain it came
-    through. Rules of iptables-legacy cannot be seen. Raises KernelError.
+    None means that a chain of the hook queues packets without such rules before it: a packet does not contain the chain
+    that queued it. Rules of iptables-legacy cannot be found. Raises KernelError.
     """
     chains, by_chain = list(_nftables.chains(sock)), _Rules()
     for rule in _nftables.rules(sock):
@@ -42,7 +42,7 @@ def find(sock: NetlinkSocket, number: int) -> dict[tuple[int, int], Support | No
 
 
 def _reached(chain: FoundChain, by_chain: _Rules) -> Iterator[FoundRule]:
-    """Yield the rules of a chain and of those to which it jumps."""
+    """Yield the rules of a chain and of the chains to which it jumps."""
     seen, left = {chain.name}, [chain.name]
     while left:
         for rule in by_chain.get((chain.family, chain.table, left.pop()), ()):
@@ -71,7 +71,7 @@ def _jumps(rule: FoundRule) -> Iterator[str]:
 
 
 def _queues(rule: FoundRule) -> Iterator[range]:
-    """Yield the numbers of the queues that a rule puts packets into."""
+    """Yield the numbers of the queues into which a rule puts packets."""
     hashed = range(0)
     for name, values in rule.expressions:
         if name == "hash" and _HASH_MODULUS in values:

@@ -1,4 +1,4 @@
-"""Criteria about what this machine knows of packets."""
+"""Criteria about properties that this machine assigns to packets."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ _TRACKED = Hooks(
 
 
 class Interface(Listed):
-    """The interface by which packets come in or go out."""
+    """The incoming or outgoing interface of packets."""
 
     merge_adjacent = False
     set_kinds = ("interface",)
-    syntax = 'its name, or how that begins: "eth*"'
+    syntax = 'its name, or the beginning of names: "eth*"'
 
     def __init__(self, description: str, key: int, nft: str, iptables: str, hooks: Hooks) -> None:
         self.description, self._key, self._nft, self._iptables = description, key, nft, iptables
@@ -76,7 +76,7 @@ class Interface(Listed):
         return [name for name in names if not name.endswith("*")]
 
     def steps(self, condition: Condition, version: int | None) -> Iterator[Step]:
-        if len(condition.spans) == 1 and condition.spans[0].first != condition.spans[0].last:  # how the name begins
+        if len(condition.spans) == 1 and condition.spans[0].first != condition.spans[0].last:  # the beginning of names
             field = self.field(version)
             yield field.load
             beginning = field.pack(condition.spans[0].first).rstrip(b"\0")
@@ -96,7 +96,7 @@ class Interface(Listed):
         if name.endswith("*"):
             return f"{negation}{self._iptables} {shlex.quote(f'{name[:-1]}+')}"
         if name.endswith("+"):
-            raise NoWordsError(f"the interface {name}, which there means all whose names begin so")
+            raise NoWordsError(f"the interface {name}, because + at the end means all interfaces that begin like that")
         return f"{negation}{self._iptables} {shlex.quote(name)}"
 
     def command_values(self, condition: Condition) -> list[str]:
@@ -107,11 +107,11 @@ class Interface(Listed):
 
 
 class Mark(Compared):
-    """A mark, or the bits of it that the condition's mask has."""
+    """A mark, or the bits of it that are in the condition's mask."""
 
     merge_adjacent = False
     set_kinds = ("mark",)
-    syntax = "a number, or a pair of number and mask, which says which bits are looked at"
+    syntax = "a number, or a pair of a number and a mask of the bits that are compared"
 
     def __init__(self, description: str, load: Expression, nft: str, iptables: str) -> None:
         self.description, self._load, self._nft, self._iptables = description, load, nft, iptables
@@ -168,14 +168,14 @@ class ConnectionMark(Mark):
 
 # --- connections
 
-# NF_CT_STATE_BIT of linux/netfilter/nf_conntrack_common.h; a packet has one of them.
+# NF_CT_STATE_BIT in linux/netfilter/nf_conntrack_common.h. A packet has one of these states.
 _STATES = {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64}
 
 
 class State(Criterion):
-    """The state of the packet's connection; the condition has one bit for each state."""
+    """The state of the packet's connection. The condition has one bit for each state."""
 
-    description = "what connection tracking says"
+    description = "the state in connection tracking"
     syntax = '"new", "established", "related", "invalid" or "untracked"'
     hooks, is_tracked = _TRACKED, True
 
@@ -216,9 +216,9 @@ class Account(Listed):
     """The user or the group of the local program that sends the packet."""
 
     syntax = "a number, a range or a name; numbers are those of the user namespace that owns the network namespace"
-    # At input the kernel may know the socket that will receive the packet, and then matches the receiver's user.
+    # At input the kernel can know the socket that will receive the packet, and then matches the receiver's user.
     hooks = Hooks(
-        ("output", "postrouting"), "local sender", "at input the kernel knows the user of the receiver, at best"
+        ("output", "postrouting"), "local sender", "at input the kernel knows at most the user of the receiver"
     )
     iptables_repeats = True
 
@@ -264,7 +264,7 @@ _ADDRESS_TYPES = {
 
 
 class AddressType(Compared):
-    """The type of an address to this machine."""
+    """The type that an address has for this machine."""
 
     syntax = '"local", "unicast", "broadcast", "multicast", "anycast", "blackhole", "unreachable" or "prohibit"'
     merge_adjacent = False
@@ -298,10 +298,10 @@ _NFT_ROOT = "/sys/fs/cgroup"
 
 
 class Cgroup(Criterion):
-    """The control group of the local socket; the condition is a tuple of groups.
+    """The control group of the local socket. The condition is a tuple of groups.
 
-    There is no negation. The kernel loads the ancestor of the socket's group at the given level. If the group itself
-    is above that level the rule ends without a match, negated or not.
+    There is no negation: the kernel loads the ancestor of the socket's group at the given level. If the group itself is
+    above that level the rule ends without a match, also if the comparison is negated.
     """
 
     description = "the control group of the local sender or receiver"
@@ -311,7 +311,7 @@ class Cgroup(Criterion):
 
     def read(self, name: str, value: Any, negated: bool) -> tuple[_cgroups.Group, ...]:
         if negated:
-            text = "the kernel cannot say that of all sockets: put a rule for the group itself before this one"
+            text = "the kernel cannot negate it for all sockets: put a rule for the group itself before this one"
             raise ArgumentError(f"{name}: {text}, install(accept(cgroup=...), ...)")
         if isinstance(value, str) or not isinstance(value, Iterable):
             value = [value]
@@ -365,14 +365,14 @@ _RATE = re.compile(r"(\d{1,10})(?:/(\w+))?(?: burst (\d{1,10}))?")
 
 
 class Limit(Criterion):
-    """A number of packets in a time; the condition is a `_Limited`."""
+    """A maximum rate of packets. The condition is a `_Limited`."""
 
-    description = "how many packets match in a time"
+    description = "the maximum rate of packets that match"
     is_last = True
-    syntax = '10 (a second) or "10/minute burst 20" (5 if not given); not_limit: those beyond. No lists'
+    syntax = '10 (a second) or "10/minute burst 20" (default burst: 5); not_limit: packets beyond it. No lists'
 
     def read(self, name: str, value: Any, negated: bool) -> _Limited:
-        unit, burst = "second", 5  # as nft and iptables have it
+        unit, burst = "second", 5  # the defaults of nft and iptables
         if isinstance(value, str):
             found = _RATE.fullmatch(value.strip())
             if found is None:

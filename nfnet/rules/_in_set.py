@@ -15,7 +15,7 @@ from ._values import NoWordsError
 
 
 class InSet(Criterion):
-    """Another row's criterion, with the values of a set; the condition is the set."""
+    """The criterion of another row, with the elements of a set as values. The condition is the set."""
 
     def __init__(self, row: Criterion, negated: bool) -> None:
         self.description, self.syntax = row.description, row.syntax
@@ -37,7 +37,7 @@ class InSet(Criterion):
 
     @property
     def _compared(self) -> Compared:
-        assert isinstance(self._row, Compared)  # `read` accepts a set for no other row
+        assert isinstance(self._row, Compared)  # `read` accepts sets only for such rows
         return self._row
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Installs the rules of this process in the kernel, in tables of its own, and removes them."""
+"""Installation of this process's rules in the kernel, in tables of their own, and their removal."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ INGRESS = {"inet": 5, "netdev": 0}  # NF_INET_INGRESS, NF_NETDEV_INGRESS
 _OWNER = 0x2  # NFT_TABLE_F_OWNER: the kernel removes the table when the socket is closed
 _POLICY_ACCEPT = 1  # NF_ACCEPT
 TABLE_PREFIX = "nfnet-"
-"""What the names of all tables of this library begin with."""
-_NO_TRACKING = "Connection tracking does not know the family: CONFIG_NF_CONNTRACK_BRIDGE is needed for bridges"
+"""The beginning of the names of all tables of this library."""
+_NO_TRACKING = "Connection tracking does not support the family: bridges need CONFIG_NF_CONNTRACK_BRIDGE"
 
 
 class Chain(NamedTuple):
@@ -36,12 +36,12 @@ class Chain(NamedTuple):
     priority: int
     device: str | None
     kind: str
-    """"filter"; or "route", after which the kernel routes a packet again if a rule changed its mark."""
+    """"filter"; or "route", with which the kernel routes a packet again if a rule has changed its mark."""
     branch: str = ""
-    """For a chain to which rules of the chain of a hook jump: the end of its name; "": the chain of the hook."""
+    """"" for the chain of a hook; the end of the name for a chain to which rules of that chain jump."""
 
     def attributes(self, table: str, name: str) -> _nftables.Attributes:
-        """Return the attributes of the message that makes the chain."""
+        """Return the attributes of the message that creates the chain."""
         attributes: list[tuple[int, bytes | _nftables.Attributes]] = [
             (_nftables.CHAIN_TABLE, _nftables.text(table)),
             (_nftables.CHAIN_NAME, _nftables.text(name)),
@@ -64,7 +64,7 @@ class Chain(NamedTuple):
 
 
 class KernelRule(NamedTuple):
-    """One of the kernel's rules that a `Rule` consists of."""
+    """One of the kernel's rules of which a `Rule` consists."""
 
     chain: Chain
     match: list[Step]
@@ -73,7 +73,7 @@ class KernelRule(NamedTuple):
     userdata: bytes
     """Data that the kernel stores with the rule; see `_userdata`."""
     sets: Sequence[Set] = ()
-    """The sets in which it looks packets up."""
+    """The sets in which the rule looks packets up."""
 
 
 def names(chains: Iterable[Chain]) -> dict[Chain, str]:
@@ -89,18 +89,18 @@ def names(chains: Iterable[Chain]) -> dict[Chain, str]:
 
 
 class _Installation:
-    """The tables that one transaction made: one for each family."""
+    """The tables that one transaction creates: one for each family."""
 
     def __init__(self, sock: NetlinkSocket, families: Sequence[str]) -> None:
         self.sock, self.families = sock, families
-        # Not the process id alone: containers may share the namespace, and each has a process 1.
+        # Not only the process id, because containers can share the network namespace, and each has a process 1.
         self.name = f"{TABLE_PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
         self.is_owned = True
         self.used: list[Set] = []
-        self._free = [True]  # the block that pops this is the only one
+        self._free = [True]  # the first block pops this
 
     def enter(self) -> bool:
-        """Return True for the first block only, also if several threads begin one at once."""
+        """Return True only for the first block, even if several threads begin one at the same time."""
         try:
             self._free.pop()
         except IndexError:
@@ -108,7 +108,7 @@ class _Installation:
         return True
 
     def messages(self, flags: int, rules: Sequence[KernelRule], attempt: int) -> list[_nftables.Message]:
-        """Return the messages that make the tables, with the alternative number ``attempt`` of each rule."""
+        """Return the messages that create the tables, with the alternative number ``attempt`` of each rule."""
         table = _nftables.text(self.name)
         messages = [
             _nftables.Message(
@@ -148,14 +148,14 @@ class _Installation:
         return found
 
     def attach(self, rules: Sequence[KernelRule]) -> None:
-        """Tell the sets which tables they are in."""
+        """Register the tables with the sets that their rules use."""
         for family, used in self.sets(rules).items():
             for one in used:
                 one.attach(self.sock, FAMILIES[family], self.name)
                 self.used.append(one)
 
     def detach(self) -> None:
-        """Tell the sets that they are in these tables no longer."""
+        """Undo `attach`."""
         for one in self.used:
             one.detach(self.sock)
 
@@ -165,15 +165,15 @@ class _Installation:
         return [_nftables.Message(_nftables.DELTABLE, FAMILIES[family], table) for family in self.families]
 
 
-# By the rule set. Each installation keeps the socket open to which its tables belong.
+# Installations by rule set. Each keeps the socket open to which its tables belong.
 _installations: dict[object, _Installation] = {}
 
-# A forked child has closed the sockets: the rules are its parent's.
+# The rules stay with the parent: a forked child has closed the sockets.
 at_forks(after_in_child=_installations.clear)
 
 
 def is_installed(what: object) -> bool:
-    """Return True if this process has installed a rule set and not removed it."""
+    """Return True if this process has installed a rule set and has not removed it."""
     return what in _installations
 
 
@@ -194,7 +194,7 @@ def install(
 ) -> None:
     """Install the kernel's rules of the rule set ``what`` in the socket's namespace, as one transaction.
 
-    operation: what is done, for errors.
+    operation: the operation, for errors.
     unknown: the commands of nft for the rules, for the error if the kernel lacks an expression.
     block: whether a block has begun, so that no other can begin.
 
@@ -229,10 +229,10 @@ def _try_all(installation: _Installation, rules: Sequence[KernelRule], operation
             installation.is_owned = bool(flags)
             return
         except KernelError as error:
-            if error.errno == errno.EPROTO:  # connection tracking does not know the family
+            if error.errno == errno.EPROTO:  # connection tracking does not support the family
                 raise NotSupportedError(operation, errno.EPROTO, hint=_NO_TRACKING) from None
-            # ENOENT: there is no such expression or target. EOPNOTSUPP: the expression lacks what is asked of it; or,
-            # before Linux 5.12: tables have no owners.
+            # ENOENT: the kernel lacks the expression or target. EOPNOTSUPP: the expression lacks a requested feature;
+            # or, before Linux 5.12, tables have no owners.
             if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL):
                 raise
             if (flags, attempt) == attempts[-1]:
@@ -243,7 +243,7 @@ def _try_all(installation: _Installation, rules: Sequence[KernelRule], operation
 
 
 def uninstall(what: object, operation: str) -> None:
-    """Remove a rule set if it is installed. Raises KernelError if it stays, which happens before Linux 5.12 only."""
+    """Remove a rule set if it is installed. Raises KernelError if it stays, which happens only before Linux 5.12."""
     installation = _installations.pop(what, None)
     if installation is None:
         return
@@ -252,7 +252,8 @@ def uninstall(what: object, operation: str) -> None:
             installation.detach()
             _nftables.commit(installation.sock, installation.deletions(), operation)
     except KernelError as error:
-        # ENOENT: the ruleset was flushed. The kernel removes a table with an owner when the socket is closed.
+        # ENOENT: another program has flushed the ruleset. The kernel removes a table with an owner when the socket is
+        # closed.
         if not installation.is_owned and error.errno != errno.ENOENT:
             raise
     finally:

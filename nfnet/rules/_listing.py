@@ -1,4 +1,4 @@
-"""Lists the rules of this library that any process has installed, and removes those of ended processes."""
+"""Lists of the rules of this library that any process has installed, and removal of those of ended processes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class InstalledRule(NamedTuple):
     process: int
     """The id of the process that installed it."""
     orphaned: bool
-    """Whether that process has ended; then `clean` removes the rule."""
+    """Whether that process has ended, so that `clean` removes the rule."""
     words: str = ""
-    """The rule in words of the command line. A long list of values is cut, and ends in how many more there are."""
+    """The rule in words of the command line. A long list of values is truncated: "(12 more)"."""
     packets: int = 0
     """How many packets have matched since it was installed."""
     bytes: int = 0
@@ -68,7 +68,7 @@ def _counts(found: _nftables.FoundRule) -> tuple[int, int]:
 
 
 def _row(family: int, table: str, owner: int | None) -> InstalledRule | None:
-    """Return the data that the table's rules contain; None if it is not a table of this library."""
+    """Return a row with the common data of a table's rules; None if it is not a table of this library."""
     process = table.removeprefix(TABLE_PREFIX).partition("-")[0]
     if not table.startswith(TABLE_PREFIX) or not process.isdecimal():
         return None
@@ -79,7 +79,7 @@ def _row(family: int, table: str, owner: int | None) -> InstalledRule | None:
 
 
 def clean(netns: Netns | None = None) -> list[InstalledRule]:
-    """Remove the rules of processes that were killed, and return them; since Linux 5.12 there are none.
+    """Remove the rules of killed processes, and return them. Since Linux 5.12 the kernel removes such rules itself.
 
     A process in another pid namespace, such as a container's, looks like one that has ended. Raises KernelError.
     """

@@ -1,4 +1,4 @@
-"""The conditions of a rule: what its arguments ask for together, by the rows of `_criteria.CRITERIA`."""
+"""The conditions of a rule: all its arguments together, by the rows of `_criteria.CRITERIA`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ._values import NoWordsError, are_covered
 
 NOT = "not_"
 TRACKED_AT = -200  # NF_IP_PRI_CONNTRACK
-_MAX_IPTABLES_RULES = 64  # a description with more rules would not be read
+_MAX_IPTABLES_RULES = 64  # a description with more rules would be too long to read
 
 
 class _Argument(NamedTuple):
@@ -49,8 +49,8 @@ class Match:
             for name, negated in ((criterion, False), (NOT + criterion, True)):
                 if given.get(name) is not None:
                     self._arguments.append(_read(name, criterion, row, given[name], negated))
-        # Sets come after the other conditions, because a set may count what is looked up in it: only packets that the
-        # rule is for. A limit comes last, so that packets that do not match do not use it up.
+        # Sets come after the other conditions, so that the counters of a set count only packets that match those. A
+        # limit comes last, so that packets that do not match do not use it up.
         self._arguments.sort(key=lambda one: (one.row.is_last, isinstance(one.condition, Set)))
         self._check_contradictions()
         protocols = self._protocols(None)
@@ -82,7 +82,7 @@ class Match:
                 raise ArgumentError(f"{one.name} is {values}, which not_{one.name} leaves out: no packet matches")
 
     def _protocols(self, version: int | None) -> list[str]:
-        """Return the names of the protocols that the rule asks for, for packets of an IP version (None: of either)."""
+        """Return the names of the protocols that the rule requires of packets of an IP version (None: of either)."""
         condition = self._condition("protocol")
         if condition is None:
             return []
@@ -90,7 +90,7 @@ class Match:
         return list(dict.fromkeys(CRITERIA["protocol"].command_values(Condition(spans))))
 
     def _check_versions(self) -> tuple[int, ...]:
-        """Return the IP versions of the packets that can match. Raises ArgumentError if there are none."""
+        """Return the IP versions of the packets that can match. Raises ArgumentError if no packet can match."""
         limits: list[tuple[str, set[int]]] = []
         if self._family in ("ip", "ip6"):
             limits.append((f"family {self._family!r}", {4} if self._family == "ip" else {6}))
@@ -106,7 +106,7 @@ class Match:
         return tuple(sorted(left))
 
     def check_place(self, hook: str, priority: int) -> None:
-        """Raise ArgumentError if no packet can match at a hook, in a chain of a priority."""
+        """Raise ArgumentError if no packet can match in a chain with this hook and priority."""
         for one in self._arguments:
             name, row = one.name, one.row
             if self._family not in row.families:
@@ -128,7 +128,7 @@ class Match:
                 )
 
     def needs(self) -> Iterator[str]:
-        """Yield what the kernel must have for the criteria, for those that not every kernel has."""
+        """Yield the requirements of the criteria that not every kernel supports."""
         for one in self._arguments:
             if one.row.needs:
                 yield f"{one.name} needs {one.row.needs}"
@@ -146,7 +146,7 @@ class Match:
         return self.versions if differs else (None,)
 
     def only_tcp(self, version: int | None) -> bool | None:
-        """Return True if all packets that can match are TCP segments, False if none is, otherwise None."""
+        """Return True if all packets that can match are TCP segments, False if none of them is, otherwise None."""
         protocols = self._protocols(version)
         if protocols:
             return protocols == ["tcp"] if "tcp" not in protocols or len(protocols) == 1 else None
@@ -161,7 +161,7 @@ class Match:
         return narrowed
 
     def steps(self, version: int | None) -> Iterator[Step]:
-        """Yield the expressions that packets of a branch must pass."""
+        """Yield the expressions that packets of a branch must satisfy."""
         if version is not None and self._family == "inet":
             yield meta(META_NFPROTO)
             yield compare(bytes([socket.AF_INET if version == 4 else socket.AF_INET6]))
@@ -192,7 +192,7 @@ class Match:
         protocols = self._protocols(version)
         protocol = protocols[0] if len(protocols) == 1 else ""
         if not protocol and any(one.row.protocols for one in self._arguments):
-            # iptables takes options for ports with one protocol only.
+            # iptables accepts options for ports only together with one protocol.
             return [words for each in protocols for words in self._iptables(version, each)]
         return self._iptables(version, protocol)
 
@@ -209,14 +209,14 @@ class Match:
         if count > _MAX_IPTABLES_RULES:
             raise NoWordsError(f"so many values: it would be {count} rules")
         lines = [[word for word in words if word] for words in itertools.product(*choices)]
-        for words in lines:  # after -m multiport iptables takes --dport for an option of that
+        for words in lines:  # after -m multiport, iptables takes --dport for an option of multiport
             words.sort(key=lambda word: word.startswith("-m "))
         if any(sum(word.startswith("-m multiport") for word in words) > 1 for words in lines):
             raise NoWordsError("several ports of both senders and receivers")
         return lines
 
     def command_words(self) -> list[str]:
-        """Return the arguments as the command line takes them, not quoted."""
+        """Return the arguments in the syntax of the command line, not quoted."""
         return [f"{one.name}={','.join(one.row.command_values(one.condition))}" for one in self._arguments]
 
 

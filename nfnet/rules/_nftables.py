@@ -1,4 +1,4 @@
-"""Messages of nf_tables: transactions that make tables, chains, sets and rules, and dumps of what there is."""
+"""Messages of nf_tables: transactions that create tables, chains, sets and rules, and dumps of existing ones."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Message(NamedTuple):
 
 
 def text(value: str) -> bytes:
-    """Encode a name with the NUL that the kernel wants at its end."""
+    """Encode a name with the NUL that the kernel requires at its end."""
     return value.encode("utf-8", "surrogateescape") + b"\0"
 
 
@@ -81,7 +81,7 @@ def _encode(attributes: Attributes) -> bytes:
 def rule(
     family: int, table: str, chain: str, steps: Iterable[Step], userdata: bytes, sets: Iterator[int]
 ) -> list[Message]:
-    """Return the messages that append a rule to a chain; ``sets`` numbers the sets in which it looks values up."""
+    """Return the messages that append a rule to a chain. ``sets`` yields the numbers of its anonymous sets."""
     messages, expressions = [], []
     for step in steps:
         if isinstance(step, Lookup):
@@ -104,7 +104,7 @@ def _expression(expression: Expression) -> Attributes:
 
 
 def _anonymous_set(family: int, table: str, name: bytes, number: int, wanted: Lookup) -> list[Message]:
-    """Return the messages that make a set that is part of a rule; the rule refers to it by its number."""
+    """Return the messages that create an anonymous set of a rule. The rule refers to it by its number."""
     order = (_HOST if wanted.host_order else _BIG_ENDIAN).to_bytes(4, netlink.HOST)
     flags = _ANONYMOUS | _CONSTANT | (_INTERVAL if wanted.has_intervals else 0)
     new = [
@@ -136,12 +136,12 @@ def _anonymous_set(family: int, table: str, name: bytes, number: int, wanted: Lo
 
 
 def _elements(wanted: Lookup) -> Iterator[Attributes]:
-    """Yield set elements. An interval is two: its start, and the value after its end, flagged."""
+    """Yield set elements. An interval has two elements: its start, and the value after its end, with a flag."""
     if not wanted.has_intervals:
         yield from ([(_ELEMENT_KEY, data(first))] for first, _ in wanted.elements)
         return
     ended: bytes | None = b"" if any(wanted.elements[0][0]) else None
-    if ended is not None:  # like nft: end, before the first interval, the one that is no element
+    if ended is not None:  # like nft: an interval end at 0, because the first interval begins later
         ended = bytes(len(wanted.elements[0][0]))
     for first, last in wanted.elements:
         if ended is not None:

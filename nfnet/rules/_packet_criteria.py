@@ -1,4 +1,4 @@
-"""Criteria about the headers of packets."""
+"""Criteria for fields in the headers of packets."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Protocol(Listed):
 
     def iptables_value(self, span: Span, version: int, negation: str) -> str:
         if span.first == 0:
-            raise NoWordsError("protocol 0, which there means every protocol")
+            raise NoWordsError("protocol 0, which iptables takes for every protocol")
         return f"{negation}-p {self._name(span.first, version)}"
 
     def command_values(self, condition: Condition) -> list[str]:
@@ -147,7 +147,7 @@ class AddressOf(Listed):
 
     def iptables(self, condition: Condition, version: int, protocol: str) -> list[str]:
         spans = self.spans(condition, version)
-        if condition.negated and len(spans) > 1:  # iptables takes -s once, and -m iprange several times
+        if condition.negated and len(spans) > 1:  # iptables accepts -s once, but -m iprange several times
             matches = [f"-m iprange ! --{self._iptables}-range {self._range(span, version)}" for span in spans]
             return [" ".join(matches)]
         return super().iptables(condition, version, protocol)
@@ -201,16 +201,16 @@ class Port(Listed):
 
 
 class Number(Listed):
-    """A number, several numbers, or ranges of numbers: for such a criterion a row is enough.
+    """A number, several numbers, or ranges of numbers. Such a criterion needs only a row, no class of its own.
 
     description: the property, for the documentation.
     what: a value, for error messages.
-    fields: the field; or that of IPv4 packets and that of IPv6 packets.
-    nft: nft's name of the field; if there are two fields without "ip " and "ip6 ".
+    fields: the field; or a field for IPv4 packets and one for IPv6 packets.
+    nft: nft's name of the field; if there are two fields, without "ip " and "ip6 ".
     iptables: the option, with {} for the negation; None if iptables has none.
     names: names of some numbers.
-    iptables_max: the greatest number that iptables takes.
-    iptables_ranges: whether iptables takes ranges.
+    iptables_max: the greatest number that iptables accepts.
+    iptables_ranges: whether iptables accepts ranges.
     """
 
     iptables_repeats = True
@@ -232,7 +232,7 @@ class Number(Listed):
         self.names_version = not isinstance(fields, Field)
         self._names = names
         self._iptables_max, self._iptables_ranges = iptables_max, iptables_ranges
-        self.merge_adjacent = iptables_ranges  # otherwise iptables would have no words for a list of neighbours
+        self.merge_adjacent = iptables_ranges  # otherwise iptables could not express a list of adjacent numbers
         self.syntax = f'{what}, a range or text like "0-{self.field(None).greatest if names else 100}"'
 
     def field(self, version: int | None) -> Field:
@@ -270,10 +270,10 @@ _FLAGS = {"fin": 1, "syn": 2, "rst": 4, "psh": 8, "ack": 16, "urg": 32, "ece": 6
 
 
 class TcpFlags(Compared):
-    """The flags of TCP segments; the condition's mask has those that the argument names."""
+    """The flags of TCP segments. The condition's mask contains the flags that the argument names."""
 
     description = "the flags of TCP segments"
-    syntax = '"syn,!ack": those that must be set, and with ! those that must not; protocol must be TCP. No lists'
+    syntax = '"syn,!ack": flags that must be set, or with ! must not be set; protocol must be TCP. No lists'
     merge_adjacent = False
     protocols = ("tcp",)
 
@@ -288,7 +288,7 @@ class TcpFlags(Compared):
             flag = word.strip().removeprefix("!").strip()
             check_choice(f"a flag in {name}", flag, tuple(_FLAGS))
             if mask & _FLAGS[flag]:
-                raise ArgumentError(f"{name} is {value!r}, which says {flag} twice")
+                raise ArgumentError(f"{name} is {value!r}, which contains {flag} twice")
             mask |= _FLAGS[flag]
             flags |= 0 if "!" in word else _FLAGS[flag]
         return Condition((Span(flags, flags),), mask, negated)
@@ -319,7 +319,7 @@ class TcpFlags(Compared):
 
 # --- ICMP
 
-# Names of types of messages, with the numbers in ICMP and in ICMPv6.
+# Names of message types, with their numbers in ICMP and in ICMPv6.
 _ICMP_TYPES: dict[str, tuple[int | None, int | None]] = {
     "echo-request": (8, 128),
     "echo-reply": (0, 129),

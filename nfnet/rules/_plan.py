@@ -1,4 +1,4 @@
-"""The kernel's rules and chains for several rules in an order."""
+"""The kernel's rules and chains for an ordered list of rules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._statement import Statement
 
 
 class Plan:
-    """The chains and the kernel's rules for several rules in an order.
+    """The chains and the kernel's rules for an ordered list of rules.
 
     Raises ArgumentError if rules of one chain remember connections in different bits.
     """
@@ -27,7 +27,7 @@ class Plan:
                 raise ArgumentError(f"{text}: install them apart, with different priorities")
 
     def chain(self, statement: Statement) -> Chain:
-        """Return the chain of a rule; rules at one hook and priority share one, in which they have an order."""
+        """Return the chain of a rule. Rules with the same hook and priority share a chain, in their order."""
         plain = statement.chain
         reroutes = any(other.action.reroutes for other in self.statements if other.chain == plain)
         can_reroute = plain.hook == "output" and plain.family in ("inet", "ip", "ip6")
@@ -42,7 +42,7 @@ class Plan:
         return {bits for one in self.statements if (bits := one.remembers) is not None and self.chain(one) == chain}
 
     def before(self) -> Iterator[tuple[Statement, list[Before]]]:
-        """Yield each rule with what must come before it, where a rule of its chain remembers connections."""
+        """Yield each rule with the rules that must come before it, if a rule of its chain remembers connections."""
         done: set[tuple[Chain, str]] = set()
         for one in self.statements:
             chain, before = self.chain(one), list[Before]()

@@ -1,4 +1,4 @@
-"""The public functions that make, install, remove and describe rules, and the classes `Rule` and `RuleSet`."""
+"""The public functions that create, install, remove and describe rules, and the classes `Rule` and `RuleSet`."""
 
 from __future__ import annotations
 
@@ -42,29 +42,30 @@ def queue(
     bits: int | None = None,
     **where: Unpack[Where],
 ) -> Rule:
-    """A rule that puts packets that match into queue ``num``, while its block runs, or from `install` to `remove`.
+    """Return a rule that puts matching packets into queue ``num``, during its block, or from `install` to `remove`.
 
-    num: number of the queue, 0 to 65535; or a range of at most 65535 of them, to share the load.
+    num: number of the queue, 0 to 65535; or a range of at most 65535 queues, which share the packets.
     bypass: accept packets while no program has bound the queue, instead of dropping them.
-    balance: how packets are shared among several queues: by their pair of "addresses", both directions of a connection
-        to the same queue (the kernel's own hash, which leaves it to chance whether all queues get some); by the "cpu"
-        that they arrived on; or by "flow", a hash of the five-tuple, the same for both directions (which needs nft's
-        own queue and hash expressions: CONFIG_NFT_QUEUE, CONFIG_NFT_HASH).
-    remember: install, with it, the rules by which the kernel carries out ``packet.accept(connection=True)`` and the
-        like, and `Packet.reject`. Once a connection is decided no more packets of it match, in either direction.
-    first: queue only the first so many packets of each direction of a connection, as conntrack counts them, and those
-        that belong to none (invalid, untracked). Installing that sets net.netfilter.nf_conntrack_acct to 1; connections
-        that began before are not counted, and all their packets are queued.
-    bits: three bits of marks, those of packets and of connections, in which the rules of ``remember`` keep what was
-        decided. Default: 0x0e000000. The other bits of the marks are not changed. Rules with the same bits share the
-        decisions.
+    balance: how several queues share the packets. "addresses": by a hash of both addresses, the same for both
+        directions of a connection (the kernel's own hash, with which some queues can get no packets). "cpu": by the CPU
+        on which packets arrive. "flow": by a hash of the five-tuple, the same for both directions (this needs nft's own
+        queue and hash expressions: CONFIG_NFT_QUEUE, CONFIG_NFT_HASH).
+    remember: also install the rules by which the kernel carries out verdicts on connections, such as
+        ``packet.accept(connection=True)``, and `Packet.reject`. After such a verdict on a connection, no more packets
+        of it match, in either direction.
+    first: queue only the first ``first`` packets of each direction of a connection, as connection tracking counts them,
+        and packets without a connection (invalid, untracked). Installing such a rule sets the sysctl
+        net.netfilter.nf_conntrack_acct to 1. Connections that began before are not counted; all their packets are
+        queued.
+    bits: three bits of the marks of packets and of connections, in which the rules of ``remember`` store verdicts.
+        Default: 0x0e000000. The other bits of the marks are not changed. Rules with the same bits share the verdicts.
 
-    hook: where, must be given: "prerouting", "input", "forward", "output", "postrouting", or "ingress", where packets
-        come in by ``in_interface`` and cannot be queued.
-    family: of the table: "inet" (IPv4 and IPv6; default), "ip", "ip6", "bridge", or "netdev" for ingress.
-    priority: of the chain; chains with lower priorities are first. Default: 0, that of "filter".
-    netns: the network namespace to install it in; see `nfnet.Queue`.
-    A packet matches if it satisfies all of the following conditions. A list of values is satisfied by any of them.
+    hook: the place where packets meet the rule: "prerouting", "input", "forward", "output", "postrouting", or
+        "ingress", for packets that arrive by ``in_interface``, which cannot be queued there. Must be given.
+    family: the family of the table: "inet" (IPv4 and IPv6; default), "ip", "ip6", "bridge", or "netdev" for ingress.
+    priority: the priority of the chain; the kernel runs chains with lower priorities first. Default: 0, as "filter".
+    netns: the network namespace in which to install the rule; see `nfnet.Queue`.
+    A packet matches if it satisfies all of the following conditions. For a list of values, one of them must match.
     ``not_`` before a name negates the condition. A packet without the property satisfies neither.
 
     {criteria}
@@ -84,66 +85,67 @@ def log(
     threshold: int | None = None,
     **where: Unpack[Where],
 ) -> Rule:
-    """A rule that logs packets that match to group ``group`` (see `nfnet.Log`); they go on to the next rule.
+    """Return a rule that logs matching packets to group ``group`` (see `nfnet.Log`). They continue with the next rule.
 
     group: number of the group, 0 to 65535.
     prefix: prefix of the messages, at most 127 bytes in UTF-8.
     snaplen: how many bytes of each packet to log, 0 to 2^32-1. Default: all.
-    threshold: how many messages the kernel may collect before it sends them, 1 to 65535; the log's if not given or
-        higher than that.
-    The others are those of `queue`, and so are errors.
+    threshold: how many messages the kernel collects before it sends them, 1 to 65535, at most the threshold of the log.
+        Default: the threshold of the log.
+    The other arguments, and the errors, are those of `queue`.
     """
     return Rule(LogAction.of(group, prefix, snaplen, threshold), where)
 
 
 def drop(**where: Unpack[Where]) -> Rule:
-    """A rule that drops packets that match, in the kernel. Arguments and errors are those of `queue`."""
+    """Return a rule by which the kernel drops matching packets. Arguments and errors are those of `queue`."""
     return Rule(DropAction(), where)
 
 
 def accept(**where: Unpack[Where]) -> Rule:
-    """A rule that lets packets that match pass by the rules after it that are installed with it.
+    """Return a rule with which matching packets skip the later rules that are installed with it.
 
-    Other programs' rules still see them. Arguments and errors are those of `queue`.
+    They still traverse the rules of other programs. Arguments and errors are those of `queue`.
     """
     return Rule(AcceptAction(), where)
 
 
 def reject(*, error: Refusal = "port-unreachable", **where: Unpack[Where]) -> Rule:
-    """A rule that drops packets that match, and sends a reset or an ICMP error to their senders, in the kernel.
+    """Return a rule by which the kernel drops matching packets, and sends a reset or an ICMP error to their senders.
 
-    For TCP segments the sender gets a reset, for others an ICMP or ICMPv6 error. For the hooks prerouting (since Linux
-    5.9), input, forward and output; in the family bridge for prerouting and input.
+    The sender of a TCP segment gets a reset; other senders get an ICMP or ICMPv6 error. The rule can be at the hooks
+    prerouting (since Linux 5.9), input, forward and output; in the family bridge, at prerouting and input.
 
-    error: which: "port-unreachable", "admin-prohibited", "host-unreachable" or "no-route".
-    The others are those of `queue`, and so are errors.
+    error: the ICMP error: "port-unreachable", "admin-prohibited", "host-unreachable" or "no-route".
+    The other arguments, and the errors, are those of `queue`.
     """
     return Rule(RejectAction.of(error), where)
 
 
 def mark(value: int, *, mask: int = 0xFFFFFFFF, **where: Unpack[Where]) -> Rule:
-    """A rule that marks packets that match, in the kernel; they go on to the next rule.
+    """Return a rule by which the kernel marks matching packets. They continue with the next rule.
 
-    At the hook output the packet is routed again if its mark has changed.
+    At the hook output the kernel routes a packet again if its mark has changed.
 
     value: the mark, 0 to 2^32-1.
-    mask: which of its bits are set or cleared; the others stay as they are.
-    The others are those of `queue`, and so are errors; the argument ``mark`` asks for packets that have one already.
+    mask: the bits of the mark that are set or cleared; the others stay unchanged.
+    The other arguments, and the errors, are those of `queue`. The argument ``mark`` is a condition on the mark that
+    packets already have.
     """
     return Rule(MarkAction.of(value, mask), where)
 
 
 class RuleSet:
-    """Several rules in an order, which are installed and removed together, as one transaction.
+    """An ordered list of rules, which are installed and removed together, as one transaction.
 
-    At each hook and priority packets meet these rules in their order. Those that are queued, dropped, rejected or
-    accepted meet none of the others; those that are logged or marked go on to the next.
+    At each hook and priority packets traverse these rules in their order. A packet that is queued, dropped, rejected or
+    accepted skips the later rules; one that is logged or marked continues with the next rule.
 
-    rules: what `queue`, `log` and the other functions returned; at least one, all with the same ``netns``.
+    rules: results of `queue`, `log` and the other functions; at least one, all with the same ``netns``.
 
-    Raises ArgumentError for no rule, for other objects (then it is a TypeError, too), and if the rules cannot be
-    installed together: in several network namespaces, or remembering connections in different bits at one hook and
-    priority.
+    Raises ArgumentError without rules, for other objects (then it is also a TypeError), and if the rules cannot be
+    installed together: they are for several network namespaces, or remember connections in different bits at one hook
+    and priority.
     """
 
     def __init__(self, *rules: Rule) -> None:
@@ -151,7 +153,7 @@ class RuleSet:
             raise ArgumentError("there must be at least one rule")
         for rule in rules:
             if not isinstance(rule, Rule):
-                raise wrong_type("a rule", rule, "what a function of nfnet.rules returns")
+                raise wrong_type("a rule", rule, "a result of a function of nfnet.rules")
         if any(rule.netns != rules[0].netns for rule in rules):
             raise ArgumentError("rules of one set must be in one network namespace: netns differs")
         self.rules = rules
@@ -168,7 +170,7 @@ class RuleSet:
     def _install(self, *, block: bool) -> None:
         check_linux(self._operation())
         sock = call_in(self.rules[0].netns, self._connect)
-        # The kernel does not say which expression it lacks.
+        # The kernel does not report which expression it lacks.
         lines = [line for line in _description.nft_rules(self._plan) if line.startswith(("nft add rule", "#"))]
         needs = dict.fromkeys(text for rule in self.rules for text in rule.match.needs())
         unknown = "; ".join([" or ".join(map(repr, lines)), *needs])
@@ -178,7 +180,7 @@ class RuleSet:
         return ", ".join(dict.fromkeys(str(rule.action) for rule in self.rules))
 
     def _connect(self) -> NetlinkSocket:
-        """Return a socket in the namespace of the calling thread. Raises ArgumentError if an interface is not there."""
+        """Return a socket in the namespace of the calling thread. Raises ArgumentError if an interface is missing."""
         for rule in self.rules:
             for name in rule.match.interfaces():
                 try:
@@ -187,7 +189,7 @@ class RuleSet:
                     known = ", ".join(printable(name) for _, name in socket.if_nameindex())
                     text = f"there is no interface {name!r} in this network namespace, but {known}"
                     raise ArgumentError(text) from None
-                if real != name:  # an altname, which the kernel does not compare
+                if real != name:  # an alternative name, which rules do not match
                     raise ArgumentError(f"{name!r} is another name of the interface {printable(real)}: use that")
         return NetlinkSocket()
 
@@ -196,7 +198,7 @@ class RuleSet:
         return self._plan.kernel_rules()
 
     def remove(self) -> None:
-        """Remove the rules; may be called twice. Raises KernelError if they stay (before Linux 5.12 only)."""
+        """Remove the rules. Can be called twice. Raises KernelError if they stay (only before Linux 5.12)."""
         _installation.uninstall(self, f"removing the rule for {self._operation()}")
 
     def __enter__(self) -> RuleSet:
@@ -215,9 +217,9 @@ class RuleSet:
 
 
 class Rule(RuleSet, Statement):
-    """A rule that `queue`, `log` or another function made: installed while its block runs, or until it is removed.
+    """A rule, installed during its block, or until it is removed.
 
-    Programs call these functions; they do not make a `Rule` themselves.
+    Programs create it by `queue`, `log` and the other functions, not by calling the class.
     """
 
     def __init__(self, action: Action, where: Any) -> None:
@@ -229,10 +231,11 @@ class Rule(RuleSet, Statement):
 
 
 def install(*rules: Rule) -> RuleSet:
-    """Install rules, in their order, for as long as this process lives, or until `remove`. Raises as `queue` says.
+    """Install rules, in their order, until `remove` or the end of this process. Raises the errors of `queue`.
 
-    They stay whether or not the program keeps the object. A forked child has no part in them. The result may also be
-    used as a block, at whose end they are removed: ``with nfnet.rules.install(first, second):``
+    The rules stay installed even if the program does not keep the object. They do not belong to forked children. The
+    result can also be used in a with statement, which removes the rules at the end of its block:
+    ``with nfnet.rules.install(first, second):``
     """
     what = rules[0] if len(rules) == 1 and isinstance(rules[0], Rule) else RuleSet(*rules)
     what.install()
@@ -240,14 +243,14 @@ def install(*rules: Rule) -> RuleSet:
 
 
 def remove(rules: RuleSet) -> None:
-    """Remove an installed rule, or what `install` returned; may be called twice."""
+    """Remove an installed rule, or a result of `install`. Can be called twice."""
     rules.remove()
 
 
 def describe(*rules: RuleSet) -> str:
-    """Return the commands of nft and iptables that install the same rules, for a shell, one a line.
+    """Return the commands of nft and iptables that install the same rules, for a shell, one in each line.
 
-    If one of them cannot express a rule, there is a line that begins with # and names the part.
+    If nft or iptables cannot express a rule, a line that begins with # names the part.
     """
     if len(rules) == 1:
         return rules[0].describe()
@@ -255,7 +258,7 @@ def describe(*rules: RuleSet) -> str:
 
 
 def _documented(text: str | None) -> str | None:
-    """Put the rows of `CRITERIA` into a docstring."""
+    """Insert the rows of `CRITERIA` into a docstring."""
     if text is None:  # python -OO
         return None
     indent = re.search(r"^( *)\{criteria\}$", text, re.MULTILINE)  # none since Python 3.13

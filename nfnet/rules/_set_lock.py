@@ -1,6 +1,6 @@
 """The lock of all sets.
 
-There is one for all, because a rule may use several sets, whose tables share one socket.
+All sets share one lock, because a rule can use several sets, whose copies are in tables of the same socket.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def lock() -> RLock:
 
 
 def exclusively(function: Callable[[], None]) -> None:
-    """Call a function that makes or changes tables with sets, under the lock.
+    """Call a function that creates or changes tables with sets, under the lock.
 
     Raises NfnetError in a signal handler that interrupted such a function.
     """

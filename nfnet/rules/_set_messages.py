@@ -1,7 +1,7 @@
-"""Messages that make, change and list sets with names (linux/netfilter/nf_tables.h).
+"""Messages that create, change and list named sets (linux/netfilter/nf_tables.h).
 
-A transaction may have a hundred thousand elements. So their attributes are joined from few pieces, and messages are
-filled up to the size of an attribute.
+A transaction can have a hundred thousand elements. So their attributes are joined from few pieces, and a message
+contains as many elements as fit into an attribute.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _INTERVAL_END = 1  # NFT_SET_ELEM_INTERVAL_END
 _LIST_ELEM = _VALUE = 1  # NFTA_LIST_ELEM, NFTA_DATA_VALUE
 _EXPR_NAME, _EXPR_DATA = 1, 2
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
-_MOST_BYTES = 65_000  # of elements in a message: the length of an attribute has 16 bits
+_MOST_BYTES = 65_000  # of elements in a message, because the length of an attribute has 16 bits
 _BEFORE_KEY = 12  # bytes: the headers of the element, of its key and of the key's value
 
 Segments = Iterable[tuple[bytes, float]]
-"""The kernel's elements, and the times of `time.monotonic` at which they expire; `NEVER`: they do not."""
+"""The kernel's elements, and the times of `time.monotonic` at which they expire; `NEVER` if they do not expire."""
 
 
 class KernelSet(NamedTuple):
@@ -39,14 +39,14 @@ class KernelSet(NamedTuple):
 
     name: str
     number: int
-    """The number by which rules refer to it in the transaction that makes both."""
+    """The number by which rules refer to the set in the transaction that creates both."""
     part: Part
     intervals: bool
     counters: bool
 
     def creation(self, family: int, table: str) -> Message:
-        """Return the message that makes the set, empty."""
-        # With the flag for time-outs an element may have one.
+        """Return the message that creates the set, without elements."""
+        # This flag allows elements with a timeout; those without one are still allowed.
         flags = _TIMEOUT | (_INTERVAL if self.intervals else 0)
         order = self.part.order.to_bytes(4, netlink.HOST)
         attributes = [
@@ -89,7 +89,7 @@ class KernelSet(NamedTuple):
             yield Message(operation, family, [*self._place(table), together])
 
     def _encode(self, segments: Segments, now: float, counters: bool) -> list[bytes]:
-        """Encode elements. An interval is two: its start, and the value after its end, flagged."""
+        """Encode elements. An interval has two elements: its start, and the value after its end, with a flag."""
         size = self.part.size
         segments = list(segments)
         around = {deadline: _around_key(size, deadline - now, counters) for deadline in {at for _, at in segments}}
@@ -109,10 +109,10 @@ class KernelSet(NamedTuple):
 
 
 def read_counts(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the key, packets and bytes of each element with a counter; the key of an interval is its start."""
+    """Yield the key, packets and bytes of each element with a counter. The key of an interval is its start."""
     for _, start, end in walk(data, 0, len(data)):
         element = _attributes(data[start:end])
-        if _EXPRESSION in element:  # the end of an interval has none
+        if _EXPRESSION in element:  # the end of an interval has no counter
             counter = _attributes(_attributes(element[_EXPRESSION])[_EXPR_DATA])
             packets, size = (int.from_bytes(counter[n], "big") for n in (_COUNTER_PACKETS, _COUNTER_BYTES))
             yield _attributes(element[_KEY])[_VALUE], packets, size
@@ -124,7 +124,7 @@ def _around_key(size: int, seconds: float, counters: bool, is_end: bool = False)
     if is_end:
         parts.append(build_attribute(_FLAGS, be32(_INTERVAL_END)))
     if seconds != NEVER:
-        milliseconds = max(1, round(seconds * 1000))  # 0 means no time-out
+        milliseconds = max(1, round(seconds * 1000))  # 0 means no timeout
         parts.append(build_attribute(_ELEMENT_TIMEOUT, be64(milliseconds)))
     if counters:
         counter = build_attribute(_EXPR_NAME, b"counter\0") + build_attribute(_EXPR_DATA | NESTED, b"")

@@ -1,10 +1,10 @@
-"""Sets of elements that rules look packets up in, and that change while the rules are installed.
+"""Sets of elements in which rules look packets up, and which can be changed while the rules are installed.
 
-nf_tables shares no sets among tables, so each table with a rule that uses a set has a copy of it; see `_copies`. The
-elements are stored here, too. So a change need not ask the kernel first, and a set has its elements also while no rule
-uses it.
+nf_tables does not share sets among tables, so each table with a rule that uses a set has a copy of it; see `_copies`.
+The elements are also stored here. So a change does not read them from the kernel first, and a set keeps its elements
+while no rule uses it.
 
-The kernel removes elements that expire. Here they are passed over, by the same clock, and forgotten later.
+The kernel removes elements that expire. Here expired elements are ignored, by the same clock, and removed later.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from ._set_messages import KernelSet, read_counts
 
 SetKind = Literal["address", "network", "port", "mark", "interface"]
 
-_FIRST_NUMBER = 0x40000000  # far from those of the sets that rules have themselves
+_FIRST_NUMBER = 0x40000000  # far from the numbers of the anonymous sets of rules
 _MOST_SHOWN, _A_COMMAND = 1000, 100  # elements
 _MAX_TIMEOUT = 1e9  # seconds; the kernel counts milliseconds
 
 
 class Count(NamedTuple):
-    """The packets that were found in a set, and their bytes."""
+    """The number of packets that matched an element of a set, and the number of their bytes."""
 
     packets: int
     bytes: int
@@ -51,25 +51,25 @@ _numbers = itertools.count(1)
 
 
 class Set(at_fork.AtFork):
-    """Elements for rules to look packets up in: ``nfnet.rules.drop(hook="input", source=blocked)``.
+    """A set of elements in which rules look packets up: ``nfnet.rules.drop(hook="input", source=blocked)``.
 
-    It can be changed at any time, by any thread; rules that use it and are installed see each change at once, as a
-    whole. While no rule that uses it is installed it keeps its elements, and their time runs. A forked child has a set
-    of its own with the same elements, which no rule uses.
+    Any thread can change it at any time. Each change takes effect as a whole, immediately, in all installed rules that
+    use the set. While no rule that uses it is installed, the set keeps its elements, and their timeouts continue. A
+    forked child has its own set with the same elements, which no rule uses.
 
-    kind: "address", of IPv4 and IPv6; "network", which may be a range of addresses too ("192.0.2.1-192.0.2.9"), and
-        may overlap others; "port", or a range of them ("1024-2047"); "mark"; or "interface", its name, or how that
-        begins ("eth*").
-    elements: the first elements, as for `update`.
-    timeout: seconds after which an element expires that is added without a time-out. Default: never.
-    size: the largest number of elements. Default: limited by the kernel's memory. Give a size if other hosts can make
+    kind: "address", of IPv4 and IPv6; "network", which can also be a range of addresses ("192.0.2.1-192.0.2.9"), and
+        can overlap others; "port", or a range of ports ("1024-2047"); "mark"; or "interface", its name, or the
+        beginning of names ("eth*").
+    elements: the initial elements, as for `update`.
+    timeout: seconds after which an element expires, if it is added without a timeout. Default: never.
+    size: the maximum number of elements. Default: limited by the kernel's memory. Give a size if other hosts can make
         the set grow.
-    counters: count the packets that are found, for each element; see `counters`. Takes memory in the kernel.
+    counters: count the packets that match each element; see `counters`. This takes memory in the kernel.
 
-    An element is text; ports and marks are numbers. Objects of the module ipaddress are taken, too. IPv4 addresses in
-    IPv6 ("::ffff:192.0.2.1") are taken for what they are in packets, IPv4.
+    An element is text; ports and marks are numbers. Objects of the module ipaddress are accepted, too. IPv4 addresses
+    in IPv6 notation ("::ffff:192.0.2.1") are stored as IPv4 addresses, which packets contain.
 
-    Raises ArgumentError, as all methods do if an element is not of the kind; then nothing is changed.
+    Raises ArgumentError for wrong arguments. All methods raise it for an element of another kind, and change nothing.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Set(at_fork.AtFork):
             )
             for place, part in enumerate(self._kind.parts)
         ]
-        """The kernel's sets: one for each IP version if the elements are of one."""
+        """The kernel's sets: one for each IP version if elements have an IP version, otherwise one."""
         self._copies = Copies(kind, self.kernel_sets, self._contents)
         at_fork.register(self)
         self.update(elements)
@@ -112,11 +112,11 @@ class Set(at_fork.AtFork):
     # --- changes
 
     def add(self, element: Any, timeout: float | None = None) -> None:
-        """Add an element. If the set has it already, its time and counter are reset, unless it never expires.
+        """Add an element. If the set has it already, its timeout and counter are reset, unless it never expires.
 
-        timeout: seconds after which it expires; ``math.inf``: never. Default: that of the set.
+        timeout: seconds after which it expires; ``math.inf`` for never. Default: the timeout of the set.
 
-        Raises KernelError, NotPermittedError without CAP_NET_ADMIN; then nothing is changed.
+        Raises KernelError, or NotPermittedError without CAP_NET_ADMIN; then nothing is changed.
         """
         data = self._kind.read(element)
         timeout = self._timeout if timeout is None else _check_timeout(timeout)
@@ -125,36 +125,36 @@ class Set(at_fork.AtFork):
     def update(self, elements: Iterable[Any] | os.PathLike[str], timeout: float | None = None) -> None:
         """Add many elements, in one transaction; otherwise like `add`.
 
-        elements: an iterable; or a file that is open for reading text, or the path of one (a ``pathlib.Path``), which
-            has an element in each line, and comments behind # or ;.
+        elements: an iterable; or a file that is open for reading text, or its path (a ``pathlib.Path``). The file has
+            an element in each line, and comments after # or ;.
 
-        Raises OSError, too, if the file cannot be read.
+        Also raises OSError if the file cannot be read.
         """
         found = self._read(elements)
         timeout = self._timeout if timeout is None else _check_timeout(timeout)
         exclusively(partial(self._change, (), found, timeout))
 
     def replace(self, elements: Iterable[Any] | os.PathLike[str], timeout: float | None = None) -> None:
-        """Have these elements and no others, in one transaction; otherwise like `update`.
+        """Replace all elements by these, in one transaction; otherwise like `update`.
 
-        Those that were there to stay, and are to stay, keep their counters.
+        Elements that never expire, before and after the change, keep their counters.
         """
         found = self._read(elements)
         timeout = self._timeout if timeout is None else _check_timeout(timeout)
         exclusively(partial(self._replace, found, timeout))
 
     def discard(self, element: Any) -> None:
-        """Remove an element if it is there. Raises KernelError; then nothing is changed."""
+        """Remove an element if it is in the set. Raises KernelError; then nothing is changed."""
         data = self._kind.read(element)
         exclusively(partial(self._change, (data,), (), NEVER))
 
     def remove(self, element: Any) -> None:
-        """Remove an element. Raises NoElementError, which is a KeyError, if it is not there; KernelError."""
+        """Remove an element. Raises NoElementError, which is a KeyError, if it is not in the set, and KernelError."""
         data = self._kind.read(element)
         exclusively(partial(self._remove, data))
 
     def difference_update(self, elements: Iterable[Any] | os.PathLike[str]) -> None:
-        """Remove many elements, in one transaction, if they are there; see `update`."""
+        """Remove those of the elements that are in the set, in one transaction; see `update`."""
         found = self._read(elements)
         exclusively(partial(self._change, found, (), NEVER))
 
@@ -165,10 +165,10 @@ class Set(at_fork.AtFork):
     # --- questions
 
     def __contains__(self, element: Any) -> bool:
-        """Return True if a packet with this value is found in the set.
+        """Return True if a packet with this value matches the set.
 
-        A network or a range is there if all of it is, in one element or several. Raises ArgumentError if the element
-        is not of the kind.
+        A network or a range is in the set if all of its values are, in one element or in several. Raises ArgumentError
+        for an element of another kind.
         """
         data = self._kind.read(element)
         with lock():
@@ -182,16 +182,19 @@ class Set(at_fork.AtFork):
         return len(self._alive())
 
     def expires_in(self, element: Any) -> float:
-        """Return the seconds until an element expires; ``math.inf``: never. Raises NoElementError without it."""
+        """Return the seconds until an element expires, or ``math.inf`` for never.
+
+        Raises NoElementError if the element is not in the set.
+        """
         data = self._kind.read(element)
         with lock():
             return self._find(data)
 
     def counters(self) -> dict[Element, Count]:
-        """Return how many packets were found, by element, in all rules that are installed and use the set.
+        """Return how many packets matched, by element, in all installed rules that use the set.
 
-        Where elements overlap, a packet counts for the one that expires last. Counters begin anew when a rule is
-        installed. Raises ArgumentError if the set was made without ``counters=True``, KernelError.
+        If elements overlap, a packet counts for the one that expires last. The counters of a rule start at 0 when it is
+        installed. Raises ArgumentError if the set was made without ``counters=True``, and KernelError.
         """
         if not self._counters:
             raise ArgumentError("the set counts no packets: make it with counters=True")
@@ -199,7 +202,7 @@ class Set(at_fork.AtFork):
             now = time.monotonic()
             counts = dict.fromkeys(self._all(now), Count(0, 0))
             listed = list(self._copies.listed(now))
-        for elements_of, data in listed:  # which takes long, and others may change the set meanwhile
+        for elements_of, data in listed:  # without the lock: this takes long, and the set can change meanwhile
             for key, packets, octets in read_counts(data):
                 element = elements_of.get(key)
                 if element is not None:
@@ -210,11 +213,11 @@ class Set(at_fork.AtFork):
     # --- for rules
 
     def creation(self, family: int, table: str) -> list[Message]:
-        """Return the messages that make a copy in a table. Call it and then `attach` under one `exclusively`."""
+        """Return the messages that create a copy in a table. Call this, then `attach`, in one call of `exclusively`."""
         return list(self._copies.creation(family, table, time.monotonic()))
 
     def nft(self, family: str, table: str) -> Iterator[str]:
-        """Yield the commands of nft that make the set in a table, for a shell, with its first thousand elements.
+        """Yield the commands of nft that create the set in a table, for a shell, with its first thousand elements.
 
         Raises NoWordsError.
         """
@@ -263,7 +266,7 @@ class Set(at_fork.AtFork):
         element = self._kind.show(data)
         text = f"{element} is not in the set"
         if content.covers(data, now):
-            text += " itself, but is part of what is: that must be removed"
+            text += " itself, but is part of other elements: remove those"
         raise NoElementError(text)
 
     def _remove(self, data: bytes) -> None:
@@ -284,7 +287,7 @@ class Set(at_fork.AtFork):
             length = part.size << self._kind.intervals
             fewer = [data for data in drop if len(data) == length]
             more = [data for data in add if len(data) == length]
-            if deadline == NEVER:  # those that are there to stay need not go and come
+            if deadline == NEVER:  # elements that never expire do not change
                 more = [data for data in more if content.deadlines.get(data) != NEVER]
             plans.append(content.plan(fewer, dict.fromkeys(more, deadline), now))
         begun: list[Table] = []
@@ -338,7 +341,7 @@ class Set(at_fork.AtFork):
 
 
 def _check_timeout(timeout: float) -> float:
-    """Return a time-out in seconds. Raises ArgumentError."""
+    """Return a timeout in seconds. Raises ArgumentError."""
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise wrong_type("timeout", timeout, "a number of seconds")
     if not (0 < timeout <= _MAX_TIMEOUT or timeout == NEVER):

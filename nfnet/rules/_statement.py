@@ -1,4 +1,4 @@
-"""What one rule says: where it is, which packets it is for and what happens to them."""
+"""One rule: its place, its conditions and its action."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ class Statement:
         for name in given:
             if name.removeprefix(NOT) not in CRITERIA:
                 known = ", ".join(sorted(["hook", "family", "priority", "netns", *CRITERIA]))
-                raise TypeError(
-                    f"a rule knows no {name!r}; there are {known}, and not_ before what packets must not be"
-                )
+                raise TypeError(f"a rule has no argument {name!r}; there are {known}, and not_ for their negations")
         if isinstance(hook, Hook):
             hook = hook.name.lower()
         check_choice("family", family, tuple(FAMILIES))
@@ -48,7 +46,7 @@ class Statement:
         check_choice("hook", hook, ("ingress",) if family == "netdev" else (*HOOKS, "ingress"))
         if hook == "ingress":
             if family not in INGRESS:
-                raise ArgumentError(f"hook 'ingress' is there in the families netdev and inet, not in {family!r}")
+                raise ArgumentError(f"hook 'ingress' exists in the families netdev and inet, not in {family!r}")
             if isinstance(action, QueueAction):
                 raise ArgumentError("packets cannot be queued at ingress, only logged: use hook='prerouting'")
         if hook not in action.hooks(family):
@@ -56,7 +54,7 @@ class Statement:
                 f"{action} is not possible at the hook {hook!r}: it is for {', '.join(action.hooks(family))}"
             )
         if isinstance(action, QueueAction) and hook != "forward" and "mark" not in given:
-            # Where what this machine sends comes by. A rule that asks for a mark says by itself what it is for.
+            # Injected packets traverse these hooks. A rule with a condition on the mark is left as it is.
             action = replace(action, passes_over=INJECTED_MARK)
         self.action, self.family = action, family
         self.remembers = action.bits if isinstance(action, QueueAction) else None
@@ -72,10 +70,13 @@ class Statement:
         self.chain = Chain(family, hook, priority, devices[0], "filter")
         if self.match.has("limit") and len(list(self.parts())) > 1:
             raise ArgumentError(
-                "limit would count IPv4 and IPv6, or TCP and others, apart: make a rule for each, by family or protocol"
+                "limit would count IPv4 and IPv6, or TCP and others, separately: make a rule for each, by family or"
+                " protocol"
             )
         if self.match.has("limit") and any(len(part.cases()) > 1 for part in action.parts()):
-            raise ArgumentError("limit would count both directions of connections apart: it does not go with first")
+            raise ArgumentError(
+                "limit would count both directions of connections separately: it cannot be combined with first"
+            )
 
     def parts(self) -> Iterator[tuple[int | None, Match, KernelAction]]:
         """Yield the conditions and the action of each of the kernel's rules, with the IP version (None: either)."""
@@ -104,7 +105,7 @@ class Statement:
 
 
 def _check_tracked(family: str, hook: str, priority: int) -> None:
-    """Raise ArgumentError where connection tracking does not know the packets."""
+    """Raise ArgumentError if connection tracking does not process packets before the rule."""
     if family not in ("inet", "ip", "ip6"):
         raise ArgumentError(f"remember and first are for the families inet, ip and ip6, not for {family!r}")
     if hook in ("prerouting", "output") and priority <= TRACKED_AT:

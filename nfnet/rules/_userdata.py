@@ -1,4 +1,4 @@
-"""The data that the kernel stores with a rule: a comment for nft, or which rule of this library it belongs to.
+"""The data that the kernel stores with a rule: a comment for nft, or the rule of this library to which it belongs.
 
 Userdata is a list of items: a type, a length and data (libnftnl/udata.h).
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 _COMMENT = 0  # NFTNL_UDATA_RULE_COMMENT
-_RULE = 0xF0  # a type of our own, of which nft shows nothing
+_RULE = 0xF0  # a type of our own, which nft does not show
 _MAX_SIZE = 254  # of the data of one item: the kernel keeps 256 bytes
 
 
@@ -34,7 +34,7 @@ def pack(number: int, words: str) -> bytes:
 
 
 def unpack(userdata: bytes) -> tuple[int, str] | None:
-    """Return the number and the words that `pack` packed; None for rules of others."""
+    """Return the number and the words that `pack` packed; None for rules of other programs."""
     if len(userdata) < 2 or userdata[0] != _RULE or userdata[1] != len(userdata) - 2:
         return None
     number, _, words = userdata[2:].decode("utf-8", "surrogateescape").partition(" ")
@@ -42,7 +42,7 @@ def unpack(userdata: bytes) -> tuple[int, str] | None:
 
 
 def fitted(words: Sequence[str]) -> str:
-    """Join words so that `pack` has room for them: if need be only the first values of the longest lists are kept."""
+    """Join words so that they fit into the data of `pack`; if necessary, shorten the longest lists of values."""
     room = _MAX_SIZE - 5  # after the number of the rule
     every = [word.split(",") for word in words]
     kept = [values[:room] for values in every]  # more cannot fit

@@ -1,4 +1,4 @@
-"""Values of arguments: checked, and converted to spans of numbers and back to text."""
+"""Functions that check values of arguments, and convert them to spans of numbers and back to text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from .._arguments import check, check_choice, wrong_type
+from .._arguments import check, check_choice, network_error, wrong_type
 from .._io.system import group_number, user_number
 from ..errors import ArgumentError
 
@@ -15,11 +15,11 @@ HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 
 
 class NoWordsError(Exception):
-    """A program has no words for a part of a rule; the message names the part."""
+    """nft or iptables has no words for a part of a rule. The message names the part."""
 
 
 def check_words(what: str, text: str, without: str = "") -> None:
-    """Raise NoWordsError if ``text`` is not one line, or has one of the characters ``without``."""
+    """Raise NoWordsError if ``text`` is not one line, or contains one of the characters in ``without``."""
     if not text.isprintable():
         raise NoWordsError(f"{what} with characters that cannot be printed")
     for character in without:
@@ -57,7 +57,7 @@ def read_list(name: str, value: Any, read: Callable[[str, Any], Iterable[Span]])
 
 
 def of_version(spans: Iterable[Span], version: int | None) -> list[Span]:
-    """Return the spans that packets of an IP version can have; None: of either version."""
+    """Return the spans that packets of an IP version can have; with None, those of both versions."""
     return [Span(first, last) for first, last, of in spans if version is None or of in (None, version)]
 
 
@@ -142,7 +142,7 @@ def read_addresses(name: str, value: Any) -> Iterator[Span]:
             return
         first, last = ipaddress.ip_address(start.strip()), ipaddress.ip_address(end.strip())
     except ValueError as error:
-        raise ArgumentError(f"{what}: {error}") from None
+        raise ArgumentError(f"{what}: {str(error) if dash else network_error(value, error)}") from None
     if first.version != last.version or int(first) > int(last):
         raise ArgumentError(f"{name} is {value!r}, which ends before it begins")
     yield Span(int(first), int(last), first.version)
@@ -154,7 +154,7 @@ def address(value: int, version: int) -> ipaddress.IPv4Address | ipaddress.IPv6A
 
 
 def prefix_length(span: Span, version: int) -> int | None:
-    """Return the prefix length of the network that the span is; None if it is not one."""
+    """Return the prefix length if the span is a network; None if it is not."""
     bits = 32 if version == 4 else 128
     size = span.last - span.first + 1
     if size & (size - 1) or span.first % size:
@@ -175,7 +175,7 @@ def addresses_text(span: Span, version: int) -> str:
 
 INTERFACE = "the name of an interface"
 IFNAMSIZ = 16
-# The kernel allows none of these (dev_valid_name in net/core/dev.c): the white space of Latin-1, and "/" and ":".
+# The kernel allows none of these bytes (dev_valid_name in net/core/dev.c): NUL, white space of Latin-1, "/" and ":".
 _NEVER_IN_NAMES = b"\0\t\n\v\f\r \xa0/:"
 
 
@@ -185,7 +185,7 @@ def read_interface(name: str, value: Any) -> Iterator[Span]:
         raise wrong_type(name, value, f"{INTERFACE}, or a list of such")
     try:
         data = os.fsencode(value)
-    except UnicodeEncodeError:  # surrogates that no file name gives
+    except UnicodeEncodeError:  # surrogates that `os.fsdecode` does not make
         data = b""
     if not 0 < len(data) < IFNAMSIZ or value in ("*", ".", "..") or any(byte in _NEVER_IN_NAMES for byte in data):
         raise ArgumentError(
@@ -208,7 +208,7 @@ def nft_interface(name: str) -> str:
     """Quote the name of an interface, or the beginning of names, for nft. Raises NoWordsError."""
     check_words(INTERFACE, name, '"')
     if name.endswith("\\*"):
-        raise NoWordsError("names of interfaces that begin so, for \\* is a letter there")
+        raise NoWordsError("names of interfaces that begin with a name that ends in \\, because \\* means a literal *")
     return f'"{name}"'
 
 

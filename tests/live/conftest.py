@@ -1,4 +1,4 @@
-"""Networks for live tests: namespaces that each test makes for itself.
+"""Networks for live tests, in network namespaces that each test creates.
 
 client 10.81.1.1 fd81:1::1 -- router 10.81.1.2 fd81:1::2
                               router 10.81.2.1 fd81:2::1 -- server 10.81.2.2 fd81:2::2
@@ -19,19 +19,22 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import pytest
 
-from nfnet import KernelError, Log, NotSupportedError, Packet, Queue, netns, rules
+from nfnet import KernelError, Log, NotSupportedError, Queue, netns, rules
 from nfnet.rules._expressions import Expression
 
 from . import matrix
 
+if TYPE_CHECKING:
+    from .traffic import Way
+
 REQUIRED = os.environ.get("NFNET_REQUIRE_LIVE") == "1"
-UID, GID = os.geteuid(), os.getegid()  # before the process may become root of a namespace of its own
-TIMEOUT = 120.0  # in an emulated machine all takes twelve times as long; importing scapy, half a minute
-QUIET = 0.2  # how long to wait for what should not come
+UID, GID = os.geteuid(), os.getegid()  # before the process becomes root of a user namespace, if it does
+TIMEOUT = 120.0  # an emulated machine is twelve times slower: importing scapy takes half a minute
+QUIET = 0.2  # seconds to wait for a packet that must not arrive
 
 LINKS = (("client", "router", 1), ("router", "server", 2))
 
@@ -57,7 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class FeatureRecorder:
-    """Sees how the tests end that are marked with features, and writes that down."""
+    """Writes the results of the tests that are marked with features to a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -81,15 +84,15 @@ class FeatureRecorder:
         matrix.store(self._path, version, self._results)
 
 
-def cannot_run(reason: str) -> None:
-    """Skip, or fail where skipping is not allowed."""
+def cannot_run(reason: str) -> NoReturn:
+    """Skip the test, or fail it under NFNET_REQUIRE_LIVE=1."""
     if REQUIRED:
         pytest.fail(f"NFNET_REQUIRE_LIVE=1, and this test cannot run: {reason}")
     pytest.skip(reason)
 
 
 def featured(feature: str, *values: Any, id: str | None = None) -> Any:
-    """Values of parameters with which a test is about a feature."""
+    """Return parameters of a test, and mark the test with these as one of a feature."""
     return pytest.param(*values, marks=pytest.mark.feature(feature), id=id)
 
 
@@ -97,10 +100,10 @@ LACKS = "this kernel lacks "
 
 
 def kernel_lacks(what: str, *, option: str | None = None, since: tuple[int, int] | None = None) -> NoReturn:
-    """Skip the rest of a test, or fail where that cannot be the reason.
+    """Skip the rest of a test because of the kernel, or fail if this kernel must have the feature.
 
-    option: what the kernel must have been built with; where it shows its configuration it must not have that.
-    since: the version from which on every kernel has it.
+    option: its option in the kernel's configuration. Fails if /proc/config.gz contains the option.
+    since: the first version in which every kernel has it.
     """
     if since and kernel_version() >= since:
         pytest.fail(f"Linux {since[0]}.{since[1]} has {what}, and so should this one")
@@ -112,7 +115,7 @@ def kernel_lacks(what: str, *, option: str | None = None, since: tuple[int, int]
 
 @functools.cache
 def kernel_configuration() -> set[str]:
-    """The lines of the kernel's configuration; none if it does not show it."""
+    """Return the lines of the kernel's configuration; none if there is no /proc/config.gz."""
     try:
         return set(gzip.decompress(Path("/proc/config.gz").read_bytes()).decode().splitlines())
     except FileNotFoundError:
@@ -124,7 +127,7 @@ GLUE = {"what": "the glue between queues, logs and connection tracking", "option
 
 
 def lacking(what: rules.Rule | Queue | Log) -> NotSupportedError | None:
-    """What the kernel has to say against it."""
+    """Return the error with which the kernel refuses a rule, queue or log; None if it does not."""
     try:
         with what:
             return None
@@ -133,7 +136,7 @@ def lacking(what: rules.Rule | Queue | Log) -> NotSupportedError | None:
 
 
 def kernel_lacks_cgroups(error: NotSupportedError) -> NoReturn:
-    """Skip the rest of a test of rules that ask for control groups."""
+    """Skip the rest of a test of the criterion ``cgroup``."""
     assert "cgroup needs CONFIG_NFT_SOCKET, and Linux 5.13" in str(error)
     if kernel_version() < (5, 13):
         kernel_lacks("control groups in nft's socket expression", since=(5, 13))
@@ -141,13 +144,13 @@ def kernel_lacks_cgroups(error: NotSupportedError) -> NoReturn:
 
 
 def only(way: str, rule: rules.Rule) -> rules.Rule:
-    """A rule with nft's own expression alone, or with the target of iptables alone."""
+    """Restrict a rule to nft's own expression, or to the target of iptables."""
     native, target = rule.action.choices(rule.family)
     return doing(rule, native if way == "nft" else target)
 
 
 def doing(rule: rules.Rule, expressions: list[Expression]) -> rules.Rule:
-    """A rule that ends in these expressions."""
+    """Replace the expressions of a rule's action."""
     kind = type(rule.action)
     action = object.__new__(type(kind.__name__, (kind,), {"choices": lambda self, family: [expressions]}))
     action.__dict__.update(vars(rule.action))
@@ -157,7 +160,7 @@ def doing(rule: rules.Rule, expressions: list[Expression]) -> rules.Rule:
 
 @pytest.fixture(scope="session")
 def privileges() -> str | None:
-    """None if this process may make network namespaces, else why not."""
+    """None if this process can create network namespaces, else the error."""
     try:
         netns.create().close()
     except KernelError:
@@ -170,7 +173,7 @@ def privileges() -> str | None:
 
 
 def wait_for(condition: Callable[[], Any], timeout: float = TIMEOUT) -> bool:
-    """Whether ``condition`` came true in time."""
+    """Wait until a condition is true, and return whether it became true before the timeout."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
@@ -181,7 +184,7 @@ def wait_for(condition: Callable[[], Any], timeout: float = TIMEOUT) -> bool:
 
 @contextlib.contextmanager
 def stopped(process: subprocess.Popen[Any]) -> Iterator[None]:
-    """While the block runs no thread of a process does: what is sent to it meanwhile comes at once."""
+    """Stop a process while the block is executed, so that it finds everything sent in the block at once."""
     process.send_signal(signal.SIGSTOP)
     assert wait_for(lambda: os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG) is not None)
     try:
@@ -191,7 +194,7 @@ def stopped(process: subprocess.Popen[Any]) -> Iterator[None]:
 
 
 class Net:
-    """Three hosts in a row."""
+    """Three hosts in a row: client, router, server."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
@@ -214,7 +217,7 @@ class Net:
         self.at(right, lambda: self._wait(right, left, number, 2))
 
     def _wait(self, host: str, peer: str, number: int, mine: int) -> None:
-        """Until no packet is lost: both of these happen a moment after the kernel was asked for them."""
+        """Wait until no packet is lost: the kernel completes both changes some time after the request."""
         from pyroute2 import IPRoute, NetlinkError
 
         def knows_its_address() -> bool:
@@ -279,7 +282,7 @@ class Net:
         return int(self.at(host, lambda: socket.if_nametoindex(name)))
 
     def proc(self, host: str, name: str) -> list[list[int]] | None:
-        """The rows of a table in /proc/net/netfilter; None where this process may not read it."""
+        """Return the rows of a table in /proc/net/netfilter; None if this process is not allowed to read it."""
 
         def read() -> str | None:
             try:
@@ -297,12 +300,20 @@ class Net:
 
 @pytest.fixture
 def net(privileges: str | None) -> Iterator[Net]:
-    """A network of this test's own."""
+    """A new network for this test."""
     if privileges:
         cannot_run(privileges)
     net = Net()
     yield net
     net.close()
+
+
+@pytest.fixture
+def way(net: Net) -> Way:
+    """UDP from the client to the server, with queue 1 and log group 5 on the router."""
+    from .traffic import Way  # here: that module imports this one
+
+    return Way(net)
 
 
 ADDRESS = {
@@ -315,16 +326,16 @@ ADDRESS = {
 }
 
 
-def collect(queue: Queue, count: int) -> list[Packet]:
-    """The next packets of a queue, undecided."""
-    packets: list[Packet] = []
+def collect(reader: Queue | Log, count: int) -> list[Any]:
+    """Return the next packets of a queue, undecided, or the next messages of a log: at least so many."""
+    found: list[Any] = []
     deadline = time.monotonic() + TIMEOUT
-    while len(packets) < count:
+    while len(found) < count:
         left = deadline - time.monotonic()
-        assert left > 0, f"{len(packets)} of {count} packets came"
-        if not queue.process(packets.append):
-            select.select([queue], [], [], left)
-    return packets
+        assert left > 0, f"{len(found)} of {count} came"
+        if not reader.process(found.append):
+            select.select([reader], [], [], left)
+    return found
 
 
 def readable(file: Any, timeout: float) -> bool:
@@ -332,12 +343,12 @@ def readable(file: Any, timeout: float) -> bool:
 
 
 def said(errors: str) -> str:
-    """What a program said of errors, but for the warning that an ordinary user gets about the receive buffer."""
+    """Return a program's standard error without the warning about the receive buffer, which ordinary users get."""
     return "".join(line for line in errors.splitlines(True) if not line.startswith("the receive buffer has "))
 
 
 def in_child(function: Callable[[], object]) -> int:
-    """Run a function in a forked child; its exit status, 0 if the function returned."""
+    """Run a function in a forked child, and return its exit status: 0 if the function returned."""
     pid = os.fork()
     if not pid:
         status = 1
@@ -359,7 +370,7 @@ def kernel_version() -> tuple[int, int]:
 
 
 def make_bridge() -> tuple[int, int, int]:
-    """Make a bridge of both interfaces of the router; returns its index and those of its ports."""
+    """Make a bridge of both interfaces of the router, and return its index and those of its ports."""
     from pyroute2 import IPRoute
 
     with IPRoute() as ip:
@@ -369,7 +380,7 @@ def make_bridge() -> tuple[int, int, int]:
         for port in ports:
             ip.link("set", index=port, master=bridge, state="up")
         ip.link("set", index=bridge, state="up")
-        # Where the module br_netfilter is loaded, bridged packets would take the way of routed ones, too.
+        # If the module br_netfilter is loaded, bridged packets also pass the hooks of the IP families.
         for name in ("iptables", "ip6tables", "arptables"):
             with (
                 contextlib.suppress(FileNotFoundError),
@@ -380,7 +391,7 @@ def make_bridge() -> tuple[int, int, int]:
 
 
 def send_through_bridge(net: Net, frame: bytes, came: Callable[[], bool], host: str = "client") -> None:
-    """Until something came: a bridge forwards once its ports are up, which takes a moment."""
+    """Send a frame repeatedly until it has arrived: it takes some time until the ports of a bridge forward."""
     with net.at(host, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sender:
         sender.bind(("to-router" if host == "client" else "br0", 0))
 
@@ -391,7 +402,7 @@ def send_through_bridge(net: Net, frame: bytes, came: Callable[[], bool], host: 
         assert wait_for(send)
 
 
-# An Ethernet frame with a VLAN tag and an IPv4 packet of a protocol that nobody speaks.
+# An Ethernet frame with a VLAN tag and an IPv4 packet of an unassigned protocol.
 TAGGED_FRAME = (
     bytes.fromhex("02000000aa02 02000000aa01 8100 6005 0800")
     + bytes.fromhex("45000018 00010000 40fd0000 0a000001 0a000002")
@@ -400,14 +411,14 @@ TAGGED_FRAME = (
 
 
 def cgroup_root() -> str | None:
-    """Where control groups of version 2 are mounted."""
+    """Return the mount point of control groups of version 2."""
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     return next((words[4] for words in mounts if words[words.index("-") + 1] == "cgroup2"), None)
 
 
 @pytest.fixture
 def group(net: Net) -> Iterator[str]:
-    """A control group of this test's own, by its path below the root of them."""
+    """Create a control group, and yield its path below the root of control groups."""
     root = cgroup_root()
     if root is None or not os.access(root, os.W_OK):
         pytest.skip("no control groups of version 2 that this user may make")
@@ -415,7 +426,7 @@ def group(net: Net) -> Iterator[str]:
     path.mkdir(parents=True)
     yield str(path.relative_to(root))
 
-    def removed() -> bool:  # of a process that has ended the kernel lets go a moment later
+    def removed() -> bool:  # the kernel removes an ended process from its group some time later
         try:
             path.rmdir()
         except OSError as error:

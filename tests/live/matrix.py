@@ -1,4 +1,4 @@
-"""What runs of the live tests found on several kernels, as a page: docs/kernels/*.json to docs/kernels.md.
+"""Make a page of the results of live tests on several kernels: docs/kernels/*.json to docs/kernels.md.
 
     python -m tests.live.matrix
 
@@ -17,7 +17,7 @@ PAGE = DOCS / "kernels.md"
 
 WORKS = "works"
 
-# What tests may be marked with (pytest.mark.feature), in the order of the page.
+# The features with which tests can be marked (pytest.mark.feature), in the order of the page.
 FEATURES: dict[str, list[str]] = {
     "Rules that queue": [
         "queue: nft, family ip",
@@ -85,7 +85,7 @@ FEATURES: dict[str, list[str]] = {
         "processes",
         "processes behind translated addresses",
     ],
-    "What rules ask and do": [
+    "Criteria and actions of rules": [
         "criteria, at each hook as nft has them",
         "cgroup in a rule",
         "reject: prerouting",
@@ -95,7 +95,7 @@ FEATURES: dict[str, list[str]] = {
         "sets: time-outs",
         "sets: counters",
     ],
-    "Rules, and the rest": [
+    "Other features": [
         "state (connection tracking)",
         "rules that end with a killed process",
         "the kernel's words in errors",
@@ -105,13 +105,13 @@ FEATURES: dict[str, list[str]] = {
 
 
 class Run(NamedTuple):
-    """What one kernel can do."""
+    """The features of a kernel."""
 
     version: tuple[int, ...]
     kernel: str
-    """As people call it."""
+    """Its version, for the page."""
     features: dict[str, str]
-    """`WORKS`, or why not."""
+    """By feature: `WORKS`, or why it does not work."""
 
 
 def names() -> list[str]:
@@ -124,9 +124,9 @@ def load(path: Path) -> Run:
 
 
 def store(path: Path, kernel: str, features: dict[str, str]) -> None:
-    """In the order of the page, so that two runs with the same result give the same file.
+    """Store the results in the order of the page, so that two runs with the same results write the same file.
 
-    What an earlier run on the same kernel found stays, unless this one tried it.
+    Results of earlier runs on the same kernel are kept, unless this run has a result for the feature.
     """
     if path.exists() and (earlier := load(path)).kernel == kernel:
         features = {**earlier.features, **features}
@@ -137,8 +137,8 @@ def store(path: Path, kernel: str, features: dict[str, str]) -> None:
 HEAD = """\
 # Which kernel can do what
 
-These tables are the results of the tests in `tests/live` on these kernels. Those marked Debian are Debian's builds; the
-other one is that of a small virtual machine, built with fewer options. If a kernel lacks a feature that a queue, log or
+These tables are the results of the tests in `tests/live` on these kernels. Those marked Debian were built by Debian;
+the other one was built with fewer options, for small virtual machines. If a kernel lacks a feature that a queue, log or
 rule needs, opening or installing it raises `NotSupportedError`; attributes that a kernel lacks are None or 0.
 `nfnet doctor` reports the features of the running kernel.
 
@@ -160,14 +160,14 @@ see [contributing](contributing.md). The fan-out by CPU needs two CPUs. For the 
 ```
 
 `@pytest.mark.feature("...")` names the feature of a test. "yes" means that all tests of the feature passed, "no" that
-one was skipped because the kernel lacks it, "not tried" that the tests are newer than the run. Before a test is skipped
-it checks that the kernel really lacks the feature: it fails if the kernel's configuration, where it can be read, has
-the option, or if the kernel is new enough to have the feature.
+a test was skipped because the kernel lacks the feature, and "not tried" that the tests are newer than the run. Before a
+test is skipped, it checks that the kernel really lacks the feature: the test fails if the option is in the kernel's
+configuration (where this can be read), or if the kernel is new enough to have the feature.
 """
 
 
 def page(runs: list[Run]) -> str:
-    """The page as Markdown."""
+    """Return the page as Markdown."""
     runs = sorted(runs)
     reasons: dict[str, int] = {}  # in the order in which they appear, with the number of their note
 

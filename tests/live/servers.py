@@ -1,4 +1,4 @@
-"""PostgreSQL and NATS servers of a test's own: on loopback ports, as an ordinary user, stopped when it is over."""
+"""PostgreSQL and NATS servers that tests start on loopback ports, as an ordinary user, and stop."""
 
 from __future__ import annotations
 
@@ -15,19 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from .conftest import TIMEOUT, cannot_run, wait_for
+from .programs import program
 
 NOBODY = 65534
 PASSWORD = "se:c/r@t"
 QUOTED = "se%3Ac%2Fr%40t"
-
-
-def _find(name: str, *directories: Path) -> str:
-    path = ":".join([*map(str, directories), os.environ["PATH"], "/usr/sbin"])
-    found = shutil.which(name, path=path)
-    if found is None:
-        cannot_run(f"{name} is not installed")
-    assert found is not None
-    return found
 
 
 def as_somebody(command: list[str]) -> list[str]:
@@ -36,7 +28,7 @@ def as_somebody(command: list[str]) -> list[str]:
         return command
     if Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]:
         return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *command]
-    # Root in a user namespace, which has no other users: another one, in which we are nobody.
+    # Root of a user namespace, which has no other users: create another one, in which this process is nobody.
     return ["unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}", *command]
 
 
@@ -53,7 +45,7 @@ def _free_port() -> int:
 
 
 class Server:
-    """A process that listens on a port, and may be stopped and started again."""
+    """A process that listens on a port, and can be stopped and started again."""
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="nfnet-test-", dir="/var/tmp"))
@@ -79,7 +71,7 @@ class Server:
         if self.process is not None and self.process.poll() is None:
             return
         for _ in range(10):
-            # Not of those that the kernel chooses from for connections, which one may have when a server comes back.
+            # Not an ephemeral port: a connection could have it when the server is started again.
             self.port = self.port or _free_port()
             with (self.directory / "output").open("ab") as output:
                 self.process = subprocess.Popen(self.command(), stdout=output, stderr=output, cwd=self.directory)
@@ -87,7 +79,7 @@ class Server:
             assert wait_for(lambda process=process: process.poll() is not None or self.answers())  # type: ignore[misc]
             if self.process.poll() is None:
                 return
-            self.port = 0  # somebody has it
+            self.port = 0  # another program has it
         raise AssertionError((self.directory / "output").read_text())
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
@@ -109,15 +101,15 @@ class Server:
 class Postgres(Server):
     """A cluster with the user ``nfnet``; `database` makes databases in it.
 
-    small: the size in bytes of a file system of its own, in which `small_database` makes one.
+    small: the size in bytes of a separate file system, in which `small_database` makes one.
     """
 
     def __init__(self, small: int = 0) -> None:
         if small and os.geteuid():
             cannot_run("only root may mount a file system")
         self._binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-        self._postgres = _find("postgres", *self._binaries)
-        initdb = _find("initdb", *self._binaries)
+        self._postgres = program("postgres", *self._binaries)
+        initdb = program("initdb", *self._binaries)
         super().__init__()
         self._data = self.own(self.directory / "data")
         self._small = self.own(self.directory / "small")
@@ -184,7 +176,7 @@ class NatsServer(Server):
     """A server with JetStream; ``more`` is a part of its configuration."""
 
     def __init__(self, more: str = "", jetstream: bool = True) -> None:
-        self._binary = _find("nats-server")
+        self._binary = program("nats-server")
         super().__init__()
         store = self.own(self.directory / "store")
         own = f'jetstream {{ store_dir: "{store}", max_file_store: 2GB, max_memory_store: 16MB }}' if jetstream else ""

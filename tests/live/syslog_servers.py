@@ -1,4 +1,4 @@
-"""rsyslogd and systemd-journald, started by tests, on sockets of their own, and certificates for them."""
+"""rsyslogd and systemd-journald, started by tests on separate sockets, and certificates for them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from .conftest import TIMEOUT, UID, cannot_run, wait_for
+from .programs import program
 
 NOBODY = 65534
 UDP, TCP, TLS = 5514, 5601, 5614  # in a network namespace of the test's own
-_SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _MODULES = "/usr/lib/*/rsyslog"
-
-
-def program(name: str, package: str) -> str:
-    found = shutil.which(name, path=_SBIN)
-    if found is None:
-        cannot_run(f"{name} is not installed (package {package})")
-        raise AssertionError
-    return found
 
 
 @contextlib.contextmanager
 def directory() -> Iterator[Path]:
-    """One that the ordinary user as whom servers run may write to; paths of sockets have to be short."""
+    """Create a directory that the servers' ordinary user can write to, with a short path, as sockets need."""
     path = Path(tempfile.mkdtemp(prefix="nfnet"))
     try:
         if UID == 0:
@@ -42,7 +34,7 @@ def directory() -> Iterator[Path]:
 
 
 def openssl(*arguments: str | Path) -> None:
-    command = [program("openssl", "openssl"), *map(str, arguments)]
+    command = [program("openssl"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -93,18 +85,18 @@ def make_certificates(where: Path) -> None:
             *("-set_serial", "7", "-extfile", extensions, "-out", where / f"{name}.pem"),
         )
     for file in where.iterdir():
-        file.chmod(0o644)  # they are made for the test, and read by the ordinary user as whom the server runs
+        file.chmod(0o644)  # made for the test only, and read by the server's ordinary user
 
 
 class Rsyslogd:
-    """Writes what it understood of each message as JSON."""
+    """rsyslogd, which writes the parts of each message as JSON."""
 
     def __init__(self, where: Path, at: Callable[[Callable[[], Any]], Any], *, tls: str = "") -> None:
         self.where, self._at, self._tls = where, at, tls
         self.path = where / "log"  # a socket
-        self.local = where / "local"  # one that takes messages as the C library writes them
+        self.local = where / "local"  # a socket for messages in the C library's format
         self.output = where / "messages.json"
-        self._program = program("rsyslogd", "rsyslog")
+        self._program = program("rsyslogd")
         self._process: subprocess.Popen[bytes] | None = None
 
     def configuration(self) -> str:
@@ -173,7 +165,7 @@ class Rsyslogd:
             path.unlink(missing_ok=True)
 
     def messages(self) -> list[dict[str, Any]]:
-        """What it has written so far, as far as the lines are whole."""
+        """Return the whole lines that it has written so far."""
         if not self.output.exists():
             return []
         return [json.loads(line) for line in self.output.read_bytes().splitlines(True) if line.endswith(b"\n")]
@@ -196,7 +188,7 @@ exec "$0"
 
 
 class Journald:
-    """systemd-journald in a mount namespace of its own, where all that it uses is in an empty /run."""
+    """systemd-journald in a new mount namespace, where all its files are in an empty /run."""
 
     def __init__(self, where: Path) -> None:
         self.path, self.local = where / "socket", where / "local"  # links to its sockets
@@ -204,11 +196,11 @@ class Journald:
         if not daemon.exists():
             cannot_run("systemd-journald is not installed (package systemd)")
         self._daemon = daemon
-        self._journalctl = program("journalctl", "systemd")
+        self._journalctl = program("journalctl")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [program("unshare", "util-linux"), "--mount", "--propagation", "private"]
+        command = [program("unshare"), "--mount", "--propagation", "private"]
         command += ["sh", "-ec", _BEGIN_JOURNALD, str(self._daemon)]
         self._process = process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         self._root = Path(f"/proc/{process.pid}/root/run")
@@ -234,7 +226,7 @@ class Journald:
             link.unlink(missing_ok=True)
 
     def entries(self, *matches: str) -> list[dict[str, Any]]:
-        """What journalctl shows of it."""
+        """Return the entries that journalctl shows."""
         files = [f"--file={path}" for path in self._files()]
         command = [self._journalctl, *files, "--output=json", "--all", "--quiet", "SYSLOG_IDENTIFIER=nfnet", *matches]
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)

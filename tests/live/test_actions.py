@@ -1,4 +1,4 @@
-"""What rules do with packets without any program: dropped, refused, accepted, marked. And several rules in an order."""
+"""Rules that drop, reject, accept or mark packets without a program, and the order of several rules."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ from .conftest import (
     readable,
     wait_for,
 )
-from .test_compat import running
-from .test_log import collect as collect_messages
+from .programs import running
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 PORT = 7000
@@ -99,7 +98,7 @@ def test_drop(net: Net, hook: str, family: str, version: int) -> None:
 
 @pytest.mark.parametrize(("hook", "family", "version"), REJECTING)
 def test_reject(net: Net, hook: str, family: str, version: int) -> None:
-    """The sender is told at once: of a connection by a reset, of a datagram by ICMP."""
+    """The sender gets a notice at once: a reset for a connection, an ICMP error for a datagram."""
     host = HOSTS[hook]
     receiver = net.receiver("server", version, PORT)
     rule = rules.reject(
@@ -137,7 +136,7 @@ def test_reject(net: Net, hook: str, family: str, version: int) -> None:
 )
 @pytest.mark.parametrize("family", ["inet", "own"])
 def test_errors_of_reject(net: Net, error: Any, numbers: tuple[int, int], version: int, family: str) -> None:
-    """What the program that sent a datagram is told."""
+    """Return the error that the sender of a datagram gets."""
     own = {V4: "ip", V6: "ip6"}[version] if family == "own" else family
     rule = rules.reject(hook="forward", family=own, protocol="udp", error=error, netns=net.hosts["router"])
     with rule, pytest.raises(OSError, match=r"\[Errno") as caught:
@@ -174,14 +173,14 @@ def test_accept_spares_packets_the_rules_after_it(net: Net, hook: str, family: s
 
 @pytest.mark.parametrize(("hook", "family", "version"), PLACES)
 def test_mark(net: Net, hook: str, family: str, version: int) -> None:
-    """Of the mark only what the mask has is changed, and the next rule sees it."""
+    """Only the bits of the mask are changed in the mark, and the next rule sees the new mark."""
     host = HOSTS[hook]
     here: dict[str, Any] = {"hook": hook, "family": family, "protocol": "udp", "netns": net.hosts[host]}
     sender = net.open_socket("client", version)
     first, second = rules.mark(0x1234, **here), rules.mark(0x56, mask=0xFF, mark=(0x34, 0xFF), **here)
     with Log(5, netns=net.hosts[host], threshold=1) as log, rules.install(first, second, rules.log(5, **here)):
         sender.sendto(b"data", (ADDRESS["server", version], PORT))
-        (message,) = collect_messages(log, 1)
+        (message,) = collect(log, 1)
         assert message.mark == 0x1256
         assert count(net, host) == [1, 1, 1]
 
@@ -236,7 +235,7 @@ def test_what_is_logged_goes_on_to_the_next_rule(net: Net) -> None:
         Log(5, netns=here, threshold=1) as log,
     ):
         net.open_socket("client", V4).sendto(b"data", (ADDRESS["server", V4], PORT))
-        (message,) = collect_messages(log, 1)
+        (message,) = collect(log, 1)
         assert message.prefix == "gone"
         assert not readable(receiver, 0)
 
@@ -284,7 +283,7 @@ def test_one_rule_that_the_kernel_refuses_leaves_none(net: Net, monkeypatch: pyt
 def test_sets_that_make_no_sense() -> None:
     with pytest.raises(ArgumentError, match="at least one rule"):
         rules.install()
-    with pytest.raises(ArgumentError, match="a rule must be what a function of nfnet.rules returns, not str"):
+    with pytest.raises(ArgumentError, match="a rule must be a result of a function of nfnet.rules, not str"):
         rules.install("drop")  # type: ignore[arg-type]
     first, second = rules.log(5, hook="input", netns="blue"), rules.log(5, hook="input")
     with pytest.raises(ArgumentError, match="one network namespace: netns differs"):

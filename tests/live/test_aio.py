@@ -15,7 +15,7 @@ from nfnet._core.reader import Reader
 from nfnet.protocol import nfqnl
 
 from .conftest import TIMEOUT, Net
-from .test_compat import Way, logging, queueing
+from .traffic import Way, logging, queueing
 
 V4 = socket.AF_INET
 

@@ -1,4 +1,4 @@
-"""Answers, resets and refusals on the kernel: what both ends see, in each hook, and that nothing is answered twice."""
+"""Answers, resets and rejections on the kernel: what both ends receive, at each hook, and exactly once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import socket
 import struct
 import subprocess
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +20,7 @@ from nfnet import AsyncQueue, KernelError, NotPermittedError, Packet, Queue, ine
 from nfnet.errors import ArgumentError
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, Net, collect, in_child, readable, wait_for
+from .traffic import handling
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
@@ -45,24 +45,9 @@ def deciding(
 ) -> Iterator[Queue]:
     """A queue on a host, and the handler that decides its packets meanwhile."""
     place = net.hosts[host]
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            queue.run(handler)
-        except BaseException as error:
-            failed.append(error)
-
     with rules.queue(1, hook=hook, netns=place, **match), Queue(1, netns=place, gso=gso) as queue:
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
+        with handling(queue, handler):
             yield queue
-        finally:
-            queue.stop()
-            thread.join()
-    if failed:
-        raise failed[0]
 
 
 def client(net: Net, family: int, kind: int, port: int = PORT) -> socket.socket:
@@ -117,7 +102,7 @@ def test_a_refusal_of_udp(net: Net, host: str, hook: str, family: int) -> None:
 
 
 def ping(net: Net, family: int, data: bytes) -> bytes:
-    """What comes back, from the ICMP header on."""
+    """Return the answer, from the ICMP header on."""
     number, kind = (socket.IPPROTO_ICMP, 8) if family == V4 else (socket.IPPROTO_ICMPV6, 128)
     with net.at("client", lambda: socket.socket(family, socket.SOCK_RAW, number)) as sock:
         sock.settimeout(TIMEOUT)
@@ -127,7 +112,7 @@ def ping(net: Net, family: int, data: bytes) -> bytes:
         sock.sendto(request, (ADDRESS["server", family], 0))
         while True:
             reply: bytes = sock.recv(2000)[20 if family == V4 else 0 :]
-            if reply[0] in (0, 3, 129, 1):  # not the request itself, or what neighbours ask
+            if reply[0] in (0, 3, 129, 1):  # neither the request itself nor neighbour solicitations
                 return reply
 
 
@@ -164,7 +149,7 @@ def test_a_large_answer_comes_in_fragments(net: Net, host: str, hook: str, famil
 
 
 def test_the_address_of_a_link(net: Net) -> None:
-    """Which link that is, the packet's interface says: the router has two."""
+    """The packet's interface determines the link: the router has two."""
     mine, theirs = (link_address(net, *ends) for ends in (("server", "router"), ("router", "server")))
     for host, hook in (("server", "output"), ("router", "input")):
         with deciding(net, host, hook, lambda packet: packet.answer(b"answer"), protocol="udp"):
@@ -278,7 +263,7 @@ def test_a_reset_at_any_moment(net: Net, family: int, moment: str) -> None:
             "ACK": from_client and flags == inet.TcpFlag.ACK and not segment.data,
             "FIN": from_client and inet.TcpFlag.FIN in flags,
             "answer": not from_client and bool(segment.data),
-            # What has gone through already, and comes again since nobody's acknowledgement goes back.
+            # Segments that were forwarded and are sent again, since no acknowledgement returns.
             "again": from_client and bool(segment.data),
         }[moment]
         if moment == "again" and not from_client and times:
@@ -298,7 +283,7 @@ def test_a_reset_at_any_moment(net: Net, family: int, moment: str) -> None:
                 client(net, family, TCP)
             assert wait_for(lambda: states(net, "server", family) == [LISTEN])
             return
-        if moment == "ACK":  # that of the handshake: the reset may be there before `connect` returns
+        if moment == "ACK":  # an error of the handshake: the reset can arrive before `connect` returns
             with pytest.raises(ConnectionResetError):
                 client(net, family, TCP).recv(100)
             assert wait_for(lambda: states(net, "server", family) == [LISTEN])
@@ -353,7 +338,7 @@ def test_an_answer_of_tcp_and_the_end(net: Net, host: str, hook: str, family: in
 
 @pytest.mark.parametrize("hook", ["output", "postrouting", "prerouting", "input"])
 def test_what_is_sent_is_not_queued_again(net: Net, hook: str) -> None:
-    """Not even by a rule for all packets, of the machine whose own the answer is for; but others' rules see it."""
+    """Not even by a rule for all packets on the machine that the answer is for; rules of other programs see it."""
     seen: list[tuple[int, bytes]] = []
 
     def handle(packet: Packet) -> None:
@@ -375,7 +360,7 @@ def test_what_is_sent_is_not_queued_again(net: Net, hook: str) -> None:
 
 
 def test_a_rule_that_does_not_pass_over_it_is_told(net: Net) -> None:
-    """The rule is somebody else's."""
+    """The rule was installed by another program."""
     place = net.hosts["client"]
     with Queue(1, netns=place) as queue:
         command = ["iptables", "-A", "OUTPUT", "-p", "udp", "-j", "NFQUEUE", "--queue-num", "1"]
@@ -390,7 +375,7 @@ def test_a_rule_that_does_not_pass_over_it_is_told(net: Net) -> None:
 
 
 def test_connection_tracking_lets_answers_pass(net: Net) -> None:
-    """A firewall of the sender's, for which only what belongs to a connection may come in."""
+    """The sender's firewall accepts only incoming packets of existing connections."""
     nft_at(net, "client", "nft add rule inet mine input ct state established,related counter accept")
     nft_at(net, "client", "nft add rule inet mine input counter drop")
 
@@ -465,7 +450,7 @@ def test_behind_address_translation(net: Net, kind: str) -> None:
 
 
 def test_a_flow_whose_first_packet_was_dropped_is_new(net: Net) -> None:
-    """As the page says: a firewall of the sender's own machine must accept the mark."""
+    """A firewall of the sending machine must accept the mark, as the documentation says."""
     nft_at(net, "client", "nft add rule inet mine input ct state established,related counter accept")
     nft_at(net, "client", "nft add rule inet mine input counter drop")
     with deciding(net, "client", "output", lambda packet: packet.answer(b"answer"), protocol="udp") as queue:
@@ -543,7 +528,7 @@ def test_many_answers(net: Net) -> None:
 @families
 @pytest.mark.parametrize("host", ["client", "router", "server"])
 def test_inject(net: Net, family: int, host: str) -> None:
-    """In to this machine, and out to another one, with a source that is somebody else's."""
+    """Incoming for this machine, and outgoing to another one, with another machine's source address."""
     sock = client(net, family, UDP)
     source, destination = ADDRESS["server", family], ADDRESS["client", family]
     ends = {"source": source, "destination": destination, "source_port": PORT}
@@ -576,7 +561,7 @@ def test_an_injected_packet_is_cut_up(net: Net, family: int) -> None:
     nfnet.inject(packet, netns=net.hosts["client"])
     assert len(receiver.recv(9000)) == 4000
     if family == V4:
-        with pytest.raises(ArgumentError, match=r"4028 bytes, and 1500 is the most .* must not be cut up"):
+        with pytest.raises(ArgumentError, match=r"4028 bytes, and 1500 is the most .* forbids fragmentation"):
             nfnet.inject(packet[:6] + b"\x40" + packet[7:], netns=net.hosts["client"])
 
 
@@ -591,7 +576,7 @@ def test_where_nothing_can_be_sent(net: Net) -> None:
 
 @pytest.mark.parametrize("without", ["net_raw", "net_admin"])
 def test_without_the_privilege(net: Net, without: str) -> None:
-    """The packet stays; the error says what is missing."""
+    """The packet stays undecided; the error contains what is missing."""
     place = net.hosts["client"]
 
     def run() -> None:
@@ -677,7 +662,7 @@ def test_sockets_are_opened_late_and_closed_with_the_queue(net: Net) -> None:
         os.close(reading)
         client(net, V4, UDP).send(b"this")
         (packet,) = collect(queue, 1)
-    assert wait_for(lambda: raw_sockets(net, "client") == 0)  # the child may have only just begun
+    assert wait_for(lambda: raw_sockets(net, "client") == 0)  # the child can have just begun
     os.close(writing)
     assert os.waitpid(child, 0)[1] == 0
     with pytest.raises(nfnet.ClosedError):
@@ -698,7 +683,7 @@ def test_a_queue_that_is_forgotten_lets_go_of_all_sockets_at_once(net: Net) -> N
                 warnings.simplefilter("ignore", ResourceWarning)
                 del queue
             assert raw_sockets(net, "client") == 0
-            with Queue(1, netns=place):  # nobody else has it
+            with Queue(1, netns=place):  # no other socket has it
                 pass
         finally:
             gc.enable()

@@ -1,4 +1,4 @@
-"""``nfnet block`` on the kernel: what it stops, what it lets pass, and what it says."""
+"""``nfnet block`` on the kernel: which packets it blocks, which pass, and its output."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import pytest
 from nfnet import cli, rules
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, Net, in_child, kernel_lacks_cgroups, lacking, readable, wait_for
+from .programs import running
 from .test_actions import SENDER
 from .test_commands import finish
-from .test_compat import running
 from .test_emulation import V4, V6, connect
 from .test_process import drop_capabilities
 
@@ -46,7 +46,7 @@ def passes(net: Net, sender: str, receiver: str, family: int, port: int = 7000, 
     with net.receiver(receiver, family, port) as inside, net.open_socket(sender, family) as outside:
         try:
             outside.sendto(b"x", (ADDRESS[receiver, family], port))
-        except OSError:  # what the hook output drops is an error of `send`
+        except OSError:  # `send` raises an error for packets dropped at output
             return False
         return readable(inside, timeout)
 
@@ -126,7 +126,7 @@ def test_the_sender_is_told_of_what_is_rejected(net: Net, family: int, host: str
             except (
                 ConnectionRefusedError,
                 PermissionError,
-            ):  # `send` itself says so: what this host sends ends at output
+            ):  # `send` raises an error: this host's packets are dropped at output
                 pass
         first, said = ends(net, process)
     assert first.startswith("rejecting packets ")
@@ -189,7 +189,7 @@ def test_in_another_namespace_two_do_not_mix_up_what_they_stop(net: Net) -> None
 
 
 def test_json(net: Net) -> None:
-    """An object for each rule, with what is said in words without it; `nfnet rules list` has them meanwhile."""
+    """An object for each rule, with the values of the text output; meanwhile `nfnet rules list` lists the rules."""
     client = ADDRESS["client", V4]
     with block(net, client, "--reject", "--json") as process:
         with net.open_socket("client", V4) as outside:

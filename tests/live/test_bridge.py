@@ -1,4 +1,4 @@
-"""The bridge family on the real kernel: its hooks, and what it alone has, VLAN tags and link-layer headers."""
+"""The bridge family on the real kernel: its hooks, VLAN tags and link-layer headers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PACKET_AUXDATA = 8  # linux/if_packet.h
 
 
 def frame_for(hook: str) -> bytes:
-    """A frame that passes a hook: the bridge itself gets what is for everybody."""
+    """A frame that passes a hook: the bridge itself gets broadcasts."""
     packet = testing.udp(b"data", source="10.0.0.1", destination="10.0.0.2")
     return (EVERYBODY if hook == "input" else DESTINATION) + SOURCE + b"\x08\0" + packet
 
@@ -73,7 +73,7 @@ def test_hooks_of_logs(net: Net, hook: str) -> None:
 
 
 def receive_frame(sock: socket.socket) -> tuple[bytes, Vlan | None]:
-    """The next frame that came in, and the tag, which the kernel takes off it."""
+    """Return the next incoming frame, and its tag, which the kernel has removed from it."""
     while True:
         assert readable(sock, TIMEOUT)
         frame, ancillary, _, address = sock.recvmsg(2000, 200)
@@ -121,7 +121,7 @@ def test_vlan_and_link_layer_header(net: Net, change: dict[str, Any]) -> None:
         assert packet.hwaddr == SOURCE
         assert (packet.indev, packet.outdev, packet.physindev, packet.physoutdev) == (bridge, bridge, left, right)
         found, tag = receive_frame(receiver)
-        while found[14:] != packet.payload:  # what the hosts say of their own accord
+        while found[14:] != packet.payload:  # packets that the hosts send by themselves
             found, tag = receive_frame(receiver)
         assert found[:14] == change.get("l2header", ethernet)
         assert tag == change.get("vlan", Vlan(0x8100, 0x6005))
@@ -130,7 +130,7 @@ def test_vlan_and_link_layer_header(net: Net, change: dict[str, Any]) -> None:
 
 @pytest.mark.feature("log in a bridge: vlan, l2header")
 def test_vlan_and_link_layer_header_of_a_log(net: Net) -> None:
-    """A tagged frame that passes a bridge: what the bridge family alone has."""
+    """A tagged frame that passes a bridge, with the attributes that only the bridge family has."""
     here = net.hosts["router"]
     bridge, left, right = net.at("router", make_bridge)
     found: list[LogMessage] = []

@@ -1,4 +1,4 @@
-"""The collector on real groups: bursts, logrotate, outputs that are away, and being killed."""
+"""The collector on real log groups: bursts, logrotate, unavailable outputs, and SIGKILL."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,89 +19,24 @@ from typing import Any
 
 import pytest
 
-from .conftest import TIMEOUT, UID, cannot_run, said, stopped, wait_for
-from .test_compat import Way, is_bound, logging, running
+from .collecting import (
+    burst,
+    collecting,
+    finish,
+    lines_in,
+    lines_of,
+    numbers,
+    rotate,
+    rotated,
+    rows,
+    sending,
+    whole_lines,
+)
+from .conftest import TIMEOUT, UID, stopped, wait_for
+from .programs import is_bound
+from .traffic import Way, logging
 
 BURST = 50_000 if UID == 0 else 500  # the receive buffer of ordinary users is small
-
-
-@pytest.fixture
-def way(net: Any) -> Way:
-    return Way(net)
-
-
-@contextmanager
-def collecting(way: Way, *arguments: str | Path, command: str = "collect") -> Iterator[subprocess.Popen[str]]:
-    group = ("5",) if command == "log" else ("--group", "5")
-    line = [sys.executable, "-m", "nfnet", command, *group, *map(str, arguments)]
-    with running(way.net, line) as process:
-        assert wait_for(lambda: is_bound(way.net, group=5) or process.poll() is not None)
-        yield process
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0, errors
-    return said(errors)
-
-
-def lines_of(*files: Path) -> list[dict[str, Any]]:
-    found = []
-    for file in files:
-        if file.exists():
-            data = file.read_text()
-            assert data.endswith("\n") or not data
-            found += [json.loads(line) for line in data.splitlines()]
-    return found
-
-
-def whole_lines(data: bytes) -> Iterator[dict[str, Any]]:
-    """Of a file that killed processes wrote: each may have left half a line, and the one that runs another one."""
-    for line in data.split(b"\n")[:-1]:
-        with contextlib.suppress(ValueError):
-            yield json.loads(line)
-
-
-def lines_in(file: Path) -> int:
-    """How many lines there are, while more are being written."""
-    return file.read_bytes().count(b"\n") if file.exists() else 0
-
-
-def numbers(*files: Path) -> list[int]:
-    return [line["event"]["sequence"] for line in lines_of(*files) if "sequence" in line["event"]]
-
-
-def rows(path: Path, sql: str = "SELECT seq FROM messages ORDER BY session, seq") -> list[Any]:
-    with contextlib.closing(sqlite3.connect(path, timeout=TIMEOUT)) as connection:
-        try:
-            return [row[0] if len(row) == 1 else row for row in connection.execute(sql)]
-        except sqlite3.OperationalError:  # there is no table yet
-            return []
-
-
-def burst(way: Way, count: int) -> None:
-    for number in range(count):
-        way.send(b"%d" % number)
-
-
-@contextmanager
-def sending(way: Way) -> Iterator[None]:
-    """Some thousand packets a second, all the time."""
-    done = False
-
-    def send() -> None:
-        while not done:
-            way.send(*[b"x"] * 10)
-            time.sleep(0.002)
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield
-    finally:
-        done = True
-        thread.join()
 
 
 def test_nothing_of_a_burst_is_lost(way: Way, tmp_path: Path) -> None:
@@ -142,7 +76,7 @@ def test_what_the_kernel_lost_is_a_record_in_each_output(way: Way, tmp_path: Pat
             burst(way, 3000)
 
         def told() -> bool:
-            way.send(b"x")  # only a later message tells of a gap
+            way.send(b"x")  # a gap is noticed only at a later message
             return file.exists() and b"messages-lost" in file.read_bytes()
 
         assert wait_for(told)
@@ -164,25 +98,15 @@ ROTATE = {
 
 @pytest.mark.parametrize("how", ROTATE)
 def test_logrotate_neither_loses_a_line_nor_repeats_one(way: Way, how: str, tmp_path: Path) -> None:
-    logrotate = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin")
-    if logrotate is None:
-        cannot_run("logrotate is not installed")
     directory = tmp_path / "logs"
     directory.mkdir(mode=0o700)
     file = directory / "log.jsonl"
     with logging(way.net), collecting(way, "--to", file) as process, sending(way):
         signaled = "" if "no signal" in how else f"postrotate\nkill -HUP {process.pid}\nendscript"
-        config = tmp_path / "logrotate.conf"
-        config.write_text(f"{file} {{\nrotate 50\n{ROTATE[how]}\n{signaled}\n}}\n")
-        config.chmod(0o600)
-        for turn in range(8):
-            assert wait_for(lambda: file.exists() and file.stat().st_size > 5000)
-            command = [logrotate, "--force", "--state", str(tmp_path / "state"), str(config)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
-            assert (done.returncode, done.stderr) == (0, ""), turn
+        rotate(file, f"{ROTATE[how]}\n{signaled}", 8)
         assert wait_for(file.exists)
         finish(process)
-    files = sorted(directory.iterdir(), key=lambda path: -int(path.suffix[1:]) if path.suffix[1:].isdecimal() else 0)
+    files = rotated(file)
     assert len(files) == 9
     found = numbers(*files)
     assert found == list(range(len(found)))
@@ -190,7 +114,7 @@ def test_logrotate_neither_loses_a_line_nor_repeats_one(way: Way, how: str, tmp_
 
 
 def test_a_file_that_was_copied_and_cut_goes_on_at_its_beginning(way: Way, tmp_path: Path) -> None:
-    """logrotate's copytruncate, which itself loses what anybody writes between its two steps; nothing else is lost."""
+    """logrotate's copytruncate loses messages that are written between its two steps, but no others."""
     file, copy = tmp_path / "log.jsonl", tmp_path / "copy"
     with logging(way.net), collecting(way, "--to", file) as process:
         burst(way, 10)
@@ -220,7 +144,7 @@ def test_a_locked_database_holds_nobody_up_and_gets_all_from_the_spool(way: Way,
                 for number in range(2, 8):
                     burst(way, 10)
                     assert wait_for(lambda number=number: lines_in(file) == 10 * number)
-                # The batch that was read last may be in no spool yet: if the process is killed, the database lacks it.
+                # The last batch can be in no spool yet: if the process is killed, the database lacks it.
                 (kept,) = spool.glob("sqlite*.spool")
                 assert wait_for(lambda: rows(kept, "SELECT total(count) FROM batches") == [60])
                 process.kill()
@@ -235,7 +159,7 @@ def test_a_locked_database_holds_nobody_up_and_gets_all_from_the_spool(way: Way,
 
 
 def test_being_killed_loses_nothing_that_was_stored_and_repeats_nothing(way: Way, tmp_path: Path) -> None:
-    """Each time the file and the database have every message up to some moment, but for what was being written."""
+    """Each time the file and the database contain every message up to some moment, except the batch being written."""
     file, database, spool = tmp_path / "log.jsonl", tmp_path / "log.db", tmp_path / "spool"
     chance = random.Random(7)
 
@@ -249,7 +173,7 @@ def test_being_killed_loses_nothing_that_was_stored_and_repeats_nothing(way: Way
         for turn in range(11):
             known, place = (sessions(), file.stat().st_size) if turn else (set(), 0)
             with collecting(way, "--to", file, "--to", database, "--spool", spool) as process:
-                # What the one before left in its spool is stored first.
+                # The previous process's spool is stored first.
                 assert wait_for(lambda known=known, place=place: file.exists() and bool(sessions(place) - known))
                 if turn == 10:
                     finish(process)
@@ -269,7 +193,7 @@ def test_being_killed_loses_nothing_that_was_stored_and_repeats_nothing(way: Way
 
 
 def test_a_reader_that_is_slow_holds_nobody_up(way: Way, tmp_path: Path) -> None:
-    """Standard output is a pipe of 64 KiB that nobody reads."""
+    """Standard output is a pipe of 64 KiB that no process reads."""
     file = tmp_path / "log.jsonl"
     with logging(way.net), collecting(way, "--to", "jsonl:-", "--to", file, "--spool", tmp_path / "spool") as process:
         burst(way, 500)

@@ -2,52 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 import nfnet
 
 from ..test_collect_capture import fields
-from .conftest import TIMEOUT, cannot_run, wait_for
-from .test_collect import collecting, finish, sending
-from .test_compat import Way, logging
-
-
-@pytest.fixture
-def way(net: Any) -> Way:
-    return Way(net)
-
-
-def program(name: str) -> str:
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
-    if found is None:
-        cannot_run(f"{name} is not installed")
-        raise AssertionError
-    return found
+from .collecting import collecting, finish, rotate, rotated, sending
+from .programs import program
+from .traffic import Way, logging
 
 
 def test_logrotate(way: Way, tmp_path: Path) -> None:
-    logrotate, tshark = program("logrotate"), program("tshark")
+    tshark = program("tshark")
     directory = tmp_path / "logs"
     directory.mkdir(mode=0o700)
     file = directory / "log.pcapng"
     with logging(way.net), collecting(way, "--to", file) as process, sending(way):
-        config = tmp_path / "logrotate.conf"
-        signal = f"postrotate\nkill -HUP {process.pid}\nendscript"
-        config.write_text(f"{file} {{\nrotate 50\ncreate\n{signal}\n}}\n")
-        config.chmod(0o600)
-        for turn in range(4):
-            assert wait_for(lambda: file.exists() and file.stat().st_size > 5000)
-            command = [logrotate, "--force", "--state", str(tmp_path / "state"), str(config)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
-            assert (done.returncode, done.stderr) == (0, ""), turn
+        rotate(file, f"create\npostrotate\nkill -HUP {process.pid}\nendscript", 4)
         finish(process)
-    files = sorted(directory.iterdir(), key=lambda path: -int(path.suffix[1:]) if path.suffix[1:].isdecimal() else 0)
+    files = rotated(file)
     assert len(files) == 5
     numbers = []
     for each in files:

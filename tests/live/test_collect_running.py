@@ -20,16 +20,12 @@ import pytest
 
 from nfnet import captures
 
+from .collecting import burst, collecting, finish, lines_in, lines_of, rows
 from .conftest import ADDRESS, TIMEOUT, UID, Net, cannot_run, said, wait_for
-from .test_collect import burst, collecting, finish, lines_in, lines_of, rows
-from .test_compat import PORT, Way, is_bound, logging, running
+from .programs import is_bound, program, running
+from .traffic import PORT, Way, logging
 
 UNIT = Path(__file__).parents[2] / "examples" / "systemd" / "nfnet-collect.service"
-
-
-@pytest.fixture
-def way(net: Net) -> Way:
-    return Way(net)
 
 
 def test_a_limit_leaves_out_what_is_too_much_and_says_so_in_each_output(way: Way, tmp_path: Path) -> None:
@@ -104,7 +100,7 @@ class Systemd:
         self.all: list[str] = []
 
     def wait(self, line: str) -> None:
-        """Until it is told that."""
+        """Wait for this line."""
         deadline = time.monotonic() + TIMEOUT
         while line not in self.all:
             assert time.monotonic() < deadline, self.all
@@ -151,15 +147,8 @@ def test_signals_and_what_systemd_is_told(way: Way, tmp_path: Path, monkeypatch:
 # --- the unit
 
 
-def tool(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        cannot_run(f"{name} is not installed")
-    return str(found)
-
-
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    analyze = tool("systemd-analyze")
+    analyze = program("systemd-analyze")
     text = UNIT.read_text().replace("/opt/nfnet/bin/nfnet", "/bin/true")  # it has to be there
     copy = tmp_path / UNIT.name
     copy.write_text(text)
@@ -169,7 +158,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
 
 def allowed_calls() -> list[str]:
     """The system calls that the unit's SystemCallFilter leaves, by name."""
-    done = subprocess.run([tool("systemd-analyze"), "syscall-filter"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([program("systemd-analyze"), "syscall-filter"], capture_output=True, text=True, timeout=60)
     sets: dict[str, list[str]] = {}
     current: list[str] = []
     for line in done.stdout.splitlines():
@@ -190,7 +179,7 @@ def allowed_calls() -> list[str]:
     return sorted(found)
 
 
-# Applies the filter and becomes the command. What is not allowed ends the process, where the unit has it fail.
+# Apply the filter and execute the command. A forbidden system call ends the process; in the unit it fails.
 FILTER = """
 import ctypes, json, os, sys
 library = ctypes.CDLL(sys.argv[1])
@@ -216,7 +205,7 @@ def test_under_the_filter_of_the_unit(way: Way, denied: bool, tmp_path: Path) ->
     assert "mount" not in calls
     if UID == 0:
         calls.append("fchown")  # which SQLite uses for root alone; the unit is an ordinary user's
-    if denied:  # what shows that the filter is there
+    if denied:  # shows that the filter is active
         calls.remove("fchmod")
     file, database = tmp_path / "log.jsonl", tmp_path / "log.db"
     command: list[Any] = [sys.executable, "-m", "nfnet", "collect", "--group", "5", "--to", f"jsonl:{file}"]

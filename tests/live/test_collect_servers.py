@@ -1,12 +1,12 @@
-"""The collector with real servers: PostgreSQL and NATS, which stop, start, refuse, and fill up; and being killed."""
+"""The collector with real servers, PostgreSQL and NATS: they stop, start, refuse, and fill up; and SIGKILL."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,21 +20,23 @@ from typing import Any
 
 import pytest
 
-from nfnet import ArgumentError, LogMessage, NfnetError, cli, collect, testing
+from nfnet import ArgumentError, NfnetError, cli, collect, testing
 from nfnet._annotated import Annotated
 from nfnet._processes import Process
 from nfnet.collect import Batch, OutputError, Session, _nats_client, _nats_source, _packed, _queries, postgresql
 
-from .conftest import TIMEOUT, UID, Net, cannot_run, said, wait_for
+from .. import collector
+from ..collector import SESSION
+from .collecting import burst, finish, lines_in, lines_of, sending
+from .conftest import TIMEOUT, UID, cannot_run, wait_for
+from .programs import is_bound, program
 from .servers import PASSWORD, QUOTED, NatsServer, Postgres
-from .test_collect import burst, lines_in, lines_of, sending
-from .test_compat import Way, is_bound, logging
+from .traffic import Way, logging
 
 BURST = 20_000 if UID == 0 else 500  # the receive buffer of ordinary users is small
 KILLS = int(os.environ.get("NFNET_KILLS", "10"))
-SESSION = Session("host", "boot", 5, 1)
+message = functools.partial(collector.message, prefix="drop: ", IFINDEX_INDEV=2)
 NOW = int(time.time()) * 10**9
-NAMES = {1: "lo", 2: "eth0"}.get
 
 
 def driver(name: str) -> None:
@@ -78,11 +80,6 @@ def nats() -> Iterator[NatsServer]:
         yield server
 
 
-@pytest.fixture
-def way(net: Net) -> Way:
-    return Way(net)
-
-
 def rows(url: str, sql: str = "SELECT seq FROM nfnet.messages ORDER BY session, seq") -> list[Any]:
     return Postgres.execute(url, sql)
 
@@ -91,7 +88,7 @@ def count(url: str) -> int:
     return int(rows(url, "SELECT count(*) FROM nfnet.messages")[0])
 
 
-# On a host with a name of its own.
+# With another host name.
 NAMED = "import socket, sys; socket.sethostname(sys.argv.pop(1)); from nfnet.cli import main; sys.exit(main())"
 
 
@@ -118,26 +115,14 @@ def collecting(way: Way, *arguments: object, at: str = "router", host: str = "")
         yield process
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0, errors
-    return said(errors)
-
-
 def told(process: subprocess.Popen[str], text: str) -> str:
-    """What the collector says, up to the line with a text."""
+    """Return the collector's standard error, up to the line with a text."""
     assert process.stderr is not None
     lines: list[str] = []
     while not lines or text not in lines[-1]:
         lines.append(process.stderr.readline())
         assert lines[-1], "".join(lines)
     return "".join(lines)
-
-
-def message(number: int, payload: bytes | None = None, **attributes: Any) -> LogMessage:
-    values: dict[str, Any] = {"prefix": "drop: ", "IFINDEX_INDEV": 2, **attributes, "SEQ": number}
-    return LogMessage.from_bytes(testing.log_message(payload or testing.udp(bytes(10)), **values), NAMES)
 
 
 def batch(*numbers: int, lost: int = 0, session: Session = SESSION, read_ns: int = NOW) -> Batch:
@@ -180,7 +165,7 @@ def test_a_server_that_is_away_holds_nobody_up_and_gets_all_from_the_spool(
         sending(way),
     ):
         assert wait_for(lambda: count(database) > 100)
-        for how in (signal.SIGINT, signal.SIGQUIT):  # at once, and as if the machine had gone
+        for how in (signal.SIGINT, signal.SIGQUIT):  # at once, and as if the machine had failed
             with cluster.stopped(how):
                 assert QUOTED not in told(process, "messages are kept, to be stored later")
                 before = lines_in(file)
@@ -440,7 +425,7 @@ def test_tables_that_vanish_are_an_error_that_says_what_to_do(output: collect.Ou
 
 
 def stored_in(server: NatsServer, url: str = "") -> list[Batch]:
-    """What is in the stream, which is empty then."""
+    """Return and remove the messages in the stream."""
     source = collect.source(url or server.url())
     source.begin()
     found = []
@@ -556,7 +541,7 @@ def test_what_is_no_batch_is_thrown_away_and_a_newer_one_left(
     assert len(caplog.messages) == 3
     assert source.receive(1, 1.0) == []
     assert "version 2; known is 1" in caplog.messages[-1]
-    assert len(caplog.messages) == 4  # it came again, and the others did not
+    assert len(caplog.messages) == 4  # it was delivered again, and the others were not
     source.close()
 
 
@@ -593,9 +578,7 @@ def test_what_a_server_of_messages_refuses_is_one_line(
 
 def make_certificate(directory: Path, name: str) -> None:
     """A certificate that signs itself, NAME.pem, and its key."""
-    if shutil.which("openssl") is None:
-        cannot_run("openssl is not installed")
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command = [program("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     command += ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
     files = ["-keyout", str(directory / f"{name}.key"), "-out", str(directory / f"{name}.pem")]
     subprocess.run([*command, *files], check=True, capture_output=True, timeout=TIMEOUT)
@@ -624,7 +607,7 @@ def test_connections_are_encrypted_and_both_sides_known(tmp_path: Path) -> None:
         for settings, text in (
             ({"ca": files["other.pem"], **mine}, "TLS: "),
             ({"tls": "yes"}, "TLS: "),
-            ({"ca": files["server.pem"]}, "."),  # the server says no; when it does is up to it
+            ({"ca": files["server.pem"]}, "."),  # the server refuses, at a time of its choice
         ):
             wrong = collect.output(server.url(), settings)
             with pytest.raises(NfnetError, match=text):
@@ -673,7 +656,7 @@ def left_in(server: NatsServer) -> int:
 
 
 def impatient(server: NatsServer) -> None:
-    """Make the consumer of the workers: what one of them does not acknowledge another one gets soon."""
+    """Create the workers' consumer, which soon passes unacknowledged messages to another worker."""
     client = _nats_client.Client(server.url())
     client.create()
 

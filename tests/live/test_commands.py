@@ -25,8 +25,9 @@ from nfnet import Queue, doctor, rules
 from nfnet.captures import _reader as capture
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, in_child, lacking, readable, said, stopped, wait_for
-from .test_compat import Way, is_bound, logging, queueing, running
+from .programs import is_bound, running
 from .test_process import drop_capabilities
+from .traffic import Way, logging, queueing
 
 V4 = socket.AF_INET
 RULE = "hook=forward protocol=udp destination_port=7000"
@@ -48,11 +49,6 @@ def finish(process: subprocess.Popen[str], number: signal.Signals | None = signa
     output, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, errors
     return output, said(errors)
-
-
-@pytest.fixture
-def way(net: Net) -> Way:
-    return Way(net)
 
 
 PATIENT = """\
@@ -130,7 +126,7 @@ def test_queue_delays_and_loses(way: Way) -> None:
     with nfnet_command(way.net, "queue", "1", "--install-rule", RULE, "--delay", "150", "-q", "-c", "3") as process:
         way.send(b"one", b"two", b"three")
         assert way.received(3) == [b"one", b"two", b"three"]
-        # The third one ends it, and what waits is let go.
+        # The third packet ends it, and waiting packets are accepted.
         assert process.wait(TIMEOUT) == 0
     with nfnet_command(way.net, "queue", "1", "--install-rule", RULE, "--delay", "150", "--jitter", "20") as process:
         began = time.monotonic()
@@ -178,7 +174,7 @@ def wait(packet):
 @pytest.mark.parametrize("policy", [None, "pending", "drop", "accept"])
 @pytest.mark.parametrize("delay", [(), ("--delay", "10")], ids=["now", "late"])
 def test_what_a_handler_leaves_undecided(way: Way, tmp_path: Path, policy: str | None, delay: tuple[str, ...]) -> None:
-    """It stays with the kernel, which drops it at the end, unless an option says otherwise."""
+    """It stays in the kernel's queue, and is dropped at the end unless an option specifies another verdict."""
     (tmp_path / "keeper.py").write_text(KEEPER)
     arguments = ("queue", "1", "--install-rule", RULE, "--handler", "keeper:keep", *delay)
     arguments += () if policy is None else ("--undecided", policy)
@@ -198,7 +194,7 @@ def test_what_a_handler_leaves_undecided(way: Way, tmp_path: Path, policy: str |
 
 @pytest.mark.parametrize("policy", ["pending", "drop", "accept"])
 def test_what_a_handler_has_not_seen_at_the_end(way: Way, tmp_path: Path, policy: str) -> None:
-    """The handler does not decide that; the filter decides what is not for the handler."""
+    """The handler does not get these packets: the filter decides them."""
     other = way.net.receiver("server", V4, 7001)
     (tmp_path / "keeper.py").write_text(KEEPER)
     arguments = ("queue", "1", "--install-rule", "hook=forward protocol=udp", "--port", "7000", "-q")
@@ -231,7 +227,7 @@ def test_a_handler_that_raises_decides_nothing(way: Way, tmp_path: Path) -> None
     (tmp_path / "decider.py").write_text("def decide(packet): raise ValueError('no')\n")
     arguments = ("queue", "1", "--install-rule", RULE, "--handler", "decider:decide")
     with nfnet_command(way.net, *arguments, cwd=tmp_path) as process:
-        with stopped(process):  # so that they come together
+        with stopped(process):  # so that they arrive together
             way.send(b"one", b"two", b"three")
         _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
@@ -278,7 +274,7 @@ def test_what_the_kernel_drops_is_in_the_summary(way: Way, tmp_path: Path, comma
 
 
 def test_a_handler_is_not_where_everything_else_is_looked_for(way: Way, tmp_path: Path) -> None:
-    """What is in the current directory is run only if it has the handler, and then only what is nowhere else."""
+    """Modules of the current directory are imported only for the handler, and only if no other directory has them."""
     for name in ("pyroute2", "prometheus_client", "ipaddress", "ctypes", "construct"):
         (tmp_path / f"{name}.py").write_text("import os; os._exit(77)")
     (tmp_path / "installed").mkdir()
@@ -302,7 +298,7 @@ def test_queue_records_and_serves_metrics(way: Way, tmp_path: Path) -> None:
     file = tmp_path / "session.pcapng"
     arguments = ("queue", "1", "--install-rule", RULE, "--netns", f"/proc/{os.getpid()}/fd/{way.here.fileno()}")
     command = [sys.executable, "-m", "nfnet", *arguments, "-w", str(file), "--metrics", "9464", "-q"]
-    with running(way.net, command, "server") as process:  # where nobody else has that port
+    with running(way.net, command, "server") as process:  # where no other program has that port
         assert wait_for(lambda: is_bound(way.net, queue=1) or process.poll() is not None)
         way.send(b"one")
         assert way.received(1) == [b"one"]
@@ -311,7 +307,7 @@ def test_queue_records_and_serves_metrics(way: Way, tmp_path: Path) -> None:
         def ask() -> Any:
             return urllib.request.urlopen("http://127.0.0.1:9464/metrics", timeout=TIMEOUT)
 
-        def is_counted() -> bool:  # the packet may be here before its verdict is
+        def is_counted() -> bool:  # the packet can arrive before its verdict is counted
             nonlocal text
             with way.net.at("server", ask) as answer:
                 text = answer.read().decode()
@@ -321,7 +317,7 @@ def test_queue_records_and_serves_metrics(way: Way, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(TIMEOUT) == 0
     assert 'nfnet_queue_pending{queue="1"} 0.0' in text
-    if way.net.proc("router", "nfnetlink_queue") is not None:  # else only root of the machine may read that
+    if way.net.proc("router", "nfnetlink_queue") is not None:  # otherwise only root of the machine can read that
         assert 'nfnet_queue_kernel_dropped_total{queue="1",reason="queue full"} 0.0' in text
     with Queue(1, transport=nfnet.replay(file)) as queue:
         assert [packet.udp.data for packet in queue if packet.udp] == [b"one"]
@@ -446,7 +442,7 @@ def test_log_waits_for_a_database_that_is_locked(way: Way, tmp_path: Path) -> No
             way.send(b"one", b"two")
             said = process.stderr.readline()  # for longer than SQLite waits by default
             way.send(b"three")
-            for _ in range(4):  # what is shown was kept
+            for _ in range(4):  # the output was buffered
                 assert process.stdout.readline()
         assert wait_for(lambda: rows_of(database) == 4)
         _, errors = finish(process)
@@ -467,7 +463,7 @@ def test_log_waits_for_a_locked_database_at_the_beginning_and_at_the_end(way: Wa
 
 
 def test_log_says_what_it_could_not_store(way: Way, tmp_path: Path) -> None:
-    """Also if it is told to stop once more, while it waits for the lock."""
+    """Also if it gets the signal again while it waits for the lock."""
     database = tmp_path / "log.db"
     with locked(database), logging(way.net):
         with nfnet_command(way.net, "log", "5", "--sqlite", database, "-c", "2") as process:
@@ -611,6 +607,16 @@ def test_doctor_without_privilege(way: Way) -> None:
         assert any("packet.process, only for processes of this user" in finding.what for finding in found)
 
     assert in_child(child) == 0
+
+
+def test_doctor_of_a_namespace_without_interfaces(net: Net) -> None:
+    """A new namespace has only lo, which is down."""
+    with nfnet.netns.create() as place:
+        found = [finding for finding in doctor.examine(place) if "no packets pass here" in finding.what]
+        assert [finding.level for finding in found] == ["warning"]
+        up = ["ip", "link", "set", "lo", "up"]
+        nfnet.netns.call_in(place, lambda: subprocess.run(up, check=True, timeout=TIMEOUT))
+        assert not [finding for finding in doctor.examine(place) if "no packets pass here" in finding.what]
 
 
 def test_doctor_as_a_command(way: Way) -> None:

@@ -1,4 +1,4 @@
-"""The APIs of NetfilterQueue and nflogr on the real kernel, and beside the real packages where those are installed."""
+"""The APIs of NetfilterQueue and nflogr on the real kernel, compared with the original packages if installed."""
 
 from __future__ import annotations
 
@@ -11,84 +11,20 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import nfnet
-from nfnet import NetlinkSocket, inet, netns, rules
+from nfnet import inet, netns
 from nfnet.compat import nflogr
 from nfnet.compat.netfilterqueue import NetfilterQueue, Packet, QueueHandler
-from nfnet.protocol import nfqnl, nfulnl
 from nfnet.protocol.nfnetlink import NETLINK_NETFILTER
 
-from .conftest import ADDRESS, TIMEOUT, Net, in_child, readable, wait_for
+from .conftest import TIMEOUT, Net, in_child, readable, wait_for
+from .programs import is_bound, running
 from .test_process import drop_capabilities
-
-V4, V6 = socket.AF_INET, socket.AF_INET6
-PORT = 7000
-
-
-class Way:
-    """UDP from the client to the server, with queue 1 and log group 5 on the router."""
-
-    def __init__(self, net: Net, family: int = V4) -> None:
-        self.net, self.here, self.family = net, net.hosts["router"], family
-        self.sender = net.open_socket("client", family)
-        self.receiver = net.receiver("server", family, PORT)
-
-    def send(self, *data: bytes) -> None:
-        for item in data:
-            self.sender.sendto(item, (ADDRESS["server", self.family], PORT))
-
-    def received(self, count: int) -> list[bytes]:
-        return [self.receiver.recv(70000) for _ in range(count)]
-
-    def bound(self, callback: Any, **options: Any) -> NetfilterQueue:
-        def bind() -> NetfilterQueue:
-            queue = NetfilterQueue()
-            with warnings.catch_warnings():
-                # Ordinary users cannot have the buffer that it asks for.
-                warnings.simplefilter("ignore", RuntimeWarning)
-                queue.bind(1, callback, **options)
-            return queue
-
-        queue: NetfilterQueue = self.net.at("router", bind)
-        return queue
-
-    def opened(self, **options: Any) -> nflogr.Nflog:
-        log: nflogr.Nflog = self.net.at("router", lambda: nflogr.open(5, **options))
-        return log
-
-
-@contextmanager
-def queueing(net: Net, host: str = "router", hook: str = "forward", number: int = 1) -> Iterator[None]:
-    with rules.queue(number, hook=hook, protocol="udp", destination_port=PORT, not_mark=99, netns=net.hosts[host]):
-        yield
-
-
-@contextmanager
-def logging(net: Net, host: str = "router", hook: str = "forward") -> Iterator[None]:
-    with rules.log(5, prefix="said: ", hook=hook, protocol="udp", destination_port=PORT, netns=net.hosts[host]):
-        yield
-
-
-@pytest.fixture
-def way(net: Net) -> Way:
-    return Way(net)
-
-
-def drained(queue: NetfilterQueue, done: Any) -> None:
-    """Run the queue as an event loop would, until done."""
-    deadline = time.monotonic() + TIMEOUT
-    while not done():
-        assert time.monotonic() < deadline
-        if readable(queue.get_fd(), 0.1):  # type: ignore[arg-type]
-            queue.run(block=False)
-
+from .traffic import V4, V6, Way, drained, logging, queueing
 
 # --- NetfilterQueue
 
@@ -233,7 +169,7 @@ def test_signal_interrupts_a_blocked_run(way: Way) -> None:
     before = signal.signal(signal.SIGALRM, ring)
     try:
         with pytest.raises(KeyboardInterrupt, match="it rings"):
-            run()  # in it, if this machine is slow, the signal comes before the loop waits
+            run()  # on a slow machine the signal arrives before the loop waits
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -358,7 +294,7 @@ def test_verdicts_in_children_forked_by_the_callback(way: Way) -> None:
 
 
 def test_parent_and_child_read_the_same_queue(way: Way) -> None:
-    """The verdicts of one do not decide what the other has at hand, with lower ids."""
+    """The verdicts of one do not decide the other's packets, which have lower ids."""
     held, released = socket.socketpair()
     for sock in (held, released):
         sock.settimeout(TIMEOUT)
@@ -666,44 +602,8 @@ def peers(module: str) -> list[str]:
     return [python for python in found if python and Path(python).exists() and works(python)]
 
 
-@contextmanager
-def running(net: Net, command: list[str], host: str = "router", **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process on a host."""
-    process: subprocess.Popen[str] = net.at(
-        host,
-        lambda: subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options),
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def is_bound(net: Net, *, queue: int | None = None, group: int | None = None, host: str = "router") -> bool:
-    """Whether somebody has a queue or group; asked of the kernel by a request that it refuses in either case."""
-
-    def ask() -> bool:
-        sock = NetlinkSocket()
-        try:
-            if queue is not None:
-                sock.request(lambda seq: nfqnl.config(queue, copy_range=1, seq=seq, ack=True), "asking")
-            else:
-                assert group is not None
-                sock.request(lambda seq: nfulnl.config(group, copy_range=1, seq=seq, ack=True), "asking")
-        except nfnet.NotPermittedError:
-            return True
-        except nfnet.KernelError:
-            return False
-        finally:
-            sock.close()
-        raise AssertionError("it is ours")
-
-    return bool(net.at(host, ask))
-
-
 def output_of(net: Net, command: list[str], kind: str) -> str:
-    """What a script prints, given the same traffic."""
+    """Return a script's output for this traffic."""
     way = Way(net)
     rule, numbers = (queueing, {"queue": 1}) if kind == "queue" else (logging, {"group": 5})
     with rule(net), running(net, command, stdin=subprocess.DEVNULL) as process:

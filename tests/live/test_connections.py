@@ -1,4 +1,4 @@
-"""Verdicts on whole connections, carried out by the kernel: what becomes of the rest, in every hook."""
+"""Verdicts on whole connections, carried out by the kernel: what happens to the later packets, at every hook."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import signal
 import socket
 import struct
@@ -23,13 +22,12 @@ import pytest
 import nfnet
 from nfnet import ArgumentError, Hook, Log, Packet, Queue, inet, rules
 
-from .conftest import ADDRESS, QUIET, TIMEOUT, Net, cannot_run, collect, readable, wait_for
-from .test_compat import is_bound, running
-from .test_log import collect as collect_messages
+from .conftest import ADDRESS, QUIET, TIMEOUT, Net, collect, readable, wait_for
+from .programs import is_bound, run, running
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 PORT = 7000
-# Where packets from the client to the server come by, and on which host.
+# Hooks that packets from the client to the server pass, and the host of each.
 PLACES = {
     "output": "client",
     "postrouting": "client",
@@ -42,7 +40,7 @@ PROTOCOLS = {"tcp": {V4: "tcp", V6: "tcp"}, "udp": {V4: "udp", V6: "udp"}, "icmp
 
 
 class Exchange:
-    """A connection between client and server; `again` sends over it, and says what came of that."""
+    """A connection between client and server; `again` sends over it, and returns the outcome."""
 
     def __init__(self, net: Net, kind: str, family: int, number: int = 0) -> None:
         self.net, self.kind, self.family = net, kind, family
@@ -89,7 +87,7 @@ class Exchange:
             client.send(data)
             wait_for(lambda: readable(server, 0) or readable(client, 0), timeout)
             if readable(client, 0):
-                client.recv(100)  # raises what was sent back
+                client.recv(100)  # raises the error that was sent back
             got, sender = server.recvfrom(100)
             assert got == data
             server.sendto(data, sender) if self.kind == "udp" else server.send(data)
@@ -130,10 +128,10 @@ def said(function: Callable[[], object]) -> str:
 
 
 class Deciding:
-    """A queue, whose handler decides as it is told, and keeps what it saw.
+    """A queue whose handler decides with the given function, and stores the packets that it saw.
 
-    A segment of TCP that nobody answered in time, because this machine was busy, is sent again: it is in ``seen`` once,
-    and in ``repeated`` all the other times.
+    A TCP segment that was not answered in time, on a busy machine, is sent again: its first copy is in ``seen``, all
+    others are in ``repeated``.
     """
 
     def __init__(self, net: Net, hook: str, **options: Any) -> None:
@@ -224,11 +222,11 @@ def test_fates(net: Net, hook: str) -> None:
                 flow = queue.seen[0].flow
                 assert queue.count() == 1, what
 
-                # It comes back, and is dropped for good.
+                # It is queued again, and dropped.
                 queue.decide = lambda packet: packet.drop(connection=True)
                 assert flow is not None
                 assert queue.queue.forget(flow), what
-                # What the kernel itself drops on the way out, its sender is told of; what a program drops, it is not.
+                # The sender gets an error if the kernel drops a packet at output, but not if a program does.
                 later = "refused (EPERM)" if hook in ("output", "postrouting") and kind != "tcp" else "timeout"
                 assert talk.again(QUIET) == "timeout", what
                 queue.wait_for_verdicts()
@@ -257,7 +255,7 @@ def test_fates(net: Net, hook: str) -> None:
 @pytest.mark.parametrize("hook", PLACES)
 @pytest.mark.parametrize("family", [V4, V6], ids=["IPv4", "IPv6"])
 def test_rejecting_one_packet(net: Net, hook: str, family: int) -> None:
-    """By the kernel, and at postrouting, where it cannot, by injection; the next packet comes again."""
+    """By the kernel, or by injection at postrouting, where the kernel cannot; the next packet is queued again."""
     with remembering(net, hook, protocol=["tcp", "udp"]), Deciding(net, hook) as queue:
         queue.decide = Packet.reject
 
@@ -268,7 +266,7 @@ def test_rejecting_one_packet(net: Net, hook: str, family: int) -> None:
                 assert queue.count() == 1
             return sent_again(net) == before
 
-        # Once this machine may have been busy for longer than a sender waits for an answer.
+        # One repetition is possible: a busy machine can answer later than the sender waits.
         assert sum(is_refused_at_once() for _ in range(5)) >= 4
         with exchange(net, "udp", family) as talk:
             assert talk.open() == "refused"
@@ -334,13 +332,13 @@ def test_marks(net: Net) -> None:
         queue.decide = lambda packet: packet.accept(connection=True)
         with exchange(net, "udp", V6) as talk:
             assert talk.open() == "ok"
-        assert [message.mark for message in collect_messages(log, 3)] == [0x71, 0, 0]
-        assert len(collect_messages(log_before, 3)) == 3
+        assert [message.mark for message in collect(log, 3)] == [0x71, 0, 0]
+        assert len(collect(log_before, 3)) == 3
 
 
 @pytest.mark.parametrize("family", [V4, V6], ids=["IPv4", "IPv6"])
 def test_a_reset_does_not_get_our_bits(net: Net, family: int) -> None:
-    """Where the kernel gives what it sends the mark of what it answers. A reset that had them would be rejected."""
+    """Where the kernel copies the mark of a packet to its answer. A reset with these bits would be rejected."""
     path = f"/proc/sys/net/{'ipv4' if family == V4 else 'ipv6'}/fwmark_reflect"
 
     def reflect() -> None:
@@ -373,7 +371,7 @@ def test_nobody_is_asked_about_the_reset_that_rejects(net: Net, whole: bool) -> 
 @pytest.mark.parametrize("gso", [False, True], ids=["segments", "super-packets"])
 @pytest.mark.parametrize("hook", ["output", "forward", "input"])
 def test_a_stream_that_is_let_go_in_its_middle(net: Net, hook: str, gso: bool) -> None:
-    """Nothing of it is lost, or comes twice, and Python sees little of the rest."""
+    """No data are lost or repeated, and Python sees few of the later packets."""
     sent = os.urandom(4_000_000)
     with remembering(net, hook), Deciding(net, hook, gso=gso, max_len=10_000) as queue:
         queue.decide = lambda packet: packet.accept(connection=packet.id > 20)
@@ -393,7 +391,7 @@ def test_a_stream_that_is_let_go_in_its_middle(net: Net, hook: str, gso: bool) -
 
 
 def test_what_is_recorded(net: Net, tmp_path: Path) -> None:
-    """What is said to connection tracking meanwhile is no packet of the queue's, in a replay neither."""
+    """Messages to connection tracking are not taken for packets of the queue, neither in a replay."""
     path = tmp_path / "session.pcapng"
     with remembering(net, "output", protocol="udp"), Deciding(net, "output", record=path) as queue:
         queue.decide = lambda packet: packet.drop(connection=True)
@@ -456,7 +454,7 @@ def test_forgetting_one(net: Net) -> None:
 
 
 def test_forgetting_a_connection_with_translated_addresses(net: Net) -> None:
-    """What its packets look like in between is neither the entry's one direction nor the other."""
+    """The addresses of its packets at this place are those of neither direction of the entry."""
     run(
         net,
         "router",
@@ -504,7 +502,7 @@ def accounting() -> str:
 
 
 def test_a_verdict_that_nobody_would_carry_out(net: Net) -> None:
-    """It is an error, and the packet waits for another; rules that come later are found."""
+    """It raises an error, and the packet still waits; rules that are installed later are found."""
     here = net.hosts["client"]
     where = {"hook": "output", "protocol": "udp", "destination_port": PORT, "netns": here}
     with Queue(1, netns=here) as queue:
@@ -533,7 +531,7 @@ def test_a_verdict_that_nobody_would_carry_out(net: Net) -> None:
 
 
 def test_a_chain_beside_it_that_does_not_remember(net: Net) -> None:
-    """Nobody can tell by which of them the packet came."""
+    """It is unknown which of them queued the packet."""
     here = net.hosts["client"]
     other = rules.queue(1, hook="output", protocol="icmp", priority=5, netns=here)
     with remembering(net, "output", protocol="udp"), other, Deciding(net, "output") as queue:
@@ -544,7 +542,7 @@ def test_a_chain_beside_it_that_does_not_remember(net: Net) -> None:
 
 
 def test_a_packet_that_comes_back_is_noticed(net: Net) -> None:
-    """Where rules are not what they were said to be: no loop, but an error."""
+    """If the rules differ from the given bits: no loop, but an error."""
     here = net.hosts["client"]
     plain = rules.queue(1, hook="output", protocol="udp", destination_port=PORT, netns=here)
     with plain, Deciding(net, "output", bits=0x700) as queue:
@@ -567,14 +565,6 @@ def test_other_bits(net: Net) -> None:
 
 
 # --- rules of others
-
-
-def run(net: Net, host: str, *command: str) -> str:
-    if shutil.which(command[0]) is None:
-        cannot_run(f"{command[0]} is not installed")
-    done = net.at(host, lambda: subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT))
-    assert done.returncode == 0, (command, done.stderr)
-    return str(done.stdout)
 
 
 @pytest.mark.feature("verdicts on connections: chains of iptables")
@@ -647,7 +637,7 @@ with nfnet.rules.queue(1, hook="forward", protocol="udp", remember=True), nfnet.
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_behind(net: Net, number: signal.Signals) -> None:
-    """And what was decided does not stay decided for the next one."""
+    """The next program does not inherit the verdicts."""
     with exchange(net, "udp", V4) as talk:
         with running(net, [sys.executable, "-c", SCRIPT]) as process:
             assert process.stdout is not None
@@ -678,7 +668,7 @@ def test_a_firewall_that_asks_once(net: Net) -> None:
         assert stdout.readline() == "asking\n"
 
         def asked(function: Callable[[], str], *answers: str) -> tuple[list[str], str]:
-            """What is asked while the function runs, and what that returns."""
+            """Return the requests sent during the call of a function, and its result."""
             results: list[str] = []
             thread = threading.Thread(target=lambda: results.append(function()))
             thread.start()
@@ -700,8 +690,8 @@ def test_a_firewall_that_asks_once(net: Net) -> None:
         (question,), result = asked(third.open, "y")
         assert "opens TCP" in question
         assert (result, third.again()) == ("ok", "ok")
-        # Other connections to the same servers, and what others open, are not asked about.
-        third.close()  # whose server would take connections of the next one
+        # No requests are sent about other connections to the same servers, and those of other programs.
+        third.close()  # whose server would accept connections of the next one
         with exchange(net, "tcp", V4) as fourth, exchange(net, "udp", V6) as fifth:
             assert (fourth.open(), fifth.open()) == ("ok", "refused")
         with (

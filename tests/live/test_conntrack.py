@@ -1,4 +1,4 @@
-"""Connections: what the kernel says of them with a packet, and what a verdict changes. Not every kernel has that."""
+"""Connection tracking: entries sent with packets, and their changes by verdicts. Some kernels lack both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from nfnet.rules import _nftables as nftables
 from nfnet.rules._expressions import be32
 
 from .conftest import ADDRESS, GLUE, Net, collect, kernel_lacks, lacking
-from .test_log import collect as collect_messages
 
 V4 = socket.AF_INET
 PORT = 7000
@@ -26,7 +25,7 @@ LABELS = bytes([0x05]) + bytes(15)
 
 @contextmanager
 def tracked(net: Net) -> Iterator[Queue]:
-    """A queue on the router, where connections are tracked because a rule asks for their state."""
+    """A queue on the router, where connections are tracked because a rule tests their state."""
     here = net.hosts["router"]
     rule = rules.queue(1, hook="forward", protocol="udp", state=["new", "established"], netns=here)
     queue = Queue(1, conntrack=True, netns=here)
@@ -132,10 +131,10 @@ def test_connections_of_logged_packets(net: Net) -> None:
         kernel_lacks(**GLUE)
     with rule, log:
         pair.client.send(b"question")
-        (question,) = collect_messages(log, 1)
+        (question,) = collect(log, 1)
         _, address = pair.server.recvfrom(100)
         pair.server.sendto(b"answer", address)
-        (answer,) = collect_messages(log, 1)
+        (answer,) = collect(log, 1)
     assert (question.ctinfo, answer.ctinfo) == (CtInfo.NEW, CtInfo.ESTABLISHED_REPLY)
     assert question.conntrack is not None
     assert question.conntrack.original == ("10.81.1.1", "10.81.2.2", 17, 5000, PORT)

@@ -1,4 +1,4 @@
-"""``nfnet demo``, and the script that it gives away."""
+"""``nfnet demo``, and the script that it prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `rules.describe` says, given to nft and iptables: they read in it what nfnet installs."""
+"""The commands of `rules.describe`, executed by nft and iptables: they install the same rules as nfnet."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Place:
 
     def __init__(self, file: BinaryIO, directory: Path) -> None:
         self.file, self.directory = file, directory
-        # iptables-legacy has a lock in /run, where an ordinary user may make no file.
+        # iptables-legacy has a lock in /run, where an ordinary user cannot create files.
         self._environment = {**os.environ, "XTABLES_LOCKFILE": str(directory.with_name("xtables.lock"))}
 
     def run(self, *command: str, text: str | None = None) -> Done:
@@ -114,7 +114,7 @@ def place(privileges: str | None, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def bytecode(text: str) -> list[str]:
-    """What is asked of packets, in any order, from what nft shows of expressions (--debug=netlink)."""
+    """Return the tests of packets, unordered, from nft's list of expressions (--debug=netlink)."""
     found: list[list[str]] = []
     for line in re.findall(r"^  \[ (.*) \]$", text, re.MULTILINE):
         if " load " in line:
@@ -125,7 +125,7 @@ def bytecode(text: str) -> list[str]:
 
 
 def facts(group: str) -> Iterator[str]:
-    """Bytes of a header are a fact each: nft looks at neighbours together, and not at what a mask leaves out."""
+    """Each byte of a header is a fact: nft compares adjacent bytes together, and ignores masked bits."""
     group = group.replace("payload load 1b @ network header + 9", "meta load l4proto")  # the same, in IPv4
     match = re.fullmatch(
         r"payload load (\d+)b @ (\w+) header \+ (\d+) => reg 1"
@@ -171,7 +171,7 @@ def listed(place: Place, table: str) -> Listed:
 
 
 def end_of(text: str) -> Any:
-    """What nft says that a rule does, as what iptables says would be too."""
+    """Return nft's text of a rule, normalized so that it can be compared with that of iptables."""
     log = re.search(
         r'log (?:prefix "(.*)" )?group (\d+)(?: snaplen (\d+))?(?: queue-threshold (\d+))?$', text, re.DOTALL
     )
@@ -187,7 +187,7 @@ def number(text: str | None) -> int | None:
 
 
 def saved_words(line: str) -> list[str]:
-    """A line of iptables-save: only what is in double quotes may have spaces."""
+    """Split a line of iptables-save: only text in double quotes can contain spaces."""
     found = re.findall(r'"((?:\\.|[^"\\])*)"(?= |$)|(\S+)', line)
     return [plain or re.sub(r"\\(.)", r"\1", quoted) for quoted, plain in found]
 
@@ -210,7 +210,7 @@ def restore_word(word: str) -> str:
 # --- rules of all sorts
 
 
-# What means something to a shell or to one of the programs, and what does not.
+# Texts with and without a special meaning to a shell or to one of the programs.
 ODD = "\"'$;>*+!-\\#{}@&|`~?()[]<=,^ab1.ü "
 NEVER_IN_NAMES = set(b"\0\t\n\v\f\r \xa0/:%")
 
@@ -253,7 +253,7 @@ class Some:
         return self.one(first, range(first, last + 1))
 
     def rule(self) -> tuple[Callable[..., rules.Rule], dict[str, Any]]:
-        """A function that makes a rule, and what it gets."""
+        """A function that makes a rule, and its arguments."""
         family = self.one("inet", "inet", "ip", "ip6", "bridge", "netdev")
         make = rules.log if family == "netdev" else self.one(rules.queue, rules.log)
         of_iptables = self.one(*((hook, priority) for priority, hooks in TABLES.items() for hook in hooks))
@@ -433,7 +433,7 @@ def test_nft_lists_what_it_would_make_of_our_words(place: Place) -> None:
         make, options = Anything(seed).rule()
         try:
             rule = make(**options, netns=place.file)
-        except ArgumentError:  # contradictions, that come by chance
+        except ArgumentError:  # random contradictions
             continue
         check_listing(place, rule, (seed, make.__name__, options))
         done += 1
@@ -460,7 +460,7 @@ def check_listing(place: Place, rule: rules.Rule, what: Any) -> None:
 
 
 def texts(place: Place, table: str) -> list[str]:
-    """What nft shows of a table, without its name; elements of sets have no order."""
+    """Return nft's list of a table without its name, with the elements of sets sorted."""
     text = place.must("nft", "-nn", f"list table {table}")
     text = re.sub(r"counter packets \d+ bytes \d+", "counter", text)
     text = re.sub(
@@ -552,10 +552,10 @@ def check_iptables(place: Place, line: str, installed: Listed | None, can_transl
     chain = place.must("nft", "-nn", f"list chain {family} {table} {words[words.index('-A') + 1]}")
     assert f"{installed.hook.removeprefix('type filter ')}; policy accept;" in chain, line
     place.clear()
-    # And it matches the same packets: what iptables says that they are for nft, and what nft makes of that.
+    # It matches the same packets: nft reads its own words for the rule of iptables.
     start = words[: words.index("-j")]
     translated = place.must(f"{program}-translate", *start, "-j", "ACCEPT")
-    if can_translate and "0-65535" not in installed.text:  # of all ports it says nothing
+    if can_translate and "0-65535" not in installed.text:  # it omits a condition for all ports
         rule = translated.strip().removeprefix("nft '").removesuffix("'")
         place.must("nft", f"add table {family} {table}; add chain {family} {table} {start[start.index('-A') + 1]}")
         again = place.must("nft", "--check", "--debug=netlink", rule)
@@ -569,7 +569,7 @@ def check_iptables(place: Place, line: str, installed: Listed | None, can_transl
     place.clear()
 
 
-# What is asked for, the words of iptables that look right, and what iptables-translate says they mean.
+# Conditions, words of iptables that look right, and their meaning according to iptables-translate.
 WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "an interface that ends in +": ({"hook": "input", "in_interface": "et+"}, "-i 'et+'", 'iifname "et*"'),
     "protocol 0": ({"hook": "input", "protocol": 0}, "-p 0", "INPUT counter"),

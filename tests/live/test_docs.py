@@ -1,6 +1,6 @@
-"""The programs of the documentation's pages, unchanged, on the kernel: they do there what the pages say.
+"""The programs of the documentation, unchanged, on the kernel: they do what the pages say.
 
-tests/test_docs.py runs all code of all pages without the kernel; here are those that install rules, or that need one.
+tests/test_docs.py runs all code of all pages without the kernel; these programs install rules, or need a rule.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nfnet import rules
 
 from ..test_docs import ROOT, blocks
 from .conftest import ADDRESS, QUIET, TIMEOUT, Net, readable, wait_for
-from .test_compat import is_bound, running
+from .programs import is_bound, running
 
 V4 = socket.AF_INET
 SERVER = ADDRESS["server", V4]
@@ -35,7 +35,7 @@ OTHER = "192.0.2.66"  # an address of the client's that pages speak of
 
 
 class Page:
-    """The program of a page: some of its blocks, behind what the page leaves to the reader."""
+    """The program of a page: some of its blocks, after the code that the page leaves to the reader."""
 
     def __init__(self, net: Net, directory: Path) -> None:
         self.net = net
@@ -43,7 +43,7 @@ class Page:
         self._replaced: dict[str, str] = {}
 
     def replace(self, old: str, new: str) -> None:
-        """For names that cannot be here what they are on the page."""
+        """Replace names that exist only on the page."""
         self._replaced[old] = new
 
     @contextlib.contextmanager
@@ -170,13 +170,13 @@ def test_emulating_a_bad_line(net: Net) -> None:
     with contextlib.ExitStack() as stack:
         processes = []
         for number, line in enumerate(lines, 1):
-            words = shlex.split(line.removeprefix("$ sudo nfnet "))
+            words = shlex.split(line.removeprefix("$ sudo .venv/bin/nfnet "))
             command = [sys.executable, "-m", "nfnet", *words, "--seed", "5"]
             process = stack.enter_context(running(net, command, "client"))
             assert wait_for(functools.partial(is_bound, net, queue=number, host="client"))
             processes.append(process)
         began = time.monotonic()
-        # The last ones say that no more comes; one in two hundred is lost.
+        # The last packets mark the end; one in two hundred is lost.
         for number in [*range(40), *[255] * 5]:
             client.sendto(bytes([number]), (SERVER, 7000))
         asked = []
@@ -197,7 +197,7 @@ def test_emulating_a_bad_line(net: Net) -> None:
             summaries.append(errors.splitlines()[-1])
     assert asked == sorted(asked)
     assert answers == sorted(answers)
-    # More than these came by: the rules are for all packets, those of the neighbour discovery of IPv6, for instance.
+    # There were more than these: the rules match all packets, for instance those of IPv6 neighbour discovery.
     for summary, sent, came in ((summaries[0], len(asked), len(answers)), (summaries[1], 40, len(asked))):
         packets, accepted, dropped = map(int, re.findall(r"\d+", summary)[:3])
         assert packets == accepted + dropped
@@ -215,7 +215,7 @@ def test_deciding_connections(page: Page, net: Net) -> None:
                 sock.send(b"x")
                 assert connection.recv(100) == b"x"
         output = end(lines=2)
-    refused, accepted = dict.fromkeys(output.splitlines())  # what was not answered at once is sent, and shown, again
+    refused, accepted = dict.fromkeys(output.splitlines())  # unanswered packets are sent, and shown, again
     assert refused.endswith(f" > {SERVER}.25")
     assert accepted.endswith(f" > {SERVER}.80")
 
@@ -292,7 +292,7 @@ def test_injecting_a_copy(page: Page, net: Net) -> None:
 
 
 def forbidden(net: Net) -> urllib.error.HTTPError:
-    """What the client's program gets of the server."""
+    """Return the data that the client's program receives from the server."""
 
     def get() -> urllib.error.HTTPError:
         try:
@@ -306,7 +306,7 @@ def forbidden(net: Net) -> urllib.error.HTTPError:
 
 
 def test_marking_and_another_route(page: Page, net: Net) -> None:
-    """The route of what is marked leads nowhere here."""
+    """The route of marked packets leads nowhere here."""
     from pyroute2 import IPRoute
 
     def table() -> None:
@@ -337,7 +337,7 @@ def test_marking_and_once_more_through_the_chain(page: Page, net: Net) -> None:
 
 
 def reaches(net: Net, port: int, timeout: float = TIMEOUT) -> bool:
-    """Whether a connection to the server can be made; what is dropped is known by the silence."""
+    """Return whether a connection to the server succeeds; a dropped one is known by a timeout."""
     with net.open_socket("client", kind=socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
         try:
@@ -553,7 +553,7 @@ def test_metrics(page: Page, net: Net) -> None:
     with page.program("docs/running.md", 1, host="server", before=before) as end:
         send(net, 7000, b"one")
         assert receiver.recv(100) == b"one"
-        # The packet may be here before its verdict is counted.
+        # The packet can arrive before its verdict is counted.
         assert wait_for(lambda: 'nfnet_queue_packets_total{event="accepted",queue="1"} 1.0' in scrape())
         end()
 

@@ -14,16 +14,11 @@ from nfnet import rules
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, readable, wait_for
 from .test_commands import RULE, V4, finish, nfnet_command
-from .test_compat import Way, queueing
+from .traffic import Way, queueing
 
 V6 = socket.AF_INET6
 SENDER = {"forward": "client", "output": "router"}
 MANY = 200  # packets, for which a socket has room however late it is read
-
-
-@pytest.fixture
-def way(net: Net) -> Way:
-    return Way(net)
 
 
 def numbered(count: int) -> list[bytes]:
@@ -31,14 +26,14 @@ def numbered(count: int) -> list[bytes]:
 
 
 def arrived(receiver: socket.socket, count: int) -> list[int]:
-    """The numbers of packets, in the order in which they came; no more come than so many."""
+    """Return the numbers of packets in the order of arrival; no more than so many arrive."""
     found = [int.from_bytes(receiver.recv(2000)[:4], "big") for _ in range(count)]
     assert not readable(receiver, QUIET)
     return found
 
 
 def counts(errors: str) -> Counter[str]:
-    """The numbers in the summary, by the word that they stand before."""
+    """Return the numbers in the summary, by the word after each."""
     return Counter({word: int(number) for number, word in re.findall(r"(\d+) (packet|\w+)", errors.splitlines()[-1])})
 
 
@@ -78,7 +73,7 @@ def test_what_is_late_was_overtaken(way: Way) -> None:
 @pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
 @pytest.mark.parametrize("hook", ["forward", "output", "input", "prerouting"])
 def test_copies_arrive_right_behind(net: Net, family: int, hook: str) -> None:
-    """Also where the rule sees what this machine sends: the copy has a mark over which it passes."""
+    """Also if the rule matches this machine's own packets: it skips the mark of the copy."""
     host = {"output": "router", "input": "client"}.get(hook, "client")
     sender = net.open_socket(host, family)
     here = "router" if hook == "input" else "server"
@@ -95,7 +90,7 @@ def test_copies_arrive_right_behind(net: Net, family: int, hook: str) -> None:
 
 
 def test_copies_are_not_copied_where_the_rule_queues_them_too(net: Net) -> None:
-    """The rule of somebody who does not know of our mark."""
+    """A rule of another program, which does not test the mark."""
     sender, receiver = net.open_socket("router"), net.receiver("server")
     everything = "hook=output protocol=udp destination_port=7000 mark=0/1"
     with nfnet_command(net, "queue", "1", "--install-rule", everything, "--duplicate", "100", "-q") as process:
@@ -140,7 +135,7 @@ def udp_errors(net: Net, family: int) -> int:
 
 @pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
 def test_what_is_damaged_arrives_with_a_wrong_checksum(net: Net, family: int) -> None:
-    """Where the port was hit it is for nobody; else the receiver sees that the checksum is wrong."""
+    """If the port was changed no socket gets it; otherwise the receiver finds a wrong checksum."""
     way = Way(net, family)
     with nfnet_command(net, "queue", "1", "--install-rule", RULE, "--corrupt", "50", "--seed", "2") as process:
         way.send(*numbered(200))
@@ -175,7 +170,7 @@ def test_a_seed_loses_the_same_packets_each_time(way: Way) -> None:
 
 
 def test_what_finds_no_room_is_dropped_and_counted(way: Way) -> None:
-    """One leaves, ten wait for a turn that does not come while this test runs, and are let go at the end."""
+    """One leaves; ten wait for longer than this test runs, and are accepted at the end."""
     arguments = ("queue", "1", "--install-rule", RULE, "-q", "--rate", "0.001pps", "--max-len", "10")
     with nfnet_command(way.net, *arguments) as process:
         way.send(*numbered(30))
@@ -187,7 +182,7 @@ def test_what_finds_no_room_is_dropped_and_counted(way: Way) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_left_behind(way: Way, number: signal.Signals) -> None:
-    """Rules go, and what was under way is let go in its order."""
+    """The rules are removed, and waiting packets are accepted in their order."""
     arguments = ("queue", "1", "--install-rule", RULE, "-q", "--delay", "60000", "--duplicate", "100")
     with nfnet_command(way.net, *arguments) as process:
         way.send(*numbered(50))
@@ -204,7 +199,7 @@ def test_nothing_is_left_behind(way: Way, number: signal.Signals) -> None:
 
 
 def connect(net: Net, family: int, host: str = "client", port: int = 7100) -> OSError | None:
-    """What comes of connecting to the server, where somebody listens."""
+    """Return the outcome of connecting to a listening server."""
     with net.open_socket("server", family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("::" if family == V6 else "0.0.0.0", port))
@@ -252,7 +247,7 @@ def test_the_rest_of_a_connection_does_not_come_here(way: Way, verdict: str) -> 
         way.send(b"first")
         assert process.stdout is not None
         process.stdout.readline()
-        # What is shown may have no verdict in the kernel yet.
+        # The verdict on a packet can be sent after it was shown.
         if verdict == "--accept":
             assert way.received(1) == [b"first"]
         elif UID == 0:

@@ -1,4 +1,4 @@
-"""The examples as processes, unchanged, with packets of the kinds that they are for."""
+"""The examples as processes, unchanged, with packets that they are made for."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ from .conftest import (
     readable,
     wait_for,
 )
-from .test_compat import Way, is_bound, running
+from .programs import is_bound, running
+from .traffic import Way
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 V4 = socket.AF_INET
@@ -52,7 +53,7 @@ IPTABLES = shutil.which("iptables-nft")
 
 
 def words_of_rule(name: str) -> list[str]:
-    """The rule that an example says it needs, as words of iptables'."""
+    """Return the rule that an example needs, in words of iptables."""
     (line,) = re.findall(r"^ *iptables (.*)$", (EXAMPLES / name).read_text(), flags=re.MULTILINE)
     return shlex.split(line)
 
@@ -64,7 +65,7 @@ def rule_of(net: Net, name: str) -> Iterator[str]:
     host = {"INPUT": "server", "FORWARD": "router"}[words[1]]
     if IPTABLES is not None:
         program = IPTABLES
-        net.at(host, lambda: subprocess.run([program, *words], check=True))  # goes with the namespace
+        net.at(host, lambda: subprocess.run([program, *words], check=True))  # removed with the namespace
         yield host
         return
     settings = [word for word in words if word != "--syn"]
@@ -130,7 +131,7 @@ def test_a_service_of_an_ordinary_user_with_one_capability(net: Net) -> None:
     environment = {**os.environ, "NOTIFY_SOCKET": "@systemd", "PYTHONPATH": os.pathsep.join(places)}
 
     def may_run(python: str) -> bool:
-        """Whether another user can run this interpreter, and read what is imported."""
+        """Return whether another user can run this interpreter and read the imported modules."""
         command = ["setpriv", "--reuid=65534", python, "-c", f"import nfnet; open({str(script)!r})"]
         return not subprocess.call(command, env=environment, stderr=subprocess.DEVNULL, cwd="/")
 
@@ -164,7 +165,7 @@ def test_a_service_of_an_ordinary_user_with_one_capability(net: Net) -> None:
     ("host", "arguments"), [("server", []), ("router", ["1", "forward"])], ids=["a container", "the machine"]
 )
 def test_a_container_with_one_capability(net: Net, host: str, arguments: list[str]) -> None:
-    """What the image starts, as root of a network namespace that forwards nothing, or of one that does."""
+    """The image's command, as root of a network namespace that forwards packets, or does not."""
     if shutil.which("setpriv") is None:
         pytest.skip("takes the program setpriv")
     _, script, *usual = entrypoint()
@@ -229,7 +230,7 @@ def test_our_own_dns_answers(net: Net) -> None:
 
 
 def first_example(page: str, tmp_path: Path) -> list[str]:
-    """The command that runs it: with NFNET_PYTHON by that interpreter, in which nothing but nfnet is installed, say."""
+    """Return the command that runs it, with the interpreter NFNET_PYTHON if set: one with only nfnet, for instance."""
     script = tmp_path / "script.py"
     script.write_text((EXAMPLES.parent / page).read_text().split("```python\n", 1)[1].split("```", 1)[0])
     return [os.environ.get("NFNET_PYTHON", sys.executable), "-X", "dev", str(script)]
@@ -382,7 +383,7 @@ for name in sys.argv[1:]:
 
 @pytest.mark.parametrize(("hook", "host"), [("output", "client"), ("forward", "router")])
 def test_sinkhole(net: Net, tmp_path: Path, hook: str, host: str) -> None:
-    """The C library's resolver asks; a name server of this test's says of all names that there are none."""
+    """The C library's resolver sends requests; the test's name server answers that no name exists."""
     server = net.open_socket("server")
     server.bind((ADDRESS["server", V4], 53))
     asked = []
@@ -538,7 +539,7 @@ def test_port_knocker(net: Net) -> None:
         for port in (7001, 7002, 7003):
             knock(port).close()
         welcome = knock(2222)
-        # What follows the SYN passes the queue too: that the connection stands says it was let through.
+        # Packets after the SYN also pass the queue: an established connection shows that they were accepted.
         assert readable(door, TIMEOUT)
         welcome.close()
         lines = finish().splitlines()

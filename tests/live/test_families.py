@@ -1,11 +1,9 @@
-"""What is an IP packet in the families bridge, netdev and ARP, on the real kernel: frames that only look like one."""
+"""Frames that contain, or only seem to contain, IP packets: families bridge, netdev and ARP, on the real kernel."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,12 +13,13 @@ import pytest
 from nfnet import ArgumentError, Family, Log, LogMessage, Packet, Queue, inet, rules, testing
 from nfnet.cli import packet_text
 
-from .conftest import TIMEOUT, Net, cannot_run, make_bridge, readable, send_through_bridge, wait_for
+from .conftest import TIMEOUT, Net, make_bridge, readable, send_through_bridge, wait_for
+from .programs import run
 from .test_bridge import queue_rule
 
 UDP = testing.udp(b"data", source="10.0.0.1", destination="10.0.0.2")
 UDP6 = testing.udp(b"data", source="fd00::1", destination="fd00::2")
-# The first byte of both makes what begins with them look like the header of an IPv4 or an IPv6 packet.
+# The first byte makes data that begin with these look like the header of an IPv4 or IPv6 packet.
 MACS = {"0x4": (bytes.fromhex("460000000002"), bytes.fromhex("460000000001"))}
 MACS["0x6"] = bytes.fromhex("620000000002"), bytes.fromhex("620000000001")
 TAG = bytes.fromhex("6005")
@@ -53,7 +52,7 @@ def assert_right(message: Packet | LogMessage, content: str) -> None:
 
 
 def is_ours(message: Packet | LogMessage, content: str) -> bool:
-    """Whether it is what the test sent, and not what the hosts say of their own accord."""
+    """Return whether the test sent a frame, and not the hosts by themselves."""
     return CONTENTS[content][1][-20:] in message.payload
 
 
@@ -84,15 +83,12 @@ def nft(net: Net, host: str, rule: str) -> Iterator[None]:
     add chain {family} test c {{ type filter hook {hook} {device} priority 0; }}
     add rule {family} test c log group 5
     """
-    if (program := shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin:/bin")) is None:
-        cannot_run("nft is not installed")
-    done = net.at(host, lambda: subprocess.run([program, "-f", "-"], input=text, capture_output=True, text=True))  # type: ignore[list-item]
-    assert done.returncode == 0, done.stderr
+    run(net, host, "nft", "-f", "-", text=text)
     yield
 
 
 def log_frame(net: Net, rule: str, sender: str, data: bytes, content: str) -> LogMessage:
-    """Log what passes at the client, and send a frame from there, or to there."""
+    """Log frames at the client, and send one from or to the client."""
     found: list[LogMessage] = []
     with nft(net, "client", rule), Log(5, netns=net.hosts["client"], threshold=1) as log:
         with net.at(sender, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sock:
@@ -153,7 +149,7 @@ def test_arp(net: Net, hook: str) -> None:
 @pytest.mark.feature("queue in a bridge: vlan, l2header")
 @contents
 def test_queues_in_a_bridge(net: Net, content: str) -> None:
-    """What is IP is rewritten, behind a second tag, too; what is not is refused and goes on as it is."""
+    """IP packets are rewritten, also after a second tag; others are refused and forwarded unchanged."""
     net.at("router", make_bridge)
     seen: list[Packet] = []
     data = frame("0x4", content)

@@ -1,4 +1,4 @@
-"""What goes wrong in earnest, on the real kernel: each row of docs/faults.md that no other file provokes."""
+"""Faults on the real kernel: each row of docs/faults.md that no other file tests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def number_in(packet: Packet) -> int:
 
 
 def arrived(path: Path, until: bytes) -> list[bytes]:
-    """What arrives before ``until``, which was sent last."""
+    """Return the data that arrive before ``until``, which was sent last."""
     got = []
     while (data := path.got()) != until:
         got.append(data)
@@ -77,7 +77,7 @@ def test_a_failing_handler_with_a_policy(net: Net, policy: Any, caplog: pytest.L
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit])
 def test_what_comes_out_of_run_loses_nothing(net: Net, kind: type[BaseException]) -> None:
-    """The packets before the one at fault are decided, that one is pending, and the next `run` goes on behind it."""
+    """Packets before the failed one are decided, the failed one is pending, and the next `run` continues after it."""
 
     def handler(packet: Packet) -> None:
         if number_in(packet) == 2:
@@ -104,7 +104,7 @@ def test_what_comes_out_of_run_loses_nothing(net: Net, kind: type[BaseException]
 @cpython
 @pytest.mark.parametrize("way", WAYS)
 def test_keyboard_interrupt_at_any_moment(net: Net, way: Way) -> None:
-    """Each packet gets exactly one verdict all the same: what was sent arrives once, unless it was dropped."""
+    """Each packet still gets exactly one verdict: it arrives once, unless it was dropped."""
     count = 6
     kept: list[Packet] = []
 
@@ -241,11 +241,11 @@ def test_a_device_is_deleted_while_packets_wait(net: Net) -> None:
         path.queue.fetch()
         assert path.queue.counters.refused == {errno.ENOENT: 2}
         assert path.queue.counters.pending == 0
-        assert path.send() == []  # and goes on reading
+        assert path.send() == []  # and continues to read
 
 
 def test_the_senders_namespace_is_deleted_while_packets_wait(net: Net) -> None:
-    """With it goes its end of the wire, and so the router's, by which the packets came."""
+    """The kernel removes its end of the link, and so the router's, on which the packets arrived."""
     client = netns.create()
 
     def connect() -> None:
@@ -288,7 +288,7 @@ def names() -> list[str]:
 
 
 def test_a_queue_keeps_its_namespace(privileges: str | None, net: Net) -> None:
-    """`ip netns delete` takes the name away; what was opened goes on, as long as it is open."""
+    """`ip netns delete` removes the name; a namespace continues to exist while it is open."""
     place = netns.create()
     queue = Queue(1, netns=place)
     rule = rules.queue(1, hook="output", protocol="udp", netns=place)
@@ -342,7 +342,7 @@ for line in sys.stdin:
 
 @pytest.mark.parametrize("hook", ["output", "forward", "input"])
 def test_closing_under_load_loses_nothing(net: Net, hook: str) -> None:
-    """What arrives as a queue that accepts is being closed is let through, too; bursts from a process of its own."""
+    """Packets that arrive while a queue with undecided="accept" closes are accepted; another process sends bursts."""
 
     def overflows() -> int:  # of the receiving socket, which are not the queue's fault
         with open("/proc/thread-self/net/snmp") as file:
@@ -390,7 +390,7 @@ def test_closing_under_load_loses_nothing(net: Net, hook: str) -> None:
 @pytest.mark.parametrize("end", ["stop", "close"])
 def test_the_loop_is_ended_by_another_thread_at_any_moment(net: Net, end: str) -> None:
     with Path(net, "output", V4, undecided="accept", max_len=100_000) as path:
-        path.receiver.close()  # nobody has to read it
+        path.receiver.close()  # no test reads it
         path.queue.close()
         done = threading.Event()
 
@@ -450,7 +450,7 @@ def test_interrupts_under_a_flood_while_another_thread_decides(privileges: str |
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-# What was interrupted before it could be closed is closed as it is collected.
+# A queue whose closing was interrupted is closed by the garbage collector.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_anywhere_leaves_no_queue_bound(net: Net) -> None:
     """Once the exception is dealt with, the queue can be opened anew."""
@@ -458,7 +458,7 @@ def test_an_interrupt_anywhere_leaves_no_queue_bound(net: Net) -> None:
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         for attempt in itertools.count():
-            if attempt >= 300 and interrupted > 50:  # on a quick machine most signals come too late
+            if attempt >= 300 and interrupted > 50:  # on a fast machine most signals arrive too late
                 break
             assert attempt < 10_000
             try:
@@ -492,7 +492,7 @@ def test_stop_and_close_before_and_after(net: Net) -> None:
 
 
 def test_ten_threads_decide(net: Net) -> None:
-    """Any verdict, in any order, from any thread: what is accepted arrives once."""
+    """Any verdict, in any order, from any thread: accepted packets arrive once."""
     count, handed = 1000, queues.SimpleQueue[Packet | None]()
 
     def work() -> None:
@@ -532,7 +532,7 @@ def test_ten_threads_decide(net: Net) -> None:
 
 
 def test_super_packets_larger_than_a_message(net: Net) -> None:
-    """With BIG TCP a packet may have more bytes than an attribute holds: 65,531 of them come, and all of it goes on."""
+    """A BIG TCP packet can be larger than an attribute: the kernel copies 65,531 bytes, and forwards all."""
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
@@ -590,7 +590,7 @@ def test_super_packets_larger_than_a_message(net: Net) -> None:
 
 @pytest.mark.parametrize("what", ["queue", "log"])
 def test_the_disk_is_full_while_recording(net: Net, what: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The recording ends, and says so; the packets go on."""
+    """The recording ends with a warning; packets are still handled."""
     here, destination = net.hosts["client"], (ADDRESS["server", V4], PORT)
     receiver, sender = net.receiver(), net.open_socket("client")
     reader: Any = (
@@ -633,7 +633,7 @@ def test_a_pipe_that_is_recorded_to_is_closed(net: Net, tmp_path: FilePath, capl
         with pytest.raises(BrokenPipeError):
             path.queue.close()
     assert "the recording stops here" in caplog.text
-    with Path(net, "output", V4) as path:  # and the queue was closed all the same
+    with Path(net, "output", V4) as path:  # and the queue was closed nevertheless
         pass
 
 
@@ -641,7 +641,7 @@ def test_a_pipe_that_is_recorded_to_is_closed(net: Net, tmp_path: FilePath, capl
 
 
 def test_steps_of_the_clock_change_nothing(net: Net, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only times that are shown and recorded come from it. `test_the_clock_is_set` does it in earnest."""
+    """It determines only displayed and recorded times. `test_the_clock_is_set` really sets the clock."""
     steps = iter([3600, -7200, 86400 * 365, -86400 * 3650, 0] * 20)
     real = time.time_ns
     monkeypatch.setattr("time.time_ns", lambda: real() + next(steps) * 10**9)

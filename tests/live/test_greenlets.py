@@ -1,4 +1,4 @@
-"""Programs that run on gevent or eventlet, which replace what blocks in the standard library."""
+"""Programs on gevent or eventlet, which replace blocking functions of the standard library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from .conftest import TIMEOUT, Net, readable
-from .test_compat import Way, is_bound, logging, queueing, running
+from .programs import is_bound, running
+from .traffic import Way, logging, queueing
 
 GEVENT = """\
 from gevent import monkey
@@ -174,7 +175,7 @@ def program(net: Net, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen
 
 
 def check(way: Way, process: subprocess.Popen[str]) -> None:
-    """Others run while it waits, and then what was sent comes."""
+    """Other greenlets run while it waits, and then it gets the packet that was sent."""
     assert process.stdout is not None
     assert process.stderr is not None
     assert readable(process.stdout, TIMEOUT), "nothing else runs while it waits"

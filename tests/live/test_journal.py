@@ -1,4 +1,4 @@
-"""The systemd journal: what a real journald stores of what the collector sends, and what happens when it is away."""
+"""The systemd journal: what a real journald stores of the collector's messages, and what happens while it is down."""
 
 from __future__ import annotations
 
@@ -11,15 +11,10 @@ import pytest
 
 from nfnet import rules
 
+from .collecting import burst, collecting, finish
 from .conftest import TIMEOUT, said, wait_for
 from .syslog_servers import Journald, directory
-from .test_collect import burst, collecting, finish
-from .test_compat import PORT, Way, logging
-
-
-@pytest.fixture
-def way(net: Any) -> Way:
-    return Way(net)
+from .traffic import PORT, Way, logging
 
 
 @pytest.fixture
@@ -51,7 +46,7 @@ def test_fields_are_in_the_journal(way: Way, journald: Journald) -> None:
     assert first["NFNET_OBSERVER_INGRESS_INTERFACE_NAME"] == "to-client"
     assert first["_PID"] == str(process.pid)
     assert first["_TRANSPORT"] == "journal"
-    assert len(journald.entries("NFNET_SOURCE_IP=10.81.1.1")) == 20  # they can be asked for
+    assert len(journald.entries("NFNET_SOURCE_IP=10.81.1.1")) == 20  # journalctl can select by them
     assert journald.entries("NFNET_SOURCE_IP=10.81.1.9") == []
 
 
@@ -72,7 +67,7 @@ def test_prefixes_of_any_bytes(way: Way, journald: Journald, what: str) -> None:
         finish(process)
     (entry,) = journald.entries()
     found = entry["NFNET_PREFIX"]
-    if isinstance(found, list):  # of bytes, for what is not printable
+    if isinstance(found, list):  # of bytes, for unprintable values
         found = bytes(found).decode()
     assert found == stored
     assert "forged" not in str(entry["MESSAGE"]) or "[0a]MESSAGE=forged" in entry["MESSAGE"]

@@ -18,19 +18,23 @@ import pytest
 import nfnet
 from nfnet import CopyMode, Hook, Log, LogMessage, inet, rules, stats
 
-from .conftest import ADDRESS, QUIET, TIMEOUT, UID, Net, doing, featured, kernel_lacks, lacking, readable, wait_for
-from .conftest import collect as collect_packets
+from .conftest import (
+    ADDRESS,
+    QUIET,
+    TIMEOUT,
+    UID,
+    Net,
+    collect,
+    doing,
+    featured,
+    kernel_lacks,
+    lacking,
+    readable,
+    wait_for,
+)
+from .traffic import PATHS, PORT, V4, V6
 
-V4, V6 = socket.AF_INET, socket.AF_INET6
-PORT = 7000
 SO_MARK = 36
-HOSTS = {
-    "output": ("client", "client", "server"),
-    "forward": ("client", "router", "server"),
-    "input": ("client", "router", "router"),
-    "prerouting": ("client", "router", "server"),
-    "postrouting": ("client", "router", "server"),
-}
 
 
 @contextmanager
@@ -53,26 +57,14 @@ def family(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-def collect(log: Log, count: int) -> list[LogMessage]:
-    """The next messages of a log."""
-    messages: list[LogMessage] = []
-    deadline = time.monotonic() + TIMEOUT
-    while len(messages) < count:
-        left = deadline - time.monotonic()
-        assert left > 0, f"{len(messages)} of {count} messages came"
-        readable(log, left)  # type: ignore[arg-type]
-        log.process(messages.append)
-    return messages
-
-
 def ours(messages: list[LogMessage]) -> list[LogMessage]:
-    """Without what IPv6 does of its own accord."""
+    """Turn IPv6 off, and so the packets that it sends by itself."""
     return [message for message in messages if inet.get_data(message.payload) is not None]
 
 
-@pytest.mark.parametrize("hook", HOSTS)
+@pytest.mark.parametrize("hook", PATHS)
 def test_attributes(net: Net, rule: Any, hook: str, family: int) -> None:
-    sender, where, receiver = HOSTS[hook]
+    sender, where, receiver = PATHS[hook]
     here = net.hosts[where]
     before = time.time()
     with Log(5, netns=here, threshold=1, sequence=True, global_sequence=True) as log:
@@ -111,7 +103,7 @@ def test_attributes(net: Net, rule: Any, hook: str, family: int) -> None:
     if hook == "output":
         assert (message.hwaddr, message.hwtype, message.hwheader) == (None, None, None)
     assert message.mark == (0xABCD if hook == "output" else 0)
-    # In the user namespace of the listener: root of a namespace of its own sees 0.
+    # In the listener's user namespace, whose root sees 0.
     assert (message.uid, message.gid) == ((os.geteuid(), os.getegid()) if hook == "output" else (None, None))
     assert message.seq is not None
     assert message.seq_global == message.seq + 1
@@ -126,12 +118,12 @@ def test_timestamps_that_nobody_asked_for(net: Net) -> None:
     def stamps(queue: nfnet.Queue, log: Log) -> tuple[float | None, float | None]:
         """Of the same packet, in a queue and in the log."""
         sock.sendto(b"x", (ADDRESS["router", V4], PORT))
-        (packet,) = collect_packets(queue, 1)
+        (packet,) = collect(queue, 1)
         packet.drop()
         (message,) = collect(log, 1)
         return packet.timestamp, message.timestamp
 
-    gc.collect()  # what other tests left may have a socket that makes the kernel stamp packets
+    gc.collect()  # a socket left by another test can make the kernel timestamp packets
     with (
         nfnet.Queue(1, netns=here) as queue,
         Log(5, threshold=1, netns=here) as log,
@@ -177,7 +169,7 @@ def test_names_of_interfaces_that_are_gone(net: Net) -> None:
 
 @contextmanager
 def logged(net: Net, group: int = 5, *, rule_options: dict[str, Any] | None = None, **options: Any) -> Iterator[Any]:
-    """A log of what the client sends by UDP, and a function that sends so many datagrams."""
+    """Yield a log of the client's UDP datagrams, and a function that sends so many of them."""
     here = net.hosts["client"]
     sock = net.open_socket("client")
     rule = rules.log(group, hook="output", protocol="udp", netns=here, **(rule_options or {}))
@@ -224,7 +216,7 @@ def test_messages_wait_no_longer_than_the_timeout(net: Net) -> None:
 
 
 def test_a_large_buffer_comes_whole(net: Net) -> None:
-    """The kernel rounds it up: one datagram exceeds the size asked for by nearly as much again."""
+    """The kernel rounds it up: one datagram can exceed the requested size by nearly that size."""
     with logged(net, threshold=3000, timeout=60, buffer_size=131072, sequence=True) as (log, send):
         for _ in range(60):
             if readable(log, 0):
@@ -240,7 +232,7 @@ def test_a_large_buffer_comes_whole(net: Net) -> None:
             return more
 
         transport.receive = receive
-        messages = collect(log, 1)  # and those that came with it
+        messages = collect(log, 1)  # and those that arrived with it
         assert [message.seq for message in messages] == list(range(len(messages)))
         assert max(sizes) > 131072
         assert log.counters.lost == 0
@@ -422,7 +414,7 @@ def test_stats_of_a_log_and_of_all(net: Net) -> None:
 
 @pytest.mark.parametrize("fail_open", [False, True])
 def test_everybody_may_know_what_did_not_fit_into_the_receive_buffer(net: Net, fail_open: bool) -> None:
-    """The kernel counts it for the socket, too, and there also where it let packets pass; /proc/net/netlink says so."""
+    """The kernel also counts drops for the socket, in /proc/net/netlink, including packets that fail-open let pass."""
     here = net.hosts["client"]
     options: dict[str, Any] = {"rcvbuf": 8192, "fail_open": fail_open, "on_overrun": "ignore", "netns": here}
     with nfnet.Queue(3, **options) as queue, rules.queue(3, hook="output", protocol="udp", netns=here):

@@ -1,11 +1,9 @@
-"""What may be asked of packets at which hook: what is refused is what the kernel, as nft counts, never matches."""
+"""Criteria by hook: nfnet refuses exactly those that never match there, according to counters of nft."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import socket
-import subprocess
 from typing import Any
 
 import pytest
@@ -19,12 +17,12 @@ from .conftest import (
     TIMEOUT,
     UID,
     Net,
-    cannot_run,
     kernel_version,
     make_bridge,
     send_through_bridge,
     wait_for,
 )
+from .programs import run
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 IP_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
@@ -39,12 +37,10 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Counters:
-    """Chains of nft on a host that count what matches in them."""
+    """Chains of nft on a host that count matching packets."""
 
     def __init__(self, net: Net, host: str, family: str, hooks: dict[tuple[str, int], str], asked: list[str]) -> None:
         self._net, self._host, self._family = net, host, family
-        if shutil.which("nft") is None:
-            cannot_run("nft is not installed")
         chains = "".join(
             f"chain {hook}{number} {{\ntype filter hook {hook} {device} priority {priority};\n"
             f'counter comment "any"\n'
@@ -54,20 +50,14 @@ class Counters:
         )
         self._chains = [f"{hook}{number}" for number, (hook, _) in enumerate(hooks)]
         self._places = list(hooks)
-        self.refusal = self._run("-f", "-", text=f"table {family} t {{\n{chains}}}\n").stderr
-
-    def _run(self, *arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
-        def run() -> subprocess.CompletedProcess[str]:
-            return subprocess.run(["nft", *arguments], input=text, capture_output=True, text=True, timeout=TIMEOUT)
-
-        done: subprocess.CompletedProcess[str] = self._net.at(self._host, run)
-        return done
+        text = f"table {family} t {{\n{chains}}}\n"
+        self.refusal = run(net, host, "nft", "-f", "-", text=text, check=False)
 
     def read(self) -> dict[tuple[str, int], dict[str, int]]:
         """By hook and priority, how many packets matched each rule."""
         found = {}
         for chain, place in zip(self._chains, self._places, strict=True):
-            lines = self._run("list", "chain", self._family, "t", chain).stdout.splitlines()
+            lines = run(self._net, self._host, "nft", "list", "chain", self._family, "t", chain).splitlines()
             rows = [line for line in lines if "comment" in line]
             found[place] = {row.split('"')[-2]: int(row.partition("packets ")[2].split()[0]) for row in rows}
         return found
@@ -106,7 +96,7 @@ def check(found: dict[tuple[str, int], dict[str, int]], asked: list[str], **opti
         for name in asked:
             refused = is_refused(hook=hook, priority=priority, **{**options, **ASKED[name][1]})
             if (hook, name) == ("input", "uid") and counts[name]:
-                # The kernel may know the receiver's socket by then (early demultiplexing): its user is matched, who
+                # The kernel can know the receiver's socket by then (early demultiplexing), and match its user, who
                 # is not the sender.
                 assert refused
             else:
@@ -116,7 +106,7 @@ def check(found: dict[tuple[str, int], dict[str, int]], asked: list[str], **opti
 @pytest.mark.feature("criteria, at each hook as nft has them")
 def test_what_is_refused_never_matches(net: Net) -> None:
     asked = list(ASKED)
-    if kernel_version() < (5, 7):  # from then on the IP layer says at postrouting where a packet came in
+    if kernel_version() < (5, 7):  # since then the IP layer has the incoming interface at postrouting
         asked.remove("in_interface")
     places = {(hook, priority): "" for hook in IP_HOOKS for priority in (0, -199, -201)}
     counters = Counters(net, "router", "inet", places, asked)
@@ -149,7 +139,7 @@ def test_in_a_bridge(net: Net) -> None:
     addresses = {"client": "10.83.0.1", "router": "10.83.0.2", "server": "10.83.0.3"}
     for host, address in addresses.items():
         net.at(host, lambda host=host, address=address: add_address(host, address))
-    # A bridge forwards once its ports are up, which takes a moment.
+    # It takes some time until the ports of a bridge forward.
     frame = b"\xff" * 6 + bytes.fromhex("02000000aa01 0800") + testing.udp(b"data")
     send_through_bridge(net, frame, lambda: counters.read()["forward", -10]["any"] > 0)
     for here, there in (("client", "server"), ("client", "router"), ("router", "client")):
@@ -181,18 +171,16 @@ HEADERS = {
 
 def test_protocols_that_ipv6_has_headers_for(net: Net) -> None:
     """The kernel looks for the protocol behind them."""
-    if shutil.which("nft") is None:
-        cannot_run("nft is not installed")
     rows = "".join(f'meta l4proto {number} counter comment "{number}"\n' for number in HEADERS)
     text = f"table ip6 t {{\nchain c {{\ntype filter hook output priority 0;\ncounter\n{rows}}}\n}}\n"
     with net.at("client", lambda: socket.socket(V6, socket.SOCK_RAW, socket.IPPROTO_RAW)) as sock:
-        assert net.at("client", lambda: subprocess.run(["nft", "-f", "-"], input=text, text=True)).returncode == 0
+        run(net, "client", "nft", "-f", "-", text=text)
         for number, header in HEADERS.items():
             data = header + bytes(8)
             addresses = b"".join(socket.inet_pton(V6, ADDRESS[host, V6]) for host in ("client", "server"))
             packet = b"\x60\0\0\0" + len(data).to_bytes(2, "big") + bytes([number, 64]) + addresses + data
             sock.sendto(packet, (ADDRESS["server", V6], 0))
-    listed = net.at("client", lambda: subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True)).stdout
+    listed = run(net, "client", "nft", "list", "ruleset")
     counts = {int(row.split('"')[-2]): int(row.split("packets ")[1].split()[0])
               for row in listed.splitlines() if "comment" in row}  # fmt: skip
     assert {number: counts[number] == 0 for number in HEADERS} == {
@@ -241,7 +229,7 @@ def ping(net: Net, here: str, there: str, family: int) -> None:
             pass
 
 
-# What nft would refuse to be asked in tables of one version, where no packet has it.
+# Conditions that nft refuses in tables of one IP version, in which no packet meets them.
 OF_THE_OTHER = {
     "inet": (),
     "ip": ("ip6 ", "icmpv6 ", "meta nfproto ipv6"),
@@ -252,9 +240,9 @@ OF_THE_OTHER = {
 @pytest.mark.feature("criteria, at each hook as nft has them")
 @pytest.mark.parametrize("family", OF_THE_OTHER)
 def test_what_matches_is_what_nft_says_that_it_means(net: Net, family: str) -> None:
-    """Each criterion, and its negation, is counted at each hook by a rule of ours, and by nft's of its own words."""
+    """At each hook, count each criterion and its negation by nfnet's rule, and by a rule in nft's words."""
     names = {name for options, _ in MEANING for name in options}
-    without = {"cgroup", "not_cgroup", "not_limit"}  # see test_cgroup; a limit is not about what a packet is
+    without = {"cgroup", "not_cgroup", "not_limit"}  # see test_cgroup; a limit is not a property of the packet
     assert {*CRITERIA, *(f"not_{name}" for name in CRITERIA)} - names <= without
     here, made = net.hosts["router"], []
     counted: dict[str, dict[str, Any]] = {}
@@ -267,18 +255,18 @@ def test_what_matches_is_what_nft_says_that_it_means(net: Net, family: str) -> N
                 made.append(rules.log(9, netns=here, **where))
                 counted[f"{hook} {number}"] = where
                 known = [one for one in words if not one.startswith(OF_THE_OTHER[family])]
-                if family != "inet":  # where all packets are of one version nft does not want to be asked which
+                if family != "inet":  # nft refuses a condition on the IP version in tables of one version
                     known = [re.sub("^meta nfproto ipv[46]$", "", one) for one in known]
                 text += "".join(f'{one} counter comment "{hook} {number}"\n' for one in known)
         text += "}\n"
-    nft(net, "-f", "-", text=f"table {family} t {{\n{text}}}\n")
+    run(net, "router", "nft", "-f", "-", text=f"table {family} t {{\n{text}}}\n")
 
     def ours() -> list[int]:
         return [row.packets for row in rules.installed(here)]
 
     def theirs() -> list[int]:
         found = dict.fromkeys(counted, 0)
-        for row in nft(net, "list", "table", family, "t").splitlines():
+        for row in run(net, "router", "nft", "list", "table", family, "t").splitlines():
             if "comment" in row:
                 found[row.split('"')[-2]] += int(row.partition("counter packets ")[2].split()[0])
         return list(found.values())
@@ -307,15 +295,3 @@ def test_what_matches_is_what_nft_says_that_it_means(net: Net, family: str) -> N
     if family == "inet":
         silent = [options for number, (options, _) in enumerate(MEANING) if str(number) not in met]
         assert silent == [{"not_connection_mark": (0, 1)}, {"not_gid": 0}], "no packet is for those"
-
-
-def nft(net: Net, *arguments: str, text: str | None = None) -> str:
-    if shutil.which("nft") is None:
-        cannot_run("nft is not installed")
-
-    def run() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["nft", *arguments], input=text, capture_output=True, text=True, timeout=TIMEOUT)
-
-    done: subprocess.CompletedProcess[str] = net.at("router", run)
-    assert done.returncode == 0, done
-    return done.stdout

@@ -1,4 +1,4 @@
-"""Threads, signals, forks, privileges, neighbours: on the real kernel."""
+"""Threads, signals, forks, privileges and other processes, on the real kernel."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_without_privilege(net: Net) -> None:
 
 
 def test_privilege_dropped_after_binding(net: Net) -> None:
-    """The kernel asks for it with every verdict."""
+    """The kernel requires it for every verdict."""
 
     def child() -> None:
         path = Path(net, "output", V4)
@@ -156,7 +156,7 @@ def test_a_forked_child_leaves_the_queue_alone(net: Net) -> None:
 
 @contextlib.contextmanager
 def stranger(net: Net) -> Iterator[socket.socket]:
-    """A netlink socket of somebody with privileges, who may send to others."""
+    """A netlink socket of a privileged process, which can send to other sockets."""
     with net.at("client", lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)) as other:
         yield other
 
@@ -172,7 +172,7 @@ FORGED = packet_message(1, testing.udp(b"forged"))
 
 @pytest.mark.parametrize("kind", [Queue, Log])
 def test_datagrams_of_others_are_refused(net: Net, kind: type[Queue | Log]) -> None:
-    """Somebody with privileges sends a packet message that is not the kernel's."""
+    """A privileged process sends a packet message that is not the kernel's."""
     with kind(1, netns=net.hosts["client"]) as reader, stranger(net) as other:
         assert is_refused(other, FORGED, reader._bound().transport.port_id)  # type: ignore[attr-defined]
         assert not readable(reader, 0)  # type: ignore[arg-type]
@@ -202,7 +202,7 @@ def test_nobody_else_answers_a_request(net: Net) -> None:
 
 
 def test_a_given_socket_hears_the_kernel_alone(net: Net) -> None:
-    """Also if it had joined a multicast group, to which others may send."""
+    """Also if it had joined a multicast group, to which other processes can send."""
     own = net.at("client", lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER))
     with own, stranger(net) as other:
         own.bind((0, 1))
@@ -231,7 +231,7 @@ def test_port_ids_of_several_sockets_differ(net: Net) -> None:
 
 
 def test_requests_keep_packets_that_arrive_meanwhile(net: Net) -> None:
-    """An acknowledgement comes behind the packets that were delivered before it."""
+    """An acknowledgement arrives after the packets that were delivered before it."""
     with Path(net, "output", V4) as path:
         for number in range(20):
             path.sender.sendto(bytes([number]), path.destination)

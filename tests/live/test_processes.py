@@ -1,4 +1,4 @@
-"""Who sends and who receives, on the real kernel: programs whose pid is known, and what ss says of them."""
+"""The processes that send and receive packets, on the real kernel, compared with known pids and with ss."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ for line in sys.stdin:
 
 
 class Program:
-    """A process on a host that does what it is told, a line of Python at a time."""
+    """A process on a host that executes Python, a line at a time."""
 
     def __init__(self, net: Net, host: str, *arguments: str) -> None:
         command = [sys.executable, "-S", "-E", "-c", _LOOP, *arguments]
@@ -49,7 +49,7 @@ class Program:
         self._process.stdin.flush()
 
     def answer(self) -> str:
-        """What it printed, when it has done what it was told."""
+        """Return what it has printed, after it has executed all lines."""
         assert self._process.stdout is not None
         lines = []
         while (line := self._process.stdout.readline()) != "done\n":
@@ -101,7 +101,7 @@ def get(queue: Queue) -> Packet:
 
 
 def ss(net: Net, host: str, protocol: str) -> dict[int, set[int]]:
-    """Local port to the processes, as ss says."""
+    """Return the processes by local port, according to ss."""
     if shutil.which("ss") is None:
         pytest.skip("there is no ss on this machine")
     flag = {"tcp": "-t", "udp": "-u"}[protocol]
@@ -219,7 +219,7 @@ def test_connection_before_and_after_it_is_accepted(net: Net, run: Callable[...,
 
 
 def test_sender_of_answers(net: Net, run: Callable[..., Program], family: int) -> None:
-    """SYN and ACK of a server, and what it sends."""
+    """SYN and ACK of a server, and its data."""
     program = run("server")
     program.do(f"s = socket.create_server(({ADDRESS['server', family]!r}, {PORT}), family={family})")
     with queueing(net, "server", "output", protocol="tcp", source_port=PORT) as queue:
@@ -244,7 +244,7 @@ def test_of_several_with_one_socket_it_is_the_ancestor(net: Net, run: Callable[.
     net.receiver("server", port=PORT)
     program = run("client")
     program.do(made("udp", V4) + f"; s.connect({(ADDRESS['server', V4], PORT)})")
-    # The child has the higher pid, and is asked to send.
+    # The child has the higher pid, and sends.
     sending = (
         "os.close(w), os.read(r, 1), s.send(b'by it'), os.read(r, 1), s.send(b'again'), os.read(r, 1), os._exit(0)"
     )
@@ -380,7 +380,7 @@ def test_what_is_sent_when_the_program_has_ended(net: Net, run: Callable[..., Pr
         queue.flush()
         program.answer()
         program.do("s.setblocking(False); s.send(bytes(100000))")
-        # What was not answered at once was sent again, and comes before it.
+        # A segment that was not answered at once was sent again, and arrives before it.
         while not ((data := get(queue)).tcp and data.tcp.data):
             data.accept()
         program.end()
@@ -389,7 +389,7 @@ def test_what_is_sent_when_the_program_has_ended(net: Net, run: Callable[..., Pr
 
 
 def test_what_goes_through_is_nobodys(net: Net, run: Callable[..., Program]) -> None:
-    """Even where a program on the way has a socket that would take it, or the port that the sender has."""
+    """Even if a program on the way has a socket that would accept it, or the sender's port."""
     programs = [run("router"), run("router")]
     for program, port in zip(programs, (PORT, PORT + 1)):
         program.do(made("udp", V4) + f"; s.bind(('', {port}))")
@@ -436,7 +436,7 @@ def test_ping(net: Net, run: Callable[..., Program], family: int) -> None:
 
 
 def test_ping_that_the_kernel_answers(net: Net, run: Callable[..., Program]) -> None:
-    """The identifier is that of a ping socket here, but also that of somebody else's request."""
+    """The identifier is that of a ping socket here, and also of another host's request."""
     for host in ("client", "server"):
         net.at(host, lambda: Path("/proc/sys/net/ipv4/ping_group_range").write_text(f"0 {os.getegid()}"))
     make = f"s = socket.socket({V4}, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)"
@@ -476,7 +476,7 @@ def test_logged_packets(net: Net, run: Callable[..., Program]) -> None:
 
 @pytest.mark.feature("processes behind translated addresses")
 def test_address_that_was_translated(net: Net, run: Callable[..., Program]) -> None:
-    """The rule comes after DNAT; the socket knows another destination than the packet."""
+    """The rule is after DNAT; the socket has another destination than the packet."""
     if shutil.which("nft") is None:
         pytest.skip("there is no nft on this machine")
     chain = f"type nat hook output priority -100; ip daddr 192.0.2.9 dnat to {ADDRESS['server', V4]};"
@@ -510,7 +510,7 @@ def test_socket_that_is_bound_to_an_interface(net: Net, run: Callable[..., Progr
 
 
 def test_in_the_namespace_of_the_program_itself(net: Net) -> None:
-    """Nothing has to be entered, for which this process has no privilege any more; its own sockets it may see."""
+    """It need not enter a namespace, for which it has no privilege any more; it can see its own sockets."""
 
     def child() -> None:
         netns.enter(net.hosts["client"])
@@ -546,7 +546,7 @@ def keep_capabilities(mask: int) -> None:
     ids=["none", "CAP_NET_ADMIN", "CAP_SYS_PTRACE"],
 )
 def test_without_privileges_others_are_nobody(net: Net, run: Callable[..., Program], mask: int, seen: bool) -> None:
-    """A program with more capabilities may not be looked into."""
+    """The files of a program with more capabilities cannot be read."""
     program = run("client")
 
     def child() -> None:

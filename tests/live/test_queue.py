@@ -40,19 +40,9 @@ from .conftest import (
     readable,
     wait_for,
 )
+from .traffic import PATHS, PORT, V4, V6
 
-V4, V6 = socket.AF_INET, socket.AF_INET6
-PORT = 7000
 SO_MARK = 36
-
-# From where to where packets go, and where the rule is.
-PATHS = {
-    "output": ("client", "client", "server"),
-    "forward": ("client", "router", "server"),
-    "input": ("client", "router", "router"),
-    "prerouting": ("client", "router", "server"),
-    "postrouting": ("client", "router", "server"),
-}
 
 
 class Path:
@@ -179,8 +169,8 @@ def test_requeue(net: Net, hook: str, family: int) -> None:
     with Path(net, hook, family) as path, Queue(40000, netns=net.hosts[path.where]) as other:
         first, second, third = path.send(b"first", b"second", b"third")
         first.requeue(40000)
-        second.requeue(123)  # nobody is there: dropped
-        third.requeue(123, bypass=True)  # nobody is there: goes on
+        second.requeue(123)  # no program reads it: dropped
+        third.requeue(123, bypass=True)  # no program reads it: accepted
         (packet,) = collect(other, 1)
         assert packet.id == 1
         assert inet.get_data(packet.payload) == b"first"
@@ -211,7 +201,7 @@ def test_verdicts_in_any_order(net: Net, family: int) -> None:
 
 @contextmanager
 def stamps(net: Net) -> Iterator[None]:
-    """The kernel stamps packets: it begins a moment after it was asked to."""
+    """The kernel timestamps packets, beginning some time after the request."""
     with net.open_socket("router") as asking:
         asking.setsockopt(socket.SOL_SOCKET, 29, 1)  # SO_TIMESTAMP
         with Path(net, "input", V4) as path:
@@ -356,7 +346,7 @@ def test_cgroup_of_the_sender(net: Net, tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.feature("secctx: the flag")
 def test_security_context(net: Net) -> None:
-    """Only the kernel's consent: it takes a security module, with labels for packets, to give one to some."""
+    """The kernel accepts the flag; packets have a security context only with a security module that labels them."""
     if error := lacking(Queue(1, secctx=True, netns=net.hosts["client"])):
         assert str(error).endswith("This kernel has no support for secctx")
         kernel_lacks("security marks", option="CONFIG_NETWORK_SECMARK")
@@ -379,9 +369,9 @@ def test_timestamps_come_with_a_socket_that_asks_for_them(net: Net) -> None:
         with Path(net, "input", V4, **options) as path:
             return wait_for(lambda: is_stamped(path) == expected, TIMEOUT if expected else 10)
 
-    gc.collect()  # what other tests left may have such a socket
+    gc.collect()  # another test can have left such a socket
     assert comes_to(True, timestamps=True)
-    # The kernel stops stamping a moment after the last such socket is gone, unless somebody else has one.
+    # The kernel stops some time after the last such socket was closed, unless another program has one.
     if not comes_to(False):
         pytest.skip("something else on this machine makes the kernel stamp packets")
     assert comes_to(True, timestamps=True)
@@ -416,7 +406,7 @@ def test_copy_range(net: Net, copy_range: int) -> None:
 
 
 def test_the_largest_packet_arrives_whole(net: Net) -> None:
-    """65,535 bytes, of which the kernel copies 65,531; and a replacement of that size goes the other way."""
+    """65,535 bytes, of which the kernel copies 65,531; and a replacement of that size."""
     with Queue(1, netns=net.hosts["server"]) as queue:
         with rules.queue(1, hook="output", protocol="udp", netns=net.hosts["server"]):
             receiver = net.receiver("server")
@@ -509,7 +499,7 @@ def test_queue_length(net: Net, fail_open: bool) -> None:
 
 
 def fill(path: Path, count: int) -> None:
-    """Send more than fits: each socket may have some 200 packets in the queue."""
+    """Send more packets than fit: each socket can have about 200 in the queue."""
     for start in range(0, count, 100):
         with path.net.at(PATHS[path.hook][0], lambda: socket.socket(V4, socket.SOCK_DGRAM)) as sock:
             for number in range(start, min(start + 100, count)):
@@ -544,7 +534,7 @@ def test_overrun_is_counted(net: Net, policy: Any, caplog: pytest.LogCaptureFixt
 
 
 def test_a_full_queue_is_not_called_a_full_receive_buffer(net: Net, caplog: pytest.LogCaptureFixture) -> None:
-    """However many packets are asked for, newer kernels take 65,536; and those beyond have numbers, too."""
+    """Newer kernels hold 65,536 packets, even if max_len is larger; packets beyond that also get ids."""
     with Path(net, "output", V4, max_len=100_000, rcvbuf=400_000, copy_mode=CopyMode.META) as path:
         held: list[Packet] = []
         while len(held) < 66_000:
@@ -628,7 +618,7 @@ def test_a_queue_that_somebody_has(net: Net) -> None:
         other = Queue(7, netns=net.hosts["client"])
         with pytest.raises(nfnet.BusyError) as caught:
             other.open()
-        if net.proc("client", "nfnetlink_queue") is None:  # nobody knows who has it
+        if net.proc("client", "nfnetlink_queue") is None:  # the process that has it is unknown
             assert str(caught.value) == "binding queue 7: another socket has it [EPERM]"
         else:
             assert str(caught.value).startswith("binding queue 7: another socket of this process has it [EPERM]. Close")
@@ -676,7 +666,7 @@ def test_closing_an_accepting_queue_lets_everything_through(net: Net) -> None:
 
 @pytest.mark.parametrize("policy", ["pending", "drop"])
 def test_closing_drops_what_waits_before_it_unbinds(net: Net, policy: Any, tmp_path: pathlib.Path) -> None:
-    """When it is unbound the kernel drops it, too, but later, and some kernels warn if the rule is gone by then."""
+    """Unbinding drops it, too, but later, and some kernels warn if the rule has been removed by then."""
     waiting: list[int] = []
 
     class Looking(Queue):
@@ -736,7 +726,7 @@ def test_the_model_of_the_kernel_takes_batches_as_the_kernel_does(net: Net) -> N
 
 
 def test_packets_flushed_by_a_rule_change(net: Net) -> None:
-    """Removing any base chain makes the kernel drop what is queued in the namespace."""
+    """Removing any base chain makes the kernel drop all queued packets of the namespace."""
     with Path(net, "output", V4) as path:
         packets = path.send(b"one", b"two")
         with rules.queue(99, hook="input", netns=net.hosts["client"]):

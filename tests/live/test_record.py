@@ -1,11 +1,10 @@
-"""What is recorded here replays with the same result, and Wireshark understands it."""
+"""Recordings made on the kernel replay with the same result, and Wireshark reads them."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,8 +19,8 @@ from nfnet import Log, Packet, Queue, inet, rules
 from nfnet.captures import LinkType, Record, Writer, read, scan
 from nfnet.captures._format import netlink_header
 
-from .conftest import REQUIRED, TIMEOUT, UID, Net, kernel_lacks, readable
-from .test_log import collect as collect_messages
+from .conftest import TIMEOUT, UID, Net, collect, kernel_lacks, readable
+from .programs import program
 from .test_queue import V4, V6
 from .test_queue import Path as Way
 
@@ -39,7 +38,7 @@ def handler(packet: Packet) -> None:
 
 
 def record_session(net: Net, path: Path, family: int) -> None:
-    """Packets with all sorts of verdicts, one of which comes too late."""
+    """Packets with all kinds of verdicts, one of which is too late."""
     with Way(net, "output", family, record=path) as way:
         for start in (0, 10):
             for number in range(start, start + 10):
@@ -79,7 +78,7 @@ def test_a_recorded_log_replays(net: Net, tmp_path: Path) -> None:
             sock = net.open_socket("client")
             for number in range(10):
                 sock.sendto(bytes([number]), ("10.81.2.2", 7000))
-            live = [(message.seq, message.prefix, message.payload) for message in collect_messages(log, 10)]
+            live = [(message.seq, message.prefix, message.payload) for message in collect(log, 10)]
     with Log(5, transport=nfnet.replay(path), sequence=True) as log:
         assert [(message.seq, message.prefix, message.payload) for message in log] == live
         assert log.counters.lost == 0
@@ -129,18 +128,9 @@ def test_what_an_nlmon_device_sees_replays(net: Net, tmp_path: Path) -> None:
     assert replay.verdicts == replay.recorded
 
 
-def need(program: str) -> str:
-    found = shutil.which(program)
-    if found is None:
-        if REQUIRED:
-            pytest.fail(f"{program} is needed as a witness")
-        pytest.skip(f"{program} is not installed")
-    return found
-
-
 def dissect(path: Path) -> list[Any]:
     """The netlink layers of a file, as tshark sees them."""
-    command = [need("tshark"), "-r", str(path), "-T", "json", "--no-duplicate-keys"]
+    command = [program("tshark"), "-r", str(path), "-T", "json", "--no-duplicate-keys"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [frame["_source"]["layers"] for frame in json.loads(done.stdout)]
 
@@ -191,7 +181,7 @@ def test_wireshark_reads_the_recording(net: Net, tmp_path: Path) -> None:
 
 def test_a_file_of_dumpcap_of_two_interfaces_replays(net: Net, tmp_path: Path) -> None:
     """Ethernet frames of lo between the messages of a log."""
-    dumpcap = need("dumpcap")
+    dumpcap = program("dumpcap")
     path = tmp_path / "two.pcapng"
     if UID:
         pytest.skip("dumpcap wants to be root of the machine")
@@ -202,7 +192,7 @@ def test_a_file_of_dumpcap_of_two_interfaces_replays(net: Net, tmp_path: Path) -
         return subprocess.Popen(command, stderr=subprocess.PIPE, pass_fds=[here.fileno()])
 
     def recorded(link_type: int) -> int:
-        with path.open("rb") as file:  # the last record may be there in part
+        with path.open("rb") as file:  # the last record can be incomplete
             return sum(isinstance(item, Record) and item.link_type == link_type for item in scan(file))
 
     process = net.at("client", start)
@@ -236,7 +226,7 @@ def test_a_file_of_dumpcap_of_two_interfaces_replays(net: Net, tmp_path: Path) -
 
 
 def test_a_file_of_tcpdump_replays_as_a_log(net: Net, tmp_path: Path) -> None:
-    tcpdump = need("tcpdump")
+    tcpdump = program("tcpdump")
     path = tmp_path / "nflog.pcap"
     fd = net.hosts["client"].fileno()
 

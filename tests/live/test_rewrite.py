@@ -1,9 +1,8 @@
-"""Packets that were rewritten: the receiving socket takes them."""
+"""Rewritten packets: the receiving socket accepts them."""
 
 from __future__ import annotations
 
 import socket
-import threading
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from nfnet import Packet, Queue, SkbInfo, inet, rules
 
 from .conftest import ADDRESS, TIMEOUT, Net, collect
 from .test_rules import Traffic
+from .traffic import handling
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 PORT = 7000
@@ -50,7 +50,7 @@ def test_udp(net: Net, family: int, hook: str, gso: bool) -> None:
 
 @FAMILIES
 def test_another_destination_and_the_way_back(net: Net, family: int) -> None:
-    """What an answer passes is rewritten, too: the client never knows."""
+    """Answers are rewritten, too, so the client does not notice."""
     here = net.hosts["router"]
     server = net.receiver("server", family, PORT)
     client = net.open_socket("client", family)
@@ -66,18 +66,13 @@ def test_another_destination_and_the_way_back(net: Net, family: int) -> None:
             packet.accept(payload=packet.rewrite(source=pretended))
 
     with rules.queue(1, hook="prerouting", protocol="udp", netns=here), Queue(1, netns=here) as queue:
-        thread = threading.Thread(target=queue.run, args=(handler,))
-        thread.start()
-        try:
+        with handling(queue, handler):
             client.connect((pretended, PORT))
             client.send(b"question")
             data, address = server.recvfrom(100)
             assert data == b"question"
             server.sendto(b"answer", address)
             assert client.recv(100) == b"answer"
-        finally:
-            queue.stop()
-            thread.join(TIMEOUT)
 
 
 @FAMILIES
@@ -101,9 +96,7 @@ def test_tcp(net: Net, family: int, gso: bool) -> None:
 
     rule = rules.queue(1, hook="output", protocol="tcp", destination_port=PORT, netns=here)
     with rule, Queue(1, gso=gso, netns=here) as queue:
-        thread = threading.Thread(target=queue.run, args=(handler,))
-        thread.start()
-        try:
+        with handling(queue, handler):
             sender = net.open_socket("client", family, socket.SOCK_STREAM)
             sender.connect((ADDRESS["server", family], PORT))
             connection, _ = listener.accept()
@@ -114,9 +107,6 @@ def test_tcp(net: Net, family: int, gso: bool) -> None:
             while data := connection.recv(70000):
                 received += data
             connection.close()
-        finally:
-            queue.stop()
-            thread.join(TIMEOUT)
     assert received == b"dog!" * 5000
     assert (max(sizes) > 1500) == gso
 
@@ -155,7 +145,7 @@ def test_fragments_get_another_destination(net: Net) -> None:
                 packet.rewrite(data=b"x")
         packet.accept(payload=packet.rewrite(destination=ADDRESS["server", V4]))
 
-    # Behind postrouting packets are in fragments, but a new destination would come too late: the router's prerouting.
+    # After postrouting packets are fragmented, but a new destination would be too late: use the router's prerouting.
     here = net.hosts["router"]
     rule = rules.queue(1, hook="prerouting", family="ip", protocol="udp", priority=-500, netns=here)
     with rule, Queue(1, netns=here) as queue:

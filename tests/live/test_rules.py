@@ -1,9 +1,8 @@
-"""Rules on the real kernel: what they do to packets, what nft reads in them, and what is left of them."""
+"""Rules on the real kernel: which packets they match, how nft lists them, and that they are removed."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -31,7 +30,6 @@ from .conftest import (
     TIMEOUT,
     UID,
     Net,
-    cannot_run,
     collect,
     featured,
     in_child,
@@ -41,15 +39,14 @@ from .conftest import (
     readable,
     wait_for,
 )
-from .test_compat import is_bound, running
-from .test_log import collect as collect_messages
+from .programs import is_bound, run, running
 from .test_process import drop_capabilities
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 SO_MARK = 36
 PORT = 7000
 
-# What a rule asks for; how the packet is that it is for, and how those are that it is not for.
+# Conditions of a rule; a packet that matches, and packets that do not match.
 # A packet: IP version, and where it differs from UDP from port 5000 to port 7000 of the server.
 Sent = tuple[int, dict[str, Any]]
 MATCHES: dict[str, tuple[dict[str, Any], Sent, list[Sent]]] = {
@@ -113,7 +110,7 @@ class Traffic:
 
     @staticmethod
     def _socket_of(family: int, uid: int) -> socket.socket:
-        """A socket that belongs to a user, for whom its maker has to pass."""
+        """Return a socket of a user; the process has this user's id while it creates the socket."""
         if uid == UID:
             return socket.socket(family, socket.SOCK_DGRAM)
         os.seteuid(uid)
@@ -202,7 +199,7 @@ def test_hooks(net: Net, hook: str, kind: str) -> None:
     else:
         with rules.log(5, hook=hook, protocol="udp", netns=here), Log(5, threshold=1, netns=here) as log:
             Traffic(net).send(V4, b"data", {})
-            (message,) = collect_messages(log, 1)
+            (message,) = collect(log, 1)
             assert nfnet.Hook(message.hook).name.lower() == hook
             assert receiver.recv(100) == b"data"
 
@@ -218,12 +215,12 @@ def test_ingress(net: Net, family: str) -> None:
         kernel_lacks("the hook ingress in the family inet", since=(5, 10))
     with rule, Log(5, threshold=1, netns=here) as log:
         Traffic(net).send(V4, b"data", {})
-        (message,) = collect_messages(log, 1)
+        (message,) = collect(log, 1)
         assert message.indev_name == "to-router"
 
 
 def installable(way: str, rule: rules.Rule) -> rules.Rule:
-    """A rule that goes one way only, if the kernel has that."""
+    """Restrict a rule to one kind of expression, if the kernel has it."""
     if lacking(only(way, rule)):
         assert way == "nft", "this one should be everywhere"
         kernel_lacks(**NFT_QUEUE)
@@ -238,7 +235,7 @@ def installable(way: str, rule: rules.Rule) -> rules.Rule:
     ],
 )
 def test_ways_into_a_queue(net: Net, way: str, family: str) -> None:
-    """What is queued by nft's expression, and what by the target of iptables."""
+    """Queueing by nft's expression, and by the target of iptables."""
     here = net.hosts["router"]
     rule = installable(way, rules.queue(1, hook="forward", family=family, protocol="udp", netns=here))
     with rule, Queue(1, netns=here) as queue:
@@ -400,7 +397,7 @@ sys.stdin.read()
 
 
 def test_a_rule_lives_until_it_is_removed(net: Net) -> None:
-    """Whether or not anybody keeps the object."""
+    """Whether or not the object is still referenced."""
     receiver = net.receiver("server", V4, PORT)
     with running(net, [sys.executable, "-c", HELD], stdin=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -490,7 +487,7 @@ def test_a_forked_child_has_no_part_in_a_rule(net: Net) -> None:
             assert "not installed" in repr(rule)
             rule.remove()
             assert len(tables(net, "router")) == 1
-            with rule:  # one of its own
+            with rule:  # a separate one
                 assert len(tables(net, "router")) == 2
             assert len(tables(net, "router")) == 1
 
@@ -501,7 +498,7 @@ def test_a_forked_child_has_no_part_in_a_rule(net: Net) -> None:
 
 @pytest.mark.parametrize("owned", [True, False])
 def test_a_rule_that_may_not_be_removed_any_more(net: Net, owned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table with an owner goes all the same, with its socket. Others, as before Linux 5.12, do not."""
+    """The kernel removes a table with an owner, with its socket, but not other tables, as before Linux 5.12."""
     if not owned:
         monkeypatch.setattr(_installation, "_OWNER", 0)
     here = net.hosts["router"]
@@ -550,7 +547,7 @@ def test_as_many_queues_as_the_kernel_can_count(net: Net) -> None:
 
 
 def test_an_int_is_a_descriptor(net: Net) -> None:
-    """As for os.setns, open and pyroute2; the number may be that of some process, too."""
+    """As for os.setns, open and pyroute2; the number can also be the id of a process."""
     number = net.hosts["router"].fileno()
     with rules.queue(1, hook="forward", protocol="udp", netns=number), Queue(1, netns=number) as queue:
         assert len(tables(net, "router")) == 1
@@ -735,8 +732,6 @@ def test_unknown_namespace() -> None:
 
 
 def test_nft_reads_what_was_meant(net: Net) -> None:
-    if shutil.which("nft") is None:
-        cannot_run("nft is not installed")
     here = net.hosts["router"]
     rule = rules.log(
         5,
@@ -759,9 +754,7 @@ def test_nft_reads_what_was_meant(net: Net) -> None:
         netns=here,
     )
     with rule:
-        output = net.at(
-            "router", lambda: subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True).stdout
-        )
+        output = run(net, "router", "nft", "list", "ruleset")
     assert "type filter hook postrouting priority 5; policy accept;" in " ".join(output.split()).replace(
         "filter + 5", "5"
     )

@@ -1,4 +1,4 @@
-"""Blocking by server name on the kernel: TLS clients and servers of Python's, and the hello cut where one likes."""
+"""Blocking by server name on the kernel: Python's TLS clients and servers, and a ClientHello split at any place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nfnet import Packet, Queue, inet, rules
 
 from ..test_streams import client_hello
 from .conftest import ADDRESS, TIMEOUT, Net, readable, wait_for
-from .test_compat import is_bound, running
+from .programs import is_bound, running
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "block_server_name.py"
 BLOCKED = "www.blocked.example"
@@ -56,7 +56,7 @@ def echo_once(door: socket.socket) -> None:
 
 
 def ask(net: Net, family: socket.AddressFamily, name: str, door: socket.socket) -> bytes:
-    """What a TLS server answers who is asked for by that name."""
+    """Return a TLS server's answer to a client that requests this name."""
     server = threading.Thread(target=echo_once, args=(door,))
     server.start()
     try:
@@ -106,7 +106,7 @@ def test_the_example(net: Net, family: socket.AddressFamily) -> None:
                 sender.recv(100)
         assert ask(net, family, "www.example.com", door) == b"hello"
 
-        # Of an allowed connection nothing comes to Python behind the hello.
+        # Packets of an allowed connection after the ClientHello are not queued.
         with connect(net, family) as client, door.accept()[0] as server:
             client.settimeout(TIMEOUT)
             server.settimeout(TIMEOUT)

@@ -1,4 +1,4 @@
-"""Sets on the real kernel: what they do to packets, and what nft reads in them."""
+"""Sets on the real kernel: which packets they match, and how nft lists them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import ipaddress
 import json
 import math
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,8 +21,10 @@ from nfnet import Queue, netns, rules
 from nfnet.rules import Count, Set
 
 from .conftest import ADDRESS, QUIET, Net, cannot_run, in_child, readable, wait_for
+from .programs import program
 from .test_process import drop_capabilities
 from .test_rules import SO_MARK
+from .traffic import handling
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 PORT = 7000
@@ -48,7 +49,7 @@ class Way:
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sender.bind(("", source_port))
         sender.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
-        with contextlib.suppress(PermissionError):  # what a sender is told whose packet is dropped at output
+        with contextlib.suppress(PermissionError):  # the sender's error if its packet is dropped at output
             sender.sendto(data, (ADDRESS["server", family], port))
         sender.close()
         end = self.net.open_socket("client", family)
@@ -82,10 +83,8 @@ def drop(way: Way, **where: Any) -> rules.Rule:
 
 
 def nft_elements(host: Any, family: str = "inet") -> dict[str, list[Any]]:
-    """What nft reads in the sets of a host, by their names."""
-    if shutil.which("nft") is None:
-        cannot_run("takes the program nft")
-    command = ["nft", "-j", "list", "sets", family]
+    """Return the elements of a host's sets, by name, as nft lists them."""
+    command = [program("nft"), "-j", "list", "sets", family]
     done = netns.call_in(host, lambda: subprocess.run(command, capture_output=True, text=True, check=True))
     sets = [item["set"] for item in json.loads(done.stdout)["nftables"] if "set" in item]
     return {item["name"]: item.get("elem", []) for item in sets}
@@ -206,14 +205,11 @@ def test_a_handler_that_has_seen_enough(way: Way) -> None:
 
     queue_rule = rules.queue(1, hook="input", netns=way.server, **BY_PORT)
     with rules.install(drop(way, source=blocked), queue_rule), Queue(1, netns=way.server) as queue:
-        thread = threading.Thread(target=queue.run, args=(handle,))
-        thread.start()
-        for _ in range(3):
-            for family, client in ((V4, CLIENT4), (V6, CLIENT6)):
-                assert not way.passes(family)
-                assert wait_for(lambda client=client: client in blocked)
-        queue.stop()
-        thread.join()
+        with handling(queue, handle):
+            for _ in range(3):
+                for family, client in ((V4, CLIENT4), (V6, CLIENT6)):
+                    assert not way.passes(family)
+                    assert wait_for(lambda client=client: client in blocked)
     assert len(seen) == 2
     assert sorted(map(str, blocked)) == [CLIENT4, CLIENT6]
 
@@ -253,7 +249,7 @@ def test_two_rules_in_tables_of_two_families(way: Way) -> None:
 
 
 def first_and_last(element: Any) -> tuple[Any, Any]:
-    """Of an element as nft says it in JSON."""
+    """Read an element of nft's JSON."""
     if isinstance(element, dict) and "elem" in element:
         element = element["elem"]["val"]
     if isinstance(element, dict) and "prefix" in element:
@@ -361,7 +357,7 @@ def test_more_than_a_user_namespace_may_send_at_once(privileges: str | None) -> 
         with netns.create() as host:
             blocked = Set("network", counters=True)
             with open("/proc/sys/net/core/wmem_max") as file:
-                too_many = many("network", 2 * int(file.read()) // 60)  # bytes, of which each takes more
+                too_many = many("network", 2 * int(file.read()) // 60)  # bytes; each packet has more
             with rules.drop(hook="input", source=blocked, netns=host):
                 with pytest.raises(nfnet.KernelError, match="net.core.wmem_max") as caught:
                     blocked.update(too_many)
@@ -429,7 +425,7 @@ def test_a_rule_that_cannot_be_installed_leaves_the_set_alone(way: Way) -> None:
 
 
 def test_nft_installs_the_same_set(way: Way) -> None:
-    """What `describe` says: elements, how long they stay, and that they are counted."""
+    """Descriptions contain elements, their timeouts, and counters."""
     networks = Set("network", ["10.0.0.0/8", "192.0.2.1-192.0.2.9"], counters=True)
     networks.add("10.81.0.0/16", timeout=500)
     networks.add("fd81::/16", timeout=400.5)
@@ -447,7 +443,7 @@ def test_nft_installs_the_same_set(way: Way) -> None:
         for element in elements:
             if isinstance(element, dict) and "elem" in element:
                 element["elem"].pop("expires", None)
-                if "timeout" in element["elem"]:  # what is described is what is left of it
+                if "timeout" in element["elem"]:  # the description contains the remaining time
                     element["elem"]["timeout"] = round(element["elem"]["timeout"], -2)
         return elements
 

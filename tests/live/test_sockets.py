@@ -1,4 +1,4 @@
-"""What the sockets are like: timeouts, whether they block, how much they hold."""
+"""Sockets: timeouts, blocking, and buffer sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nfnet.compat.netfilterqueue import NetfilterQueue, Packet
 from nfnet.protocol.nfnetlink import NETLINK_NETFILTER
 
 from .conftest import TIMEOUT, Net, cannot_run, collect, in_child, readable
-from .test_compat import Way, drained, logging, queueing
+from .traffic import Way, drained, logging, queueing
 
 # --- socket.setdefaulttimeout
 
@@ -164,7 +164,7 @@ def test_run_returns_when_the_callback_makes_the_socket_non_blocking(net: Net) -
 
 @pytest.mark.usefixtures("bounded")
 def test_the_time_of_a_timeout_begins_anew_with_each_packet(net: Net) -> None:
-    """With SO_RCVTIMEO `run` returns when nothing came for so long, and not before."""
+    """With SO_RCVTIMEO `run` returns when no packet has arrived for that time, and not before."""
     way = Way(net)
     began = []
     sent = iter([b"two", b"three", b"four"])
@@ -193,7 +193,7 @@ def test_the_time_of_a_timeout_begins_anew_with_each_packet(net: Net) -> None:
 
 
 def test_a_receive_buffer_that_is_cut(privileges: str | None) -> None:
-    """Outside the initial user namespace. The warning comes once, not for every queue."""
+    """Outside the initial user namespace. The warning is logged once, not for every queue."""
     if privileges:
         cannot_run(privileges)
     most = 2 * int(Path("/proc/sys/net/core/rmem_max").read_text())
@@ -213,7 +213,7 @@ def test_a_receive_buffer_that_is_cut(privileges: str | None) -> None:
                 (message,) = messages
         assert message.startswith(f"the receive buffer has {most} bytes instead of {1 << 30}, which")
         assert message.endswith(f"takes net.core.rmem_max={1 << 29}")
-        NetlinkSocket(rcvbuf=1 << 29).close()  # as the doctor does, which has words of its own
+        NetlinkSocket(rcvbuf=1 << 29).close()  # as the doctor does, which prints another message
         assert len(messages) == 1
 
     assert in_child(child) == 0
@@ -225,7 +225,7 @@ def test_a_queue_has_one_descriptor_until_somebody_asks_for_fileno(net: Net) -> 
     def count() -> int:
         return len(os.listdir("/proc/self/fd"))
 
-    gc.collect()  # what other tests left would be closed meanwhile
+    gc.collect()  # objects left by other tests would be closed meanwhile
     with queueing(net):
         before = count()
         with nfnet.Queue(1, netns=net.hosts["router"]) as queue:

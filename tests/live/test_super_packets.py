@@ -15,6 +15,7 @@ import pytest
 from nfnet import ArgumentError, Packet, Queue, SkbInfo, inet, rules
 
 from .conftest import ADDRESS, QUIET, TIMEOUT, Net, collect, kernel_lacks, kernel_version, readable
+from .traffic import handling
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 PORT = 7000
@@ -24,7 +25,7 @@ UNFINISHED = SkbInfo.CSUM_NOT_READY
 SUPER = SkbInfo.CSUM_NOT_READY | SkbInfo.GSO
 families = pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
 
-# On the way from the client to the server: a hook, and on whose machine.
+# Hooks on the way from the client to the server, and the host of each.
 OUT = [("client", "output"), ("client", "postrouting"), ("router", "forward"), ("router", "postrouting")]
 IN = [("router", "prerouting"), ("server", "prerouting"), ("server", "input")]
 
@@ -55,30 +56,15 @@ def bad_checksums(net: Net, host: str) -> int:
 
 @contextmanager
 def handled(net: Net, host: str, hook: str, protocol: str, handler: Callable[[Packet], object]) -> Iterator[Queue]:
-    """A queue whose handler runs in another thread; what it raises fails the test."""
+    """A queue whose handler runs in another thread; its exceptions fail the test."""
     here = net.hosts[host]
     rule = rules.queue(1, hook=hook, protocol=protocol, destination_port=PORT, netns=here)
-    raised: list[BaseException] = []
-    with rule, Queue(1, gso=True, netns=here) as queue:
-
-        def run() -> None:
-            try:
-                queue.run(handler)
-            except BaseException as error:
-                raised.append(error)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield queue
-        finally:
-            queue.stop()
-            thread.join(TIMEOUT)
-    assert not raised, raised
+    with rule, Queue(1, gso=True, netns=here) as queue, handling(queue, handler):
+        yield queue
 
 
 def transfer(net: Net, family: int, data: bytes, server: str = "server", address: str | None = None) -> bytes:
-    """What the server gets if the client sends data over TCP."""
+    """Send data from the client over TCP, and return what the server receives."""
     address = address or ADDRESS[server, family]  # type: ignore[index]
     listener = net.open_socket(server, family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -206,7 +192,7 @@ def test_udp_segments_to_this_machine(net: Net, family: int) -> None:
 
 
 def merge_incoming(**features: bool) -> None:
-    """Let the router's interface merge what comes in (GRO)."""
+    """Let the router's interface merge incoming packets (GRO)."""
     from pyroute2.ethtool.ioctl import IoctlEthtool
 
     with closing(IoctlEthtool("to-client")) as tool:
@@ -231,7 +217,7 @@ def segment_outgoing() -> None:
 @families
 @pytest.mark.parametrize("feature", ["rx_udp_gro_forwarding", "rx_gro_list"])
 def test_merged_udp_on_its_way_through(net: Net, family: int, feature: str) -> None:
-    """What the router's interface merged is cut again behind the hook."""
+    """Packets that the router's interface merged are segmented again after the hook."""
     need_segments()
     net.at("router", lambda: merge_incoming(rx_gro=True, **{feature: True}))
     net.at("client", segment_outgoing)
@@ -245,7 +231,7 @@ def test_merged_udp_on_its_way_through(net: Net, family: int, feature: str) -> N
         packet.accept(payload=packet.rewrite(data=packet.udp.data.translate(other), ttl=33))
 
     with handled(net, "router", "forward", "udp", handler):
-        for _ in range(10):  # what the interface sees at a time, it merges
+        for _ in range(10):  # the interface merges packets that it sees together
             send_segments(net, family)
             assert received(receiver, 5) == cut(DATA.translate(other))
             if any(SkbInfo.GSO in info for info in infos):
@@ -280,7 +266,7 @@ def test_udp_segments_on_their_way_in_are_refused(net: Net, family: int, host: s
 @families
 @pytest.mark.parametrize("protocol", ["udp", "tcp"])
 def test_a_super_packet_cannot_become_shorter(net: Net, family: int, protocol: str) -> None:
-    """The kernel drops one that is no longer than a segment, in silence, and nobody knows how long those are."""
+    """The kernel silently drops one that is no longer than a segment, and does not report the length of segments."""
     here = net.hosts["client"]
     if protocol == "udp":
         need_segments()
@@ -290,7 +276,7 @@ def test_a_super_packet_cannot_become_shorter(net: Net, family: int, protocol: s
             (packet,) = collect(queue, 1)
             with pytest.raises(ArgumentError, match="cannot become shorter"):
                 packet.rewrite(data=DATA[:-1])
-            # What it is about: this would be lost.
+            # This packet would be lost.
             begun = inet.rewrite(packet.payload, data=DATA, skbinfo=packet.skbinfo)
             short = inet.rewrite(begun, data=DATA[:500])
             packet.accept(payload=short)
@@ -354,7 +340,7 @@ def make_tunnel(local: str, remote: str, number: int) -> None:
 
 @places([("client", "output"), ("router", "forward"), ("server", "input")])
 def test_tunnels(net: Net, host: str, hook: str) -> None:
-    """What is unfinished is in the packet inside: a super-packet's is made anew later, others are left as they are."""
+    """The unfinished checksum is in the inner packet: a super-packet's is computed later, others are left unchanged."""
     client, server = ADDRESS["client", V4], ADDRESS["server", V4]
     net.at("client", lambda: make_tunnel(client, server, 1))
     net.at("server", lambda: make_tunnel(server, client, 2))
@@ -375,7 +361,7 @@ def test_tunnels(net: Net, host: str, hook: str) -> None:
     assert bad_checksums(net, "server") == 0
     supers = {refusal for info, refusal in seen if info == SUPER}
     others = {refusal for info, refusal in seen if info == UNFINISHED}
-    others.discard("")  # what needs no checksum inside has an unfinished one outside
+    others.discard("")  # if the inner packet needs no checksum, the outer one has an unfinished one
     (refusal,) = others
     assert "not that of TCP, UDP or ICMP cannot be finished" in refusal
     assert len(supers) == 1

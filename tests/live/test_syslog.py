@@ -1,4 +1,4 @@
-"""Syslog: what a real rsyslogd understands of what the collector sends, and what happens when it is away."""
+"""Syslog: how a real rsyslogd reads the collector's messages, and what happens while it is stopped."""
 
 from __future__ import annotations
 
@@ -17,16 +17,11 @@ import pytest
 from nfnet import collect
 from nfnet.collect import OutputError, syslog
 
-from ..test_collect import batch
+from ..collector import batch
+from .collecting import burst, collecting, finish, sending
 from .conftest import TIMEOUT, said, wait_for
 from .syslog_servers import TCP, TLS, UDP, Rsyslogd, directory, make_certificates
-from .test_collect import burst, collecting, finish, sending
-from .test_compat import Way, logging
-
-
-@pytest.fixture
-def way(net: Any) -> Way:
-    return Way(net)
+from .traffic import Way, logging
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +82,7 @@ def test_rsyslog_reads_what_is_sent(way: Way, start: Start, how: str) -> None:
     assert data["source.ip"] == "10.81.1.1"
     assert data["destination.port"] == "7000"
     assert data["nfnet.prefix"] == "said: "
-    assert data["labels.site"].replace("\\", "") == 'a"]b'  # rsyslog may leave the escapes where they are
+    assert data["labels.site"].replace("\\", "") == 'a"]b'  # rsyslog can keep the escape characters
     assert data["observer.ingress.interface.name"] == "to-client"
 
 
@@ -106,7 +101,7 @@ def test_the_local_format_is_what_programs_at_dev_log_expect(way: Way, start: St
 
 @pytest.mark.parametrize("how", ["unix", "tcp", "tls"])
 def test_a_server_that_is_stopped_and_started_gets_all(way: Way, start: Start, how: str, tmp_path: Path) -> None:
-    """At least once: what was under way when it stopped may come twice, with the same numbers."""
+    """At least once: messages that were being sent when it stopped can be repeated, with the same numbers."""
     server = start(tls="anon")
     arguments = ("--to", url(how, server), "--spool", tmp_path / "spool")
     with logging(way.net), collecting(way, *arguments) as process:
@@ -129,7 +124,7 @@ def test_a_server_that_is_stopped_and_started_gets_all(way: Way, start: Start, h
 
 
 def test_over_udp_it_is_noticed_that_nobody_listens(way: Way, start: Start) -> None:
-    """Nothing is promised of what was sent meanwhile."""
+    """Messages sent meanwhile can be lost."""
     server = start()
     with logging(way.net), collecting(way, "--to", url("udp", server)) as process:
         assert process.stderr is not None
@@ -249,7 +244,7 @@ def test_a_host_that_does_not_resolve_is_said(way: Way, tmp_path: Path) -> None:
     arguments = ("--to", "syslog+tcp://nowhere.invalid", "--to", file, "--spool", tmp_path / "spool")
     with logging(way.net), collecting(way, *arguments) as process:
         burst(way, 5)
-        assert wait_for(lambda: file.exists() and file.read_bytes().count(b"\n") == 5)  # nobody is held up
+        assert wait_for(lambda: file.exists() and file.read_bytes().count(b"\n") == 5)  # no other output is delayed
         assert process.stderr is not None
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=TIMEOUT)

@@ -12,7 +12,7 @@ from nfnet import rules
 from tests.test_docs import ROOT, blocks
 
 from .conftest import TIMEOUT, Net, wait_for
-from .test_compat import is_bound, running
+from .programs import is_bound, running
 
 
 def test_the_programs_of_the_tutorial(net: Net, tmp_path: Path) -> None:

@@ -18,14 +18,14 @@ from nfnet import Queue, Workers, inet, rules
 from nfnet.workers import _GIVE_UP
 
 from .conftest import ADDRESS, TIMEOUT, Net, wait_for
-from .test_compat import is_bound, running
+from .programs import is_bound, running
 
 PORT = 7000
 V4 = socket.AF_INET
 
 
 def send(net: Net, *data: bytes) -> None:
-    """From different addresses, as many as it takes for both queues to get some."""
+    """Send from so many different addresses that both queues get packets."""
     with net.open_socket("client") as sock:
         for item in data:
             sock.sendto(item, (ADDRESS["server", V4], PORT))
@@ -102,7 +102,7 @@ def test_a_worker_that_dies_is_replaced(net: Net) -> None:
 
 @pytest.mark.parametrize("how", ["raise", "kill"])
 def test_packets_that_end_workers_do_not_end_the_queue(net: Net, how: str) -> None:
-    """However quickly they come: a worker that had a packet has worked."""
+    """However soon packets arrive: a worker that got a packet counts as started."""
     here = net.hosts["router"]
     receiver = net.receiver("server", V4, PORT)
 
