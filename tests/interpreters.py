@@ -48,6 +48,12 @@ _TAIL = """
 Threads execute Python code at the same time there. Any thread can give verdicts: if two threads decide the same packet
 at once, one of them gets AlreadyDecidedError. Each verdict costs one uncontended lock more than in other builds.
 
+## CPython 3.10
+
+If the handlers of two signals raise exceptions within microseconds, the second exception can prevent the cleanup after
+the first one. A queue releases its locks when the thread reads again or closes the queue; the lock of a recording can
+stay locked. Later versions do not have this problem.
+
 ## PyPy
 
 - An iteration that the program left by `break` ends only when the garbage collector finds it.
