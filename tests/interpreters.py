@@ -34,11 +34,14 @@ BOUND = 3600  # seconds, for a file
 _HEAD = """# Which interpreters
 
 nfnet supports CPython 3.10 and later, also free-threaded builds, and PyPy. Each row is the result of
-`tests/interpreters.py` with that interpreter. Tests: the number of tests that passed, and of test files. Tests that are
-skipped because the machine lacks a feature or a program are not counted. Interrupted programs: `tests/flood.py`, whose
-program reads a queue under a flood of packets, decides them in two threads, and is interrupted 300 times by a signal
-handler that raises; it must end with every packet decided. Processor time: that for a packet relative to NetfilterQueue
-under the same interpreter, in the cases of `benchmarks/queue_drain.py`; below 1, nfnet takes less.
+`tests/interpreters.py` with that interpreter:
+
+- Tests: the number of tests that passed, and of test files. Not all files were run with each interpreter. Tests that are
+  skipped because the machine lacks a feature or a program are not counted.
+- Interrupted programs: `tests/flood.py`, whose program reads a queue under a flood of packets, decides them in two
+  threads, and is interrupted 300 times by a signal handler that raises. It must end with every packet decided.
+- Processor time: that for a packet relative to NetfilterQueue under the same interpreter, in the cases of
+  `benchmarks/queue_drain.py`. Below 1, nfnet takes less.
 
 """
 
