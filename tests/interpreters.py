@@ -36,7 +36,7 @@ _HEAD = """# Which interpreters
 nfnet supports CPython 3.10 and later, also free-threaded builds, and PyPy. Each row is the result of
 `tests/interpreters.py` with that interpreter:
 
-- Tests: the number of tests that passed, and of test files. Not all files were run with each interpreter. Tests that are
+- Tests: the number of tests that passed, and of test files; not all files were run with each. Tests that are
   skipped because the machine lacks a feature or a program are not counted.
 - Interrupted programs: `tests/flood.py`, whose program reads a queue under a flood of packets, decides them in two
   threads, and is interrupted 300 times by a signal handler that raises. It must end with every packet decided.
