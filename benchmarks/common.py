@@ -129,6 +129,14 @@ def options(description: str | None, packets: list[int], *flags: str) -> argpars
     parser.add_argument("--json", metavar="FILE", help="write all figures")
     found = parser.parse_args()
     warnings.simplefilter("ignore", RuntimeWarning)  # NetfilterQueue complains of what the buffer was rounded to
+    enter_namespace()
+    print(f"{platform.python_implementation()} {platform.python_version()}, Linux {platform.release()}")
+    print(f"{SIZE}-byte packets, microseconds a packet, median of {found.rounds} rounds\n", flush=True)
+    return found
+
+
+def enter_namespace() -> None:
+    """Enter a new network namespace, which has only a loopback interface."""
     try:
         netns.unshare(netns.CLONE_NEWNET)
     except nfnet.KernelError:
@@ -138,9 +146,6 @@ def options(description: str | None, packets: list[int], *flags: str) -> argpars
 
     with IPRoute() as ip:
         ip.link("set", ifname="lo", state="up")
-    print(f"{platform.python_implementation()} {platform.python_version()}, Linux {platform.release()}")
-    print(f"{SIZE}-byte packets, microseconds a packet, median of {found.rounds} rounds\n", flush=True)
-    return found
 
 
 def run_case(

@@ -27,6 +27,7 @@ SCRIPTS = {
     "connections": "connections.py",
     "process": "process.py",
     "collect": "collect.py",
+    "sustained": "sustained.py",
     "servers": "servers.py",
     "emulation": "emulation.py",
 }

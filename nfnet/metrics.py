@@ -17,7 +17,7 @@ from typing import Any
 from ._printable import printable
 from .aio import AsyncLog, AsyncQueue
 from .collect import Collector as LogCollector
-from .collect import Series
+from .collect import Forwarder, Series, SourceState
 from .errors import ClosedError, NfnetError
 from .log import Log
 from .queue import Queue
@@ -34,7 +34,7 @@ _PAUSE = 1.0  # seconds to wait after a client could not be accepted
 _log = logging.getLogger("nfnet")
 
 
-Reader = Queue | Log | AsyncQueue | AsyncLog | LogCollector
+Reader = Queue | Log | AsyncQueue | AsyncLog | LogCollector | Forwarder
 """An object that has metrics."""
 
 
@@ -51,17 +51,23 @@ class Collector:
     ``nfnet_collect_output_messages_total{output, event}``, where ``event`` is "stored" or "lost";
     ``nfnet_collect_output_waiting{output}`` and ``nfnet_collect_output_failing{output}``, 0 or 1.
 
-    readers: the queues, logs and collectors.
+    For a `nfnet.collect.Forwarder`, a worker behind NATS: the same of the messages that it stored, besides those of
+    logs, ``nfnet_collect_lost_total``, the messages that the kernels of the hosts lost,
+    ``nfnet_collect_source_waiting{source}``, the batches that no worker has acknowledged, and
+    ``nfnet_collect_source_failing{source}``, 0 or 1.
+
+    readers: the queues, logs, collectors and workers.
     """
 
     def __init__(self, *readers: Reader) -> None:
         self._readers: list[Queue | Log | AsyncQueue | AsyncLog] = []
-        self._collectors: list[LogCollector] = []
+        self._collectors: list[LogCollector | Forwarder] = []
         for reader in readers:
-            if isinstance(reader, LogCollector):
+            if isinstance(reader, (LogCollector, Forwarder)):
                 reader.count_messages()
                 self._collectors.append(reader)
-                self._readers += reader.logs
+                if isinstance(reader, LogCollector):
+                    self._readers += reader.logs
             else:
                 self._readers.append(reader)
 
@@ -85,7 +91,7 @@ class Collector:
             yield from self._collected(collector)
 
     @staticmethod
-    def _collected(collector: LogCollector) -> Iterator[Any]:
+    def _collected(collector: LogCollector | Forwarder) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         messages = CounterMetricFamily("nfnet_collect_messages", "Logged messages", labels=Series._fields)
@@ -110,6 +116,23 @@ class Collector:
             waiting.add_metric([name], output.waiting)
             failing.add_metric([name], int(output.error is not None or output.broken))
         yield from (messages, suppressed, handled, waiting, failing)
+        if state.source is not None:
+            yield from Collector._of_source(state.source, state.lost)
+
+    @staticmethod
+    def _of_source(source: SourceState, lost_by_hosts: int) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        lost = CounterMetricFamily("nfnet_collect_lost", "Messages that the kernels of the hosts lost")
+        lost.add_metric([], lost_by_hosts)
+        waiting = GaugeMetricFamily(
+            "nfnet_collect_source_waiting", "Batches that no worker has acknowledged", labels=["source"]
+        )
+        if source.waiting is not None:
+            waiting.add_metric([printable(source.name)], source.waiting)
+        failing = GaugeMetricFamily("nfnet_collect_source_failing", "1 if the source fails", labels=["source"])
+        failing.add_metric([printable(source.name)], int(source.error is not None))
+        yield from (lost, waiting, failing)
 
     @staticmethod
     def _add(reader: Any, packets: Any, pending: Any, dropped: Any, messages: Any) -> None:

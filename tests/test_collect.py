@@ -22,8 +22,18 @@ from hypothesis import strategies as st
 import nfnet
 from nfnet import ArgumentError, LogMessage, NfnetError, _ecs, cli, collect, testing
 from nfnet._annotated import Annotated
-from nfnet.collect import Batch, OutputError, _collector, _delivery, _outputs, _queries, _settings, sqlite
-from nfnet.collect._batch import split_at_losses
+from nfnet.collect import (
+    Batch,
+    OutputError,
+    _batch,
+    _collector,
+    _delivery,
+    _outputs,
+    _queries,
+    _settings,
+    sqlite,
+)
+from nfnet.collect._batch import consecutive
 from nfnet.collect._delivery import Delivery
 from nfnet.collect._spool import Memory, Spool, Store
 
@@ -94,11 +104,46 @@ def test_names_of_labels_may_be_anything() -> None:
 
 
 def test_a_gap_within_what_was_read_is_found_where_it_is() -> None:
-    found, expected = split_at_losses(batch(3, 4, 8, 9), 2)
+    found, expected = consecutive(batch(3, 4, 8, 9), 2)
     assert [(each.lost, [m.seq for m in each.messages]) for each in found] == [(1, [3, 4]), (3, [8, 9])]
     assert expected == 10
-    assert split_at_losses(batch(10, 11), expected)[0][0].lost == 0
-    assert split_at_losses(batch(0), 0xFFFFFFFF)[0][0].lost == 1  # they begin anew after 2^32
+    assert consecutive(batch(10, 11), expected)[0][0].lost == 0
+
+
+LAST = 0xFFFFFFFF
+
+
+@pytest.mark.parametrize(
+    ("read", "expected"),
+    [
+        ([[LAST - 1, LAST, 0, 1]], [(0, 0, [LAST - 1, LAST]), (1, 0, [0, 1])]),
+        ([[LAST - 1, LAST], [0, 1]], [(0, 0, [LAST - 1, LAST]), (1, 0, [0, 1])]),
+        ([[LAST - 1], [1]], [(0, 0, [LAST - 1]), (1, 2, [1])]),  # LAST and 0 are lost
+        ([[LAST - 1], [LAST], [3, 5, 6]], [(0, 0, [LAST - 1]), (0, 0, [LAST]), (1, 3, [3]), (1, 1, [5, 6])]),
+        ([[LAST - 1, LAST, 0, LAST, 0]], [(0, 0, [LAST - 1, LAST]), (1, 0, [0]), (1, LAST - 1, [LAST]), (2, 0, [0])]),
+    ],
+)
+def test_a_new_session_begins_when_the_numbers_begin_at_0_again(
+    read: list[list[int]], expected: list[tuple[int, int, list[int]]]
+) -> None:
+    """After 2^32 messages."""
+    session, number = SESSION, LAST - 1
+    sessions, found = [SESSION], []
+    for each in read:
+        batches, number = consecutive(batch(*each, session=session), number)
+        for piece in batches:
+            session = piece.session
+            if session not in sessions:
+                assert session[:3] == SESSION[:3]
+                assert session.started > sessions[-1].started
+                sessions.append(session)
+            found.append((sessions.index(session), piece.lost, [message.seq for message in piece.messages]))
+    assert found == expected
+
+
+def test_numbers_of_a_session_that_begins_while_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_batch.time, "time_ns", lambda: 0)
+    assert SESSION.next() == SESSION._replace(started=2)
 
 
 def test_a_gap_is_a_record_in_each_output(tmp_path: Path) -> None:
@@ -267,6 +312,10 @@ def lines(tmp_path: Path) -> Iterator[Callable[..., collect.Output]]:
         yield make
 
 
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_bytes().splitlines()]
+
+
 def test_a_renamed_file_is_made_anew(lines: Callable[..., collect.Output], tmp_path: Path) -> None:
     output, path = lines(), tmp_path / "log.jsonl"
     output.write(batch(1))
@@ -392,6 +441,119 @@ def test_what_came_while_the_process_was_paused_at_its_end_is_stored(monkeypatch
         assert collector.run()
     assert output.got == [0]
     assert looks == 4
+
+
+class Scripted:
+    """A log that is read so many times, each time with messages of these numbers, all with the same prefix."""
+
+    group = 5
+    counters = SimpleNamespace(lost=0)
+
+    def __init__(self, collector: collect.Collector, read: list[list[int]]) -> None:
+        self._collector = collector
+        self._read = iter(read)
+        self._ends = os.pipe()
+
+    def fileno(self) -> int:
+        return self._ends[0]
+
+    def __enter__(self) -> Scripted:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        for end in self._ends:
+            os.close(end)
+
+    def process(self, take: Callable[[LogMessage], object]) -> None:
+        numbers = next(self._read, None)
+        if numbers is None:
+            self._collector.stop()
+        for number in numbers or ():
+            take(message(number, prefix="same: "))
+
+
+def collect_scripted(read: list[list[int]], *outputs: collect.Output, **options: Any) -> None:
+    collector = collect.Collector([5], outputs, report=print, **options)
+    collector.logs = (Scripted(collector, read),)  # type: ignore[assignment]
+    assert collector.run()
+
+
+def test_nothing_more_is_read_while_no_output_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits in the receive buffer, which is larger."""
+    monkeypatch.setattr(_delivery, "_AGAIN", 0.0)
+    monkeypatch.setattr(_collector, "_MOST_IN_MEMORY", 100_000)  # some 150 messages
+    output, turns = Slow(), 0
+    output.go.set()
+    output.error = OutputError("it is away")
+    collector = collect.Collector([5], [output], report=print)
+    collector.logs = (Scripted(collector, [list(range(n, n + 20)) for n in range(0, 1000, 20)]),)  # type: ignore[assignment]
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if turns == 100:
+            assert 40 <= collector.seen < 200
+            output.error = None
+
+    assert collector.run(turn)
+    assert output.got == list(range(1000))
+    (state,) = collector.state().outputs
+    assert (state.stored, state.missed) == (1000, 0)
+
+
+def test_what_waits_at_the_end_is_read_when_a_slow_output_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_delivery, "_MOMENT", 0.0)
+    monkeypatch.setattr(_collector, "_MOST_IN_MEMORY", 100_000)
+    monkeypatch.setattr(_collector, "_LAST_STORING", 600.0)
+    monkeypatch.setattr(_collector, "_LAST_READING", 600.0)
+    output = Slow()
+    collector = collect.Collector([5], [output], report=print)
+    collector.logs = (Scripted(collector, [list(range(n, n + 20)) for n in range(0, 1000, 20)]),)  # type: ignore[assignment]
+    turns = 0
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if turns == 50:
+            collector.stop()
+        elif turns == 100:
+            output.go.set()
+
+    assert collector.run(turn)
+    assert output.got == list(range(1000))
+
+
+def test_an_output_that_has_no_room_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_collector, "_MOST_IN_MEMORY", 100_000)
+    away, other = Slow(), Slow()
+    away.go.set()
+    other.go.set()
+    away.error = OutputError("it is away")
+    collector = collect.Collector([5], [away, other], report=print)
+    collector.logs = (Scripted(collector, [list(range(n, n + 20)) for n in range(0, 1000, 20)]),)  # type: ignore[assignment]
+    assert not collector.run()
+    assert other.got == list(range(1000))
+
+
+@pytest.mark.parametrize("read", [[[0, 1], [LAST], [0, 1]], [[0, 1, LAST, 0, 1]]], ids=["apart", "together"])
+def test_what_has_a_number_again_after_the_wrap_is_no_repeat(read: list[list[int]], tmp_path: Path) -> None:
+    database, lines = tmp_path / "log.db", tmp_path / "log.jsonl"
+    collect_scripted(read, collect.output(str(database)), collect.output(str(lines)))
+    assert [line["event"].get("sequence") for line in lines_of(lines)] == [0, 1, None, LAST, 0, 1]
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT session, seq FROM messages").fetchall() == [
+            *[(1, 0), (1, 1), (1, LAST)],
+            *[(2, 0), (2, 1)],
+        ]
+        assert connection.execute("SELECT session, seq, count FROM losses").fetchall() == [(1, LAST, LAST - 2)]
+
+
+def test_what_a_limit_left_out_before_the_wrap_has_its_own_session(tmp_path: Path) -> None:
+    database = tmp_path / "log.db"
+    collect_scripted([[0, 1, LAST], [0, 1]], collect.output(str(database)), limit="1/hour")
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        found = connection.execute("SELECT session, seq, coalesce(suppressed, 0) FROM messages").fetchall()
+    assert found == [(1, 0, 0), (1, LAST, 2), (2, 1, 2)]
 
 
 # --- spool, and outputs that are slow

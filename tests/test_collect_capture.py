@@ -180,7 +180,7 @@ def test_standard_output_is_a_capture(tshark: str) -> None:
         "from nfnet import collect; from tests.test_collect import batch\n"
         "output = collect.output('pcapng:-'); output.begin(); output.write(batch(1)); output.write(batch(2))"
     )
-    made = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout
+    made = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True).stdout
     done = subprocess.run([tshark, "-r", "-", "-T", "fields", "-e", "nflog.prefix"], input=made, capture_output=True)
     assert done.stdout.split() == [b"1", b"2"]
 
@@ -192,11 +192,16 @@ def test_standard_output_is_a_capture(tshark: str) -> None:
     ("left", "kept"),
     [
         (b'{"@timestamp": "2026-11-27T', b""),  # ours: it goes
+        (b'{"@tim', b""),
+        (b"{", b""),
+        (b'{"@timestamp": "' + b"x" * 100_000, b""),
         (b"somebody's own words", b"somebody's own words\n"),
         (b"", b""),
     ],
 )
-def test_a_line_that_was_cut_short_does_not_spoil_the_next_one(left: bytes, kept: bytes, tmp_path: Path) -> None:
+def test_a_line_that_was_cut_short_does_not_spoil_the_next_one(
+    left: bytes, kept: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / "log.jsonl"
     output = collect.output(str(file))
     output.begin()
@@ -210,6 +215,55 @@ def test_a_line_that_was_cut_short_does_not_spoil_the_next_one(left: bytes, kept
     output.close()
     data = file.read_bytes()
     assert data.startswith(whole + kept)
+    assert bool(caplog.messages) == (left != b"" and kept == b"")
     shutil.copy(file, tmp_path / "copy")
     file.write_bytes(data.replace(kept, b"") if kept else data)
     assert numbers(file) == [1, 2]
+
+
+def test_a_part_of_a_record_that_a_killed_process_left_is_removed(
+    make: Make, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At every place where it can have been cut: what is whole stays, and the file can be read to its end."""
+    output = make()
+    header = file.stat().st_size
+    output.write(batch(1))
+    first = file.stat().st_size
+    output.write(batch(2))
+    output.close()
+    data = file.read_bytes()
+    expected = {0: [3], header: [3], first: [1, 3], len(data): [1, 2, 3]}
+    for size in sorted({*range(1, len(data), 5), *expected, header - 1, header + 1, first + 1, len(data) - 1}):
+        for each in rotated(file):
+            each.unlink()
+        file.write_bytes(data[:size])
+        caplog.clear()
+        output = make()
+        output.write(batch(3))
+        output.close()
+        whole = max(place for place in expected if place <= size)
+        assert [each.read_bytes() for each in rotated(file)] == ([data[:whole]] if whole else [])
+        assert records(*rotated(file), file) == expected[whole]
+        assert bool(caplog.messages) == (whole < size and whole > 0)
+
+
+def test_a_part_of_a_record_is_removed_before_the_file_is_compressed(make: Make, file: Path, tshark: str) -> None:
+    output = make()
+    output.write(batch(1, 2))
+    output.close()
+    file.write_bytes(file.read_bytes()[:-7])
+    make(compress=True).close()
+    (compressed,) = rotated(file)
+    assert compressed.suffix == ".gz"
+    assert fields(tshark, compressed, "nflog.prefix") == [["1"]]
+
+
+@pytest.mark.parametrize("damage", [bytes(100), b"\xff" * 100])
+def test_what_is_no_part_of_a_record_is_kept(make: Make, file: Path, damage: bytes) -> None:
+    output = make()
+    output.write(batch(1))
+    output.close()
+    data = file.read_bytes() + damage
+    file.write_bytes(data)
+    make().close()
+    assert [each.read_bytes() for each in rotated(file)] == [data]

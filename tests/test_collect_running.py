@@ -6,17 +6,19 @@ import contextlib
 import functools
 import json
 import os
+import re
 import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import nfnet
-from nfnet import ArgumentError, LogMessage, _accounts, _ecs, captures, cli, collect, metrics, testing
+from nfnet import ArgumentError, LogMessage, NfnetError, _accounts, _ecs, captures, cli, collect, metrics, testing
 from nfnet._annotated import Annotated
 from nfnet.cli import collect_command
 from nfnet.cli.command_line import endpoint
@@ -28,12 +30,14 @@ from nfnet.collect import (
     _collector,
     _counts,
     _delivery,
+    _forwarder,
     _limits,
     _queries,
     _units,
     sqlite,
 )
 from nfnet.collect._delivery import Delivery
+from nfnet.collect._nats_source import Received
 from nfnet.collect._settings import read_settings
 from nfnet.collect._spool import Memory, Spool
 from nfnet.packet import Packet
@@ -486,6 +490,130 @@ def test_metrics_of_a_collector(fed: Callable[..., None]) -> None:
     assert 'nfnet_collect_output_messages_total{event="stored",output="sink:it"} 3.0' in text
     assert 'nfnet_collect_output_waiting{output="sink:it"} 0.0' in text
     assert 'nfnet_log_messages_total{event="received",group="5"} 7.0' in text
+
+
+class Source:
+    """Gives batches as NATS does, which must all be acknowledged; it can be away."""
+
+    name = "nats://h"
+
+    def __init__(self, *batches: Batch) -> None:
+        self.left = list(batches)
+        self.out: list[Received] = []
+        self.error: NfnetError | None = None
+
+    def begin(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def receive(self, most: int, timeout: float) -> list[Received]:
+        if self.error is not None:
+            raise self.error
+        self.out = [Received(batch, cast(Any, None)) for batch in self.left[:most]]
+        self.left = self.left[most:]
+        return self.out
+
+    def give_back(self, received: list[Received]) -> None:
+        self.left = [each.batch for each in received] + self.left
+        self.out = []
+
+    def acknowledge(self, received: list[Received]) -> None:
+        self.out = []
+
+    def waiting(self) -> int:
+        if self.error is not None:
+            raise self.error
+        return len(self.left) + len(self.out)
+
+
+def suppressed(number: int, count: int) -> LogMessage:
+    found = message(number)
+    found.raw = Annotated(found.raw, suppressed=count)
+    return found
+
+
+def worker(source: Source, *outputs: collect.Output, **options: Any) -> collect.Forwarder:
+    return collect.Forwarder(cast(collect.NatsSource, source), outputs, **options)
+
+
+def test_the_state_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_forwarder, "_AGAIN", 0.0)
+    monkeypatch.setattr(_forwarder.time, "monotonic", count(100.0, 0.5).__next__)  # so that it looks in each turn
+    first, second = Sink("first"), Sink("second")
+    second.error = OutputError("it is away")
+    source = Source(Batch(SESSION, [message(1), suppressed(2, 20)], 3), Batch(SESSION, [message(3)]))
+    said: list[str] = []
+    found = []
+
+    def turn() -> None:
+        state = forwarder.state()
+        found.append([str(state), str(state.source), *map(str, state.outputs)])
+        if len(found) == 6:
+            second.error = None
+        elif len(found) == 16:
+            source.error = NfnetError("no route")
+        elif len(found) == 26:
+            forwarder.stop()
+
+    forwarder = worker(source, first, second, report=said.append)
+    assert forwarder.run(turn)
+    assert said == ["sink:second: it is away; trying again", "going on", "no route; trying again"]
+    assert found[0] == ["0 messages", "nats://h", "sink:first: 0 stored, 0 waiting", "sink:second: 0 stored, 0 waiting"]
+    assert found[5][:2] == ["0 messages", "nats://h: 2 batches wait"]
+    assert re.fullmatch(r"sink:second: 0 stored, 0 waiting, failing for \d+ s: it is away", found[5][3])
+    assert found[15][:2] == ["3 messages, 3 lost, 20 suppressed", "nats://h: 0 batches wait"]
+    assert re.fullmatch(r"sink:first: \d+ stored, 0 waiting", found[15][2])  # it got some of them twice
+    assert found[15][3] == "sink:second: 3 stored, 0 waiting"
+    assert re.fullmatch(r"nats://h: 0 batches wait, failing for \d+ s: no route", found[25][1])
+
+
+def test_metrics_of_a_worker() -> None:
+    prometheus = pytest.importorskip("prometheus_client")
+    source = Source(Batch(SESSION, [message(1, IFINDEX_INDEV=2), suppressed(2, 20)], 3, labels={"verdict": "drop"}))
+    forwarder = worker(source, Sink(), count=2)
+    registry = prometheus.CollectorRegistry()
+    registry.register(metrics.Collector(forwarder))
+    text = prometheus.generate_latest(registry).decode()
+    assert 'nfnet_collect_source_failing{source="nats://h"} 0.0' in text
+    assert "nfnet_collect_source_waiting{" not in text  # not known yet
+    assert forwarder.run()
+    forwarder._care()
+    text = prometheus.generate_latest(registry).decode()
+    for line in (
+        'nfnet_collect_messages_total{group="5",interface="eth0",prefix="drop: ",protocol="udp",verdict="drop"} 1.0',
+        "nfnet_collect_suppressed_total 20.0",
+        "nfnet_collect_lost_total 3.0",
+        'nfnet_collect_output_messages_total{event="stored",output="sink:it"} 2.0',
+        'nfnet_collect_output_failing{output="sink:it"} 0.0',
+        'nfnet_collect_source_waiting{source="nats://h"} 0.0',
+    ):
+        assert line in text.splitlines()
+
+
+def test_a_worker_tells_systemd_of_its_source(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_forwarder, "_AGAIN", 0.0)
+    source = Source()
+    source.error = NfnetError("no route")
+    forwarder = worker(source, Sink(), report=lambda text: None)
+    running = collect_command._Running(forwarder)
+    turns = 0
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        running.turn()
+        if turns == 2:
+            running._service._ready = False  # so that it says its state again
+            running.turn()
+            running.stop()
+
+    assert forwarder.run(turn)
+    told = systemd.told()
+    assert told[0] == "STATUS=0 messages"
+    assert {"READY=1", "WATCHDOG=1", "STOPPING=1"} <= set(told)
+    assert any(line.startswith("STATUS=0 messages; nats://h, failing for ") for line in told)
 
 
 # --- the state of outputs, and signs of life

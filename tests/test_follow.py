@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from nfnet import ArgumentError, LogMessage, NfnetError, collect, testing
+from nfnet import ArgumentError, LogMessage, NfnetError, cli, collect, testing
 from nfnet._annotated import Annotated
 from nfnet.collect import Batch
 from nfnet.collect._follow import Follower
@@ -159,6 +159,15 @@ def test_a_locked_one_is_waited_for(database: Database, follow: Callable[..., Fo
 def test_what_is_no_condition(condition: str, follow: Callable[..., Follower]) -> None:
     with pytest.raises(ArgumentError, match="is no condition about messages"):
         follow(condition)
+
+
+def test_postgresql_cannot_be_followed_and_the_error_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["query", "postgresql://u:secret@h/d", "--follow", "latest"]) == 2
+    errors = capsys.readouterr().err
+    assert "only an SQLite database can be followed" in errors
+    assert "watch nfnet query postgresql://... latest limit 20" in errors
+    assert "secret" not in errors
+    assert errors.count("\n") == 1
 
 
 def test_no_database(tmp_path: Path) -> None:

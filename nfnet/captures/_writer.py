@@ -10,8 +10,19 @@ from typing import BinaryIO
 from .._io import at_fork
 from .._io.private_files import create, empty, lock, unlock
 from ..protocol.netlink import HOST
-from ._format import BYTE_ORDER_MAGIC, ENHANCED_SIZE, NANOSECONDS, SCHEMAS, Block, Option
+from ._format import (
+    BYTE_ORDER_MAGIC,
+    ENHANCED_SIZE,
+    MAX_RECORD,
+    NANOSECONDS,
+    SCHEMAS,
+    SECTION_MAGIC,
+    Block,
+    Option,
+)
 from ._link_types import LinkType
+
+_MAX_RECORD = MAX_RECORD + 4096  # with its header and comment
 
 
 class Encoder:
@@ -62,6 +73,37 @@ class Encoder:
 def is_pcapng(path: str | os.PathLike[str]) -> bool:
     """Return whether a file of this name will be pcapng: every one whose name does not end in ``.pcap``."""
     return Path(os.fspath(path)).suffix != ".pcap"
+
+
+def whole_size(file: BinaryIO, header: bytes) -> int:
+    """Return the size of a file without a part of a record at its end, which a killed process can leave.
+
+    header: the `Encoder.header` with which nfnet began the file. A file that does not begin with it, or has something
+        else than records behind it, is not one of nfnet's, or is damaged, and counts as whole.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if file.read(len(header)) != header:
+        return size
+    schemas = SCHEMAS[HOST]
+    pcapng = header.startswith(SECTION_MAGIC)
+    head_size = schemas.fast_block_header.size if pcapng else schemas.fast_pcap_record.size
+    place = len(header)
+    while size - place >= head_size:
+        file.seek(place)
+        head = file.read(head_size)
+        if pcapng:
+            kind, length = schemas.fast_block_header.unpack(head)
+            good = kind == Block.ENHANCED and length >= ENHANCED_SIZE
+        else:
+            length = head_size + schemas.fast_pcap_record.unpack(head)[2]
+            good = length > head_size
+        if not good or length > _MAX_RECORD:
+            return size
+        if length > size - place:
+            break
+        place += length
+    return place
 
 
 class Writer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from .. import rules
@@ -17,6 +17,7 @@ from ..collect._settings import Settings, read_settings
 from ..collect._ulogd import translate
 from ..collect._units import rate, size
 from ..errors import ArgumentError
+from ..log import Log
 from .command_line import add_metrics, endpoint, netns, rule_words, whole_number
 from .service import Service
 from .signals import until_told
@@ -264,7 +265,7 @@ def _run(options: argparse.Namespace) -> int:
             stack.callback(serve(port, collector, address=address))
         for group, words in settings.rules:
             stack.enter_context(rules.log(group, netns=options.netns, **words))
-        running = _Running(collector)
+        running = _Running(collector, collector.logs)
         stack.enter_context(until_told(running.stop, running.reopen, running.show))
         complete = collector.run(running.turn)
         say(collector.summary())
@@ -276,9 +277,17 @@ def _forward(options: argparse.Namespace, settings: Settings, source: NatsSource
         source.create()
     outputs = [_made(options, each) for each in settings.outputs]
     forwarder = Forwarder(source, outputs, count=options.count, report=lambda text: say(f"nfnet collect: {text}"))
-    with until_told(forwarder.stop, forwarder.reopen):
-        complete = forwarder.run()
-    say(forwarder.summary())
+    with contextlib.ExitStack() as stack:
+        stack.callback(forwarder.close)
+        if settings.metrics is not None:
+            from ..metrics import serve
+
+            address, port = settings.metrics
+            stack.callback(serve(port, forwarder, address=address))
+        running = _Running(forwarder)
+        stack.enter_context(until_told(running.stop, running.reopen, running.show))
+        complete = forwarder.run(running.turn)
+        say(forwarder.summary())
     return 0 if complete else 1
 
 
@@ -290,10 +299,11 @@ def _made(options: argparse.Namespace, described: Described) -> Output:
 
 
 class _Running:
-    """Handles signals and systemd while the collector runs."""
+    """Handles signals and systemd while a collector or worker runs."""
 
-    def __init__(self, collector: Collector) -> None:
+    def __init__(self, collector: Collector | Forwarder, logs: Iterable[Log] = ()) -> None:
         self._collector = collector
+        self._logs = logs
         self._service = Service(self._status, self._is_well)
         self._show = False
 
@@ -319,7 +329,9 @@ class _Running:
     def _lines(self) -> list[str]:
         state = self._collector.state()
         lines = [str(state)]
-        for log in self._collector.logs:
+        if state.source is not None:
+            lines.append(str(state.source))
+        for log in self._logs:
             counters, kernel, socket = log.stats()
             text = f"group {log.group}: {counters.received:,} messages, {counters.lost or 0:,} lost"
             if kernel is not None:
@@ -333,6 +345,8 @@ class _Running:
         """Return the line that systemctl status shows."""
         state = self._collector.state()
         wrong = [str(output) for output in state.outputs if output.error is not None or output.broken]
+        if state.source is not None and state.source.error is not None:
+            wrong.insert(0, str(state.source))
         return printable("; ".join([str(state), *wrong]))
 
     def _is_well(self, patience: float) -> bool:

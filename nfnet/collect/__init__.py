@@ -10,7 +10,7 @@ point of the group ``nfnet.outputs``.
 """
 
 from ._batch import Batch, Session
-from ._collector import Collector, Group, State
+from ._collector import Collector, Group, SourceState, State
 from ._counts import Series
 from ._delivery import DeliveryState
 from ._forwarder import Forwarder
@@ -45,6 +45,7 @@ __all__ = [
     "Rate",
     "Series",
     "Session",
+    "SourceState",
     "Sqlite",
     "State",
     "Syslog",

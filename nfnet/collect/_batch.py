@@ -14,16 +14,21 @@ from .._annotated import Annotated
 from .._printable import printable
 from ..log import LogMessage
 
+_NUMBERS = 1 << 32  # how many different sequence numbers the kernel has
+
 
 class Session(NamedTuple):
-    """One time of a group being bound, on one machine: with `LogMessage.seq` it identifies a message anywhere."""
+    """One time of a group being bound, on one machine: with `LogMessage.seq` it identifies a message anywhere.
+
+    The kernel's sequence numbers have 32 bits: after 2^32 messages they begin at 0 again, and a new session begins.
+    """
 
     host: str
     boot: str
     """The kernel's id of this boot (``/proc/sys/kernel/random/boot_id``)."""
     group: int
     started: int
-    """When it was bound, in nanoseconds since 1970: sequence numbers begin at 0 with each binding."""
+    """When sequence number 0 was expected, in nanoseconds since 1970: when the group was bound, as a rule."""
 
     @classmethod
     def begin(cls, group: int) -> Session:
@@ -34,6 +39,10 @@ class Session(NamedTuple):
         except OSError:  # /proc is not mounted
             boot = ""
         return cls(os.fsencode(socket.gethostname()).decode("utf-8", "replace"), boot, group, time.time_ns())
+
+    def next(self) -> Session:
+        """Return the session that begins when sequence numbers begin at 0 again; later also if a clock was set back."""
+        return self._replace(started=max(time.time_ns(), self.started + 1))
 
     @property
     def id(self) -> str:
@@ -80,28 +89,31 @@ def remarks(batch: Batch, message: LogMessage) -> str:
     return printable(" ".join(words))
 
 
-def split_at_losses(batch: Batch, expected: int | None) -> tuple[list[Batch], int | None]:
-    """The batch in pieces without a gap, each with how many the kernel lost before it; and the next number expected.
+def consecutive(batch: Batch, expected: int) -> tuple[list[Batch], int]:
+    """Return the batch as batches of consecutive messages, each with how many the kernel lost before it.
 
-    expected: the number that the first message should have; None if any is right.
+    A new session begins where sequence numbers begin at 0 again.
+
+    expected: the number that the first message should have; 2^32 if that is the 0 of the next session. The second value
+        that is returned is the same for the next batch.
     """
-    found: list[Batch] = []
     messages = batch.messages
-    start, count = 0, len(messages)
-    first, last = (messages[0].seq, messages[-1].seq) if count else (None, None)
+    first, last = messages[0].seq, messages[-1].seq
     if first is None or last is None:
         return [batch], expected
-    if expected is None:
-        expected = first
-    if first == expected and (last - first) & 0xFFFFFFFF == count - 1:  # as a rule
-        return [batch], (last + 1) & 0xFFFFFFFF
-    lost = 0
+    if first == expected and last - first == len(messages) - 1:  # as a rule
+        return [batch], last + 1
+    found: list[Batch] = []
+    session, start, lost = batch.session, 0, 0
     for place, message in enumerate(messages):
-        missing = ((message.seq or 0) - expected) & 0xFFFFFFFF
-        if missing:
+        number = message.seq or 0
+        if number != expected:
             if place > start:
-                found.append(Batch(batch.session, messages[start:place], lost, batch.read_ns, batch.labels))
-            start, lost = place, missing
-        expected = ((message.seq or 0) + 1) & 0xFFFFFFFF
-    found.append(Batch(batch.session, messages[start:], lost, batch.read_ns, batch.labels))
+                found.append(Batch(session, messages[start:place], lost, batch.read_ns, batch.labels))
+            if number < expected:
+                expected -= _NUMBERS
+                session = session.next()
+            start, lost = place, number - expected
+        expected = number + 1
+    found.append(Batch(session, messages[start:], lost, batch.read_ns, batch.labels))
     return found, expected

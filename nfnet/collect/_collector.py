@@ -18,7 +18,7 @@ from .._printable import counted
 from ..errors import ArgumentError, NfnetError
 from ..log import Log, LogMessage
 from ..netns import Netns
-from ._batch import Batch, Session, split_at_losses
+from ._batch import Batch, Session, consecutive
 from ._counts import Counts
 from ._delivery import Delivery, DeliveryState
 from ._limits import Limiter
@@ -35,7 +35,9 @@ _BUFFER_SIZE = 128 << 10
 _RCVBUF = 128 << 20  # the memory is used only while so much data waits
 _MOST_IN_MEMORY = 64 << 20  # bytes, for each output
 _SPOOL_SIZE = 1 << 30
+_LAST_STORING = 5.0  # seconds, at the end, in which no more is read than there is room for
 _LAST_READING = 10.0  # seconds, at the end, for rules that never stop logging
+_WAIT_FOR_ROOM = 0.005  # seconds
 _LONGEST_WAIT = 1.0  # seconds between two looks at the state of outputs
 
 
@@ -51,16 +53,36 @@ class Group:
     """How many messages of each prefix to store, "100/s" for instance. Default: the collector's limit."""
 
 
+class SourceState(NamedTuple):
+    """The state of the source of a worker."""
+
+    name: str
+    waiting: int | None
+    """Batches that no worker has acknowledged; None before the first look, a second after the begin."""
+    error: str | None
+    """The error of its last call; None if the call succeeded."""
+    failing: float
+    """Seconds since its first error in a row; 0 if there is none."""
+
+    def __str__(self) -> str:
+        text = self.name
+        if self.waiting is not None:
+            text += ": 1 batch waits" if self.waiting == 1 else f": {self.waiting:,} batches wait"
+        return text if self.error is None else f"{text}, failing for {self.failing:.0f} s: {self.error}"
+
+
 class State(NamedTuple):
-    """The state of a collector; see `Collector.state`."""
+    """The state of a collector, or of a worker; see `Collector.state` and `Forwarder.state`."""
 
     seen: int
-    """Messages that were read."""
+    """Messages that were read; of a worker, those that every output has stored."""
     lost: int
     """Messages that the kernel lost."""
     suppressed: int
     """Messages that a limit left out."""
     outputs: tuple[DeliveryState, ...]
+    source: SourceState | None = None
+    """That of a worker; None for a collector, which reads log groups."""
 
     def __str__(self) -> str:
         text = counted(self.seen, "message")
@@ -76,7 +98,7 @@ class _Source:
         self.labels = labels
         self.limiter = None if limit is None else Limiter(limit)
         self.session = Session.begin(log.group)
-        self.expected: int | None = 0
+        self.expected = 0
 
 
 class Collector:
@@ -101,9 +123,10 @@ class Collector:
     report: a function that is called with a line for the operator, about an error for instance. Default: a warning of
         the logger "nfnet".
 
-    Every output has stored each message, or it is kept for that output, before more messages are read. Killing the
-    process loses the messages that wait in the kernel and the batch that was just read. Raises ArgumentError for wrong
-    arguments, NfnetError or OSError if the spool cannot be used.
+    Every output has stored each message, or it is kept for that output, before more messages are read. If no output
+    has room to keep more, none are read until one has: they wait in the receive buffer. Killing the process loses the
+    messages that wait in the kernel and the batch that was just read. Raises ArgumentError for wrong arguments,
+    NfnetError or OSError if the spool cannot be used.
     """
 
     def __init__(
@@ -247,9 +270,10 @@ class Collector:
         while True:
             each_turn()
             now = time.monotonic()  # before reading: if the process is paused after it, it reads once more
-            came = False
+            leaving = self._stops > 1 or (deadline is not None and now >= deadline + _LAST_STORING)
+            came, full = False, not leaving and self._is_full()
             for source in self._sources:
-                came |= self._read_one(source)
+                came |= not full and self._read_one(source)
             self._tell_suppressed()
             if self._reopen:
                 for delivery in self.deliveries:
@@ -261,12 +285,23 @@ class Collector:
                 return
             if self._stops and deadline is None:
                 deadline = time.monotonic() + 2 * _TIMEOUT
-            if deadline is not None and not came and (now >= deadline or self._stops > 1):
+            if deadline is not None and not came and not full and (now >= deadline or self._stops > 1):
                 return
             if deadline is not None and now >= deadline + _LAST_READING:
                 return
-            if not came:
+            if full:
+                time.sleep(_WAIT_FOR_ROOM)  # the poller would not wait: there are messages
+            elif not came:
                 self._poller.wait(_LONGEST_WAIT if deadline is None else _TIMEOUT / 2)
+
+    def _is_full(self) -> bool:
+        """Return whether messages have to wait in the receive buffer, because no output has room for them.
+
+        After `stop` they wait for an output that works. If there is none, they are read, and counted as lost.
+        """
+        if not self.deliveries or any(delivery.has_room for delivery in self.deliveries):
+            return False
+        return not self._stops or not all(delivery.failing for delivery in self.deliveries)
 
     def _has_enough(self) -> bool:
         return self._count is not None and self.seen >= self._count
@@ -285,8 +320,11 @@ class Collector:
         whole = Batch(source.session, messages, labels=source.labels)
         if self.counts is not None:
             self.counts.add(whole)
-        batches, source.expected = split_at_losses(whole, source.expected)
+        batches, source.expected = consecutive(whole, source.expected)
         for batch in batches:
+            if batch.session != source.session:
+                self._tell_suppressed_of(source, everything=True)  # their numbers are those of the old session
+                source.session = batch.session
             passed: Batch | None = batch
             if source.limiter is not None:
                 passed = source.limiter.limit(batch)
@@ -296,10 +334,13 @@ class Collector:
 
     def _tell_suppressed(self, *, everything: bool = False) -> None:
         for source in self._sources:
-            if source.limiter is not None:
-                messages, lost = source.limiter.due(everything=everything)
-                if messages:
-                    self._put(Batch(source.session, messages, lost, labels=source.labels))
+            self._tell_suppressed_of(source, everything=everything)
+
+    def _tell_suppressed_of(self, source: _Source, *, everything: bool) -> None:
+        if source.limiter is not None:
+            messages, lost = source.limiter.due(everything=everything)
+            if messages:
+                self._put(Batch(source.session, messages, lost, labels=source.labels))
 
     def _put(self, batch: Batch) -> None:
         if self._process:

@@ -156,6 +156,16 @@ class Delivery:
         return self._reopen and not self.broken
 
     @property
+    def failing(self) -> bool:
+        """Whether its last call failed."""
+        return self.broken or self._trouble is not None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether nothing that is read next is lost to it."""
+        return not self.broken and self.store.has_room
+
+    @property
     def busy(self) -> float:
         """Seconds since the current call of the output began; 0 if there is none."""
         return time.monotonic() - self._tried if self._under_way is not None else 0.0

@@ -70,6 +70,7 @@ class File(Output):
         self._began: os.stat_result | None = None  # the file that this process writes
         self._empty_stream = True  # no byte was written yet, to a pipe for instance
         self._period = 0
+        self._left: list[str] = []  # files of other processes that were renamed, and may be unfinished
         self._worker: Thread | None = None
         if target != _STANDARD_OUTPUT:
             self._open()
@@ -82,6 +83,9 @@ class File(Output):
     def header(self) -> bytes:
         """Return the bytes with which each file begins."""
         return b""
+
+    def mend(self, path: str) -> None:
+        """Remove what a killed process left unfinished at the end of a renamed file. Raises OSError."""
 
     def begin(self) -> None:
         self._set_aside(self._open())
@@ -160,14 +164,20 @@ class File(Output):
 
     def _set_aside(self, fd: int) -> int:
         """Rename a file of another process to which nothing can be appended, and begin a new one."""
-        status = os.fstat(fd)
+        status, header = os.fstat(fd), self.header()
         foreign = self._began is None or not os.path.samestat(status, self._began)
-        if foreign and self._regular and status.st_size and self.header():
-            self._rename()
+        if foreign and self._regular and 0 < status.st_size < len(header) and self._is_part_of_header(status.st_size):
+            os.ftruncate(fd, 0)  # the process that began the file was killed
+        elif foreign and self._regular and status.st_size and header:
+            self._left.append(self._rename())
             self._began = None
             return self._set_aside(self._open())
         self._began = status
         return fd
+
+    def _is_part_of_header(self, size: int) -> bool:
+        with open(self.target, "rb") as file:
+            return self.header().startswith(file.read(size))
 
     def _follow(self) -> None:
         """Close the file if it was renamed or removed, so that the next record creates it."""
@@ -214,10 +224,12 @@ class File(Output):
         self._tidy()
         self._append(b"")
 
-    def _rename(self) -> None:
-        stamp = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}"
-        os.rename(self.target, f"{self.target}.{stamp}")
+    def _rename(self) -> str:
+        """Rename the file, and return its new path."""
+        path = f"{self.target}.{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}"
+        os.rename(self.target, path)
         self._close()
+        return path
 
     def _rotated(self) -> list[str]:
         """Return the paths of the rotated files, the oldest first."""
@@ -231,17 +243,20 @@ class File(Output):
         return sorted(found)
 
     def _tidy(self) -> None:
-        """Compress rotated files and remove the oldest, in a thread."""
+        """Mend and compress renamed files and remove the oldest, in a thread."""
         if self._worker is not None:
             if self._worker.is_alive():
                 return  # the next time
             self._worker.join()
-        if self._keep or self._compress:
+        if self._keep or self._compress or self._left:
             self._worker = Thread(target=self._tidy_up, name=f"rotating {self.target}")
             self._worker.start()
 
     def _tidy_up(self) -> None:
+        left, self._left = self._left, []
         try:
+            for path in left:
+                self.mend(path)
             for path in self._rotated():
                 if path.endswith(_UNFINISHED):  # left by a process that was killed
                     os.unlink(path)

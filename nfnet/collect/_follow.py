@@ -31,7 +31,9 @@ class Follower:
 
     def __init__(self, path: str, condition: str = "") -> None:
         if path.startswith("postgresql:"):
-            raise ArgumentError("only an SQLite database can be followed")
+            # Rows of several collectors are committed in any order, and have no number by which new ones are found.
+            hint = "for PostgreSQL repeat a question: watch nfnet query postgresql://... latest limit 20"
+            raise ArgumentError(f"only an SQLite database can be followed; {hint}")
         self._path = path
         self._condition = condition.strip() or "1"
         self._connection: sqlite3.Connection | None = None

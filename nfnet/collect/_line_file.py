@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import abstractmethod
 from typing import ClassVar
@@ -9,7 +10,9 @@ from typing import ClassVar
 from ._batch import Batch
 from ._file import File
 
-_LONGEST_LINE = 1 << 16
+_log = logging.getLogger("nfnet")
+
+_LONGEST_LINE = 1 << 20  # a process can have a command line of 64 KiB, of characters that JSON writes as six
 
 
 class LineFile(File):
@@ -37,7 +40,9 @@ class LineFile(File):
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _LONGEST_LINE))
             part = file.read().rpartition(b"\n")[2]
-        if part and self.line_begins and part.startswith(self.line_begins):
+        begin = self.line_begins
+        if part and begin and (part.startswith(begin) or begin.startswith(part)):
             os.truncate(self.target, size - len(part))
+            _log.warning("%s: its last line was cut short; its %d bytes were removed", self.name, len(part))
         elif part:
             self._append(b"\n")

@@ -120,6 +120,16 @@ class NatsSource:
         self._answer(answers)
         return found
 
+    def waiting(self) -> int:
+        """Return how many messages of the stream no worker has acknowledged. Raises NfnetError."""
+
+        async def work(connection: Connection) -> int:
+            js = connection.jetstream(timeout=PATIENCE)
+            found = await js.consumer_info(self._client.stream, self._consumer)
+            return (found.num_pending or 0) + (found.num_ack_pending or 0)
+
+        return self._run(work)
+
     def acknowledge(self, received: Iterable[Received]) -> None:
         """Report batches as stored. Raises NfnetError; then the server can deliver them again."""
         self._answer([each.message.ack for each in received])

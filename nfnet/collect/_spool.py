@@ -14,10 +14,19 @@ from ._batch import Batch, Session
 from ._packed import joined, names, notes, split
 
 _MESSAGE_SIZE = 500  # bytes of memory for a message, besides its contents
+_READ = 16 << 20  # bytes that messages which are read together take, at most
 
 
 class Store(ABC):
-    """Batches in the order in which they were added, up to a size."""
+    """Batches in the order in which they were added, of at most ``most`` bytes."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    @property
+    def has_room(self) -> bool:
+        """Whether all messages that are read together fit into it; if it is very small, whether it is half empty."""
+        return self.size <= self._most - min(_READ, self._most // 2)
 
     @abstractmethod
     def add(self, batch: Batch) -> bool:
@@ -48,7 +57,7 @@ class Memory(Store):
     """Batches in memory, of at most ``most`` bytes."""
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        super().__init__(most)
         self._batches: deque[Batch] = deque()
         self._size = self._count = 0
 
@@ -96,8 +105,8 @@ class Spool(Store):
     """
 
     def __init__(self, path: str, most: int) -> None:
+        super().__init__(most)
         self.path = path
-        self._most = most
         try:
             self._connection = sqlite3.connect(private_files.create_database(path), isolation_level=None)
             self._connection.execute("PRAGMA journal_mode = WAL").fetchall()

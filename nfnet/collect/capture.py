@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import Any
 
 from .._io import private_files
 from .._printable import counted
 from ..captures import LinkType
-from ..captures._writer import Encoder, is_pcapng
+from ..captures._writer import Encoder, is_pcapng, whole_size
 from ..log import LogMessage
 from ..protocol import netlink
 from ..protocol.nfnetlink import build_message
 from ..protocol.nfulnl import MSG_PACKET, NFULA
 from ._batch import Batch, remarks
 from ._file import File
+
+_log = logging.getLogger("nfnet")
 
 
 class Capture(File):
@@ -24,7 +28,8 @@ class Capture(File):
     settings: ``rotate_size`` (bytes), ``rotate_time`` (seconds), ``keep`` (how many rotated files) and ``compress``
         (with gzip, True or False). Default: the file is never rotated, all rotated files are kept, none is compressed.
 
-    Each rotated file has its own header. A file that exists when the collector begins is renamed, as in a rotation.
+    Each rotated file has its own header. A file that exists when the collector begins is renamed, as in a rotation. A
+    part of a record that a killed collector left at its end is removed.
     """
 
     scheme = "pcapng"
@@ -46,6 +51,14 @@ class Capture(File):
         if self._anew:
             private_files.empty(self._open())
         super().begin()
+
+    def mend(self, path: str) -> None:
+        """Remove a part of a record at the end of a file; see `File.mend`."""
+        with open(path, "r+b") as file:
+            size, whole = os.fstat(file.fileno()).st_size, whole_size(file, self._header)
+            if whole < size:
+                file.truncate(whole)
+                _log.warning("%s: its last record was cut short; its %d bytes were removed", path, size - whole)
 
     def data(self, batch: Batch) -> bytes:
         """Return the records of a batch; see `File.data`."""

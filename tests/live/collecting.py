@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -110,3 +111,20 @@ def rotated(file: Path) -> list[Path]:
     """Return the files that logrotate made of a file, oldest first, and the file itself."""
     found = file.parent.iterdir()
     return sorted(found, key=lambda path: -int(path.suffix[1:]) if path.suffix[1:].isdecimal() else 0)
+
+
+class Systemd:
+    """The other end of sd_notify."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(path))
+        self.socket.settimeout(TIMEOUT)
+        self.all: list[str] = []
+
+    def wait(self, line: str) -> None:
+        """Wait for this line."""
+        deadline = time.monotonic() + TIMEOUT
+        while line not in self.all:
+            assert time.monotonic() < deadline, self.all
+            self.all += self.socket.recv(4096).decode().split("\n")

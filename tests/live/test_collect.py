@@ -158,8 +158,11 @@ def test_a_locked_database_holds_nobody_up_and_gets_all_from_the_spool(way: Way,
     assert numbers(file) == [*range(70), *range(10)]
 
 
-def test_being_killed_loses_nothing_that_was_stored_and_repeats_nothing(way: Way, tmp_path: Path) -> None:
-    """Each time the file and the database contain every message up to some moment, except the batch being written."""
+def test_being_killed_loses_nothing_that_was_stored(way: Way, tmp_path: Path) -> None:
+    """Each time the file and the database contain every message up to some moment, except the batch being written.
+
+    The database contains none twice.
+    """
     file, database, spool = tmp_path / "log.jsonl", tmp_path / "log.db", tmp_path / "spool"
     chance = random.Random(7)
 
@@ -186,7 +189,8 @@ def test_being_killed_loses_nothing_that_was_stored_and_repeats_nothing(way: Way
         by_session.setdefault(line["nfnet"]["session"], []).append(line["event"]["sequence"])
     assert len(by_session) == 11
     for found in by_session.values():
-        assert found == list(range(len(found)))
+        # A batch is written again if the process was killed between writing it, which took long, and noting that.
+        assert list(dict.fromkeys(found)) == list(range(len(set(found))))
     for session in set(rows(database, "SELECT session FROM messages")):
         stored = rows(database, f"SELECT seq FROM messages WHERE session = {session} ORDER BY rowid")
         assert stored == list(range(len(stored)))

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import pytest
 
 from nfnet import captures
 
-from .collecting import burst, collecting, finish, lines_in, lines_of, rows
+from .collecting import Systemd, burst, collecting, finish, lines_in, lines_of, rows
 from .conftest import ADDRESS, TIMEOUT, UID, Net, cannot_run, said, wait_for
 from .programs import is_bound, program, running
 from .traffic import PORT, Way, logging
@@ -88,23 +87,6 @@ def test_metrics(way: Way, tmp_path: Path) -> None:
             assert f"nfnet_collect_messages_total{{{series}}} 7.0" in way.net.at("router", read)
             finish(process)
     assert lines_of(file)[0]["labels"] == {"verdict": "drop"}
-
-
-class Systemd:
-    """The other end of sd_notify."""
-
-    def __init__(self, path: Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind(str(path))
-        self.socket.settimeout(TIMEOUT)
-        self.all: list[str] = []
-
-    def wait(self, line: str) -> None:
-        """Wait for this line."""
-        deadline = time.monotonic() + TIMEOUT
-        while line not in self.all:
-            assert time.monotonic() < deadline, self.all
-            self.all += self.socket.recv(4096).decode().split("\n")
 
 
 def test_signals_and_what_systemd_is_told(way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

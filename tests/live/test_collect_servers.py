@@ -8,10 +8,12 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -24,10 +26,11 @@ from nfnet import ArgumentError, NfnetError, cli, collect, testing
 from nfnet._annotated import Annotated
 from nfnet._processes import Process
 from nfnet.collect import Batch, OutputError, Session, _nats_client, _nats_source, _packed, _queries, postgresql
+from nfnet.collect._output import without_password
 
 from .. import collector
 from ..collector import SESSION
-from .collecting import burst, finish, lines_in, lines_of, sending
+from .collecting import Systemd, burst, finish, lines_in, lines_of, sending
 from .conftest import TIMEOUT, UID, cannot_run, wait_for
 from .programs import is_bound, program
 from .servers import PASSWORD, QUOTED, NatsServer, Postgres
@@ -769,3 +772,47 @@ def test_a_worker_writes_files_too_and_ends_after_so_many(nats: NatsServer, tmp_
     lines = lines_of(file)
     assert [line["event"]["sequence"] for line in lines if "sequence" in line["event"]] == list(range(10))
     assert [line["nfnet"]["lost"] for line in lines if "lost" in line["nfnet"]] == [1]
+
+
+def test_a_worker_has_metrics_a_state_and_signs_of_life(
+    nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver("prometheus_client")
+    systemd = Systemd(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "4000000")
+    output = collect.output(nats.url())
+    output.create()
+    for number in range(10):
+        output.write(batch(number, lost=number == 3))
+    output.close()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+    file = tmp_path / "log.jsonl"
+    metrics = f"127.0.0.1:{port}"
+
+    def served(line: str) -> bool:
+        with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=TIMEOUT) as answer:
+            return line in answer.read().decode().splitlines()
+
+    source = without_password(nats.url())
+    with systemd.socket, command("--from", nats.url(), "--to", file, "--metrics", metrics) as process:
+        systemd.wait("READY=1")
+        assert wait_for(lambda: served(f'nfnet_collect_source_waiting{{source="{source}"}} 0.0'))
+        assert served(f'nfnet_collect_output_messages_total{{event="stored",output="jsonl:{file}"}} 10.0')
+        assert served("nfnet_collect_lost_total 1.0")
+        process.send_signal(signal.SIGUSR1)
+        said = told(process, f"jsonl:{file}: 10 stored, 0 waiting")
+        assert "nfnet collect: 10 messages, 1 lost\n" in said
+        assert f"nfnet collect: {source}: 0 batches wait\n" in said
+        systemd.wait("WATCHDOG=1")
+        with nats.stopped():
+            told(process, "trying again")
+            assert wait_for(lambda: served(f'nfnet_collect_source_failing{{source="{source}"}} 1.0'))
+        assert wait_for(lambda: served(f'nfnet_collect_source_failing{{source="{source}"}} 0.0'))
+        process.send_signal(signal.SIGHUP)
+        systemd.wait("RELOADING=1")
+        systemd.all.clear()
+        systemd.wait("READY=1")
+        finish(process)
+        systemd.wait("STOPPING=1")
