@@ -166,12 +166,12 @@ def _interfaces(netns: Netns | None) -> Iterator[Finding]:
 
 def _one_is_up() -> bool:
     with closing(new_socket(AF_INET, SOCK_DGRAM)) as sock:
-        up = [_is_up(sock, name) for _, name in socket.if_nameindex()]
+        up = [_is_up(sock.fileno(), name) for _, name in socket.if_nameindex()]
     return any(up)
 
 
-def _is_up(sock: socket.socket, name: str) -> bool:
-    answer = fcntl.ioctl(sock.fileno(), _SIOCGIFFLAGS, _ifreq.pack(os.fsencode(name), 0))
+def _is_up(fd: int, name: str) -> bool:
+    answer = fcntl.ioctl(fd, _SIOCGIFFLAGS, _ifreq.pack(os.fsencode(name), 0))
     return bool(_ifreq.unpack(answer)[1] & _IFF_UP)
 
 
