@@ -116,9 +116,14 @@ def measure(program: Program, handler: Handler, count: int, traffic: Traffic = U
     return cpu / count * 1e6, took / count * 1e6
 
 
-def options(description: str | None, packets: list[int]) -> argparse.Namespace:
-    """The command line, a namespace of this process's own, and the head of the table."""
+def options(description: str | None, packets: list[int], *flags: str) -> argparse.Namespace:
+    """The command line, a namespace of this process's own, and the head of the table.
+
+    flags: options of this benchmark that are given or not.
+    """
     parser = argparse.ArgumentParser(description=description)
+    for flag in flags:
+        parser.add_argument(flag, action="store_true")
     parser.add_argument("--packets", type=int, nargs="+", default=packets, help="how many wait")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", metavar="FILE", help="write all figures")

@@ -142,7 +142,7 @@ def is_there(module: str) -> bool:
 
 
 def main() -> int:
-    found = options(__doc__, [1000, 20_000])
+    found = options(__doc__, [1000, 20_000], "--without-asyncio-and-compat")
     netfilterqueue = is_there("netfilterqueue")
     figures: list[dict[str, Any]] = []
     with rules.queue(1, hook="output", protocol="udp", destination_port=PORT):
@@ -152,6 +152,8 @@ def main() -> int:
                 if netfilterqueue:
                     programs["NetfilterQueue"] = (run_netfilterqueue, theirs)
                 figures += run_case(case, programs, count, found.rounds, {"NetfilterQueue": goal})
+                if found.without_asyncio_and_compat:
+                    continue
                 for name, iterate in (("asyncio: run", False), ("asyncio: iteration", True)):
                     both = {name: (partial(run_async, iterate), ours), "nfnet": (run_nfnet, ours)}
                     figures += run_case(case, both, count, found.rounds, {"nfnet": ASYNC_GOAL})

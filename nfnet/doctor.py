@@ -166,11 +166,13 @@ def _interfaces(netns: Netns | None) -> Iterator[Finding]:
 
 def _one_is_up() -> bool:
     with closing(new_socket(AF_INET, SOCK_DGRAM)) as sock:
-        for _, name in socket.if_nameindex():
-            answer = fcntl.ioctl(sock.fileno(), _SIOCGIFFLAGS, _ifreq.pack(os.fsencode(name), 0))
-            if _ifreq.unpack(answer)[1] & _IFF_UP:
-                return True
-    return False
+        up = [_is_up(sock.fileno(), name) for _, name in socket.if_nameindex()]
+    return any(up)
+
+
+def _is_up(fd: int, name: str) -> bool:
+    answer = fcntl.ioctl(fd, _SIOCGIFFLAGS, _ifreq.pack(os.fsencode(name), 0))
+    return bool(_ifreq.unpack(answer)[1] & _IFF_UP)
 
 
 def _process_support(netns: Netns | None) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from ._arguments import check, check_flag, wrong_type
 from ._core.batching import ACCEPT, DROP, Decision, changing_decision, decision
 from ._core.message import FAMILY, IP_VERSION_OF, Message, Vlan
 from ._io.raw_socket import INJECTED_MARK
-from ._io.system import GIL, KERNEL
+from ._io.system import KERNEL, SWITCHES_ANYWHERE
 from ._typing import Unpack
 from .errors import AlreadyDecidedError, ArgumentError, ClosedError
 from .inet import _answers, _scapy
@@ -79,11 +79,11 @@ _Method = TypeVar("_Method", bound=Callable[..., None])
 
 
 def _exclusive(method: _Method) -> _Method:
-    """Let one thread at a time give a verdict on a packet of the same queue, in a free-threaded build of CPython.
+    """Let one thread at a time give a verdict on a packet of the same queue, if the interpreter `SWITCHES_ANYWHERE`.
 
-    In other builds the method stays as it is, and costs no more.
+    Otherwise the method stays as it is, and costs no more.
     """
-    if GIL:
+    if not SWITCHES_ANYWHERE:
         return method
 
     @wraps(method)
@@ -109,7 +109,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
     # sets it, without a lock: CPython lets another thread run, and calls signal handlers, only at the beginning of a
     # function, after a call and at a jump (3.11 and later: at a jump backwards), and none of these is between the last
     # check and the assignment. Keep it so: the assignment comes first in the body of the ``if``, since the way around
-    # that body is the jump. A free-threaded build gives no such guarantee: there these methods are `_exclusive`.
+    # that body is the jump. Free-threaded builds and PyPy give no such guarantee: there these methods are `_exclusive`.
     _decision: Decision | None
     _on_decided: Callable[[Packet], None]
     """Called with the packet once it has a `_decision`: see the docstring of `ledger`."""

@@ -18,7 +18,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from types import FrameType
 from typing import NamedTuple
@@ -36,11 +36,12 @@ class Interrupt(BaseException):
 
 
 class Interrupts:
-    """Signals at random moments, whose handler raises in `read`."""
+    """Signals at random moments, whose handler raises in one function and those that it calls."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, function: Callable[..., object], most: int, pause: float = 2e-3) -> None:
         self.count = 0
-        self._most = most
+        self._code = function.__code__
+        self._most, self._pause = most, pause
 
     def __enter__(self) -> Interrupts:
         signal.signal(signal.SIGALRM, self._interrupt)
@@ -55,12 +56,12 @@ class Interrupts:
         return self.count >= self._most
 
     def _set_timer(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-3))
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, self._pause))
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._set_timer()
         while frame is not None:
-            if frame.f_code is read.__code__:
+            if frame.f_code is self._code:
                 self.count += 1
                 raise Interrupt
             frame = frame.f_back
@@ -132,10 +133,10 @@ def run(interrupts: int = INTERRUPTS) -> Outcome:
         rules.queue(1, hook="output", protocol="udp", destination_port=PORT, bypass=False, netns=place),
         Queue(1, netns=place, on_overrun="ignore") as queue,
     ):
-        other = threading.Thread(target=decide_given, args=(given,))
+        other = threading.Thread(target=decide_given, args=(given,), daemon=True)
         with flood(place):
             other.start()  # after the fork
-            with Interrupts(interrupts) as signals:
+            with Interrupts(read, interrupts) as signals:
                 while not signals.over:
                     with contextlib.suppress(Interrupt):
                         read(queue, given)
@@ -149,12 +150,8 @@ def run(interrupts: int = INTERRUPTS) -> Outcome:
     return Outcome(counters.received, counters.accepted + counters.dropped, counters.pending)
 
 
-def main() -> int:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    if count == 1:
-        outcome = run()
-        print(outcome)
-        return outcome.received != outcome.decided
+def repeat(count: int) -> Iterator[tuple[int, int]]:
+    """Run programs, and after every tenth yield how many ended, with every packet decided, and how many were run."""
     hung = wrong = 0
     for number in range(1, count + 1):
         try:
@@ -169,7 +166,17 @@ def main() -> int:
         if number % 10 == 0 or number == count:
             ended = number - hung - wrong
             print(f"{ended} of {number} ended; {hung} hung, {wrong} failed ({sys.version.split()[0]})", flush=True)
-    return bool(hung or wrong)
+            yield ended, number
+
+
+def main() -> int:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    if count == 1:
+        outcome = run()
+        print(outcome)
+        return outcome.received != outcome.decided
+    *_, (ended, _) = repeat(count)
+    return ended < count
 
 
 if __name__ == "__main__":

@@ -214,7 +214,9 @@ def test_the_spool_keeps_what_the_kernel_did_not_say(tmp_path: Path) -> None:
     spool = Spool(path, 1 << 20)
     assert spool.add(Batch(SESSION, messages))
     spool.close()
-    first = Spool(path, 1 << 20).first()
+    spool = Spool(path, 1 << 20)
+    first = spool.first()
+    spool.close()
     assert first is not None
     assert [each.process for each in first.messages] == [None, PROCESS, None]
     assert [each.suppressed for each in first.messages] == [0, 0, 4]
@@ -230,6 +232,7 @@ def test_a_spool_of_an_older_version_is_used_on(tmp_path: Path) -> None:
     spool = Spool(path, 1 << 20)
     assert spool.add(Batch(SESSION, [message(2)]))
     first = spool.first()
+    spool.close()
     assert first is not None
     assert first.messages[0].seq == 1
 

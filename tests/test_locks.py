@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import itertools
 import os
@@ -25,6 +26,7 @@ from nfnet._io.locks import RLock, uninterrupted
 from nfnet.captures import LinkType, Writer
 from nfnet.compat import nflogr
 
+from .flood import Interrupt, Interrupts
 from .kernel import FakeKernel
 
 ROUNDS = 1000
@@ -78,6 +80,14 @@ def other() -> Iterator[ThreadPoolExecutor]:
     pool.shutdown(wait=False)
 
 
+def is_free(lock: Any) -> bool:
+    """Whether another thread can acquire a lock, if it is called there."""
+    if not lock.acquire(blocking=False):
+        return False
+    lock.release()
+    return True
+
+
 def empty(lock: Any) -> None:
     with lock:
         pass
@@ -116,15 +126,9 @@ def test_an_interrupt_leaves_no_lock_locked(signals: Signals, other: ThreadPoolE
     lock = RLock()
     interrupted = 0
 
-    def is_free() -> bool:
-        if not lock.acquire(blocking=False):
-            return False
-        lock.release()
-        return True
-
     for number in range(ROUNDS):
         interrupted += signals.interrupt(lambda: use(lock))
-        assert other.submit(is_free).result(BOUND), f"after {number} times"
+        assert other.submit(is_free, lock).result(BOUND), f"after {number} times"
     assert interrupted > ROUNDS / 2
 
 
@@ -209,6 +213,72 @@ def test_an_interrupted_call_in_a_namespace_has_ended(signals: Signals) -> None:
     while set(os.listdir("/proc/self/task")) - threads and time.monotonic() < deadline:
         time.sleep(0.001)  # its threads are on their way out
     assert not set(os.listdir("/proc/self/task")) - threads
+
+
+def process(queue: Queue) -> None:
+    queue.process(nfnet.Packet.accept)
+
+
+def fetch(queue: Queue) -> None:
+    queue.fetch()
+    queue.process(nfnet.Packet.accept)
+
+
+@pytest.mark.parametrize("use", [process, fetch])
+def test_signals_that_arrive_while_an_interrupt_ends_blocks(
+    use: Callable[[Queue], None], other: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CPython 3.10 omits the cleanup of the blocks then."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # that of pytest would be interrupted as well
+    kernel = FakeKernel()
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        with Queue(1, transport=kernel) as queue:
+            with Interrupts(use, ROUNDS, pause=1e-4) as signals:
+                while not signals.over:
+                    kernel.feed(3)
+                    with contextlib.suppress(Interrupt):
+                        use(queue)
+            while queue.process(nfnet.Packet.accept) or queue.pending:
+                other.submit(lambda: [packet.accept() for packet in queue.pending]).result(BOUND)
+            assert not kernel.queued
+            assert queue.counters.received == queue.counters.accepted
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+class Signalled(FakeKernel):
+    """Calls a function once, as a signal handler would, when a verdict is about to be sent."""
+
+    handler: Callable[[], object] | None = None
+
+    def send(self, datagram: bytes) -> None:
+        handler, self.handler = self.handler, None
+        if handler is not None:
+            handler()
+        super().send(datagram)
+
+
+def test_a_signal_handler_reads_while_a_verdict_is_being_sent(other: ThreadPoolExecutor) -> None:
+    """The code that it interrupted keeps its lock."""
+    kernel = Signalled()
+    with Queue(1, transport=kernel) as queue:
+        packets: list[nfnet.Packet] = []
+        kernel.feed(1)
+        queue.process(packets.append)
+        lock = queue._bound().ledger.lock
+        free: list[bool] = []
+
+        def read() -> None:
+            kernel.feed(1)
+            queue.process(packets.append)
+            free.append(other.submit(is_free, lock).result(BOUND))
+
+        kernel.handler = read
+        packets[0].accept()
+        assert free == [False]
+        packets[1].accept()
+        assert [packet_id for packet_id, _, _ in kernel.judged] == [1, 2]
 
 
 def run(code: str) -> None:

@@ -46,7 +46,7 @@ from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Any, Protocol
 
-from .._io.locks import RLock
+from .._io.locks import CLEANS_UP, RLock, interrupted_another, release
 from .._io.moves import END
 from .._io.transport import Transport
 from ..errors import ClosedError, NfnetError
@@ -112,6 +112,15 @@ class Ledger:
     def begin(self) -> None:
         """Note that this thread reads from now on, and choose how to send the verdicts of lone packets."""
         self.reader, self._outgoing = get_ident(), self._transport.outgoing
+        if not CLEANS_UP:
+            self._recover()
+
+    def _recover(self) -> None:
+        """Undo what exceptions in this thread left behind that ended a method before its cleanup: see `locks`."""
+        if not interrupted_another():
+            with self.lock:
+                self._sending = False
+            release(self.lock)
 
     # --- giving verdicts
 
@@ -122,7 +131,7 @@ class Ledger:
             self.send_now(packet)
             return
         # No lock: another thread empties the slot only if it decided the packet, and then this call does not happen.
-        # (In a free-threaded build `Packet.accept` and its like have acquired it.)
+        # (In free-threaded builds and PyPy `Packet.accept` and its like have acquired it.)
         if what is ACCEPT:
             datagram = self._accept + packet.raw[PACKET_ID]
         elif what is not None and what.batchable:
@@ -259,6 +268,8 @@ class Ledger:
 
     def close(self) -> None:
         """Send the collected verdicts; later verdicts raise ClosedError."""
+        if not CLEANS_UP:
+            self._recover()
         with self.lock:
             try:
                 self.settle(final=True)

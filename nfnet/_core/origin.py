@@ -67,7 +67,7 @@ class Origin:
         self.transport = transport
         self.connections: Connections | None = None
         self.lock = _NOBODYS_LOCK
-        """Held while a verdict is given, in free-threaded builds of CPython: see `Packet`."""
+        """Held while a verdict is given, in free-threaded builds of CPython and in PyPy: see `Packet`."""
 
     def process(self, packet: Located) -> Process | None:
         """Return the process that sends the packet, or receives it if it came in; None if it cannot be found."""

@@ -235,7 +235,10 @@ class Reader(ABC, Generic[B, T]):
                 try:
                     self._release(binding)
                 finally:
-                    binding.close_running = False
+                    try:
+                        pass
+                    finally:  # twice: see `locks`
+                        binding.close_running = False
 
     def _release(self, binding: B) -> None:
         try:
@@ -302,7 +305,10 @@ class Reader(ABC, Generic[B, T]):
                         break
                     del item  # no condition at the end of a loop: see `locks`
         finally:
-            portions.close()
+            try:
+                pass
+            finally:  # twice: see `locks`
+                portions.close()
 
     def _drive(self, binding: B, portions: Generator[Iterator[T], None, None], handler: Callable[[T], object]) -> None:
         """Call the handler for every item in these portions."""
@@ -310,7 +316,10 @@ class Reader(ABC, Generic[B, T]):
             for portion in portions:
                 self._hand_out(binding, portion, handler)
         finally:
-            portions.close()
+            try:
+                pass
+            finally:  # twice: see `locks`
+                portions.close()
 
     def _run(self, handler: Callable[[T], object]) -> None:
         """Call the handler for each item, until `stop` or `close`."""
@@ -341,7 +350,10 @@ class Reader(ABC, Generic[B, T]):
                 binding.settle(undelivered=length_hint(binding.ready))
             raise
         finally:
-            self._stopping = binding.reading = False
+            try:
+                pass
+            finally:  # twice: see `locks`
+                self._stopping = binding.reading = False
             if self._poller is not None:
                 self._reset_poller(self._poller, binding)
 
@@ -411,7 +423,10 @@ class Reader(ABC, Generic[B, T]):
                 if not binding.closed:
                     binding.settle(undelivered=length_hint(binding.ready))
             finally:
-                self._stopping = binding.reading = False
+                try:
+                    pass
+                finally:  # twice: see `locks`
+                    self._stopping = binding.reading = False
                 if self._poller is not None:
                     self._reset_poller(self._poller, binding)
 
@@ -449,7 +464,10 @@ class Reader(ABC, Generic[B, T]):
         try:
             binding.receive()
         finally:
-            binding.reading = False
+            try:
+                pass
+            finally:  # twice: see `locks`
+                binding.reading = False
             if length_hint(binding.ready) and self._poller is not None:
                 self._poller.wake()
         return length_hint(binding.ready)

@@ -20,6 +20,9 @@ Therefore these constructs are unsafe:
 - A loop within a ``with`` or ``try`` block whose last statement is a condition, in CPython 3.13 and 3.14: the jump back
   from there lies outside of the block (gh-130279, mended in 3.15). That includes ``while condition``, which the
   compiler tests at the end of the loop.
+- The cleanup of any ``with`` or ``try`` block that an exception leaves, in CPython 3.10: it checks before the first
+  instruction of the cleanup, unless that begins a ``try`` or ``with`` block. The exception of a second signal can thus
+  prevent the cleanup.
 - `threading.Condition` and everything built on it (Event, Semaphore, Timer, `Thread.start`, `queue.Queue`), in every
   version: they acquire their locks in functions written in Python.
 
@@ -33,6 +36,9 @@ The solution.
 - Loops under ``with`` and ``try`` are ``while True`` with a ``break``, and end with a statement other than a condition;
   or they are in a function of their own.
 - Attributes, and `queue.SimpleQueue`, which is written in C, take the place of an Event.
+- Where the cleanup in a ``finally`` must not be prevented in 3.10, it is in the ``finally`` of another ``try``, which
+  is empty. `Ledger` releases its lock, if it was left locked, when the thread reads again or closes the queue. Other
+  locks can stay locked in 3.10 if signal handlers raise twice within microseconds.
 - A resource whose ``__exit__`` is written in Python belongs to an object, and is released when that is collected.
 
 ``tests/test_layers.py`` and ``tests/test_locks.py`` search all the code for unsafe constructs. Signal handlers never
@@ -48,11 +54,14 @@ import _thread
 import sys
 from collections.abc import Callable, Iterator
 from threading import RLock
+from types import FrameType
 from typing import TypeVar
 
-__all__ = ["RLock", "uninterrupted"]
+__all__ = ["CLEANS_UP", "RLock", "interrupted_another", "release", "uninterrupted"]
 
 T = TypeVar("T")
+CLEANS_UP = sys.implementation.name != "cpython" or sys.version_info >= (3, 11)
+"""Whether there is nothing to undo that blocks without their cleanup have left behind."""
 
 if sys.implementation.name == "cpython" and sys.version_info[:2] == (3, 14):
 
@@ -79,3 +88,23 @@ def uninterrupted(function: Callable[..., T], *arguments: object) -> Iterator[T]
     A ``for`` statement takes the item without a call, so no signal handler runs between the function and the ``try``.
     """
     return map(function, *((argument,) for argument in arguments))
+
+
+def interrupted_another() -> bool:
+    """Return whether the caller's caller interrupted a function of the same file, in this thread.
+
+    A signal handler called it then. If not, what functions of the file have left behind can be undone.
+    """
+    file = sys._getframe(1).f_code.co_filename
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None:
+        if frame.f_code.co_filename == file:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def release(lock: RLock) -> None:
+    """Release a lock as often as this thread has acquired it."""
+    while lock._is_owned():  # type: ignore[attr-defined]
+        lock.release()

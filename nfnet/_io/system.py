@@ -21,10 +21,10 @@ from typing import Any
 from ..errors import NotSupportedError
 
 __all__ = [
-    "GIL",
     "KERNEL",
     "LINUX",
     "MACHINE",
+    "SWITCHES_ANYWHERE",
     "WINDOWS",
     "Event",
     "Select",
@@ -116,8 +116,9 @@ def block_signals() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
-GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
-"""Whether only one thread at a time executes Python code. False in free-threaded builds, unless the GIL is enabled."""
+SWITCHES_ANYWHERE: bool = sys.implementation.name != "cpython" or not getattr(sys, "_is_gil_enabled", lambda: True)()
+"""Whether another thread can run between any two instructions: in free-threaded builds of CPython, which can also have
+one lock for all threads, and in PyPy."""
 
 _COUNTS_REFERENCES = sys.implementation.name == "cpython"
 
