@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Iterable
 from functools import partial
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
 from types import CoroutineType, FunctionType
@@ -46,6 +47,17 @@ def network_error(text: object, error: ValueError) -> str:
     except ValueError:
         is_name = isinstance(text, str) and re.fullmatch(r"[\w-]+(\.[\w-]+)*\.[a-z]+", text) is not None
         return f"{error}; names are not looked up" if is_name else str(error)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return the end of an error about a wrong name: the most similar valid name, or all of them."""
+    import difflib  # imports others; few programs make such a mistake
+
+    names = list(names)
+    close = difflib.get_close_matches(name, names, 1, 0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there is {', '.join(names)}" if names else "; it has none"
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

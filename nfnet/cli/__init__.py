@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 from .. import __version__
+from .._arguments import nearest
 from .._printable import printable
-from ..collect._outputs import nearest
 from ..errors import ArgumentError, NfnetError
 from . import (
     block_command,

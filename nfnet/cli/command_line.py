@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import rules
+from .._arguments import nearest
 from ..captures import ReplayOptions
 from ..captures._frames import FAMILIES
-from ..collect._outputs import nearest
 from ..errors import ArgumentError
 from ..protocol.nfnetlink import Hook
 from ..rules._criteria import CRITERIA

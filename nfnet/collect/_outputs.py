@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
+from .._arguments import nearest
 from ..errors import ArgumentError
 from ._nats_source import NatsSource
 from ._output import Output, without_password
@@ -153,11 +153,3 @@ def _kind_of(to: str) -> tuple[type[Output], str]:
         f"{without_password(repr(to))} names no output: write {', '.join(f'{scheme}:' for scheme in kinds)} before it,"
         f" or a file that ends in {suffixes}{nearest(scheme, kinds) if colon else ''}"
     )
-
-
-def nearest(name: str, names: Any) -> str:
-    """Return the end of an error about a wrong name: the most similar valid name, or all of them."""
-    close = difflib.get_close_matches(name, list(names), 1, 0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there is {', '.join(names)}" if names else "; it has none"

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
 
+from .._arguments import nearest
 from ..errors import ArgumentError, NfnetError
 from . import _units, postgresql
-from ._outputs import nearest
 from .postgresql import Postgresql
 from .sqlite import VERSION, missing_columns
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from .._arguments import check
+from .._arguments import check, nearest
 from ..errors import ArgumentError
 from . import _units
 from ._collector import Group
-from ._outputs import Described, DescribedSource, describe, describe_source, nearest
+from ._outputs import Described, DescribedSource, describe, describe_source
 
 
 @dataclass
