@@ -145,7 +145,7 @@ def struct_rows(schema: Any) -> str:
 
 _VERDICTS = {
     "DROP": "discard the packet",
-    "ACCEPT": "the packet continues behind the chain that queued it",
+    "ACCEPT": "the packet continues after the chain that queued it",
     "QUEUE": "pass it to the queue in the upper 16 bits; 0x8000: accept it if no program has that queue",
     "REPEAT": "it passes the chain that queued it again, from the first rule",
     "STOP": "it continues, and skips the later chains of the hook",
@@ -166,7 +166,7 @@ _COPY = {
 }
 
 _SKB = {
-    "CSUM_NOT_READY": "the transport checksum is a partial sum, to be finished on the way out",
+    "CSUM_NOT_READY": "the transport checksum is a partial sum; the kernel completes it when it sends the packet",
     "GSO": "a super-packet, to be split into segments",
     "CSUM_NOT_VERIFIED": "the transport checksum has not been verified",
 }

@@ -33,8 +33,8 @@ FEATURES: dict[str, list[str]] = {
     ],
     "Queues": [
         "accept, drop, repeat, requeue, stop",
-        "another payload",
-        "another mark",
+        "payload set by a verdict",
+        "mark set by a verdict",
         "fail_open",
         "gso",
         "uid_gid",
@@ -73,7 +73,7 @@ FEATURES: dict[str, list[str]] = {
         "log: sequence",
         "log: global_sequence",
         "log: conntrack",
-        "log: timestamps that nobody asked for",
+        "log: timestamps by default",
     ],
     "Connections, answers, processes": [
         "verdicts on connections: rules.queue",
@@ -86,7 +86,7 @@ FEATURES: dict[str, list[str]] = {
         "processes behind translated addresses",
     ],
     "Criteria and actions of rules": [
-        "criteria, at each hook as nft has them",
+        "criteria in all hooks",
         "cgroup in a rule",
         "reject: prerouting",
         "reject: input, forward, output",
@@ -97,8 +97,8 @@ FEATURES: dict[str, list[str]] = {
     ],
     "Other features": [
         "state (connection tracking)",
-        "rules that end with a killed process",
-        "the kernel's words in errors",
+        "rules removed with a killed process",
+        "messages of the kernel in errors",
         "nlmon",
     ],
 }

@@ -304,7 +304,7 @@ with rules.install(
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGINT, featured("rules that end with a killed process", signal.SIGKILL)]
+    "number", [signal.SIGTERM, signal.SIGINT, featured("rules removed with a killed process", signal.SIGKILL)]
 )
 def test_sets_end_with_their_process(net: Net, number: signal.Signals) -> None:
     with running(net, [sys.executable, "-c", SCRIPT]) as process:

@@ -110,7 +110,7 @@ def test_attributes(net: Net, rule: Any, hook: str, family: int) -> None:
     assert (message.vlan, message.l2header, message.conntrack) == (None, None, None)
 
 
-@pytest.mark.feature("log: timestamps that nobody asked for")
+@pytest.mark.feature("log: timestamps by default")
 def test_timestamps_that_nobody_asked_for(net: Net) -> None:
     here = net.hosts["router"]
     sock = net.open_socket("client")
@@ -139,7 +139,7 @@ def test_timestamps_that_nobody_asked_for(net: Net) -> None:
         if not wait_for(quiet, 10):
             pytest.skip("something else on this machine makes the kernel stamp packets")
     if found[-1][1] is None:
-        kernel_lacks("timestamps of logged packets unless somebody wants timestamps", since=(6, 12))
+        kernel_lacks("timestamps of logged packets by default", since=(6, 12))
 
 
 def test_names_are_those_of_the_logs_namespace(net: Net) -> None:

@@ -103,7 +103,7 @@ def check(found: dict[tuple[str, int], dict[str, int]], asked: list[str], **opti
                 assert refused == (counts[name] == 0), (hook, priority, name, counts)
 
 
-@pytest.mark.feature("criteria, at each hook as nft has them")
+@pytest.mark.feature("criteria in all hooks")
 def test_what_is_refused_never_matches(net: Net) -> None:
     asked = list(ASKED)
     if kernel_version() < (5, 7):  # since then the IP layer has the incoming interface at postrouting
@@ -237,7 +237,7 @@ OF_THE_OTHER = {
 }
 
 
-@pytest.mark.feature("criteria, at each hook as nft has them")
+@pytest.mark.feature("criteria in all hooks")
 @pytest.mark.parametrize("family", OF_THE_OTHER)
 def test_what_matches_is_what_nft_says_that_it_means(net: Net, family: str) -> None:
     """At each hook, count each criterion and its negation by nfnet's rule, and by a rule in nft's words."""

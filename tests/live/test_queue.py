@@ -112,7 +112,7 @@ def test_accept_and_drop(net: Net, hook: str, family: int) -> None:
         assert row is None or (row[2], row[7]) == (0, 3)
 
 
-@pytest.mark.feature("another payload")
+@pytest.mark.feature("payload set by a verdict")
 @pytest.mark.parametrize(
     "new", [b"s", b"a good deal longer than it was before" * 9, b""], ids=["shorter", "longer", "none"]
 )
@@ -124,7 +124,7 @@ def test_payload_is_replaced(net: Net, hook: str, family: int, new: bytes) -> No
         assert path.got() == new
 
 
-@pytest.mark.feature("another mark")
+@pytest.mark.feature("mark set by a verdict")
 def test_mark_is_set_and_seen_by_later_rules(net: Net, hook: str, family: int) -> None:
     with Path(net, hook, family) as path, Queue(2, netns=net.hosts[path.where]) as later:
         with rules.queue(2, hook=hook, mark=0x12345678, priority=10, netns=net.hosts[path.where]):
@@ -140,7 +140,7 @@ def test_mark_is_set_and_seen_by_later_rules(net: Net, hook: str, family: int) -
             assert path.got() == b"marked"
 
 
-@pytest.mark.feature("another mark")
+@pytest.mark.feature("mark set by a verdict")
 def test_received_mark_is_kept_or_cleared(net: Net, family: int) -> None:
     with Path(net, "output", family) as path, Queue(2, netns=net.hosts["client"]) as later:
         with rules.queue(2, hook="postrouting", protocol="udp", netns=net.hosts["client"]):

@@ -670,7 +670,7 @@ with nfnet.rules.queue(1, hook="forward", protocol="udp", bypass=False):
     [
         signal.SIGTERM,
         signal.SIGINT,
-        featured("rules that end with a killed process", signal.SIGKILL),
+        featured("rules removed with a killed process", signal.SIGKILL),
     ],
 )
 def test_rules_end_with_their_process(net: Net, number: signal.Signals) -> None:
@@ -689,7 +689,7 @@ def test_rules_end_with_their_process(net: Net, number: signal.Signals) -> None:
         kernel_lacks("tables with an owner", since=(5, 12))
 
 
-@pytest.mark.feature("the kernel's words in errors")
+@pytest.mark.feature("messages of the kernel in errors")
 def test_what_the_kernel_says(net: Net) -> None:
     short = build_attribute(nfqnl.NFQA_CFG.QUEUE_MAXLEN, b"\0\1")  # it has 32 bits
     sock = net.at("router", NetlinkSocket)
