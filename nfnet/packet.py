@@ -512,7 +512,9 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             text = f"payload begins with {data[:4].hex(' ')}, and must be an IPv{version} packet"
             raise ArgumentError(f"{text}, from the network header on, without a link-layer header")
         if version == 4 and not 20 <= (data[0] & 15) * 4 <= size:
-            raise ArgumentError(f"the IP header of the payload claims {(data[0] & 15) * 4} bytes; the payload has {size}")
+            raise ArgumentError(
+                f"the IP header of the payload claims {(data[0] & 15) * 4} bytes; the payload has {size}"
+            )
         return data
 
     def _bytes_of(self, payload: Any) -> bytes:
