@@ -348,8 +348,8 @@ BAD_VERDICTS = {
     "payload begins with 60 00 00 00, and": lambda p: p.repeat(payload=b"\x60" + bytes(39)),
     "payload begins with 02 00 00 00, and": lambda p: p.requeue(2, payload=b"\2" + bytes(13) + b"E" + bytes(19)),
     "payload begins with ff ff ff ff, and": lambda p: p.verdict(1, payload=bytearray(b"\xff" * 34)),
-    "its IP header has 0 of its 30 bytes": lambda p: p.accept(payload=b"\x40" + bytes(29)),
-    "its IP header has 60 of its 30 bytes": lambda p: p.accept(payload=b"\x4f" + bytes(29)),
+    "claims 0 bytes; the payload has 30": lambda p: p.accept(payload=b"\x40" + bytes(29)),
+    "claims 60 bytes; the payload has 30": lambda p: p.accept(payload=b"\x4f" + bytes(29)),
 }
 
 
