@@ -36,6 +36,7 @@ from .protocol.nfqnl import (
 )
 
 _CAP_LEN, _PAYLOAD, _SKB_INFO = int(NFQA.CAP_LEN), int(NFQA.PAYLOAD), int(NFQA.SKB_INFO)
+_GSO = int(SkbInfo.GSO)
 _LABELS_SIZE = 16
 _MARK_SIZE = 8  # NFQA_MARK, with its header
 _OUTGOING = (Hook.FORWARD, Hook.OUTPUT, Hook.POSTROUTING)  # after these the kernel segments super-packets
@@ -486,7 +487,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         packet. On the way in a UDP socket with UDP_GRO gets the whole packet and other sockets its segments: no
         checksum is correct for both. The checksum of a packet in a tunnel cannot be found.
         """
-        if self._find(_SKB_INFO) is None or SkbInfo.GSO not in self.skbinfo:
+        if not (self._number(_SKB_INFO) or 0) & _GSO:
             return
         protocol = inet.protocol(self._ip_packet())
         outgoing, perhaps_udp = self.hook in _OUTGOING, protocol in (socket.IPPROTO_UDP, None)
@@ -532,7 +533,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         """Return the bytes of a scapy packet, with the lengths and checksums that the kernel expects."""
         payload = _scapy.build(theirs)
         packet = self._ip_packet(payload)
-        if not packet or SkbInfo.GSO not in self.skbinfo:
+        if not packet or not (self._number(_SKB_INFO) or 0) & _GSO:
             return payload
         if len(payload) < len(self.payload):
             raise ArgumentError("a super-packet cannot become shorter")
