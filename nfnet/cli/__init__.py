@@ -227,4 +227,4 @@ def _text(error: NfnetError | OSError) -> str:
         return str(error)
     where = "" if error.filename is None else f"{error.filename}: "
     name = errno.errorcode.get(error.errno)  # a failed look-up of a host name has another kind of number
-    return f"{where}{error.strerror.lower() if where else error.strerror}" + ("" if name is None else f" [{name}]")
+    return f"{where}{error.strerror[:1].lower() + error.strerror[1:] if where else error.strerror}" + ("" if name is None else f" [{name}]")
