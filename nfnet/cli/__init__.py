@@ -225,6 +225,8 @@ def _text(error: NfnetError | OSError) -> str:
     """Return the message of an error; that of a plain OSError in the form of `KernelError`."""
     if isinstance(error, NfnetError) or error.errno is None or error.strerror is None:
         return str(error)
-    where = "" if error.filename is None else f"{error.filename}: "
+    text = error.strerror
+    if error.filename is not None:
+        text = f"{error.filename}: {text[:1].lower()}{text[1:]}"
     name = errno.errorcode.get(error.errno)  # a failed look-up of a host name has another kind of number
-    return f"{where}{error.strerror[:1].lower() + error.strerror[1:] if where else error.strerror}" + ("" if name is None else f" [{name}]")
+    return text if name is None else f"{text} [{name}]"
