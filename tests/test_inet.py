@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfnet import inet
+from nfnet import inet, testing
 from nfnet.errors import ArgumentError
 from nfnet.inet import _headers as headers
 from nfnet.inet import _rewriting as rewriting
+from nfnet.protocol.nfqnl import SkbInfo
 
 
 def plain_sum(data: bytes) -> int:
@@ -291,3 +293,23 @@ def test_options_are_not_read_where_they_do_not_matter(monkeypatch: pytest.Monke
     for packet in (behind_headers(1, udp), with_options):
         for read in (inet.flow, inet.ip, inet.udp, inet.protocol):
             assert read(packet) is not None
+
+
+@pytest.mark.parametrize("skbinfo", [SkbInfo.CSUM_NOT_READY, SkbInfo.GSO | SkbInfo.CSUM_NOT_READY])
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
+@pytest.mark.parametrize("make", [testing.tcp, testing.udp])
+def test_no_checksum_is_written_behind_the_end_of_the_packet(
+    make: Callable[..., bytes], address: str, skbinfo: SkbInfo
+) -> None:
+    """The IP header ends the packet within the header of TCP or UDP, and the bytes after it are padding."""
+    packet = bytearray(make(b"x" * 30, source=address, destination=address))
+    if packet[0] >> 4 == 4:
+        begin, packet[2:4] = 20, (20 + 5).to_bytes(2, "big")
+    else:
+        begin, packet[4:6] = 40, (5).to_bytes(2, "big")
+    try:
+        new = inet.rewrite(bytes(packet), ttl=9, skbinfo=skbinfo)
+    except ArgumentError as error:
+        assert "cannot be finished" in str(error)
+    else:
+        assert new[begin:] == packet[begin : begin + 5]

@@ -121,7 +121,7 @@ def rewrite(
         if packet[0] >> 4 == 6 and packet[4:6] == b"\0\0" and jumbo_length(packet) is not None:
             raise ArgumentError("a jumbogram cannot be rewritten")
         if unfinished:
-            _check_unfinished(packet, upper, segments)
+            _check_unfinished(packet, end, upper, segments)
         where = where_in(packet, upper, CHECKSUM[packet[0] >> 4])
         begin = None if where is None else where.data
         number, header, fragment, beginning, rerouted, _ = upper
@@ -178,7 +178,8 @@ def rewrite(
         if unfinished and not segments:
             _finish_checksum(new, number, header)
     elif segments and number != TCP:
-        if number == UDP and packet[header + 6 : header + 8] != b"\0\0":  # tunnels can leave the checksum out
+        # Tunnels can leave the checksum out.
+        if number == UDP and end >= header + SIZES[UDP] and packet[header + 6 : header + 8] != b"\0\0":
             set_checksum(new, number, header, data is not None, begun=True)
     elif (changed or unfinished) and number in CHECKSUM[packet[0] >> 4] and len(new) >= header + SIZES[number]:
         set_checksum(new, number, header, data is not None)
@@ -186,8 +187,11 @@ def rewrite(
     return bytes(new)
 
 
-def _check_unfinished(packet: bytes, upper: Upper, segments: bool) -> None:
-    """Refuse a packet with an unfinished checksum that neither the kernel nor nfnet can finish after a change."""
+def _check_unfinished(packet: bytes, end: int, upper: Upper, segments: bool) -> None:
+    """Refuse a packet with an unfinished checksum that neither the kernel nor nfnet can finish after a change.
+
+    end: where the IP packet ends; bytes after it, such as the padding of a frame, do not belong to it.
+    """
     number, header = upper.protocol, upper.header
     if upper.fragment:
         raise ArgumentError("the checksum of a fragment cannot be finished: it covers all fragments")
@@ -195,7 +199,7 @@ def _check_unfinished(packet: bytes, upper: Upper, segments: bool) -> None:
         return  # the kernel computes the segments' checksums from the partial one, or from the inner packet
     if segments and upper.rerouted:
         raise ArgumentError(_REROUTED)
-    known = number in CHECKSUM[packet[0] >> 4] and len(packet) >= header + SIZES[number]
+    known = number in CHECKSUM[packet[0] >> 4] and end >= header + SIZES[number]
     if not known or (number == UDP and not upper.rerouted and not _is_begun(packet, header)):
         # The checksum of SCTP, or one in a tunnelled packet.
         raise ArgumentError(
