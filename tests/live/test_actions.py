@@ -299,7 +299,8 @@ with rules.install(
     rules.queue(1, hook="forward", protocol="udp", bypass=False),
 ):
     print("up", flush=True)
-    time.sleep(600)
+    while True:  # a signal that arrives between Python's last check and the system call does not end the sleep
+        time.sleep(0.1)
 """
 
 

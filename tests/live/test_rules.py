@@ -661,7 +661,8 @@ SCRIPT = """\
 import time, nfnet
 with nfnet.rules.queue(1, hook="forward", protocol="udp", bypass=False):
     print("up", flush=True)
-    time.sleep(600)
+    while True:  # a signal that arrives between Python's last check and the system call does not end the sleep
+        time.sleep(0.1)
 """
 
 
