@@ -205,7 +205,9 @@ def test_wrong_arguments(case: str) -> None:
 )
 def test_an_error_about_a_file_is_one_line(arguments: list[str], text: str, tmp_path: Path) -> None:
     (tmp_path / "empty.db").touch()
-    Sqlite(str(tmp_path / "messages.db")).begin()
+    messages = Sqlite(str(tmp_path / "messages.db"))
+    messages.begin()
+    messages.close()
     done = nfnet(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2 if "--follow" in arguments else 1, "")
     assert text in done.stderr
