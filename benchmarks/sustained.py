@@ -23,8 +23,8 @@ from common import PORT, SIZE, enter_namespace, write
 from nfnet import rules
 from nfnet.stats import find_log
 
-# By how much the least memory in the last third of the time may exceed that in the second: less than two bytes for each of
-# ten million messages. A busy machine lets up to 64 MiB of messages wait in memory, and the heap keeps some of it.
+# By how much the least memory in the last third of the time may exceed that in the second: less than two bytes for each
+# of ten million messages. On a busy machine up to 64 MiB of messages wait in memory, and the heap keeps some of it.
 GROWTH = 16 << 20  # bytes
 
 # Prints how many it sent, and in how many seconds; then sends one more for each line that it is given.
