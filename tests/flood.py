@@ -59,12 +59,13 @@ class Interrupts:
         signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, self._pause))
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self._set_timer()
-        while frame is not None:
-            if frame.f_code is self._code:
-                self.count += 1
-                raise Interrupt
+        while frame is not None and frame.f_code is not self._code:
             frame = frame.f_back
+        # Last: on a slow machine the next signal would otherwise interrupt this function, again and again.
+        self._set_timer()
+        if frame is not None:
+            self.count += 1
+            raise Interrupt
 
 
 def read(queue: Queue, given: SimpleQueue[Packet | None]) -> None:
