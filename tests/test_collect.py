@@ -399,27 +399,34 @@ def test_a_write_that_fails_leaves_no_half_line(
 # --- the end
 
 
+class FakeLog:
+    """What the collector uses of a log: a descriptor to wait for, which is never readable, and a context."""
+
+    group = 5
+    counters = SimpleNamespace(lost=0)
+
+    def __init__(self) -> None:
+        self._ends = os.pipe()
+
+    def fileno(self) -> int:
+        return self._ends[0]
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        for end in self._ends:
+            os.close(end)
+
+
 def test_what_came_while_the_process_was_paused_at_its_end_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     now, looks = 100.0, 0
 
-    class Paused:
+    class Paused(FakeLog):
         """A log that gets a message after the last read before the end; then the process pauses."""
 
-        group = 5
-        counters = SimpleNamespace(lost=0)
-
         def __init__(self, group: int, **options: Any) -> None:
-            self._ends = os.pipe()
-
-        def fileno(self) -> int:
-            return self._ends[0]
-
-        def __enter__(self) -> Paused:
-            return self
-
-        def __exit__(self, *details: object) -> None:
-            for end in self._ends:
-                os.close(end)
+            super().__init__()
 
         def process(self, take: Callable[[LogMessage], object]) -> None:
             nonlocal now, looks
@@ -443,26 +450,13 @@ def test_what_came_while_the_process_was_paused_at_its_end_is_stored(monkeypatch
     assert looks == 4
 
 
-class Scripted:
+class Scripted(FakeLog):
     """A log that is read so many times, each time with messages of these numbers, all with the same prefix."""
 
-    group = 5
-    counters = SimpleNamespace(lost=0)
-
     def __init__(self, collector: collect.Collector, read: list[list[int]]) -> None:
+        super().__init__()
         self._collector = collector
         self._read = iter(read)
-        self._ends = os.pipe()
-
-    def fileno(self) -> int:
-        return self._ends[0]
-
-    def __enter__(self) -> Scripted:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        for end in self._ends:
-            os.close(end)
 
     def process(self, take: Callable[[LogMessage], object]) -> None:
         numbers = next(self._read, None)
