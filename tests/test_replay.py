@@ -11,7 +11,6 @@ import signal
 import struct
 import threading
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from nfnet.protocol import netlink, nfqnl
 from nfnet.testing import log_message, packet_message
 
 from .conftest import FIXTURES
+from .memory import traced
 from .swap import turn
 from .test_captures import block, interface, pcap, recording, section
 
@@ -128,12 +128,9 @@ def test_large_blocks_of_others_are_skipped_in_little_memory(tmp_path: Path) -> 
         file.write(block("<", 0x0A, bytes(size)))  # secrets to decrypt TLS
         file.write(enhanced(bytes(size)))  # of a USB disk
         file.write(enhanced(HEAD + packet(1), which=1))
-    tracemalloc.start()
-    try:
+    with traced() as memory:
         large, ours = read(path)
-        assert tracemalloc.get_traced_memory()[1] < 6 << 20
-    finally:
-        tracemalloc.stop()
+        assert memory()[1] < 6 << 20
     assert (large.number, len(large.data), large.original_length, large.link_type) == (1, 1 << 20, size, 220)
     assert ours.data == HEAD + packet(1)
 
@@ -608,15 +605,13 @@ def test_an_endless_pipe_takes_no_memory(pipe: Any) -> None:
     def handler(packet: nfnet.Packet) -> None:
         packet.accept()
         if packet.id % 20 == 0:
-            sizes[packet.id] = tracemalloc.get_traced_memory()[0]
+            sizes[packet.id] = memory()[0]
 
-    with nfnet.Queue(1, transport=replay) as queue:
+    with traced() as memory, nfnet.Queue(1, transport=replay) as queue:
         thread.start()
-        tracemalloc.start()
         try:
             queue.run(handler)
         finally:
-            tracemalloc.stop()
             thread.join(60)
         assert queue.counters.received == 24_000
     # How many packets are in memory changes from moment to moment (one to 512, and what the thread writes); the least
