@@ -110,7 +110,7 @@ def test_a_dictionary_of_xz_that_is_too_large_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(_compression, "_MEMORY", 1 << 16)
     (error,) = records(lzma.compress(b"x" * 100))
     assert isinstance(error, nfnet.CaptureError)
-    assert "the xz data are damaged: Memory usage limit" in str(error)
+    assert "the xz data are damaged: " in str(error)  # and the words of liblzma, which PyPy does not know
 
 
 @pytest.mark.parametrize("name", ["zstd", "lz4"])

@@ -364,6 +364,16 @@ def test_cut_records_of_a_log_are_messages(tmp_path: Path, order: str, kind: Lin
     assert [cut.payload for cut in found] == [message.payload for message in whole]
 
 
+def test_a_closed_replay_holds_no_descriptors() -> None:
+    """Not only when it is collected, which takes long on PyPy."""
+    before = os.listdir("/proc/self/fd")
+    replay = nfnet.replay(FIXTURES / "log-single.pcapng")
+    with nfnet.Log(5, transport=replay) as log:
+        assert list(log)
+    replay.close()  # again
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_a_cut_verdict_is_not_recorded(tmp_path: Path) -> None:
     changed = nfqnl.verdict(1, 1, 1, [(nfqnl.NFQA.PAYLOAD, bytes(60))])
     records = [HEAD + message for message in (packet(1), changed, packet(2), nfqnl.verdict(1, 2, 0))]
@@ -599,7 +609,6 @@ def test_an_endless_pipe_takes_no_memory(pipe: Any) -> None:
         end()
 
     sizes: dict[int, int] = {}
-    replay = nfnet.replay(name, keep_verdicts=False)
     thread = threading.Thread(target=feed)
 
     def handler(packet: nfnet.Packet) -> None:
@@ -607,13 +616,15 @@ def test_an_endless_pipe_takes_no_memory(pipe: Any) -> None:
         if packet.id % 20 == 0:
             sizes[packet.id] = memory()[0]
 
-    with traced() as memory, nfnet.Queue(1, transport=replay) as queue:
-        thread.start()
-        try:
-            queue.run(handler)
-        finally:
-            thread.join(60)
-        assert queue.counters.received == 24_000
+    with traced() as memory:
+        replay = nfnet.replay(name, keep_verdicts=False)
+        with nfnet.Queue(1, transport=replay) as queue:
+            thread.start()
+            try:
+                queue.run(handler)
+            finally:
+                thread.join(60)
+            assert queue.counters.received == 24_000
     # How many packets are in memory changes from moment to moment (one to 512, and what the thread writes); the least
     # over a third of the run does not, unless something of each packet is kept.
     first = min(size for number, size in sizes.items() if number <= 8_000)

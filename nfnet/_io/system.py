@@ -305,3 +305,7 @@ class Select:
     def fileno(self) -> int:
         """Return the descriptor."""
         return self.event.fileno()
+
+    def close(self) -> None:
+        """Close the descriptors. Can be called twice."""
+        self.event.close()
