@@ -35,6 +35,7 @@ __all__ = [
     "check_linux",
     "collect_forgotten",
     "fcntl",
+    "freeze_objects",
     "group_number",
     "linux_only",
     "user_number",
@@ -116,6 +117,12 @@ def block_signals() -> None:
     """Block all signals in the calling thread. Does nothing on Windows, where only the main thread gets signals."""
     if not WINDOWS:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def freeze_objects() -> None:
+    """Exempt the objects that exist from garbage collections. Does nothing on PyPy, where the collector cannot."""
+    if hasattr(gc, "freeze"):
+        gc.freeze()
 
 
 _POLLING = 0.1  # seconds
