@@ -378,3 +378,30 @@ def test_interrupt_while_another_thread_has_set_its_verdict_and_not_handed_it_ov
                 break
         moment += 1
     assert moment > 20
+
+
+class AlarmedKernel(SlowKernel):
+    """A signal handler raises TimeoutError directly after the first verdict was sent."""
+
+    @property
+    def outgoing(self) -> Callable[[bytes], object]:
+        return self._send
+
+    def _send(self, datagram: bytes) -> None:
+        first = not self.judged
+        self.send(datagram)
+        if first:
+            raise TimeoutError("so many seconds have passed")
+
+
+def test_timeout_error_of_an_alarm_while_a_lone_verdict_is_sent() -> None:
+    """The error reaches the program. It is an OSError, but the verdict was sent."""
+    kernel = AlarmedKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(1)
+        with pytest.raises(TimeoutError, match="so many seconds"):
+            queue.run(Packet.accept)
+        kernel.feed(1)
+        queue.run(Packet.accept)
+        assert [packet_id for packet_id, _, _ in kernel.judged] == [1, 2]
+        assert queue.counters.accepted == 2

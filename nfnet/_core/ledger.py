@@ -49,7 +49,7 @@ from typing import Any, Protocol
 from .._io.locks import CLEANS_UP, RLock, interrupted_another, release
 from .._io.moves import END
 from .._io.transport import Transport
-from ..errors import ClosedError, NfnetError
+from ..errors import ClosedError, NfnetError, check_system
 from ..protocol import nfqnl
 from ..protocol.nfqnl import PACKET_ID, Verdict
 from .batching import ACCEPT, MAX_MESSAGES, Decision, Messages, limit
@@ -145,6 +145,7 @@ class Ledger:
         except OSError as error:
             if isinstance(error, NfnetError):
                 raise
+            check_system(error)
             self._send(datagram)  # sends it, or raises the error
         kind = what.kind
         self._lone_counts[kind], self.lone = self._lone_counts[kind] + 1, None  # one statement

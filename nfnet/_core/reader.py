@@ -448,8 +448,10 @@ class Reader(ABC, Generic[B, T]):
             poller = self._polling(binding)
             if not self._stopping:
                 poller.wait()
-        except (ClosedError, OSError):
-            if not binding.closed:  # if another thread closed the queue, there is nothing to watch
+        except (ClosedError, OSError) as error:
+            # If another thread closed the queue, there is nothing to watch. An OSError without errno is not from here,
+            # but from a signal handler.
+            if not binding.closed or (isinstance(error, OSError) and error.errno is None):
                 raise
 
     def fetch(self) -> int:
