@@ -12,7 +12,7 @@ in the order in which the verdicts were given.
 
 Who writes what:
 
-- `QueueBinding` puts new packets into ``lone`` or ``at_hand``, in `QueueBinding.each` and `QueueBinding._make_ready`.
+- `QueueBinding` puts new packets into ``lone`` or ``at_hand``, in `QueueBinding.each` and `QueueBinding.make_ready`.
   It does this itself, because one statement must add the packets and remove their datagrams from the binding (see
   `moves`). It also chooses the packet's `_on_decided`.
 - `Packet.accept` and the other verdicts set the packet's `_decision` and call its `_on_decided`.
