@@ -23,6 +23,7 @@ import nfnet
 from nfnet import Packet, Queue
 from nfnet._core.batching import ACCEPT
 from nfnet._queue_binding import QueueBinding
+from nfnet.errors import system_error
 from nfnet.protocol import nfqnl
 
 from .interrupting import Interrupt
@@ -407,6 +408,11 @@ def test_timeout_error_of_an_alarm_while_a_lone_verdict_is_sent() -> None:
         assert queue.counters.accepted == 2
 
 
+class ExplainingKernel(SlowKernel):
+    def explain(self, error: OSError) -> None:
+        raise system_error("receiving from the kernel", error) from None
+
+
 @pytest.mark.parametrize("policy", ["raise", "drop"])
 def test_os_error_of_the_handler_of_a_lone_packet(policy: Any, caplog: pytest.LogCaptureFixture) -> None:
     """It is not taken for an error of the wait for the next packet, which the same loop contains."""
@@ -417,7 +423,7 @@ def test_os_error_of_the_handler_of_a_lone_packet(policy: Any, caplog: pytest.Lo
             raise error
         packet.accept()
 
-    kernel = SlowKernel()
+    kernel = ExplainingKernel()
     with Queue(1, transport=kernel, on_error=policy) as queue:
         kernel.feed(3)
         if policy == "raise":
