@@ -265,8 +265,7 @@ class Queue(Reader[QueueBinding, Packet]):
         if not binding.plain:
             self._hand_out(binding, arriving, handler)
             return
-        # `_hand_out` and `QueueBinding.each` in one loop: resuming a generator for each packet would cost a twelfth of
-        # all the time for it.
+        # `_hand_out` and `QueueBinding.each` in one loop: resuming a generator for each packet costs 3 % more time.
         ledger, origin, send_lone = binding.ledger, binding.origin, binding.ledger.send_lone
         packet_type = self.packet_type
         failure: Exception | None = None
