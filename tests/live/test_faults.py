@@ -386,11 +386,17 @@ def test_closing_under_load_loses_nothing(net: Net, hook: str) -> None:
             names, values = (line.split() for line in file if line.startswith("Udp:"))
         return int(values[names.index("RcvbufErrors")])
 
+    def backlogs() -> int:
+        """Packets that did not fit into the backlog of a processor, machine-wide: bursts on a slow machine."""
+        with open("/proc/net/softnet_stat") as file:
+            return sum(int(line.split()[1], 16) for line in file)
+
     def take(packet: Packet) -> None:
         if packet.id % 3:
             packet.accept()
 
     _, _, receiver = PATHS[hook]
+    before = backlogs()
     with Path(net, hook, V4, undecided="accept", max_len=10_000) as path:
         assert path.queue.rcvbuf is not None
         burst = min(2000, path.queue.rcvbuf // 1024)  # all of it fits into the receive buffer
@@ -406,7 +412,8 @@ def test_closing_under_load_loses_nothing(net: Net, hook: str) -> None:
                 with contextlib.suppress(BlockingIOError):
                     while path.receiver.recv(16):
                         received += 1
-                return received + net.at(receiver, overflows) == sent
+                missing = sent - received - net.at(receiver, overflows)
+                return 0 <= missing <= backlogs() - before
 
             assert sender.stdin is not None
             assert sender.stdout is not None
@@ -419,7 +426,8 @@ def test_closing_under_load_loses_nothing(net: Net, hook: str) -> None:
                 path.queue.close()
                 assert sender.stdout.readline() == "sent\n"
                 arrived = wait_for(lambda closing=closing: all_arrived((closing + 1) * burst))
-                assert arrived, (closing, received, path.queue.counters)
+                lost = net.at(receiver, overflows), backlogs() - before
+                assert arrived, (closing, received, lost, path.queue.counters)
                 path.queue.open()
             sender.stdin.close()
 
