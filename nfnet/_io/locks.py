@@ -28,7 +28,7 @@ Therefore these constructs are unsafe:
 
 The solution.
 
-- `RLock` is that of `threading`, which is written in C. From 3.14 on its ``__enter__`` acquires the lock by an operator,
+- `RLock` is that of `threading`, which is written in C. From 3.14 on its ``__enter__`` acquires it by an operator,
   which is not a call, and its ``__exit__`` is still the one in C. Locks are reentrant, because a signal handler can
   decide a packet, or close a queue, while the code that it interrupted holds one.
 - Where ``with`` cannot be used, `uninterrupted` calls a function written in C without a check for signals after it.
