@@ -14,8 +14,8 @@ CPython does not check for signals between every two instructions, but only
 Therefore these constructs are unsafe:
 
 - ``lock.acquire()`` and then ``try``, in every version: CPython checks after the call.
-- ``with lock`` in CPython 3.14 and later (seen in 3.15.2, too), which calls ``__enter__`` like any other function
-  (gh-148874). Earlier versions call it and begin the block in a single instruction, or do not check in between.
+- ``with lock`` in CPython 3.14, which calls ``__enter__`` like any other function (gh-148874, mended in 3.15). Other
+  versions call it and begin the block in a single instruction, or do not check in between.
 - An ``__exit__`` that is written in Python, in every version: CPython checks before its first instruction.
 - A loop within a ``with`` or ``try`` block whose last statement is a condition, in CPython 3.13 and 3.14: the jump back
   from there lies outside of the block (gh-130279, mended in 3.15). That includes ``while condition``, which the
@@ -28,7 +28,7 @@ Therefore these constructs are unsafe:
 
 The solution.
 
-- `RLock` is that of `threading`, which is written in C. From 3.14 on its ``__enter__`` acquires it by an operator,
+- `RLock` is that of `threading`, which is written in C. In 3.14 its ``__enter__`` acquires the lock by an operator,
   which is not a call, and its ``__exit__`` is still the one in C. Locks are reentrant, because a signal handler can
   decide a packet, or close a queue, while the code that it interrupted holds one.
 - Where ``with`` cannot be used, `uninterrupted` calls a function written in C without a check for signals after it.
@@ -63,7 +63,7 @@ T = TypeVar("T")
 CLEANS_UP = sys.implementation.name != "cpython" or sys.version_info >= (3, 11)
 """Whether there is nothing to undo that blocks without their cleanup have left behind."""
 
-if sys.implementation.name == "cpython" and sys.version_info >= (3, 14):
+if sys.implementation.name == "cpython" and sys.version_info[:2] == (3, 14):
 
     class RLock(_thread.RLock):  # type: ignore[no-redef, misc]  # final, as far as typeshed knows
         __slots__ = ()
