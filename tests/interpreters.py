@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import string
 import subprocess
@@ -109,7 +110,14 @@ def store(path: Path, found: Run) -> None:
         files = dict(sorted({**old.files, **found.files}.items()))
         found = Run(found.interpreter, files, found.flood or old.flood, found.ratios or old.ratios)
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(found._asdict(), indent=1) + "\n")
+    _write(path, json.dumps(found._asdict(), indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file at once: runs of other interpreters read it meanwhile, to make the page."""
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    new.write_text(text)
+    new.replace(path)
 
 
 def all_files() -> list[str]:
@@ -187,7 +195,7 @@ def page(runs: Iterable[Run]) -> str:
 
 def write_page() -> None:
     """Write the page, of all runs in the order of their versions."""
-    PAGE.write_text(page(runs()))
+    _write(PAGE, page(runs()))
 
 
 def runs() -> list[Run]:
