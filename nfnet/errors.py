@@ -166,7 +166,7 @@ def raised_by_program(error: OSError) -> bool:
     """
     if error.errno is None:
         return True
-    trace = error.__traceback__
+    trace = error.__traceback__ and error.__traceback__.tb_next  # the first function is the one that caught it
     while trace is not None:
         module = trace.tb_frame.f_globals.get("__name__") or ""
         if not module.startswith(_PACKAGE) and module.partition(".")[0] not in sys.stdlib_module_names:
