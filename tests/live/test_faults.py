@@ -166,17 +166,27 @@ def drain(queue: Queue, handler: Callable[[Packet], None], count: int) -> None:
             return
 
 
-class _Alarm(TimeoutError):
-    """What a program raises in its handler of SIGALRM."""
+ALARMS = [
+    TimeoutError("so many seconds have passed"),  # the usual way to read for so long
+    FileNotFoundError(errno.ENOENT, "No such file", "settings"),  # the handler reads a file again
+    PermissionError(errno.EACCES, "Permission denied", "settings"),
+    BlockingIOError(errno.EAGAIN, "the pipe is full"),
+    BlockingIOError("no errno"),
+]
 
 
+@pytest.mark.parametrize("alarm", ALARMS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("kind", [Queue, Log])
 @pytest.mark.parametrize("way", ["run", "iteration", "with fileno"])
-def test_timeout_error_of_an_alarm_while_waiting(net: Net, kind: type[Queue] | type[Log], way: str) -> None:
-    """The usual way to read for so many seconds."""
+def test_os_error_of_an_alarm_while_waiting(net: Net, kind: type[Queue] | type[Log], way: str, alarm: OSError) -> None:
+    """It is not taken for an error of the system call, not even for the one that means that nothing has arrived."""
+
+    alarms = 0
 
     def raise_alarm(*_: object) -> None:
-        raise _Alarm("so many seconds have passed")
+        nonlocal alarms
+        alarms += 1
+        raise alarm if alarms == 1 else AssertionError("the first one did not come out")
 
     def read(reader: Any) -> None:
         if way == "run":
@@ -191,9 +201,11 @@ def test_timeout_error_of_an_alarm_while_waiting(net: Net, kind: type[Queue] | t
     try:
         with kind(7, netns=net.hosts["client"]) as reader:
             for _ in range(3):
-                signal.setitimer(signal.ITIMER_REAL, 0.05)
-                with pytest.raises(_Alarm, match="so many seconds"):
+                alarms = 0
+                signal.setitimer(signal.ITIMER_REAL, 0.05, TIMEOUT)
+                with pytest.raises(type(alarm)) as caught:
                     read(reader)
+                assert caught.value is alarm
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
