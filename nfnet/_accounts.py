@@ -9,6 +9,7 @@ import os
 import time
 
 from ._annotated import Annotated
+from .errors import check_system
 
 _LOOK_AGAIN = 1.0  # seconds
 
@@ -40,7 +41,8 @@ class _Names:
                 return
             with open(self._path, encoding="utf-8", errors="replace") as file:
                 lines = file.read().splitlines()
-        except OSError:  # a container can lack the file
+        except OSError as error:  # a container can lack the file
+            check_system(error)
             self._names, self._version = {}, None
             return
         found: dict[int, str] = {}

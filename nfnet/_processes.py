@@ -11,7 +11,6 @@ result is cached, and the one link is read again before each use.
 from __future__ import annotations
 
 import _socket
-import errno
 import logging
 import os
 import re
@@ -27,7 +26,7 @@ from ._io.native import new_socket
 from ._io.netlink_socket import KERNEL
 from ._io.system import check_linux
 from ._printable import printable
-from .errors import ArgumentError, NfnetError, kernel_error
+from .errors import ArgumentError, NfnetError, check_system, system_error
 from .inet import Flow
 from .netns import Netns, call_in, call_in_open, check_netns
 from .protocol import rtnetlink, sock_diag
@@ -281,7 +280,7 @@ class Sockets:
             sock.sendto(request, KERNEL)
             answer = sock.recv(_DATAGRAM, socket.MSG_DONTWAIT)  # the kernel has queued it before `sendto` returns
         except OSError as error:
-            raise kernel_error("asking the kernel for a socket", error.errno or errno.EIO) from None
+            raise system_error("asking the kernel for a socket", error) from None
         self._idle[protocol].append(sock)
         return answer
 
@@ -296,7 +295,7 @@ class Sockets:
         except OSError as error:
             if isinstance(error, NfnetError):
                 raise
-            raise kernel_error(f"opening a netlink socket of protocol {protocol}", error.errno or errno.EIO) from None
+            raise system_error(f"opening a netlink socket of protocol {protocol}", error) from None
         return sock
 
     def close(self) -> None:
@@ -363,7 +362,7 @@ class _Holders:
         try:
             others = sorted((int(name) for name in os.listdir("/proc") if name.isdecimal()), reverse=True)
         except OSError as error:
-            raise kernel_error("looking for processes in /proc", error.errno or errno.EIO) from None
+            raise system_error("looking for processes in /proc", error) from None
         few = []
         counted = _count_files(os.getpid()) > 0
         for pid in others:
@@ -383,7 +382,8 @@ class _Holders:
         directory = f"/proc/{pid}/fd"
         try:
             names = os.listdir(directory)
-        except OSError:  # it has ended, or belongs to another user
+        except OSError as error:  # it has ended, or belongs to another user
+            check_system(error)
             return None
         found = None
         if len(self._seen) >= _MOST_SOCKETS:
@@ -391,7 +391,8 @@ class _Holders:
         for name in names:
             try:
                 link = os.readlink(f"{directory}/{name}")
-            except OSError:
+            except OSError as error:
+                check_system(error)
                 continue
             if link.startswith("socket:["):
                 number, place = int(link[8:-1]), (pid, int(name))
@@ -426,7 +427,8 @@ def _count_files(pid: int) -> int:
     """Return how many files a process has open; 0 if it has ended, and always before Linux 6.2."""
     try:
         return os.stat(f"/proc/{pid}/fd").st_size
-    except OSError:
+    except OSError as error:
+        check_system(error)
         return 0
 
 
@@ -434,7 +436,8 @@ def _has(pid: int, file: int, inode: int) -> bool:
     """Return whether a file of a process is the socket."""
     try:
         return os.readlink(f"/proc/{pid}/fd/{file}") == f"socket:[{inode}]"
-    except OSError:
+    except OSError as error:
+        check_system(error)
         return False
 
 
@@ -459,7 +462,8 @@ def _read(pid: int, uid: int) -> Process | None:
         return None
     try:
         executable = os.readlink(f"{directory}/exe")
-    except OSError:
+    except OSError as error:
+        check_system(error)
         executable = None
     arguments = _contents(f"{directory}/cmdline")
     command_line = None if arguments is None else _command_line(arguments)
@@ -490,5 +494,6 @@ def _contents(path: str) -> bytes | None:
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read(_MOST_BYTES)
-    except OSError:
+    except OSError as error:
+        check_system(error)
         return None

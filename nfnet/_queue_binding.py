@@ -7,7 +7,6 @@ import os
 import socket
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from itertools import repeat, starmap
 from operator import length_hint
 
 from ._core.binding import Binding
@@ -24,11 +23,9 @@ from .errors import DecodeError, NfnetError, kernel_error
 from .packet import Packet
 from .protocol import netlink, nfqnl
 from .protocol.markbits import MarkBits
-from .protocol.nfnetlink import Subsystem
-from .protocol.nfqnl import PACKET_ID, SUBSYSTEM_BYTE, Verdict
+from .protocol.nfqnl import PACKET_ID, QUEUE_SUBSYSTEM, SUBSYSTEM_BYTE, Verdict
 from .stats import QueueCounters, QueueStatus
 
-_QUEUE_SUBSYSTEM = int(Subsystem.QUEUE)
 _FEW_PACKETS = 4  # with no more than these, verdicts are not collected: each is sent when it is given
 # On newer kernels (6.12.117, 6.18) a queue holds at most this many packets, even if `max_len` is larger. The kernel
 # drops packets beyond this limit after giving them an id. Packets beyond `max_len` get no id, and leave no gap.
@@ -65,8 +62,10 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         self._max_len = max_len
         self._packet_type = packet_type
         self._flusher = Flusher(self.ledger)
-        self._plain = transport.trusted  # and not shared with another process: then packets need no checks
-        self._last: bytes | None = None  # the last lone packet, whose id `_issue` has not counted
+        self.plain = transport.trusted
+        """Whether the kernel sends the datagrams, and no other process reads them: then packets need no checks."""
+        self.last: bytes | None = None
+        """The last lone packet, whose id `_issue` has not counted."""
         self._lone_since_look = 0  # lone packets since the last look for lost ones
         self._counting = RLock()  # any thread can read `counters`
         self._issued = 0  # how many ids the kernel has assigned, up to the last one seen
@@ -74,7 +73,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         self._stamping = weakref.finalize(self, os.close, _stamping_socket()) if timestamps else None
 
     def begin(self) -> None:
-        self._plain = self.transport.trusted and not self.shared
+        self.plain = self.transport.trusted and not self.shared
         self.ledger.begin()
 
     def flush(self, *, slow: bool) -> None:
@@ -90,7 +89,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         if ledger.at_hand or ledger.decided or ledger.pending:
             ledger.settle(undelivered)
         self._lone_since_look += 1
-        if self._last is None or self._lone_since_look > MOST_LONE:
+        if self.last is None or self._lone_since_look > MOST_LONE:
             self._account()
         if self.loss.untold:
             self.tell_loss()
@@ -104,7 +103,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
     def before_fork(self) -> None:
         super().before_fork()
         self.ledger.shared = True
-        self._plain = False
+        self.plain = False
 
     def after_fork(self) -> None:
         super().after_fork()
@@ -123,31 +122,32 @@ class QueueBinding(Binding[Packet, QueueStatus]):
                 self._stamping()
 
     def each(self, datagrams: Iterator[bytes]) -> Generator[Packet, None, None]:
-        if not self._plain:
+        if not self.plain:
             yield from super().each(datagrams)
             return
-        # What `_make_ready` does, without a call for each packet.
+        # What `make_ready` does, without a call for each packet.
         ledger, origin, send_lone = self.ledger, self.origin, self.ledger.send_lone
-        blank = starmap(self._packet_type, repeat(()))
+        packet_type = self._packet_type
+        packet = packet_type()  # before the wait: nothing is called between that and the assignment below, see `moves`
         try:
-            # The packet is made before the wait: so nothing is called before the ledger has it, see `moves`.
-            for packet, raw in zip(blank, datagrams):
-                if raw[SUBSYSTEM_BYTE] == _QUEUE_SUBSYSTEM and ledger.lone is None:
+            for raw in datagrams:
+                if raw[SUBSYSTEM_BYTE] == QUEUE_SUBSYSTEM and ledger.lone is None:
                     packet._origin = origin
                     packet._decision = packet._layout = None
                     packet._on_decided = send_lone
-                    packet.raw, self._last, ledger.lone = raw, raw, packet
+                    packet.raw, self.last, ledger.lone = raw, raw, packet
                     yield packet
+                    packet = packet_type()
                 else:
                     self.received[END:] = (raw,)
-                    self._make_ready()
+                    self.make_ready()
                     if not length_hint(self.ready):
                         return
                     yield from self.ready
         except OSError as error:
-            self._explain(error)
+            self.explain(error)
 
-    def _make_ready(self) -> None:
+    def make_ready(self) -> None:
         received = self.received
         if not received:
             return
@@ -162,7 +162,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         problem: NfnetError | None = None
         refused: list[int] = []
         on_decided: Callable[[Packet], None]
-        if lone := len(received) == 1 and self._plain and not undelivered and not ledger.at_hand:
+        if lone := len(received) == 1 and self.plain and not undelivered and not ledger.at_hand:
             on_decided = ledger.send_lone
         # Collecting verdicts does not pay off for a few packets.
         elif len(received) > _FEW_PACKETS and self._flusher.watch():
@@ -170,7 +170,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         else:
             on_decided = ledger.send_now
         for raw in received:
-            if untrusted or raw[SUBSYSTEM_BYTE] != _QUEUE_SUBSYSTEM:
+            if untrusted or raw[SUBSYSTEM_BYTE] != QUEUE_SUBSYSTEM:
                 try:
                     if (whole := self._look_into(raw, refused)) is None:
                         continue
@@ -187,7 +187,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         nothing: list[bytes] = []
         iterator = iter(ready + new)
         if lone and new:
-            self.received, self.ready, ledger.lone, self._last = nothing, iterator, packet, packet.raw  # one statement
+            self.received, self.ready, ledger.lone, self.last = nothing, iterator, packet, packet.raw  # one statement
             return
         if new:
             new[-1]._on_decided = ledger.send_now  # no packet follows it, so its verdict need not wait
@@ -197,7 +197,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
         if new:
             if not self._issued and untrusted:  # a recording can begin with any id; the kernel begins with 1
                 self.last_id = new[0].id - 1
-            self._last = None  # a later id is counted instead
+            self.last = None  # a later id is counted instead
             self._issue(new[-1].raw)
         if problem is not None:
             raise problem
@@ -229,7 +229,7 @@ class QueueBinding(Binding[Packet, QueueStatus]):
     def _account(self) -> None:
         """Count the ids that are missing."""
         with self._counting:
-            last, self._last, self._lone_since_look = self._last, None, 0
+            last, self.last, self._lone_since_look = self.last, None, 0
             if last is not None:
                 self._issue(last)
             lost = self._issued - self.ledger.count_received() - self.loss.total

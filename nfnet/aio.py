@@ -22,7 +22,7 @@ from ._arguments import check
 from ._core.async_reader import AsyncReader, Session
 from ._queue_binding import QueueBinding
 from ._typing import Unpack
-from .errors import AlreadyDecidedError, ClosedError
+from .errors import ClosedError
 from .log import Handler as LogHandler
 from .log import Log, LogMessage, LogOptions
 from .packet import Packet
@@ -60,13 +60,8 @@ class _Queue(Queue):
         try:
             await handler(packet)
         except (Exception, asyncio.CancelledError) as error:
-            if session.cancelling:
+            if session.cancelling or not self._treat(error, binding, packet):
                 raise
-            if binding.close_began and isinstance(error, (ClosedError, AlreadyDecidedError)):
-                return  # the queue was closed while the handler ran
-            if self._on_error == "raise":
-                raise
-            self._handler_failed(packet)
         if packet.decided is None and self._undecided != "pending":
             apply_policy(self._undecided, packet)
 

@@ -141,6 +141,21 @@ def kernel_error(operation: str, errno: int, *, message: str | None = None) -> K
     return KernelError(operation, errno, message=message)
 
 
+def system_error(operation: str, error: OSError) -> OSError:
+    """Return the error to raise in place of an OSError that occurred in a system call.
+
+    This is ``error`` itself if it has no errno: then a signal handler raised it (TimeoutError is an OSError), and the
+    program expects to catch that.
+    """
+    return error if error.errno is None else kernel_error(operation, error.errno)
+
+
+def check_system(error: OSError) -> None:
+    """Raise an OSError that a signal handler raised, so that it is not taken for one of a system call."""
+    if error.errno is None:
+        raise error
+
+
 class NotPermittedError(KernelError, PermissionError):
     """The process lacks CAP_NET_ADMIN over the network namespace of the socket, or CAP_NET_RAW to inject (EPERM)."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from functools import lru_cache, partial
 from operator import length_hint
@@ -211,7 +211,7 @@ class LogBinding(Binding[LogMessage, LogStatus]):
         # The kernel's sequence numbers begin at 0; a recording can begin with any number.
         self._next_seq: int | None = 0 if transport.trusted else None
 
-    def _make_ready(self) -> None:
+    def make_ready(self) -> None:
         new = list(copy(self.ready))  # a copy: `ready` must not change before the statement at the end
         before = len(new)
         problem: DecodeError | None = None
@@ -406,7 +406,7 @@ class Log(Reader[LogBinding, LogMessage]):
         return self._process(handler)
 
     def _hand_out(
-        self, binding: LogBinding, portion: Iterator[LogMessage], handler: Callable[[LogMessage], object]
+        self, binding: LogBinding, portion: Iterable[LogMessage], handler: Callable[[LogMessage], object]
     ) -> None:
         result: object = None
         for message in portion:

@@ -12,7 +12,7 @@ from ._arguments import check, wrong_type
 from ._io.locks import uninterrupted
 from ._io.native import thread
 from ._io.system import check_linux
-from .errors import ArgumentError, KernelError, NotPermittedError, kernel_error
+from .errors import ArgumentError, KernelError, NotPermittedError, system_error
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
@@ -54,7 +54,7 @@ def unshare(flags: int) -> None:
         operation = "making a namespace of our own"
         raise NotPermittedError(operation, error.errno or errno.EPERM, hint=_USER_NAMESPACES) from None
     except OSError as error:
-        raise kernel_error("making a namespace of our own", error.errno or errno.EIO) from None
+        raise system_error("making a namespace of our own", error) from None
 
 
 def enter(netns: Netns) -> None:
@@ -78,13 +78,13 @@ def enter(netns: Netns) -> None:
         hint = "CAP_SYS_ADMIN is needed to enter a namespace, and CAP_NET_ADMIN in it"
         raise NotPermittedError(operation, error.errno or errno.EPERM, hint=hint) from None
     except OSError as error:
-        if isinstance(netns, int):
+        if isinstance(netns, int) and error.errno is not None:
             hint = f"The namespace of process {netns} is netns='/proc/{netns}/ns/net'"
-            raise KernelError(operation, error.errno or errno.EIO, hint=hint) from None
+            raise KernelError(operation, error.errno, hint=hint) from None
         if isinstance(error, FileNotFoundError):
             hint = "The command ip netns lists names; the namespace of a process is /proc/PID/ns/net"
             raise KernelError(operation, errno.ENOENT, hint=hint) from None
-        raise kernel_error(operation, error.errno or errno.EIO) from None
+        raise system_error(operation, error) from None
 
 
 def _descriptor(file: _File) -> int:
@@ -129,7 +129,7 @@ def become_root() -> None:
         operation = "becoming root of a namespace of our own"
         raise NotPermittedError(operation, error.errno or errno.EPERM, hint=_USER_NAMESPACES) from None
     except OSError as error:
-        raise kernel_error("becoming root of a namespace of our own", error.errno or errno.EIO) from None
+        raise system_error("becoming root of a namespace of our own", error) from None
 
 
 def create() -> BinaryIO:
@@ -166,7 +166,7 @@ def call_in_open(netns: BinaryIO, function: Callable[[], _T]) -> _T:
     try:
         here = os.stat("/proc/thread-self/ns/net")
     except OSError as error:
-        raise kernel_error("finding the network namespace of this thread", error.errno or errno.EIO) from None
+        raise system_error("finding the network namespace of this thread", error) from None
     return function() if os.path.samestat(os.fstat(netns.fileno()), here) else call_in(netns, function)
 
 

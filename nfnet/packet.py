@@ -369,7 +369,7 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
             priority = check("priority", priority, 0, 0xFFFFFFFF)
         attributes: list[tuple[int, bytes]] = []
         if payload is not None and (_scapy.is_scapy(payload) or payload != self.payload):
-            attributes.append((NFQA.PAYLOAD, self._check_payload(payload)))
+            attributes.append((_PAYLOAD, self._check_payload(payload)))
         if vlan is not None or l2header is not None:
             attributes += self._link_layer(vlan, l2header)
         if ct_mark is not None or ct_labels is not None:
@@ -453,7 +453,8 @@ class Packet(Message, kind=NFQA, layouts=nfqnl.layouts, table=NFQA_TABLE):
         if self.truncated:
             text = f"only {len(self.payload)} of the packet's {self.cap_len} bytes were copied"
             raise ArgumentError(f"{text}: the rest would be cut off")
-        payload, packet = self.payload, self._ip_packet()
+        payload = self.payload
+        packet = self._ip_packet(payload)
         if not packet:
             raise ArgumentError(f"not an IP packet (EtherType {self.hw_protocol:#06x}, {len(payload)} bytes)")
         if skbinfo := self._number(_SKB_INFO) or 0:

@@ -10,7 +10,7 @@ from ._io.system import check_linux
 from ._io.transport import SocketStatus
 from ._printable import printable
 from ._processes import process_with_id, process_with_socket, this_process_has_socket
-from .errors import DecodeError, KernelError, NfnetError, NotPermittedError, kernel_error
+from .errors import DecodeError, NfnetError, NotPermittedError, check_system, system_error
 from .netns import Netns, call_in
 from .protocol.nfnetlink import NETLINK_NETFILTER
 from .protocol.nfqnl import CopyMode
@@ -157,10 +157,11 @@ def _rows(name: str, columns: int, netns: Netns | None) -> list[list[int]]:
             with open(f"{_DIRECTORY}/{name}") as file:
                 return file.read()
         except OSError as error:
-            operation, number = f"reading /proc/net/netfilter/{name}", error.errno or errno.EIO
+            operation = f"reading /proc/net/netfilter/{name}"
             if isinstance(error, PermissionError):
+                number = error.errno or errno.EACCES
                 raise NotPermittedError(operation, number, hint="Only root of the machine may do that") from None
-            raise kernel_error(operation, number) from None
+            raise system_error(operation, error) from None
 
     check_linux(f"reading /proc/net/netfilter/{name}")
     text = call_in(netns, read)
@@ -196,7 +197,8 @@ def _inode(port_id: int, netns: Netns | None) -> int | None:
 
     try:
         table = call_in(netns, read)
-    except (KernelError, OSError):
+    except OSError as error:
+        check_system(error)
         return None
     rows = (line.split() for line in table.splitlines()[1:])
     return next((int(row[9]) for row in rows if row[1:3] == [str(NETLINK_NETFILTER), str(port_id)]), None)

@@ -20,6 +20,7 @@ import nfnet
 from nfnet.captures import LinkType, Record, is_capture, scan
 from nfnet.captures._frames import Found, Frames, interface_name
 from nfnet.captures._link_layer import LINK_LAYERS
+from nfnet.captures._records import link_type_name
 from nfnet.protocol.nfnetlink import Hook, Subsystem
 
 FIELDS = (
@@ -120,6 +121,9 @@ def differences(record: Record, packet: nfnet.Packet | None, theirs: dict[str, s
         version = 4 if protocols.index("ip") < protocols.index("ipv6") else 6
     ip = None if packet is None else packet.ip
     if (ip and ip.version) != version:
+        if record.link_type not in LINK_LAYERS:
+            yield link_type_name(record.link_type), theirs["frame.protocols"], "none"
+            return
         said = "none" if packet is None else "a packet without an IP header" if ip is None else f"IPv{ip.version}"
         yield "IP or not", theirs["frame.protocols"], said
         return
@@ -216,7 +220,7 @@ def main() -> int:
             if outcome.differences:
                 print(f"{outcome.path}: {len(outcome.differences)} differences; {outcome.refused or 'read by both'}")
             for kind, number, wanted, got in outcome.differences[: options.show]:
-                print(f"    frame {number}: {kind}: tshark {wanted}, nfnet {got}")
+                print(f"    frame {number}: {kind}: tshark {wanted}, nfnet {got!s:.200}", flush=True)
     print(f"{files} files, {agree} agree in all of their frames; {refused} are damaged, or not read by tshark")
     print(f"{frames} frames agree, {packets} packets of IP among all frames")
     for kind, number in kinds.most_common():

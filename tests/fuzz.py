@@ -730,7 +730,8 @@ def run_command(*arguments: str) -> Callable[[bytes, bool], None]:
     def run(data: bytes, look: bool) -> None:
         put(data)
         status, text = command(*arguments, PATH)
-        gc.unfreeze()  # ``nfnet queue`` runs once in a process, and freezes what is there when it begins
+        if hasattr(gc, "unfreeze"):  # not PyPy
+            gc.unfreeze()  # ``nfnet queue`` runs once in a process, and freezes what is there when it begins
         if "--json" in arguments and status == 0:
             for line in text.splitlines():
                 if not line.startswith("nfnet "):  # on standard error
@@ -1162,9 +1163,11 @@ class _Watch:
 
 
 def peak_of(function: Callable[[], None]) -> int:
-    """Return how much memory the reader used at most, in bytes."""
-    import tracemalloc  # which PyPy does not have
-
+    """Return how much memory the reader used at most, in bytes; 0 on PyPy, whose memory cannot be traced."""
+    try:
+        import tracemalloc
+    except ModuleNotFoundError:
+        return 0
     tracemalloc.start()
     try:
         with contextlib.suppress(nfnet.NfnetError):

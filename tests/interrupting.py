@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _thread
 import dis
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,11 +59,15 @@ _offsets: dict[int, frozenset[int]] = {}
 
 
 class _Interrupt:
-    """Makes Ctrl-C arrive before the n-th bytecode instruction that the main thread executes in the package."""
+    """Makes Ctrl-C arrive before the n-th bytecode instruction that the main thread executes in the package.
 
-    def __init__(self, moment: int) -> None:
+    error: what the signal handler raises.
+    """
+
+    def __init__(self, moment: int, error: type[BaseException] = KeyboardInterrupt) -> None:
         self.moment = moment
         self.seen = 0
+        self._error = error
 
     def __enter__(self) -> _Interrupt:
         self._start()
@@ -72,16 +77,22 @@ class _Interrupt:
         self.stop()
 
     def arrives(self, function: Callable[[], object]) -> bool:
-        """Call a function, and return whether KeyboardInterrupt was raised in it or directly after it."""
+        """Call a function, and return whether the error was raised in it or directly after it."""
+        before = signal.signal(signal.SIGINT, self._raise)
         try:
             with self:
                 function()
             for _ in range(100):  # a signal that arrived at the very end is noticed here
                 pass
-        except KeyboardInterrupt:
+        except self._error as error:
             self.stop()
-            return True
+            return type(error) is self._error
+        finally:
+            signal.signal(signal.SIGINT, before)
         return False
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        raise self._error
 
     def _start(self) -> None:
         raise NotImplementedError

@@ -296,14 +296,14 @@ class Size(NamedTuple):
     """How much of the system's resources this process uses."""
 
     memory: int  # bytes
-    objects: int
+    objects: int  # 0 on PyPy, which does not count them
     descriptors: int
 
     @classmethod
     def now(cls) -> Size:
         gc.collect()
         memory = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-        return cls(memory, sys.getallocatedblocks(), len(os.listdir("/proc/self/fd")))
+        return cls(memory, getattr(sys, "getallocatedblocks", int)(), len(os.listdir("/proc/self/fd")))
 
 
 def udp_overflow(net: Net) -> int:

@@ -11,7 +11,6 @@ import signal
 import struct
 import tempfile
 import threading
-import tracemalloc
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,6 +27,7 @@ from nfnet.captures._format import netlink_header
 from nfnet.protocol import layout, nfqnl
 from nfnet.testing import FakeKernel, log_message, packet_message
 
+from .memory import traced
 from .test_inet import ipv4, ipv6
 
 TIME = 1_795_287_298_123_456_789
@@ -588,10 +588,7 @@ def test_large_files_take_constant_memory() -> None:
             data, self._data = self._data[:size], self._data[size:]
             return data
 
-    tracemalloc.start()
-    try:
+    with traced() as memory:
         count = sum(1 for _ in islice(read(Endless()), 20_000))  # type: ignore[arg-type]
         assert count == 20_000
-        assert tracemalloc.get_traced_memory()[1] < 1_000_000
-    finally:
-        tracemalloc.stop()
+        assert memory()[1] < 1_000_000

@@ -11,7 +11,6 @@ import random
 import struct
 import subprocess
 import sys
-import tracemalloc
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +24,7 @@ from nfnet.captures import LinkType, Record, _compression, is_capture, read, sca
 
 from .conftest import FIXTURES
 from .frames import write_pcap
+from .memory import traced
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
 HAS_ZSTD = sys.version_info >= (3, 14)
@@ -100,12 +100,9 @@ def test_a_large_file_in_a_small_one_takes_little_memory(name: str) -> None:
     record = struct.pack("<IIII", 1, 2, 1 << 16, 1 << 16) + bytes(1 << 16)
     data = COMPRESS[name](header + record * 800)
     assert len(data) < 100_000
-    tracemalloc.start()
-    try:
+    with traced() as memory:
         assert sum(1 for _ in scan(io.BytesIO(data))) == 800
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20  # of which xz has 8 for its dictionary
-    finally:
-        tracemalloc.stop()
+        assert memory()[1] < 16 << 20  # of which xz has 8 for its dictionary
 
 
 def test_a_dictionary_of_xz_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +110,7 @@ def test_a_dictionary_of_xz_that_is_too_large_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(_compression, "_MEMORY", 1 << 16)
     (error,) = records(lzma.compress(b"x" * 100))
     assert isinstance(error, nfnet.CaptureError)
-    assert "the xz data are damaged: Memory usage limit" in str(error)
+    assert "the xz data are damaged: " in str(error)  # and the words of liblzma, which PyPy does not know
 
 
 @pytest.mark.parametrize("name", ["zstd", "lz4"])

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from nfnet.protocol.netlink import PREFIX
 from nfnet.stats import LogStatus, QueueStatus
 
 from .conftest import FIXTURES
+from .memory import traced
 from .test_captures import block, interface, pcap, section
 
 NASTY = "\x1b[2J\x9b31m\n\r\x07\u202e\u2066\udc9b\udcff\0"
@@ -530,14 +530,11 @@ def test_no_data_become_code(path: Path) -> None:
 
 
 def peak(data: bytes) -> int:
-    tracemalloc.start()
-    try:
+    with traced() as memory:
         with contextlib.suppress(nfnet.CaptureError):
             for _ in read(io.BytesIO(data)):
                 pass
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+        return memory()[1]
 
 
 def lies() -> dict[str, bytes]:

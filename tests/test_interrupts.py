@@ -23,6 +23,7 @@ import nfnet
 from nfnet import Packet, Queue
 from nfnet._core.batching import ACCEPT
 from nfnet._queue_binding import QueueBinding
+from nfnet.errors import system_error
 from nfnet.protocol import nfqnl
 
 from .interrupting import Interrupt
@@ -330,7 +331,7 @@ def test_threads_that_decide_what_the_loop_just_handed_out() -> None:
 
 def test_signals_faster_than_packets_can_be_made_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is received and not through stays bounded: the next try does not take more on top of it."""
-    make_ready, tries = QueueBinding._make_ready, 0
+    make_ready, tries = QueueBinding.make_ready, 0
 
     def interrupted(binding: QueueBinding) -> None:
         nonlocal tries
@@ -339,7 +340,7 @@ def test_signals_faster_than_packets_can_be_made_ready(monkeypatch: pytest.Monke
             raise KeyboardInterrupt
         make_ready(binding)
 
-    monkeypatch.setattr(QueueBinding, "_make_ready", interrupted)
+    monkeypatch.setattr(QueueBinding, "make_ready", interrupted)
     kernel = FakeKernel(ends=True)
     with Queue(1, transport=kernel) as queue:
         kernel.feed(4000)
@@ -378,3 +379,59 @@ def test_interrupt_while_another_thread_has_set_its_verdict_and_not_handed_it_ov
                 break
         moment += 1
     assert moment > 20
+
+
+class AlarmedKernel(SlowKernel):
+    """A signal handler raises TimeoutError directly after the first verdict was sent."""
+
+    @property
+    def outgoing(self) -> Callable[[bytes], object]:
+        return self._send
+
+    def _send(self, datagram: bytes) -> None:
+        first = not self.judged
+        self.send(datagram)
+        if first:
+            raise TimeoutError("so many seconds have passed")
+
+
+def test_timeout_error_of_an_alarm_while_a_lone_verdict_is_sent() -> None:
+    """The error reaches the program. It is an OSError, but the verdict was sent."""
+    kernel = AlarmedKernel()
+    with Queue(1, transport=kernel) as queue:
+        kernel.feed(1)
+        with pytest.raises(TimeoutError, match="so many seconds"):
+            queue.run(Packet.accept)
+        kernel.feed(1)
+        queue.run(Packet.accept)
+        assert [packet_id for packet_id, _, _ in kernel.judged] == [1, 2]
+        assert queue.counters.accepted == 2
+
+
+class ExplainingKernel(SlowKernel):
+    def explain(self, error: OSError) -> None:
+        raise system_error("receiving from the kernel", error) from None
+
+
+@pytest.mark.parametrize("policy", ["raise", "drop"])
+def test_os_error_of_the_handler_of_a_lone_packet(policy: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """It is not taken for an error of the wait for the next packet, which the same loop contains."""
+    error = ConnectionRefusedError(111, "connection refused")
+
+    def handler(packet: Packet) -> None:
+        if packet.id == 2:
+            raise error
+        packet.accept()
+
+    kernel = ExplainingKernel()
+    with Queue(1, transport=kernel, on_error=policy) as queue:
+        kernel.feed(3)
+        if policy == "raise":
+            with pytest.raises(ConnectionRefusedError) as raised:
+                queue.run(handler)
+            assert raised.value is error
+            assert [packet.id for packet in queue.pending] == [2]
+        queue.run(handler)
+        given = {packet_id: word for packet_id, word, _ in kernel.judged}
+    assert given == ({1: 1, 3: 1} if policy == "raise" else {1: 1, 2: 0, 3: 1})
+    assert ("connection refused" in caplog.text) == (policy == "drop")

@@ -14,7 +14,7 @@ from nfnet.captures import LinkType
 from nfnet.captures._link_layer import LINK_LAYERS
 from nfnet.errors import ArgumentError
 
-from .frames import ETHERNET, IPV4, NOT_IP, SAMPLES, SOURCE, Sample, cooked, tagged, write_pcap
+from .frames import ETHERNET, IPV4, IPV6, NOT_IP, SAMPLES, SOURCE, Sample, cooked, tagged, write_pcap
 from .test_captures import block, interface, section
 from .test_replay import drain
 
@@ -94,6 +94,17 @@ def test_what_holds_no_packet_is_counted(name: str, tmp_path: Path) -> None:
         assert list(queue) == []
     assert (replay.not_ip, replay.skipped) == ({ethertype: 2}, {})
     assert "2 records that are not IP" in replay.left_out()
+
+
+def test_frames_of_ip_without_its_header_are_not_called_by_its_name(tmp_path: Path) -> None:
+    records = [record for name, (_, record, ethertype) in NOT_IP.items() if ethertype == 0x0800]
+    replay = nfnet.replay(write_pcap(tmp_path / "file.pcap", LinkType.ETHERNET, *records, ETHERNET + IPV6 + b"\x40"))
+    with nfnet.Queue(1, transport=replay) as queue:
+        assert list(queue) == []
+    assert replay.left_out() == (
+        "3 records that are not IP (2 of EtherType IPv4 without an IPv4 header, "
+        "1 of EtherType IPv6 without an IPv6 header)"
+    )
 
 
 def test_nothing_is_left_out_of_a_file_of_packets(tmp_path: Path) -> None:

@@ -152,7 +152,9 @@ def test_unit_and_container(cgroup: str | None, unit: str | None, container: str
 
 def test_a_process_without_arguments() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as program:
-        os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie until the block ends
+        stat = Path(f"/proc/{program.pid}/stat")
+        while ") Z " not in stat.read_text():  # until the block ends
+            time.sleep(0.001)
         process = _processes._read(program.pid, 0)
     assert process is not None
     assert process.command_line == ()

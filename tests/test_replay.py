@@ -11,7 +11,6 @@ import signal
 import struct
 import threading
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from nfnet.protocol import netlink, nfqnl
 from nfnet.testing import log_message, packet_message
 
 from .conftest import FIXTURES
+from .memory import traced
 from .swap import turn
 from .test_captures import block, interface, pcap, recording, section
 
@@ -128,12 +128,9 @@ def test_large_blocks_of_others_are_skipped_in_little_memory(tmp_path: Path) -> 
         file.write(block("<", 0x0A, bytes(size)))  # secrets to decrypt TLS
         file.write(enhanced(bytes(size)))  # of a USB disk
         file.write(enhanced(HEAD + packet(1), which=1))
-    tracemalloc.start()
-    try:
+    with traced() as memory:
         large, ours = read(path)
-        assert tracemalloc.get_traced_memory()[1] < 6 << 20
-    finally:
-        tracemalloc.stop()
+        assert memory()[1] < 6 << 20
     assert (large.number, len(large.data), large.original_length, large.link_type) == (1, 1 << 20, size, 220)
     assert ours.data == HEAD + packet(1)
 
@@ -365,6 +362,16 @@ def test_cut_records_of_a_log_are_messages(tmp_path: Path, order: str, kind: Lin
             same_or_missing(cut, message)
             assert message.payload.startswith(cut.payload)
     assert [cut.payload for cut in found] == [message.payload for message in whole]
+
+
+def test_a_closed_replay_holds_no_descriptors() -> None:
+    """Not only when it is collected, which takes long on PyPy."""
+    before = os.listdir("/proc/self/fd")
+    replay = nfnet.replay(FIXTURES / "log-single.pcapng")
+    with nfnet.Log(5, transport=replay) as log:
+        assert list(log)
+    replay.close()  # again
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_a_cut_verdict_is_not_recorded(tmp_path: Path) -> None:
@@ -602,23 +609,22 @@ def test_an_endless_pipe_takes_no_memory(pipe: Any) -> None:
         end()
 
     sizes: dict[int, int] = {}
-    replay = nfnet.replay(name, keep_verdicts=False)
     thread = threading.Thread(target=feed)
 
     def handler(packet: nfnet.Packet) -> None:
         packet.accept()
         if packet.id % 20 == 0:
-            sizes[packet.id] = tracemalloc.get_traced_memory()[0]
+            sizes[packet.id] = memory()[0]
 
-    with nfnet.Queue(1, transport=replay) as queue:
-        thread.start()
-        tracemalloc.start()
-        try:
-            queue.run(handler)
-        finally:
-            tracemalloc.stop()
-            thread.join(60)
-        assert queue.counters.received == 24_000
+    with traced() as memory:
+        replay = nfnet.replay(name, keep_verdicts=False)
+        with nfnet.Queue(1, transport=replay) as queue:
+            thread.start()
+            try:
+                queue.run(handler)
+            finally:
+                thread.join(60)
+            assert queue.counters.received == 24_000
     # How many packets are in memory changes from moment to moment (one to 512, and what the thread writes); the least
     # over a third of the run does not, unless something of each packet is kept.
     first = min(size for number, size in sizes.items() if number <= 8_000)

@@ -23,6 +23,7 @@ from nfnet.inet import INCOMPLETE, Beginnings, TcpFlag, server_name
 from nfnet.inet._tls import MAX_HELLO
 from nfnet.testing import tcp, udp
 
+from .memory import traced
 from .test_tshark import tshark
 
 __all__ = ["tshark"]
@@ -123,16 +124,12 @@ def test_sequence_numbers_that_wrap() -> None:
 def test_what_is_far_away_takes_no_room() -> None:
     beginnings = began(max_bytes=100)
     beginnings.add(tcp(b"lo", seq=1003))
-    tracemalloc = pytest.importorskip("tracemalloc")  # PyPy has none
-    tracemalloc.start()
-    try:
+    with traced() as memory:
         for seq in (1100, 1 << 28, (1 << 31) + 999, 996, 990, 0, 0xF0000000):
             for data in (b"", b"x", b"1234"):
                 assert beginnings.add(tcp(data, seq=seq)) == b""
         assert beginnings.add(tcp(b"hel", seq=1000)) == b"hello"
-        assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    finally:
-        tracemalloc.stop()
+        assert memory()[1] < 1 << 20
 
 
 def test_the_two_directions_are_two_streams() -> None:
@@ -285,18 +282,14 @@ def test_a_segment_costs_the_same_however_the_sender_cuts(name: str) -> None:
 def test_memory_is_bounded_as_documented() -> None:
     """Memory that senders could use: all but the first byte of each stream."""
     packets = [tcp(bytes(1400), seq=1001 + place) for place in range(0, 16_384, 1400)]
-    tracemalloc = pytest.importorskip("tracemalloc")  # PyPy has none
-    tracemalloc.start()
-    try:
+    with traced() as memory:
         beginnings = Beginnings(max_streams=64)
-        before = tracemalloc.get_traced_memory()[0]
+        before = memory()[0]
         for port in range(300):
             beginnings.add(syn(source_port=port))
             for packet in packets:
                 beginnings.add(packet[:20] + port.to_bytes(2, "big") + packet[22:])
-        used = tracemalloc.get_traced_memory()[0] - before
-    finally:
-        tracemalloc.stop()
+        used = memory()[0] - before
     assert len(beginnings) == 64
     assert used * 4096 / 64 < 150 << 20
 

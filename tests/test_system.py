@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from nfnet._io.poller import Poller
-from nfnet._io.system import Event
+from nfnet._io.system import Event, wait_for_signal
 
 
 @pytest.fixture(params=["eventfd", "pipe"])
@@ -91,3 +93,32 @@ def test_another_thread_ends_a_wait(kind: str) -> None:
         assert time.monotonic() < deadline
     thread.join()
     assert not readable(poller)
+
+
+@pytest.fixture(params=["sigtimedwait", "sigwait"])
+def blocked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[set[signal.Signals]]:
+    """Signals that are blocked, to wait for with or without the function that PyPy and macOS lack."""
+    if request.param == "sigwait":
+        monkeypatch.delattr(signal, "sigtimedwait", raising=False)
+    elif not hasattr(signal, "sigtimedwait"):
+        pytest.skip("this interpreter has no sigtimedwait")
+    signals = {signal.SIGUSR1, signal.SIGUSR2}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    yield signals
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@pytest.mark.parametrize("delay", [0, 0.3])
+def test_waiting_for_a_signal_takes_it(blocked: set[signal.Signals], delay: float) -> None:
+    thread = threading.get_ident()
+    timer = threading.Timer(delay, signal.pthread_kill, (thread, signal.SIGUSR2))
+    timer.start()
+    wait_for_signal(blocked, 3600)
+    timer.join()
+    assert signal.sigpending() == set()
+
+
+def test_waiting_for_a_signal_ends_after_the_time(blocked: set[signal.Signals]) -> None:
+    began = time.monotonic()
+    wait_for_signal(blocked, 0.25)
+    assert time.monotonic() - began > 0.24

@@ -60,7 +60,7 @@ def changing_decision(
     word: int, mark: int | None, priority: int | None, *attributes: tuple[int, bytes], kind: int | None = None
 ) -> Decision:
     """Return a decision with changes that a batch cannot make: payload, VLAN tag, link-layer header or connection."""
-    changes = _changes(mark, priority)
+    changes = b"" if mark is None and priority is None else _changes(mark, priority)
     for number, data in attributes:
         changes += layout.build_attribute(number, data)
     return Decision(word, changes, False, kind)

@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from operator import length_hint
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .._io import at_fork
 from .._io.locks import RLock
@@ -44,7 +44,7 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
         self.loss = Loss(warn=on_overrun == "count")
         self.overruns = 0
         self.received: list[bytes] = []
-        """Datagrams taken from the transport that `_make_ready` has not processed yet."""
+        """Datagrams taken from the transport that `make_ready` has not processed yet."""
         self.ready: Iterator[T] = iter(())
         """The packets or messages for the handler; one iterator for all loops."""
         self.reading = False  # a loop is reading
@@ -98,8 +98,8 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
             self.malformed += 1
             raise
         finally:
-            self.exhausted = not more  # before `_make_ready` raises for a damaged datagram
-            self._make_ready()
+            self.exhausted = not more  # before `make_ready` raises for a damaged datagram
+            self.make_ready()
 
     def each(self, datagrams: Iterator[bytes]) -> Generator[T, None, None]:
         """Yield the items in these datagrams of the transport, as they arrive.
@@ -109,21 +109,21 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
         try:
             for datagram in datagrams:
                 self.received[END:] = (datagram,)  # no function call since it was taken: see `moves`
-                self._make_ready()
+                self.make_ready()
                 if not length_hint(self.ready):
                     return
                 yield from self.ready
         except OSError as error:
-            self._explain(error)
+            self.explain(error)
 
-    def _explain(self, error: OSError) -> None:
+    def explain(self, error: OSError) -> None:
         """Raise an error of `each`, unless it means that nothing has arrived."""
-        if isinstance(error, NfnetError):  # raised by `_make_ready`, not by the transport
+        if isinstance(error, NfnetError):  # raised by `make_ready`, not by the transport
             raise error
         self.transport.explain(error)
 
     @abstractmethod
-    def _make_ready(self) -> None:
+    def make_ready(self) -> None:
         """Turn the received datagrams into `ready` items."""
 
     @abstractmethod
@@ -198,3 +198,16 @@ class Binding(ABC, Generic[T, Status], at_fork.AtFork):
     def count_waiting(self) -> int:
         """Return how many items wait for the handler, or, in a queue, for a verdict."""
         return length_hint(self.ready)
+
+
+class Arriving(Generic[T]):
+    """Items that will arrive one at a time, in these datagrams; an iteration waits for them."""
+
+    __slots__ = ("_binding", "datagrams")
+
+    def __init__(self, binding: Binding[T, Any], datagrams: Iterator[bytes]) -> None:
+        self._binding = binding
+        self.datagrams = datagrams
+
+    def __iter__(self) -> Iterator[T]:
+        return self._binding.each(self.datagrams)

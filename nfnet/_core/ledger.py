@@ -12,7 +12,7 @@ in the order in which the verdicts were given.
 
 Who writes what:
 
-- `QueueBinding` puts new packets into ``lone`` or ``at_hand``, in `QueueBinding.each` and `QueueBinding._make_ready`.
+- `QueueBinding` puts new packets into ``lone`` or ``at_hand``, in `QueueBinding.each` and `QueueBinding.make_ready`.
   It does this itself, because one statement must add the packets and remove their datagrams from the binding (see
   `moves`). It also chooses the packet's `_on_decided`.
 - `Packet.accept` and the other verdicts set the packet's `_decision` and call its `_on_decided`.
@@ -49,7 +49,7 @@ from typing import Any, Protocol
 from .._io.locks import CLEANS_UP, RLock, interrupted_another, release
 from .._io.moves import END
 from .._io.transport import Transport
-from ..errors import ClosedError, NfnetError
+from ..errors import ClosedError, NfnetError, check_system
 from ..protocol import nfqnl
 from ..protocol.nfqnl import PACKET_ID, Verdict
 from .batching import ACCEPT, MAX_MESSAGES, Decision, Messages, limit
@@ -145,6 +145,7 @@ class Ledger:
         except OSError as error:
             if isinstance(error, NfnetError):
                 raise
+            check_system(error)
             self._send(datagram)  # sends it, or raises the error
         kind = what.kind
         self._lone_counts[kind], self.lone = self._lone_counts[kind] + 1, None  # one statement

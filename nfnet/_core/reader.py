@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
@@ -24,7 +24,7 @@ from ..errors import ArgumentError, BusyError, BusyReadingError, ClosedError, Nf
 from ..netns import Netns, call_in, check_netns
 from ..stats import LogStatus, QueueStatus, is_ours, process
 from .bind_request import bind
-from .binding import Binding
+from .binding import Arriving, Binding
 from .flags import Request
 
 # How many seconds a verdict waits for others at most, and how many further calls of the handler.
@@ -102,8 +102,12 @@ class Reader(ABC, Generic[B, T]):
         """Prepare for unbinding; called by `close`."""
 
     @abstractmethod
-    def _hand_out(self, binding: B, portion: Iterator[T], handler: Callable[[T], object]) -> None:
+    def _hand_out(self, binding: B, portion: Iterable[T], handler: Callable[[T], object]) -> None:
         """Call the handler for each item of a portion, until `stop`."""
+
+    def _hand_out_arriving(self, binding: B, arriving: Arriving[T], handler: Callable[[T], object]) -> None:
+        """Call the handler for each item as it arrives, until `stop`."""
+        self._hand_out(binding, arriving, handler)
 
     def check_iteration(self) -> None:
         """Raise ArgumentError if an option was given that cannot apply to an iteration."""
@@ -310,11 +314,15 @@ class Reader(ABC, Generic[B, T]):
             finally:  # twice: see `locks`
                 portions.close()
 
-    def _drive(self, binding: B, portions: Generator[Iterator[T], None, None], handler: Callable[[T], object]) -> None:
+    def _drive(self, binding: B, portions: Generator[Iterable[T], None, None], handler: Callable[[T], object]) -> None:
         """Call the handler for every item in these portions."""
         try:
             for portion in portions:
-                self._hand_out(binding, portion, handler)
+                if isinstance(portion, Arriving):
+                    self._hand_out_arriving(binding, portion, handler)
+                else:
+                    self._hand_out(binding, portion, handler)
+                del portion  # no condition at the end of a loop: see `locks`
         finally:
             try:
                 pass
@@ -357,7 +365,7 @@ class Reader(ABC, Generic[B, T]):
             if self._poller is not None:
                 self._reset_poller(self._poller, binding)
 
-    def _portions(self, binding: B, block: bool, *, pause: bool = False) -> Generator[Iterator[T], None, None]:
+    def _portions(self, binding: B, block: bool, *, pause: bool = False) -> Generator[Iterable[T], None, None]:
         """Yield items in portions; collected verdicts can be sent between portions. This is the main loop.
 
         This is the hot path: measure before and after changing it. ``binding.ready`` is one iterator for all loops, so
@@ -413,7 +421,7 @@ class Reader(ABC, Generic[B, T]):
                     transport.blocked = True  # before reading `_stopping`: `stop` sets that, then wakes a blocked loop
                     if self._stopping:
                         return
-                    yield binding.each(islice(transport.incoming, looks))
+                    yield Arriving(binding, islice(transport.incoming, looks))
                     transport.blocked = False
                     looks = min(2 * looks, MOST_LONE)
                 del found  # no condition at the end of a loop: see `locks`
@@ -448,8 +456,10 @@ class Reader(ABC, Generic[B, T]):
             poller = self._polling(binding)
             if not self._stopping:
                 poller.wait()
-        except (ClosedError, OSError):
-            if not binding.closed:  # if another thread closed the queue, there is nothing to watch
+        except (ClosedError, OSError) as error:
+            # If another thread closed the queue, there is nothing to watch. An OSError without errno is not from here,
+            # but from a signal handler.
+            if not binding.closed or (isinstance(error, OSError) and error.errno is None):
                 raise
 
     def fetch(self) -> int:

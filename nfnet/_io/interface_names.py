@@ -7,6 +7,7 @@ import os
 import struct
 import time
 
+from ..errors import check_system
 from ..protocol.netlink import PREFIX
 from .system import fcntl
 
@@ -34,7 +35,10 @@ class InterfaceNames:
             try:
                 request = fcntl.ioctl(self._socket.fileno(), _SIOCGIFNAME, _ifreq.pack(b"", index))
                 name = os.fsdecode(request[:_IFNAMSIZ].split(b"\0", 1)[0])
-            except (OSError, struct.error):
+            except OSError as error:
+                check_system(error)
+                name = None
+            except struct.error:
                 name = None
             self._names[index] = (name, now + _KEEP)
         return name

@@ -15,7 +15,7 @@ from itertools import repeat
 from typing import BinaryIO
 
 from .. import netns
-from ..errors import AckTimeoutError, ClosedError, KernelError, kernel_error
+from ..errors import AckTimeoutError, ClosedError, KernelError, check_system, kernel_error, system_error
 from ..protocol import netlink
 from ..protocol.nfnetlink import NETLINK_NETFILTER
 from . import at_fork
@@ -93,15 +93,11 @@ def _duplicate(fd: int) -> _socket.socket:
     return copy
 
 
-def _system_error(operation: str, error: OSError) -> KernelError:
-    return kernel_error(operation, error.errno or errno.EIO)
-
-
 def _netns_of(sock: _socket.socket) -> BinaryIO:
     try:
         return open(fcntl.ioctl(sock.fileno(), SIOCGSKNS), "rb")
     except OSError as error:
-        raise _system_error("asking for the network namespace of a socket", error) from None
+        raise system_error("asking for the network namespace of a socket", error) from None
 
 
 def _call_beside(sock: _socket.socket, make: Callable[[], _socket.socket]) -> _socket.socket:
@@ -142,7 +138,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
                 new_socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) if fd is None else _duplicate(fd)
             )
         except OSError as error:
-            raise _system_error("opening a netfilter netlink socket", error) from None
+            raise system_error("opening a netfilter netlink socket", error) from None
         self._reading = RLock()  # reentrant, because a signal handler can call `close`
         self._raw = RawSocket(INJECTED_MARK, partial(_call_beside, self._socket))  # no method of self: see `Processes`
         self._names = InterfaceNames(self._socket)
@@ -160,7 +156,7 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             self._configure(DEFAULT_RCVBUF if rcvbuf is None else rcvbuf, overruns)
         except OSError as error:
             self._socket.close()
-            raise _system_error("configuring a netfilter netlink socket", error) from None
+            raise system_error("configuring a netfilter netlink socket", error) from None
 
     def _configure(self, rcvbuf: int, overruns: bool) -> None:
         sock = self._socket
@@ -176,8 +172,10 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         # kernel drops *all* further ones, acknowledgements included, until the program has read everything.
         sock.setsockopt(SOL_NETLINK, NETLINK_NO_ENOBUFS, not overruns)
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK):
-            with contextlib.suppress(OSError):  # before Linux 4.3 and 4.12: longer answers, and no error texts
+            try:
                 sock.setsockopt(SOL_NETLINK, option, 1)
+            except OSError as error:  # before Linux 4.3 and 4.12: longer answers, and no error texts
+                check_system(error)
         if not self.inherit:  # the timeout would apply to the other processes that share the socket, too
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _RECEIVE_TIMEOUT)
         self._set_buffer(_SNDBUF, SO_SNDBUFFORCE, socket.SO_SNDBUF)
@@ -208,12 +206,13 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             self._set_buffer(size, SO_RCVBUFFORCE, socket.SO_RCVBUF)
             self._rcvbuf = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         except OSError as error:
-            raise _system_error(f"setting the receive buffer to {size} bytes", error) from None
+            raise system_error(f"setting the receive buffer to {size} bytes", error) from None
 
     def socket_status(self) -> SocketStatus | None:
         try:
             data = self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _meminfo.size)
-        except OSError:  # before Linux 4.12, or the socket is closed
+        except OSError as error:  # before Linux 4.12, or the socket is closed
+            check_system(error)
             return None
         if len(data) < _meminfo.size:
             return None
@@ -238,11 +237,12 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             # process that opened the socket, at that time.
             self._sendto(datagram, KERNEL)
         except OSError as error:
+            check_system(error)
             self._check_open()
             if error.errno == errno.EMSGSIZE and self._make_room(len(datagram)):
                 self.send(datagram)
                 return
-            raise _system_error(f"sending {len(datagram)} bytes to the kernel", error) from None
+            raise system_error(f"sending {len(datagram)} bytes to the kernel", error) from None
         tap = self.tap  # read once: `close` in another thread can reset it
         if tap is not None:
             tap(True, datagram)
@@ -257,8 +257,9 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         try:
             self._sendto(datagram, KERNEL)
         except OSError as error:
+            check_system(error)
             self._check_open()
-            raise _system_error(f"sending {len(datagram)} bytes to the kernel", error) from None
+            raise system_error(f"sending {len(datagram)} bytes to the kernel", error) from None
 
     def _make_room(self, size: int) -> bool:
         """Enlarge the send buffer for a datagram of that size, and return whether that made it large enough."""
@@ -279,8 +280,9 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             except BlockingIOError:
                 pass
             except OSError as error:
+                check_system(error)
                 self._check_open()
-                raise _system_error("receiving from the kernel", error) from None
+                raise system_error("receiving from the kernel", error) from None
             finally:
                 if self.tap is not None:
                     for datagram in into[start:]:
@@ -303,8 +305,9 @@ class NetlinkSocket(Transport, at_fork.AtFork):
     def explain(self, error: OSError) -> None:
         if isinstance(error, BlockingIOError):  # the timeout of a second has passed, or nothing has arrived
             return
+        check_system(error)
         self._check_open()
-        raise _system_error("receiving from the kernel", error) from None
+        raise system_error("receiving from the kernel", error) from None
 
     def request(self, build: Callable[[int], bytes], operation: str) -> None:
         self._sequence = self._sequence % 0xFFFFFFFF + 1  # never 0, the sequence number of verdicts
@@ -367,9 +370,10 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         except BlockingIOError:
             pass
         except OSError as error:
+            check_system(error)
             self._check_open()
             if error.errno != errno.ENOBUFS:  # some packets were lost; the answer can still arrive
-                raise _system_error("receiving from the kernel", error) from None
+                raise system_error("receiving from the kernel", error) from None
 
     def _sift(self, arrived: list[bytes], seq: int) -> netlink.Answer | None:
         """Return the answer to request ``seq`` if it has arrived, and keep everything else for `receive`."""

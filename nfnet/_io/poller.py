@@ -67,6 +67,11 @@ class Poller(at_fork.AtFork):
                 self.reset()
         return bool(events)
 
+    def close(self) -> None:
+        """Close the descriptors. Can be called twice."""
+        self._event.close()
+        self._epoll.close()
+
     def after_fork(self) -> None:
         # Parent and child would share the event, and wake each other. The child gets a new event and a new epoll,
         # under the same descriptor numbers.

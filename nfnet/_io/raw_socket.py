@@ -8,7 +8,7 @@ import socket
 import struct
 from collections.abc import Callable
 
-from ..errors import ArgumentError, ClosedError, KernelError, NotPermittedError, kernel_error
+from ..errors import ArgumentError, ClosedError, KernelError, NotPermittedError, check_system, system_error
 from ..inet._answers import fragments
 from .locks import RLock
 from .native import new_socket
@@ -141,7 +141,7 @@ def _open(family: int, mark: int, broadcast: bool) -> _socket.socket:
         hint = "CAP_NET_RAW over this network namespace is needed: run as root, or give the process that capability"
         raise NotPermittedError("opening a raw socket", error.errno or errno.EPERM, hint=hint) from None
     except OSError as error:
-        raise kernel_error("opening a raw socket", error.errno or errno.EIO) from None
+        raise system_error("opening a raw socket", error) from None
     try:
         _set_mark(sock, mark)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, broadcast)
@@ -152,7 +152,7 @@ def _open(family: int, mark: int, broadcast: bool) -> _socket.socket:
         raise NotPermittedError("marking injected packets", error.errno or errno.EPERM, hint=hint) from None
     except OSError as error:
         sock.close()
-        raise kernel_error("configuring a raw socket", error.errno or errno.EIO) from None
+        raise system_error("configuring a raw socket", error) from None
     return sock
 
 
@@ -172,7 +172,7 @@ def _connected(family: int, mark: int, destination: tuple[object, ...]) -> _sock
     except OSError as error:
         if sock is not None:
             sock.close()
-        raise kernel_error(f"finding the MTU of the way to {destination[0]}", error.errno or errno.EIO) from None
+        raise system_error(f"finding the MTU of the way to {destination[0]}", error) from None
     return sock
 
 
@@ -180,7 +180,7 @@ def _open_asking() -> _socket.socket:
     try:
         return new_socket(socket.AF_INET, socket.SOCK_DGRAM)
     except OSError as error:
-        raise kernel_error("opening a socket", error.errno or errno.EIO) from None
+        raise system_error("opening a socket", error) from None
 
 
 def _refused(sock: _socket.socket, address: str, *, broadcast: bool) -> bool:
@@ -189,12 +189,15 @@ def _refused(sock: _socket.socket, address: str, *, broadcast: bool) -> bool:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, broadcast)
         sock.connect((address, 9))
     except OSError as error:
+        check_system(error)
         return error.errno == errno.EACCES
     return False
 
 
-def _explained(error: OSError, packet: bytes, destination: object) -> KernelError:
-    number = error.errno or errno.EIO
+def _explained(error: OSError, packet: bytes, destination: object) -> OSError:
+    number = error.errno
+    if number is None:  # a signal handler raised it
+        return error
     operation = f"injecting a packet of {len(packet)} bytes for {destination}"
     hints = {
         errno.EPERM: "A rule of a firewall drops it, at the hook output or a later one",

@@ -12,8 +12,9 @@ import select
 import signal
 import socket
 import sys
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -34,9 +35,11 @@ __all__ = [
     "check_linux",
     "collect_forgotten",
     "fcntl",
+    "freeze_objects",
     "group_number",
     "linux_only",
     "user_number",
+    "wait_for_signal",
 ]
 
 LINUX: bool = sys.platform in ("linux", "android")
@@ -114,6 +117,30 @@ def block_signals() -> None:
     """Block all signals in the calling thread. Does nothing on Windows, where only the main thread gets signals."""
     if not WINDOWS:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def freeze_objects() -> None:
+    """Exempt the objects that exist from garbage collections. Does nothing on PyPy, where the collector cannot."""
+    if hasattr(gc, "freeze"):
+        gc.freeze()
+
+
+_POLLING = 0.1  # seconds
+
+
+def wait_for_signal(signals: Set[signal.Signals], seconds: float) -> None:
+    """Wait for one of these signals, which the calling thread has blocked, at most ``seconds``, and take it."""
+    if hasattr(signal, "sigtimedwait"):
+        signal.sigtimedwait(signals, seconds)
+        return
+    # PyPy and macOS have only `sigwait`, without a limit.
+    end = time.monotonic() + seconds
+    while not signals & signal.sigpending():
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(left, _POLLING))
+    signal.sigwait(signals)
 
 
 SWITCHES_ANYWHERE: bool = sys.implementation.name != "cpython" or not getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -305,3 +332,7 @@ class Select:
     def fileno(self) -> int:
         """Return the descriptor."""
         return self.event.fileno()
+
+    def close(self) -> None:
+        """Close the descriptors. Can be called twice."""
+        self.event.close()

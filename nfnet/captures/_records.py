@@ -190,11 +190,14 @@ def shortened(message: bytes) -> bytes:
 
 
 _ETHERTYPES = {
+    0x0800: "of EtherType IPv4 without an IPv4 header",
     0x0806: "ARP",
+    0x86DD: "of EtherType IPv6 without an IPv6 header",
     0x8847: "MPLS",
     0x8863: "PPPoE discovery",
     0x888E: "EAPOL",
     0x88CC: "LLDP",
+    0x88E5: "MACsec",
     0: "without an EtherType, or encrypted",
 }
 _MOST_NAMED = 5

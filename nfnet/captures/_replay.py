@@ -245,6 +245,7 @@ class Replay(Transport, at_fork.AtFork):
             if self._timer is not None:
                 self._timer.put(None)
             self._file.close()
+            self._waiter.close()
 
     def after_fork(self) -> None:
         """Replace the lock in a forked child: the thread that held it does not exist there."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import rules
+from .._io.system import wait_for_signal
 from .._printable import counted, printable
 from ..errors import ArgumentError
 from ..rules import _installation
@@ -156,7 +157,7 @@ def _wait(seconds: float | None) -> None:
     if seconds is None:
         signal.sigwait(_STOPPING)
     else:
-        signal.sigtimedwait(_STOPPING, seconds)
+        wait_for_signal(_STOPPING, seconds)
 
 
 def _duration(text: str) -> int:

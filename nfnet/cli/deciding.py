@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import ipaddress
 import math
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator
 from .._injection import inject
 from .._io.poller import Poller
 from .._io.raw_socket import INJECTED_MARK
+from .._io.system import freeze_objects
 from .._printable import counted
 from ..captures import Replay
 from ..errors import ArgumentError, CaptureError, KernelError, NotPermittedError
@@ -63,7 +63,7 @@ class Decider:
         """Decide packets until `stop`."""
         queue, line = self._queue, self._line
         self._poller.watch(queue.fileno())
-        gc.freeze()  # imported objects: a garbage collection over them would delay packets by milliseconds
+        freeze_objects()  # that were imported: a garbage collection over them would delay packets by milliseconds
         is_readable = True  # once after opening, also if it returns False
         while not self._stopped:
             if is_readable:

@@ -12,7 +12,6 @@ import errno
 import os
 import sys
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from .. import inet
 from .. import packet as nfnet_packet
-from .._arguments import check_handler, check_result
+from .._arguments import check_handler
 from .._io.netlink_socket import MAX_QUEUE_DATAGRAM, NetlinkSocket
 from .._io.transport import Transport
 from .._queue_binding import QueueBinding
@@ -71,7 +70,7 @@ class Packet(nfnet_packet.Packet):
 
     __slots__ = ("__weakref__", "_changes", "_kept", "_live", "_queue")
 
-    # Set by `_Queue._hand_out`, because a call of __init__ for each packet would be too slow.
+    # Set by `NetfilterQueue._calling`, because a call of __init__ for each packet would be too slow.
     _changes: dict[str, Any] | None  # arguments for the verdict
     _kept: bytes | None  # the payload after `retain`
     _live: bool  # whether the callback is being executed
@@ -212,27 +211,6 @@ Callback = Callable[[Packet], object]
 class _Queue(Queue):
     packet_type = Packet
 
-    owner: weakref.ref[NetfilterQueue]
-    """The object whose packets these are."""
-
-    def _hand_out(self, binding: QueueBinding, portion: Iterator[Any], callback: Callable[[Any], Any]) -> None:
-        # Like the method of `Queue`, but it also sets the attributes of `Packet`. A function around the callback would
-        # be slower.
-        owner = self.owner()
-        for packet in portion:
-            packet._queue = owner
-            packet._changes = packet._kept = None
-            packet._live = True
-            try:
-                result = callback(packet)
-            finally:
-                packet._live = False
-            if packet._decision is None:
-                check_result(result, self._remedy)
-                self._leave_undecided(binding, packet)
-            if self._stopping:
-                return
-
     def _wait(self, binding: QueueBinding) -> None:
         """Like the original, stop if nothing arrives and the script made the socket non-blocking, or set a timeout."""
         patience = binding.transport.patience
@@ -250,9 +228,9 @@ def _call(callback: Any, packet: Packet) -> Any:
     return callback(packet)
 
 
-def _process_all(bound: _Bound) -> None:
+def _process_all(queue: Queue, handler: Callable[[Any], Any]) -> None:
     """Hand out the waiting packets. The loop is in a function of its own, as `locks` requires."""
-    while bound.queue.process(bound.callback):
+    while queue.process(handler):
         pass
 
 
@@ -357,7 +335,6 @@ class NetfilterQueue:
             timestamps=True,
             transport=lent,
         )
-        queue.owner = weakref.ref(self)
         try:
             queue.open()
         except NfnetError as error:
@@ -396,12 +373,26 @@ class NetfilterQueue:
             bound.transport.on_would_block = bound.queue.stop
             with self._staying_readable(bound):
                 if block:
-                    bound.queue.run(bound.callback)
+                    bound.queue.run(self._calling(bound.callback))
                 else:
-                    _process_all(bound)
+                    _process_all(bound.queue, self._calling(bound.callback))
             if self._bound is bound:
                 return
             # Otherwise the callback has bound another queue, or the same one again: continue with that.
+
+    def _calling(self, callback: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Return a handler that sets the attributes of `Packet` and calls the callback."""
+
+        def handler(packet: Any) -> Any:
+            packet._queue = self
+            packet._changes = packet._kept = None
+            packet._live = True
+            try:
+                return callback(packet)
+            finally:
+                packet._live = False
+
+        return handler
 
     def run_socket(self, s: _Receives) -> None:
         """Call the callback for each packet that ``s.recv`` returns. ``s`` is usually a copy of the socket.
@@ -414,7 +405,7 @@ class NetfilterQueue:
             if (bound := self._bound) is not None:
                 bound.transport.read_from(datagrams)
                 with self._staying_readable(bound):
-                    _process_all(bound)
+                    _process_all(bound.queue, self._calling(bound.callback))
             try:
                 datagram = s.recv(MAX_QUEUE_DATAGRAM)
             except OSError as error:

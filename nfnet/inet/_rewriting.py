@@ -125,8 +125,13 @@ def rewrite(
         where = where_in(packet, upper, CHECKSUM[packet[0] >> 4])
         begin = None if where is None else where.data
         number, header, fragment, beginning, rerouted, _ = upper
-    if data is not None and type(data) is not bytes:
-        data = bytes(memoryview(data))
+    fields = source_port, destination_port, seq, ack, flags, window
+    if data is not None:
+        if type(data) is not bytes:
+            data = bytes(memoryview(data))
+        only = source is None and destination is None and ttl is None and tos is None and fields == _NO_FIELDS
+        if only and usual is not None and (replaced := _with_data(packet, usual, data)) is not None:
+            return replaced
     new = bytearray(packet[:end])
     if ttl is not None or tos is not None:
         _set_ip(new, ttl, tos)
@@ -143,7 +148,6 @@ def rewrite(
                 f"addresses cannot be changed in packets of protocol {number}, whose checksum is unknown"
             )
 
-    fields = source_port, destination_port, seq, ack, flags, window
     if fields != _NO_FIELDS:
         if begin is None:
             raise ArgumentError(_NO_TRANSPORT)
@@ -185,6 +189,31 @@ def rewrite(
         set_checksum(new, number, header, data is not None)
     finish_ip(new)
     return bytes(new)
+
+
+def _with_data(packet: bytes, usual: tuple[int, int, int, int], data: bytes) -> bytes | None:
+    """Return the packet with other data, as `rewrite` does, in a third of the time; None if it would be too large.
+
+    usual: what `usual_transport` returns for the packet.
+    """
+    number, header, begin, _ = usual
+    size = begin - header + len(data)
+    if header + size > _MAX_PACKET:
+        return None
+    length = size.to_bytes(2, "big")
+    if header == 20:  # IPv4
+        before, behind = packet[:2] + (header + size).to_bytes(2, "big") + packet[4:10], packet[12:20]
+        ip, addresses = before + _complement(_number(before + behind)).to_bytes(2, "big") + behind, behind
+    else:
+        ip, addresses = packet[:4] + length + packet[6:40], packet[8:40]
+    if number == UDP:
+        before, behind = packet[header : header + 4] + length, data
+    else:
+        before, behind = packet[header : header + 16], packet[header + 18 : begin] + data
+    value = _complement(_number(addresses + before + behind) + size + number)
+    if number == UDP and not value:
+        value = 0xFFFF  # 0 means "no checksum"
+    return ip + before + value.to_bytes(2, "big") + behind
 
 
 def _check_unfinished(packet: bytes, end: int, upper: Upper, segments: bool) -> None:

@@ -280,6 +280,7 @@ PACKET_ID = slice(BODY + netlink.ATTRIBUTE_HEADER_SIZE, BODY + netlink.ATTRIBUTE
 # The offset of the byte with the subsystem in the message header. Of the kernel's messages to a queue's socket only
 # packets have Subsystem.QUEUE there; answers have 0.
 SUBSYSTEM_BYTE = 5 if netlink.HOST == "little" else 4
+QUEUE_SUBSYSTEM = int(Subsystem.QUEUE)
 
 layouts: Layouts = Layouts({number: fixed_size(row.schema) for number, row in NFQA_TABLE.items()}, BODY, NFQA.PAYLOAD)
 """The positions of the attributes in packet messages."""

@@ -186,7 +186,7 @@ def wait_for(condition: Callable[[], Any], timeout: float = TIMEOUT) -> bool:
 def stopped(process: subprocess.Popen[Any]) -> Iterator[None]:
     """Stop a process while the block is executed, so that it finds everything sent in the block at once."""
     process.send_signal(signal.SIGSTOP)
-    assert wait_for(lambda: os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG) is not None)
+    assert wait_for(lambda: os.waitpid(process.pid, os.WUNTRACED | os.WNOHANG)[0])
     try:
         yield
     finally:

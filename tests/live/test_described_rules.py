@@ -133,7 +133,10 @@ def facts(group: str) -> Iterator[str]:
         group,
     )
     if match is None:
-        yield group
+        # nft 1.1.7 tests a range in one expression.
+        group = re.sub(r"cmp gte reg 1 (\S+) \| cmp lte reg 1 (\S+)", r"range eq reg 1 \1 \2", group)
+        # It prints a number in the host's byte order (a mark, a state) swapped if it was read from the kernel.
+        yield re.sub(r"(?<=0x)[0-9a-f]{8}\b", lambda word: min(word[0], bytes.fromhex(word[0])[::-1].hex()), group)
         return
     size, header, offset = int(match[1]), match[2], int(match[3])
     mask = bytes_of(match[4]) if match[4] else b"\xff" * size
@@ -573,7 +576,7 @@ def check_iptables(place: Place, line: str, installed: Listed | None, can_transl
 WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "an interface that ends in +": ({"hook": "input", "in_interface": "et+"}, "-i 'et+'", 'iifname "et*"'),
     "protocol 0": ({"hook": "input", "protocol": 0}, "-p 0", "INPUT counter"),
-    "where it came in": ({"hook": "postrouting", "priority": -150, "in_interface": "e*"}, "-i e+", "Can't use -i"),
+    "where it came in": ({"hook": "postrouting", "priority": -150, "in_interface": "e*"}, "-i e+", "Can't use -"),
 }
 
 

@@ -102,9 +102,13 @@ def test_what_comes_out_of_run_loses_nothing(net: Net, kind: type[BaseException]
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @cpython
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError])
 @pytest.mark.parametrize("way", WAYS)
-def test_keyboard_interrupt_at_any_moment(net: Net, way: Way) -> None:
-    """Each packet still gets exactly one verdict: it arrives once, unless it was dropped."""
+def test_exception_of_a_signal_handler_at_any_moment(net: Net, way: Way, error: type[BaseException]) -> None:
+    """Each packet still gets exactly one verdict: it arrives once, unless it was dropped.
+
+    TimeoutError is an OSError, and must not be taken for one of the system call that the signal interrupted.
+    """
     count = 6
     kept: list[Packet] = []
 
@@ -132,7 +136,7 @@ def test_keyboard_interrupt_at_any_moment(net: Net, way: Way) -> None:
         while not beyond:
             for data in numbered(count):
                 path.sender.sendto(data, path.destination)
-            interrupt = Interrupt(moment)
+            interrupt = Interrupt(moment, error)
             interrupted += interrupt.arrives(
                 lambda: way(path.queue, handler) if way is not WAYS[2] else drain(path.queue, handler, count)
             )
@@ -160,6 +164,39 @@ def drain(queue: Queue, handler: Callable[[Packet], None], count: int) -> None:
     while queue.counters.received - queue.counters.pending < count:
         if not queue.process(handler):
             return
+
+
+class _Alarm(TimeoutError):
+    """What a program raises in its handler of SIGALRM."""
+
+
+@pytest.mark.parametrize("kind", [Queue, Log])
+@pytest.mark.parametrize("way", ["run", "iteration", "with fileno"])
+def test_timeout_error_of_an_alarm_while_waiting(net: Net, kind: type[Queue] | type[Log], way: str) -> None:
+    """The usual way to read for so many seconds."""
+
+    def raise_alarm(*_: object) -> None:
+        raise _Alarm("so many seconds have passed")
+
+    def read(reader: Any) -> None:
+        if way == "run":
+            reader.run(str)
+        elif way == "iteration":
+            list(reader)
+        else:
+            reader.fileno()  # a loop then waits in another way
+            reader.run(str)
+
+    before = signal.signal(signal.SIGALRM, raise_alarm)
+    try:
+        with kind(7, netns=net.hosts["client"]) as reader:
+            for _ in range(3):
+                signal.setitimer(signal.ITIMER_REAL, 0.05)
+                with pytest.raises(_Alarm, match="so many seconds"):
+                    read(reader)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 # --- others
