@@ -44,12 +44,13 @@ from __future__ import annotations
 from _thread import get_ident
 from collections.abc import Callable, Iterable
 from operator import attrgetter
+from types import BuiltinMethodType
 from typing import Any, Protocol
 
 from .._io.locks import CLEANS_UP, RLock, interrupted_another, release
 from .._io.moves import END
 from .._io.transport import Transport
-from ..errors import ClosedError, NfnetError, check_system
+from ..errors import ClosedError, NfnetError, raised_by_program
 from ..protocol import nfqnl
 from ..protocol.nfqnl import PACKET_ID, Verdict
 from .batching import ACCEPT, MAX_MESSAGES, Decision, Messages, limit
@@ -143,9 +144,11 @@ class Ledger:
         try:
             send(datagram)
         except OSError as error:
-            if isinstance(error, NfnetError):
+            # The frames of a transport written in Python look like those of a signal handler.
+            if isinstance(error, NfnetError) or (isinstance(send, BuiltinMethodType) and raised_by_program(error)):
                 raise
-            check_system(error)
+            if error.errno is None:
+                raise
             self._send(datagram)  # sends it, or raises the error
         kind = what.kind
         self._lone_counts[kind], self.lone = self._lone_counts[kind] + 1, None  # one statement
