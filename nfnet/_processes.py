@@ -167,6 +167,8 @@ class Processes(at_fork.AtFork):
         except _NowhereError:
             self._closed = True
         except (NfnetError, OSError) as error:
+            if not isinstance(error, NfnetError):
+                check_system(error)
             if not (self._complained or self._closed):
                 self._complained = True
                 _log.warning("the processes that send and receive packets cannot be determined: %s", error)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+import sys
 
 from ._printable import printable
 
 # The kernel's internal ENOTSUPP: nfnetlink returns it to user space, and no C library has a text for it.
 ENOTSUPP = 524
+
+_PACKAGE = f"{__package__}."
 
 
 def strerror(errno: int) -> str:
@@ -144,16 +147,32 @@ def kernel_error(operation: str, errno: int, *, message: str | None = None) -> K
 def system_error(operation: str, error: OSError) -> OSError:
     """Return the error to raise in place of an OSError that occurred in a system call.
 
-    This is ``error`` itself if it has no errno: then a signal handler raised it (TimeoutError is an OSError), and the
-    program expects to catch that.
+    This is ``error`` itself if a signal handler raised it, because the program expects to catch that.
     """
-    return error if error.errno is None else kernel_error(operation, error.errno)
+    return error if error.errno is None or raised_by_program(error) else kernel_error(operation, error.errno)
 
 
 def check_system(error: OSError) -> None:
     """Raise an OSError that a signal handler raised, so that it is not taken for one of a system call."""
-    if error.errno is None:
+    if raised_by_program(error):
         raise error
+
+
+def raised_by_program(error: OSError) -> bool:
+    """Return whether a signal handler of the program raised an OSError during a system call of this package.
+
+    It has no errno, as in ``raise TimeoutError``; or its traceback contains a function that belongs neither to this
+    package nor to the standard library: the signal handler could not open a file, for instance.
+    """
+    if error.errno is None:
+        return True
+    trace = error.__traceback__ and error.__traceback__.tb_next  # the first function is the one that caught it
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__") or ""
+        if not module.startswith(_PACKAGE) and module.partition(".")[0] not in sys.stdlib_module_names:
+            return True
+        trace = trace.tb_next
+    return False
 
 
 class NotPermittedError(KernelError, PermissionError):

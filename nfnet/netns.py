@@ -12,7 +12,7 @@ from ._arguments import check, wrong_type
 from ._io.locks import uninterrupted
 from ._io.native import thread
 from ._io.system import check_linux
-from .errors import ArgumentError, KernelError, NotPermittedError, system_error
+from .errors import ArgumentError, KernelError, NotPermittedError, check_system, system_error
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
@@ -51,6 +51,7 @@ def unshare(flags: int) -> None:
     try:
         _libc("unshare", flags)
     except PermissionError as error:
+        check_system(error)
         operation = "making a namespace of our own"
         raise NotPermittedError(operation, error.errno or errno.EPERM, hint=_USER_NAMESPACES) from None
     except OSError as error:
@@ -75,9 +76,11 @@ def enter(netns: Netns) -> None:
         else:
             _libc("setns", _descriptor(netns), CLONE_NEWNET)
     except PermissionError as error:
+        check_system(error)
         hint = "CAP_SYS_ADMIN is needed to enter a namespace, and CAP_NET_ADMIN in it"
         raise NotPermittedError(operation, error.errno or errno.EPERM, hint=hint) from None
     except OSError as error:
+        check_system(error)
         if isinstance(netns, int) and error.errno is not None:
             hint = f"The namespace of process {netns} is netns='/proc/{netns}/ns/net'"
             raise KernelError(operation, error.errno, hint=hint) from None
@@ -126,6 +129,7 @@ def become_root() -> None:
             with open(f"/proc/self/{file}", "w") as stream:
                 stream.write(line)
     except PermissionError as error:
+        check_system(error)
         operation = "becoming root of a namespace of our own"
         raise NotPermittedError(operation, error.errno or errno.EPERM, hint=_USER_NAMESPACES) from None
     except OSError as error:

@@ -45,7 +45,7 @@ def _untouched(code: CodeType) -> frozenset[int]:
     """Return the offsets of instructions that must not be observed.
 
     Since 3.15 CPython does not check for signals after the call of ``__enter__``, which directly follows the
-    instruction LOAD_SPECIAL. Observing replaces that instruction by another one.
+    instruction LOAD_SPECIAL. Observing replaces that instruction by another one, until it was executed once.
     """
     if sys.version_info < (3, 15):
         return frozenset()
@@ -56,6 +56,7 @@ def _untouched(code: CodeType) -> frozenset[int]:
 
 
 _offsets: dict[int, frozenset[int]] = {}
+_NEAR = 64  # bytes of bytecode: at least the instructions between two checks for signals
 
 
 class _Interrupt:
@@ -137,6 +138,7 @@ class _Monitored(_Interrupt):
     _main = _thread.get_ident()  # the importing thread
 
     def _start(self) -> None:
+        self._restored: set[tuple[int, int]] = set()  # untouched instructions that CPython has put back
         monitoring = sys.monitoring
         monitoring.use_tool_id(self._TOOL, "nfnet's interrupts")
         monitoring.register_callback(self._TOOL, monitoring.events.INSTRUCTION, self._instruction)
@@ -150,9 +152,15 @@ class _Monitored(_Interrupt):
             monitoring.free_tool_id(self._TOOL)
 
     def _instruction(self, code: CodeType, offset: int) -> Any:
-        if not _observed(code) or offset in _untouched(code):
+        if not _observed(code):
+            return sys.monitoring.DISABLE
+        untouched = _untouched(code)
+        if offset in untouched:
+            self._restored.add((id(code), offset))
             return sys.monitoring.DISABLE
         if _thread.get_ident() == self._main:
+            if any(offset < each < offset + _NEAR and (id(code), each) not in self._restored for each in untouched):
+                return None  # the next check for signals could be one that CPython does not make
             self.seen += 1
             if self.seen == self.moment:
                 # First, because the next call of this function would check for signals at its beginning.

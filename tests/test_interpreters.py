@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from . import interpreters
@@ -34,6 +35,16 @@ def test_runs_add_up(tmp_path: Path) -> None:
     assert interpreters.load(path) == Run("CPython 3.15.1", files, [10, 10], {"accept": 0.9})
     interpreters.store(path, Run("CPython 3.15.2", {"b": (3, 0, [])}))
     assert interpreters.load(path) == Run("CPython 3.15.2", {"b": (3, 0, [])}, [])
+
+
+def test_a_file_is_replaced_at_once(tmp_path: Path) -> None:
+    """Who has opened the old one, in another run, reads it to its end."""
+    path = tmp_path / "3.15.json"
+    interpreters.store(path, Run("CPython 3.15.1", {"a": (1, 0, [])}))
+    with path.open() as old:
+        interpreters.store(path, Run("CPython 3.15.1", {"b": (2, 0, [])}))
+        assert old.read() == json.dumps(Run("CPython 3.15.1", {"a": (1, 0, [])})._asdict(), indent=1) + "\n"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_outcome(tmp_path: Path) -> None:

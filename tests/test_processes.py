@@ -443,3 +443,19 @@ def test_nobody_is_asked_in_a_replay(nobody_is_asked: None) -> None:
 
 def test_size_of_a_request() -> None:
     assert struct.calcsize("=IHHII") + sock_diag.request.sizeof() == 72  # sizeof(struct inet_diag_req_v2) is 56
+
+
+@pytest.mark.parametrize(
+    "alarm", [TimeoutError("a second has passed"), OSError(errno.ENOENT, "No such file")], ids=repr
+)
+def test_os_error_of_a_signal_handler_reaches_the_program(alarm: OSError, caplog: pytest.LogCaptureFixture) -> None:
+    """Other errors of a look-up are logged instead of raised."""
+
+    def open_netns() -> Any:
+        raise alarm
+
+    flow = inet.Flow(17, "192.0.2.1", 1, "192.0.2.2", 2)
+    with pytest.raises(OSError, match="second|No such file") as caught:
+        _processes.Processes(open_netns).find(flow, sends=True)
+    assert caught.value is alarm
+    assert not caplog.text

@@ -222,9 +222,45 @@ def test_the_plugin_costs_nothing_until_it_is_used(tmp_path: Path) -> None:
         (lambda: testing.tcp(b"x", destination_port=70000), nfnet.ArgumentError, "destination_port"),
         (lambda: testing.packet_message(1, MARC=1), nfnet.ArgumentError, "no attribute is called 'MARC'"),
         (lambda: testing.log_message(marc=1), nfnet.ArgumentError, "no attribute is called 'marc'"),
-        (lambda: testing.packet_message(1, "text"), TypeError, "bytes-like"),
+        (lambda: testing.udp("x"), nfnet.ArgumentTypeError, "data must be bytes, not str"),
+        (lambda: testing.udp(b"x", source=5), nfnet.ArgumentTypeError, "source must be an address, not int"),
+        (lambda: testing.packet_message(1, "text"), nfnet.ArgumentTypeError, "payload must be bytes or None, not str"),
+        (lambda: testing.packet_message(b"E"), nfnet.ArgumentTypeError, "packet_id must be an integer, not bytes"),
+        (lambda: testing.packet_message(1 << 32), nfnet.ArgumentError, "packet_id is 4294967296"),
+        (
+            lambda: testing.packet_message(1, bytes(65532)),
+            nfnet.ArgumentError,
+            "payload has 65532 bytes and may have 65531",
+        ),
+        (lambda: testing.packet_message(1, num=65536), nfnet.ArgumentError, "num is 65536"),
+        (lambda: testing.packet_message(1, family="inet"), nfnet.ArgumentTypeError, "family must be"),
+        (lambda: testing.packet_message(1, hook="input"), nfnet.ArgumentTypeError, "hook must be"),
+        (lambda: testing.packet_message(1, hw_protocol=65536), nfnet.ArgumentError, "hw_protocol is 65536"),
+        (lambda: testing.packet_message(1, time_ns=1.5), nfnet.ArgumentTypeError, "time_ns must be"),
+        (lambda: testing.packet_message(1, MARK="7"), nfnet.ArgumentError, "MARK is '7'"),
+        (lambda: testing.packet_message(1, HWADDR=5), nfnet.ArgumentError, "HWADDR is 5"),
+        (lambda: testing.packet_message(1, CT=b"x"), nfnet.ArgumentError, "CT is b'x'"),
+        (lambda: testing.packet_message(1, CT={999: 1}), nfnet.ArgumentError, "CT is {999: 1}"),
+        (lambda: testing.packet_message(1, SECCTX=bytes(70000)), nfnet.ArgumentError, "SECCTX is b'"),
+        (lambda: testing.log_message("text"), nfnet.ArgumentTypeError, "payload must be bytes or None, not str"),
+        (lambda: testing.log_message(group=-1), nfnet.ArgumentError, "group is -1"),
+        (lambda: testing.log_message(prefix=b"x"), nfnet.ArgumentTypeError, "prefix must be a string, not bytes"),
+        (lambda: testing.error_message(-1, bytes(16)), nfnet.ArgumentError, "number is -1"),
+        (lambda: testing.error_message(1, "x"), nfnet.ArgumentTypeError, "request must be bytes, not str"),
+        (lambda: testing.error_message(1, b"x"), nfnet.ArgumentError, "request has 1 bytes"),
     ],
 )
 def test_wrong_input_is_named(call: Any, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         call()
+
+
+@pytest.mark.parametrize("attributes", [{"mark": "lan0"}, {"uid": "root"}, {"hook": "input"}, {"indev": 1.5}])
+def test_a_packet_with_a_wrong_attribute_is_not_fed(nfnet_queue: FedQueue, attributes: dict[str, Any]) -> None:
+    """Only an interface can be a name; a name is no mark, although an interface's index would be one."""
+    with pytest.raises(nfnet.ArgumentError):
+        nfnet_queue.feed(**attributes)
+    assert not nfnet_queue.kernel.queued
+    assert not nfnet_queue.kernel.interfaces
+    nfnet_queue.run(Packet.accept)
+    assert not nfnet_queue.verdicts

@@ -20,7 +20,7 @@ from .._io.poller import Poller
 from .._io.system import check_linux, collect_forgotten
 from .._io.transport import SocketStatus, Transport
 from .._recording import Recording, current
-from ..errors import ArgumentError, BusyError, BusyReadingError, ClosedError, NfnetError
+from ..errors import ArgumentError, BusyError, BusyReadingError, ClosedError, NfnetError, raised_by_program
 from ..netns import Netns, call_in, check_netns
 from ..stats import LogStatus, QueueStatus, is_ours, process
 from .bind_request import bind
@@ -457,9 +457,8 @@ class Reader(ABC, Generic[B, T]):
             if not self._stopping:
                 poller.wait()
         except (ClosedError, OSError) as error:
-            # If another thread closed the queue, there is nothing to watch. An OSError without errno is not from here,
-            # but from a signal handler.
-            if not binding.closed or (isinstance(error, OSError) and error.errno is None):
+            # If another thread closed the queue, there is nothing to watch.
+            if not binding.closed or (isinstance(error, OSError) and raised_by_program(error)):
                 raise
 
     def fetch(self) -> int:

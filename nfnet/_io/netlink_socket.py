@@ -188,7 +188,8 @@ class NetlinkSocket(Transport, at_fork.AtFork):
         # The kernel doubles the requested size, to allow for its own overhead.
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, forced, size // 2)
-        except PermissionError:  # outside the initial user namespace, where net.core.[rw]mem_max is the limit
+        except PermissionError as error:  # outside the initial user namespace: net.core.[rw]mem_max is the limit
+            check_system(error)
             self._socket.setsockopt(socket.SOL_SOCKET, option, size // 2)
 
     @property
@@ -277,8 +278,8 @@ class NetlinkSocket(Transport, at_fork.AtFork):
                 # One loop in C: no signal handler can raise between taking a packet from the kernel and storing it.
                 # MSG_DONTWAIT, because other code that shares the socket may have made it blocking.
                 into.extend(map(self._socket.recv, repeat(self._datagram, limit), repeat(socket.MSG_DONTWAIT)))
-            except BlockingIOError:
-                pass
+            except BlockingIOError as error:
+                check_system(error)
             except OSError as error:
                 check_system(error)
                 self._check_open()
@@ -303,9 +304,9 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             self._socket.close()
 
     def explain(self, error: OSError) -> None:
+        check_system(error)
         if isinstance(error, BlockingIOError):  # the timeout of a second has passed, or nothing has arrived
             return
-        check_system(error)
         self._check_open()
         raise system_error("receiving from the kernel", error) from None
 
@@ -367,8 +368,8 @@ class NetlinkSocket(Transport, at_fork.AtFork):
             into.append(self._socket.recv(self._datagram, socket.MSG_DONTWAIT))
             if self.tap is not None:
                 self.tap(False, into[-1])
-        except BlockingIOError:
-            pass
+        except BlockingIOError as error:
+            check_system(error)
         except OSError as error:
             check_system(error)
             self._check_open()

@@ -8,7 +8,15 @@ import socket
 import struct
 from collections.abc import Callable
 
-from ..errors import ArgumentError, ClosedError, KernelError, NotPermittedError, check_system, system_error
+from ..errors import (
+    ArgumentError,
+    ClosedError,
+    KernelError,
+    NotPermittedError,
+    check_system,
+    raised_by_program,
+    system_error,
+)
 from ..inet._answers import fragments
 from .locks import RLock
 from .native import new_socket
@@ -138,6 +146,7 @@ def _open(family: int, mark: int, broadcast: bool) -> _socket.socket:
         # IPPROTO_RAW: the program supplies the IP header, too; and the socket never receives anything.
         sock = new_socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
     except PermissionError as error:
+        check_system(error)
         hint = "CAP_NET_RAW over this network namespace is needed: run as root, or give the process that capability"
         raise NotPermittedError("opening a raw socket", error.errno or errno.EPERM, hint=hint) from None
     except OSError as error:
@@ -148,6 +157,7 @@ def _open(family: int, mark: int, broadcast: bool) -> _socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SNDBUF // 2)
     except PermissionError as error:
         sock.close()
+        check_system(error)
         hint = "CAP_NET_ADMIN over this network namespace is needed: run as root, or give the process that capability"
         raise NotPermittedError("marking injected packets", error.errno or errno.EPERM, hint=hint) from None
     except OSError as error:
@@ -196,7 +206,7 @@ def _refused(sock: _socket.socket, address: str, *, broadcast: bool) -> bool:
 
 def _explained(error: OSError, packet: bytes, destination: object) -> OSError:
     number = error.errno
-    if number is None:  # a signal handler raised it
+    if number is None or raised_by_program(error):
         return error
     operation = f"injecting a packet of {len(packet)} bytes for {destination}"
     hints = {

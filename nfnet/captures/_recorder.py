@@ -11,7 +11,7 @@ from types import TracebackType
 
 from .._io.locks import RLock
 from .._recording import Recording, enter, leave
-from ..errors import DecodeError
+from ..errors import DecodeError, check_system
 from ..protocol import netlink, nfnetlink, nfqnl
 from ..protocol.nfqnl import NFQA, Verdict
 from ._format import netlink_header
@@ -93,6 +93,7 @@ class Recorder(Recording):
                     self._flushed = time.monotonic()
                     self._writer.flush()
             except OSError as error:
+                check_system(error)
                 self._stop(error)
             finally:
                 self._writing = False
@@ -108,6 +109,7 @@ class Recorder(Recording):
         try:
             self._writer.close()
         except OSError as error:
+            check_system(error)
             self._stop(error)
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import socket
 import struct
 from ipaddress import IPv4Address, IPv6Address
 
-from .._arguments import check
+from .._arguments import check, wrong_type
 from ..errors import ArgumentError
 from ..protocol.nfqnl import SkbInfo
 from ._headers import (
@@ -128,7 +128,10 @@ def rewrite(
     fields = source_port, destination_port, seq, ack, flags, window
     if data is not None:
         if type(data) is not bytes:
-            data = bytes(memoryview(data))
+            try:
+                data = bytes(memoryview(data))
+            except TypeError:
+                raise wrong_type("data", data, "bytes") from None
         only = source is None and destination is None and ttl is None and tos is None and fields == _NO_FIELDS
         if only and usual is not None and (replaced := _with_data(packet, usual, data)) is not None:
             return replaced
@@ -252,7 +255,7 @@ def _set_ip(packet: bytearray, ttl: int | None, tos: int | None) -> None:
 def _set_address(packet: bytearray, name: str, address: Address, low: bool) -> None:
     family, start, size = (socket.AF_INET, 12, 4) if packet[0] >> 4 == 4 else (socket.AF_INET6, 8, 16)
     if not isinstance(address, (str, IPv4Address, IPv6Address)):
-        raise TypeError(f"{name} must be an address, not {type(address).__name__}")
+        raise wrong_type(name, address, "an address")
     try:
         value = socket.inet_pton(family, str(address))
     except (OSError, ValueError):  # ValueError: a NUL or a surrogate in it

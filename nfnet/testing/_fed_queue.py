@@ -13,6 +13,8 @@ from ..queue import Handler, Queue, WorkerOptions
 from ._kernel import FakeKernel
 from ._messages import NAMES, described
 
+_INTERFACES = {attribute for name, attribute in NAMES.items() if name.endswith("dev")}
+
 
 class FedQueue:
     """A queue that a test feeds with packets. It is open until `close`.
@@ -41,10 +43,10 @@ class FedQueue:
         if isinstance(payload, (Packet, LogMessage)):
             values, payload = described(payload), payload.payload
         values.update((NAMES.get(name, name), value) for name, value in attributes.items())
-        values = {name: self._value(value) for name, value in values.items()}
+        values = {name: self._index(value) if name in _INTERFACES else value for name, value in values.items()}
         return self.kernel.feed(1, payload=payload, **values)[0]
 
-    def _value(self, value: Any) -> Any:
+    def _index(self, value: Any) -> Any:
         if not isinstance(value, str):
             return value
         known = {name: index for index, name in self.kernel.interfaces.items()}

@@ -52,8 +52,9 @@ class FakeKernel(Transport):
         """Queue packets, and return their ids. The keywords are those of `packet_message`."""
         ids = [(self._next_id + index) & 0xFFFFFFFF for index in range(count)]
         for packet_id in ids:
+            message = packet_message(packet_id, num=self._num, **attributes)
             self.queued[packet_id] = None
-            self.deliver(packet_message(packet_id, num=self._num, **attributes))
+            self.deliver(message)
         self._next_id = (self._next_id + count) & 0xFFFFFFFF
         return ids
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import reprlib
 import socket
 import struct
 from typing import Any
 
+from construct import ConstructError
+
 from .. import inet
 from .._annotated import Annotated
-from .._arguments import wrong_type
+from .._arguments import check, wrong_type
 from .._processes import Process
 from ..errors import ArgumentError
 from ..log import LogMessage
@@ -17,6 +20,8 @@ from ..protocol import netlink, nfnetlink, nfqnl, nfulnl
 from ..protocol.layout import build_attribute
 from ..protocol.nfnetlink import ETHERTYPES, Hook, family_of
 from ..protocol.nfqnl import NFQA
+
+_MOST_BYTES = 0xFFFF - 4  # in an attribute
 
 NAMES = {
     "mark": "MARK",
@@ -103,11 +108,14 @@ def packet_message(
     ``hw_protocol`` is the EtherType, which determines whether a packet of the bridge family is IP (default: according
     to the first byte of the payload). ``process`` will be the value of `Packet.process`, without a look-up on this
     machine. ``time_ns``, nanoseconds since 1970, will be the value of `Packet.timestamp_ns` if TIMESTAMP is not given.
+
+    Raises ArgumentError for invalid arguments.
     """
-    payload = None if payload is None else bytes(memoryview(payload))
-    if family is None:
-        family = family_of(payload or b"")
-    protocol = _ethertype(family, payload) if hw_protocol is None else hw_protocol
+    check("packet_id", packet_id, 0, 0xFFFFFFFF)
+    check("num", num, 0, 0xFFFF)
+    if time_ns is not None:
+        check("time_ns", time_ns, 0, 0xFFFFFFFFFFFFFFFF)
+    payload, family, protocol = _checked(payload, family, hw_protocol, hook)
     values = {"PACKET_HDR": {"packet_id": packet_id, "hw_protocol": protocol, "hook": hook}, **attributes}
     data = _attributes(nfqnl.NFQA_TABLE, values)
     if payload is not None:  # the kernel does not pad the last one
@@ -123,6 +131,24 @@ def _fed(message: bytes, process: Process | None, time_ns: int | None = None) ->
     return Annotated(message, process=process, time_ns=time_ns)
 
 
+def _checked(
+    payload: bytes | None, family: int | None, hw_protocol: int | None, hook: int
+) -> tuple[bytes | None, int, int]:
+    """Return the payload as bytes, the family and the EtherType. Raises ArgumentError, also for a wrong hook."""
+    check("hook", hook, 0, 0xFF)
+    if payload is not None:
+        try:
+            payload = bytes(memoryview(payload))
+        except TypeError:
+            raise wrong_type("payload", payload, "bytes or None") from None
+        if len(payload) > _MOST_BYTES:
+            raise ArgumentError(f"payload has {len(payload)} bytes and may have {_MOST_BYTES}")
+    family = family_of(payload or b"") if family is None else check("family", family, 0, 0xFF)
+    if hw_protocol is None:
+        return payload, family, _ethertype(family, payload)
+    return payload, family, check("hw_protocol", hw_protocol, 0, 0xFFFF)
+
+
 def _ethertype(family: int, payload: bytes | None) -> int:
     if family not in ETHERTYPES and (not payload or payload[0] >> 4 not in (4, 6)):
         return 0
@@ -134,7 +160,14 @@ def _attributes(table: nfnetlink.Table, values: dict[str, Any]) -> bytes:
     for name in values:
         if name not in rows:
             raise ArgumentError(f"no attribute is called {name!r}; there are {', '.join(sorted(rows))}")
-    return nfnetlink.build_attributes((rows[name], value) for name, value in values.items())
+    return b"".join(_attribute(name, rows[name], value) for name, value in values.items())
+
+
+def _attribute(name: str, row: nfnetlink.Attribute, value: Any) -> bytes:
+    try:
+        return nfnetlink.build_attributes([(row, value)])
+    except (ConstructError, AttributeError, LookupError, TypeError, ValueError):  # construct raises all of these
+        raise ArgumentError(f"{name} is {reprlib.repr(value)}, which this attribute cannot contain") from None
 
 
 def log_message(
@@ -150,12 +183,13 @@ def log_message(
 ) -> bytes:
     """Return the message of a packet logged to ``group``; keywords are NFULA members, ``payload`` None is META.
 
-    ``process`` will be the value of `LogMessage.process`.
+    ``process`` will be the value of `LogMessage.process`. Raises ArgumentError for invalid arguments.
     """
-    if family is None:
-        family = family_of(payload or b"")
+    check("group", group, 0, 0xFFFF)
+    if not isinstance(prefix, str):
+        raise wrong_type("prefix", prefix, "a string")
+    payload, family, protocol = _checked(payload, family, hw_protocol, hook)
     text = prefix.encode("utf-8", "surrogateescape") + b"\0"
-    protocol = _ethertype(family, payload) if hw_protocol is None else hw_protocol
     values = {"PACKET_HDR": {"hw_protocol": protocol, "hook": hook}, "PREFIX": text, **attributes}
     if payload is not None:
         values["PAYLOAD"] = payload
@@ -164,7 +198,12 @@ def log_message(
 
 
 def error_message(number: int, request: bytes) -> bytes:
-    """Return the kernel's answer to a request: errno ``number``, 0 for success."""
+    """Return the kernel's answer to a request: errno ``number``, 0 for success. Raises ArgumentError."""
+    check("number", number, 0, 0x7FFFFFFF)
+    if not isinstance(request, bytes):
+        raise wrong_type("request", request, "bytes")
+    if len(request) < netlink.HEADER_SIZE:
+        raise ArgumentError(f"request has {len(request)} bytes, and its header alone has {netlink.HEADER_SIZE}")
     header = netlink.header.parse(request)
     body = netlink.nlmsgerr.build({"error": -number, "request": header})
     return netlink.build_message(netlink.NLMSG_ERROR, netlink.Flag.CAPPED, header.seq, body)

@@ -166,17 +166,27 @@ def drain(queue: Queue, handler: Callable[[Packet], None], count: int) -> None:
             return
 
 
-class _Alarm(TimeoutError):
-    """What a program raises in its handler of SIGALRM."""
+ALARMS = [
+    TimeoutError("so many seconds have passed"),  # the usual way to read for so long
+    FileNotFoundError(errno.ENOENT, "No such file", "settings"),  # the handler reads a file again
+    PermissionError(errno.EACCES, "Permission denied", "settings"),
+    BlockingIOError(errno.EAGAIN, "the pipe is full"),
+    BlockingIOError("no errno"),
+]
 
 
+@pytest.mark.parametrize("alarm", ALARMS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("kind", [Queue, Log])
 @pytest.mark.parametrize("way", ["run", "iteration", "with fileno"])
-def test_timeout_error_of_an_alarm_while_waiting(net: Net, kind: type[Queue] | type[Log], way: str) -> None:
-    """The usual way to read for so many seconds."""
+def test_os_error_of_an_alarm_while_waiting(net: Net, kind: type[Queue] | type[Log], way: str, alarm: OSError) -> None:
+    """It is not taken for an error of the system call, not even for the one that means that nothing has arrived."""
+
+    alarms = 0
 
     def raise_alarm(*_: object) -> None:
-        raise _Alarm("so many seconds have passed")
+        nonlocal alarms
+        alarms += 1
+        raise alarm if alarms == 1 else AssertionError("the first one did not come out")
 
     def read(reader: Any) -> None:
         if way == "run":
@@ -191,9 +201,11 @@ def test_timeout_error_of_an_alarm_while_waiting(net: Net, kind: type[Queue] | t
     try:
         with kind(7, netns=net.hosts["client"]) as reader:
             for _ in range(3):
-                signal.setitimer(signal.ITIMER_REAL, 0.05)
-                with pytest.raises(_Alarm, match="so many seconds"):
+                alarms = 0
+                signal.setitimer(signal.ITIMER_REAL, 0.05, TIMEOUT)
+                with pytest.raises(type(alarm)) as caught:
                     read(reader)
+                assert caught.value is alarm
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -386,11 +398,17 @@ def test_closing_under_load_loses_nothing(net: Net, hook: str) -> None:
             names, values = (line.split() for line in file if line.startswith("Udp:"))
         return int(values[names.index("RcvbufErrors")])
 
+    def backlogs() -> int:
+        """Packets that did not fit into the backlog of a processor, machine-wide: bursts on a slow machine."""
+        with open("/proc/net/softnet_stat") as file:
+            return sum(int(line.split()[1], 16) for line in file)
+
     def take(packet: Packet) -> None:
         if packet.id % 3:
             packet.accept()
 
     _, _, receiver = PATHS[hook]
+    before = backlogs()
     with Path(net, hook, V4, undecided="accept", max_len=10_000) as path:
         assert path.queue.rcvbuf is not None
         burst = min(2000, path.queue.rcvbuf // 1024)  # all of it fits into the receive buffer
@@ -406,7 +424,8 @@ def test_closing_under_load_loses_nothing(net: Net, hook: str) -> None:
                 with contextlib.suppress(BlockingIOError):
                     while path.receiver.recv(16):
                         received += 1
-                return received + net.at(receiver, overflows) == sent
+                missing = sent - received - net.at(receiver, overflows)
+                return 0 <= missing <= backlogs() - before
 
             assert sender.stdin is not None
             assert sender.stdout is not None
@@ -419,7 +438,8 @@ def test_closing_under_load_loses_nothing(net: Net, hook: str) -> None:
                 path.queue.close()
                 assert sender.stdout.readline() == "sent\n"
                 arrived = wait_for(lambda closing=closing: all_arrived((closing + 1) * burst))
-                assert arrived, (closing, received, path.queue.counters)
+                lost = net.at(receiver, overflows), backlogs() - before
+                assert arrived, (closing, received, lost, path.queue.counters)
                 path.queue.open()
             sender.stdin.close()
 
