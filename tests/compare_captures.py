@@ -2,12 +2,14 @@
 
 Both read each capture in the directories: addresses, lengths, protocols, ports, TCP flags, sizes of TCP data,
 link-layer addresses, times, and if the file contains them directions and names of interfaces. The program prints each
-difference, with the number of the frame, and at the end how many files have no difference.
+difference, with the number of the frame, and at the end how many files have no difference. With ``--record NAME`` it
+stores how many there were in docs/captures, from where docs/link_types.py writes them to docs/captures.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -30,6 +32,7 @@ FIELDS = (
     "frame.interface_name",
     "frame.packet_flags_direction",
     "frame.p2p_dir",
+    "pktap.flags",
     "sll.pkttype",
     "eth.src",
     "ip.src",
@@ -58,16 +61,25 @@ SETTINGS = (
     "ip.tso_support:TRUE",
 )
 COOKED = {"0": Hook.INPUT, "1": Hook.INPUT, "2": Hook.INPUT, "3": Hook.FORWARD, "4": Hook.OUTPUT}
+RESULTS = Path(__file__).parents[1] / "docs" / "captures"
 POINT_TO_POINT = {"0": Hook.OUTPUT, "1": Hook.INPUT}
 
 
 class Outcome(NamedTuple):
-    """The result for a file: equal frames, packets among them, and differences (kind, frame, tshark's, ours)."""
+    """The result for a file.
+
+    frames: how many are equal.
+    packets: how many of these contain an IP packet, by link type.
+    differences: the kind, the frame's number, tshark's value, nfnet's value.
+    differ: how many frames have differences, by link type.
+    refused: the error of tshark or nfnet at a damaged record.
+    """
 
     path: Path
     frames: int
-    packets: int
+    packets: Counter[int]
     differences: list[tuple[str, int, Any, Any]]
+    differ: Counter[int]
     refused: str | None = None
 
 
@@ -158,9 +170,9 @@ def differences(record: Record, packet: nfnet.Packet | None, theirs: dict[str, s
     if record.link_type == LinkType.ETHERNET and packet.hwaddr and packet.hwaddr.hex(":") != theirs["eth.src"]:
         yield "eth.src", theirs["eth.src"], packet.hwaddr.hex(":")
     hook = COOKED.get(theirs["sll.pkttype"]) or POINT_TO_POINT.get(theirs["frame.p2p_dir"])
-    if hook is None and theirs["frame.packet_flags_direction"]:
-        flags = int(theirs["frame.packet_flags_direction"], 0)
-        hook = {1: Hook.INPUT, 2: Hook.OUTPUT}.get(flags)
+    flags = theirs["pktap.flags"] or theirs["frame.packet_flags_direction"]
+    if hook is None and flags:
+        hook = {1: Hook.INPUT, 2: Hook.OUTPUT}.get(int(flags, 0) & 3)
     if packet.hook != (Hook.PREROUTING if hook is None else hook):
         yield "hook", hook, packet.hook
     ours = packet.outdev_name if packet.hook == Hook.OUTPUT else packet.indev_name
@@ -172,7 +184,9 @@ def compare(path: Path) -> Outcome:
     """Compare what both read in a file."""
     theirs, complaint = tshark_frames(path)
     found: list[tuple[str, int, Any, Any]] = []
-    frames = packets = 0
+    packets: Counter[int] = Counter()
+    differ: Counter[int] = Counter()
+    frames = 0
     error: str | None = None
     for record, packet in our_frames(path):
         if isinstance(record, nfnet.CaptureError):
@@ -182,15 +196,17 @@ def compare(path: Path) -> Outcome:
             if not complaint:
                 found.append(("frame", record.number, "none", "a record"))
             continue
-        frames += 1
-        packets += packet is not None
         before = len(found)
         for name, wanted, got in differences(record, packet, theirs.pop(record.number)):
             found.append((name, record.number, wanted, got))
-        frames -= len(found) > before
+        if len(found) > before:
+            differ[record.link_type] += 1
+        else:
+            frames += 1
+            packets[record.link_type] += packet is not None
     if theirs and error is None:
         found.append(("frame", min(theirs), f"{len(theirs)} more", "none"))
-    return Outcome(path, frames, packets, found, complaint or error)
+    return Outcome(path, frames, packets, found, differ, complaint or error)
 
 
 def captures(places: list[Path]) -> Iterator[Path]:
@@ -206,14 +222,18 @@ def main() -> int:
     parser.add_argument("place", nargs="+", type=Path, help="a directory, or a file")
     parser.add_argument("--jobs", type=int, default=2, help="how many run at once [%(default)s]")
     parser.add_argument("--show", type=int, default=3, help="differences shown of a file [%(default)s]")
+    parser.add_argument("--record", metavar="NAME", help="store the numbers under this name of a test suite")
     options = parser.parse_args()
-    files = agree = frames = packets = refused = 0
+    files = agree = frames = refused = 0
+    packets: Counter[int] = Counter()
+    differ: Counter[int] = Counter()
     kinds: Counter[str] = Counter()
     with ThreadPoolExecutor(options.jobs) as pool:
         for outcome in pool.map(compare, captures(options.place)):
             files += 1
             frames += outcome.frames
             packets += outcome.packets
+            differ += outcome.differ
             refused += outcome.refused is not None
             agree += not outcome.differences
             kinds.update(kind for kind, *_ in outcome.differences)
@@ -222,9 +242,14 @@ def main() -> int:
             for kind, number, wanted, got in outcome.differences[: options.show]:
                 print(f"    frame {number}: {kind}: tshark {wanted}, nfnet {got!s:.200}", flush=True)
     print(f"{files} files, {agree} agree in all of their frames; {refused} are damaged, or not read by tshark")
-    print(f"{frames} frames agree, {packets} packets of IP among all frames")
+    print(f"{frames} frames agree, {packets.total()} of them contain packets of IP")
     for kind, number in kinds.most_common():
         print(f"    {number} differences in {kind}")
+    if options.record:
+        by_type = {int(kind): (packets[kind], differ[kind]) for kind in sorted(packets | differ)}
+        numbers = {"files": files, "agree": agree, "damaged": refused, "frames": frames, "link types": by_type}
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{options.record}.json").write_text(json.dumps(numbers, indent=1) + "\n")
     return agree != files
 
 

@@ -56,6 +56,10 @@ def wireless(first: int, second: int, *, more: bytes = b"", fourth: bytes = b"")
     return bytes((first, second, 0, 0)) + one + two + three + b"\x10\0" + fourth + more + SNAP
 
 
+def pktap(link_type: int, flags: int = 0, kind: int = 1) -> bytes:
+    return struct.pack("<III24sI68x", 108, kind, link_type, b"en0", flags)
+
+
 def radiotap(present: int, fields: bytes = b"") -> bytes:
     return struct.pack("<BBHI", 0, 0, 8 + len(fields), present) + fields
 
@@ -135,6 +139,10 @@ SAMPLES: dict[str, Sample] = {
         LinkType.IEEE802_11_AVS, struct.pack("!II", 0x80211001, 64) + bytes(56) + wireless(0x08, 1), hwaddr=SOURCE
     ),
     "PPI": ending(LinkType.PPI, struct.pack("<BBHI", 0, 0, 8, 105) + wireless(0x08, 1), hwaddr=SOURCE),
+    "PKTAP": ending(LinkType.PKTAP, pktap(1) + ETHERNET, hwaddr=SOURCE),
+    "PKTAP, received": Sample(LinkType.PKTAP, pktap(12, 1), pktap(12, 1), hook=Hook.INPUT),
+    "PKTAP, sent": ending(LinkType.PKTAP, pktap(1, 2) + ETHERNET, hook=Hook.OUTPUT),
+    "FDDI": ending(LinkType.FDDI, b"\x50" + ETHERNET + SNAP, hwaddr=SOURCE),
     "ENC": Sample(LinkType.ENC, b"\x02\0\0\0" + bytes(8), b"\x18\0\0\0" + bytes(8)),
 }
 
@@ -163,6 +171,10 @@ NOT_IP: dict[str, tuple[int, bytes, int]] = {
     "encrypted": (LinkType.IEEE802_11, b"\x08\x41" + bytes(40), 0),
     "several in one": (LinkType.IEEE802_11, wireless(0x88, 1, more=b"\x80\0") + IPV4 + b"E" + bytes(40), 0),
     "PPI in PPI": (LinkType.PPI, struct.pack("<BBHI", 0, 0, 8, 192) * 9, 0),
+    "PPI in PKTAP": (LinkType.PKTAP, (pktap(192) + struct.pack("<BBHI", 0, 0, 8, 258)) * 2, 0),
+    "PKTAP around something else": (LinkType.PKTAP, pktap(189) + bytes(40), 0),
+    "PKTAP of another kind": (LinkType.PKTAP, pktap(1, kind=0) + ETHERNET + IPV4 + b"E" + bytes(40), 0),
+    "beacon of FDDI": (LinkType.FDDI, b"\xc2" + ETHERNET + SNAP + IPV4 + b"E" + bytes(40), 0),
     "PPI around something else": (LinkType.PPI, struct.pack("<BBHI", 0, 0, 8, 189) * 9, 0),
 }
 

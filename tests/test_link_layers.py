@@ -128,6 +128,12 @@ def test_other_link_types_are_named_with_the_way_out(tmp_path: Path) -> None:
         testing.open_replay(path)
 
 
+def test_what_can_contain_ip_is_named_with_the_way_out(tmp_path: Path) -> None:
+    path = write_pcap(tmp_path / "file.pcap", LinkType.ETHERNET, ETHERNET + b"\x88\xe5" + bytes(40))
+    with pytest.raises(nfnet.CaptureError, match=r"1 record that is not IP \(1 MACsec\)\. To get .*: tshark -r "):
+        testing.from_pcap(path)
+
+
 def test_super_packets_have_the_length_of_their_record(tmp_path: Path) -> None:
     """Captured before the network card wrote the length into each segment."""
     packet = testing.tcp(bytes(3000))

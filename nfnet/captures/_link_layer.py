@@ -36,6 +36,7 @@ _cooked = struct.Struct("!HHH8sH").unpack_from
 _cooked2 = struct.Struct("!HHIHBB8s").unpack_from
 _radiotap_header = struct.Struct("<BxHI").unpack_from
 _ppi_header = struct.Struct("<BBHI").unpack_from
+_pktap_header = struct.Struct("<III24xI").unpack_from
 
 
 class Tag(NamedTuple):
@@ -270,13 +271,35 @@ def _avs(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
     return _wireless(data, start + max(_u32(data, start + 4)[0], 8), byteorder)
 
 
-def _ppi(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
-    """Per-Packet Information: a header, followed by a packet of another link type."""
-    _, _, length, link_type = _ppi_header(data, start)
-    inner = LINK_LAYERS.get(link_type)
-    if inner is None or inner.read is _ppi:
+def _fddi(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
+    if data[start] & 0x30 != 0x10:  # not a frame of LLC
         return Frame(start, 0)
-    return inner.read(data, start + max(length, 8), "little")
+    return _network(data, start + 13, 0, data[start + 7 : start + 13])
+
+
+def _enclosed(data: bytes, start: int, link_type: int) -> Frame:
+    """Read a packet of another link type behind a header that says which one."""
+    inner = LINK_LAYERS.get(link_type)
+    if inner is None or inner.read in (_ppi, _pktap):
+        return Frame(start, 0)
+    return inner.read(data, start, "little")
+
+
+def _ppi(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
+    _, _, length, link_type = _ppi_header(data, start)
+    return _enclosed(data, start + max(length, 8), link_type)
+
+
+def _pktap(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
+    """PKTAP: always little-endian, since no older macOS has it."""
+    length, kind, link_type, flags = _pktap_header(data, start)
+    if kind != _PTH_TYPE_PACKET:
+        return Frame(start, 0)
+    return _enclosed(data, start + max(length, 40), link_type)._replace(direction=_PKTAP_DIRECTIONS.get(flags & 3))
+
+
+_PTH_TYPE_PACKET = 1
+_PKTAP_DIRECTIONS = {1: Direction.INCOMING, 2: Direction.OUTGOING}
 
 
 _LLC = LinkLayer(lambda data, start, byteorder: _network(data, start, 0), "LLC/SNAP over ATM")
@@ -307,10 +330,12 @@ LINK_LAYERS: dict[int, LinkLayer] = {
     LinkType.FRELAY: LinkLayer(_frame_relay, "Frame Relay"),
     LinkType.FRELAY_WITH_DIR: LinkLayer(_with_direction(_frame_relay), "Frame Relay, with the direction"),
     LinkType.ATM_RFC1483: _LLC,
+    LinkType.FDDI: LinkLayer(_fddi, "FDDI"),
     LinkType.IEEE802_11: LinkLayer(_wireless, "IEEE 802.11 (WLAN): data frames that are not encrypted"),
     LinkType.IEEE802_11_RADIOTAP: LinkLayer(_radiotap, "the same with a radiotap header: monitor mode"),
     LinkType.IEEE802_11_AVS: LinkLayer(_avs, "the same with an AVS header"),
     LinkType.PPI: LinkLayer(_ppi, "Per-Packet Information (Kismet, AirPcap) around one of the others"),
+    LinkType.PKTAP: LinkLayer(_pktap, "PKTAP of macOS (`tcpdump -i any` there) around one of the others"),
     LinkType.ENC: LinkLayer(_enc, "the IPsec device of OpenBSD and FreeBSD"),
 }
 """The reader for each link type, by its number."""

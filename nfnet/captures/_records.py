@@ -193,13 +193,23 @@ _ETHERTYPES = {
     0x0800: "of EtherType IPv4 without an IPv4 header",
     0x0806: "ARP",
     0x86DD: "of EtherType IPv6 without an IPv6 header",
-    0x8847: "MPLS",
     0x8863: "PPPoE discovery",
     0x888E: "EAPOL",
     0x88CC: "LLDP",
-    0x88E5: "MACsec",
     0: "without an EtherType, or encrypted",
 }
+# Headers behind which Wireshark can find IP packets.
+_ENCLOSING = {
+    0x8847: "MPLS",
+    0x8848: "MPLS multicast",
+    0x88E5: "MACsec",
+    0x88E7: "provider backbone bridging",
+    0x8903: "FabricPath",
+    0x8926: "VN-Tag",
+    0x893F: "E-Tag",
+    0x894F: "NSH",
+}
+_NAMES = _ETHERTYPES | _ENCLOSING
 _MOST_NAMED = 5
 
 
@@ -209,11 +219,11 @@ def left_out(path: str, skipped: Mapping[int, int], not_ip: Mapping[int, int]) -
     if not_ip:
         total = sum(not_ip.values())
         often = sorted(not_ip.items(), key=lambda item: -item[1])
-        kinds = [f"{count} {_ETHERTYPES.get(kind, f'of EtherType {kind:#06x}')}" for kind, count in often[:_MOST_NAMED]]
+        kinds = [f"{count} {_NAMES.get(kind, f'of EtherType {kind:#06x}')}" for kind, count in often[:_MOST_NAMED]]
         if others := sum(count for _, count in often[_MOST_NAMED:]):
             kinds.append(f"{others} others")
         parts.append(f"{counted(total, 'record')} that {'is' if total == 1 else 'are'} not IP ({', '.join(kinds)})")
-    if any(kind not in LINK_LAYERS for kind in skipped):
+    if any(kind not in LINK_LAYERS for kind in skipped) or not _ENCLOSING.keys().isdisjoint(not_ip):
         import shlex  # few programs need it
 
         parts[-1] += f". To get the IP packets that Wireshark finds: tshark -r {shlex.quote(path)} -U IP -w ip.pcapng"
