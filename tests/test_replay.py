@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import json
 import os
 import signal
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ from nfnet.protocol import netlink, nfqnl
 from nfnet.testing import log_message, packet_message
 
 from .conftest import FIXTURES
+from .frames import write_pcap
 from .memory import traced
 from .swap import turn
 from .test_captures import block, interface, pcap, recording, section
@@ -593,6 +596,37 @@ def test_a_fifo_is_opened_once(tmp_path: Path) -> None:
     with contextlib.closing(testing.open_replay(fifo)) as queue:
         assert [packet.id for packet in queue] == [1, 2]
     thread.join(60)
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="there all objects are left to the collector")
+@pytest.mark.parametrize("link_type", [LinkType.NETLINK, LinkType.NFLOG, LinkType.ETHERNET])
+@pytest.mark.parametrize("cut", [0, 5], ids=["whole", "cut short"])
+def test_records_leave_nothing_to_the_garbage_collector(link_type: int, cut: int, tmp_path: Path) -> None:
+    """In free-threaded CPython it waits until new objects are a quarter of all."""
+    content = {
+        LinkType.NETLINK: HEAD + packet(1),
+        LinkType.NFLOG: log_message()[16:],
+        LinkType.ETHERNET: bytes(12) + b"\x08\0" + testing.udp(b"data"),
+    }[LinkType(link_type)]
+    left: list[int] = []
+    for count in (10, 200):
+        path = tmp_path / f"{count}.pcap"
+        write_pcap(path, link_type, *[content] * count, cuts=[len(content) - cut] * count)
+        gc.collect()
+        gc.disable()
+        try:
+            with (
+                nfnet.Log(5, transport=nfnet.replay(path))
+                if link_type == LinkType.NFLOG
+                else nfnet.Queue(1, transport=nfnet.replay(path)) as reader
+            ):
+                found, errors = drain(reader)
+            assert (len(found), errors) == (count, [])
+            del found
+            left.append(gc.collect())
+        finally:
+            gc.enable()
+    assert left[1] < left[0] + 100
 
 
 def test_an_endless_pipe_takes_no_memory(pipe: Any) -> None:

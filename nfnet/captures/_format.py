@@ -160,10 +160,11 @@ PCAP_MAGICS = {
 }
 ORDERS = {BYTE_ORDER_MAGIC.to_bytes(4, order): order for order in SCHEMAS}
 
+ARPHRD_NETLINK = 824
 # The header before a netlink datagram (LINKTYPE_NETLINK), in network byte order.
 netlink_header = Struct(
     "packet_type" / Default(Int16ub, 4),  # outgoing; nlmon uses this value for both directions
-    "arphrd" / Const(824, Int16ub),
+    "arphrd" / Const(ARPHRD_NETLINK, Int16ub),
     Padding(10),
     "family" / Int16ub,
 )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..errors import DecodeError
 from ..protocol.netlink import ByteOrder
-from ._format import PACKET_TYPES, Direction
+from ._format import ARPHRD_NETLINK, PACKET_TYPES, Direction
 from ._link_types import LinkType
 
 IPV4, IPV6 = 0x0800, 0x86DD
@@ -27,7 +27,6 @@ _PPP_PROTOCOLS = {0x21: IPV4, 0x57: IPV6, 0x0281: 0x8847, 0x0283: 0x8848}
 _NLPIDS = {0xCC: IPV4, 0x8E: IPV6}
 _CISCO = (0x0F, 0x8F)  # the first byte of a Cisco HDLC frame: unicast, broadcast
 _ETH_P_802_2 = 4  # Linux's substitute for the EtherType if an LLC header follows
-_ARPHRD_NETLINK = 824
 
 _u16 = struct.Struct("!H").unpack_from
 _u32 = struct.Struct("!I").unpack_from
@@ -178,7 +177,7 @@ def _linux_cooked2(data: bytes, start: int, byteorder: ByteOrder) -> Frame:
 
 def _linux(data: bytes, start: int, kind: int, arphrd: int, address: bytes, protocol: int) -> Frame:
     direction = PACKET_TYPES.get(kind)
-    if arphrd == _ARPHRD_NETLINK or (protocol < _LEAST_ETHERTYPE and protocol != _ETH_P_802_2):
+    if arphrd == ARPHRD_NETLINK or (protocol < _LEAST_ETHERTYPE and protocol != _ETH_P_802_2):
         return Frame(start, 0, address, direction=direction)
     return _network(data, start, protocol, address)._replace(direction=direction)
 

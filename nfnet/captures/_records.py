@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from construct import ConstructError
-
 from .._printable import counted
 from ..errors import CaptureError, DecodeError
 from ..protocol import byteorder, layout, netlink, nfnetlink, nfqnl, nfulnl
 from ..protocol.nfnetlink import BODY, NETLINK_NETFILTER, Subsystem
 from ..protocol.nfqnl import NFQA
 from ..protocol.nfulnl import NFULA
-from ._format import NETLINK_HEADER_SIZE, netlink_header
+from ._format import ARPHRD_NETLINK, NETLINK_HEADER_SIZE, netlink_header
 from ._link_layer import LINK_LAYERS
 from ._link_types import LinkType
 from ._reader import Record
@@ -21,6 +19,9 @@ MESSAGES = frozenset((LinkType.NETLINK, LinkType.NFLOG))
 """The link types whose records are the kernel's messages."""
 
 VERDICTS = (nfqnl.MSG_VERDICT, nfqnl.MSG_VERDICT_BATCH)
+# Not by the schema: reading each record with it leaves objects that only the garbage collector frees, and that of
+# free-threaded CPython waits until they are a quarter of all objects.
+_read_header = layout.compile_struct(netlink_header, "arphrd", "family").unpack_from
 _PAYLOAD: dict[int, int] = {nfqnl.MSG_PACKET: NFQA.PAYLOAD, nfulnl.MSG_PACKET: NFULA.PAYLOAD}
 
 
@@ -32,11 +33,10 @@ def netfilter_datagram(record: Record) -> bytes | None:
     the byte order. If the record was cut short, the datagram is, too. Raises CaptureError for a record without the
     pseudo-header, and for a damaged datagram, if its byte order must be changed.
     """
-    try:
-        header = netlink_header.parse(record.data)
-    except ConstructError:
-        raise record.error("no header of netlink captures") from None
-    if header.family != NETLINK_NETFILTER:
+    arphrd, family = _read_header(record.data) if len(record.data) >= NETLINK_HEADER_SIZE else (None, None)
+    if arphrd != ARPHRD_NETLINK:
+        raise record.error("no header of netlink captures")
+    if family != NETLINK_NETFILTER:
         return None
     datagram, size = record.data[NETLINK_HEADER_SIZE:], record.size - NETLINK_HEADER_SIZE
     try:
@@ -55,7 +55,7 @@ def datagram(record: Record) -> bytes | None:
         return netfilter_datagram(record)
     if record.link_type != LinkType.NFLOG:
         return None
-    data, start = record.data, nfnetlink.nfgenmsg.sizeof()
+    data, start = record.data, BODY - netlink.HEADER_SIZE
     if len(data) < start:
         raise record.error("too short for a log message")
     order = byteorder.order_of_attributes(data, start, record.byteorder, record.size)
@@ -63,8 +63,7 @@ def datagram(record: Record) -> bytes | None:
         body = byteorder.attributes_to_host(data, start, order, nfulnl.NFULA_TABLE, record.size)
     except DecodeError as error:
         raise record.error(error.what, error.offset) from None
-    fields = {"length": original_size(record), "type": nfulnl.MSG_PACKET, "flags": 0, "seq": 0, "pid": 0}
-    return bytes(netlink.header.build(fields)) + body
+    return nfnetlink.pack_header(original_size(record), nfulnl.MSG_PACKET, 0, 0, 0) + body
 
 
 def original_size(record: Record) -> int:
@@ -184,9 +183,7 @@ def shortened(message: bytes) -> bytes:
             body += layout.build_attribute(number, payload)[: netlink.ATTRIBUTE_HEADER_SIZE + len(payload)]
     if NFQA.PACKET_HDR not in known:  # the same number in both
         raise DecodeError("cut too short to contain the packet's header", len(message))
-    header = netlink.header.parse(message)
-    header.length = BODY + len(body)
-    return bytes(netlink.header.build(header)) + message[netlink.HEADER_SIZE : BODY] + body
+    return netlink.with_length(message[:BODY] + body)
 
 
 _ETHERTYPES = {

@@ -47,7 +47,7 @@ def _format(schema: Any, name: str, pick: tuple[str, ...]) -> Iterator[str]:
     elif isinstance(schema, construct.Struct):
         for field in schema.subcons:
             yield from _format(field, name, pick)
-    elif isinstance(schema, (construct.Rebuild, construct.Default)):
+    elif isinstance(schema, (construct.Rebuild, construct.Default, construct.Const)):
         yield from _format(schema.subcon, name, pick)
     elif isinstance(schema, construct.Padded) and isinstance(schema.length, int):
         yield f"{schema.length}x"

@@ -134,6 +134,11 @@ def build_message(type: int, flags: int, seq: int, body: bytes) -> bytes:
     return bytes(header.build(fields)) + body
 
 
+def with_length(message: bytes) -> bytes:
+    """Return a message with its size as the length in its header."""
+    return len(message).to_bytes(4, HOST) + message[4:]
+
+
 def build_attributes(items: Iterable[tuple[int, bytes]]) -> bytes:
     """Return the attributes, each padded to a multiple of 4 bytes."""
     return bytes(attributes.build([{"type": number, "data": data} for number, data in items]))

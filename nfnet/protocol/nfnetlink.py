@@ -168,7 +168,7 @@ def build_config(
 
 
 # Building a message with the schemas takes 25 µs, and a change of a set (`nfnet.rules.Set`) takes four messages.
-_pack = struct.Struct(netlink.PREFIX + layout.compile_struct(netlink.header).format[1:]).pack
+pack_header = struct.Struct(netlink.PREFIX + layout.compile_struct(netlink.header).format[1:]).pack
 _pack_body = layout.compile_struct(nfgenmsg).pack
 
 
@@ -177,7 +177,7 @@ def build_message(
 ) -> bytes:
     """Return a message of a subsystem about the queue or group ``resource``."""
     return (
-        _pack(netlink.HEADER_SIZE + 4 + len(attributes), type, flags, seq, 0)
+        pack_header(netlink.HEADER_SIZE + 4 + len(attributes), type, flags, seq, 0)
         + _pack_body(family, 0, resource)
         + attributes
     )

@@ -305,6 +305,4 @@ def normalized(message: bytes, num: int) -> bytes:
         return message
     order = sorted(spans, key=lambda kind: (kind != NFQA.PACKET_HDR, kind == NFQA.PAYLOAD))
     data = b"".join(build_attribute(kind, message[spans[kind]]) for kind in order)
-    header = netlink.header.parse(message)
-    header.length = BODY + len(data)
-    return bytes(netlink.header.build(header)) + message[netlink.HEADER_SIZE : BODY] + data
+    return netlink.with_length(message[:BODY] + data)
