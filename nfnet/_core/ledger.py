@@ -144,10 +144,10 @@ class Ledger:
         try:
             send(datagram)
         except OSError as error:
-            # The frames of a transport written in Python look like those of a signal handler.
-            if isinstance(error, NfnetError) or (isinstance(send, BuiltinMethodType) and raised_by_program(error)):
+            if isinstance(error, NfnetError) or error.errno is None:  # without errno it is from a signal handler
                 raise
-            if error.errno is None:
+            # The frames of a transport written in Python look like those of a signal handler.
+            if isinstance(send, BuiltinMethodType) and raised_by_program(error):
                 raise
             self._send(datagram)  # sends it, or raises the error
         kind = what.kind

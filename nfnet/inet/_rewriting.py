@@ -213,9 +213,7 @@ def _with_data(packet: bytes, usual: tuple[int, int, int, int], data: bytes) -> 
         before, behind = packet[header : header + 4] + length, data
     else:
         before, behind = packet[header : header + 16], packet[header + 18 : begin] + data
-    value = _complement(_number(addresses + before + behind) + size + number)
-    if number == UDP and not value:
-        value = 0xFFFF  # 0 means "no checksum"
+    value = _sent(number, _complement(_number(addresses + before + behind) + size + number))
     return ip + before + value.to_bytes(2, "big") + behind
 
 
@@ -333,6 +331,9 @@ def _adjust_checksum(packet: bytearray, number: int, header: int, before: bytes)
 
 
 def _put_checksum(packet: bytearray, number: int, place: int, value: int) -> None:
-    if number == UDP and not value:
-        value = 0xFFFF  # 0 means "no checksum"
-    _put(packet, place, value)
+    _put(packet, place, _sent(number, value))
+
+
+def _sent(number: int, value: int) -> int:
+    """Return a checksum as it is sent: in UDP 0 means "no checksum"."""
+    return 0xFFFF if number == UDP and not value else value
