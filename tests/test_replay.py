@@ -609,7 +609,8 @@ def test_records_leave_nothing_to_the_garbage_collector(link_type: int, cut: int
         LinkType.ETHERNET: bytes(12) + b"\x08\0" + testing.udp(b"data"),
     }[LinkType(link_type)]
     left: list[int] = []
-    for count in (10, 200):
+    # Each time also the reader of the time before is collected, of ten records in the two that are compared.
+    for count in (10, 10, 200):
         path = tmp_path / f"{count}.pcap"
         write_pcap(path, link_type, *[content] * count, cuts=[len(content) - cut] * count)
         gc.collect()
@@ -626,7 +627,7 @@ def test_records_leave_nothing_to_the_garbage_collector(link_type: int, cut: int
             left.append(gc.collect())
         finally:
             gc.enable()
-    assert left[1] < left[0] + 100
+    assert left[2] < left[1] + 100
 
 
 def test_an_endless_pipe_takes_no_memory(pipe: Any) -> None:
