@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import pytest
 
@@ -42,6 +42,8 @@ class Place:
 
     has_legacy = False
     """Whether the kernel has the tables of iptables-legacy, too, or loads them for this user."""
+    order: Literal["little", "big"] = sys.byteorder
+    """In which nft prints the bytes of packets: that of the host before 1.1.7, then that of the packets."""
 
     def __init__(self, file: BinaryIO, directory: Path) -> None:
         self.file, self.directory = file, directory
@@ -107,13 +109,16 @@ def place(privileges: str | None, tmp_path_factory: pytest.TempPathFactory) -> I
     with netns.create() as file:
         place = Place(file, tmp_path_factory.mktemp("empty"))
         place.has_legacy = place.run("iptables-legacy", "-S").status == 0
+        probe = "table ip probe { chain probe { tcp dport 80; }; }"
+        printed = place.must("nft", "--check", "--debug=netlink", "--file", "-", text=probe)
+        place.order = "big" if "0x0050 ]" in printed else sys.byteorder
         yield place
 
 
 # --- what is read back
 
 
-def bytecode(text: str) -> list[str]:
+def bytecode(text: str, order: Literal["little", "big"]) -> list[str]:
     """Return the tests of packets, unordered, from nft's list of expressions (--debug=netlink)."""
     found: list[list[str]] = []
     for line in re.findall(r"^  \[ (.*) \]$", text, re.MULTILINE):
@@ -121,10 +126,10 @@ def bytecode(text: str) -> list[str]:
             found.append([line])
         elif line.startswith(("cmp", "bitwise", "range")):
             found[-1].append(line)
-    return sorted(fact for group in found for fact in facts(" | ".join(group)))
+    return sorted(fact for group in found for fact in facts(" | ".join(group), order))
 
 
-def facts(group: str) -> Iterator[str]:
+def facts(group: str, order: Literal["little", "big"]) -> Iterator[str]:
     """Each byte of a header is a fact: nft compares adjacent bytes together, and ignores masked bits."""
     group = group.replace("payload load 1b @ network header + 9", "meta load l4proto")  # the same, in IPv4
     match = re.fullmatch(
@@ -139,14 +144,14 @@ def facts(group: str) -> Iterator[str]:
         yield re.sub(r"(?<=0x)[0-9a-f]{8}\b", lambda word: min(word[0], bytes.fromhex(word[0])[::-1].hex()), group)
         return
     size, header, offset = int(match[1]), match[2], int(match[3])
-    mask = bytes_of(match[4]) if match[4] else b"\xff" * size
-    for place, (bits, byte) in enumerate(zip(mask[:size], bytes_of(match[5])[:size], strict=True)):
+    mask = bytes_of(match[4], order) if match[4] else b"\xff" * size
+    for place, (bits, byte) in enumerate(zip(mask[:size], bytes_of(match[5], order)[:size], strict=True)):
         if bits:
             yield f"byte {offset + place} of the {header} header & {bits:#x} == {byte:#x}"
 
 
-def bytes_of(words: str) -> bytes:
-    return b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words.split())
+def bytes_of(words: str, order: Literal["little", "big"]) -> bytes:
+    return b"".join(int(word, 16).to_bytes(len(word) // 2 - 1, order) for word in words.split())
 
 
 def without_version(groups: list[str]) -> list[str]:
@@ -170,7 +175,7 @@ def listed(place: Place, table: str) -> Listed:
     text = re.sub(r"counter packets \d+ bytes \d+", "counter", text)
     chain = re.search(r"\t\t(type filter .*); policy accept;\n\t\t(.*)\n\t}\n}\s*$", text, re.DOTALL)
     assert chain is not None, text
-    return Listed(chain[1], bytecode(text), chain[2])
+    return Listed(chain[1], bytecode(text, place.order), chain[2])
 
 
 def end_of(text: str) -> Any:
@@ -537,7 +542,7 @@ def check_nft(place: Place, lines: list[str], installed: Listed | None) -> None:
         again = listed(place, f"{family} nfnet")
         assert (again.hook, again.text) == (installed.hook, installed.text), lines[2]
     if installed is not None:
-        assert bytecode(checked.output) == installed.compared, lines[2]
+        assert bytecode(checked.output, place.order) == installed.compared, lines[2]
         assert end_of(shlex.split(lines[2])[-1]) == installed.end, lines[2]
     place.clear()
 
@@ -562,7 +567,7 @@ def check_iptables(place: Place, line: str, installed: Listed | None, can_transl
         rule = translated.strip().removeprefix("nft '").removesuffix("'")
         place.must("nft", f"add table {family} {table}; add chain {family} {table} {start[start.index('-A') + 1]}")
         again = place.must("nft", "--check", "--debug=netlink", rule)
-        assert without_version(bytecode(again)) == without_version(installed.compared), (line, rule)
+        assert without_version(bytecode(again, place.order)) == without_version(installed.compared), (line, rule)
     place.clear()
     # As lines of a file, for both sorts of iptables.
     rest = words[2:] if words[0] == "-t" else words
