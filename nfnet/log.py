@@ -9,10 +9,9 @@ from functools import lru_cache, partial
 from operator import length_hint
 from typing import Literal, TypedDict, TypeVar
 
-from construct import Int16ub
-
 from ._annotated import Annotated
 from ._arguments import check, check_choice, check_result, shown
+from ._construct import Int16ub
 from ._core.binding import Binding
 from ._core.flags import Request, flags_of, optional_requests
 from ._core.message import FAMILY, Message

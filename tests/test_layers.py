@@ -19,6 +19,8 @@ ORDER = [
     "_printable",
     "errors",
     "_arguments",
+    "_io.locks",
+    "_construct",
     "protocol.enumerations",
     "protocol.netlink",
     "protocol.layout",
@@ -41,7 +43,6 @@ ORDER = [
     "inet._scapy",
     "inet",
     # the way to the kernel and to the machine
-    "_io.locks",
     "_io.moves",
     "_io.system",
     "_io.native",
@@ -278,11 +279,51 @@ DEAR_MODULES = (
     ids=["import", "decide"],
 )
 def test_a_queue_loads_nothing_that_few_programs_need(code: str) -> None:
-    # construct imports pdb, which imports a part of the standard library: from Python 3.14 on asyncio and ssl, too.
-    extra = loaded_by("import construct\n" + code) - loaded_by("import construct")
+    extra = loaded_by(code)
+    if sys.implementation.name != "cpython":  # PyPy's own modules import others
+        extra -= loaded_by("import construct")
     assert any(name.startswith("nfnet.queue") for name in extra)
     assert {name for name in extra if name in DEAR_MODULES or name.startswith("pyroute2")} == set()
     assert {name for name in extra if name.removeprefix("nfnet.") in DEAR_PARTS} == set()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "import pdb; assert issubclass(pdb.Pdb, pdb.bdb.Bdb)",
+        "from pdb import Pdb; Pdb(nosigint=True)",
+        "import pdb; assert 'set_trace' in dir(pdb); import inspect; assert inspect.getsource(pdb)",
+    ],
+)
+def test_the_debugger_that_construct_imports_is_executed_when_it_is_used(use: str) -> None:
+    assert "bdb" not in loaded_by("from nfnet import Queue; import pdb")
+    assert "bdb" in loaded_by(f"from nfnet import Queue; {use}")
+
+
+def test_threads_that_use_the_debugger_at_once_get_all_of_it() -> None:
+    code = """
+import sys, threading
+from nfnet import Queue
+sys.setswitchinterval(1e-6)
+found = []
+def use():
+    import pdb
+    found.append((pdb.help, pdb.Pdb, pdb.set_trace))  # the first is defined at the end
+threads = [threading.Thread(target=use) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert len(found) == 8 and len(set(found)) == 1, found
+"""
+    assert "bdb" in loaded_by(code)
+
+
+def test_one_module_imports_construct() -> None:
+    """The one that imports pdb lazily before."""
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert name == "_construct" or "construct" not in {each.split(".")[0] for each in names}, name
 
 
 def test_exported_names_exist_and_are_documented() -> None:

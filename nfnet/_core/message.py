@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from construct import Int32ub
-
 from .. import inet
 from .._annotated import Annotated
+from .._construct import Int32ub
 from .._printable import printable
 from .._processes import Process
 from ..errors import DecodeError

@@ -6,8 +6,7 @@ import struct
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from construct import Const, Default, Int8ub, Int16ub, Int16ul, Int32ub, Int32ul, Int64sb, Int64sl, Padding, Struct
-
+from .._construct import Const, Default, Int8ub, Int16ub, Int16ul, Int32ub, Int32ul, Int64sb, Int64sl, Padding, Struct
 from ..protocol.layout import compile_struct
 from ..protocol.netlink import ByteOrder
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import BinaryIO, NamedTuple
 
-from construct import ConstructError
-
+from .._construct import ConstructError
 from ..errors import CaptureError
 from ..protocol.netlink import ByteOrder
 from . import _compression

@@ -8,8 +8,7 @@ from enum import IntFlag
 from functools import lru_cache
 from typing import NamedTuple
 
-from construct import Bytes, Int8ub, Int16ub, Int32ub, Struct
-
+from .._construct import Bytes, Int8ub, Int16ub, Int32ub, Struct
 from ..protocol.layout import compile_struct
 
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Final, Literal
 
-from construct import Int8ub, Int16ub, Struct
-
+from .._construct import Int8ub, Int16ub, Struct
 from .._printable import printable
 from ..protocol.layout import compile_struct
 

@@ -5,8 +5,7 @@ The caller must check that the packet is a usual one: no options, no extension h
 
 from __future__ import annotations
 
-from construct import Bytes, Int8ub, Int16ub, Padding, Struct
-
+from .._construct import Bytes, Int8ub, Int16ub, Padding, Struct
 from ..protocol.layout import compile_struct
 
 read_ipv4 = compile_struct(

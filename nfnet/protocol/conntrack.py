@@ -10,8 +10,7 @@ import socket
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from construct import Bytes, GreedyBytes, Int8ub, Int16ub, Int32ub, Int64ub, NullStripped, Struct
-
+from .._construct import Bytes, GreedyBytes, Int8ub, Int16ub, Int32ub, Int64ub, NullStripped, Struct
 from .enumerations import OpenEnum, OpenFlag
 from .nfnetlink import Attribute, nested, parse_attributes, table
 

@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
-import construct
-
+from .. import _construct as construct
 from ..errors import DecodeError
 from . import netlink
 

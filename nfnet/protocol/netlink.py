@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from enum import IntEnum, IntFlag
 from typing import Any, Literal, NamedTuple
 
-from construct import (
+from .._construct import (
     Bytes,
     Construct,
     ConstructError,
@@ -27,7 +27,6 @@ from construct import (
     Struct,
     this,
 )
-
 from ..errors import DecodeError
 
 ByteOrder = Literal["little", "big"]

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple
 
-from construct import Construct, ConstructError, Default, Int8ub, Int16ub, Struct
-
+from .._construct import Construct, ConstructError, Default, Int8ub, Int16ub, Struct
 from ..errors import DecodeError
 from . import layout, netlink
 from .enumerations import OpenEnum

@@ -11,8 +11,7 @@ from enum import IntEnum, IntFlag
 from itertools import takewhile
 from typing import Any
 
-from construct import Bytes, Default, GreedyBytes, Int8ub, Int16ub, Int32ub, Int64ub, Padding, Struct
-
+from .._construct import Bytes, Default, GreedyBytes, Int8ub, Int16ub, Int32ub, Int64ub, Padding, Struct
 from ..errors import DecodeError
 from . import conntrack, netlink
 from .enumerations import OpenEnum, OpenFlag

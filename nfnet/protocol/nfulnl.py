@@ -10,8 +10,7 @@ import mmap
 from enum import IntEnum, IntFlag
 from typing import Any
 
-from construct import GreedyBytes, Int8ub, Int16ub, Int32ub, NullStripped, Padding, Struct
-
+from .._construct import GreedyBytes, Int8ub, Int16ub, Int32ub, NullStripped, Padding, Struct
 from ..errors import DecodeError
 from . import conntrack, netlink, nfqnl
 from .enumerations import OpenEnum

@@ -5,8 +5,7 @@ from __future__ import annotations
 import socket
 from enum import IntEnum
 
-from construct import Default, FormatField, GreedyBytes, Int8ub, Struct
-
+from .._construct import Default, FormatField, GreedyBytes, Int8ub, Struct
 from ..errors import DecodeError
 from . import netlink
 from .netlink import HEADER_SIZE, PREFIX

@@ -11,8 +11,7 @@ import struct
 from enum import IntEnum
 from typing import NamedTuple
 
-from construct import Bytes, Const, Default, FormatField, GreedyBytes, Int8ub, Int16ub, Struct
-
+from .._construct import Bytes, Const, Default, FormatField, GreedyBytes, Int8ub, Int16ub, Struct
 from ..errors import DecodeError
 from . import netlink
 from .netlink import HEADER_SIZE, PREFIX

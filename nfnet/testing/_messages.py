@@ -7,11 +7,10 @@ import socket
 import struct
 from typing import Any
 
-from construct import ConstructError
-
 from .. import inet
 from .._annotated import Annotated
 from .._arguments import check, wrong_type
+from .._construct import ConstructError
 from .._processes import Process
 from ..errors import ArgumentError
 from ..log import LogMessage

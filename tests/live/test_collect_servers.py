@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import urllib.request
@@ -624,6 +625,8 @@ def test_connections_are_encrypted_and_both_sides_known(tmp_path: Path) -> None:
 
 def test_a_host_may_have_a_key(tmp_path: Path) -> None:
     driver("nats")
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        pytest.importorskip("nkeys", reason="it needs PyNaCl, which has no release for free-threaded builds")
     driver("nkeys")
     import nkeys
 
