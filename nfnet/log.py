@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
-from functools import lru_cache, partial
+from functools import partial
 from operator import length_hint
 from typing import Literal, TypedDict, TypeVar
 
 from ._annotated import Annotated
 from ._arguments import check, check_choice, check_result, shown
+from ._caching import lru_cache
 from ._construct import Int16ub
 from ._core.binding import Binding
 from ._core.flags import Request, flags_of, optional_requests

@@ -16,6 +16,7 @@ ROOT = Path(nfnet.__file__).parent
 # Each module may import those before it.
 ORDER = [
     "_typing",
+    "_caching",
     "_printable",
     "errors",
     "_arguments",

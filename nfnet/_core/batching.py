@@ -19,10 +19,10 @@ accepted and others dropped, the rarer kind is sent first, one message each, and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from itertools import groupby
 from typing import Protocol
 
+from .._caching import lru_cache
 from ..protocol import layout, netlink, nfqnl
 from ..protocol.nfnetlink import BODY
 from ..protocol.nfqnl import NFQA, PACKET_ID, Verdict
@@ -178,7 +178,7 @@ class Messages:
         return length + header + changes + end + what.word.to_bytes(4, "big")
 
 
-@lru_cache
+@lru_cache(128)
 def _frame(number: int, batch: bool) -> tuple[int, bytes, bytes]:
     """Return the length of a verdict message without changes, and the bytes before and after the changes."""
     frame = nfqnl.verdict(number, 0, 0, batch=batch)

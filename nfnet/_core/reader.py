@@ -7,7 +7,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
-from functools import lru_cache
 from itertools import islice
 from operator import length_hint
 from time import monotonic
@@ -15,6 +14,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from .._arguments import check_handler, wrong_type
+from .._caching import lru_cache
 from .._io.netlink_socket import DEFAULT_RCVBUF, NetlinkSocket
 from .._io.poller import Poller
 from .._io.system import check_linux, collect_forgotten
@@ -526,7 +526,7 @@ class Reader(ABC, Generic[B, T]):
         return self._bound().transport.rcvbuf
 
 
-@lru_cache  # one warning for each size, for all queues and logs
+@lru_cache(128)  # one warning for each size, for all queues and logs
 def _check_buffer(asked: int, granted: int) -> None:
     """Warn if a receive buffer is smaller than requested."""
     half = asked // 2  # the kernel doubles the requested size

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import lru_cache
 
+from .._caching import lru_cache
 from .._printable import printable
 
 

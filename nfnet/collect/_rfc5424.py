@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from functools import lru_cache
 
+from .._caching import lru_cache
 from .._printable import printable
 
 _FACILITIES = (

@@ -8,9 +8,9 @@ import re
 import socket
 from array import array
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any, ClassVar
 
+from .._caching import lru_cache
 from .._io.system import fcntl
 from ..errors import ArgumentError
 from . import _rfc5424

@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Container, Iterator
 from enum import IntFlag
-from functools import lru_cache
 from typing import NamedTuple
 
+from .._caching import lru_cache
 from .._construct import Bytes, Int8ub, Int16ub, Int32ub, Struct
 from ..protocol.layout import compile_struct
 
