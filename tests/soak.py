@@ -520,14 +520,15 @@ class Soak:
             for _ in range(64):
                 self.door_sender.sendto(b"door", to)
             accepted = dropped = 0
-            for packet in islice(queue, 40):
-                kind = random.randrange(3)
-                if kind == 0:
-                    packet.accept()
-                    accepted += 1
-                elif kind == 1:
-                    packet.drop()
-                    dropped += 1
+            with contextlib.closing(iter(queue)) as packets:
+                for packet in islice(packets, 40):
+                    kind = random.randrange(3)
+                    if kind == 0:
+                        packet.accept()
+                        accepted += 1
+                    elif kind == 1:
+                        packet.drop()
+                        dropped += 1
             waiting, counters = self.row(2).waiting, queue.counters
         for _ in range(16):
             self.door_sender.sendto(b"door", to)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -164,7 +165,7 @@ def test_without_a_script() -> None:
 def test_script_that_is_not_there(way: list[str]) -> None:
     done = run([*way, "/nowhere/script.py"])
     assert done.returncode == 2
-    assert "can't open file '/nowhere/script.py'" in done.stderr
+    assert re.search("can't open file '?/nowhere/script.py", done.stderr)
 
 
 def test_python_that_ignores_the_environment(script: Path) -> None:

@@ -140,7 +140,7 @@ def test_interfaces_in_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 def hostile_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A process with an unpleasant name: the kernel keeps 15 bytes."""
     name = b"\x1b[2J\x9b\n\xe2\x80\xae\xff" + b"x"
-    code = f"import sys; open('/proc/self/comm', 'wb').write({name!r}); print(flush=True); sys.stdin.read()"
+    code = f"import sys; open('/proc/self/comm', 'wb', 0).write({name!r}); print(flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None

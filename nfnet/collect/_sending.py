@@ -125,7 +125,10 @@ def explain(error: Exception) -> str:
         return f"the certificate of the server is not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return f"TLS: {(error.reason or str(error)).lower().replace('_', ' ')}"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    text = error.strerror if isinstance(error, OSError) else None
+    if not text and isinstance(error, OSError) and error.errno:  # of PyPy's ssl
+        text = os.strerror(error.errno)
+    return text or str(error) or type(error).__name__
 
 
 class DatagramSender(Sender):
