@@ -298,6 +298,27 @@ def test_descriptor_of_a_forked_child_is_its_own(kernel: FakeLog) -> None:
     assert len(log) == 2
 
 
+def test_descriptors_of_many_logs_in_a_forked_child_are_its_own() -> None:
+    """The child does not have their sockets."""
+    kernels = [FakeLog() for _ in range(20)]
+    logs = [nflogr.open(5, transport=kernel) for kernel in kernels]
+    for kernel, log in zip(kernels, logs):
+        kernel.log("a")
+        assert log.queue() == 1
+    pid = os.fork()
+    if not pid:
+        try:
+            for log in logs:
+                log.next()
+            os._exit(len(select.select(logs, [], [], 0)[0]))
+        finally:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert select.select(logs, [], [], 0)[0] == logs
+    for log in logs:
+        log.close()
+
+
 def test_handle_that_could_not_be_made() -> None:
     with pytest.raises(TypeError):
         nflogr.Nflog()  # type: ignore[call-arg]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from nfnet._io import at_fork
 from nfnet._io.poller import Poller
 from nfnet._io.system import Event, wait_for_signal
 
@@ -122,3 +123,29 @@ def test_waiting_for_a_signal_ends_after_the_time(blocked: set[signal.Signals]) 
     began = time.monotonic()
     wait_for_signal(blocked, 0.25)
     assert time.monotonic() - began > 0.24
+
+
+class Forking(at_fork.AtFork):
+    """Counts calls, and raises in some."""
+
+    def __init__(self, *, fails: bool) -> None:
+        self.calls = 0
+        self._fails = fails
+        at_fork.register(self)
+
+    def before_fork(self) -> None:
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        self.calls += 1
+        if self._fails:
+            raise OSError("no descriptor is left")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python prints it
+def test_at_a_fork_an_error_of_one_object_does_not_keep_others_from_theirs() -> None:
+    things = [Forking(fails=number % 2 == 0) for number in range(20)]
+    if not (pid := os.fork()):
+        os._exit([thing.calls for thing in things] != [2] * 20)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert [thing.calls for thing in things] == [1] * 20

@@ -9,6 +9,7 @@ holds weak references.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 
 from .system import at_forks
 
@@ -33,14 +34,27 @@ def register(thing: AtFork) -> None:
     _registered.add(thing)
 
 
-def _before_fork() -> None:
+def _call_all(method: Callable[[AtFork], None]) -> None:
+    """Call a method of each object, and then raise the first error, which Python prints."""
+    first: Exception | None = None
     for thing in list(_registered):
-        thing.before_fork()
+        try:
+            method(thing)
+        except Exception as error:
+            first = first or error
+    try:
+        if first is not None:
+            raise first
+    finally:
+        del first  # the error refers to this frame
+
+
+def _before_fork() -> None:
+    _call_all(lambda thing: thing.before_fork())
 
 
 def _after_fork() -> None:
-    for thing in list(_registered):
-        thing.after_fork()
+    _call_all(lambda thing: thing.after_fork())
 
 
 at_forks(before=_before_fork, after_in_child=_after_fork)

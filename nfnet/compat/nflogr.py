@@ -13,6 +13,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,8 @@ class Nflog(at_fork.AtFork):
         self._poll = select.epoll()
         self._poll.register(self._buffered, select.EPOLLIN)
         if self._log is not None and not self._closed:
-            self._poll.register(self._log.fileno(), select.EPOLLIN)
+            with suppress(ClosedError):  # in a forked child that does not have the socket
+                self._poll.register(self._log.fileno(), select.EPOLLIN)
 
     def _close_poll(self) -> None:
         self._poll.close()
