@@ -69,7 +69,7 @@ stay locked. Later versions do not have this problem.
   safe.
 - Each verdict costs one uncontended lock more than in CPython, since another thread can run between any two
   instructions.
-- In tests, programs on eventlet did not end; those on gevent were not tried.
+- `eventlet.monkey_patch()` does not return there, also without nfnet. gevent was not tried.
 - The first packets take longer, until the code that runs for each packet is compiled.
 """
 
