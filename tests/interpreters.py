@@ -65,8 +65,8 @@ stay locked. Later versions do not have this problem.
   verdict are in `pending`. Another loop, and `open`, run the garbage collector before they raise BusyReadingError or
   BusyError, which takes some ten milliseconds. `contextlib.closing(iter(queue))` ends an iteration at once.
 - There is no eventfd; a pipe is used in its place.
-- A signal handler that raises, as Python's own for Ctrl-C does, can leave a lock locked. One that calls `Queue.stop` is
-  safe.
+- A signal handler that raises, as Python's own for Ctrl-C does, can leave a lock locked, or a packet without a verdict.
+  One that calls `Queue.stop` is safe.
 - Each verdict costs one uncontended lock more than in CPython, since another thread can run between any two
   instructions.
 - `eventlet.monkey_patch()` does not return there, also without nfnet. gevent was not tried.

@@ -133,6 +133,7 @@ def check_books(queue: Queue, kernel: FakeKernel, handler: Handler, count: int, 
     assert (counters.received, counters.pending, counters.lost) == (count, 0, 0), where
 
 
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="there signals interrupt any instruction: see the docs")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_real_signal_at_random_moments(way: Callable[[Queue, Handler], None]) -> None:
