@@ -238,17 +238,20 @@ def test_imports_point_down(name: str) -> None:
         assert ORDER.index(other) < ORDER.index(name), f"nfnet.{name} imports nfnet.{other}"
 
 
+def foreign(path: Path) -> set[str]:
+    """The packages and modules outside of nfnet that a file imports anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module or "")
+    return {name.split(".")[0] for name in found}
+
+
 def test_protocol_needs_construct_and_the_standard_library_alone() -> None:
     for path in (ROOT / "protocol").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                names = [node.module or ""]
-            for module in names:
-                top = module.split(".")[0]
-                assert top == "construct" or top in sys.stdlib_module_names, f"{path.name} imports {module}"
+        assert foreign(path) <= sys.stdlib_module_names, path.name  # construct by way of `_construct`
 
 
 def loaded_by(code: str) -> set[str]:
@@ -320,11 +323,7 @@ assert len(found) == 8 and len(set(found)) == 1, found
 
 def test_one_module_imports_construct() -> None:
     """The one that imports pdb lazily before."""
-    for name, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            assert name == "_construct" or "construct" not in {each.split(".")[0] for each in names}, name
+    assert [name for name, path in modules().items() if "construct" in foreign(path)] == ["_construct"]
 
 
 def test_exported_names_exist_and_are_documented() -> None:

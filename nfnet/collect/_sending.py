@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .._io.system import fcntl
-from ..errors import NfnetError
+from ..errors import NfnetError, strerror
 from ._batch import Batch
 from ._output import Output, OutputError
 
@@ -125,9 +125,9 @@ def explain(error: Exception) -> str:
         return f"the certificate of the server is not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return f"TLS: {(error.reason or str(error)).lower().replace('_', ' ')}"
-    text = error.strerror if isinstance(error, OSError) else None
-    if not text and isinstance(error, OSError) and error.errno:  # of PyPy's ssl
-        text = os.strerror(error.errno)
+    text = ""
+    if isinstance(error, OSError):
+        text = error.strerror or (strerror(error.errno) if error.errno else "")  # PyPy's ssl gives no text
     return text or str(error) or type(error).__name__
 
 

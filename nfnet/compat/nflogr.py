@@ -115,8 +115,7 @@ class Nflog(at_fork.AtFork):
         self._poll = select.epoll()
         self._poll.register(self._buffered, select.EPOLLIN)
         if self._log is not None and not self._closed:
-            with suppress(ClosedError):  # in a forked child that does not have the socket
-                self._poll.register(self._log.fileno(), select.EPOLLIN)
+            self._poll.register(self._log.fileno(), select.EPOLLIN)
 
     def _close_poll(self) -> None:
         self._poll.close()
@@ -125,7 +124,8 @@ class Nflog(at_fork.AtFork):
     def after_fork(self) -> None:
         self._showing, self._filling = RLock(), RLock()  # threads that held the others do not exist in the child
         self._close_poll()
-        self._open_poll()
+        with suppress(ClosedError):  # the child does not have the socket
+            self._open_poll()
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # When the interpreter ends the modules are empty, and the end of the process unbinds the group.
